@@ -1,0 +1,97 @@
+"""A chain: parametrizations in the order they are registered, type-checked before any tensor is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .errors import UsageError
+from .registry import CONSTRAINTS, PARAMETRIZATIONS, Entry, look_up, target_class, typed_arguments, within
+from .spec import Value, parse_items, value_text
+
+
+@dataclass(frozen=True)
+class Link:
+    """One item of a chain: its entry, its arguments, and the sets it maps between."""
+
+    entry: Entry
+    arguments: dict[str, Value] = field(hash=False)
+    domain: str
+    image: str
+
+    def __str__(self) -> str:
+        """Canonical text: the arguments given, in the table's order."""
+        shown = dict(self.arguments)
+        for name in self.entry.spelt:
+            shown.setdefault(name, next(a.default for a in self.entry.arguments if a.name == name))
+        pairs = [f":{a.name}={value_text(shown[a.name])}" for a in self.entry.arguments if a.name in shown]
+        return self.entry.name + "".join(pairs)
+
+    def make(self, value):
+        """The live module for a tensor with this value; imports torch."""
+        return target_class(self.entry).make(value, **self.arguments)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The links of a well-typed chain. weight = link_n(... link_1(original))."""
+
+    links: tuple[Link, ...]
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.links))
+
+    def __len__(self) -> int:
+        return len(self.links)
+
+    @property
+    def constraint(self) -> str | None:
+        """The set the values lie in, as a constraint spec; None when that is every tensor."""
+        image = self.links[-1].image
+        return None if image == "any" else image
+
+    def uninvertible(self) -> str | None:
+        """Why assignment through the chain cannot work whatever the value; None when it can.
+
+        The right inverse of a link lands in its domain, so that must lie in the image before it.
+        """
+        image = "any"
+        for before, link in zip((None, *self.links), self.links):
+            if before is not None and not within(link.domain.partition(":")[0], image):
+                return f"the right inverse of {link.entry.name} does not lie in the values of {before.entry.name}"
+            image = link.image.partition(":")[0]
+        return None
+
+
+def parse_chain(text: str) -> Chain:
+    """'skew,cayley' -> Chain; raises UsageError for unknown names, bad arguments and ill-typed chains."""
+    links: list[Link] = []
+    image = "any"
+    for item in parse_items(text):
+        entry = look_up(PARAMETRIZATIONS, item.name, "parametrization")
+        arguments = typed_arguments(entry, item)
+        if entry.originals > 1 and links:
+            raise UsageError(
+                f"{entry.name} stores {entry.originals} originals, so it can only be the first of a chain",
+                hint=f"{entry.name},{links[0].entry.name}",
+            )
+        for domain, result in entry.maps:
+            if within(image.partition(":")[0], domain):
+                break
+        else:
+            _ill_typed(entry, links, image)
+        links.append(Link(entry, arguments, domain, result if isinstance(result, str) else result(arguments)))
+        image = links[-1].image
+    return Chain(tuple(links))
+
+
+def _ill_typed(entry: Entry, links: list[Link], image: str) -> None:
+    wanted = " or ".join(domain for domain, _ in entry.maps)
+    before = f"after {links[-1].entry.name} it gets {CONSTRAINTS[image.partition(':')[0]].name}" if links else "nothing before it gives that"
+    sources = [e.name for e in PARAMETRIZATIONS.values() for _, made in e.maps if isinstance(made, str) and any(within(made, d) for d, _ in entry.maps)]
+    working = ", ".join(f"{name},{entry.name}" for name in dict.fromkeys(sources) if name != entry.name)
+    raise UsageError(f"{entry.name} wants {wanted} values; {before}", hint=f"chains that work: {working}")
+
+
+def extend(chain: Chain | None, more: Chain) -> Chain:
+    """The chain with more items registered after it; type-checked as one."""
+    return more if chain is None else parse_chain(f"{chain},{more}")

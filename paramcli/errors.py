@@ -1,0 +1,71 @@
+"""What can go wrong, and the exit code each becomes.
+
+    ParamcliError
+    ├── CheckFailed     1   a constraint does not hold, two checkpoints differ, --init strict refuses
+    ├── UsageError      2   the command line asks for something that does not exist
+    ├── InputRefused    3   a checkpoint, record or tensor that paramcli will not work on
+    └── OutputFailed    4   the result could not be written
+
+An exception carries the fact and its fields (`tensor`, `path`, `hint`); low code raises the short
+fact, `error_context` adds tensor and file on the way up, and the command line prints it once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+
+
+class ParamcliError(Exception):
+    """Base of every error a user meets: one sentence, and the fields that scripts read."""
+
+    exit_code = 70
+    code = "bug"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        tensor: str | None = None,
+        path: str | PathLike | None = None,
+    ):
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.tensor = tensor
+        self.path = path
+
+
+class CheckFailed(ParamcliError):
+    exit_code = 1
+    code = "check_failed"
+
+
+class UsageError(ParamcliError):
+    exit_code = 2
+    code = "usage"
+
+
+class InputRefused(ParamcliError):
+    exit_code = 3
+    code = "input_refused"
+
+
+class OutputFailed(ParamcliError):
+    exit_code = 4
+    code = "output_failed"
+
+
+@contextmanager
+def error_context(*, tensor: str | None = None, path: str | PathLike | None = None) -> Iterator[None]:
+    """Add the tensor and file that low code did not know; what is already set stays."""
+    try:
+        yield
+    except ParamcliError as error:
+        if error.tensor is None:
+            error.tensor = tensor
+        if error.path is None:
+            error.path = path
+        raise

@@ -1,0 +1,85 @@
+"""A bare host module for one tensor: torch's own parametrize does the bookkeeping.
+
+`register` puts a chain on any module's tensor. The other functions work on a host that holds nothing
+but one weight; the names after `parametrizations.weight.` in its state dict are the roles that a
+checkpoint's keys spell (`original`, `original0`, `1.base`, ...).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from .chain import Chain
+from .errors import InputRefused
+from .view import IDENTITY, View
+
+_PREFIX = "parametrizations.weight."
+
+
+def tensor_seed(seed: int, tensor: str) -> int:
+    """The generator's seed for one tensor: of --seed and its name, so that no choice of other tensors matters."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{tensor}".encode("utf-8", "surrogatepass")).digest()[:8], "little") >> 1
+
+
+def bare(weight: Tensor) -> nn.Module:
+    """A module with one parameter, `weight`, in eval mode: spectral norm then takes no power step."""
+    host = nn.Module()
+    host.weight = nn.Parameter(weight, requires_grad=False)
+    return host.eval()
+
+
+def register(module: nn.Module, name: str, chain: Chain, view: View = IDENTITY, seed: int | None = None) -> nn.Module:
+    """Register the chain's links one after another, as a user of torch would.
+
+    With a seed, torch's generator starts from it before each step that can draw: the module's own
+    start (u and v of spectral norm, a mask) and the registration (the columns that complete a base).
+    """
+    for link in chain.links:
+        value = getattr(module, name).detach()
+        if seed is not None:
+            torch.manual_seed(seed)
+        part = link.make(view.into(value))
+        part.view = view
+        part.train(module.training)
+        if seed is not None:
+            torch.manual_seed(seed)
+        # Shapes and dtypes are ours to promise; torch's check would evaluate every map twice.
+        parametrize.register_parametrization(module, name, part, unsafe=True)
+    return module
+
+
+def roles(host: nn.Module) -> dict[str, Tensor]:
+    """Role -> tensor, in torch's order."""
+    return {key.removeprefix(_PREFIX): value for key, value in host.state_dict().items()}
+
+
+def outline(chain: Chain, shape: Sequence[int], dtype: torch.dtype, view: View = IDENTITY) -> dict[str, Tensor]:
+    """Roles with their shapes and dtypes as torch would have them, computed without any data."""
+    return roles(register(bare(torch.empty(tuple(shape), dtype=dtype, device="meta")), "weight", chain, view))
+
+
+def load(chain: Chain, view: View, shape: Sequence[int], state: Mapping[str, Tensor]) -> nn.Module:
+    """A host with the chain registered and its tensors set from `state`, by role."""
+    dtype = next(iter(state.values())).dtype
+    host = register(bare(torch.empty(tuple(shape), dtype=dtype, device="meta")), "weight", chain, view)
+    host.load_state_dict({_PREFIX + role: tensor for role, tensor in state.items()}, strict=True, assign=True)
+    return host
+
+
+def value(host: nn.Module) -> Tensor:
+    """The parametrized weight, evaluated."""
+    try:
+        with torch.no_grad():
+            return host.weight.detach()
+    except torch.linalg.LinAlgError as error:
+        raise InputRefused(f"the chain cannot be evaluated: {str(error).splitlines()[0]}") from None
+
+
+def parts(host: nn.Module) -> list[nn.Module]:
+    """The parametrization modules in the order they apply."""
+    return list(host.parametrizations.weight)

@@ -1,0 +1,110 @@
+"""The matrix exponential and its inverses, and the sets it reaches."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .base import CannotReach, Constraint, Parametrization, Singular, eps, relative, square
+from .orthogonal import gram_error
+from .rotation import rotation_log
+
+# The positive definite matrices are open, so nothing is nearest to a matrix outside; the nearest
+# with eigenvalues at least this share of the largest is taken.
+SPD_FLOOR = 1e-6
+
+
+class PositiveDefinite(Constraint):
+    r"""{A : A = A^T, x^T A x > 0 for x != 0}.
+
+    Residual: ||A - A^T||_F / ||A||_F + max(0, -lambda_min) / max |lambda|; 1 where no eigenvalue is positive.
+    Nearest point: eigenvalues of (A + A^T)/2 raised to at least 1e-6 of the largest.
+    """
+
+    name = "positive_definite"
+
+    def residual(self, W: Tensor) -> Tensor:
+        values = torch.linalg.eigvalsh((W + W.mT) / 2)
+        largest = values.abs().amax(-1)
+        negative = torch.where(values[..., -1] > 0, (-values[..., 0]).clamp(min=0) / largest, torch.ones_like(largest))
+        return relative(W - W.mT, W) + negative
+
+    def project(self, W: Tensor) -> Tensor:
+        values, V = torch.linalg.eigh((W + W.mT) / 2)
+        if bool((values[..., -1] <= 0).any()):
+            raise Singular(
+                f"no positive definite matrix is near: the largest eigenvalue is {values[..., -1].min().item():.2g}",
+                hint="--init raw registers the tensor as it is",
+            )
+        values = torch.maximum(values, SPD_FLOOR * values[..., -1:])
+        A = (V * values.unsqueeze(-2)) @ V.mT
+        return (A + A.mT) / 2
+
+    def check_shape(self, shape: torch.Size) -> None:
+        square(shape, self.name)
+
+
+class PositiveDeterminant(Constraint):
+    r"""{A : det A > 0}. Residual 0 or 1, by the sign; an open set, so nothing outside has a nearest point."""
+
+    name = "positive_determinant"
+
+    def residual(self, W: Tensor) -> Tensor:
+        return (torch.linalg.slogdet(W).sign <= 0).to(W.dtype)
+
+    def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
+        return 0.0
+
+    def project(self, W: Tensor) -> Tensor:
+        if bool((torch.linalg.slogdet(W).sign <= 0).any()):
+            raise Singular(
+                "matrix_exp reaches only positive determinants, and this tensor's is not",
+                hint="--chain skew,matrix_exp moves it to the nearest rotation; --init raw registers it as it is",
+            )
+        return W
+
+    def check_shape(self, shape: torch.Size) -> None:
+        square(shape, self.name)
+
+
+class MatrixExp(Parametrization):
+    r"""X to exp(X) = I + X + X^2/2 + ...
+
+    In plain words, skew-symmetric X becomes a rotation, symmetric X a positive definite matrix.
+
+    Shapes:  (..., n, n) -> (..., n, n).
+    Inverse: by input: the logarithm of a rotation (angles up to and including half a turn), or of a symmetric
+             positive definite matrix. Anything else raises CannotReach.
+    Cost:    about 12 products of n x n; the inverse one symmetric eigendecomposition and a few products.
+    Source:  PyTorch's Parametrizations Tutorial; Lezcano-Casado and Martinez-Rubio, 2019, arXiv:1901.08428.
+    """
+
+    def map(self, X: Tensor) -> Tensor:
+        return torch.matrix_exp(X)
+
+    def inverse(self, value: Tensor) -> Tensor:
+        if value.is_meta:
+            return value
+        small = 1e4 * eps(value.dtype) * max(value.size(-1), 1)
+        if bool((relative(value - value.mT, value) <= small).all()):
+            return symmetric_log(value)
+        if bool((gram_error(value) <= small).all()):
+            return rotation_log(value)
+        raise CannotReach(
+            "matrix_exp has a right inverse for rotations and for symmetric positive definite matrices, "
+            "and this tensor is neither",
+            hint="--chain skew,matrix_exp or --chain symmetric,matrix_exp",
+        )
+
+
+def symmetric_log(A: Tensor) -> Tensor:
+    """V log(lambda) V^T of a symmetric positive definite A; raises CannotReach with the eigenvalue otherwise."""
+    values, V = torch.linalg.eigh((A + A.mT) / 2)
+    smallest = values[..., 0].min().item()
+    if smallest <= 0:
+        raise CannotReach(
+            f"matrix_exp of a symmetric matrix reaches only positive eigenvalues, and this one has {smallest:.3g}",
+            hint="--init project moves it to the nearest positive definite matrix",
+        )
+    X = (V * values.log().unsqueeze(-2)) @ V.mT
+    return (X + X.mT) / 2

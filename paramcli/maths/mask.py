@@ -1,0 +1,102 @@
+"""Pruning: a stored mask that keeps entries at zero."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import InputRefused
+from .base import Check, Constraint, Parametrization
+
+
+def prune_count(amount: float | int, numel: int) -> int:
+    """Entries to drop: a whole number is a count, a fraction a share of the tensor, as in torch's prune."""
+    count = amount if isinstance(amount, int) else round(amount * numel)
+    if not 0 <= count <= numel:
+        raise InputRefused(f"cannot prune {count} of {numel} entries")
+    return count
+
+
+class Sparse(Constraint):
+    r"""{W : at least `amount` of the entries are exactly zero}; a whole number counts entries.
+
+    Residual: max(0, wanted - zeros) / numel. Nearest point: the smallest entries set to zero.
+    """
+
+    name = "sparse"
+
+    def __init__(self, amount: float | int):
+        self.amount = amount
+
+    def residual(self, W: Tensor) -> Tensor:
+        wanted = prune_count(self.amount, W.numel())
+        return torch.tensor(max(0, wanted - int((W == 0).sum())) / max(W.numel(), 1), dtype=torch.float64)
+
+    def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
+        # Rounding never turns a zero into something else.
+        return 0.0
+
+    def project(self, W: Tensor) -> Tensor:
+        return W * smallest_mask(W, self.amount)
+
+    def detail(self, W: Tensor) -> str | None:
+        return f"{int((W == 0).sum())} of {W.numel()} entries are zero"
+
+
+def smallest_mask(W: Tensor, amount: float | int) -> Tensor:
+    """False at the entries of smallest magnitude, ties by position."""
+    count = prune_count(amount, W.numel())
+    mask = torch.ones(W.numel(), dtype=torch.bool, device=W.device)
+    order = W.abs().reshape(-1).argsort(stable=True)
+    mask[order[:count]] = False
+    return mask.reshape(W.shape)
+
+
+class Mask(Parametrization):
+    r"""X to X * mask, with the mask stored as a buffer (the tutorial keeps it as an attribute, which is not saved).
+
+    A mask that comes from a file keeps its dtype; one made here is bool.
+
+    Inverse: X itself: the pruned entries keep their old values underneath until they are baked.
+    Cost:    one pass over the tensor.
+    Source:  PyTorch's Parametrizations Tutorial; torch.nn.utils.prune.
+    """
+
+    is_projection = True
+
+    def __init__(self, mask: Tensor):
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    @classmethod
+    def make(cls, value: Tensor) -> Mask:
+        """The mask that keeps today's zeros at zero."""
+        return cls(value != 0)
+
+    def map(self, X: Tensor) -> Tensor:
+        return X * self.mask
+
+    def checks(self, originals: tuple[Tensor, ...], value: Tensor) -> list[Check]:
+        count = int((value[self.mask == 0] != 0).sum())
+        return [Check("mask", count / max(value.numel(), 1), 0.0, f"{count} entries outside the mask" if count else None)]
+
+
+class PruneRandom(Mask):
+    """A mask that drops `amount` of the entries, drawn without replacement by the seed."""
+
+    @classmethod
+    def make(cls, value: Tensor, amount: float | int) -> PruneRandom:
+        mask = torch.ones(value.numel(), dtype=torch.bool, device=value.device)
+        if not value.is_meta:
+            # Drawn on the CPU so that every device gets the same mask from one seed.
+            dropped = torch.randperm(value.numel())[: prune_count(amount, value.numel())]
+            mask[dropped.to(value.device)] = False
+        return cls(mask.reshape(value.shape))
+
+
+class PruneL1(Mask):
+    """A mask that drops the `amount` of entries of smallest magnitude."""
+
+    @classmethod
+    def make(cls, value: Tensor, amount: float | int) -> PruneL1:
+        return cls(torch.ones_like(value, dtype=torch.bool) if value.is_meta else smallest_mask(value, amount))

@@ -1,0 +1,194 @@
+"""Orthogonal matrices, rotations, and torch's three maps onto them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.utils.parametrizations import _Orthogonal, _OrthMaps
+
+from .base import Constraint, Parametrization, Singular, square, wide
+from .base import CannotReach
+from .rotation import cayley_inverse, rotation_log
+
+
+# Singular values below this share of the largest are rounding of float32 weights, and the directions that
+# belong to them noise: a nearest point built on them would be arbitrary.
+RANK = 1e-6
+
+
+def gram_error(Q: Tensor) -> Tensor:
+    r"""max_j ||(Q^H Q - I) e_j||, over rows as well as columns where Q is square, for each matrix.
+
+    The Frobenius norm over sqrt(n) is the mean of the same numbers; the largest one also sees a single
+    wrong row in a large matrix. Rounding alone gives about 0.3 eps for every n.
+    """
+    Q = Q if Q.size(-2) >= Q.size(-1) else Q.mH
+    k = Q.size(-1)
+    I = torch.eye(k, dtype=Q.dtype, device=Q.device)
+    worst = torch.linalg.vector_norm(Q.mH @ Q - I, dim=-2).amax(-1)
+    if Q.size(-2) == k:
+        worst = torch.maximum(worst, torch.linalg.vector_norm(Q @ Q.mH - I, dim=-2).amax(-1))
+    return worst
+
+
+def polar(W: Tensor, rotation: bool = False) -> Tensor:
+    r"""The nearest matrix with orthonormal columns (rows if wide): U V^H of W = U S V^H.
+
+    With `rotation`, the nearest with determinant +1: the direction of the smallest singular value is
+    flipped where U V^T has determinant -1. Raises Singular where the nearest point is not unique.
+    """
+    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+    small = RANK * S[..., :1]
+    # With a free sign on the last direction, a rotation is unique up to rank n - 1.
+    last = -2 if rotation and S.size(-1) > 1 else -1
+    if bool((S[..., last:][..., :1] <= small).any()):
+        raise Singular(
+            "no unique nearest orthogonal matrix: the tensor is rank-deficient "
+            f"(singular values from {S.max().item():.2g} down to {S.min().item():.2g})",
+            hint="--init raw registers it as it is",
+        )
+    if rotation:
+        signs = torch.linalg.slogdet(U @ Vh).sign
+        U = torch.cat([U[..., :-1], U[..., -1:] * signs[..., None, None]], dim=-1)
+    return U @ Vh
+
+
+class OrthogonalMatrices(Constraint):
+    r"""{Q : Q^H Q = I} (Q Q^H = I if wide): orthonormal columns, or rows.
+
+    Residual: max_j ||(Q^H Q - I) e_j||. Nearest point: the polar factor U V^H.
+    """
+
+    name = "orthogonal"
+
+    def residual(self, W: Tensor) -> Tensor:
+        return gram_error(W)
+
+    def project(self, W: Tensor) -> Tensor:
+        return polar(W)
+
+    def check_shape(self, shape: torch.Size) -> None:
+        if len(shape) < 2:
+            from ..errors import InputRefused
+
+            raise InputRefused(f"{self.name} needs a matrix (or a batch of them); the tensor has {len(shape)} dimension")
+
+
+class Rotations(OrthogonalMatrices):
+    r"""{Q : Q^T Q = I, det Q = +1}. Residual as `orthogonal`, or |det Q - 1| = 2 where the sign is wrong."""
+
+    name = "special_orthogonal"
+
+    def residual(self, W: Tensor) -> Tensor:
+        signs = torch.linalg.slogdet(W).sign
+        return torch.where(signs < 0, gram_error(W).clamp(min=2.0), gram_error(W))
+
+    def project(self, W: Tensor) -> Tensor:
+        # An orthogonal matrix with determinant -1 is no badly rounded rotation: moving it would
+        # replace a good weight by another one, so it is refused with the chain that keeps it.
+        if bool(((gram_error(W) < 1e-2) & (torch.linalg.slogdet(W).sign < 0)).any()):
+            from .rotation import require_rotation_sign
+
+            orthogonal = gram_error(W) < 1e-2
+            require_rotation_sign(W[orthogonal] if W.ndim > 2 else W, "the chain")
+        return polar(W, rotation=True)
+
+    def detail(self, W: Tensor) -> str | None:
+        signs = torch.linalg.slogdet(W).sign.reshape(-1)
+        wrong = (signs < 0).nonzero().reshape(-1).tolist()
+        if not wrong:
+            return None
+        return "determinant -1" if signs.numel() == 1 else f"determinant -1 in matrix {wrong[0]} of {signs.numel()}"
+
+    def check_shape(self, shape: torch.Size) -> None:
+        square(shape, self.name)
+
+
+class Cayley(Parametrization):
+    r"""Skew-symmetric X to the rotation Q = (I + X)(I - X)^{-1}, det Q = 1.
+
+    In plain words, a rotation that turns no direction by exactly half a turn (no eigenvalue -1).
+
+    Shapes:  (..., n, n) -> (..., n, n).
+    Inverse: X = (Q + I)^{-1} (Q - I). Raises CannotReach for det -1 and near eigenvalue -1.
+    Cost:    one LU solve, O(n^3); about 4 products of n x n.
+    Source:  PyTorch's Parametrizations Tutorial; Helfrich, Willmott and Ye, 2018, arXiv:1707.09520.
+             torch's own `orthogonal` scales X by 1/2 and takes the lower triangle.
+    """
+
+    def map(self, X: Tensor) -> Tensor:
+        I = torch.eye(X.size(-1), dtype=X.dtype, device=X.device)
+        return torch.linalg.solve(I - X, I + X)
+
+    def inverse(self, Q: Tensor) -> Tensor:
+        return cayley_inverse(Q)
+
+
+class Orthogonal(Parametrization, _Orthogonal):
+    r"""torch's `orthogonal`: any X to orthonormal columns (rows if wide), by one of three maps.
+
+    With L = tril(X) and A = L - L^H: matrix_exp gives exp(A), cayley (I + A/2)(I - A/2)^{-1}; householder a product
+    of reflectors. With `triv` the result is base @ f(X), where base is the weight it started from.
+
+    Shapes:  (..., n, k); tensors with more dimensions are batches of matrices.
+    Inverse: base = the weight (completed to square by torch's random columns), X = -I. Without base: householder by
+             `geqrf`; matrix_exp and cayley for square rotations only.
+    Cost:    as the map; for tall tensors matrix_exp and cayley work on max(n, k) squared.
+    Source:  torch.nn.utils.parametrizations.orthogonal; Lezcano-Casado, 2019, arXiv:1909.09501.
+    """
+
+    def __init__(self, weight: Tensor, map: str, triv: bool):
+        # The private class is the one that torch's function registers: its forward is the law here.
+        _Orthogonal.__init__(self, weight, _OrthMaps[map], use_trivialization=triv)
+
+    @classmethod
+    def make(cls, value: Tensor, map: str | None = None, triv: bool = True) -> Orthogonal:
+        if map is None:
+            map = "matrix_exp" if value.size(-1) == value.size(-2) or value.is_complex() else "householder"
+        return cls(value, map, triv)
+
+    def map(self, X: Tensor) -> Tensor:
+        return _Orthogonal.forward(self, X)
+
+    def forward(self, X: Tensor) -> Tensor:
+        # torch's own arithmetic in the tensor's own dtype: a half-precision base would not match a widened X.
+        return self.view.back(self.map(self.view.into(X)), X.shape)
+
+    def right_inverse(self, Q: Tensor) -> Tensor:
+        seen = self.view.into(Q)
+        return self.view.back(self._start(seen) if seen.is_meta else _Orthogonal.right_inverse(self, seen), Q.shape)
+
+    def _start(self, Q: Tensor) -> Tensor:
+        """torch's starting point without its arithmetic, for tensors that have a shape only."""
+        if hasattr(self, "base"):
+            n = max(Q.shape[-2:])
+            self.base = Q.new_empty(*Q.shape[:-2], n, n)
+        return torch.empty_like(Q)
+
+    def inverse(self, Q: Tensor) -> Tensor:
+        if hasattr(self, "base"):
+            tall = Q if Q.size(-2) >= Q.size(-1) else Q.mT
+            self.base = _complete(tall)
+            return -torch.eye(*Q.shape[-2:], dtype=Q.dtype, device=Q.device).expand(Q.shape).contiguous()
+        if self.orthogonal_map == _OrthMaps.householder:
+            return _Orthogonal.right_inverse(self, Q)
+        if Q.size(-1) != Q.size(-2):
+            raise CannotReach(
+                f"orthogonal with triv=false and map={self.orthogonal_map.name} has no inverse for a rectangular tensor",
+                hint="--chain orthogonal stores a base; --chain orthogonal:map=householder:triv=false needs none",
+            )
+        # A = L - L^T with L = tril(X), so L = tril(A, -1) is a preimage; cayley works with A/2.
+        A = rotation_log(Q) if self.orthogonal_map == _OrthMaps.matrix_exp else 2 * cayley_inverse(Q)
+        return A.tril(-1)
+
+
+def _complete(Q: Tensor) -> Tensor:
+    """Orthonormal columns (n, k) completed to an orthogonal (n, n), with torch's random columns."""
+    n, k = Q.shape[-2:]
+    if n == k:
+        return Q.clone()
+    N = torch.randn(*Q.shape[:-2], n, n - k, dtype=Q.dtype, device=Q.device)
+    # Twice: one pass of Gram-Schmidt leaves rounding of the size of the discarded part.
+    for _ in range(2):
+        N = torch.linalg.qr(N - Q @ (Q.mH @ N)).Q
+    return torch.cat([Q, N], dim=-1)

@@ -1,0 +1,113 @@
+"""Inverses of the two maps from skew-symmetric matrices to rotations: logarithm and Cayley.
+
+Both take the nearest thing to care about: the half turn. A rotation with an eigenvalue -1 has many
+real logarithms (any of them will do) and no Cayley preimage at all.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .base import CannotReach
+
+# Eigenvalues cos(theta) of (Q + Q^T) / 2 below a gap in this window are the near half turns.
+_WINDOW = (-0.95, -0.2)
+
+
+def skew_part(X: Tensor) -> Tensor:
+    return (X - X.mH) / 2
+
+
+def require_rotation_sign(Q: Tensor, who: str) -> None:
+    """Raise CannotReach when some matrix of the batch has determinant -1."""
+    signs = torch.linalg.slogdet(Q).sign.reshape(-1)
+    negative = (signs.real < 0).nonzero().reshape(-1).tolist()
+    if negative:
+        which = "" if signs.numel() == 1 else f" (matrix {negative[0]} of the batch of {signs.numel()})"
+        raise CannotReach(
+            f"{who} reaches only determinant +1, and this orthogonal matrix has determinant -1{which}",
+            hint="--chain orthogonal keeps it as it is, with either determinant",
+        )
+
+
+def cayley_inverse(Q: Tensor) -> Tensor:
+    r"""X = (Q + I)^{-1} (Q - I), the skew-symmetric X with (I - X)^{-1} (I + X) = Q.
+
+    Raises CannotReach for determinant -1 and for an eigenvalue -1 (to about 1e-8 in float64).
+    """
+    require_rotation_sign(Q, "cayley")
+    I = torch.eye(Q.size(-1), dtype=Q.dtype, device=Q.device)
+    X, info = torch.linalg.solve_ex(Q + I, Q - I)
+    # ||X||_2 = |1 - lambda| / |1 + lambda| at the eigenvalue nearest to -1.
+    size = torch.linalg.matrix_norm(X)
+    if bool(info.any()) or not bool((size < 1e8).all()):
+        distance = torch.linalg.svdvals(Q + I)[..., -1].min().item()
+        raise CannotReach(
+            f"cayley cannot reach a rotation with eigenvalue -1 (here {distance:.1e} from it)",
+            hint="--chain skew,matrix_exp reaches every rotation; --chain orthogonal every orthogonal matrix",
+        )
+    return skew_part(X)
+
+
+def rotation_log(Q: Tensor) -> Tensor:
+    r"""A real skew-symmetric L with exp(L) = Q, rotation angles in [0, pi]. Raises CannotReach for det -1.
+
+    Q = C + S with C = (Q + Q^T)/2 (cosines) and S = (Q - Q^T)/2 (sines), which commute. Away from half
+    turns L = g(C) S with g(cos t) = t / sin t. On the invariant subspace of angles near pi, where that
+    divides by zero, the sines' polar factor J (J^2 = -I) gives the planes and L = J (pi - asin |S|).
+
+    Cost: one symmetric eigendecomposition and a few products; an SVD of the near-half-turn subspace.
+    """
+    require_rotation_sign(Q, "matrix_exp of a skew-symmetric matrix")
+    C, S = (Q + Q.mT) / 2, (Q - Q.mT) / 2
+    cosines, V = torch.linalg.eigh(C)
+    near = _near_half_turn(cosines)
+    x = (1 - cosines).clamp(0, 2)
+    sines = (x * (2 - x)).sqrt()
+    ratio = torch.where(sines > 0, 2 * torch.asin((x / 2).sqrt()) / sines, torch.ones_like(x))
+    ratio = torch.where(near, torch.zeros_like(ratio), ratio)
+    L = (V * ratio.unsqueeze(-2)) @ (V.mT @ S)
+    flat, flat_S, flat_V = (T.reshape(-1, *T.shape[-2:]) for T in (L, S, V))
+    flat = flat.clone()
+    for i, chosen in enumerate(near.reshape(-1, near.size(-1))):
+        if bool(chosen.any()):
+            U = flat_V[i][:, chosen]
+            flat[i] += U @ _half_turn_log(U.mT @ flat_S[i] @ U) @ U.mT
+    return skew_part(flat.reshape(L.shape))
+
+
+def _near_half_turn(cosines: Tensor) -> Tensor:
+    """Mask of the eigenvalues that count as near -1, cut at the widest gap so that no plane is split."""
+    low, high = _WINDOW
+    inside = cosines.clamp(low, high)
+    edges = torch.cat(
+        [torch.full_like(inside[..., :1], low), inside, torch.full_like(inside[..., :1], high)], dim=-1
+    )
+    gaps = edges.diff(dim=-1)
+    widest = gaps.argmax(dim=-1, keepdim=True)
+    cut = (edges.gather(-1, widest) + edges.gather(-1, widest + 1)) / 2
+    return cosines < cut
+
+
+def _half_turn_log(S: Tensor) -> Tensor:
+    """The logarithm on a subspace of angles above a quarter turn, from its sines (skew-symmetric, even size)."""
+    m = S.size(-1)
+    U, sines, Vh = torch.linalg.svd(S)
+    # Exact half turns have sine zero, and any orthonormal pairing of their subspace is a logarithm.
+    null = sines < 1e3 * m * torch.finfo(S.dtype).eps
+    count = int(null.sum())
+    J = skew_part(U[:, : m - count] @ Vh[: m - count])
+    for a in range(m - count, m - 1, 2):
+        first, second = Vh[a], Vh[a + 1]
+        J = J + torch.outer(second, first) - torch.outer(first, second)
+    # Newton's iteration X (3 I - X^T X) / 2 is odd in X, so it keeps the skewness exactly while
+    # it makes J orthogonal; where sines nearly coincide with zero, J starts off by about eps / sine.
+    for _ in range(8):
+        J = skew_part(J @ (3 * torch.eye(m, dtype=S.dtype, device=S.device) - J.mT @ J) / 2)
+    P = J.mT @ S
+    sizes, W = torch.linalg.eigh((P + P.mT) / 2)
+    angles = math.pi - torch.asin(sizes.clamp(0, 1))
+    return skew_part(J @ (W * angles) @ W.mT)

@@ -1,0 +1,70 @@
+"""Symmetric and skew-symmetric matrices."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .base import Constraint, Parametrization, relative, square
+
+
+class SymmetricMatrices(Constraint):
+    r"""{A : A = A^T}. Residual ||A - A^T||_F / ||A||_F; nearest point (A + A^T) / 2."""
+
+    name = "symmetric"
+
+    def residual(self, W: Tensor) -> Tensor:
+        return relative(W - W.mT, W)
+
+    def project(self, W: Tensor) -> Tensor:
+        return (W + W.mT) / 2
+
+    def check_shape(self, shape: torch.Size) -> None:
+        square(shape, self.name)
+
+
+class SkewMatrices(Constraint):
+    r"""{A : A = -A^T}. Residual ||A + A^T||_F / ||A||_F; nearest point (A - A^T) / 2."""
+
+    name = "skew"
+
+    def residual(self, W: Tensor) -> Tensor:
+        return relative(W + W.mT, W)
+
+    def project(self, W: Tensor) -> Tensor:
+        return (W - W.mT) / 2
+
+    def check_shape(self, shape: torch.Size) -> None:
+        square(shape, self.name)
+
+
+class Symmetric(Parametrization):
+    r"""X to the symmetric A = triu(X) + triu(X, 1)^T.
+
+    In plain words, the upper triangle decides and is mirrored.
+
+    Shapes:  (..., n, n) -> (..., n, n).
+    Inverse: A itself, since triu(A) + triu(A, 1)^T = A. The tutorial's `triu` is another one; keeping A whole
+             makes `remove --no-bake` give back exactly what was there.
+    Cost:    one pass over the matrix.
+    Source:  PyTorch's Parametrizations Tutorial.
+    """
+
+    def map(self, X: Tensor) -> Tensor:
+        return X.triu() + X.triu(1).mT
+
+
+class Skew(Parametrization):
+    r"""X to the skew-symmetric A = triu(X, 1) - triu(X, 1)^T.
+
+    In plain words, the part above the diagonal decides; the diagonal is zero.
+
+    Shapes:  (..., n, n) -> (..., n, n).
+    Inverse: A itself. torch's `orthogonal` takes the lower triangle instead, which flips the sign.
+    Cost:    one pass over the matrix.
+    Source:  PyTorch's Parametrizations Tutorial.
+    """
+
+    def map(self, X: Tensor) -> Tensor:
+        A = X.triu(1)
+        return A - A.mT

@@ -1,0 +1,65 @@
+"""Measuring a tensor against a constraint, in double precision on the value as stored."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .chain import Chain
+from .errors import InputRefused
+from .maths.base import Check, compute_dtype, wide
+from .registry import constraint
+from .view import IDENTITY, View
+
+
+def check(spec: str, W: Tensor, view: View = IDENTITY, tolerance: float | None = None, computed: torch.dtype | None = None) -> Check:
+    """How far W (in its stored dtype and shape) is from the constraint, against what rounding explains.
+
+    Raises InputRefused for a shape that cannot lie in the set.
+    """
+    wanted = constraint(spec)
+    seen = view.into(W)
+    wanted.check_shape(seen.shape)
+    if tolerance is None:
+        tolerance = wanted.tolerance(seen.shape, W.dtype, computed or compute_dtype(W.dtype))
+    if not bool(torch.isfinite(W).all()):
+        return Check(spec, float("nan"), tolerance, "NaN or infinity in the tensor")
+    seen = seen.to(wide(W.dtype, W.device))
+    residuals = wanted.residual(seen).reshape(-1)
+    worst = int(residuals.nan_to_num(nan=float("inf")).argmax()) if residuals.numel() else 0
+    residual = residuals[worst].item() if residuals.numel() else 0.0
+    detail = None
+    if not residual <= tolerance:
+        detail = wanted.detail(seen)
+        if detail is None and residuals.numel() > 1:
+            detail = f"matrix {worst} of {residuals.numel()} is the worst"
+    return Check(spec, residual, tolerance, detail)
+
+
+def image_check(chain: Chain, value: Tensor, view: View, compute: str = "same") -> Check | None:
+    """The chain's own claim on its value; None where its values are any tensor."""
+    if chain.constraint is None:
+        return None
+    return check(chain.constraint, value, view, computed=compute_dtype(value.dtype, compute))
+
+
+def project(spec: str, W: Tensor) -> Tensor:
+    """The nearest point of the constraint to W (as the view shows it, in double precision)."""
+    return constraint(spec).project(W)
+
+
+def moved(after: Tensor, before: Tensor) -> float:
+    """||after - before||_F / ||before||_F in double precision; 0 for equal tensors, inf where before is zero."""
+    double = wide(before.dtype, before.device)
+    after, before = after.to(double), before.to(double)
+    distance = torch.linalg.vector_norm(after - before).item()
+    return 0.0 if distance == 0 else distance / size if (size := torch.linalg.vector_norm(before).item()) else float("inf")
+
+
+def require_finite(W: Tensor, what: str = "the tensor") -> None:
+    """Raise InputRefused naming how many entries are NaN or infinite."""
+    bad = int((~torch.isfinite(W)).sum())
+    if bad:
+        nans = int(torch.isnan(W).sum())
+        kinds = "NaN" if nans == bad else "infinite" if not nans else "NaN or infinite"
+        raise InputRefused(f"{what} has {bad} {kinds} of {W.numel()} entries", hint="leave it out with -t, or mend it first")

@@ -1,0 +1,156 @@
+"""Text to parsed form: chain specs and tensor patterns. No tensors, no torch.
+
+    chain := item ("," item)*            skew,cayley    weight_norm:dim=0
+    item  := name (":" key "=" value)*
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from .errors import UsageError
+from .text import closest, listing, printable
+
+Value = int | float | bool | str | None
+_NAME = re.compile(r"[a-z][a-z0-9_.]*")
+# A chain longer than this is no chain anyone trains; it bounds what a hostile record can ask for.
+MAX_SPEC_LENGTH = 2000
+
+
+@dataclass(frozen=True)
+class Item:
+    """One item of a spec: a name and its arguments, still text."""
+
+    name: str
+    arguments: tuple[tuple[str, str], ...] = ()
+
+
+def parse_items(text: str) -> list[Item]:
+    """'weight_norm:dim=0' -> [Item]; raises UsageError with the grammar for anything else."""
+    if len(text) > MAX_SPEC_LENGTH:
+        raise UsageError(f"a chain of {len(text)} characters; {MAX_SPEC_LENGTH} is the limit")
+    items = []
+    for part in text.split(","):
+        name, *pairs = part.strip().split(":")
+        arguments = []
+        for pair in pairs:
+            key, equals, value = pair.partition("=")
+            if not (equals and value and _NAME.fullmatch(key)):
+                raise UsageError(
+                    f"'{printable(pair)}' in chain '{printable(text)}' is not key=value", hint="e.g. weight_norm:dim=0"
+                )
+            if key in dict(arguments):
+                raise UsageError(f"'{printable(key)}' is given twice in chain '{printable(text)}'")
+            arguments.append((key, value))
+        if not _NAME.fullmatch(name):
+            raise UsageError(
+                f"'{printable(name)}' in chain '{printable(text)}' is not a parametrization's name",
+                hint="a chain is name,name:key=value  e.g. skew,cayley",
+            )
+        items.append(Item(name, tuple(arguments)))
+    return items
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of a registry entry: its type, default, and range, for parsing and for its card."""
+
+    name: str
+    type: str  # "int", "float", "amount", "dim", "bool", "choice", "text"
+    help: str
+    default: Value = None
+    required: bool = False
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+
+    def parse(self, text: str, who: str) -> Value:
+        """The typed value; raises UsageError saying what would be one."""
+        try:
+            value = getattr(self, f"_{self.type}")(text)
+        except ValueError as error:
+            raise UsageError(f"{who}:{self.name}={printable(text)}: {error}", hint=f"{self.name}: {self.help}") from None
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            low, high = self.minimum, self.maximum
+            if (low is not None and value < low) or (high is not None and value > high):
+                wanted = f"at least {low:g}" if high is None else f"from {low:g} to {high:g}" if low is not None else f"at most {high:g}"
+                raise UsageError(f"{who}:{self.name}={printable(text)}: must be {wanted}", hint=f"{self.name}: {self.help}")
+        return value
+
+    def _int(self, text: str) -> int:
+        if not re.fullmatch(r"-?[0-9]{1,18}", text):
+            raise ValueError("must be a whole number")
+        return int(text)
+
+    def _float(self, text: str) -> float:
+        if not re.fullmatch(r"-?[0-9]{0,20}\.?[0-9]{0,20}(e-?[0-9]{1,3})?", text) or not any(map(str.isdigit, text)):
+            raise ValueError("must be a number")
+        return float(text)
+
+    def _amount(self, text: str) -> int | float:
+        if re.fullmatch(r"[0-9]{1,18}", text):
+            return int(text)
+        value = self._float(text)
+        if not 0 <= value <= 1:
+            raise ValueError("a fraction must be from 0 to 1 (a whole number counts entries)")
+        return value
+
+    def _dim(self, text: str) -> int | None:
+        return None if text == "none" else self._int(text)
+
+    def _bool(self, text: str) -> bool:
+        if text not in ("true", "false"):
+            raise ValueError("must be true or false")
+        return text == "true"
+
+    def _choice(self, text: str) -> str:
+        if text not in self.choices:
+            raise ValueError(f"must be one of {', '.join(self.choices)}")
+        return text
+
+    def _text(self, text: str) -> str:
+        return text
+
+
+def value_text(value: Value) -> str:
+    """The spelling that `Argument.parse` reads back."""
+    if value is None:
+        return "none"
+    return str(value).lower() if isinstance(value, bool) else repr(value) if isinstance(value, float) else str(value)
+
+
+def select(names: Sequence[str], patterns: Iterable[str], where: str, everything: Iterable[str] = ()) -> list[str]:
+    """The names that the patterns choose, in the order of `names`.
+
+    A pattern is a full name, a shell glob (`*` crosses dots), or `re:REGEX` matched against the whole name.
+    One that matches nothing raises UsageError with the closest names; `everything` names what exists but
+    cannot be chosen, for a message that says so.
+    """
+    chosen: set[str] = set()
+    known = set(names)
+    for pattern in patterns:
+        if pattern in known:
+            found = {pattern}
+        elif pattern.startswith("re:"):
+            try:
+                regex = re.compile(pattern[3:])
+            except re.error as error:
+                raise UsageError(f"bad regular expression '{printable(pattern[3:])}': {error}") from None
+            found = {name for name in names if regex.fullmatch(name)}
+        else:
+            found = {name for name in names if fnmatch.fnmatchcase(name, pattern)}
+        if not found:
+            _nothing_matches(pattern, names, where, set(everything))
+        chosen |= found
+    return [name for name in names if name in chosen]
+
+
+def _nothing_matches(pattern: str, names: Sequence[str], where: str, everything: set[str]) -> None:
+    near = closest(pattern, names)
+    hint = f"closest: {listing(near)}" if near else f"tensors there: {listing(names, 4)}" if names else None
+    is_plain = not any(c in pattern for c in "*?[") and not pattern.startswith("re:")
+    what = f"no tensor named '{printable(pattern)}'" if is_plain else f"no tensor matches '{printable(pattern)}'"
+    raise UsageError(f"{what} in {where}", hint=hint, tensor=pattern if is_plain else None)

@@ -1,0 +1,152 @@
+"""Putting a chain on one tensor: raw as torch registers it, or fitted through right inverses.
+
+Tensors in, tensors out; names and files are the caller's. Values are measured after rounding to the
+stored dtype, as a reader of the written file would see them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .. import host as hosting
+from .. import measure
+from ..chain import Chain
+from ..errors import CheckFailed
+from ..maths.base import CannotReach, Check, Parametrization, compute_dtype, eps, wide
+from ..text import number_text
+from ..view import View
+
+INITS = ("project", "strict", "raw")
+# A right inverse that is off by more than this in double precision has no preimage there.
+EXACT = 1e-6
+# A tensor this near to its constraint, in double precision, needs no projection first.
+EXACT_MEMBER = 1e-9
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The tensors of a parametrized weight by role, the value a reader sees, and what became of it."""
+
+    state: Mapping[str, Tensor]
+    value: Tensor
+    moved: float
+    check: Check | None
+
+
+def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Floating tensors in the stored dtype; masks and other integers as they are."""
+    return tensor.to(dtype).contiguous() if tensor.is_floating_point() or tensor.is_complex() else tensor.contiguous()
+
+
+def widened(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {role: rounded(tensor, dtype) for role, tensor in state.items()}
+
+
+def evaluate(
+    chain: Chain, view: View, shape: Sequence[int], state: Mapping[str, Tensor], stored: torch.dtype, compute: str = "same"
+) -> Tensor:
+    """The chain's value from its stored tensors: computed in one dtype, rounded once to `stored`."""
+    dtype = compute_dtype(stored, compute)
+    return hosting.value(hosting.load(chain, view, shape, widened(state, dtype))).to(stored).contiguous()
+
+
+def register_raw(W: Tensor, chain: Chain, view: View, seed: int, compute: str = "same") -> dict[str, Tensor]:
+    """What registering the links one after another on a live module gives, bit for bit."""
+    host = hosting.register(hosting.bare(W.to(compute_dtype(W.dtype, compute))), "weight", chain, view, seed)
+    return hosting.roles(host)
+
+
+def invert(
+    chain: Chain, Y: Tensor, seed: int, view: View, shape: Sequence[int], existing: Sequence[nn.Module] | None = None
+) -> dict[str, Tensor]:
+    """Right inverses from the last link to the first, in double precision; Y is what the view shows.
+
+    Returns tensors by role, the originals in the stored `shape`. Y is expected on the last link's image. With `existing` modules their buffers (a mask) stay in use.
+    Raises CannotReach where a link has no preimage.
+    """
+    state: dict[str, Tensor] = {}
+    originals: Tensor | tuple[Tensor, ...] = Y
+    for index in range(len(chain) - 1, -1, -1):
+        assert isinstance(originals, Tensor), "several originals are the first link's only"
+        torch.manual_seed(seed)
+        part = chain.links[index].make(originals) if existing is None else existing[index]
+        torch.manual_seed(seed)
+        wanted = originals
+        originals = part.inverse(wanted)
+        _check_round_trip(part, chain.links[index].entry.name, originals, wanted)
+        state.update({f"{index}.{name}": buffer for name, buffer in part.named_buffers()})
+    if isinstance(originals, Tensor):
+        return {"original": view.back(originals, shape), **state}
+    stored = [view.back(X, shape) if i in part.stored_originals else X for i, X in enumerate(originals)]
+    return {**{f"original{i}": X for i, X in enumerate(stored)}, **state}
+
+
+def _check_round_trip(part: Parametrization, name: str, originals: Tensor | tuple[Tensor, ...], wanted: Tensor) -> None:
+    if part.is_projection:
+        return
+    part.eval()
+    back = part.map(*(originals if isinstance(originals, tuple) else (originals,)))
+    error = measure.moved(back, wanted)
+    if not error <= EXACT:
+        raise CannotReach(
+            f"{name} cannot reach this tensor: its right inverse comes back {number_text(error)} away",
+            hint="--init raw registers it as it is",
+        )
+
+
+def fit(
+    W: Tensor, chain: Chain, view: View, *, init: str = "project", seed: int = 0, max_change: float | None = None, compute: str = "same"
+) -> Fitted:
+    """Put the chain on a plain tensor W (stored dtype).
+
+    project: a weight on the constraint is kept, another moves to its nearest point. strict: CheckFailed unless
+    it is on the constraint. raw: as torch's registration. Raises CannotReach, Singular, CheckFailed.
+    """
+    measure.require_finite(W)
+    with torch.no_grad(), torch.random.fork_rng(devices=[] if W.device.type == "cpu" else None):
+        if init == "raw":
+            state = register_raw(W, chain, view, seed, compute)
+        else:
+            state = _fitted_state(W, chain, view, init, seed)
+        state = widened(state, W.dtype)
+        value = evaluate(chain, view, W.shape, state, W.dtype, compute)
+    result = Fitted(state, value, measure.moved(value, W), measure.image_check(chain, value, view, compute))
+    if max_change is not None and not result.moved <= max_change:
+        raise CheckFailed(f"the chain would move it by {number_text(result.moved)}, more than --max-change {max_change:g}")
+    if init != "raw":
+        _check_reached(result, chain, W)
+    return result
+
+
+def _fitted_state(W: Tensor, chain: Chain, view: View, init: str, seed: int) -> dict[str, Tensor]:
+    seen = view.into(W).to(wide(W.dtype, W.device))
+    on = chain.constraint is None or (before := measure.check(chain.constraint, W, view)).ok
+    torch.manual_seed(seed)
+    last = chain.links[-1].make(seen)
+    if init == "strict":
+        kept = last.map(seen) if last.is_projection else seen
+        if not on or measure.moved(kept, seen) > 4 * eps(W.dtype):
+            detail = f"residual {number_text(before.residual)}, tolerance {number_text(before.tolerance)}" if not on else "its mask is another"
+            raise CheckFailed(
+                f"the tensor is not {before.constraint} ({detail})" if not on else f"the chain would change the tensor ({detail})",
+                hint="--init project moves it to the nearest point and reports how far",
+            )
+    # Also a member: rounded to its storage it is off by more than an exact inverse can bring back.
+    if chain.constraint is not None and before.residual > EXACT_MEMBER and not last.is_projection:
+        seen = measure.project(chain.constraint, seen)
+    return invert(chain, seen, seed, view, W.shape)
+
+
+def _check_reached(result: Fitted, chain: Chain, W: Tensor) -> None:
+    """A fit whose stored originals no longer give a member of the constraint is refused, not written."""
+    if result.check is not None and not result.check.ok:
+        detail = f": {result.check.detail}" if result.check.detail else ""
+        raise CannotReach(
+            f"{chain} stored in {str(W.dtype).removeprefix('torch.')} misses {result.check.constraint} "
+            f"(residual {number_text(result.check.residual)}, tolerance {number_text(result.check.tolerance)}{detail})",
+            hint="--compute-dtype float64, or --chain orthogonal, which stores the weight itself as its base",
+        )
