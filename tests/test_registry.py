@@ -1,0 +1,32 @@
+"""The table itself: complete cards, targets that exist, no torch."""
+
+import subprocess
+import sys
+
+import pytest
+
+from paramcli.maths.base import Constraint, Parametrization
+from paramcli.registry import CONSTRAINTS, PARAMETRIZATIONS, parse_constraint, target_class
+
+
+@pytest.mark.parametrize("entry", PARAMETRIZATIONS.values(), ids=lambda e: e.name)
+def test_every_card_is_complete(entry):
+    """Law, maps, right inverse, cost, source and a class that is a Parametrization."""
+    assert all((entry.law, entry.maps, entry.right_inverse, entry.cost, entry.source, entry.summary))
+    assert issubclass(target_class(entry), Parametrization)
+    for domain, image in entry.maps:
+        assert domain in CONSTRAINTS
+        assert callable(image) or parse_constraint(image)
+
+
+@pytest.mark.parametrize("entry", CONSTRAINTS.values(), ids=lambda e: e.name)
+def test_every_constraint_has_its_class(entry):
+    """The class carries the table's name, and the supersets exist."""
+    assert issubclass(target_class(entry), Constraint) and target_class(entry).name == entry.name
+    assert all(name in CONSTRAINTS for name in entry.within) and entry.residual
+
+
+def test_the_table_imports_no_torch():
+    """Reading the catalogue, parsing chains and detecting forms leave torch alone."""
+    code = "import paramcli.chain, paramcli.checkpoint.forms, paramcli.checkpoint.record, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
