@@ -1,0 +1,257 @@
+"""How each tensor is spelt in a file: plain, parametrized, or one of the older ways.
+
+One mechanism for every command: keys that belong together become a `Group` whose parts carry torch's
+own role names, so that a weight norm spelt `weight_g`, `weight_v` and one spelt `original0`,
+`original1` are the same thing to everything above. A group's chain is what the record says, or what
+keys and shapes alone decide; where they decide nothing the group says so, and nobody guesses.
+
+    spelling         keys                                roles
+    parametrized     parametrizations.weight.ROLE        as in torch
+    weight_norm_old  weight_g, weight_v                  original0, original1
+    spectral_norm_v1 weight_orig, weight_u, weight_v     original, 0._u, 0._v
+    spectral_norm_bar weight_bar, weight_u, weight_v     original, 0._u, 0._v
+    spectral_norm_v0 weight_orig, weight, weight_u       original, value, 0._u
+    prune_old        weight_orig, weight_mask            original, 0.mask
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from ..dtypes import EDITABLE, DTYPES
+from ..text import printable
+from .keys import split_parametrized
+from .record import Entry
+from .source import TensorInfo
+
+PLAIN, PARAMETRIZED = "plain", "parametrized"
+# Suffixed keys of tensors with these leaf names are halves of a pair when the rest is missing;
+# other names that end alike (attn.w_g, blurred_cent_mask, query_v) are tensors of their own.
+_TORCH_LEAF = re.compile(r"(weight|bias|in_proj_weight)(_[a-z]+_l[0-9]+(_reverse)?)?")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What keys and shapes alone say: a chain, or why none can be said."""
+
+    chain: str | None = None
+    problem: str | None = None
+    # Chains that keys and shapes leave open and the data decide (u against W v).
+    alternatives: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Group:
+    """One tensor and the keys that spell it.
+
+    `keys`: role -> key; a plain tensor has the one role "value". `problem` says why the chain is not
+    known or the spelling is incomplete; `chain` is None then.
+    """
+
+    tensor: str
+    form: str
+    keys: Mapping[str, str] = field(hash=False)
+    infos: Mapping[str, TensorInfo] = field(hash=False, repr=False)
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
+    chain: str | None = None
+    view: str | None = None
+    constraint: str | None = None
+    problem: str | None = None
+    hint: str | None = None
+    # Chains that fit by keys and shapes; `surgery.evaluate.settle` asks the data which.
+    alternatives: tuple[str, ...] = ()
+    # The record's word on it; None where the file carries none.
+    record: Entry | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        return self.form == PLAIN
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """An older way to spell a parametrized tensor: key suffix -> role, and the test of its shapes."""
+
+    form: str
+    roles: Mapping[str, str]
+    read: Callable[[Mapping[str, TensorInfo]], Reading | None]
+
+
+def norm_dim(g: tuple[int, ...], v: tuple[int, ...]) -> list[int | None]:
+    """The weight-norm dims that g's shape allows beside v's; None stands for the whole tensor."""
+    if g == ():
+        return [None]
+    if len(g) != len(v):
+        return []
+    found = [d for d in range(len(v)) if all(s == (v[d] if i == d else 1) for i, s in enumerate(g))]
+    # All ones: every dim of size 1 keeps the same slice, the whole tensor, so the first stands for all.
+    return found[:1] if len(found) > 1 else found
+
+
+def _weight_norm(parts: Mapping[str, TensorInfo]) -> Reading | None:
+    g, v = parts["original0"], parts["original1"]
+    dims = norm_dim(g.shape, v.shape)
+    if not dims or g.dtype != v.dtype or g.dtype not in EDITABLE:
+        return None
+    return Reading(f"weight_norm:dim={'none' if dims[0] is None else dims[0]}")
+
+
+def spectral_dims(shape: tuple[int, ...], u: int, v: int | None) -> list[int]:
+    """The dims whose flattened matrix has len(u) rows and len(v) columns."""
+    numel = math.prod(shape)
+    return [d for d, size in enumerate(shape) if size == u and (v is None or size * v == numel)]
+
+
+def _spectral_norm(parts: Mapping[str, TensorInfo]) -> Reading | None:
+    W, u, v = parts["original"], parts["0._u"], parts.get("0._v")
+    if len(u.shape) != 1 or (v is not None and len(v.shape) != 1) or W.dtype not in EDITABLE or len(W.shape) < 2:
+        return None
+    dims = spectral_dims(W.shape, u.shape[0], v.shape[0] if v is not None else None)
+    if not dims:
+        return None
+    chains = tuple(f"spectral_norm:dim={dim}" for dim in dims)
+    return Reading(chains[0]) if len(chains) == 1 else Reading(alternatives=chains)
+
+
+def _mask(parts: Mapping[str, TensorInfo]) -> Reading | None:
+    W, mask = parts["original"], parts["0.mask"]
+    return Reading("mask") if mask.shape == W.shape and W.dtype in DTYPES else None
+
+
+def _spectral_norm_v0(parts: Mapping[str, TensorInfo]) -> Reading | None:
+    if parts["value"].shape != parts["original"].shape:
+        return None
+    return _spectral_norm(parts)
+
+
+SPELLINGS = (
+    Spelling("spectral_norm_v1", {"_orig": "original", "_u": "0._u", "_v": "0._v"}, _spectral_norm),
+    Spelling("spectral_norm_bar", {"_bar": "original", "_u": "0._u", "_v": "0._v"}, _spectral_norm),
+    Spelling("spectral_norm_v0", {"_orig": "original", "": "value", "_u": "0._u"}, _spectral_norm_v0),
+    Spelling("prune_old", {"_orig": "original", "_mask": "0.mask"}, _mask),
+    Spelling("weight_norm_old", {"_g": "original0", "_v": "original1"}, _weight_norm),
+)
+_SUFFIXES = tuple(sorted({s for spelling in SPELLINGS for s in spelling.roles if s}))
+FORM_OF_SPELLING = {spelling.form: spelling for spelling in SPELLINGS}
+FORMS = (PLAIN, PARAMETRIZED, *FORM_OF_SPELLING)
+
+
+def detect(tensors: Mapping[str, TensorInfo], record: Mapping[str, Entry] | None = None) -> dict[str, Group]:
+    """Every tensor of the file as a Group, by tensor name, in the file's order."""
+    record = record or {}
+    groups: dict[str, Group] = {}
+    pending: dict[str, dict[str, str]] = {}
+    taken = _older_spellings(tensors)
+    for key, info in tensors.items():
+        split = split_parametrized(key)
+        if split:
+            pending.setdefault(split[0], {})[split[1]] = key
+        elif key in taken:
+            group = taken[key]
+            groups.setdefault(group.tensor, group)
+        else:
+            groups[key] = Group(key, PLAIN, {"value": key}, {"value": info}, info.shape, info.dtype)
+    for tensor, keys in pending.items():
+        groups[tensor] = _parametrized(tensor, keys, tensors, clash=tensor in groups)
+    return {name: _recorded(group, record.get(name)) for name, group in groups.items()}
+
+
+def _older_spellings(tensors: Mapping[str, TensorInfo]) -> dict[str, Group]:
+    """Key -> the group it belongs to, for every complete set of an older spelling and every half of one."""
+    bases: dict[str, set[str]] = {}
+    for key in tensors:
+        for suffix in _SUFFIXES:
+            if key.endswith(suffix) and len(key) > len(suffix) and not split_parametrized(key):
+                bases.setdefault(key[: -len(suffix)], set()).add(suffix)
+    taken: dict[str, Group] = {}
+    for base, suffixes in bases.items():
+        group = _complete(base, suffixes | ({""} if base in tensors else set()), tensors) or _half(base, suffixes, tensors)
+        if group:
+            taken.update({key: group for key in group.keys.values()})
+    return taken
+
+
+def _complete(base: str, present: set[str], tensors: Mapping[str, TensorInfo]) -> Group | None:
+    for spelling in SPELLINGS:
+        if not set(spelling.roles) <= present or ("" in present and "" not in spelling.roles and base in tensors):
+            continue
+        parts = {role: tensors[base + suffix] for suffix, role in spelling.roles.items()}
+        reading = spelling.read(parts)
+        if reading:
+            keys = {role: base + suffix for suffix, role in spelling.roles.items()}
+            stored = parts.get("original") or parts["original1"]
+            return Group(base, spelling.form, keys, parts, stored.shape, stored.dtype, reading.chain, alternatives=reading.alternatives)
+    return None
+
+
+def _half(base: str, suffixes: set[str], tensors: Mapping[str, TensorInfo]) -> Group | None:
+    leaf = base.rpartition(".")[2]
+    if not _TORCH_LEAF.fullmatch(leaf) or base in tensors:
+        return None
+    fitting = [s for s in SPELLINGS if "" not in s.roles and suffixes & set(s.roles)]
+    best = max(fitting, key=lambda s: 2 * len(suffixes & set(s.roles)) - len(s.roles))
+    missing = [base + suffix for suffix in best.roles if suffix not in suffixes]
+    keys = {role: base + suffix for suffix, role in best.roles.items() if suffix in suffixes}
+    infos = {role: tensors[key] for role, key in keys.items()}
+    info = next(iter(infos.values()))
+    if missing:
+        have = " and ".join(printable(k.rpartition(".")[2]) for k in keys.values())
+        problem = f"{printable(base)} is half a {best.form} pair: {have} without {printable(missing[0])}"
+        hint = "the file is incomplete, or the name means something else: leave it out with -t"
+    else:
+        problem = f"{printable(base)} looks like {best.form}, but its shapes do not fit together"
+        hint = "leave it out with -t, or give --chain"
+    return Group(base, best.form, keys, infos, info.shape, info.dtype, problem=problem, hint=hint)
+
+
+def _parametrized(tensor: str, keys: dict[str, str], tensors: Mapping[str, TensorInfo], clash: bool) -> Group:
+    parts = {role: tensors[key] for role, key in keys.items()}
+    originals = sorted(role for role in parts if role.startswith("original"))
+    if not originals or originals not in (["original"], [f"original{i}" for i in range(len(originals))]):
+        missing = "original" if not originals else "original0" if "original0" not in originals else "original1"
+        first = next(iter(parts.values()))
+        problem = f"{printable(tensor)} is half a parametrization: its '{missing}' is missing"
+        return Group(tensor, PARAMETRIZED, keys, parts, first.shape, first.dtype, problem=problem, hint="the file is incomplete")
+    stored = max((parts[role] for role in originals), key=lambda info: info.numel)
+    made = dict(tensor=tensor, form=PARAMETRIZED, keys=keys, infos=parts, shape=stored.shape, dtype=stored.dtype)
+    if clash:
+        return Group(**made, problem=f"{printable(tensor)} is both a plain tensor and parametrized in this file")
+    reading = read_roles(parts)
+    return Group(**made, chain=reading.chain, problem=reading.problem, hint=_CHAIN_HINT if reading.problem else None,
+                 alternatives=reading.alternatives)
+
+
+_CHAIN_HINT = "say what it is with --chain"
+
+
+def read_roles(parts: Mapping[str, TensorInfo]) -> Reading:
+    """What torch's role names and the shapes decide about a chain that no record names."""
+    names = set(parts)
+    if names == {"original0", "original1"}:
+        return _weight_norm(parts) or Reading(problem="two originals that are no weight norm by their shapes")
+    if names == {"original", "0._u", "0._v"}:
+        return _spectral_norm(parts) or Reading(problem="u and v whose lengths fit no dimension of the original")
+    if names == {"original", "0.mask"}:
+        return _mask(parts) or Reading(problem="a mask of another shape than the original")
+    if names == {"original", "0.base"}:
+        return Reading(
+            problem="an orthogonal parametrization whose map the keys do not tell: "
+            "orthogonal:map=matrix_exp, orthogonal:map=cayley and orthogonal:map=householder fit"
+        )
+    if names == {"original", "1.Id"}:
+        return Reading(problem="the tutorial's cayley after something the keys do not tell: skew,cayley fits")
+    if names == {"original"}:
+        return Reading(problem="parametrized, and the keys alone do not tell how")
+    extra = ", ".join(sorted(printable(name) for name in names if not name.startswith("original")))
+    return Reading(problem=f"a parametrization paramcli does not recognise (beside the original: {extra or 'nothing'})")
+
+
+def _recorded(group: Group, entry: Entry | None) -> Group:
+    if entry is None:
+        return group
+    known = dict(chain=entry.chain, view=entry.view, constraint=entry.constraint, record=entry)
+    return replace(group, **known, problem=None, hint=None, alternatives=())

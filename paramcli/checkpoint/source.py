@@ -1,0 +1,275 @@
+"""A checkpoint as named tensors and the byte ranges they lie in.
+
+Every container, safetensors or torch, one file or many shards, becomes one `Source`: `TensorInfo`
+by name, each pointing at a `Storage` (a byte range of one file). Reading is `pread` of ranges that
+were checked against the file's size; a file is never mapped, so one cut meanwhile is an error and
+not a SIGBUS.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..dtypes import DTYPES, bits_of, nbytes_of, torch_dtype
+from ..errors import InputRefused
+from ..text import printable, printable_path
+
+READ_BLOCK = 1 << 20
+
+
+class InputFile:
+    """One regular file open for reading, with the identity it had when it was opened."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        try:
+            # Non-blocking: a FIFO named like a checkpoint must not hang us.
+            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError:
+            raise InputRefused(f"no such file: {printable_path(path)}", path=path) from None
+        except OSError as error:
+            raise InputRefused(
+                f"cannot open {printable_path(path)}: {error.strerror or type(error).__name__}", path=path
+            ) from None
+        except ValueError:
+            raise InputRefused(f"not a path: {printable_path(path)}", path=path) from None
+        status = os.fstat(self.descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            self.close()
+            kind = "folder" if stat.S_ISDIR(status.st_mode) else "special file (pipe, socket or device)"
+            raise InputRefused(f"{printable_path(path)} is a {kind}, not a checkpoint file", path=path)
+        self.size = status.st_size
+        self._identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+    def read(self, offset: int, length: int) -> bytearray:
+        """`length` bytes at `offset`; a file that no longer has them is refused."""
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise InputRefused(f"{printable_path(self.path)} is cut short", path=self.path)
+        data = bytearray(length)
+        self.read_into(offset, memoryview(data))
+        return data
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        done = 0
+        while done < len(view):
+            try:
+                got = os.preadv(self.descriptor, [view[done : done + (1 << 30)]], offset + done)
+            except OSError as error:
+                raise InputRefused(
+                    f"cannot read {printable_path(self.path)}: {error.strerror}", path=self.path
+                ) from None
+            if not got:
+                raise InputRefused(
+                    f"{printable_path(self.path)} was cut while it was being read",
+                    hint="run again when nothing writes to it",
+                    path=self.path,
+                )
+            done += got
+
+    def same_file(self, other: os.stat_result) -> bool:
+        return self._identity[:2] == (other.st_dev, other.st_ino)
+
+    def check_unchanged(self) -> None:
+        """Raise InputRefused if the file was cut, appended to or rewritten since it was opened."""
+        status = os.fstat(self.descriptor)
+        if (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns) != self._identity:
+            raise InputRefused(
+                f"{printable_path(self.path)} changed while it was being read",
+                hint="run again when nothing writes to it",
+                path=self.path,
+            )
+
+    def close(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A run of bytes in one file of the source: file number, offset, length.
+
+    `crc` is the checksum the container recorded for these bytes (None: it records none).
+    Tensors of a torch file that share a storage share this object's `key`.
+    """
+
+    file: int
+    offset: int
+    nbytes: int
+    key: str
+    crc: int | None = None
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor by name, without its data.
+
+    `offset` counts bytes from the storage's start; `stride` counts elements and is None for a
+    row-major tensor, whose bytes are then exactly one run of the file.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    storage: Storage
+    offset: int = 0
+    stride: tuple[int, ...] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return nbytes_of(self.dtype, self.shape)
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def run(self) -> tuple[int, int, int] | None:
+        """(file, offset, length) of the row-major bytes; None when they are strided."""
+        if self.stride is not None:
+            return None
+        return self.storage.file, self.storage.offset + self.offset, self.nbytes
+
+
+@dataclass(frozen=True)
+class Extra:
+    """Something in the file that is not a tensor of the chosen state dict: its dotted name and type."""
+
+    name: str
+    type: str
+
+
+@dataclass(frozen=True)
+class Root:
+    """A state dict inside a torch checkpoint: where it is ('' is the top level), and its size."""
+
+    name: str
+    tensors: int
+
+
+@dataclass
+class Source:
+    """An open checkpoint. Close it, or use it in a `with`."""
+
+    path: Path
+    container: str  # "safetensors", "sharded safetensors", "torch zip", "torch legacy", "sharded torch"
+    files: list[InputFile]
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str] = field(default_factory=dict)
+    extras: list[Extra] = field(default_factory=list)
+    roots: list[Root] = field(default_factory=lambda: [Root("", 0)])
+    root: str = ""
+    notes: list[str] = field(default_factory=list)
+    # Shard file name -> its tensors' names, in order; empty for one file.
+    shards: dict[str, list[str]] = field(default_factory=dict)
+    # The whole decoded pickle of a torch file (pickle_data values), for outputs that keep it.
+    tree: object = None
+    _checked: set = field(default_factory=set, repr=False)
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for file in self.files:
+            file.close()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all files as they lie on disk."""
+        return sum(file.size for file in self.files)
+
+    def check_unchanged(self) -> None:
+        for file in self.files:
+            file.check_unchanged()
+
+    def check_storage(self, storage: Storage) -> None:
+        """Compare a storage with the checksum its container recorded; once for each storage."""
+        if storage.crc is None or (storage.file, storage.offset) in self._checked:
+            return
+        import zlib
+
+        file, crc, end = self.files[storage.file], 0, storage.offset + storage.nbytes
+        buffer = memoryview(bytearray(min(READ_BLOCK, storage.nbytes)))
+        for offset in range(storage.offset, end, READ_BLOCK):
+            part = buffer[: min(READ_BLOCK, end - offset)]
+            file.read_into(offset, part)
+            crc = zlib.crc32(part, crc)
+        if crc != storage.crc:
+            raise InputRefused(
+                f"{printable_path(file.path)} is damaged: the checksum of '{printable(storage.key)}' does not match its bytes",
+                hint="copy or download the file again",
+                path=file.path,
+            )
+        self._checked.add((storage.file, storage.offset))
+
+    def read_bytes(self, name: str) -> bytearray:
+        """The tensor's row-major bytes in new memory; checksums are compared first."""
+        info = self.tensors[name]
+        self.check_storage(info.storage)
+        run = info.run
+        if run is not None:
+            file, offset, length = run
+            return self.files[file].read(offset, length)
+        return bytearray(tensor_bytes(self.read(name)))
+
+    def read(self, name: str):
+        """The tensor as a new contiguous torch.Tensor on the CPU."""
+        import torch
+
+        info = self.tensors[name]
+        dtype = torch_dtype(info.dtype)
+        if info.numel == 0:
+            return torch.empty(info.shape, dtype=dtype)
+        if info.stride is None:
+            return torch.frombuffer(self.read_bytes(name), dtype=dtype).reshape(info.shape)
+        self.check_storage(info.storage)
+        width = DTYPES[info.dtype].bits // 8
+        span = (1 + sum((size - 1) * step for size, step in zip(info.shape, info.stride))) * width
+        data = self.files[info.storage.file].read(info.storage.offset + info.offset, span)
+        flat = torch.frombuffer(data, dtype=dtype)
+        return flat.as_strided(info.shape, info.stride).contiguous()
+
+    def tied(self) -> list[list[str]]:
+        """Groups of names that are one tensor: same storage, offset, shape and stride."""
+        groups: dict[tuple, list[str]] = {}
+        for name, info in self.tensors.items():
+            if info.numel:
+                place = (info.storage.file, info.storage.offset, info.offset, info.dtype, info.shape, info.stride)
+                groups.setdefault(place, []).append(name)
+        return [names for names in groups.values() if len(names) > 1]
+
+
+def tensor_bytes(tensor) -> memoryview:
+    """The bytes of a contiguous CPU tensor, without numpy; valid while the tensor lives."""
+    import ctypes
+
+    if not tensor.numel():
+        return memoryview(b"")
+    size = tensor.numel() * tensor.element_size()
+    return memoryview((ctypes.c_char * size).from_address(tensor.data_ptr())).cast("B")
+
+
+def check_shape(dtype: str, shape: Sequence[int]) -> None:
+    """Raise InputRefused unless the shape is a sane one whose bits fill whole bytes."""
+    if len(shape) > 64:
+        raise InputRefused(f"a tensor of {len(shape)} dimensions; torch allows 64")
+    if bits_of(dtype, shape) % 8:
+        raise InputRefused(f"a {dtype} tensor of shape {tuple(shape)} does not fill whole bytes")
+
+
+def merge_metadata(parts: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Metadata of several shards: keys with one value everywhere; a contradiction is refused."""
+    merged: dict[str, str] = {}
+    for part in parts:
+        for key, value in part.items():
+            if merged.setdefault(key, value) != value:
+                raise InputRefused(f"the shards disagree about the metadata key '{printable(key)}'")
+    return merged

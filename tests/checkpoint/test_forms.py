@@ -1,0 +1,138 @@
+"""Form detection: every spelling, every look-alike, every half pair, by keys, shapes and dtypes."""
+
+import pytest
+
+from paramcli.checkpoint.forms import detect
+from paramcli.checkpoint.keys import parametrized_key, split_parametrized
+from paramcli.checkpoint.record import Entry
+from paramcli.checkpoint.source import Storage, TensorInfo
+
+S = Storage(0, 0, 0, "x")
+
+
+def infos(**shapes):
+    """name=shape or name=(dtype, shape) -> TensorInfos; '__' in a name stands for a dot."""
+    made = {}
+    for name, shape in shapes.items():
+        dtype = "F32"
+        if shape and isinstance(shape[0], str):
+            dtype, shape = shape
+        made[name.replace("__", ".")] = TensorInfo(name.replace("__", "."), dtype, tuple(shape), S)
+    return made
+
+
+P = "fc__parametrizations__weight__"
+# label: (tensors, {tensor: (form, chain)})
+LAYOUTS = {
+    "plain": (dict(fc__weight=(4, 3), fc__bias=(4,)), {"fc.weight": ("plain", None), "fc.bias": ("plain", None)}),
+    "old weight norm, linear": (dict(fc__weight_g=(4, 1), fc__weight_v=(4, 3)), {"fc.weight": ("weight_norm_old", "weight_norm:dim=0")}),
+    "old weight norm, conv": (dict(c__weight_g=(8, 1, 1), c__weight_v=(8, 3, 5)), {"c.weight": ("weight_norm_old", "weight_norm:dim=0")}),
+    "old weight norm, dim 1 of a transposed conv": (dict(c__weight_g=(1, 4, 1), c__weight_v=(8, 4, 5)), {"c.weight": ("weight_norm_old", "weight_norm:dim=1")}),
+    "old weight norm, whole tensor": (dict(c__weight_g=(), c__weight_v=(8, 4)), {"c.weight": ("weight_norm_old", "weight_norm:dim=none")}),
+    "old weight norm at top level": (dict(weight_g=(4, 1), weight_v=(4, 3)), {"weight": ("weight_norm_old", "weight_norm:dim=0")}),
+    "old weight norm of an LSTM kernel": (
+        dict(rnn__weight_hh_l0_g=(16, 1), rnn__weight_hh_l0_v=(16, 4)),
+        {"rnn.weight_hh_l0": ("weight_norm_old", "weight_norm:dim=0")},
+    ),
+    "old weight norm of one row": (dict(c__weight_g=(1, 1, 1), c__weight_v=(1, 4, 5)), {"c.weight": ("weight_norm_old", "weight_norm:dim=0")}),
+    "new weight norm": ({P + "original0": (4, 1), P + "original1": (4, 3)}, {"fc.weight": ("parametrized", "weight_norm:dim=0")}),
+    "new weight norm, whole tensor": ({P + "original0": (), P + "original1": (4, 3)}, {"fc.weight": ("parametrized", "weight_norm:dim=none")}),
+    "old spectral norm": (
+        dict(fc__weight_orig=(4, 3), fc__weight_u=(4,), fc__weight_v=(3,)),
+        {"fc.weight": ("spectral_norm_v1", "spectral_norm:dim=0")},
+    ),
+    "old spectral norm of a transposed conv": (
+        dict(c__weight_orig=(4, 6, 3), c__weight_u=(6,), c__weight_v=(12,)),
+        {"c.weight": ("spectral_norm_v1", "spectral_norm:dim=1")},
+    ),
+    "spectral norm by bar": (
+        dict(fc__weight_bar=(4, 3), fc__weight_u=(4,), fc__weight_v=(3,)),
+        {"fc.weight": ("spectral_norm_bar", "spectral_norm:dim=0")},
+    ),
+    "oldest spectral norm, with the value and no v": (
+        dict(fc__weight_orig=(4, 3), fc__weight=(4, 3), fc__weight_u=(4,)),
+        {"fc.weight": ("spectral_norm_v0", "spectral_norm:dim=0")},
+    ),
+    "new spectral norm": (
+        {P + "original": (4, 3), P + "0._u": (4,), P + "0._v": (3,)},
+        {"fc.weight": ("parametrized", "spectral_norm:dim=0")},
+    ),
+    "square spectral norm leaves the dim to the data": (
+        dict(fc__weight_orig=(4, 4), fc__weight_u=(4,), fc__weight_v=(4,)),
+        {"fc.weight": ("spectral_norm_v1", ("spectral_norm:dim=0", "spectral_norm:dim=1"))},
+    ),
+    "old pruning": (dict(fc__weight_orig=(4, 3), fc__weight_mask=(4, 3)), {"fc.weight": ("prune_old", "mask")}),
+    "new pruning": ({P + "original": (4, 3), P + "0__mask": ("BOOL", (4, 3))}, {"fc.weight": ("parametrized", "mask")}),
+    "pruned bias": (dict(fc__bias_orig=(4,), fc__bias_mask=(4,)), {"fc.bias": ("prune_old", "mask")}),
+    "orthogonal without its map": ({P + "original": (4, 4), P + "0__base": (4, 4)}, {"fc.weight": ("parametrized", "matrix_exp")}),
+    "the tutorial's Id": ({P + "original": (4, 4), P + "1__Id": (4, 4)}, {"fc.weight": ("parametrized", "skew,cayley fits")}),
+    "only an original": ({P + "original": (4, 4)}, {"fc.weight": ("parametrized", "do not tell")}),
+    "rank one by two originals": (
+        {P + "original0": (4, 1), P + "original1": (1, 3)},
+        {"fc.weight": ("parametrized", "no weight norm by their shapes")},
+    ),
+    "lora by parametrize": (
+        {P + "original": (4, 3), P + "0__lora_A": (2, 3), P + "0__lora_B": (4, 2)},
+        {"fc.weight": ("parametrized", "does not recognise")},
+    ),
+    "half: g without v": (dict(fc__weight_g=(4, 1)), {"fc.weight": ("weight_norm_old", "without fc.weight_v")}),
+    "half: v without g": (dict(fc__weight_v=(4, 3)), {"fc.weight": ("weight_norm_old", "without fc.weight_g")}),
+    "half: orig without mask or u": (dict(fc__weight_orig=(4, 3)), {"fc.weight": ("prune_old", "without fc.weight_mask")}),
+    "half: mask without orig": (dict(fc__weight_mask=(4, 3)), {"fc.weight": ("prune_old", "without fc.weight_orig")}),
+    "half: original1 without original0": ({P + "original1": (4, 3)}, {"fc.weight": ("parametrized", "'original0' is missing")}),
+    "half: mask without original": ({P + "0__mask": (4, 3)}, {"fc.weight": ("parametrized", "'original' is missing")}),
+    "look-alike: a gate and a value matrix": (dict(attn__w_g=(4, 4), attn__w_v=(4, 4)), {"attn.w_g": ("plain", None), "attn.w_v": ("plain", None)}),
+    "look-alike: weight_gate": (dict(fc__weight_gate=(4, 1), fc__weight_v=(4, 4), fc__weight=(4, 4)), {"fc.weight_gate": ("plain", None), "fc.weight": ("plain", None), "fc.weight_v": ("plain", None)}),
+    "look-alike: blurred_cent_mask": (dict(x__gaussian_blurred_cent_mask=(360,)), {"x.gaussian_blurred_cent_mask": ("plain", None)}),
+    "look-alike: constraint mask beside its weight": (dict(w__a_constraint_mask=(3,), w__a=(3,)), {"w.a_constraint_mask": ("plain", None)}),
+    "look-alike: a stored mask beside a plain weight": (dict(fc__weight=(4, 3), fc__weight_mask=(4, 3)), {"fc.weight": ("plain", None), "fc.weight_mask": ("plain", None)}),
+    "look-alike: q_u and q_v": (dict(a__q_u=(4, 2), a__q_v=(2, 4)), {"a.q_u": ("plain", None), "a.q_v": ("plain", None)}),
+    "look-alike: original0 and original1 outside parametrizations": (
+        dict(fc__weight__original0=(4, 1), fc__weight__original1=(4, 3)),
+        {"fc.weight.original0": ("plain", None), "fc.weight.original1": ("plain", None)},
+    ),
+    "look-alike: integer g": (dict(x__w_g=("I64", (4, 1)), x__w_v=("I64", (4, 3))), {"x.w_g": ("plain", None), "x.w_v": ("plain", None)}),
+    "look-alike: a mask of another shape": (dict(x__a_orig=(4, 3), x__a_mask=(4,)), {"x.a_orig": ("plain", None), "x.a_mask": ("plain", None)}),
+}
+
+
+@pytest.mark.parametrize(("tensors", "expected"), LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_layouts_are_classified(tensors, expected):
+    """Each layout has the one reading its keys and shapes decide, or says what it lacks."""
+    tensors = infos(**tensors)
+    groups = detect(tensors)
+    for name, (form, reading) in expected.items():
+        group = groups[name]
+        assert group.form == form
+        if isinstance(reading, tuple):
+            assert group.alternatives == reading and group.chain is None
+        elif group.problem:
+            assert reading in group.problem and group.chain is None
+        else:
+            assert group.chain == reading
+    # Every key of the file belongs to exactly one group.
+    assert sorted(key for group in groups.values() for key in group.keys.values()) == sorted(tensors)
+
+
+def test_the_table_has_at_least_25_layouts():
+    """The promise of the table's size."""
+    assert len(LAYOUTS) >= 25
+
+
+def test_the_record_decides_what_keys_cannot():
+    """A recorded chain takes the place of the question."""
+    tensors = infos(**{P + "original": (4, 4)})
+    group = detect(tensors, {"fc.weight": Entry("parametrized", "skew,cayley", None, "special_orthogonal")})["fc.weight"]
+    assert (group.chain, group.constraint, group.problem) == ("skew,cayley", "special_orthogonal", None)
+
+
+@pytest.mark.parametrize("key", ["parametrizations.weight.original", "a.b.parametrizations.weight.0._u", "parametrizations.w.original12"])
+def test_keys_split_and_join(key):
+    """Splitting a key and joining its parts gives it back."""
+    assert parametrized_key(*split_parametrized(key)) == key
+
+
+@pytest.mark.parametrize("key", ["parametrizations.weight", "a.parametrizations.weight.foo", "xparametrizations.weight.original", "weight.original"])
+def test_other_keys_are_no_parametrizations(key):
+    """Only torch's layout counts."""
+    assert split_parametrized(key) is None
