@@ -8,6 +8,7 @@ not a SIGBUS.
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
 import stat
@@ -22,6 +23,15 @@ from ..text import printable, printable_path
 READ_BLOCK = 1 << 20
 
 
+def above_standard_streams(descriptor: int) -> int:
+    """The same open file under a number above 2: where stdout was closed, a file must not take its place."""
+    if descriptor > 2:
+        return descriptor
+    higher = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+    os.close(descriptor)
+    return higher
+
+
 class InputFile:
     """One regular file open for reading, with the identity it had when it was opened."""
 
@@ -29,7 +39,7 @@ class InputFile:
         self.path = Path(path)
         try:
             # Non-blocking: a FIFO named like a checkpoint must not hang us.
-            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            self.descriptor = above_standard_streams(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
         except FileNotFoundError:
             raise InputRefused(f"no such file: {printable_path(path)}", path=path) from None
         except OSError as error:
