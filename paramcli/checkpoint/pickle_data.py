@@ -1,0 +1,474 @@
+"""One pickle stream -> inert data.
+
+torch.save describes tensors in a pickle; unpickling means calling what the file names. This reads the
+same opcodes as a description: dicts, lists and numbers become themselves, tensors become `TensorRef`s
+that point into the container, and every other object an `Opaque` that remembers its parts. Nothing is
+imported, called or formatted, so there is nothing to trust.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ..errors import InputRefused
+from ..text import printable
+from .pickle_globals import TORCH_DTYPES, refuse_built_memory, refuse_dangerous, storage_dtype
+
+# torch.save spends about 35 opcodes and 100 bytes on a tensor: room for 250,000 of them.
+MAX_BYTES = 64 << 20
+MAX_OPCODES = 10_000_000
+# Sizes, strides and offsets of real tensors fit 8 bytes.
+MAX_INTEGER_BYTES = 9
+
+
+@dataclass(frozen=True)
+class Global:
+    """A name the pickle mentions: module.name, never imported."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+@dataclass(eq=False)
+class Opaque:
+    """An object of a class that is not understood: what it was made from, inert."""
+
+    cls: Global
+    arguments: tuple = ()
+    state: object = None
+    items: list = field(default_factory=list)
+    pairs: dict = field(default_factory=dict)
+
+
+class Items(dict):
+    """An OrderedDict or other dict subclass; `attributes` is what BUILD put on it (torch's `_metadata`)."""
+
+    attributes: object = None
+
+
+@dataclass(frozen=True, eq=False)
+class StorageRef:
+    """A persistent id: the container's storage `key`, seen as `numel` elements of a dtype."""
+
+    key: str
+    dtype: str
+    numel: int
+    device: str
+    # Legacy files: (key of this view, offset, size) into the storage.
+    view: tuple | None = None
+    untyped: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class TensorRef:
+    """A strided tensor over a storage; offsets and strides count elements."""
+
+    storage: StorageRef
+    dtype: str
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    flags: tuple[str, ...] = ()
+
+
+def broken(why: str) -> InputRefused:
+    return InputRefused(f"its pickle is broken: {why}", hint="copy or download the file again")
+
+
+class _Mark:
+    pass
+
+
+def _sizes(values: object) -> bool:
+    return isinstance(values, (tuple, list)) and all(type(v) is int for v in values) and len(values) <= 64
+
+
+def _tensor(arguments: tuple, dtype: str | None = None, metadata_at: int = 6) -> TensorRef:
+    if len(arguments) < 4 or not isinstance(arguments[0], StorageRef):
+        raise broken("a tensor without a storage")
+    storage, offset, shape, stride = arguments[:4]
+    if type(offset) is not int or not _sizes(shape) or not _sizes(stride) or len(shape) != len(stride):
+        raise broken("a tensor whose shape, stride or offset is no list of whole numbers")
+    if offset < 0 or any(v < 0 for v in (*shape, *stride)):
+        raise broken("a tensor with a negative size, stride or offset")
+    metadata = arguments[metadata_at] if len(arguments) > metadata_at else None
+    flags = tuple(str(k) for k, v in metadata.items() if v) if isinstance(metadata, dict) else ()
+    return TensorRef(storage, dtype or storage.dtype, offset, tuple(shape), tuple(stride), flags)
+
+
+def _tensor_v3(arguments: tuple) -> TensorRef:
+    dtype = arguments[6] if len(arguments) > 6 else None
+    if not isinstance(dtype, Global) or dtype.module != "torch" or dtype.name not in TORCH_DTYPES:
+        raise broken(f"a tensor of the unknown dtype {printable(dtype, 60)}")
+    return _tensor(arguments, TORCH_DTYPES[dtype.name], 7)
+
+
+def _parameter(arguments: tuple) -> object:
+    if not arguments:
+        raise broken("a parameter without a tensor")
+    return arguments[0]
+
+
+def _from_type(arguments: tuple) -> object:
+    if len(arguments) < 3 or not isinstance(arguments[0], Global) or not isinstance(arguments[2], tuple):
+        raise broken("a tensor subclass without its parts")
+    made = _call(arguments[0], arguments[2])
+    if isinstance(made, TensorRef) and isinstance(arguments[1], Global) and arguments[1] not in _PLAIN_TENSORS:
+        return Opaque(arguments[1], (made,), arguments[3] if len(arguments) > 3 else None)
+    return made
+
+
+_PLAIN_TENSORS = {Global("torch", "Tensor"), Global("torch.nn.parameter", "Parameter"), Global("torch.nn.parameter", "Buffer")}
+
+
+def _mapping(arguments: tuple) -> Items:
+    """OrderedDict() and its relatives, from nothing, from pairs or from a dict."""
+    made = Items()
+    for argument in arguments:
+        if isinstance(argument, dict):
+            made.update(argument)
+        elif isinstance(argument, (list, tuple)):
+            for pair in argument:
+                if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+                    raise broken("a dict of no pairs")
+                _set(made, pair[0], pair[1])
+    return made
+
+
+def _set(mapping: dict, key: object, value: object) -> None:
+    try:
+        mapping[key] = value
+    except TypeError:
+        raise broken("a dict key that cannot be one") from None
+
+
+def _encode(arguments: tuple) -> bytes:
+    """_codecs.encode(text, 'latin1'): how protocol 2 writes bytes."""
+    if len(arguments) != 2 or not isinstance(arguments[0], str) or arguments[1] not in ("latin1", "latin-1"):
+        raise broken("bytes in another encoding")
+    try:
+        return arguments[0].encode("latin-1")
+    except UnicodeEncodeError:
+        raise broken("bytes that are none") from None
+
+
+def _collection(arguments: tuple) -> object:
+    return list(arguments[0]) if arguments and isinstance(arguments[0], (list, tuple, set, frozenset)) else []
+
+
+_CALLS: dict[tuple[str, str], Callable[[tuple], object]] = {
+    ("torch._utils", "_rebuild_tensor"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v3"): _tensor_v3,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    ("torch._tensor", "_rebuild_from_type_v2"): _from_type,
+    ("torch.nn.parameter", "Parameter"): _parameter,
+    ("collections", "OrderedDict"): _mapping,
+    ("collections", "defaultdict"): _mapping,
+    ("collections", "Counter"): _mapping,
+    ("torch", "Size"): lambda arguments: tuple(arguments[0]) if arguments and isinstance(arguments[0], (list, tuple)) else (),
+    ("_codecs", "encode"): _encode,
+    ("builtins", "set"): _collection,
+    ("__builtin__", "set"): _collection,
+    ("builtins", "frozenset"): _collection,
+    ("__builtin__", "frozenset"): _collection,
+    ("builtins", "dict"): _mapping,
+    ("builtins", "list"): _collection,
+}  # fmt: skip
+
+
+def _call(function: object, arguments: tuple) -> object:
+    """What REDUCE and NEWOBJ make of a global and its arguments."""
+    if not isinstance(function, Global):
+        raise broken("a call of something that is no name")
+    known = _CALLS.get((function.module, function.name))
+    if known is not None:
+        return known(arguments)
+    refuse_built_memory(function.module, function.name)
+    if function.module in ("copyreg", "copy_reg") and function.name in ("_reconstructor", "__newobj__"):
+        if arguments and isinstance(arguments[0], Global):
+            refuse_built_memory(arguments[0].module, arguments[0].name)
+            return Opaque(arguments[0], arguments[1:])
+    return Opaque(function, arguments)
+
+
+def _persistent(identity: object) -> object:
+    """('storage', class, key, device, numel[, view]) -> StorageRef; ('module', class, ...) -> the class."""
+    if not isinstance(identity, tuple) or not identity:
+        raise broken("a reference to no storage")
+    if identity[0] == "module" and len(identity) >= 2 and isinstance(identity[1], Global):
+        return identity[1]
+    if identity[0] != "storage" or len(identity) not in (5, 6):
+        raise broken("a reference to no storage")
+    _, cls, key, device, numel, *view = identity
+    dtype = storage_dtype(cls.module, cls.name) if isinstance(cls, Global) else None
+    if dtype is None:
+        raise broken(f"a storage of the unknown class {printable(cls, 80)}")
+    if not isinstance(key, str) or not isinstance(device, str) or type(numel) is not int or numel < 0:
+        raise broken("a storage whose key, device or size is none")
+    window = view[0] if view else None
+    if window is not None and not (isinstance(window, tuple) and len(window) == 3):
+        raise broken("a storage view that is none")
+    return StorageRef(key, dtype, numel, device, window, cls.name == "UntypedStorage")
+
+
+class Unpickled:
+    """The result: the top value, the unknown classes it was made of, and where the stream ended."""
+
+    def __init__(self, value: object, classes: dict[Global, None], end: int):
+        self.value, self.classes, self.end = value, classes, end
+
+
+def read_pickle(data: bytes, start: int = 0) -> Unpickled:
+    """Interpret the stream that begins at `start`; raises InputRefused for broken and dangerous ones."""
+    try:
+        return _Machine(data, start).run()
+    except (IndexError, struct.error):
+        raise broken("it ends too early") from None
+    except UnicodeDecodeError:
+        raise broken("text that is no UTF-8") from None
+
+
+_U16, _U32, _I32, _U64, _F64 = (struct.Struct(code) for code in ("<H", "<I", "<i", "<Q", ">d"))
+
+
+class _Machine:
+    """The stack machine. One method for each family of opcodes torch.save and common libraries write."""
+
+    def __init__(self, data: bytes, start: int):
+        self.data, self.at, self.start = data, start, start
+        self.stack: list = []
+        self.outer: list[list] = []
+        self.memo: dict[int, object] = {}
+        self.classes: dict[Global, None] = {}
+        self.copied = 0
+
+    def run(self) -> Unpickled:
+        data, table = self.data, _OPCODES
+        count = 0
+        while True:
+            code = data[self.at]
+            self.at += 1
+            if code == 0x2E:  # STOP
+                if len(self.stack) != 1 or self.outer:
+                    raise broken("it leaves other than one value")
+                return Unpickled(self.stack.pop(), self.classes, self.at)
+            handler = table.get(code)
+            if handler is None:
+                raise broken(f"opcode {code:#04x} is none that torch.save writes")
+            handler(self)
+            count += 1
+            if count > MAX_OPCODES or self.at - self.start > MAX_BYTES:
+                raise InputRefused(f"its pickle is larger than any checkpoint's ({MAX_BYTES >> 20} MiB, {MAX_OPCODES} opcodes)")
+
+    def take(self, size: int) -> bytes:
+        end = self.at + size
+        if end > len(self.data):
+            raise broken("it ends too early")
+        part = self.data[self.at : end]
+        self.at = end
+        return part
+
+    def number(self, layout: struct.Struct) -> int:
+        return layout.unpack(self.take(layout.size))[0]
+
+    def push(self, value: object) -> None:
+        self.stack.append(value)
+
+    def line(self) -> str:
+        end = self.data.find(b"\n", self.at, self.at + 1000)
+        if end < 0:
+            raise broken("a name without an end")
+        part = self.data[self.at : end].decode("utf-8")
+        self.at = end + 1
+        return part
+
+    def to_mark(self) -> list:
+        items = self.stack
+        if not self.outer:
+            raise broken("a mark that is missing")
+        self.stack = self.outer.pop()
+        return items
+
+    def named(self, module: object, name: object) -> None:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise broken("a name that is no text")
+        refuse_dangerous(module, name)
+        self.push(Global(module, name))
+
+    def made(self, function: object, arguments: object) -> None:
+        if not isinstance(arguments, tuple):
+            raise broken("a call without arguments")
+        # Calls that copy an argument may not copy a remembered one over and over.
+        self.copied += sum(len(argument) for argument in arguments[:1] if isinstance(argument, (str, list, tuple, dict)))
+        if self.copied > MAX_BYTES:
+            raise InputRefused("its pickle would grow far beyond its own size when it is read")
+        value = _call(function, arguments)
+        if isinstance(value, Opaque):
+            self.classes[value.cls] = None
+        self.push(value)
+
+    def remember(self, index: int) -> None:
+        self.memo[index] = self.stack[-1]
+
+    def recall(self, index: int) -> None:
+        if index not in self.memo:
+            raise broken("a reference to nothing")
+        self.push(self.memo[index])
+
+    def integer(self, size: int) -> None:
+        if size > MAX_INTEGER_BYTES:
+            # Random generator states hold long integers; their value is of no use here.
+            self.take(size)
+            self.push(0)
+        else:
+            self.push(int.from_bytes(self.take(size), "little", signed=True))
+
+    def append(self, values: list) -> None:
+        target = self.stack[-1]
+        if isinstance(target, list):
+            target.extend(values)
+        elif isinstance(target, Opaque):
+            target.items.extend(values)
+        else:
+            raise broken("an item added to what is no list")
+
+    def set_items(self, values: list) -> None:
+        target = self.stack[-1]
+        into = target if isinstance(target, dict) else target.pairs if isinstance(target, Opaque) else None
+        if into is None or len(values) % 2:
+            raise broken("an item set on what is no dict")
+        for key, value in zip(values[::2], values[1::2]):
+            _set(into, key, value)
+
+    def build(self) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, Opaque):
+            target.state = state
+        elif isinstance(target, Items):
+            target.attributes = state
+        elif not isinstance(target, TensorRef):
+            raise broken("a state set on what has none")
+
+    def persistent(self) -> None:
+        self.push(_persistent(self.stack.pop()))
+
+    def reduce(self) -> None:
+        arguments = self.stack.pop()
+        self.made(self.stack.pop(), arguments)
+
+    def new_ex(self) -> None:
+        keywords, arguments = self.stack.pop(), self.stack.pop()
+        if keywords:
+            arguments = (*arguments, keywords) if isinstance(arguments, tuple) else None
+        self.made(self.stack.pop(), arguments)
+
+    def stack_global(self) -> None:
+        name = self.stack.pop()
+        self.named(self.stack.pop(), name)
+
+    def top(self, count: int) -> None:
+        if len(self.stack) < count:
+            raise broken("a tuple of missing parts")
+        values = tuple(self.stack[-count:])
+        del self.stack[-count:]
+        self.push(values)
+
+    def dictionary(self) -> None:
+        values = self.to_mark()
+        self.push({})
+        self.set_items(values)
+
+    def mark(self) -> None:
+        self.outer.append(self.stack)
+        self.stack = []
+
+    def pop(self) -> None:
+        if self.stack:
+            self.stack.pop()
+        else:
+            self.to_mark()
+
+    def protocol(self) -> None:
+        version = self.take(1)[0]
+        if not 2 <= version <= 5:
+            raise broken(f"protocol {version} is none that torch.save writes")
+
+    def set_of(self, values: list) -> None:
+        if not isinstance(self.stack[-1], list):
+            raise broken("an item added to what is no set")
+        self.stack[-1].extend(values)
+
+
+def _text(layout: struct.Struct, kind: str) -> Callable[[_Machine], None]:
+    def read(m: _Machine) -> None:
+        part = m.take(m.number(layout))
+        # Lone surrogates are legal in a pickle's text; what becomes a tensor name is checked there.
+        m.push(part.decode("utf-8", "surrogatepass") if kind == "text" else part.decode("latin-1") if kind == "string" else part)
+
+    return read
+
+
+_U8 = struct.Struct("<B")
+_OPCODES: dict[int, Callable[[_Machine], None]] = {
+    ord(code) if isinstance(code, str) else code: action
+    for code, action in {
+        0x80: _Machine.protocol,
+        0x95: lambda m: m.take(8) and None,  # FRAME: its length only helps streaming readers
+        "(": _Machine.mark,
+        "}": lambda m: m.push({}),
+        "]": lambda m: m.push([]),
+        ")": lambda m: m.push(()),
+        0x8F: lambda m: m.push([]),  # EMPTY_SET
+        "N": lambda m: m.push(None),
+        0x88: lambda m: m.push(True),
+        0x89: lambda m: m.push(False),
+        "K": lambda m: m.push(m.number(_U8)),
+        "M": lambda m: m.push(m.number(_U16)),
+        "J": lambda m: m.push(m.number(_I32)),
+        "G": lambda m: m.push(m.number(_F64)),
+        0x8A: lambda m: m.integer(m.number(_U8)),
+        0x8B: lambda m: m.integer(m.number(_U32)),
+        "X": _text(_U32, "text"),
+        0x8C: _text(_U8, "text"),
+        0x8D: _text(_U64, "text"),
+        "U": _text(_U8, "string"),
+        "T": _text(_U32, "string"),
+        "C": _text(_U8, "bytes"),
+        "B": _text(_U32, "bytes"),
+        0x8E: _text(_U64, "bytes"),
+        0x96: _text(_U64, "bytes"),
+        "q": lambda m: m.remember(m.number(_U8)),
+        "r": lambda m: m.remember(m.number(_U32)),
+        0x94: lambda m: m.remember(len(m.memo)),
+        "h": lambda m: m.recall(m.number(_U8)),
+        "j": lambda m: m.recall(m.number(_U32)),
+        "c": lambda m: m.named(m.line(), m.line()),
+        0x93: _Machine.stack_global,
+        "R": _Machine.reduce,
+        0x81: _Machine.reduce,  # NEWOBJ
+        0x92: _Machine.new_ex,
+        "b": _Machine.build,
+        "Q": _Machine.persistent,
+        "t": lambda m: m.push(tuple(m.to_mark())),
+        0x85: lambda m: m.top(1),
+        0x86: lambda m: m.top(2),
+        0x87: lambda m: m.top(3),
+        "l": lambda m: m.push(m.to_mark()),
+        "d": _Machine.dictionary,
+        "s": lambda m: m.set_items([m.stack.pop(-2), m.stack.pop()]),
+        "u": lambda m: m.set_items(m.to_mark()),
+        "a": lambda m: m.append([m.stack.pop()]),
+        "e": lambda m: m.append(m.to_mark()),
+        0x90: lambda m: m.set_of(m.to_mark()),
+        0x91: lambda m: m.push(tuple(m.to_mark())),
+        "0": _Machine.pop,
+        "1": lambda m: m.to_mark() and None,
+    }.items()
+}

@@ -1,0 +1,216 @@
+"""A torch checkpoint, zip or legacy, as a Source: described from its pickle, never unpickled.
+
+The pickle is read symbolically (pickle_data), so tensors come out as byte ranges of the file whose
+sizes were checked against it; `torch.load` plays no part, and with it go uninitialised memory,
+ignored checksums, and calls of what a file names.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..dtypes import DTYPES
+from ..errors import InputRefused
+from ..text import listing, printable, printable_path
+from .pickle_data import MAX_BYTES, Opaque, StorageRef, TensorRef, Unpickled, read_pickle
+from .pickle_globals import OTHER_WIDTHS
+from .recognise import LEGACY_MAGIC
+from .roots import choose_root
+from .source import InputFile, Root, Source, Storage, TensorInfo
+from .torch_zip import member_bytes, read_archive
+
+# A tensor expanded by stride 0 is stored whole in safetensors: allowed as long as that cannot blow up.
+EXPANSION = 64 << 20
+_LEGACY_PROTOCOL = 1001
+
+
+def open_torch(path: Path, file: InputFile | None = None, root: str | None = None) -> Source:
+    """Open a torch checkpoint; `root` names the state dict where there are several.
+
+    Raises InputRefused for broken, dangerous and foreign files, naming the file and the reason.
+    """
+    file = file or InputFile(path)
+    try:
+        head = bytes(file.read(0, min(4, file.size)))
+        container = "torch zip" if head == b"PK\x03\x04" else "torch legacy"
+        loaded, storages, notes = _zip(file) if container == "torch zip" else _legacy(file)
+        chosen = choose_root(loaded.value, root)
+        tensors = {name: _info(name, ref, storages, file.size) for name, ref in chosen.tensors.items()}
+        if any(name == "__metadata__" for name in tensors):
+            raise InputRefused("a tensor is named __metadata__, which safetensors cannot store", hint="rename it where it was made")
+    except InputRefused as error:
+        file.close()
+        if error.path is None:
+            error.path = path
+            error.message = f"{printable_path(path)}: {error.message}"
+        raise
+    except BaseException:
+        file.close()
+        raise
+    skipped = [str(cls) for cls in loaded.classes]
+    if skipped:
+        notes.append(f"read past classes paramcli does not know: {listing(skipped, 6)}")
+    return Source(
+        path=Path(path),
+        container=container,
+        files=[file],
+        tensors=tensors,
+        extras=chosen.extras,
+        roots=[Root(name, count) for name, count in chosen.candidates],
+        root=chosen.name,
+        notes=notes + chosen.notes,
+        tree=loaded.value,
+    )
+
+
+Storages = dict[str, Storage]
+
+
+def _zip(file: InputFile) -> tuple[Unpickled, Storages, list[str]]:
+    archive = read_archive(file)
+    if "data.pkl" not in archive.members:
+        raise InputRefused(
+            "a zip archive without the data.pkl of a torch checkpoint", hint="unpack it and give paramcli the checkpoint inside"
+        )
+    order = member_bytes(file, archive, "byteorder", 100) if "byteorder" in archive.members else b"little"
+    if order.strip() != b"little":
+        raise InputRefused("it was written on a big-endian machine", hint="save it again on a little-endian one")
+    loaded = read_pickle(member_bytes(file, archive, "data.pkl", MAX_BYTES))
+    notes = [] if archive.checksums else ["the file records no checksums, so damage to its tensors cannot be noticed"]
+    storages = {
+        name.removeprefix("data/"): Storage(0, member.offset, member.size, name, member.crc if archive.checksums else None)
+        for name, member in archive.members.items()
+        if name.startswith("data/")
+    }
+    return loaded, storages, notes
+
+
+def _legacy(file: InputFile) -> tuple[Unpickled, Storages, list[str]]:
+    """Five pickles (magic, protocol, system, the object, storage keys), then each storage: 8 bytes of size, its bytes."""
+    # The pickles stand in front; storages behind them are not read here.
+    data = bytes(file.read(0, min(file.size, MAX_BYTES)))
+    magic = read_pickle_or_integer(data, 0)
+    protocol = read_pickle(data, magic)
+    system = read_pickle(data, protocol.end)
+    if protocol.value != _LEGACY_PROTOCOL:
+        raise InputRefused(f"a torch checkpoint of protocol {printable(protocol.value, 40)}; {_LEGACY_PROTOCOL} is the one known")
+    if isinstance(system.value, dict) and system.value.get("little_endian") is False:
+        raise InputRefused("it was written on a big-endian machine", hint="save it again on a little-endian one")
+    loaded = read_pickle(data, system.end)
+    keys = read_pickle(data, loaded.end)
+    if not isinstance(keys.value, list) or not all(isinstance(key, str) for key in keys.value):
+        raise InputRefused("its list of storages is none", hint="copy or download the file again")
+    used = _storage_refs(loaded.value)
+    if len(set(keys.value)) != len(keys.value) or set(keys.value) != set(used):
+        raise InputRefused(
+            "its list of storages is not the one its tensors use; reading it would give memory of this machine as weights",
+            hint="copy or download the file again, from a source you trust",
+        )
+    storages: Storages = {}
+    position = keys.end
+    for key in keys.value:
+        count = int.from_bytes(file.read(position, 8), "little") if position + 8 <= file.size else -1
+        size = count * _width(used[key].dtype)
+        if count < 0 or count != used[key].numel or position + 8 + size > file.size:
+            raise InputRefused(f"cut short, or storage '{printable(key, 40)}' has another size than it says", hint="copy or download the file again")
+        storages[key] = Storage(0, position + 8, size, key)
+        position += 8 + size
+    if position != file.size:
+        raise InputRefused(f"{file.size - position} bytes after its last storage belong to nothing", hint="copy or download the file again")
+    return loaded, storages, []
+
+
+def read_pickle_or_integer(data: bytes, start: int) -> int:
+    """The end of the magic number's pickle, whose value is a long integer that data pickles do not hold."""
+    expected = b"\x8a\x0a" + LEGACY_MAGIC + b"."
+    if data[start + 2 : start + 2 + len(expected)] != expected:
+        raise InputRefused("a pickle, but not one that torch.save writes")
+    return start + 2 + len(expected)
+
+
+def _storage_refs(value: object) -> dict[str, StorageRef]:
+    """Every storage of the tree by key; one key with two sizes is refused."""
+    found: dict[str, StorageRef] = {}
+    for ref in walk(value):
+        storage = ref.storage if isinstance(ref, TensorRef) else ref
+        if isinstance(storage, StorageRef):
+            known = found.setdefault(storage.key, storage)
+            if known.numel * _width(known.dtype) != storage.numel * _width(storage.dtype):
+                raise InputRefused(f"storage '{printable(storage.key, 40)}' has two sizes", hint="copy or download the file again")
+    return found
+
+
+def walk(value: object) -> list[object]:
+    """Every value below `value`, each object once, without recursion."""
+    seen: set[int] = set()
+    todo, out = [value], []
+    while todo:
+        item = todo.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        out.append(item)
+        if isinstance(item, dict):
+            todo.extend(item.values())
+            todo.extend(key for key in item if not isinstance(key, (str, int)))
+            todo.append(getattr(item, "attributes", None))
+        elif isinstance(item, (list, tuple)):
+            todo.extend(item)
+        elif isinstance(item, Opaque):
+            todo.extend((item.arguments, item.state, item.items, item.pairs))
+    return out
+
+
+def _width(dtype: str) -> int:
+    return OTHER_WIDTHS[dtype] if dtype in OTHER_WIDTHS else max(DTYPES[dtype].bits // 8, 1)
+
+
+def _info(name: str, ref: TensorRef, storages: Storages, file_size: int) -> TensorInfo:
+    """The tensor as a checked byte range; raises InputRefused for one that leaves its storage."""
+
+    def refuse(why: str, hint: str = "copy or download the file again") -> InputRefused:
+        return InputRefused(f"{printable(name, 120)} {why}", hint=hint, tensor=name)
+
+    if ref.dtype not in DTYPES:
+        raise refuse(f"is {ref.dtype.removeprefix('?')}, which safetensors cannot store", "convert it where it was made")
+    if ref.flags:
+        raise refuse(f"is a lazy view ({', '.join(printable(f, 20) for f in ref.flags)})", "save it after .resolve_conj().resolve_neg()")
+    if ref.storage.device == "meta":
+        raise refuse("is on the meta device: it has a shape and no data", "save it with its data")
+    storage = storages.get(ref.storage.key)
+    if storage is None:
+        raise refuse(f"uses storage '{printable(ref.storage.key, 40)}', which the file does not have")
+    if storage.nbytes != ref.storage.numel * _width(ref.storage.dtype):
+        raise refuse(
+            f"uses a storage of {storage.nbytes} bytes that is said to have {ref.storage.numel * _width(ref.storage.dtype)}"
+        )
+    width = _width(ref.dtype)
+    base = 0
+    if ref.storage.view is not None:
+        _, base, _ = ref.storage.view
+        if type(base) is not int or base < 0:
+            raise refuse("uses a broken storage view")
+    start = (base + ref.offset) * width
+    numel = 1
+    for size in ref.shape:
+        numel *= size
+    last = 1 + sum((size - 1) * step for size, step in zip(ref.shape, ref.stride)) if numel else 0
+    if start + last * width > storage.nbytes:
+        raise refuse("lies outside its storage")
+    contiguous = is_contiguous(ref.shape, ref.stride)
+    if not contiguous and numel * width > max(EXPANSION, 2 * file_size):
+        raise refuse(f"is an expanded view of {numel * width} bytes over a file of {file_size}", "save it after .contiguous()")
+    return TensorInfo(name, ref.dtype, ref.shape, storage, start, None if contiguous else ref.stride)
+
+
+def is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    """Row-major without gaps; dimensions of size 1, and empty tensors, have no stride that matters."""
+    if 0 in shape:
+        return True
+    expected = 1
+    for size, step in zip(reversed(shape), reversed(stride)):
+        if size != 1:
+            if step != expected:
+                return False
+            expected *= size
+    return True
