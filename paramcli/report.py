@@ -1,0 +1,147 @@
+"""Results -> one JSON document. Keys are an interface: they are added to, never renamed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+
+from .dtypes import dtype_name
+from .errors import ParamcliError
+from .text import printable_path
+
+
+def document(value: object) -> str:
+    """Strict JSON: NaN and infinities as strings, lone surrogates escaped, keys in the order given."""
+    return json.dumps(_strict(value), allow_nan=False, indent=2)
+
+
+def _strict(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Mapping):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value
+
+
+def error_document(error: ParamcliError) -> dict:
+    path = None if error.path is None else printable_path(error.path)
+    return {
+        "error": {"code": error.code, "message": error.message, "hint": error.hint, "tensor": error.tensor, "path": path}
+    }
+
+
+def edit_document(command: str, checkpoint: object, output: object, dry_run: bool, outcomes: Sequence, untouched: int, dropped: Sequence[str]) -> dict:
+    return {
+        "command": command,
+        "checkpoint": str(checkpoint),
+        "output": str(output),
+        "dry_run": dry_run,
+        "tensors": [
+            {
+                "tensor": o.tensor,
+                "action": o.action,
+                "chain": o.chain,
+                "view": o.view,
+                "shape": list(o.shape),
+                "dtype": o.dtype,
+                "moved": o.moved,
+                "residual": o.residual,
+                "tolerance": o.tolerance,
+                "reads": list(o.reads),
+                "writes": list(o.writes),
+                **({"note": o.note} if o.note else {}),
+            }
+            for o in outcomes
+        ],
+        "untouched": untouched,
+        "dropped": list(dropped),
+    }
+
+
+def verify_document(checkpoint: object, verdicts: Sequence) -> dict:
+    return {
+        "checkpoint": str(checkpoint),
+        "ok": all(v.ok for v in verdicts),
+        "tensors": [
+            {
+                "tensor": v.group.tensor,
+                "form": v.group.form,
+                "chain": v.chain,
+                "view": v.view,
+                "shape": list(v.group.shape),
+                "dtype": dtype_name(v.group.dtype),
+                "checks": [
+                    {"constraint": c.constraint, "residual": c.residual, "tolerance": c.tolerance, "ok": c.ok, "detail": c.detail}
+                    for c in v.checks
+                ],
+                "ok": v.ok,
+            }
+            for v in verdicts
+        ],
+    }
+
+
+def inspect_document(source, groups: Sequence, tied: Mapping[str, list[str]]) -> dict:
+    return {
+        "checkpoint": str(source.path),
+        "container": source.container,
+        "bytes": source.nbytes,
+        "root": source.root,
+        "roots": [{"root": root.name, "tensors": root.tensors} for root in source.roots],
+        "tensors": [
+            {
+                "tensor": g.tensor,
+                "form": g.form,
+                "chain": g.chain,
+                "view": g.view,
+                "shape": list(g.shape),
+                "dtype": dtype_name(g.dtype),
+                "bytes": sum(info.nbytes for info in g.infos.values()),
+                "keys": list(g.keys.values()),
+                "tied": sorted({name for key in g.keys.values() for name in tied.get(key, ())}),
+                **({"problem": g.problem} if g.problem else {}),
+            }
+            for g in groups
+        ],
+        "metadata": dict(source.metadata),
+        "extra": [{"name": extra.name, "type": extra.type} for extra in source.extras],
+    }
+
+
+def registry_document(entries: Sequence) -> dict:
+    from .registry import domains_and_images
+
+    return {
+        "parametrizations": [
+            {
+                "name": entry.name,
+                "family": entry.family,
+                "summary": entry.summary,
+                "arguments": [
+                    {
+                        "name": a.name,
+                        "type": a.type,
+                        "default": a.default,
+                        "required": a.required,
+                        "choices": list(a.choices),
+                        "minimum": a.minimum,
+                        "maximum": a.maximum,
+                        "help": a.help,
+                    }
+                    for a in entry.arguments
+                ],
+                **domains_and_images(entry),
+                "law": entry.law,
+                "right_inverse": entry.right_inverse,
+                "cost": entry.cost,
+                "source": entry.source,
+            }
+            for entry in entries
+        ]
+    }

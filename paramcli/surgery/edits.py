@@ -1,0 +1,230 @@
+"""The edits: what each one writes for a group, known from its header, and how it computes it.
+
+Each function plans one group and returns a `Step`; nothing here reads a tensor until `Step.run`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import host as hosting
+from .. import measure
+from ..chain import Chain, extend, parse_chain
+from ..checkpoint.forms import PARAMETRIZED, Group
+from ..checkpoint.keys import parametrized_key
+from ..checkpoint.record import Entry
+from ..checkpoint.source import Source
+from ..checkpoint.header import Slot
+from ..dtypes import code_of, torch_dtype
+from ..errors import CheckFailed, InputRefused, UsageError
+from ..maths.base import Check, compute_dtype, wide
+from ..text import number_text, printable
+from ..view import View, parse_view
+from .evaluate import complete, read_state, require_chain, settle, weight_of
+from .fit import Fitted, evaluate, fit, invert, rounded, widened
+from .plan import Step, require_editable
+
+
+@dataclass(frozen=True)
+class Register:
+    """`add`: put a chain on plain tensors; append it to the chain of parametrized ones."""
+
+    chain: Chain
+    view: View
+    init: str = "project"
+    seed: int = 0
+    max_change: float | None = None
+
+    def plan(self, group: Group) -> Step:
+        require_editable(group)
+        if group.is_plain:
+            return self._plan_plain(group)
+        return self._plan_append(group)
+
+    def _plan_plain(self, group: Group) -> Step:
+        if self.init != "raw" and (why := self.chain.uninvertible()):
+            raise UsageError(f"{self.chain} has no right inverse: {why}", hint="--init raw registers it as torch does")
+        slots = chain_slots(group, self.chain, self.view)
+
+        def run(source: Source, device: object, compute: str):
+            W = source.read(group.keys["value"]).to(device)
+            seed = hosting.tensor_seed(self.seed, group.tensor)
+            fitted = fit(W, self.chain, self.view, init=self.init, seed=seed, max_change=self.max_change, compute=compute)
+            return keyed(group.tensor, fitted.state), numbers(fitted.moved, fitted.check)
+
+        return Step(group, "register", slots, str(self.chain), self.view.text, run, record=record_of(self.chain, self.view))
+
+    def _plan_append(self, group: Group) -> Step:
+        require_chain(group)
+        if group.form != PARAMETRIZED:
+            raise InputRefused(
+                f"{printable(group.tensor)} is spelt the old way ({group.form})",
+                hint="paramcli migrate --to new first, or remove --bake",
+            )
+        old, view = parse_chain(group.chain), parse_view(group.view)
+        if self.view.text not in (None, view.text):
+            raise UsageError(f"{printable(group.tensor)} already has the view {view}; a chain has one view")
+        whole = extend(old, self.chain)
+        slots = chain_slots(group, whole, view)
+
+        def run(source: Source, device: object, compute: str):
+            state = read_state(source, group, device)
+            before = weight_of(group, state, old, view, compute)
+            measure.require_finite(before)
+            if self.init == "strict" and self.chain.constraint is not None:
+                check = measure.check(self.chain.constraint, before, view)
+                if not check.ok:
+                    raise CheckFailed(f"the tensor is not {check.constraint} (residual {number_text(check.residual)})")
+            dtype = compute_dtype(before.dtype, compute)
+            seed = hosting.tensor_seed(self.seed, group.tensor)
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                host = hosting.load(old, view, group.shape, widened(state, dtype))
+                hosting.register(host, "weight", self.chain, view, seed)
+            state = {**widened(hosting.roles(host), before.dtype), **state}
+            value = evaluate(whole, view, group.shape, state, before.dtype, compute)
+            change = measure.moved(value, before)
+            if self.max_change is not None and not change <= self.max_change:
+                raise CheckFailed(f"the chain would move it by {number_text(change)}, more than --max-change {self.max_change:g}")
+            return keyed(group.tensor, state), numbers(change, measure.image_check(whole, value, view, compute))
+
+        return Step(group, "append", slots, str(whole), view.text, run, record=record_of(whole, view))
+
+
+@dataclass(frozen=True)
+class Bake:
+    """`remove --bake`: the value in place of the originals."""
+
+    def plan(self, group: Group) -> Step:
+        require_chain(group)
+        require_editable(group)
+        chain = parse_chain(group.chain) if group.chain else None
+        if chain is not None:
+            check_roles(group, chain, parse_view(group.view))
+
+        def run(source: Source, device: object, compute: str):
+            state = read_state(source, group, device)
+            for role, tensor in state.items():
+                if tensor.is_floating_point():
+                    measure.require_finite(tensor, f"'{role}'")
+            settled, view = settle(group, state)
+            value = weight_of(group, state, settled, view, compute)
+            measure.require_finite(value, "the baked weight")
+            return {group.tensor: value}, {**numbers(0.0, measure.image_check(settled, value, view, compute)), "chain": str(settled)}
+
+        record = Entry("baked", str(chain), group.view, group.constraint or chain.constraint) if chain else None
+        return Step(group, "bake", (Slot(group.tensor, group.dtype, group.shape),), group.chain, group.view, run, record=record)
+
+
+@dataclass(frozen=True)
+class Assign:
+    """`assign`: `layer.weight = X`, through the chain's right inverse; a plain tensor is replaced."""
+
+    value_for: object  # (Group) -> Tensor of the group's shape, any floating dtype
+    seed: int = 0
+
+    def plan(self, group: Group) -> Step:
+        require_editable(group)
+        require_chain(group)
+        chain = view = None
+        if not group.is_plain:
+            if group.chain is None:
+                raise InputRefused("keys and shapes leave its chain open", hint="say which with --chain")
+            chain, view = parse_chain(group.chain), parse_view(group.view)
+            if why := chain.uninvertible():
+                raise InputRefused(f"{chain} has no right inverse: {why}")
+            check_roles(group, chain, view)
+        slots = tuple(Slot(key, *shape_of(group, role)) for role, key in group.keys.items())
+
+        def run(source: Source, device: object, compute: str):
+            state = read_state(source, group, device)
+            before = state["value"] if chain is None else weight_of(group, state, chain, view, compute)
+            wanted = self.value_for(group, device)
+            measure.require_finite(wanted, "the value to assign")
+            if chain is None:
+                value = rounded(wanted, before.dtype)
+                return {group.tensor: value}, numbers(measure.moved(value, before), None)
+            new, distance = self._inverted(group, state, chain, view, wanted)
+            value = evaluate(chain, view, group.shape, complete(group, new, chain), before.dtype, compute)
+            told = numbers(measure.moved(value, before), measure.image_check(chain, value, view, compute))
+            if distance > 1e-2:
+                told["note"] = f"the assigned value was {number_text(distance)} from {chain.constraint}; its nearest point is stored"
+            return {group.keys[role]: tensor for role, tensor in new.items()}, told
+
+        return Step(group, "assign", slots, group.chain, group.view, run, record=group.record)
+
+    def _inverted(self, group: Group, state: dict[str, Tensor], chain: Chain, view: View, wanted: Tensor):
+        stored = next(t for role, t in state.items() if role.startswith("original")).dtype
+        double = wide(stored, wanted.device)
+        seed = hosting.tensor_seed(self.seed, group.tensor)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            parts = hosting.parts(hosting.load(chain, view, group.shape, widened(complete(group, state, chain), double)))
+            seen = view.into(wanted.to(double))
+            free = chain.constraint is None or parts[-1].is_projection
+            target = seen if free else measure.project(chain.constraint, seen)
+            new = widened(invert(chain, target, seed, view, group.shape, parts), stored)
+        return {role: new[role] for role in state if role in new}, measure.moved(target, seen)
+
+
+def chain_slots(group: Group, chain: Chain, view: View) -> tuple[Slot, ...]:
+    """The slots that the chain writes for this tensor, as torch's own bookkeeping has them."""
+    for link in chain.links:
+        check_link_shape(link, view.shape(group.shape))
+    try:
+        outline = hosting.outline(chain, group.shape, torch_dtype(group.dtype), view)
+    except (IndexError, ValueError, RuntimeError) as error:
+        raise InputRefused(f"{chain} does not fit a tensor of shape {group.shape}: {str(error).splitlines()[0]}") from None
+    return tuple(
+        Slot(parametrized_key(group.tensor, role), code_of(tensor.dtype), tuple(tensor.shape)) for role, tensor in outline.items()
+    )
+
+
+def check_link_shape(link: object, shape: tuple[int, ...]) -> None:
+    """Raise InputRefused where the sets a link maps between have no tensors of this shape."""
+    from ..registry import constraint
+
+    with_name = link.entry.name
+    for spec in (link.domain, link.image):
+        try:
+            constraint(spec).check_shape(torch.Size(shape))
+        except InputRefused as error:
+            error.message = error.message.replace(spec.partition(":")[0], with_name, 1)
+            error.hint = error.hint or "--view flatten or blocks=N shows it other matrices; -t '...' can pick square ones"
+            raise
+    if link.domain == "any" and link.image == "any" and not shape:
+        raise InputRefused(f"{with_name} needs a tensor with dimensions; this one is a scalar")
+
+
+def check_roles(group: Group, chain: Chain, view: View) -> None:
+    """Raise InputRefused unless the file's keys and shapes are the ones this chain has."""
+    if "value" in group.keys:
+        return
+    slots = chain_slots(group, chain, view)
+    wanted = {slot.name: slot.shape for slot in slots}
+    have = {parametrized_key(group.tensor, role): None for role in group.keys}
+    if set(wanted) != set(have):
+        lacking, extra = sorted(set(wanted) - set(have)), sorted(set(have) - set(wanted))
+        told = [f"without {printable(k)}" for k in lacking[:2]] + [f"with {printable(k)} besides" for k in extra[:2]]
+        raise InputRefused(
+            f"{chain} does not fit the keys of {printable(group.tensor)}: the file is {', '.join(told)}",
+            hint="give the chain it was made with: --chain",
+        )
+
+
+def shape_of(group: Group, role: str) -> tuple[str, tuple[int, ...]]:
+    info = group.infos[role]
+    return info.dtype, info.shape
+
+
+def keyed(tensor: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {parametrized_key(tensor, role): value for role, value in state.items()}
+
+
+def record_of(chain: Chain, view: View) -> Entry:
+    return Entry("parametrized", str(chain), view.text, chain.constraint)
+
+
+def numbers(moved: float | None, check: Check | None) -> dict[str, object]:
+    return {"moved": moved, "residual": check.residual if check else None, "tolerance": check.tolerance if check else None}

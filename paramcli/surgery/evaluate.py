@@ -1,0 +1,109 @@
+"""The effective weight of any group of keys: what a model that loads the file computes with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..chain import Chain, parse_chain
+from ..checkpoint.forms import Group
+from ..checkpoint.source import Source
+from ..errors import InputRefused, error_context
+from ..maths.base import wide
+from ..maths.norm import as_matrix
+from ..text import number_text, printable
+from ..view import View, parse_view
+from .fit import evaluate
+
+# u and W v / ||W v|| of a trained spectral norm agree to about this; an unrelated pair is near 1.
+AGREES = 0.1
+
+
+def read_state(source: Source, group: Group, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """The group's tensors by role, in their stored dtypes, on the device."""
+    return {role: source.read(key).to(device) for role, key in group.keys.items()}
+
+
+def require_chain(group: Group) -> None:
+    """Raise InputRefused with the group's own reason where its chain is not known."""
+    if group.problem:
+        raise InputRefused(group.problem, hint=group.hint, tensor=group.tensor)
+
+
+def settle(group: Group, state: dict[str, Tensor]) -> tuple[Chain, View]:
+    """The group's chain, asking u against W v where keys and shapes leave several dims open."""
+    require_chain(group)
+    if not group.alternatives:
+        return parse_chain(group.chain), parse_view(group.view)
+    scores = {}
+    for text in group.alternatives:
+        dim = parse_chain(text).links[0].arguments["dim"]
+        scores[text] = _disagreement(state["original"], state["0._u"], state.get("0._v"), dim)
+    best, second = sorted(scores, key=scores.get)[:2]
+    if scores[best] > AGREES or scores[second] < 3 * scores[best]:
+        fits = " and ".join(f"{text} ({number_text(score)})" for text, score in scores.items())
+        raise InputRefused(
+            f"{printable(group.tensor)} is a spectral norm whose dim neither shapes nor u and v decide: {fits}",
+            hint="say which with --chain",
+            tensor=group.tensor,
+        )
+    return parse_chain(best), parse_view(group.view)
+
+
+def _disagreement(W: Tensor, u: Tensor, v: Tensor | None, dim: int) -> float:
+    """||W v / ||W v|| - u||, or for a file without v the angle that one power step moves u by."""
+    double = wide(W.dtype, W.device)
+    M, u = as_matrix(W.to(double), dim), u.to(double)
+    right = M.mT @ u if v is None else v.to(double)
+    step = torch.nn.functional.normalize(M @ right, dim=0)
+    return torch.linalg.vector_norm(step - u).item()
+
+
+def complete(group: Group, state: dict[str, Tensor], chain: Chain) -> dict[str, Tensor]:
+    """The state as torch's current modules have it: the oldest spectral norm stored no v, so it is solved for."""
+    if "value" not in state:
+        return state
+    W, value, u = state["original"], state["value"], state["0._u"]
+    dim = chain.links[0].arguments["dim"]
+    M = as_matrix(W, dim).to(torch.float32 if W.dtype in (torch.float16, torch.bfloat16) else W.dtype)
+    # As torch's own loader of that version does: v = pinv(W^T W) W^T u, scaled to give the stored sigma.
+    sigma = (W / value).mean()
+    v = torch.linalg.multi_dot([(M.mT @ M).pinverse(), M.mT, u.to(M.dtype).unsqueeze(1)]).squeeze(1)
+    v = v * (sigma / torch.dot(u.to(M.dtype), torch.mv(M, v)))
+    return {"original": W, "0._u": u, "0._v": v.to(u.dtype)}
+
+
+def effective(source: Source, group: Group, device: torch.device | str = "cpu", compute: str = "same") -> Tensor:
+    """The weight in its stored dtype and shape."""
+    with error_context(tensor=group.tensor, path=source.path):
+        state = read_state(source, group, device)
+        if group.is_plain:
+            return state["value"]
+        chain, view = settle(group, state)
+        return weight_of(group, state, chain, view, compute)
+
+
+def weight_of(group: Group, state: dict[str, Tensor], chain: Chain, view: View, compute: str = "same") -> Tensor:
+    """The chain's value on this state; a shape the chain cannot have is refused with the keys it wants."""
+    state = complete(group, state, chain)
+    original = state.get("original", next(reversed([state[r] for r in sorted(state) if r.startswith("original")])))
+    try:
+        return evaluate(chain, view, group.shape, state, original.dtype, compute)
+    except RuntimeError as error:
+        if "state_dict" not in str(error):
+            raise
+        raise InputRefused(
+            f"{chain} does not fit the keys of {printable(group.tensor)}: {', '.join(map(printable, state))}",
+            hint="give the chain it was made with: --chain",
+            tensor=group.tensor,
+        ) from None
+
+
+def with_chain(group: Group, chain: str | None, view: str | None) -> Group:
+    """The group read as the user says, in place of what keys and record say."""
+    if chain is None or group.is_plain:
+        return group
+    constraint = parse_chain(chain).constraint
+    return replace(group, chain=chain, view=view, constraint=constraint, problem=None, hint=None, alternatives=())

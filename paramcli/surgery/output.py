@@ -1,0 +1,64 @@
+"""Where a result goes: its default name, and the sink that writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..checkpoint.header import Slot
+from ..checkpoint.read_sharded import sibling_files
+from ..checkpoint.source import Source
+from ..checkpoint.writer import SafetensorsSink, ShardedSink, refuse_input
+from .plan import Plan
+
+# Longest first: .pth.tar before .tar.
+_EXTENSIONS = (".pth.tar", ".pt.tar", ".safetensors", ".ckpt", ".pth", ".bin", ".pt", ".tar")
+_SUFFIXES = (".parametrized", ".baked", ".unparametrized", ".migrated")
+
+
+def default_output(path: Path, suffix: str) -> Path:
+    """ckpt.pt -> ckpt.parametrized.safetensors; an earlier such suffix is replaced, not stacked.
+
+    A sharded checkpoint becomes a folder beside its own: model/ -> model.parametrized/.
+    """
+    path = Path(path)
+    folder = path.is_dir()
+    if path.name.endswith(".index.json"):
+        path, folder = path.absolute().parent, True
+    name = path.absolute().name if folder else path.name
+    parent = path.absolute().parent if folder and path.name in ("", ".", "..") else path.parent
+    if not folder:
+        name = next((name[: -len(e)] for e in _EXTENSIONS if name.endswith(e) and len(name) > len(e)), name)
+    name = next((name[: -len(s)] for s in _SUFFIXES if name.endswith(s) and len(name) > len(s)), name)
+    return parent / (f"{name}{suffix}" if folder else f"{name}{suffix}.safetensors")
+
+
+def shard_name(name: str) -> str:
+    """pytorch_model-00001-of-00002.bin -> model-00001-of-00002.safetensors; a safetensors shard keeps its name."""
+    if name.endswith(".safetensors"):
+        return name
+    stem = name[: -len(Path(name).suffix)] if Path(name).suffix else name
+    return f"{stem.removeprefix('pytorch_')}.safetensors"
+
+
+def split_like(source: Source, plan: Plan) -> dict[str, list[Slot]]:
+    """The plan's slots over the input's shards: a copied tensor stays in its shard, an edited one in that of its first key."""
+    home = {key: shard_name(shard) for shard, keys in source.shards.items() for key in keys}
+    place = {name: home[key] for name, key in plan.copies}
+    for step in plan.steps:
+        first = home[next(iter(step.group.keys.values()))]
+        place.update({slot.name: first for slot in step.writes})
+    shards: dict[str, list[Slot]] = {name: [] for name in dict.fromkeys(home.values())}
+    for slot in plan.slots:
+        shards[place[slot.name]].append(slot)
+    return shards
+
+
+def open_sink(output: Path, source: Source, plan: Plan, metadata: Mapping[str, str], *, overwrite: bool, in_place: bool):
+    """The sink for a plan: one file for one file, a folder of shards for a sharded input."""
+    if not source.shards:
+        if not in_place:
+            refuse_input(output, source)
+        return SafetensorsSink(output, plan.slots, metadata, overwrite=overwrite)
+    siblings = sibling_files(source.path, source)
+    return ShardedSink(output, split_like(source, plan), metadata, siblings, overwrite=overwrite)

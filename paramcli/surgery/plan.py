@@ -1,0 +1,148 @@
+"""(checkpoint headers, edit) -> Plan: every output name, dtype and shape before a tensor is read.
+
+A plan is made of steps, one for each edited tensor, and copies, one for each tensor that is not.
+Refusals that headers decide are all raised here, together, so that nothing is half done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ..checkpoint.forms import Group
+from ..checkpoint.record import Entry
+from ..checkpoint.source import Source
+from ..checkpoint.header import Slot
+from ..dtypes import DTYPES, dtype_name
+from ..errors import InputRefused, ParamcliError, UsageError
+from ..text import count_text, listing, printable
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one tensor; numbers are None where nothing was computed."""
+
+    tensor: str
+    action: str
+    chain: str | None
+    view: str | None
+    shape: tuple[int, ...]
+    dtype: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    moved: float | None = None
+    residual: float | None = None
+    tolerance: float | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One tensor's edit: the keys it reads, the slots it writes, and the work between them.
+
+    `run` gives the written tensors by key and the numbers for the report; it is None for a step that
+    only renames, whose `renames` (new key -> old key) are then copied byte for byte.
+    """
+
+    group: Group
+    action: str
+    writes: tuple[Slot, ...]
+    chain: str | None = None
+    view: str | None = None
+    run: Callable[[Source, object, str], tuple[Mapping[str, object], dict[str, object]]] | None = None
+    renames: Mapping[str, str] = field(default_factory=dict)
+    # What the record says of the tensor afterwards; None takes it out.
+    record: Entry | None = None
+
+    def outcome(self, **numbers: object) -> Outcome:
+        return Outcome(
+            tensor=self.group.tensor,
+            action=self.action,
+            chain=numbers.pop("chain", self.chain),
+            view=self.view,
+            shape=self.group.shape,
+            dtype=dtype_name(self.group.dtype),
+            reads=tuple(self.group.keys.values()),
+            writes=tuple(slot.name for slot in self.writes),
+            **numbers,
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that will be written."""
+
+    command: str
+    steps: tuple[Step, ...]
+    copies: tuple[tuple[str, str], ...]  # (key in the output, key in the input)
+    slots: tuple[Slot, ...]
+    record: Mapping[str, Entry]
+
+    @property
+    def untouched(self) -> int:
+        return len(self.copies)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(slot.nbytes for slot in self.slots)
+
+
+def slot_of(source: Source, key: str, name: str | None = None) -> Slot:
+    info = source.tensors[key]
+    return Slot(name or key, info.dtype, info.shape)
+
+
+def make_plan(
+    command: str, source: Source, groups: Mapping[str, Group], chosen: Sequence[Group], plan_step: Callable[[Group], Step]
+) -> Plan:
+    """Plan every chosen group; all refusals are raised as one error."""
+    steps, refusals = [], []
+    for group in chosen:
+        try:
+            steps.append(plan_step(group))
+        except (InputRefused, UsageError) as error:
+            error.tensor = error.tensor or group.tensor
+            refusals.append(error)
+    if refusals:
+        raise together(refusals)
+    consumed = {key for step in steps for key in step.group.keys.values()}
+    copies = tuple((key, key) for key in source.tensors if key not in consumed)
+    slots = [slot_of(source, key) for _, key in copies] + [slot for step in steps for slot in step.writes]
+    _refuse_collisions(slots)
+    record = {name: group.record for name, group in groups.items() if group.record is not None}
+    for step in steps:
+        record.pop(step.group.tensor, None)
+        if step.record is not None:
+            record[step.group.tensor] = step.record
+    return Plan(command, tuple(steps), copies, tuple(slots), record)
+
+
+def together(refusals: Sequence[ParamcliError]) -> ParamcliError:
+    """One error for all of them: the first in full, the other tensors named."""
+    first = refusals[0]
+    if len(refusals) > 1:
+        others = [error.tensor for error in refusals[1:] if error.tensor]
+        first.message += f" ({count_text(len(refusals) - 1, 'more tensor')} refused too: {listing(others, 3)})"
+    return first
+
+
+def _refuse_collisions(slots: Sequence[Slot]) -> None:
+    seen: set[str] = set()
+    for slot in slots:
+        if slot.name in seen:
+            raise InputRefused(
+                f"the result would hold two tensors named {printable(slot.name)}", tensor=slot.name,
+                hint="the file already has that name; rename one of them first",
+            )
+        seen.add(slot.name)
+
+
+def require_editable(group: Group) -> None:
+    """Raise InputRefused for a dtype that no parametrization is defined on."""
+    kind = DTYPES[group.dtype].kind
+    if kind not in ("float", "half"):
+        raise InputRefused(
+            f"{printable(group.tensor)} is {dtype_name(group.dtype)}; parametrizations need float64, float32, float16 or bfloat16",
+            hint="leave it out with -t",
+            tensor=group.tensor,
+        )
