@@ -1,0 +1,141 @@
+"""The Typer app, and the one place where an error becomes a message and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Optional
+
+import typer
+
+from .. import __version__
+from ..errors import ParamcliError, UsageError
+from ..text import printable, printable_path
+
+app = typer.Typer(
+    name="paramcli",
+    help="Put torch parametrizations on the tensors of a checkpoint file, bake them, and prove that they hold: "
+    "no model code needed.",
+    epilog="Examples:  paramcli add ckpt.pt -t fc.weight --chain skew,cayley   |   "
+    "paramcli remove ckpt.parametrized.safetensors --bake   |   paramcli verify ckpt.baked.safetensors",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"paramcli {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    no_color: Annotated[bool, typer.Option("--no-color", help="No colour (NO_COLOR works too).")] = False,
+    version: Annotated[Optional[bool], typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = None,
+) -> None:
+    if no_color:
+        os.environ["NO_COLOR"] = "1"
+
+
+def _commands() -> None:
+    """Register the commands; each module imports torch inside its function, if at all."""
+    from . import add, assign, inspect_command, registry_command, remove, verify
+
+    for module in (inspect_command, registry_command, add, assign, remove, verify):
+        module.attach(app)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command and exit with its code."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """The exit code of one command line; every error has been printed."""
+    from ..checkpoint.atomic import Interrupted, signals_as_exceptions
+
+    debug, as_json = "--debug" in arguments, "--json" in arguments
+    try:
+        with signals_as_exceptions():
+            return _dispatch(arguments)
+    except ParamcliError as error:
+        if debug:
+            raise
+        return _fail(error, as_json)
+    except typer.Exit as stop:
+        return stop.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return _interrupted(130)
+    except Interrupted as stop:
+        return _interrupted(128 + stop.signal)
+    except BrokenPipeError:
+        # The reader of stdout left; nothing more can be said there, and flushing at exit must not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except MemoryError:
+        return _fail(_Bug("out of memory", hint="close other programs, or use a machine with more memory"), as_json)
+    except Exception as error:
+        if debug:
+            raise
+        if type(error).__module__.startswith("typer") and hasattr(error, "format_message"):
+            return _fail(UsageError(error.format_message().rstrip("."), hint=_help_hint(error)), as_json)
+        what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
+        return _fail(_Bug(f"a bug in paramcli: {what}", hint="run it again as `paramcli --debug ...` and report the traceback"), as_json)
+
+
+class _Bug(ParamcliError):
+    pass
+
+
+def _dispatch(arguments: list[str]) -> int:
+    _commands()
+    code = typer.main.get_command(app).main(args=arguments, prog_name="paramcli", standalone_mode=False)
+    sys.stdout.flush()
+    return code if isinstance(code, int) else 0
+
+
+def _help_hint(error: object) -> str:
+    context = getattr(error, "ctx", None)
+    return f"{context.command_path if context else 'paramcli'} --help"
+
+
+def _fail(error: ParamcliError, as_json: bool) -> int:
+    from ..console import Screen
+    from ..report import document, error_document
+
+    message = _whole_message(error)
+    screen = Screen()
+    try:
+        if as_json:
+            error.message = message
+            screen.answer(document(error_document(error)))
+            sys.stdout.flush()
+        screen.error(message, error.hint)
+    except (OSError, ValueError):
+        pass  # a closed or full stream must not hide the exit code
+    return error.exit_code
+
+
+def _whole_message(error: ParamcliError) -> str:
+    """The fact, with the tensor before it and the file after it where it does not name them itself."""
+    message = error.message
+    if error.tensor is not None and printable(error.tensor) not in message:
+        message = f"{printable(error.tensor)}: {message}"
+    if error.path is not None:
+        path = printable_path(error.path)
+        if path not in message and os.path.basename(path) not in message:
+            message = f"{message} (in {path})"
+    return " ".join(message.splitlines())
+
+
+def _interrupted(code: int) -> int:
+    try:
+        sys.stderr.write("error: interrupted; nothing was left half written\n")
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        pass
+    return code

@@ -1,0 +1,173 @@
+"""What every command does around its own work: open, select, write, report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..checkpoint import record as records
+from ..checkpoint.forms import Group, detect
+from ..checkpoint.open import open_checkpoint
+from ..checkpoint.source import Source
+from ..console import Screen, edit_table
+from ..errors import InputRefused, UsageError, error_context
+from ..report import document, edit_document
+from ..spec import select
+from ..text import count_text, listing, printable, printable_path, size_text
+
+COMPUTE_DTYPES = ("same", "float32", "float64")
+
+
+@dataclass
+class Opened:
+    """A checkpoint with its groups, ready for a command."""
+
+    source: Source
+    groups: dict[str, Group]
+
+    def __enter__(self) -> Opened:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.source.close()
+
+    @property
+    def where(self) -> str:
+        return printable_path(self.source.path)
+
+    def choose(self, patterns: Sequence[str] | None, default: Callable[[Group], bool] | None = None) -> list[Group]:
+        """The groups that -t names, or without -t those that `default` accepts."""
+        if patterns:
+            return [self.groups[name] for name in select(list(self.groups), patterns, self.where)]
+        return [group for group in self.groups.values() if default is None or default(group)]
+
+
+def open_groups(path: Path, root: str | None, ignore_record: bool, screen: Screen) -> Opened:
+    source = open_checkpoint(path, root)
+    try:
+        with error_context(path=path):
+            for note in source.notes:
+                screen.note(note)
+            record = {} if ignore_record else records.parse_record(source.metadata.get(records.KEY))
+            plain = detect(source.tensors)
+            records.check_against(record, {name: group.form for name, group in plain.items()})
+            return Opened(source, detect(source.tensors, record) if record else plain)
+    except BaseException:
+        source.close()
+        raise
+
+
+def check_device(device: str) -> str:
+    """The torch device to use; UsageError where the machine has none. Imports torch."""
+    import re
+
+    if not re.fullmatch(r"cpu|auto|mps|cuda(:[0-9]{1,3})?", device):
+        raise UsageError(f"no device named '{printable(device)}'", hint="cpu, cuda, cuda:0, mps or auto")
+    if device == "cpu":
+        return device
+    import torch
+
+    have_cuda, have_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if device == "auto":
+        return "cuda" if have_cuda else "mps" if have_mps else "cpu"
+    if device.startswith("cuda"):
+        count = torch.cuda.device_count() if have_cuda else 0
+        if not have_cuda:
+            why = "this torch is built without CUDA" if not torch.backends.cuda.is_built() else "torch finds no CUDA device"
+            raise UsageError(f"--device {device}: {why}", hint="--device cpu, or --device auto")
+        if ":" in device and int(device[5:]) >= count:
+            raise UsageError(f"--device {device}: there are {count}, cuda:0 to cuda:{count - 1}")
+    elif not have_mps:
+        raise UsageError("--device mps: torch finds no Metal device", hint="--device cpu, or --device auto")
+    return device
+
+
+def check_compute(name: str) -> str:
+    if name not in COMPUTE_DTYPES:
+        raise UsageError(f"--compute-dtype {printable(name)}: not one of {', '.join(COMPUTE_DTYPES)}")
+    return name
+
+
+def output_path(source: Source, output: Path | None, in_place: bool, suffix: str, overwrite: bool) -> Path:
+    """Where the result goes; refused early where it could not be written there."""
+    from ..checkpoint.atomic import refuse_existing
+    from ..surgery.output import default_output
+
+    if in_place and output is not None:
+        raise UsageError("--in-place and --output exclude each other")
+    if in_place:
+        if "torch" in source.container:
+            raise UsageError("--in-place works on safetensors; this is a torch checkpoint", hint="-o FILE.safetensors")
+        return source.path
+    path = output if output is not None else default_output(source.path, suffix)
+    if path.suffix in _TORCH_SUFFIXES:
+        raise UsageError(f"{printable_path(path)}: paramcli writes safetensors", hint="-o FILE.safetensors")
+    refuse_existing(path, overwrite)
+    return path
+
+
+_TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+
+
+def untie(opened: Opened, chosen: Sequence[Group]) -> None:
+    """Raise InputRefused where an edit would touch one name of a tied group and not the others."""
+    keys = {key for group in chosen for key in group.keys.values()}
+    for names in opened.source.tied():
+        touched = [name for name in names if name in keys]
+        if touched:
+            raise InputRefused(
+                f"{' and '.join(printable(n) for n in names)} are one tensor (they share storage); editing {printable(touched[0])} would untie them",
+                hint="a pattern that leaves them out",
+                tensor=touched[0],
+                path=opened.source.path,
+            )
+
+
+def write_plan(plan, opened: Opened, output: Path, *, force: bool, in_place: bool, device: str, compute: str) -> list:
+    """Execute the plan into the output, a file or a folder as the input is."""
+    from ..surgery.execute import execute, metadata_of
+    from ..surgery.output import open_sink
+
+    source = opened.source
+    metadata = metadata_of(source, plan.record)
+    with open_sink(output, source, plan, metadata, overwrite=force or in_place, in_place=in_place) as sink:
+        return execute(plan, source, sink, device, compute)
+
+
+def finish_edit(
+    screen: Screen, as_json: bool, plan, opened: Opened, output: Path, outcomes: Sequence, dry_run: bool
+) -> None:
+    """The table or document on stdout, and on stderr what was written, what was not, and what to type next."""
+    source = opened.source
+    dropped = [extra.name for extra in source.extras]
+    if as_json:
+        screen.answer(document(edit_document(plan.command, source.path, output, dry_run, outcomes, plan.untouched, dropped)))
+    else:
+        screen.show(edit_table(outcomes))
+    for outcome in outcomes:
+        if outcome.note:
+            screen.note(f"{printable(outcome.tensor)}: {outcome.note}")
+    if dropped:
+        screen.note(f"not carried into safetensors: {listing(dropped, 12)}")
+    if dry_run:
+        screen.note(f"dry run: would write {printable_path(output)} ({size_text(plan.nbytes)}), {plan.untouched} tensors untouched")
+        return
+    written = f"wrote {printable_path(output)}: {count_text(len(outcomes), 'tensor')} changed, {plan.untouched} untouched"
+    screen.note(written)
+    claims = any(entry.constraint or entry.state == "parametrized" for entry in plan.record.values())
+    if claims:
+        screen.note(f"next: paramcli verify {shell_path(output)}")
+
+
+def shell_path(path: Path) -> str:
+    import shlex
+
+    return shlex.quote(printable_path(path))
+
+
+def read_as(group: Group, chain: str | None, view: str | None) -> Group:
+    """A group read with the user's --chain and --view in place of what keys and record say."""
+    from ..surgery.evaluate import with_chain
+
+    return with_chain(group, chain, view)

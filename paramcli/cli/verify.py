@@ -1,0 +1,75 @@
+"""paramcli verify: measure constraints against what rounding explains."""
+
+from __future__ import annotations
+
+from typing import Annotated, Optional
+
+import typer
+
+from ..chain import parse_chain
+from ..console import Screen, verify_table
+from ..registry import parse_constraint
+from ..report import document, verify_document
+from ..text import count_text, printable_path
+from ..view import parse_view
+from . import options as o
+from .session import check_compute, check_device, open_groups, read_as
+
+
+def attach(app: typer.Typer) -> None:
+    app.command("verify", epilog="Exit code: 0 all hold, 1 one does not.")(verify)
+
+
+def verify(
+    ckpt: o.Checkpoint,
+    tensor: o.Tensors = None,
+    constraint: Annotated[Optional[str], typer.Option("--constraint", metavar="SET", help="What to hold the tensors to, e.g. orthogonal; default what the record says.", show_default=False)] = None,
+    tolerance: Annotated[Optional[float], typer.Option("--tol", metavar="X", min=0.0, help="Tolerance in place of the constraint's own.", show_default=False)] = None,
+    chain: o.Chain = None,
+    view: o.View = None,
+    root: o.Root = None,
+    device: o.Device = "cpu",
+    compute_dtype: o.Compute = "same",
+    ignore_record: o.IgnoreRecord = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Prove that the constraints hold: evaluate each tensor, measure its residual, compare with the tolerance.
+
+    Without -t: everything the record names or the keys tell. Nothing to verify is an error, never a pass.
+
+    paramcli verify ckpt.baked.safetensors
+
+    paramcli verify ckpt.pt -t 'rnn.weight_hh*' --constraint orthogonal --view blocks=4
+    """
+    screen = Screen(quiet)
+    if constraint is not None:
+        parse_constraint(constraint)
+    chain = str(parse_chain(chain)) if chain else None
+    seen = parse_view(view).text if view is not None else None
+    check_compute(compute_dtype)
+    with open_groups(ckpt, root, ignore_record, screen) as opened:
+        from ..verify import select_claims, verifiable, verify_group
+
+        chosen = [read_as(group, chain, seen) if chain else group for group in opened.choose(tensor)]
+        if not tensor:
+            unread = [group for group in chosen if group.problem]
+            chosen = select_claims(chosen, ckpt)
+            for group in unread:
+                screen.warn(f"not verified: {group.problem}")
+        elif constraint is None and not any(verifiable(group) or group.problem for group in chosen):
+            select_claims(chosen, ckpt)
+        where = check_device(device)
+        verdicts = [
+            verify_group(opened.source, group, constraint, tolerance, seen, where, compute_dtype) for group in chosen
+        ]
+        opened.source.check_unchanged()
+        if as_json:
+            screen.answer(document(verify_document(ckpt, verdicts)))
+        else:
+            screen.show(verify_table(verdicts))
+        failed = sum(not verdict.ok for verdict in verdicts)
+        if failed:
+            screen.note(f"{count_text(failed, 'tensor')} of {len(verdicts)} in {printable_path(ckpt)}: the constraint does not hold")
+            raise typer.Exit(1)
+        screen.note(f"{count_text(len(verdicts), 'tensor')} in {printable_path(ckpt)}: every constraint holds")

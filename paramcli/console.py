@@ -1,0 +1,180 @@
+"""Results -> terminal. The only module that imports rich.
+
+stdout gets the answer, stderr everything else. Text that comes from files is escaped (text.printable)
+and never read as markup; styles are only ever ours.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .text import count_text, listing, number_text, printable, printable_path, shape_text, size_text
+
+# Without a terminal there is no width to respect: a pipe gets whole lines.
+PIPE_WIDTH = 10_000
+
+
+class Screen:
+    """Where the answer and the messages go."""
+
+    def __init__(self, quiet: bool = False, color: bool | None = None):
+        no_color = color is False or bool(os.environ.get("NO_COLOR"))
+        self.quiet = quiet
+        self.out = _console(sys.stdout, no_color)
+        self.err = _console(sys.stderr, no_color)
+
+    def answer(self, text: str) -> None:
+        """Plain text on stdout, exactly as it is."""
+        self.out.file.write(text + "\n")
+
+    def show(self, renderable: Table | Text | str) -> None:
+        if isinstance(renderable, Table) and not self.out.is_terminal:
+            # In a pipe columns are as wide as their content, and no line ends in padding.
+            with self.out.capture() as captured:
+                self.out.print(renderable, crop=False)
+            self.answer("\n".join(line.rstrip() for line in captured.get().splitlines()))
+        else:
+            self.out.print(renderable, highlight=False, markup=False, soft_wrap=not isinstance(renderable, Table))
+
+    def note(self, text: str) -> None:
+        """A message for the person at the terminal; -q silences it."""
+        if not self.quiet:
+            self.err.print(Text(text), highlight=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        self.err.print(Text.assemble(("warning: ", "yellow"), text), highlight=False, soft_wrap=True)
+
+    def error(self, message: str, hint: str | None) -> None:
+        self.err.print(Text.assemble(("error: ", "bold red"), message), highlight=False, soft_wrap=True)
+        if hint:
+            self.err.print(Text(f"  try: {hint}"), highlight=False, soft_wrap=True)
+
+
+def _console(stream: object, no_color: bool) -> Console:
+    terminal = hasattr(stream, "isatty") and stream.isatty()
+    return Console(
+        file=stream, no_color=no_color, highlight=False, markup=False, emoji=False, width=None if terminal else PIPE_WIDTH
+    )
+
+
+def _table(*columns: str | tuple[str, str]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        name, justify = (column, "left") if isinstance(column, str) else column
+        table.add_column(Text(name), justify=justify, overflow="fold")
+    return table
+
+
+def _verdict(ok: bool) -> Text:
+    return Text("holds", "green") if ok else Text("FAILS", "bold red")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else number_text(value)
+
+
+def edit_table(outcomes: Sequence) -> Table:
+    """What was done to each tensor."""
+    table = _table("tensor", "chain", "shape", "dtype", ("moved", "right"), ("residual", "right"), ("tolerance", "right"))
+    for o in outcomes:
+        chain = o.chain or "-"
+        if o.view:
+            chain += f" ({o.view})"
+        table.add_row(
+            Text(printable(o.tensor)), Text(printable(chain)), shape_text(o.shape), o.dtype,
+            _number(o.moved), _number(o.residual), _number(o.tolerance),
+        )
+    return table
+
+
+def verify_table(verdicts: Sequence) -> Table:
+    table = _table("tensor", "constraint", ("residual", "right"), ("tolerance", "right"), "verdict")
+    for v in verdicts:
+        for i, c in enumerate(v.checks):
+            constraint = c.constraint + (f" ({v.view})" if v.view and i == 0 else "")
+            verdict = _verdict(c.ok)
+            if c.detail:
+                verdict = Text.assemble(verdict, f": {printable(c.detail)}")
+            table.add_row(
+                Text(printable(v.group.tensor) if i == 0 else ""), Text(constraint), number_text(c.residual),
+                number_text(c.tolerance), verdict,
+            )
+    return table
+
+
+def inspect_table(groups: Sequence) -> Table:
+    from .dtypes import dtype_name
+
+    table = _table("tensor", "form", "chain", "shape", "dtype", ("bytes", "right"))
+    for g in groups:
+        chain = g.chain or (" or ".join(g.alternatives) if g.alternatives else "?" if g.problem else "")
+        if g.view:
+            chain += f" ({g.view})"
+        form = g.form
+        if g.record is not None and g.record.state == "baked":
+            form = "baked"
+        table.add_row(
+            Text(printable(g.tensor)), form, Text(printable(chain)), shape_text(g.shape), dtype_name(g.dtype),
+            size_text(sum(info.nbytes for info in g.infos.values())),
+        )
+    return table
+
+
+def inspect_head(source) -> Iterable[str]:
+    forms = count_text(len(source.tensors), "tensor key")
+    yield f"{printable_path(source.path)}: {source.container}, {size_text(source.nbytes)}, {forms}"
+    if source.root:
+        yield f"state dict: {printable(source.root)}"
+
+
+def inspect_tail(source, groups: Sequence, tied: Iterable[Sequence[str]]) -> Iterable[str]:
+    for names in tied:
+        yield f"tied: {' = '.join(printable(name) for name in names)}"
+    for group in groups:
+        if group.problem:
+            yield f"{printable(group.tensor)}: {group.problem}"
+    if source.metadata:
+        yield f"metadata: {listing(sorted(source.metadata), 12)}"
+    if source.extras:
+        yield "not tensors of the state dict: " + listing([f"{e.name} ({e.type})" for e in source.extras], 12)
+
+
+def registry_table(entries: Sequence) -> Table:
+    table = _table("name", "domain", "image", "summary")
+    from .registry import domains_and_images
+
+    for entry in entries:
+        sets = domains_and_images(entry)
+        table.add_row(Text(entry.name, "bold"), "\n".join(sets["domain"]), "\n".join(sets["image"]), Text(entry.summary))
+    return table
+
+
+def registry_card(entry) -> str:
+    """Everything the table knows of one entry, as text for 80 columns."""
+    import textwrap
+
+    from .registry import CONSTRAINTS, PARAMETRIZATIONS, domains_and_images
+    from .spec import value_text
+
+    sets = domains_and_images(entry)
+    rows = [("law", entry.law)]
+    rows += [("maps", f"{domain} -> {image}") for domain, image in zip(sets["domain"], sets["image"])]
+    for a in entry.arguments:
+        default = "required" if a.required else f"default {value_text(a.default)}" if a.default is not None or a.type == "dim" else ""
+        choices = " | ".join(a.choices)
+        rows.append((f":{a.name}=", "; ".join(x for x in (choices or a.type, a.help, default) if x)))
+    rows.append(("right inverse", entry.right_inverse))
+    for image in dict.fromkeys(image.partition(":")[0] for image in sets["image"]):
+        if CONSTRAINTS[image].residual and image != "any":
+            rows.append(("residual", f"{image}: {CONSTRAINTS[image].residual}"))
+    rows += [("cost", entry.cost), ("source", entry.source)]
+    lines = [f"{entry.name}: {entry.summary}", ""]
+    for label, text in rows:
+        lines += textwrap.wrap(text, 79, initial_indent=f"  {label:<15}", subsequent_indent=" " * 17) or [f"  {label}"]
+    return "\n".join(lines)
