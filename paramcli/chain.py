@@ -92,6 +92,13 @@ def _ill_typed(entry: Entry, links: list[Link], image: str) -> None:
     raise UsageError(f"{entry.name} wants {wanted} values; {before}", hint=f"chains that work: {working}")
 
 
-def extend(chain: Chain | None, more: Chain) -> Chain:
-    """The chain with more items registered after it; type-checked as one."""
-    return more if chain is None else parse_chain(f"{chain},{more}")
+def check_items(text: str) -> None:
+    """Raise UsageError for unknown names and bad arguments; the types wait for what the items are appended to."""
+    for item in parse_items(text):
+        typed_arguments(look_up(PARAMETRIZATIONS, item.name, "parametrization"), item)
+
+
+def extend(chain: Chain, more: str) -> tuple[Chain, Chain]:
+    """(the chain with more items registered after it, type-checked as one; the new links alone)."""
+    whole = parse_chain(f"{chain},{more}")
+    return whole, Chain(whole.links[len(chain) :])

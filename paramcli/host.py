@@ -48,8 +48,8 @@ def register(module: nn.Module, name: str, chain: Chain, view: View = IDENTITY, 
         part.train(module.training)
         if seed is not None:
             torch.manual_seed(seed)
-        # Shapes and dtypes are ours to promise; torch's check would evaluate every map twice.
-        parametrize.register_parametrization(module, name, part, unsafe=True)
+        # Shapes and dtypes are ours to promise, so torch need not evaluate every map to check them.
+        parametrize.register_parametrization(module, name, part, unsafe=not part.evaluated_on_registration)
     return module
 
 

@@ -93,9 +93,10 @@ def test_several_originals_come_first():
 
 def test_appending_type_checks_the_whole_chain():
     """skew then cayley is well typed also when cayley is appended later."""
-    assert str(extend(parse_chain("skew"), parse_chain("symmetric"))) == "skew,symmetric"
+    whole, more = extend(parse_chain("skew"), "cayley")
+    assert (str(whole), str(more), more.constraint) == ("skew,cayley", "cayley", "special_orthogonal")
     with pytest.raises(UsageError):
-        parse_chain("cayley")
+        extend(parse_chain("symmetric"), "cayley")
 
 
 def test_patterns_choose_by_name_glob_and_regex():

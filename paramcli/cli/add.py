@@ -6,7 +6,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..chain import parse_chain
+from ..chain import check_items
 from ..console import Screen
 from ..errors import UsageError
 from ..view import parse_view
@@ -54,7 +54,8 @@ def add(
         raise UsageError("add needs -t/--tensor: which tensors to parametrize", hint="paramcli inspect lists them")
     if init not in INITS:
         raise UsageError(f"--init {init}: not one of {', '.join(INITS)}")
-    wanted, seen = parse_chain(chain), parse_view(view)
+    check_items(chain)
+    seen = parse_view(view)
     check_compute(compute_dtype)
     with open_groups(ckpt, root, ignore_record, screen) as opened:
         chosen = opened.choose(tensor)
@@ -65,7 +66,7 @@ def add(
         from ..surgery.execute import preview
         from ..surgery.plan import make_plan
 
-        edit = Register(wanted, seen, init, seed, max_change)
+        edit = Register(chain, seen, init, seed, max_change)
         plan = make_plan("add", opened.source, opened.groups, chosen, edit.plan)
         if dry_run:
             outcomes = preview(plan)

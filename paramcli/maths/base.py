@@ -126,6 +126,8 @@ class Parametrization(nn.Module):
     # The map is itself the projection onto its image (a mask, a polar factor): every tensor is then
     # its own right inverse, and keeping it loses nothing.
     is_projection = False
+    # torch evaluates the map while it registers it, and what that changes (u and v) belongs to the result.
+    evaluated_on_registration = False
     # Which originals have the stored shape (the others, such as weight norm's g, are no view of it).
     stored_originals: tuple[int, ...] = (0,)
 

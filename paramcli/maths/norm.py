@@ -127,6 +127,8 @@ class SpectralNorm(Parametrization, _SpectralNorm):
     Source:  torch.nn.utils.parametrizations.spectral_norm; Miyato et al., 2018, arXiv:1802.05957.
     """
 
+    evaluated_on_registration = True
+
     def __init__(self, weight: Tensor, n_power_iterations: int = 1, dim: int = 0):
         _SpectralNorm.__init__(self, weight, n_power_iterations, dim)
 

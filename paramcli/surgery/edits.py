@@ -32,7 +32,7 @@ from .plan import Step, require_editable
 class Register:
     """`add`: put a chain on plain tensors; append it to the chain of parametrized ones."""
 
-    chain: Chain
+    chain: str
     view: View
     init: str = "project"
     seed: int = 0
@@ -45,17 +45,18 @@ class Register:
         return self._plan_append(group)
 
     def _plan_plain(self, group: Group) -> Step:
-        if self.init != "raw" and (why := self.chain.uninvertible()):
-            raise UsageError(f"{self.chain} has no right inverse: {why}", hint="--init raw registers it as torch does")
-        slots = chain_slots(group, self.chain, self.view)
+        chain = parse_chain(self.chain)
+        if self.init != "raw" and (why := chain.uninvertible()):
+            raise UsageError(f"{chain} has no right inverse: {why}", hint="--init raw registers it as torch does")
+        slots = chain_slots(group, chain, self.view)
 
         def run(source: Source, device: object, compute: str):
             W = source.read(group.keys["value"]).to(device)
             seed = hosting.tensor_seed(self.seed, group.tensor)
-            fitted = fit(W, self.chain, self.view, init=self.init, seed=seed, max_change=self.max_change, compute=compute)
+            fitted = fit(W, chain, self.view, init=self.init, seed=seed, max_change=self.max_change, compute=compute)
             return keyed(group.tensor, fitted.state), numbers(fitted.moved, fitted.check)
 
-        return Step(group, "register", slots, str(self.chain), self.view.text, run, record=record_of(self.chain, self.view))
+        return Step(group, "register", slots, str(chain), self.view.text, run, record=record_of(chain, self.view))
 
     def _plan_append(self, group: Group) -> Step:
         require_chain(group)
@@ -67,22 +68,22 @@ class Register:
         old, view = parse_chain(group.chain), parse_view(group.view)
         if self.view.text not in (None, view.text):
             raise UsageError(f"{printable(group.tensor)} already has the view {view}; a chain has one view")
-        whole = extend(old, self.chain)
+        whole, more = extend(old, self.chain)
         slots = chain_slots(group, whole, view)
 
         def run(source: Source, device: object, compute: str):
             state = read_state(source, group, device)
             before = weight_of(group, state, old, view, compute)
             measure.require_finite(before)
-            if self.init == "strict" and self.chain.constraint is not None:
-                check = measure.check(self.chain.constraint, before, view)
+            if self.init == "strict" and whole.constraint is not None:
+                check = measure.check(whole.constraint, before, view)
                 if not check.ok:
                     raise CheckFailed(f"the tensor is not {check.constraint} (residual {number_text(check.residual)})")
             dtype = compute_dtype(before.dtype, compute)
             seed = hosting.tensor_seed(self.seed, group.tensor)
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 host = hosting.load(old, view, group.shape, widened(state, dtype))
-                hosting.register(host, "weight", self.chain, view, seed)
+                hosting.register(host, "weight", more, view, seed)
             state = {**widened(hosting.roles(host), before.dtype), **state}
             value = evaluate(whole, view, group.shape, state, before.dtype, compute)
             change = measure.moved(value, before)

@@ -56,8 +56,9 @@ def evaluate(
 
 def register_raw(W: Tensor, chain: Chain, view: View, seed: int, compute: str = "same") -> dict[str, Tensor]:
     """What registering the links one after another on a live module gives, bit for bit."""
-    host = hosting.register(hosting.bare(W.to(compute_dtype(W.dtype, compute))), "weight", chain, view, seed)
-    return hosting.roles(host)
+    # In training mode, as a new module is: spectral norm takes a power step while it is registered.
+    host = hosting.bare(W.to(compute_dtype(W.dtype, compute))).train()
+    return hosting.roles(hosting.register(host, "weight", chain, view, seed))
 
 
 def invert(

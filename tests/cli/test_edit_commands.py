@@ -1,0 +1,235 @@
+"""add, assign, remove and verify as a user types them."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+
+def sha(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def state(path):
+    return load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+
+
+def test_the_three_commands_of_the_brief(fc_checkpoint, tmp_path, paramcli):
+    """add, remove --bake and verify without -o write the default names; a row scaled by 1.01 then fails."""
+    before = sha(fc_checkpoint)
+    paramcli("add", fc_checkpoint, "--tensor", "fc.weight", "--chain", "skew,cayley")
+    paramcli("remove", tmp_path / "ckpt.parametrized.safetensors", "--bake")
+    proof = paramcli("verify", tmp_path / "ckpt.baked.safetensors", "--json").json
+    assert proof["ok"] and proof["tensors"][0]["checks"][0]["constraint"] == "special_orthogonal"
+    baked = state(tmp_path / "ckpt.baked.safetensors")
+    Q = baked["fc.weight"].double()
+    torch.testing.assert_close(Q @ Q.T, torch.eye(16, dtype=torch.float64), atol=1e-5, rtol=0)
+    for name, tensor in state(fc_checkpoint).items():
+        if name != "fc.weight":
+            assert torch.equal(baked[name], tensor)
+    with safe_open(tmp_path / "ckpt.baked.safetensors", "pt") as file:
+        metadata = file.metadata()
+    baked["fc.weight"][3] *= 1.01
+    save_file(baked, tmp_path / "off.safetensors", metadata)
+    result = paramcli("verify", tmp_path / "off.safetensors", code=1)
+    assert "FAILS" in result.out
+    assert sha(fc_checkpoint) == before
+
+
+def test_lstm_gates_by_blocks(fixtures, tmp_path, paramcli):
+    """Each gate of a real LSTM's recurrent kernel becomes a rotation; every other tensor keeps its bits."""
+    source = fixtures / "silero_vad_16k.safetensors"
+    out, baked = tmp_path / "p.safetensors", tmp_path / "b.safetensors"
+    report = paramcli("add", source, "-t", "lstm_cell.weight_hh", "--view", "blocks=4", "--chain", "skew,cayley", "-o", out, "--json").json
+    before, after = load_file(source), load_file(out)
+    moved = report["tensors"][0]["moved"]
+    paramcli("verify", out)
+    paramcli("remove", out, "--bake", "-o", baked)
+    paramcli("verify", baked)
+    W = load_file(baked)["lstm_cell.weight_hh"].double()
+    for gate in W.chunk(4):
+        torch.testing.assert_close(gate @ gate.T, torch.eye(128, dtype=torch.float64), atol=2e-5, rtol=0)
+        assert torch.linalg.det(gate) > 0
+    V = before["lstm_cell.weight_hh"].double()
+    assert moved == pytest.approx(((W - V).norm() / V.norm()).item(), rel=1e-6)
+    for name, tensor in before.items():
+        if name != "lstm_cell.weight_hh":
+            assert torch.equal(after[name], tensor) and torch.equal(load_file(baked)[name], tensor)
+
+
+def test_project_gives_the_nearest_rotation(tmp_path, paramcli):
+    """The value is U diag(1, ..., det) V^T of an SVD."""
+    torch.manual_seed(1)
+    W = torch.randn(12, 12)
+    torch.save({"w": W}, tmp_path / "a.pt")
+    paramcli("add", tmp_path / "a.pt", "-t", "w", "--chain", "skew,matrix_exp")
+    paramcli("remove", tmp_path / "a.parametrized.safetensors")
+    U, _, Vh = torch.linalg.svd(W.double())
+    D = torch.ones(12, dtype=torch.float64)
+    D[-1] = torch.linalg.det(U @ Vh).sign()
+    torch.testing.assert_close(load_file(tmp_path / "a.baked.safetensors")["w"].double(), (U * D) @ Vh, atol=1e-5, rtol=0)
+
+
+def test_strict_refuses_and_writes_nothing(fc_checkpoint, tmp_path, paramcli):
+    """A weight off the constraint: exit 1, and the folder is as it was."""
+    files = sorted(tmp_path.iterdir())
+    result = paramcli("add", fc_checkpoint, "-t", "fc.weight", "--chain", "skew,cayley", "--init", "strict", code=1)
+    assert "fc.weight" in result.err and "project" in result.err
+    paramcli("add", fc_checkpoint, "-t", "fc.weight", "--chain", "skew,cayley", "--max-change", "0.01", code=1)
+    assert sorted(tmp_path.iterdir()) == files
+
+
+def test_strict_accepts_what_holds(tmp_path, paramcli):
+    """A float32 rotation is on the constraint, and kept to rounding."""
+    Q = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(2)))[0]
+    Q[0] *= torch.linalg.det(Q).sign()
+    torch.save({"q": Q}, tmp_path / "a.pt")
+    report = paramcli("add", tmp_path / "a.pt", "-t", "q", "--chain", "skew,matrix_exp", "--init", "strict", "--json").json
+    assert report["tensors"][0]["moved"] < 2e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_every_dtype_adds_verifies_and_bakes(dtype, tmp_path, paramcli):
+    """Output dtype is input dtype, and the constraint holds after rounding once."""
+    torch.manual_seed(0)
+    torch.save({"a": torch.randn(10, 10).to(dtype), "b": torch.randn(7, 5).to(dtype)}, tmp_path / "x.pt")
+    paramcli("add", tmp_path / "x.pt", "-t", "a", "--chain", "skew,matrix_exp", "-o", tmp_path / "1.safetensors")
+    paramcli("add", tmp_path / "1.safetensors", "-t", "b", "--chain", "orthogonal", "-o", tmp_path / "2.safetensors")
+    paramcli("verify", tmp_path / "2.safetensors")
+    paramcli("remove", tmp_path / "2.safetensors", "-o", tmp_path / "3.safetensors")
+    assert len(paramcli("verify", tmp_path / "3.safetensors", "--json").json["tensors"]) == 2
+    assert {t.dtype for t in load_file(tmp_path / "3.safetensors").values()} == {dtype}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_verify_orthogonal_accepts_members_and_rejects_near_misses(dtype, tmp_path, paramcli):
+    """A rounded orthogonal matrix passes; 1.05 times it and the zero matrix fail, in each dtype."""
+    Q = torch.linalg.qr(torch.randn(48, 48, dtype=torch.float64))[0].contiguous()
+    for name, W, code in (("good", Q, 0), ("scaled", 1.05 * Q, 1), ("zero", 0 * Q, 1)):
+        save_file({"w": W.to(dtype)}, tmp_path / f"{name}.safetensors")
+        paramcli("verify", tmp_path / f"{name}.safetensors", "-t", "w", "--constraint", "orthogonal", code=code)
+
+
+def test_same_command_same_bytes(fc_checkpoint, tmp_path, paramcli):
+    """Random parts come from the seed, so two runs are byte-identical; another seed is not."""
+    for out, seed in (("1", 0), ("2", 0), ("3", 1)):
+        paramcli("add", fc_checkpoint, "-t", "fc.weight", "--chain", "prune_random:amount=0.5", "--seed", seed, "-o", tmp_path / f"{out}.safetensors")
+    one, two, three = ((tmp_path / f"{n}.safetensors").read_bytes() for n in "123")
+    assert one == two != three
+
+
+def test_no_bake_gives_back_the_original(fc_checkpoint, tmp_path, paramcli):
+    """raw add of skew,cayley and remove --no-bake is the file's own weight, bit for bit."""
+    paramcli("add", fc_checkpoint, "-t", "fc.weight", "--chain", "skew,cayley", "--init", "raw")
+    paramcli("remove", tmp_path / "ckpt.parametrized.safetensors", "--no-bake")
+    after = load_file(tmp_path / "ckpt.unparametrized.safetensors")
+    assert all(torch.equal(after[name], tensor) for name, tensor in state(fc_checkpoint).items())
+
+
+def test_no_bake_of_several_originals_is_refused(fc_checkpoint, tmp_path, paramcli):
+    """Weight norm has g and v; neither is the weight, as torch's ValueError says."""
+    paramcli("add", fc_checkpoint, "-t", "conv.weight", "--chain", "weight_norm")
+    result = paramcli("remove", tmp_path / "ckpt.parametrized.safetensors", "--no-bake", code=3)
+    assert "conv.weight has several originals" in result.err
+
+
+def test_adding_to_a_parametrized_tensor_appends(fc_checkpoint, tmp_path, paramcli):
+    """As on a live module: the originals stay, the chain grows, and the view is the first one's."""
+    paramcli("add", fc_checkpoint, "-t", "fc.weight", "--chain", "skew", "--init", "raw", "-o", tmp_path / "1.safetensors")
+    paramcli("add", tmp_path / "1.safetensors", "-t", "fc.weight", "--chain", "cayley", "-o", tmp_path / "2.safetensors")
+    one, two = load_file(tmp_path / "1.safetensors"), load_file(tmp_path / "2.safetensors")
+    key = "fc.parametrizations.weight.original"
+    assert torch.equal(one[key], two[key])
+    proof = paramcli("verify", tmp_path / "2.safetensors", "--json").json["tensors"][0]
+    assert proof["chain"] == "skew,cayley" and proof["ok"]
+
+
+def test_assign_goes_through_the_right_inverse(fc_checkpoint, tmp_path, paramcli):
+    """layer.weight = nn.init.orthogonal_(...): the value read back is the one assigned."""
+    paramcli("add", fc_checkpoint, "-t", "fc.weight", "--chain", "skew,matrix_exp", "-o", tmp_path / "p.safetensors")
+    torch.manual_seed(5)
+    Q = nn.init.orthogonal_(torch.empty(16, 16))
+    Q[0] *= torch.linalg.det(Q).sign()
+    save_file({"other.name": Q}, tmp_path / "q.safetensors")
+    paramcli("assign", tmp_path / "p.safetensors", "-t", "fc.weight", "--from", f"{tmp_path / 'q.safetensors'}:other.name", "-o", tmp_path / "a.safetensors")
+    paramcli("remove", tmp_path / "a.safetensors", "-o", tmp_path / "b.safetensors")
+    torch.testing.assert_close(load_file(tmp_path / "b.safetensors")["fc.weight"], Q, atol=2e-6, rtol=0)
+    paramcli("verify", tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize("init", ["xavier_uniform", "orthogonal", "zeros"])
+def test_assign_of_an_initialiser_to_a_plain_tensor(init, fc_checkpoint, tmp_path, paramcli):
+    """A plain tensor is replaced; the seed and the tensor's name decide the numbers."""
+    for out in "12":
+        paramcli("assign", fc_checkpoint, "-t", "out.weight", "--with", init, "-o", tmp_path / f"{out}.safetensors")
+    assert (tmp_path / "1.safetensors").read_bytes() == (tmp_path / "2.safetensors").read_bytes()
+    W = load_file(tmp_path / "1.safetensors")["out.weight"]
+    if init == "orthogonal":
+        torch.testing.assert_close(W @ W.T, torch.eye(4), atol=1e-5, rtol=0)
+
+
+def test_assign_keeps_a_mask(fc_checkpoint, tmp_path, paramcli):
+    """Assigning to a pruned tensor keeps its mask: what it drops stays zero."""
+    paramcli("add", fc_checkpoint, "-t", "fc.weight", "--chain", "prune_l1:amount=100", "-o", tmp_path / "p.safetensors")
+    paramcli("assign", tmp_path / "p.safetensors", "-t", "fc.weight", "--with", "ones", "-o", tmp_path / "a.safetensors")
+    mask = load_file(tmp_path / "p.safetensors")["fc.parametrizations.weight.0.mask"]
+    paramcli("remove", tmp_path / "a.safetensors", "-o", tmp_path / "b.safetensors")
+    assert torch.equal(load_file(tmp_path / "b.safetensors")["fc.weight"], mask.float())
+
+
+def test_dry_run_writes_nothing_and_says_what_it_would(fc_checkpoint, tmp_path, paramcli):
+    """-n prints the plan: keys read and written, and no numbers that need data."""
+    files = sorted(tmp_path.iterdir())
+    report = paramcli("add", fc_checkpoint, "-t", "*.weight", "--chain", "weight_norm", "-n", "--json").json
+    assert report["dry_run"] and len(report["tensors"]) == 3
+    assert report["tensors"][0]["reads"] == ["fc.weight"]
+    assert report["tensors"][0]["writes"] == ["fc.parametrizations.weight.original0", "fc.parametrizations.weight.original1"]
+    assert sorted(tmp_path.iterdir()) == files
+
+
+def test_in_place_replaces_a_safetensors_file(fixtures, tmp_path, paramcli):
+    """--in-place keeps the name and the mode; the torch container is refused."""
+    copy = tmp_path / "vad.safetensors"
+    copy.write_bytes((fixtures / "silero_vad_16k.safetensors").read_bytes())
+    copy.chmod(0o640)
+    paramcli("add", copy, "-t", "conv1.weight", "--chain", "weight_norm", "--in-place")
+    assert copy.stat().st_mode & 0o777 == 0o640 and [p.name for p in tmp_path.iterdir()] == ["vad.safetensors"]
+    assert "conv1.parametrizations.weight.original0" in load_file(copy)
+
+
+def test_the_record_and_other_metadata_are_carried(tmp_path, paramcli):
+    """Other people's metadata survive character for character beside the record."""
+    save_file({"w": torch.randn(4, 4), "v": torch.randn(3)}, tmp_path / "a.safetensors", {"author": "née ☃ \"x\"", "format": "pt"})
+    paramcli("add", tmp_path / "a.safetensors", "-t", "w", "--chain", "symmetric")
+    with safe_open(tmp_path / "a.parametrized.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert metadata["author"] == "née ☃ \"x\"" and metadata["format"] == "pt"
+    record = json.loads(metadata["paramcli"])
+    assert record["tensors"] == {"w": {"chain": "symmetric", "constraint": "symmetric", "state": "parametrized", "view": None}}
+
+
+def test_verify_reports_what_is_not_claimed(fc_checkpoint, tmp_path, paramcli):
+    """Nothing to verify is an error, never a pass."""
+    assert "nothing to verify" in paramcli("verify", fc_checkpoint, code=3).err
+    paramcli("verify", fc_checkpoint, "-t", "fc.weight", "--constraint", "orthogonal", code=1)
+    paramcli("verify", fc_checkpoint, "-t", "fc.weight", "--constraint", "orthogonal", "--tol", "1000")
+
+
+def test_spectral_norm_is_verified_by_its_true_norm(tmp_path, paramcli):
+    """u and v that are not unit vectors are found, as is a value whose norm is not 1."""
+    torch.manual_seed(0)
+    torch.save(nn.Linear(9, 6).state_dict(), tmp_path / "a.pt")
+    paramcli("add", tmp_path / "a.pt", "-t", "weight", "--chain", "spectral_norm", "-o", tmp_path / "s.safetensors")
+    checks = paramcli("verify", tmp_path / "s.safetensors", "--json").json["tensors"][0]["checks"]
+    assert [c["constraint"] for c in checks] == ["unit_spectral_norm:dim=0", "unit_u_v"] and checks[0]["residual"] < 1e-6
+    tensors = load_file(tmp_path / "s.safetensors")
+    with safe_open(tmp_path / "s.safetensors", "pt") as file:
+        metadata = file.metadata()
+    tensors["parametrizations.weight.0._u"] *= 1.1
+    save_file(tensors, tmp_path / "bad.safetensors", metadata)
+    checks = paramcli("verify", tmp_path / "bad.safetensors", "--json", code=1).json["tensors"][0]["checks"]
+    assert not checks[0]["ok"] and not checks[1]["ok"]
