@@ -255,3 +255,13 @@ def _recorded(group: Group, entry: Entry | None) -> Group:
         return group
     known = dict(chain=entry.chain, view=entry.view, constraint=entry.constraint, record=entry)
     return replace(group, **known, problem=None, hint=None, alternatives=())
+
+
+def with_chain(group: Group, chain: str | None, view: str | None) -> Group:
+    """The group read as the user says, in place of what keys and record say."""
+    if chain is None or group.is_plain:
+        return group
+    from ..chain import parse_chain
+
+    constraint = parse_chain(chain).constraint
+    return replace(group, chain=chain, view=view, constraint=constraint, problem=None, hint=None, alternatives=())

@@ -8,11 +8,12 @@ from typing import Annotated, Optional
 import typer
 
 from ..chain import parse_chain
+from ..checkpoint.forms import with_chain
 from ..console import Screen
 from ..errors import UsageError
 from ..view import parse_view
 from . import options as o
-from .session import check_compute, check_device, finish_edit, open_groups, output_path, read_as, untie, write_plan
+from .session import check_compute, check_device, finish_edit, open_groups, output_path, untie, write_plan
 
 
 def attach(app: typer.Typer) -> None:
@@ -53,7 +54,7 @@ def assign(
     view = parse_view(view).text
     check_compute(compute_dtype)
     with open_groups(ckpt, root, ignore_record, screen) as opened:
-        chosen = [read_as(group, chain, view) for group in opened.choose(tensor)]
+        chosen = [with_chain(group, chain, view) for group in opened.choose(tensor)]
         untie(opened, chosen)
         destination = output_path(opened.source, output, in_place, ".parametrized", force or dry_run)
         where = check_device(device)

@@ -7,11 +7,12 @@ from typing import Annotated
 import typer
 
 from ..chain import parse_chain
+from ..checkpoint.forms import with_chain
 from ..console import Screen
 from ..errors import InputRefused
 from ..view import parse_view
 from . import options as o
-from .session import check_compute, check_device, finish_edit, open_groups, output_path, read_as, untie, write_plan
+from .session import check_compute, check_device, finish_edit, open_groups, output_path, untie, write_plan
 
 
 def attach(app: typer.Typer) -> None:
@@ -48,7 +49,7 @@ def remove(
     view = parse_view(view).text
     check_compute(compute_dtype)
     with open_groups(ckpt, root, ignore_record, screen) as opened:
-        chosen = [read_as(group, chain, view) for group in opened.choose(tensor, lambda group: not group.is_plain)]
+        chosen = [with_chain(group, chain, view) for group in opened.choose(tensor, lambda group: not group.is_plain)]
         plain = [group.tensor for group in chosen if group.is_plain]
         if plain and not any(not group.is_plain for group in chosen):
             raise InputRefused(f"{plain[0]} is a plain tensor already", hint="paramcli inspect shows the form of each", path=ckpt, tensor=plain[0])

@@ -164,10 +164,3 @@ def shell_path(path: Path) -> str:
     import shlex
 
     return shlex.quote(printable_path(path))
-
-
-def read_as(group: Group, chain: str | None, view: str | None) -> Group:
-    """A group read with the user's --chain and --view in place of what keys and record say."""
-    from ..surgery.evaluate import with_chain
-
-    return with_chain(group, chain, view)

@@ -7,13 +7,14 @@ from typing import Annotated, Optional
 import typer
 
 from ..chain import parse_chain
+from ..checkpoint.forms import with_chain
 from ..console import Screen, verify_table
 from ..registry import parse_constraint
 from ..report import document, verify_document
 from ..text import count_text, printable_path
 from ..view import parse_view
 from . import options as o
-from .session import check_compute, check_device, open_groups, read_as
+from .session import check_compute, check_device, open_groups
 
 
 def attach(app: typer.Typer) -> None:
@@ -51,7 +52,7 @@ def verify(
     with open_groups(ckpt, root, ignore_record, screen) as opened:
         from ..verify import select_claims, verifiable, verify_group
 
-        chosen = [read_as(group, chain, seen) if chain else group for group in opened.choose(tensor)]
+        chosen = [with_chain(group, chain, seen) if chain else group for group in opened.choose(tensor)]
         if not tensor:
             unread = [group for group in chosen if group.problem]
             chosen = select_claims(chosen, ckpt)

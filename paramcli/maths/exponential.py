@@ -85,11 +85,15 @@ class MatrixExp(Parametrization):
     def inverse(self, value: Tensor) -> Tensor:
         if value.is_meta:
             return value
+        # The identity is near both sets, so the nearer one counts; half turns are symmetric too, but not positive.
+        asymmetric, off = relative(value - value.mT, value).max(), gram_error(value).max()
         small = 1e4 * eps(value.dtype) * max(value.size(-1), 1)
-        if bool((relative(value - value.mT, value) <= small).all()):
+        if asymmetric <= min(small, off) and bool((torch.linalg.eigvalsh(value) > 0).all()):
             return symmetric_log(value)
-        if bool((gram_error(value) <= small).all()):
+        if off <= small:
             return rotation_log(value)
+        if asymmetric <= small:
+            return symmetric_log(value)
         raise CannotReach(
             "matrix_exp has a right inverse for rotations and for symmetric positive definite matrices, "
             "and this tensor is neither",

@@ -74,7 +74,7 @@ def from_matrix(M: Tensor, shape: torch.Size, dim: int) -> Tensor:
 def largest_singular_value(M: Tensor) -> Tensor:
     """By the Gram matrix of the shorter side: one product and one eigvalsh; relative error about eps."""
     G = M @ M.mH if M.size(-2) <= M.size(-1) else M.mH @ M
-    return torch.linalg.eigvalsh(G)[..., -1].clamp(min=0).sqrt()
+    return torch.linalg.eigvalsh(G).amax(-1).clamp(min=0).sqrt()
 
 
 class WeightNorm(Parametrization, _WeightNorm):

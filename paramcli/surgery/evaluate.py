@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -99,11 +97,3 @@ def weight_of(group: Group, state: dict[str, Tensor], chain: Chain, view: View, 
             hint="give the chain it was made with: --chain",
             tensor=group.tensor,
         ) from None
-
-
-def with_chain(group: Group, chain: str | None, view: str | None) -> Group:
-    """The group read as the user says, in place of what keys and record say."""
-    if chain is None or group.is_plain:
-        return group
-    constraint = parse_chain(chain).constraint
-    return replace(group, chain=chain, view=view, constraint=constraint, problem=None, hint=None, alternatives=())

@@ -1,0 +1,205 @@
+"""Bad input: one clear line, the right exit code, nothing written."""
+
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+
+@pytest.fixture
+def refused(paramcli, tmp_path):
+    """Run a command that must fail: its message is one line and a hint, and the folder is as before."""
+
+    def call(code, *arguments):
+        before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+        result = paramcli(*arguments, code=code)
+        assert result.out == ""
+        lines = result.err.strip().splitlines()
+        errors = [line for line in lines if line.startswith("error: ")]
+        assert len(errors) == 1 and lines.index(errors[0]) >= len(lines) - 2
+        assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
+        return errors[0] + "\n" + (lines[-1] if lines[-1] != errors[0] else "")
+
+    return call
+
+
+CHAIN = ["--chain", "skew,cayley"]
+
+
+def test_unknown_tensor(fc_checkpoint, refused):
+    """The closest name is shown."""
+    message = refused(2, "add", fc_checkpoint, "-t", "fc.wieght", *CHAIN)
+    assert "no tensor named 'fc.wieght' in" in message and "closest: fc.weight" in message
+
+
+def test_unknown_parametrization(fc_checkpoint, refused):
+    """The closest entry is shown."""
+    assert "closest: cayley" in refused(2, "add", fc_checkpoint, "-t", "fc.weight", "--chain", "skew,caley")
+
+
+def test_non_square(fc_checkpoint, refused):
+    """The tensor, its shape, and who needs a square one."""
+    message = refused(3, "add", fc_checkpoint, "-t", "out.weight", *CHAIN)
+    assert "out.weight" in message and "4x16" in message and "square" in message
+
+
+def test_all_refusals_of_a_plan_are_told_together(fc_checkpoint, refused):
+    """Two tensors that do not fit: the first in full, the other by name."""
+    message = refused(3, "add", fc_checkpoint, "-t", "out.weight", "-t", "conv.bias", *CHAIN)
+    assert "out.weight" in message and "conv.bias" in message
+
+
+def test_chain_that_does_not_type_check(fc_checkpoint, refused):
+    """Both sides are named, with a chain that works."""
+    message = refused(2, "add", fc_checkpoint, "-t", "fc.weight", "--chain", "symmetric,cayley")
+    assert "cayley wants skew" in message and "skew,cayley" in message
+
+
+@pytest.mark.parametrize("chain", ["skew,cayley", "skew,matrix_exp"])
+def test_determinant_minus_one(chain, tmp_path, refused):
+    """An orthogonal weight that the chain cannot reach: which, and the chain that can."""
+    Q = torch.linalg.qr(torch.randn(6, 6))[0].contiguous()
+    Q[0] *= -torch.linalg.det(Q).sign()
+    save_file({"q": Q}, tmp_path / "q.safetensors")
+    message = refused(3, "add", tmp_path / "q.safetensors", "-t", "q", "--chain", chain)
+    assert "q" in message and "determinant -1" in message and "--chain orthogonal" in message
+
+
+def test_eigenvalue_minus_one(tmp_path, refused):
+    """A half turn: cayley says how near the eigenvalue is, and that matrix_exp reaches it."""
+    save_file({"q": torch.diag(torch.tensor([-1.0, -1.0, 1.0, 1.0]))}, tmp_path / "q.safetensors")
+    message = refused(3, "add", tmp_path / "q.safetensors", "-t", "q", *CHAIN)
+    assert "eigenvalue -1" in message and "skew,matrix_exp" in message
+
+
+def test_the_chain_named_in_the_hint_works(tmp_path, paramcli):
+    """What the two messages above advise does what they say."""
+    save_file({"q": torch.diag(torch.tensor([-1.0, -1.0, 1.0, 1.0])), "r": torch.diag(torch.tensor([-1.0, 1.0, 1.0]))}, tmp_path / "q.safetensors")
+    for name, chain in (("q", "skew,matrix_exp"), ("r", "orthogonal")):
+        report = paramcli("add", tmp_path / "q.safetensors", "-t", name, "--chain", chain, "-f", "--json").json
+        assert report["tensors"][0]["moved"] < 1e-6
+
+
+def test_nan_in_a_tensor_to_edit(tmp_path, refused):
+    """The tensor and how many entries."""
+    W = torch.randn(4, 4)
+    W[1, 2] = float("nan")
+    save_file({"w": W}, tmp_path / "n.safetensors")
+    message = refused(3, "add", tmp_path / "n.safetensors", "-t", "w", *CHAIN)
+    assert "w: the tensor has 1 NaN of 16 entries" in message
+
+
+def test_nan_elsewhere_passes_through(tmp_path, paramcli):
+    """NaN payloads in tensors that are not edited keep their bits."""
+    odd = torch.tensor([0x7FC00123, -0x400000], dtype=torch.int32).view(torch.float32)
+    save_file({"w": torch.randn(4, 4), "odd": odd}, tmp_path / "n.safetensors")
+    paramcli("add", tmp_path / "n.safetensors", "-t", "w", "--chain", "symmetric", "-o", tmp_path / "o.safetensors")
+    from safetensors.torch import load_file
+
+    assert torch.equal(load_file(tmp_path / "o.safetensors")["odd"].view(torch.int32), odd.view(torch.int32))
+
+
+def test_existing_output(fc_checkpoint, tmp_path, refused, paramcli):
+    """--force is needed, and works."""
+    (tmp_path / "ckpt.parametrized.safetensors").write_text("precious")
+    message = refused(4, "add", fc_checkpoint, "-t", "fc.weight", *CHAIN)
+    assert "exists already" in message and "--force" in message
+    paramcli("add", fc_checkpoint, "-t", "fc.weight", *CHAIN, "--force")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the refusal is for machines without CUDA")
+def test_cuda_without_cuda(fc_checkpoint, refused):
+    """A clear refusal, and --device auto goes on."""
+    assert "--device cuda" in refused(2, "add", fc_checkpoint, "-t", "fc.weight", *CHAIN, "--device", "cuda")
+    assert "no device named 'gpu'" in refused(2, "add", fc_checkpoint, "-t", "fc.weight", *CHAIN, "--device", "gpu")
+
+
+def test_device_auto_works_everywhere(fc_checkpoint, paramcli):
+    """auto takes what there is."""
+    paramcli("add", fc_checkpoint, "-t", "fc.weight", *CHAIN, "--device", "auto")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello world, this is no checkpoint", b"<!DOCTYPE html><html>", b"version https://git-lfs.github.com/spec/v1\n"])
+def test_not_a_checkpoint(content, tmp_path, refused):
+    """Each kind of wrong file is named."""
+    (tmp_path / "x.pt").write_bytes(content)
+    message = refused(3, "inspect", tmp_path / "x.pt")
+    assert {b"": "empty", b"h": "not a checkpoint", b"<": "web page", b"v": "Git LFS pointer"}[content[:1]] in message
+
+
+def test_a_directory_and_a_missing_file(tmp_path, refused):
+    """A folder without a checkpoint, and no file at all."""
+    (tmp_path / "empty").mkdir()
+    assert "folder without a checkpoint" in refused(3, "inspect", tmp_path / "empty")
+    assert "no such file" in refused(3, "inspect", tmp_path / "nothing.pt")
+
+
+def test_integer_tensors_are_refused_by_name(tmp_path, refused):
+    """Nothing is defined on integers."""
+    save_file({"ids": torch.arange(9).reshape(3, 3)}, tmp_path / "i.safetensors")
+    assert "ids is int64" in refused(3, "add", tmp_path / "i.safetensors", "-t", "ids", "--chain", "symmetric")
+
+
+def test_tied_tensors_are_not_untied(tmp_path, refused):
+    """Touching one name of a shared tensor names the group."""
+    W = torch.randn(4, 4)
+    torch.save({"a": W, "b": W}, tmp_path / "t.pt")
+    assert "a and b are one tensor" in refused(3, "add", tmp_path / "t.pt", "-t", "a", "--chain", "symmetric")
+
+
+def test_output_over_the_input(fc_checkpoint, tmp_path, refused):
+    """The input under another name is recognised, even with --force."""
+    save_file({"w": torch.randn(4, 4)}, tmp_path / "a.safetensors")
+    os.link(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    message = refused(2, "add", tmp_path / "a.safetensors", "-t", "w", "--chain", "symmetric", "-f", "-o", tmp_path / "b.safetensors")
+    assert "the input itself" in message and "--in-place" in message
+
+
+def test_missing_options_say_which(fc_checkpoint, refused):
+    """add without -t or --chain."""
+    assert "--chain" in refused(2, "add", fc_checkpoint, "-t", "fc.weight")
+    assert "-t/--tensor" in refused(2, "add", fc_checkpoint, *CHAIN)
+    assert "No such command" in refused(2, "ad")
+
+
+def test_errors_are_json_too(fc_checkpoint, paramcli):
+    """With --json, stdout holds one document with the code, the message and the tensor."""
+    error = paramcli("add", fc_checkpoint, "-t", "fc.wieght", *CHAIN, "--json", code=2).json["error"]
+    assert error["code"] == "usage" and error["tensor"] == "fc.wieght" and "closest" in error["hint"]
+    error = paramcli("add", fc_checkpoint, "--nope", "--json", code=2).json["error"]
+    assert error["code"] == "usage" and "--nope" in error["message"]
+
+
+def test_names_from_files_are_escaped(tmp_path, paramcli):
+    """Control characters and markup of a file's names never reach the terminal as such."""
+    evil = "a\x1b[31mred\x07[bold]b\u202e.weight"
+    save_file({evil: torch.randn(3, 3)}, tmp_path / "e.safetensors")
+    result = paramcli("inspect", tmp_path / "e.safetensors")
+    assert "\x1b" not in result.out and "\u202e" not in result.out and "a\\x1b[31mred\\x07[bold]b\\u202e.weight" in result.out
+    assert paramcli("inspect", tmp_path / "e.safetensors", "--json").json["tensors"][0]["tensor"] == evil
+    assert "\x1b" not in paramcli("add", tmp_path / "e.safetensors", "-t", "*", *CHAIN, "--init", "strict", code=1).err
+
+
+def test_a_malformed_record_and_the_way_past_it(tmp_path, refused, paramcli):
+    """A broken record is refused; --ignore-record reads the file without it."""
+    save_file({"w": torch.randn(3, 3)}, tmp_path / "r.safetensors", {"paramcli": json.dumps({"schema": 9})})
+    assert "--ignore-record" in refused(3, "inspect", tmp_path / "r.safetensors")
+    paramcli("inspect", tmp_path / "r.safetensors", "--ignore-record")
+
+
+def test_a_record_for_tensors_that_are_not_there(tmp_path, refused):
+    """The record contradicts the tensors: which, and how to go on."""
+    record = {"schema": 1, "version": "0.1.0", "tensors": {"gone": {"state": "baked", "chain": "skew", "view": None, "constraint": "skew"}}}
+    save_file({"w": torch.randn(3, 3)}, tmp_path / "r.safetensors", {"paramcli": json.dumps(record)})
+    assert "gone" in refused(3, "verify", tmp_path / "r.safetensors")
+
+
+def test_debug_shows_the_traceback(fc_checkpoint):
+    """--debug raises where every other run prints one line."""
+    from paramcli.cli.app import run
+    from paramcli.errors import UsageError
+
+    with pytest.raises(UsageError):
+        run(["--debug", "add", str(fc_checkpoint), "-t", "nope", *CHAIN])

@@ -1,0 +1,55 @@
+"""Device correctness without a GPU: under fake tensors, mixing CPU and CUDA raises."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from paramcli.maths.exponential import MatrixExp
+from paramcli.maths.mask import Mask, PruneL1
+from paramcli.maths.norm import UnitSpectralNorm, WeightNorm, as_matrix, largest_singular_value
+from paramcli.maths.orthogonal import Cayley, Orthogonal, gram_error
+from paramcli.maths.symmetric import Skew, SkewMatrices, Symmetric, SymmetricMatrices
+from paramcli.registry import CONSTRAINTS
+
+SHAPE = (4, 6, 6)
+
+
+def fake():
+    return torch.empty(SHAPE, device="cuda")
+
+
+MAPS = {
+    "symmetric": lambda X: Symmetric()(X),
+    "skew": lambda X: Skew()(X),
+    "cayley": lambda X: Cayley()(X),
+    "matrix_exp": lambda X: MatrixExp()(X),
+    "orthogonal matrix_exp": lambda X: Orthogonal.make(X, "matrix_exp", False)(X),
+    "orthogonal cayley": lambda X: Orthogonal.make(X, "cayley", False)(X),
+    "orthogonal householder": lambda X: Orthogonal.make(X, "householder", False)(X),
+    "weight_norm": lambda X: WeightNorm(0).map(X.narrow(1, 0, 1).narrow(2, 0, 1), X),
+    "mask": lambda X: Mask(torch.empty(SHAPE, dtype=torch.bool, device="cuda"))(X),
+    "prune_l1": lambda X: PruneL1(torch.empty(SHAPE, dtype=torch.bool, device="cuda"))(X),
+    "half precision": lambda X: Cayley()(X.half()),
+    "gram error": lambda X: gram_error(X),
+    "spectral norm": lambda X: largest_singular_value(as_matrix(X, 0)),
+    "residuals": lambda X: SymmetricMatrices().residual(X) + SkewMatrices().residual(X),
+    "unit spectral residual": lambda X: UnitSpectralNorm().residual(X),
+}
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_maps_stay_on_their_device(name):
+    """Every map and residual runs on a CUDA tensor without touching one on the CPU, and its value is on CUDA."""
+    with FakeTensorMode():
+        assert MAPS[name](fake()).device.type == "cuda"
+
+
+def test_the_mode_notices_mixing():
+    """The instrument works: a CPU tensor in the sum raises."""
+    with FakeTensorMode(), pytest.raises(Exception, match="device"):
+        fake() + torch.empty(SHAPE)
+
+
+def test_every_constraint_is_exercised_somewhere():
+    """A new constraint needs a line above or in the value-dependent tests."""
+    assert set(CONSTRAINTS) == {"any", "symmetric", "skew", "orthogonal", "special_orthogonal", "positive_definite", "positive_determinant", "unit_spectral_norm", "sparse"}
