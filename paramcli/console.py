@@ -145,6 +145,33 @@ def inspect_tail(source, groups: Sequence, tied: Iterable[Sequence[str]]) -> Ite
         yield "not tensors of the state dict: " + listing([f"{e.name} ({e.type})" for e in source.extras], 12)
 
 
+def diff_table(differences: Sequence, only_a: Sequence[str], only_b: Sequence[str], limit: int = 200) -> Table:
+    """Tensors that differ, or that are spelt another way; equal ones of one spelling are only counted."""
+    table = _table("tensor", ("max abs", "right"), ("relative", "right"), "verdict")
+    shown = [d for d in differences if not d.equal] + [d for d in differences if d.equal and d.detail]
+    for d in shown[:limit]:
+        verdict = Text("equal", "green") if d.equal else Text("DIFFERENT", "bold red")
+        table.add_row(
+            Text(printable(d.tensor)), _number(d.max_abs), _number(d.relative),
+            Text.assemble(verdict, f": {printable(d.detail)}") if d.detail else verdict,
+        )  # fmt: skip
+    for label, names in (("A", only_a), ("B", only_b)):
+        for name in names[:limit]:
+            table.add_row(Text(printable(name)), "-", "-", Text(f"only in {label}", "bold red"))
+    return table
+
+
+def discover_table(findings: Sequence) -> Table:
+    table = _table("tensor", "shape", "dtype", "structure", ("residual", "right"), ("tolerance", "right"))
+    for f in findings:
+        rows = [(c, "holds") for c in f.holds] + [(c, "nearly") for c in f.nearly]
+        for i, (check, how) in enumerate(rows):
+            name = Text(check.constraint) if how == "holds" else Text.assemble(("nearly ", "yellow"), check.constraint)
+            head = (Text(printable(f.tensor)), shape_text(f.shape), f.dtype) if i == 0 else ("", "", "")
+            table.add_row(*head, name, number_text(check.residual), number_text(check.tolerance))
+    return table
+
+
 def registry_table(entries: Sequence) -> Table:
     table = _table("name", "domain", "image", "summary")
     from .registry import domains_and_images

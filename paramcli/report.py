@@ -114,6 +114,29 @@ def inspect_document(source, groups: Sequence, tied: Mapping[str, list[str]]) ->
     }
 
 
+def diff_document(equal: bool, differences: Sequence, only_a: Sequence[str], only_b: Sequence[str]) -> dict:
+    return {
+        "equal": equal,
+        "tensors": [
+            {"tensor": d.tensor, "max_abs": d.max_abs, "relative": d.relative, "equal": d.equal, "detail": d.detail} for d in differences
+        ],
+        "only_in_a": list(only_a),
+        "only_in_b": list(only_b),
+    }
+
+
+def discover_document(findings: Sequence) -> dict:
+    def checks(found: Sequence) -> list[dict]:
+        return [{"constraint": c.constraint, "residual": c.residual, "tolerance": c.tolerance} for c in found]
+
+    return {
+        "tensors": [
+            {"tensor": f.tensor, "shape": list(f.shape), "dtype": f.dtype, "holds": checks(f.holds), "nearly": checks(f.nearly)}
+            for f in findings
+        ]
+    }
+
+
 def registry_document(entries: Sequence) -> dict:
     from .registry import domains_and_images
 

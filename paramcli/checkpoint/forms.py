@@ -64,6 +64,8 @@ class Group:
     hint: str | None = None
     # Chains that fit by keys and shapes; `surgery.evaluate.settle` asks the data which.
     alternatives: tuple[str, ...] = ()
+    # The first name of the tied tensors it is one of: their random numbers come from that name.
+    twin: str | None = None
     # The record's word on it; None where the file carries none.
     record: Entry | None = None
 

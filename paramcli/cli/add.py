@@ -11,7 +11,7 @@ from ..console import Screen
 from ..errors import UsageError
 from ..view import parse_view
 from . import options as o
-from .session import check_compute, check_device, finish_edit, open_groups, output_path, untie, write_plan
+from .session import check_compute, check_device, finish_edit, open_groups, output_path, tie, write_plan
 
 INITS = ("project", "strict", "raw")
 
@@ -33,6 +33,7 @@ def add(
     in_place: o.InPlace = False,
     dry_run: o.DryRun = False,
     root: o.Root = None,
+    tied: o.Tied = None,
     device: o.Device = "cpu",
     compute_dtype: o.Compute = "same",
     ignore_record: o.IgnoreRecord = False,
@@ -59,7 +60,7 @@ def add(
     check_compute(compute_dtype)
     with open_groups(ckpt, root, ignore_record, screen) as opened:
         chosen = opened.choose(tensor)
-        untie(opened, chosen)
+        chosen = tie(opened, chosen, tied)
         destination = output_path(opened.source, output, in_place, ".parametrized", force or dry_run)
         where = check_device(device)
         from ..surgery.edits import Register

@@ -25,3 +25,4 @@ Chain = Annotated[Optional[str], typer.Option("--chain", metavar="SPEC", help="e
 View = Annotated[Optional[str], typer.Option("--view", metavar="V", help="What the maths sees: flatten, blocks=N.", show_default=False)]
 IgnoreRecord = Annotated[bool, typer.Option("--ignore-record", help="Read the file without its paramcli record.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.", min=0, max=2**63 - 1)]
+Tied = Annotated[Optional[str], typer.Option("--tied", metavar="HOW", help="Tensors that are one under several names: together or separate.", show_default=False)]

@@ -12,7 +12,7 @@ from ..console import Screen
 from ..errors import InputRefused
 from ..view import parse_view
 from . import options as o
-from .session import check_compute, check_device, finish_edit, open_groups, output_path, untie, write_plan
+from .session import check_compute, check_device, finish_edit, open_groups, output_path, tie, write_plan
 
 
 def attach(app: typer.Typer) -> None:
@@ -30,6 +30,7 @@ def remove(
     in_place: o.InPlace = False,
     dry_run: o.DryRun = False,
     root: o.Root = None,
+    tied: o.Tied = None,
     device: o.Device = "cpu",
     compute_dtype: o.Compute = "same",
     ignore_record: o.IgnoreRecord = False,
@@ -56,7 +57,7 @@ def remove(
         chosen = [group for group in chosen if not group.is_plain]
         if not chosen:
             raise InputRefused("no tensor is parametrized", hint="paramcli inspect shows what is there", path=ckpt)
-        untie(opened, chosen)
+        chosen = tie(opened, chosen, tied)
         destination = output_path(opened.source, output, in_place, ".baked" if bake else ".unparametrized", force or dry_run)
         from ..surgery.execute import preview
         from ..surgery.plan import make_plan

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..checkpoint import record as records
@@ -41,6 +41,12 @@ class Opened:
         if patterns:
             return [self.groups[name] for name in select(list(self.groups), patterns, self.where)]
         return [group for group in self.groups.values() if default is None or default(group)]
+
+    def choose_any(self, patterns: Sequence[str], sides: Sequence[Opened]) -> list[Group]:
+        """The groups that -t names here, where each pattern must match something on one of the sides."""
+        everywhere = list(dict.fromkeys(name for side in sides for name in side.groups))
+        chosen = set(select(everywhere, patterns, " and ".join(side.where for side in sides)))
+        return [group for name, group in self.groups.items() if name in chosen]
 
 
 def open_groups(path: Path, root: str | None, ignore_record: bool, screen: Screen) -> Opened:
@@ -110,21 +116,36 @@ def output_path(source: Source, output: Path | None, in_place: bool, suffix: str
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 
 
-def untie(opened: Opened, chosen: Sequence[Group]) -> None:
-    """Raise InputRefused where an edit would touch one name of a tied group and not the others."""
-    keys = {key for group in chosen for key in group.keys.values()}
+def tie(opened: Opened, chosen: Sequence[Group], how: str | None) -> list[Group]:
+    """The chosen groups with --tied applied; InputRefused where an edit would silently untie a tensor.
+
+    together: every name of a tied tensor gets the edit, and the same random numbers. separate: only the chosen ones.
+    """
+    if how not in (None, "together", "separate"):
+        raise UsageError(f"--tied {printable(how)}: together or separate")
+    groups = list(chosen)
+    keys = {key for group in groups for key in group.keys.values()}
+    owner = {key: group for group in opened.groups.values() for key in group.keys.values()}
     for names in opened.source.tied():
         touched = [name for name in names if name in keys]
-        if touched:
+        if not touched or how == "separate":
+            continue
+        if how is None and len(touched) < len(names):
             raise InputRefused(
-                f"{' and '.join(printable(n) for n in names)} are one tensor (they share storage); editing {printable(touched[0])} would untie them",
-                hint="a pattern that leaves them out",
+                f"{' and '.join(printable(n) for n in names)} are one tensor (they share storage); editing one would untie them",
+                hint="--tied together edits each of them alike, --tied separate unties them",
                 tensor=touched[0],
                 path=opened.source.path,
             )
+        first = owner[names[0]].tensor
+        have = {group.tensor for group in groups}
+        groups += [owner[name] for name in names if owner[name].tensor not in have]
+        members = {owner[name].tensor for name in names}
+        groups = [replace(group, twin=first) if group.tensor in members else group for group in groups]
+    return groups
 
 
-def write_plan(plan, opened: Opened, output: Path, *, force: bool, in_place: bool, device: str, compute: str) -> list:
+def write_plan(plan, opened: Opened, output: Path, *, force: bool, in_place: bool, device: str = "cpu", compute: str = "same") -> list:
     """Execute the plan into the output, a file or a folder as the input is."""
     from ..surgery.execute import execute, metadata_of
     from ..surgery.output import open_sink

@@ -52,7 +52,7 @@ class Register:
 
         def run(source: Source, device: object, compute: str):
             W = source.read(group.keys["value"]).to(device)
-            seed = hosting.tensor_seed(self.seed, group.tensor)
+            seed = hosting.tensor_seed(self.seed, group.twin or group.tensor)
             fitted = fit(W, chain, self.view, init=self.init, seed=seed, max_change=self.max_change, compute=compute)
             return keyed(group.tensor, fitted.state), numbers(fitted.moved, fitted.check)
 
@@ -80,7 +80,7 @@ class Register:
                 if not check.ok:
                     raise CheckFailed(f"the tensor is not {check.constraint} (residual {number_text(check.residual)})")
             dtype = compute_dtype(before.dtype, compute)
-            seed = hosting.tensor_seed(self.seed, group.tensor)
+            seed = hosting.tensor_seed(self.seed, group.twin or group.tensor)
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 host = hosting.load(old, view, group.shape, widened(state, dtype))
                 hosting.register(host, "weight", more, view, seed)
@@ -159,7 +159,7 @@ class Assign:
     def _inverted(self, group: Group, state: dict[str, Tensor], chain: Chain, view: View, wanted: Tensor):
         stored = next(t for role, t in state.items() if role.startswith("original")).dtype
         double = wide(stored, wanted.device)
-        seed = hosting.tensor_seed(self.seed, group.tensor)
+        seed = hosting.tensor_seed(self.seed, group.twin or group.tensor)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             parts = hosting.parts(hosting.load(chain, view, group.shape, widened(complete(group, state, chain), double)))
             seen = view.into(wanted.to(double))

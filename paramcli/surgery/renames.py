@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..checkpoint.forms import Group
+from ..checkpoint.forms import FORM_OF_SPELLING, PARAMETRIZED, Group
 from ..checkpoint.header import Slot
+from ..checkpoint.keys import parametrized_key
 from ..errors import InputRefused
 from ..text import printable
 from .plan import Step
+
+# The spelling that each set of roles has in the older style: what torch wrote before parametrize.
+_OLD_FORM = {
+    frozenset(("original0", "original1")): "weight_norm_old",
+    frozenset(("original", "0._u", "0._v")): "spectral_norm_v1",
+    frozenset(("original", "0.mask")): "prune_old",
+}
 
 
 @dataclass(frozen=True)
@@ -24,3 +32,63 @@ class Unparametrize:
             )
         renames = {group.tensor: group.keys["original"]}
         return Step(group, "unparametrize", (Slot(group.tensor, group.dtype, group.shape),), group.chain, group.view, renames=renames)
+
+
+@dataclass(frozen=True)
+class Migrate:
+    """`migrate`: the same tensors under the names of torch's parametrize (`new`) or of what came before it (`old`)."""
+
+    to: str
+
+    def applies(self, group: Group) -> bool:
+        """Is this group spelt the other way? Groups that are no weight norm, spectral norm or mask are left alone."""
+        if self.to == "new":
+            return group.form in FORM_OF_SPELLING
+        return group.form == PARAMETRIZED and self._old_form(group) is not None
+
+    def _old_form(self, group: Group) -> str | None:
+        form = _OLD_FORM.get(frozenset(group.keys))
+        # Two originals or a buffer named alike can be another parametrization; then shapes or a record said so.
+        known = group.alternatives or (group.chain or "").partition(":")[0] in _MIGRATABLE
+        return form if known else None
+
+    def plan(self, group: Group) -> Step:
+        if group.problem:
+            raise InputRefused(group.problem, hint=group.hint, tensor=group.tensor)
+        if "value" in group.keys:
+            return self._plan_oldest(group)
+        names = {role: self._name(group, role) for role in group.keys}
+        slots = tuple(Slot(names[role], info.dtype, info.shape) for role, info in group.infos.items())
+        renames = {names[role]: key for role, key in group.keys.items()}
+        return Step(group, "migrate", slots, group.chain, group.view, renames=renames, record=group.record)
+
+    def _name(self, group: Group, role: str) -> str:
+        if self.to == "new":
+            return parametrized_key(group.tensor, role)
+        suffixes = {r: suffix for suffix, r in FORM_OF_SPELLING[self._old_form(group)].roles.items()}
+        return group.tensor + suffixes[role]
+
+    def _plan_oldest(self, group: Group) -> Step:
+        """The oldest spectral norm stored the value and no v: v is solved for, as torch's own loader does."""
+        u, W = group.infos["0._u"], group.infos["original"]
+        numel = 1
+        for size in W.shape:
+            numel *= size
+        slots = (
+            Slot(parametrized_key(group.tensor, "original"), W.dtype, W.shape),
+            Slot(parametrized_key(group.tensor, "0._u"), u.dtype, u.shape),
+            Slot(parametrized_key(group.tensor, "0._v"), u.dtype, (numel // u.shape[0],)),
+        )
+
+        def run(source, device, compute):
+            from .evaluate import complete, read_state, settle
+
+            state = read_state(source, group, device)
+            chain, _ = settle(group, state)
+            made = complete(group, state, chain)
+            return {parametrized_key(group.tensor, role): tensor for role, tensor in made.items()}, {"chain": str(chain)}
+
+        return Step(group, "migrate", slots, group.chain, group.view, run, record=group.record)
+
+
+_MIGRATABLE = ("weight_norm", "spectral_norm", "mask", "prune_random", "prune_l1")

@@ -41,7 +41,7 @@ def initialised(name: str, seed: int) -> Iterator[ValueFor]:
 
     def value_for(group: Group, device: object) -> Tensor:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(tensor_seed(seed, group.tensor))
+            torch.manual_seed(tensor_seed(seed, group.twin or group.tensor))
             # Drawn on the CPU in float32 or wider, so that every device and half type gets the same numbers.
             wide = torch.promote_types(torch_dtype(group.dtype), torch.float32)
             value = torch.empty(group.shape, dtype=wide)

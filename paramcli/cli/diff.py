@@ -1,0 +1,63 @@
+"""paramcli diff: are two checkpoints the same weights?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from ..console import Screen, diff_table
+from ..report import diff_document, document
+from . import options as o
+from .session import open_groups
+
+
+def attach(app: typer.Typer) -> None:
+    app.command("diff", epilog="Exit code: 0 equal, 1 different.")(diff)
+
+
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A checkpoint.", show_default=False)],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another one.", show_default=False)],
+    tensor: o.Tensors = None,
+    tolerance: Annotated[Optional[float], typer.Option("--tol", metavar="X", min=0.0, help="Relative distance that counts as equal; default 16 eps of the dtype.", show_default=False)] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Equal means every bit of every value.")] = False,
+    root: o.Root = None,
+    root_b: Annotated[Optional[str], typer.Option("--root-b", metavar="A.B", help="Which state dict of B; default that of --root.", show_default=False)] = None,
+    ignore_record: o.IgnoreRecord = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Compare effective weights: plain, baked, old and new spellings of one model are equal.
+
+    paramcli diff vocoder.pth vocoder.baked.safetensors
+
+    paramcli diff before.pt after.safetensors --exact
+    """
+    from ..compare import advice, compare, require_known, summary
+
+    screen = Screen(quiet)
+    with open_groups(a, root, ignore_record, screen) as one, open_groups(b, root_b or root, ignore_record, screen) as two:
+        if tensor:
+            names = {group.tensor for side in (one, two) for group in side.choose_any(tensor, (one, two))}
+            one.groups = {n: g for n, g in one.groups.items() if n in names}
+            two.groups = {n: g for n, g in two.groups.items() if n in names}
+        for side in (one, two):
+            require_known(side.groups, side.source)
+        only_a = [name for name in one.groups if name not in two.groups]
+        only_b = [name for name in two.groups if name not in one.groups]
+        found = list(compare(one.source, one.groups, two.source, two.groups, tolerance, exact))
+        one.source.check_unchanged()
+        two.source.check_unchanged()
+        equal = not only_a and not only_b and all(d.equal for d in found)
+        hint = advice(one.groups, two.groups, only_a, only_b, equal)
+        if as_json:
+            screen.answer(document(diff_document(equal, found, only_a, only_b)))
+        else:
+            screen.show(diff_table(found, only_a, only_b))
+        screen.note(("equal: " if equal else "different: ") + summary(found, only_a, only_b))
+        if hint:
+            screen.note(hint)
+        if not equal:
+            raise typer.Exit(1)
