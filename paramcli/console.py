@@ -81,7 +81,7 @@ def _number(value: float | None) -> str:
 
 def edit_table(outcomes: Sequence) -> Table:
     """What was done to each tensor."""
-    table = _table("tensor", "chain", "shape", "dtype", ("moved", "right"), ("residual", "right"), ("tolerance", "right"))
+    table = _table("tensor", "chain", "shape", "dtype", ("moved", "right"), ("residual", "right"), ("tolerance", "right"), "")
     for o in outcomes:
         chain = o.chain or "-"
         if o.view:
@@ -89,7 +89,18 @@ def edit_table(outcomes: Sequence) -> Table:
         table.add_row(
             Text(printable(o.tensor)), Text(printable(chain)), shape_text(o.shape), o.dtype,
             _number(o.moved), _number(o.residual), _number(o.tolerance),
-        )
+            "" if o.residual is None else _verdict(o.residual <= o.tolerance),
+        )  # fmt: skip
+    return table
+
+
+def convert_table(outcomes: Sequence) -> Table | str:
+    """The tensors whose bytes changed; copies are only counted."""
+    if not outcomes:
+        return "every tensor is copied byte for byte"
+    table = _table("tensor", "from", "to", "shape")
+    for o in outcomes:
+        table.add_row(Text(printable(o.tensor)), o.dtype, "cast", shape_text(o.shape))
     return table
 
 

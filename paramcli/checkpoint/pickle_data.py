@@ -16,11 +16,11 @@ from ..errors import InputRefused
 from ..text import printable
 from .pickle_globals import TORCH_DTYPES, refuse_built_memory, refuse_dangerous, storage_dtype
 
-# torch.save spends about 35 opcodes and 100 bytes on a tensor: room for 250,000 of them.
+# torch.save spends about 35 opcodes and 100 bytes on a tensor: room for 140,000 of them.
 MAX_BYTES = 64 << 20
-MAX_OPCODES = 10_000_000
-# Sizes, strides and offsets of real tensors fit 8 bytes.
-MAX_INTEGER_BYTES = 9
+MAX_OPCODES = 5_000_000
+# Seeds and generator states are the longest integers anyone saves; longer ones are kept as bytes.
+MAX_INTEGER_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -36,19 +36,40 @@ class Global:
 
 @dataclass(eq=False)
 class Opaque:
-    """An object of a class that is not understood: what it was made from, inert."""
+    """An object of a class that is not understood: what it was made from, inert.
+
+    `made_by` and `arguments` are the call the pickle makes; `cls` is the class for people.
+    """
 
     cls: Global
     arguments: tuple = ()
+    made_by: str = "call"  # "call", "new" (cls.__new__), or "via" (arguments[0] is the function that was called)
     state: object = None
     items: list = field(default_factory=list)
     pairs: dict = field(default_factory=dict)
 
 
 class Items(dict):
-    """An OrderedDict or other dict subclass; `attributes` is what BUILD put on it (torch's `_metadata`)."""
+    """A dict subclass: `cls` with the arguments it was called with, and the `attributes` BUILD put on it (`_metadata`)."""
 
+    cls: Global
+    arguments: tuple = ()
     attributes: object = None
+
+
+@dataclass(frozen=True, eq=False)
+class Key:
+    """A dict key that is no text or number: kept as it is, told apart by identity, never hashed through."""
+
+    value: object
+
+
+class Size(tuple):
+    """torch.Size, which a checkpoint's plain tuples are not."""
+
+
+class RawInteger(bytes):
+    """A long integer too large to be a size, as the pickle spells it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +95,54 @@ class TensorRef:
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     flags: tuple[str, ...] = ()
+
+
+# Deeper than anything a training script nests, shallow enough for every walk.
+MAX_DEPTH = 1000
+# Leaves of the tree a reader without memory of shared objects would visit.
+MAX_LEAVES = 1 << 28
+
+
+def check_structure(top: object) -> None:
+    """Raise InputRefused for dicts and lists that hold themselves, nest endlessly, or multiply by sharing."""
+    depth: dict[int, int] = {}
+    leaves: dict[int, int] = {}
+    open_now: set[int] = set()
+    todo: list[tuple[object, bool]] = [(top, False)]
+    while todo:
+        value, done = todo.pop()
+        key = id(value)
+        if done:
+            open_now.discard(key)
+            children = _children(value)
+            depth[key] = 1 + max((depth.get(id(c), 0) for c in children), default=0)
+            leaves[key] = sum(leaves.get(id(c), 1) for c in children) or 1
+            if depth[key] > MAX_DEPTH or leaves[key] > MAX_LEAVES:
+                raise InputRefused("its pickle nests deeper, or shares its parts more often, than any checkpoint")
+            continue
+        if key in depth:
+            continue
+        if key in open_now:
+            if isinstance(value, Opaque):
+                continue  # an object that knows its parent; objects are not walked through without a memory
+            raise InputRefused("its pickle holds a dict or list that contains itself")
+        children = _children(value)
+        if children:
+            open_now.add(key)
+            todo.append((value, True))
+            todo.extend((child, False) for child in children if isinstance(child, (dict, list, tuple, Opaque, Key)))
+
+
+def _children(value: object) -> list:
+    if isinstance(value, dict):
+        return [*value.values(), *(k for k in value if isinstance(k, Key))]
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    if isinstance(value, Key):
+        return [value.value]
+    if isinstance(value, Opaque):
+        return [value.arguments, value.state, value.items, value.pairs]
+    return []
 
 
 def broken(why: str) -> InputRefused:
@@ -103,9 +172,9 @@ def _tensor(arguments: tuple, dtype: str | None = None, metadata_at: int = 6) ->
 
 def _tensor_v3(arguments: tuple) -> TensorRef:
     dtype = arguments[6] if len(arguments) > 6 else None
-    if not isinstance(dtype, Global) or dtype.module != "torch" or dtype.name not in TORCH_DTYPES:
-        raise broken(f"a tensor of the unknown dtype {printable(dtype, 60)}")
-    return _tensor(arguments, TORCH_DTYPES[dtype.name], 7)
+    if not isinstance(dtype, Global) or dtype.module != "torch":
+        raise broken(f"a tensor of the unknown dtype {shown(dtype)}")
+    return _tensor(arguments, TORCH_DTYPES.get(dtype.name, f"?{dtype.name}"), 7)
 
 
 def _parameter(arguments: tuple) -> object:
@@ -117,34 +186,51 @@ def _parameter(arguments: tuple) -> object:
 def _from_type(arguments: tuple) -> object:
     if len(arguments) < 3 or not isinstance(arguments[0], Global) or not isinstance(arguments[2], tuple):
         raise broken("a tensor subclass without its parts")
+    if arguments[0].name == "_rebuild_from_type_v2":
+        raise broken("a tensor subclass of a tensor subclass")
     made = _call(arguments[0], arguments[2])
     if isinstance(made, TensorRef) and isinstance(arguments[1], Global) and arguments[1] not in _PLAIN_TENSORS:
-        return Opaque(arguments[1], (made,), arguments[3] if len(arguments) > 3 else None)
+        return Opaque(arguments[1], (Global("torch._tensor", "_rebuild_from_type_v2"), *arguments), "via")
     return made
 
 
 _PLAIN_TENSORS = {Global("torch", "Tensor"), Global("torch.nn.parameter", "Parameter"), Global("torch.nn.parameter", "Buffer")}
 
 
-def _mapping(arguments: tuple) -> Items:
+def _mapping(cls: Global) -> Callable[[tuple], Items]:
     """OrderedDict() and its relatives, from nothing, from pairs or from a dict."""
-    made = Items()
-    for argument in arguments:
-        if isinstance(argument, dict):
-            made.update(argument)
-        elif isinstance(argument, (list, tuple)):
-            for pair in argument:
-                if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-                    raise broken("a dict of no pairs")
-                _set(made, pair[0], pair[1])
-    return made
+
+    def make(arguments: tuple) -> Items:
+        made = Items()
+        made.cls = cls
+        made.arguments = tuple(a for a in arguments if isinstance(a, Global))
+        for argument in arguments:
+            if isinstance(argument, dict):
+                made.update(argument)
+            elif isinstance(argument, (list, tuple)):
+                for pair in argument:
+                    if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+                        raise broken("a dict of no pairs")
+                    _set(made, pair[0], pair[1])
+        return made
+
+    return make
 
 
 def _set(mapping: dict, key: object, value: object) -> None:
-    try:
-        mapping[key] = value
-    except TypeError:
-        raise broken("a dict key that cannot be one") from None
+    if not isinstance(key, (str, int, float, bytes, Global, type(None))):
+        if isinstance(key, (list, dict)):
+            raise broken("a dict key that cannot be one")
+        # Hashing a tuple walks what is in it, which a hostile file makes endless.
+        key = Key(key)
+    elif key in mapping:
+        raise broken("a dict that sets one key twice")
+    mapping[key] = value
+
+
+def shown(value: object) -> str:
+    """A file's value in a message: a name, a short text or number as it is, anything else by its type alone."""
+    return printable(value, 80) if isinstance(value, (Global, str, int, float)) else type(value).__name__
 
 
 def _encode(arguments: tuple) -> bytes:
@@ -157,8 +243,10 @@ def _encode(arguments: tuple) -> bytes:
         raise broken("bytes that are none") from None
 
 
-def _collection(arguments: tuple) -> object:
-    return list(arguments[0]) if arguments and isinstance(arguments[0], (list, tuple, set, frozenset)) else []
+def _size(arguments: tuple) -> Size:
+    if len(arguments) != 1 or not isinstance(arguments[0], (list, tuple)):
+        raise broken("a torch.Size of no list")
+    return Size(arguments[0])
 
 
 _CALLS: dict[tuple[str, str], Callable[[tuple], object]] = {
@@ -169,18 +257,13 @@ _CALLS: dict[tuple[str, str], Callable[[tuple], object]] = {
     ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
     ("torch._tensor", "_rebuild_from_type_v2"): _from_type,
     ("torch.nn.parameter", "Parameter"): _parameter,
-    ("collections", "OrderedDict"): _mapping,
-    ("collections", "defaultdict"): _mapping,
-    ("collections", "Counter"): _mapping,
-    ("torch", "Size"): lambda arguments: tuple(arguments[0]) if arguments and isinstance(arguments[0], (list, tuple)) else (),
+    ("torch", "Size"): _size,
     ("_codecs", "encode"): _encode,
-    ("builtins", "set"): _collection,
-    ("__builtin__", "set"): _collection,
-    ("builtins", "frozenset"): _collection,
-    ("__builtin__", "frozenset"): _collection,
-    ("builtins", "dict"): _mapping,
-    ("builtins", "list"): _collection,
-}  # fmt: skip
+    **{
+        name: _mapping(Global(*name))
+        for name in (("collections", "OrderedDict"), ("collections", "defaultdict"), ("collections", "Counter"), ("builtins", "dict"))
+    },
+}
 
 
 def _call(function: object, arguments: tuple) -> object:
@@ -190,11 +273,11 @@ def _call(function: object, arguments: tuple) -> object:
     known = _CALLS.get((function.module, function.name))
     if known is not None:
         return known(arguments)
-    refuse_built_memory(function.module, function.name)
+    refuse_built_memory(function.module, function.name, arguments)
     if function.module in ("copyreg", "copy_reg") and function.name in ("_reconstructor", "__newobj__"):
         if arguments and isinstance(arguments[0], Global):
-            refuse_built_memory(arguments[0].module, arguments[0].name)
-            return Opaque(arguments[0], arguments[1:])
+            refuse_built_memory(arguments[0].module, arguments[0].name, arguments[1:])
+            return Opaque(arguments[0], (function, *arguments), "via")
     return Opaque(function, arguments)
 
 
@@ -209,7 +292,7 @@ def _persistent(identity: object) -> object:
     _, cls, key, device, numel, *view = identity
     dtype = storage_dtype(cls.module, cls.name) if isinstance(cls, Global) else None
     if dtype is None:
-        raise broken(f"a storage of the unknown class {printable(cls, 80)}")
+        raise broken(f"a storage of the unknown class {shown(cls)}")
     if not isinstance(key, str) or not isinstance(device, str) or type(numel) is not int or numel < 0:
         raise broken("a storage whose key, device or size is none")
     window = view[0] if view else None
@@ -236,6 +319,18 @@ def read_pickle(data: bytes, start: int = 0) -> Unpickled:
 
 
 _U16, _U32, _I32, _U64, _F64 = (struct.Struct(code) for code in ("<H", "<I", "<i", "<Q", ">d"))
+
+
+_SET, _FROZENSET = Global("builtins", "set"), Global("builtins", "frozenset")
+# Classes of Python itself, which nobody needs to be told about.
+_FAMILIAR = {_SET, _FROZENSET, Global("__builtin__", "set"), Global("torch", "device")}
+
+
+def members(value: object) -> list:
+    """The elements of a set as the pickle has it; [] for anything else."""
+    if isinstance(value, Opaque) and value.cls.name in ("set", "frozenset") and value.arguments and isinstance(value.arguments[0], list):
+        return value.arguments[0]
+    return []
 
 
 class _Machine:
@@ -305,12 +400,12 @@ class _Machine:
     def made(self, function: object, arguments: object) -> None:
         if not isinstance(arguments, tuple):
             raise broken("a call without arguments")
-        # Calls that copy an argument may not copy a remembered one over and over.
-        self.copied += sum(len(argument) for argument in arguments[:1] if isinstance(argument, (str, list, tuple, dict)))
-        if self.copied > MAX_BYTES:
+        # What a call copies was written out once; copying a remembered argument over and over is a bomb.
+        self.copied += sum(len(a) for a in arguments if isinstance(a, (str, list, tuple, dict)))
+        if self.copied > len(self.data):
             raise InputRefused("its pickle would grow far beyond its own size when it is read")
         value = _call(function, arguments)
-        if isinstance(value, Opaque):
+        if isinstance(value, Opaque) and value.cls not in _FAMILIAR:
             self.classes[value.cls] = None
         self.push(value)
 
@@ -324,9 +419,7 @@ class _Machine:
 
     def integer(self, size: int) -> None:
         if size > MAX_INTEGER_BYTES:
-            # Random generator states hold long integers; their value is of no use here.
-            self.take(size)
-            self.push(0)
+            self.push(RawInteger(self.take(size)))
         else:
             self.push(int.from_bytes(self.take(size), "little", signed=True))
 
@@ -363,11 +456,20 @@ class _Machine:
         arguments = self.stack.pop()
         self.made(self.stack.pop(), arguments)
 
+    def new(self) -> None:
+        self.reduce()
+        made = self.stack[-1]
+        if isinstance(made, Opaque) and made.made_by == "call":
+            made.made_by = "new"
+
     def new_ex(self) -> None:
         keywords, arguments = self.stack.pop(), self.stack.pop()
-        if keywords:
-            arguments = (*arguments, keywords) if isinstance(arguments, tuple) else None
-        self.made(self.stack.pop(), arguments)
+        cls = self.stack.pop()
+        if not isinstance(cls, Global) or not isinstance(arguments, tuple):
+            raise broken("a call without arguments")
+        refuse_built_memory(cls.module, cls.name, arguments)
+        self.classes[cls] = None
+        self.push(Opaque(cls, (Global("copyreg", "__newobj_ex__"), cls, arguments, keywords), "via"))
 
     def stack_global(self) -> None:
         name = self.stack.pop()
@@ -400,10 +502,14 @@ class _Machine:
         if not 2 <= version <= 5:
             raise broken(f"protocol {version} is none that torch.save writes")
 
-    def set_of(self, values: list) -> None:
-        if not isinstance(self.stack[-1], list):
+    def new_set(self, values: list) -> None:
+        self.push(Opaque(_SET, (values,)))
+
+    def add_to_set(self, values: list) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, Opaque) or target.cls != _SET:
             raise broken("an item added to what is no set")
-        self.stack[-1].extend(values)
+        target.arguments[0].extend(values)
 
 
 def _text(layout: struct.Struct, kind: str) -> Callable[[_Machine], None]:
@@ -425,7 +531,7 @@ _OPCODES: dict[int, Callable[[_Machine], None]] = {
         "}": lambda m: m.push({}),
         "]": lambda m: m.push([]),
         ")": lambda m: m.push(()),
-        0x8F: lambda m: m.push([]),  # EMPTY_SET
+        0x8F: lambda m: m.new_set([]),
         "N": lambda m: m.push(None),
         0x88: lambda m: m.push(True),
         0x89: lambda m: m.push(False),
@@ -452,7 +558,7 @@ _OPCODES: dict[int, Callable[[_Machine], None]] = {
         "c": lambda m: m.named(m.line(), m.line()),
         0x93: _Machine.stack_global,
         "R": _Machine.reduce,
-        0x81: _Machine.reduce,  # NEWOBJ
+        0x81: _Machine.new,
         0x92: _Machine.new_ex,
         "b": _Machine.build,
         "Q": _Machine.persistent,
@@ -466,8 +572,8 @@ _OPCODES: dict[int, Callable[[_Machine], None]] = {
         "u": lambda m: m.set_items(m.to_mark()),
         "a": lambda m: m.append([m.stack.pop()]),
         "e": lambda m: m.append(m.to_mark()),
-        0x90: lambda m: m.set_of(m.to_mark()),
-        0x91: lambda m: m.push(tuple(m.to_mark())),
+        0x90: lambda m: m.add_to_set(m.to_mark()),
+        0x91: lambda m: m.push(Opaque(_FROZENSET, (m.to_mark(),))),
         "0": _Machine.pop,
         "1": lambda m: m.to_mark() and None,
     }.items()

@@ -10,13 +10,13 @@ from __future__ import annotations
 from ..errors import InputRefused
 from ..text import printable
 
-# Modules none of whose names belong in a checkpoint: each reaches the system, the interpreter or the network.
+# Modules none of whose names belong in a checkpoint: each reaches the system, the interpreter, the network, or
+# rebuilds code. The list names the danger to a person; what is not on it becomes an inert object all the same.
 _DANGEROUS_MODULES = frozenset(
-    "os posix nt subprocess sys importlib runpy pty socket shutil ctypes pickle _pickle cPickle marshal code codeop "
-    "webbrowser multiprocessing signal commands popen2 platform pdb bdb timeit profile cProfile trace asyncio "
-    "urllib http ftplib smtplib telnetlib xmlrpc requests imaplib poplib pip ensurepip venv site zipimport pkgutil "
-    "linecache inspect gc atexit builtins_ _posixsubprocess _ctypes idlelib test doctest unittest sqlite3 "
-    "tempfile glob fileinput resource faulthandler".split()
+    "os posix nt subprocess sys importlib imp runpy pty socket shutil ctypes pickle _pickle cPickle marshal codeop "
+    "webbrowser multiprocessing commands popen2 pdb bdb timeit cProfile pydoc urllib http ftplib smtplib telnetlib "
+    "xmlrpc imaplib poplib pip ensurepip zipimport pkgutil _posixsubprocess _ctypes _thread _io mmap sqlite3 "
+    "cloudpickle dill joblib".split()
 )
 _DANGEROUS_NAMES = {
     ("builtins", "__builtin__"): frozenset(
@@ -25,12 +25,17 @@ _DANGEROUS_NAMES = {
     ),
     ("operator", "_operator"): frozenset("attrgetter methodcaller call".split()),
     ("types",): frozenset("FunctionType CodeType LambdaType MethodType ModuleType".split()),
-    ("torch",): frozenset("load save hub jit".split()),
-    ("numpy", "numpy.core.multiarray"): frozenset(("load", "fromfile", "memmap", "loadtxt", "genfromtxt")),
+    ("functools", "_functools"): frozenset(("reduce",)),
+    ("io", "codecs"): frozenset("open FileIO open_code".split()),
+    ("code",): frozenset("interact InteractiveInterpreter InteractiveConsole compile_command".split()),
+    ("torch",): frozenset("load save hub jit from_file ops".split()),
+    ("torch.storage",): frozenset(("_load_from_bytes",)),
+    ("numpy", "numpy.core.multiarray", "numpy._core.multiarray"): frozenset("load fromfile memmap loadtxt genfromtxt".split()),
+    ("pandas", "pandas.io.pickle"): frozenset(("read_pickle",)),
 }
 _DANGEROUS_PREFIXES = (
-    "torch.hub", "torch.jit", "torch.utils.cpp_extension", "torch.utils.collect_env", "torch.distributed.rpc",
-    "torch._inductor", "torch._dynamo", "torch.serialization", "torch.package", "numpy.testing", "numpy.f2py",
+    "torch.hub", "torch.jit", "torch.ops", "torch.fx", "torch.utils.cpp_extension", "torch.utils.collect_env",
+    "torch.distributed.rpc", "torch._inductor", "torch._dynamo", "torch.package", "numpy.testing", "numpy.f2py",
 )  # fmt: skip
 
 STORAGE_DTYPES = {
@@ -49,7 +54,7 @@ TORCH_DTYPES = {
     "int64": "I64", "long": "I64", "int32": "I32", "int": "I32", "int16": "I16", "short": "I16", "int8": "I8", "uint8": "U8",
     "uint16": "U16", "uint32": "U32", "uint64": "U64", "bool": "BOOL", "complex64": "C64", "cfloat": "C64",
     "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0",
-    "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ", "float4_e2m1fn_x2": "F4",
+    "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ", "float4_e2m1fn_x2": "F4x2",
     "complex128": "?complex128", "cdouble": "?complex128",
 }  # fmt: skip
 
@@ -63,20 +68,30 @@ def storage_dtype(module: str, name: str) -> str | None:
 
 def refuse_dangerous(module: str, name: str) -> None:
     """Raise InputRefused where a global has no business in a checkpoint."""
-    top = module.partition(".")[0]
-    named = any(module in modules and name.partition(".")[0] in names for modules, names in _DANGEROUS_NAMES.items())
-    if top in _DANGEROUS_MODULES or named or module.startswith(_DANGEROUS_PREFIXES):
+    if _is_dangerous(module, name):
         raise InputRefused(
             f"its pickle names {printable(module, 80)}.{printable(name, 80)}, which could run code; nothing was run",
             hint="do not load this file with other tools; get it from a source you trust, as safetensors",
         )
 
 
-def refuse_built_memory(module: str, name: str) -> None:
+def _is_dangerous(module: str, name: str) -> bool:
+    # A dotted name walks attributes: 'torch' and 'os.system' is os.system.
+    first, *rest = name.split(".")
+    return (
+        module.partition(".")[0] in _DANGEROUS_MODULES
+        or any(module in modules and first in names for modules, names in _DANGEROUS_NAMES.items())
+        or any(module == prefix or module.startswith(f"{prefix}.") for prefix in _DANGEROUS_PREFIXES)
+        or bool(rest) and (first.startswith("__") or _is_dangerous(first, ".".join(rest)))
+    )
+
+
+def refuse_built_memory(module: str, name: str, arguments: tuple) -> None:
     """Raise InputRefused where a class is built whose elements would be this process's own memory."""
     is_storage = module.startswith("torch") and name.endswith("Storage")
     is_tensor = module.startswith("torch") and name.endswith("Tensor") and not name.startswith("_")
-    if is_storage or is_tensor or (module in ("builtins", "__builtin__") and name == "bytearray"):
+    sized = module in ("builtins", "__builtin__") and name in ("bytearray", "bytes") and any(isinstance(a, int) for a in arguments[:1])
+    if is_storage or is_tensor or sized:
         raise InputRefused(
             f"its pickle builds a {printable(module, 80)}.{printable(name, 80)} from a size, whose content would be memory of this machine",
             hint="this is no file that torch.save writes; get it from a source you trust",

@@ -148,9 +148,9 @@ def _joined(path: Path, names: list[str], parts: list[Source], weight_map: dict[
     return Source(path, container, files, tensors, metadata, extras, [Root("", len(tensors))], notes=notes, shards=shards)
 
 
-def sibling_files(path: Path, source: Source) -> list[Path]:
+def sibling_files(source: Source) -> list[Path]:
     """The folder's other files (config, tokenizer) that belong with the model; no checkpoint, index, hidden file or folder."""
-    folder = path if path.is_dir() else path.parent
+    folder = source.folder
     shards = set(source.shards)
     return sorted(
         entry

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..dtypes import DTYPES
 from ..errors import InputRefused
 from ..text import listing, printable, printable_path
-from .pickle_data import MAX_BYTES, Opaque, StorageRef, TensorRef, Unpickled, read_pickle
+from .pickle_data import MAX_BYTES, Key, Opaque, StorageRef, TensorRef, Unpickled, check_structure, read_pickle, shown
 from .pickle_globals import OTHER_WIDTHS
 from .recognise import LEGACY_MAGIC
 from .roots import choose_root
@@ -21,6 +21,8 @@ from .torch_zip import member_bytes, read_archive
 
 # A tensor expanded by stride 0 is stored whole in safetensors: allowed as long as that cannot blow up.
 EXPANSION = 64 << 20
+# Two 4-bit values to a byte, as torch counts them.
+PAIRS = "F4x2"
 _LEGACY_PROTOCOL = 1001
 
 
@@ -34,8 +36,13 @@ def open_torch(path: Path, file: InputFile | None = None, root: str | None = Non
         head = bytes(file.read(0, min(4, file.size)))
         container = "torch zip" if head == b"PK\x03\x04" else "torch legacy"
         loaded, storages, notes = _zip(file) if container == "torch zip" else _legacy(file)
+        check_structure(loaded.value)
+        for ref in walk(loaded.value):
+            if isinstance(ref, TensorRef):
+                _check_extra(ref, storages)
         chosen = choose_root(loaded.value, root)
-        tensors = {name: _info(name, ref, storages, file.size) for name, ref in chosen.tensors.items()}
+        tensors = {name: _info(name, ref, storages) for name, ref in chosen.tensors.items()}
+        _check_expansion(tensors, file.size)
         if any(name == "__metadata__" for name in tensors):
             raise InputRefused("a tensor is named __metadata__, which safetensors cannot store", hint="rename it where it was made")
     except InputRefused as error:
@@ -60,6 +67,7 @@ def open_torch(path: Path, file: InputFile | None = None, root: str | None = Non
         root=chosen.name,
         notes=notes + chosen.notes,
         tree=loaded.value,
+        storages=storages,
     )
 
 
@@ -75,7 +83,10 @@ def _zip(file: InputFile) -> tuple[Unpickled, Storages, list[str]]:
     order = member_bytes(file, archive, "byteorder", 100) if "byteorder" in archive.members else b"little"
     if order.strip() != b"little":
         raise InputRefused("it was written on a big-endian machine", hint="save it again on a little-endian one")
-    loaded = read_pickle(member_bytes(file, archive, "data.pkl", MAX_BYTES))
+    data = member_bytes(file, archive, "data.pkl", MAX_BYTES)
+    loaded = read_pickle(data)
+    if loaded.end != len(data):
+        raise InputRefused("bytes after the end of its pickle belong to nothing", hint="copy or download the file again")
     notes = [] if archive.checksums else ["the file records no checksums, so damage to its tensors cannot be noticed"]
     storages = {
         name.removeprefix("data/"): Storage(0, member.offset, member.size, name, member.crc if archive.checksums else None)
@@ -87,20 +98,32 @@ def _zip(file: InputFile) -> tuple[Unpickled, Storages, list[str]]:
 
 def _legacy(file: InputFile) -> tuple[Unpickled, Storages, list[str]]:
     """Five pickles (magic, protocol, system, the object, storage keys), then each storage: 8 bytes of size, its bytes."""
-    # The pickles stand in front; storages behind them are not read here.
-    data = bytes(file.read(0, min(file.size, MAX_BYTES)))
-    magic = read_pickle_or_integer(data, 0)
-    protocol = read_pickle(data, magic)
+    # The pickles stand in front; of the storages behind them as little as possible is read.
+    most = min(file.size, MAX_BYTES)
+    for size in (1 << 18, 1 << 22):
+        if size < most:
+            try:
+                return _legacy_from(file, bytes(file.read(0, size)))
+            except InputRefused:
+                pass  # the pickles may go on behind; the whole read below decides
+    return _legacy_from(file, bytes(file.read(0, most)))
+
+
+def _legacy_from(file: InputFile, data: bytes) -> tuple[Unpickled, Storages, list[str]]:
+    magic = read_pickle(data)
+    if magic.value != LEGACY_MAGIC:
+        raise InputRefused("a pickle, but not one that torch.save writes")
+    protocol = read_pickle(data, magic.end)
     system = read_pickle(data, protocol.end)
     if protocol.value != _LEGACY_PROTOCOL:
-        raise InputRefused(f"a torch checkpoint of protocol {printable(protocol.value, 40)}; {_LEGACY_PROTOCOL} is the one known")
+        raise InputRefused(f"a torch checkpoint of protocol {shown(protocol.value)}; {_LEGACY_PROTOCOL} is the one known")
     if isinstance(system.value, dict) and system.value.get("little_endian") is False:
         raise InputRefused("it was written on a big-endian machine", hint="save it again on a little-endian one")
     loaded = read_pickle(data, system.end)
     keys = read_pickle(data, loaded.end)
     if not isinstance(keys.value, list) or not all(isinstance(key, str) for key in keys.value):
         raise InputRefused("its list of storages is none", hint="copy or download the file again")
-    used = _storage_refs(loaded.value)
+    used = storage_refs(loaded.value)
     if len(set(keys.value)) != len(keys.value) or set(keys.value) != set(used):
         raise InputRefused(
             "its list of storages is not the one its tensors use; reading it would give memory of this machine as weights",
@@ -120,15 +143,7 @@ def _legacy(file: InputFile) -> tuple[Unpickled, Storages, list[str]]:
     return loaded, storages, []
 
 
-def read_pickle_or_integer(data: bytes, start: int) -> int:
-    """The end of the magic number's pickle, whose value is a long integer that data pickles do not hold."""
-    expected = b"\x8a\x0a" + LEGACY_MAGIC + b"."
-    if data[start + 2 : start + 2 + len(expected)] != expected:
-        raise InputRefused("a pickle, but not one that torch.save writes")
-    return start + 2 + len(expected)
-
-
-def _storage_refs(value: object) -> dict[str, StorageRef]:
+def storage_refs(value: object) -> dict[str, StorageRef]:
     """Every storage of the tree by key; one key with two sizes is refused."""
     found: dict[str, StorageRef] = {}
     for ref in walk(value):
@@ -152,7 +167,7 @@ def walk(value: object) -> list[object]:
         out.append(item)
         if isinstance(item, dict):
             todo.extend(item.values())
-            todo.extend(key for key in item if not isinstance(key, (str, int)))
+            todo.extend(key.value for key in item if isinstance(key, Key))
             todo.append(getattr(item, "attributes", None))
         elif isinstance(item, (list, tuple)):
             todo.extend(item)
@@ -162,45 +177,69 @@ def walk(value: object) -> list[object]:
 
 
 def _width(dtype: str) -> int:
-    return OTHER_WIDTHS[dtype] if dtype in OTHER_WIDTHS else max(DTYPES[dtype].bits // 8, 1)
+    # A dtype that nothing here can carry ("?bits8") counts as bytes until the tensor is refused by name.
+    return DTYPES[dtype].bits // 8 if dtype in DTYPES else OTHER_WIDTHS.get(dtype, 1)
 
 
-def _info(name: str, ref: TensorRef, storages: Storages, file_size: int) -> TensorInfo:
-    """The tensor as a checked byte range; raises InputRefused for one that leaves its storage."""
+def _span(ref: TensorRef, storages: Storages) -> tuple[Storage, int]:
+    """(the storage, the tensor's first byte in it), checked; the message of a broken one names no tensor."""
+    storage = storages.get(ref.storage.key)
+    if storage is None:
+        raise InputRefused(f"uses storage '{printable(ref.storage.key, 40)}', which the file does not have")
+    said = ref.storage.numel * _width(ref.storage.dtype)
+    if storage.nbytes != said:
+        raise InputRefused(f"uses a storage of {storage.nbytes} bytes that is said to have {said}")
+    base = ref.storage.view[1] if ref.storage.view is not None else 0
+    if type(base) is not int or base < 0:
+        raise InputRefused("uses a broken storage view")
+    start = (base + ref.offset) * _width(ref.dtype)
+    last = 0 if 0 in ref.shape else 1 + sum((size - 1) * step for size, step in zip(ref.shape, ref.stride))
+    if start + last * _width(ref.dtype) > storage.nbytes:
+        raise InputRefused("lies outside its storage")
+    return storage, start
 
-    def refuse(why: str, hint: str = "copy or download the file again") -> InputRefused:
+
+def _check_extra(ref: TensorRef, storages: Storages) -> None:
+    """Tensors outside the state dict (optimizer moments) must be sound too: a lie there is a broken file."""
+    if ref.storage.device != "meta":
+        try:
+            _span(ref, storages)
+        except InputRefused as error:
+            raise InputRefused(f"one of its tensors {error.message}", hint="copy or download the file again") from None
+
+
+def _info(name: str, ref: TensorRef, storages: Storages) -> TensorInfo:
+    """The tensor as a checked byte range; raises InputRefused for one that safetensors has no form for."""
+
+    def refuse(why: str, hint: str) -> InputRefused:
         return InputRefused(f"{printable(name, 120)} {why}", hint=hint, tensor=name)
 
-    if ref.dtype not in DTYPES:
-        raise refuse(f"is {ref.dtype.removeprefix('?')}, which safetensors cannot store", "convert it where it was made")
+    if ref.dtype not in DTYPES and ref.dtype != PAIRS:
+        raise refuse(f"is {printable(ref.dtype.removeprefix('?'), 40)}, which safetensors cannot store", "convert it where it was made")
     if ref.flags:
         raise refuse(f"is a lazy view ({', '.join(printable(f, 20) for f in ref.flags)})", "save it after .resolve_conj().resolve_neg()")
     if ref.storage.device == "meta":
         raise refuse("is on the meta device: it has a shape and no data", "save it with its data")
-    storage = storages.get(ref.storage.key)
-    if storage is None:
-        raise refuse(f"uses storage '{printable(ref.storage.key, 40)}', which the file does not have")
-    if storage.nbytes != ref.storage.numel * _width(ref.storage.dtype):
-        raise refuse(
-            f"uses a storage of {storage.nbytes} bytes that is said to have {ref.storage.numel * _width(ref.storage.dtype)}"
-        )
-    width = _width(ref.dtype)
-    base = 0
-    if ref.storage.view is not None:
-        _, base, _ = ref.storage.view
-        if type(base) is not int or base < 0:
-            raise refuse("uses a broken storage view")
-    start = (base + ref.offset) * width
-    numel = 1
-    for size in ref.shape:
-        numel *= size
-    last = 1 + sum((size - 1) * step for size, step in zip(ref.shape, ref.stride)) if numel else 0
-    if start + last * width > storage.nbytes:
-        raise refuse("lies outside its storage")
+    storage, start = _span(ref, storages)
     contiguous = is_contiguous(ref.shape, ref.stride)
-    if not contiguous and numel * width > max(EXPANSION, 2 * file_size):
-        raise refuse(f"is an expanded view of {numel * width} bytes over a file of {file_size}", "save it after .contiguous()")
-    return TensorInfo(name, ref.dtype, ref.shape, storage, start, None if contiguous else ref.stride)
+    if ref.dtype != PAIRS:
+        return TensorInfo(name, ref.dtype, ref.shape, storage, start, None if contiguous else ref.stride)
+    if not contiguous or not ref.shape:
+        raise refuse("is a strided view of packed 4-bit pairs", "save it after .contiguous()")
+    # torch counts bytes, each two values; the format counts values.
+    return TensorInfo(name, "F4", (*ref.shape[:-1], 2 * ref.shape[-1]), storage, start)
+
+
+def _check_expansion(tensors: dict[str, TensorInfo], file_size: int) -> None:
+    """Strided tensors are stored whole in safetensors: all of them together may not blow up."""
+    strided = [info for info in tensors.values() if info.stride is not None]
+    total = sum(info.nbytes for info in strided)
+    if total > max(EXPANSION, 2 * file_size):
+        largest = max(strided, key=lambda info: info.nbytes)
+        raise InputRefused(
+            f"{printable(largest.name, 120)} is an expanded view: written out, such views take {total} bytes, the file has {file_size}",
+            hint="save it after .contiguous()", tensor=largest.name,
+        )  # fmt: skip
 
 
 def is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:

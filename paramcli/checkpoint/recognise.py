@@ -6,13 +6,16 @@ from ..errors import InputRefused
 from ..text import printable_path
 from .source import InputFile
 
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+
+_LEGACY_START = b"\x8a\x0a" + LEGACY_MAGIC.to_bytes(10, "little")
 
 # Magic bytes -> what it is, and what to do.
 _FOREIGN = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "git lfs pull"),
     (b"GGUF", "a GGUF model", "convert it to safetensors with the tool that made it"),
     (b"ggml", "a GGML model", "convert it to safetensors with the tool that made it"),
+    (b"tjgg", "a GGML model", "convert it to safetensors with the tool that made it"),
     (b"lmgg", "a GGML model", "convert it to safetensors with the tool that made it"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras)", "load it with Keras or h5py and save the arrays with safetensors"),
     (b"\x93NUMPY", "a numpy array", "save it as a dict of tensors: safetensors.numpy.save_file"),
@@ -36,6 +39,8 @@ def container_of(file: InputFile) -> str:
     def refuse(what: str, hint: str) -> InputRefused:
         return InputRefused(f"{shown} is {what}", hint=hint, path=file.path)
 
+    if str(file.path).endswith(".distcp"):
+        raise refuse("one part of a torch.distributed.checkpoint folder", "give the folder")
     if not head:
         raise refuse("empty", "copy or download it again")
     for magic, what, hint in _FOREIGN:
@@ -47,7 +52,8 @@ def container_of(file: InputFile) -> str:
     if len(head) >= 9 and head[8:9] == b"{" and head[6:8] == b"\0\0":
         return "safetensors"
     if head[0] == 0x80 and len(head) > 1 and 2 <= head[1] <= 5:
-        if head[2:4] == b"\x8a\x0a" and head[4:14] == LEGACY_MAGIC:
+        # The magic number is the first value; protocol 4 puts a frame opcode of 9 bytes before it.
+        if head[2:14].startswith(_LEGACY_START) or head[2:3] == b"\x95" and head[11:23].startswith(_LEGACY_START):
             return "torch legacy"
         raise refuse("a pickle, but not one that torch.save writes", "load it where it was made and save its state_dict with torch.save")
     if len(head) >= 512 and head[257:262] == b"ustar":
@@ -59,6 +65,10 @@ def container_of(file: InputFile) -> str:
         raise refuse("a JSON text, not a checkpoint", "give the weights file beside it, or the folder")
     if head[:1] == b"\x08" and b"\x12" in head[:8] or b"onnx" in head.lower() or b"pytorch" in head[:64] and head[:1] == b"\x08":
         raise refuse("an ONNX model (or another protobuf)", "export the weights from the torch model that made it")
+    if head[:2] in (b"(d", b"(l", b"(i", b"cc") or head[:1] == b"c" and b"\n" in head[:100]:
+        raise refuse("a pickle of protocol 0, not one that torch.save writes", "load it where it was made and save its state_dict with torch.save")
     if len(head) < 9:
         raise refuse(f"only {file.size} bytes long, not a checkpoint", "copy or download it again")
+    if all(byte >= 32 or byte in b"\t\n\r" for byte in head):
+        raise refuse("a text, not a checkpoint", "look for the weights file beside it")
     raise refuse("not a checkpoint paramcli knows (safetensors, or torch.save of any version)", "paramcli inspect reads files that torch.save or safetensors wrote")

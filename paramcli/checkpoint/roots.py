@@ -11,12 +11,17 @@ from dataclasses import dataclass, field
 
 from ..errors import InputRefused, UsageError
 from ..text import closest, count_text, listing, printable
-from .pickle_data import Global, Opaque, StorageRef, TensorRef
+from .pickle_data import Global, Opaque, StorageRef, TensorRef, members, shown
 from .source import Extra
 
 # Wrapper dicts nest a few deep; this bounds what a hostile file can make us walk.
 MAX_DEPTH = 12
-_NOT_MODELS = ("optim", "scheduler", "callbacks", "loops", "rng", "scaler", "amp")
+_NOT_MODELS = frozenset(
+    "scheduler schedulers lr_scheduler lr_schedulers callbacks loops scaler grad_scaler amp rng rng_state rng_states "
+    "random_state native_amp_scaling_state".split()
+)
+# A submodule used more often than this is no model but a bomb.
+MAX_MODULES = 200_000
 
 
 @dataclass
@@ -57,15 +62,15 @@ def module_tensors(module: Opaque) -> dict[str, object] | None:
         return None
     found: dict[str, object] = {}
     todo: list[tuple[str, Opaque, int]] = [("", module, 0)]
-    seen: set[int] = set()
+    visits = 0
     while todo:
         prefix, part, depth = todo.pop()
         # A submodule used twice has two names; one inside itself would have infinitely many.
-        if depth > 64 or (id(part) in seen and depth > 32) or len(found) > 10_000_000:
-            raise InputRefused("a pickled module nested in itself")
-        seen.add(id(part))
+        visits += 1
+        if depth > 64 or visits > MAX_MODULES:
+            raise InputRefused("its pickled module contains itself, or more submodules than any model")
         state = part.state if isinstance(part.state, dict) else {}
-        transient = state.get("_non_persistent_buffers_set") or ()
+        transient = members(state.get("_non_persistent_buffers_set"))
         for table in ("_parameters", "_buffers"):
             for name, value in _items(state.get(table)):
                 if value is not None and not (table == "_buffers" and name in transient):
@@ -79,49 +84,57 @@ def _items(table: object) -> list[tuple[str, object]]:
     return [(key, value) for key, value in table.items() if isinstance(key, str)] if isinstance(table, dict) else []
 
 
-def as_state_dict(value: object) -> dict | None:
-    """The value as name -> tensor (and whatever else is in it); None where it is no state dict.
-
-    A dict is one when it has a tensor and no nested dict with tensors: {"model": {...}, "step": tensor} is a wrapper.
-    """
+def as_dict(value: object) -> dict | None:
+    """The name -> value mapping of a dict, a pickled module or a dict-like object; None for anything else."""
     if isinstance(value, Opaque):
-        made = module_tensors(value)
-        if made is None and value.pairs:
-            made = value.pairs
-        return as_state_dict(made) if made else None
-    if not isinstance(value, dict) or is_optimizer(value):
-        return None
-    if not any(isinstance(item, TensorRef) for item in value.values()):
-        return None
-    if any(isinstance(item, (dict, Opaque)) and as_state_dict_shallow(item) for item in value.values()):
-        return None
-    return value
+        return module_tensors(value) or value.pairs or None
+    return value if isinstance(value, dict) and not is_optimizer(value) else None
 
 
-def as_state_dict_shallow(value: object) -> bool:
-    inner = value if isinstance(value, dict) else module_tensors(value) or value.pairs
-    return isinstance(inner, dict) and not is_optimizer(inner) and any(isinstance(item, TensorRef) for item in inner.values())
+def has_tensors(mapping: dict) -> bool:
+    return any(isinstance(item, TensorRef) for item in mapping.values())
+
+
+def looks_like_weights(mapping: dict) -> bool:
+    """More than counters, metrics and generator states: a dotted or usual name, or two dimensions."""
+    return any(
+        isinstance(item, TensorRef) and isinstance(key, str)
+        and (len(item.shape) > 1 or "." in key or key.startswith(("weight", "bias")))
+        for key, item in mapping.items()
+    )  # fmt: skip
 
 
 def candidates(value: object) -> dict[str, dict]:
-    """Dotted place -> state dict, for every one in the nested dicts; '' is the top level."""
+    """Dotted place -> state dict, for every one in the nested dicts; '' is the top level.
+
+    A dict with tensors is one. Where dicts nest, those that hold only counters and the like do not count:
+    {"model": {...}, "step": tensor} is a wrapper.
+    """
     found: dict[str, dict] = {}
     todo: list[tuple[str, object, int]] = [("", value, 0)]
     seen: set[int] = set()
     while todo:
         place, item, depth = todo.pop(0)
-        if id(item) in seen or depth > MAX_DEPTH:
+        mapping = as_dict(item)
+        if mapping is None or id(item) in seen or depth > MAX_DEPTH:
             continue
         seen.add(id(item))
-        state = as_state_dict(item)
-        if state is not None:
-            found[place] = state
-            continue
-        if isinstance(item, dict) and not is_optimizer(item):
+        if has_tensors(mapping):
+            if place in found:
+                raise InputRefused(f"two of its state dicts are both at {printable(place)}", hint="save them under other names")
+            found[place] = mapping
+        if isinstance(item, dict):
             for key, child in item.items():
-                if isinstance(key, str) and isinstance(child, (dict, Opaque)) and not key.lower().startswith(_NOT_MODELS):
+                if isinstance(key, str) and isinstance(child, (dict, Opaque)) and not _is_other(key):
                     todo.append((f"{place}.{key}" if place else key, child, depth + 1))
-    return found
+    weights = {place: mapping for place, mapping in found.items() if looks_like_weights(mapping)}
+    return weights or found
+
+
+def _is_other(key: str) -> bool:
+    """Keys whose dicts hold tensors that are no weights: optimizers, schedulers, a module's extra state."""
+    lower = key.lower()
+    return "optim" in lower or lower in _NOT_MODELS or lower.endswith("_extra_state")
 
 
 def choose_root(value: object, root: str | None) -> Chosen:
@@ -165,19 +178,37 @@ def _split(state: dict, place: str) -> tuple[dict[str, TensorRef], list[Extra]]:
     for key, item in state.items():
         if not isinstance(key, str):
             if isinstance(item, TensorRef):
-                raise InputRefused(f"the state dict has a tensor under {printable(repr(key), 60)}, which is no text")
-            extras.append(Extra(f"{place}[{printable(repr(key), 40)}]", type_text(item)))
+                raise InputRefused(f"the state dict has a tensor under {shown(key)}, which is no text")
+            extras.append(Extra(f"{place}[{shown(key)}]", type_text(item)))
         elif isinstance(item, TensorRef):
             _check_name(key)
             tensors[key] = item
         else:
-            if isinstance(item, Opaque) and any(isinstance(part, TensorRef) for part in item.arguments):
-                raise InputRefused(
-                    f"{printable(key, 120)} is a {type_text(item)}, a tensor subclass that only its own library can read",
-                    hint="save it as plain tensors where it was made", tensor=key,
-                )  # fmt: skip
+            _refuse_unreadable(key, item)
             extras.append(Extra(f"{place}.{key}" if place else key, type_text(item)))
     return tensors, extras
+
+
+# How torch rebuilds tensors that are no plain strided data -> what to call them.
+_SPECIAL_TENSORS = {
+    "_rebuild_qtensor": "a quantized tensor", "_rebuild_sparse_tensor": "a sparse tensor", "_rebuild_nested_tensor": "a nested tensor",
+    "_rebuild_meta_tensor_no_storage": "a meta tensor, a shape without data", "_rebuild_wrapper_subclass": "a tensor subclass",
+    "_rebuild_device_tensor_from_numpy": "a tensor of another device", "_rebuild_device_tensor_from_cpu_tensor": "a tensor of another device",
+    "UninitializedParameter": "an uninitialised parameter", "UninitializedBuffer": "an uninitialised buffer",
+}  # fmt: skip
+
+
+def _refuse_unreadable(key: str, item: object) -> None:
+    """Raise InputRefused for tensors of kinds that have no bytes to carry; a tensor is never dropped in silence."""
+    if not isinstance(item, Opaque):
+        return
+    kind = _SPECIAL_TENSORS.get(item.cls.name)
+    if kind is None and item.made_by == "via" and item.arguments[0] == Global("torch._tensor", "_rebuild_from_type_v2"):
+        kind = f"a {type_text(item)}, a tensor subclass that only its own library can read"
+    if kind is None and item.cls.name.startswith("_rebuild_") and item.cls.module.startswith("torch"):
+        kind = f"a tensor of a special kind ({type_text(item)})"
+    if kind is not None:
+        raise InputRefused(f"{printable(key, 120)} is {kind}", hint="save it as a plain dense tensor where it was made", tensor=key)
 
 
 def _check_name(name: str) -> None:

@@ -179,6 +179,8 @@ class Source:
     shards: dict[str, list[str]] = field(default_factory=dict)
     # The whole decoded pickle of a torch file (pickle_data values), for outputs that keep it.
     tree: object = None
+    # Every storage of a torch file by its key, those outside the state dict too.
+    storages: dict[str, Storage] = field(default_factory=dict)
     _checked: set = field(default_factory=set, repr=False)
 
     def __enter__(self) -> Source:
@@ -190,6 +192,11 @@ class Source:
     def close(self) -> None:
         for file in self.files:
             file.close()
+
+    @property
+    def folder(self) -> Path:
+        """The folder of a sharded checkpoint, whether it was opened by folder or by index."""
+        return self.path if self.path.is_dir() else self.path.parent
 
     @property
     def nbytes(self) -> int:
@@ -228,7 +235,8 @@ class Source:
         if run is not None:
             file, offset, length = run
             return self.files[file].read(offset, length)
-        return bytearray(tensor_bytes(self.read(name)))
+        tensor = self.read(name)  # alive until its bytes are copied
+        return bytearray(tensor_bytes(tensor))
 
     def read(self, name: str):
         """The tensor as a new contiguous torch.Tensor on the CPU."""

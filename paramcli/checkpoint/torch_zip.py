@@ -59,10 +59,14 @@ def read_archive(file: InputFile) -> Archive:
     names = [name for name, *_ in entries]
     if len(set(names)) != len(names):
         raise broken("a name appears twice")
+    if all(name.endswith(".npy") for name in names):
+        raise InputRefused("a numpy archive (.npz), not a checkpoint", hint="save its arrays as tensors: safetensors.numpy.save_file")
     roots = {name.partition("/")[0] for name in names}
     if len(roots) != 1 or not all("/" in name for name in names):
         raise InputRefused("a zip archive, but not one that torch.save writes", hint="unpack it and give paramcli the checkpoint inside")
     root = roots.pop()
+    if root in ("", ".", ".."):
+        raise broken("its members lie in no folder of their own")
     _refuse_other_archives({name.partition("/")[2] for name in names})
     members = {}
     position = 0

@@ -43,9 +43,9 @@ def common(
 
 def _commands() -> None:
     """Register the commands; each module imports torch inside its function, if at all."""
-    from . import add, assign, diff, inspect_command, migrate, registry_command, remove, verify
+    from . import add, assign, convert, diff, discover, inspect_command, migrate, registry_command, remove, verify
 
-    for module in (inspect_command, registry_command, add, assign, remove, verify, migrate, diff):
+    for module in (inspect_command, registry_command, add, assign, remove, verify, migrate, convert, diff, discover):
         module.attach(app)
 
 

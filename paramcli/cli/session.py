@@ -103,17 +103,14 @@ def output_path(source: Source, output: Path | None, in_place: bool, suffix: str
     if in_place and output is not None:
         raise UsageError("--in-place and --output exclude each other")
     if in_place:
-        if "torch" in source.container:
-            raise UsageError("--in-place works on safetensors; this is a torch checkpoint", hint="-o FILE.safetensors")
-        return source.path
+        return source.path if source.container != "sharded torch" else _no_in_place(source)
     path = output if output is not None else default_output(source.path, suffix)
-    if path.suffix in _TORCH_SUFFIXES:
-        raise UsageError(f"{printable_path(path)}: paramcli writes safetensors", hint="-o FILE.safetensors")
     refuse_existing(path, overwrite)
     return path
 
 
-_TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+def _no_in_place(source: Source) -> Path:
+    raise UsageError("--in-place works on files and on safetensors shards; these are torch shards", hint="-o FOLDER", path=source.path)
 
 
 def tie(opened: Opened, chosen: Sequence[Group], how: str | None) -> list[Group]:
@@ -145,40 +142,54 @@ def tie(opened: Opened, chosen: Sequence[Group], how: str | None) -> list[Group]
     return groups
 
 
-def write_plan(plan, opened: Opened, output: Path, *, force: bool, in_place: bool, device: str = "cpu", compute: str = "same") -> list:
+def write_plan(
+    plan, opened: Opened, output: Path, *, force: bool, in_place: bool, device: str = "cpu", compute: str = "same", max_shard_size: int | None = None
+) -> list:  # fmt: skip
     """Execute the plan into the output, a file or a folder as the input is."""
     from ..surgery.execute import execute, metadata_of
     from ..surgery.output import open_sink
 
     source = opened.source
     metadata = metadata_of(source, plan.record)
-    with open_sink(output, source, plan, metadata, overwrite=force or in_place, in_place=in_place) as sink:
+    with open_sink(output, source, plan, metadata, overwrite=force or in_place, in_place=in_place, max_shard_size=max_shard_size) as sink:
         return execute(plan, source, sink, device, compute)
 
 
 def finish_edit(
-    screen: Screen, as_json: bool, plan, opened: Opened, output: Path, outcomes: Sequence, dry_run: bool
+    screen: Screen, as_json: bool, plan, opened: Opened, output: Path, outcomes: Sequence, dry_run: bool, left: list[str] | None = None, table: Callable = edit_table
 ) -> None:
     """The table or document on stdout, and on stderr what was written, what was not, and what to type next."""
-    source = opened.source
-    dropped = [extra.name for extra in source.extras]
+    from ..surgery.output import is_torch
+
+    source, left = opened.source, left or []
+    to_torch = is_torch(output)
+    dropped = left + ([] if to_torch else [extra.name for extra in source.extras])
+    if to_torch and (source.metadata or plan.record):
+        dropped += [f"metadata {name}" for name in sorted({*source.metadata, *(["paramcli"] if plan.record else [])} - {"format"})]
     if as_json:
         screen.answer(document(edit_document(plan.command, source.path, output, dry_run, outcomes, plan.untouched, dropped)))
     else:
-        screen.show(edit_table(outcomes))
+        screen.show(table(outcomes))
     for outcome in outcomes:
         if outcome.note:
             screen.note(f"{printable(outcome.tensor)}: {outcome.note}")
     if dropped:
-        screen.note(f"not carried into safetensors: {listing(dropped, 12)}")
+        screen.note(f"not carried over: {listing(dropped, 12)}")
+    _warn_of_optimizer(screen, source, plan, to_torch)
     if dry_run:
         screen.note(f"dry run: would write {printable_path(output)} ({size_text(plan.nbytes)}), {plan.untouched} tensors untouched")
         return
-    written = f"wrote {printable_path(output)}: {count_text(len(outcomes), 'tensor')} changed, {plan.untouched} untouched"
-    screen.note(written)
+    screen.note(f"wrote {printable_path(output)}: {count_text(len(outcomes), 'tensor')} changed, {plan.untouched} untouched")
     claims = any(entry.constraint or entry.state == "parametrized" for entry in plan.record.values())
-    if claims:
+    if claims and not to_torch:
         screen.note(f"next: paramcli verify {shell_path(output)}")
+
+
+def _warn_of_optimizer(screen: Screen, source: Source, plan, to_torch: bool) -> None:
+    """An optimizer's state belongs to the parameters as they were: by position, in their order and shapes."""
+    stale = [extra.name for extra in source.extras if extra.type == "optimizer state"]
+    if to_torch and stale and plan.steps:
+        screen.warn(f"{listing(stale)} belongs to the tensors as they were: start the optimizer anew, or restore it by hand")
 
 
 def shell_path(path: Path) -> str:

@@ -8,11 +8,13 @@ from pathlib import Path
 from ..checkpoint.header import Slot
 from ..checkpoint.read_sharded import sibling_files
 from ..checkpoint.source import Source
-from ..checkpoint.writer import SafetensorsSink, ShardedSink, refuse_input
+from ..checkpoint.write_torch import TorchSink
+from ..checkpoint.writer import SafetensorsSink, ShardedSink, plan_shards, refuse_input
 from .plan import Plan
 
 # Longest first: .pth.tar before .tar.
 _EXTENSIONS = (".pth.tar", ".pt.tar", ".safetensors", ".ckpt", ".pth", ".bin", ".pt", ".tar")
+TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pth.tar")
 _SUFFIXES = (".parametrized", ".baked", ".unparametrized", ".migrated")
 
 
@@ -54,11 +56,25 @@ def split_like(source: Source, plan: Plan) -> dict[str, list[Slot]]:
     return shards
 
 
-def open_sink(output: Path, source: Source, plan: Plan, metadata: Mapping[str, str], *, overwrite: bool, in_place: bool):
-    """The sink for a plan: one file for one file, a folder of shards for a sharded input."""
-    if not source.shards:
-        if not in_place:
-            refuse_input(output, source)
+def is_torch(path: Path) -> bool:
+    """Does this output name ask for a torch checkpoint?"""
+    return path.name.endswith(TORCH_SUFFIXES)
+
+
+def open_sink(
+    output: Path, source: Source, plan: Plan, metadata: Mapping[str, str], *, overwrite: bool, in_place: bool, max_shard_size: int | None = None
+):  # fmt: skip
+    """The sink for a plan: a torch file or one safetensors file by the output's name, else a folder of shards."""
+    if not in_place:
+        refuse_input(output, source)
+    if is_torch(output):
+        renamed = {name: key for name, key in plan.copies}
+        for step in plan.steps:
+            renamed.update({slot.name: next(iter(step.group.keys.values())) for slot in step.writes})
+        return TorchSink(output, source, plan.slots, plan.copies, renamed, overwrite=overwrite)
+    if output.name.endswith(".safetensors") and not in_place or not (source.shards or max_shard_size):
         return SafetensorsSink(output, plan.slots, metadata, overwrite=overwrite)
-    siblings = sibling_files(source.path, source)
-    return ShardedSink(output, split_like(source, plan), metadata, siblings, overwrite=overwrite)
+    folder = source.folder if in_place else output
+    shards = plan_shards(plan.slots, max_shard_size) if max_shard_size else split_like(source, plan)
+    siblings = sibling_files(source) if source.shards else []
+    return ShardedSink(folder, shards, metadata, siblings, overwrite=overwrite)

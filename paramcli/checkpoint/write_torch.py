@@ -1,0 +1,325 @@
+"""Writing a torch zip checkpoint: the wrapper dict as it was, the state dict as the plan has it.
+
+Storages are laid out before anything is written, so tensors can arrive in any order, one at a time.
+Tensors that shared a storage and were not edited share it in the output too: ties and packed views
+stay what they were.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..dtypes import DTYPES
+from ..errors import InputRefused, UsageError
+from .atomic import AtomicFile
+from .header import Slot
+from .pickle_data import Items, StorageRef, TensorRef
+from .pickle_globals import OTHER_WIDTHS
+from .read_torch import storage_refs, walk
+from .source import READ_BLOCK, Source, Storage
+from .write_pickle import PickleWriter
+
+_ROOT = "archive"
+# torch aligns storages so that a mapped file has aligned tensors.
+_ALIGNMENT = 64
+_LOCAL = struct.Struct("<4s5H3L2H")
+_ENTRY = struct.Struct("<4s6H3L5H2L")
+_MAX32 = 0xFFFFFFFF
+
+
+@dataclass
+class _Record:
+    """One member of the archive: its bytes' place in the file, known before they are."""
+
+    name: str
+    size: int
+    data: bytes | None = None  # small members; storages stream
+    source: Storage | None = None
+    header: int = 0
+    start: int = 0
+    crc: int = 0
+    written: bool = False
+
+
+@dataclass
+class _Place:
+    record: _Record
+    key: str
+    numel: int
+    offset: int = 0
+
+
+class TorchSink:
+    """One torch checkpoint being written. Use in a `with`; nothing appears without commit()."""
+
+    def __init__(
+        self, path: Path, source: Source, slots: Sequence[Slot], copies: Sequence[tuple[str, str]], renamed: Mapping[str, str],
+        *, overwrite: bool = False,
+    ):  # fmt: skip
+        """`copies`: (name here, name in the source); `renamed`: source key -> the first name that takes its place."""
+        self.source = source
+        self.slots = {slot.name: slot for slot in slots}
+        self.file = AtomicFile(path, overwrite=overwrite)
+        self.records: list[_Record] = []
+        self._tensors: dict[str, _Place] = {}
+        self._foreign: dict[str, _Place] = {}
+        self._refs: dict[str, TensorRef] = {}
+        self._plan_storages(copies)
+        self._own = {id(ref) for ref in self._refs.values()}
+        tree = self._tree(renamed)
+        pickle = PickleWriter(self._place_of).finish(tree)
+        small = [_Record("data.pkl", len(pickle), pickle), _Record("byteorder", 6, b"little")]
+        self.records = [*small, *self.records, _Record("version", 2, b"3\n")]
+        self._lay_out()
+
+    # --- what goes where -------------------------------------------------------------------------
+
+    def _plan_storages(self, copies: Sequence[tuple[str, str]]) -> None:
+        """Whole source storages for those that only untouched tensors use; a storage of its own for every other tensor."""
+        here = {name: key for name, key in copies}
+        used: dict[tuple, set[str]] = {}
+        for key, info in self.source.tensors.items():
+            used.setdefault((info.storage.file, info.storage.offset), set()).add(key)
+        kept = set(here.values())
+        whole: dict[tuple, _Place] = {}
+        alike: dict[tuple, _Place] = {}
+        for slot in self.slots.values():
+            info = self.source.tensors.get(here.get(slot.name, ""))
+            stride = _strides(slot.shape)
+            if info is not None and self.source.tree is not None:
+                spot = (info.storage.file, info.storage.offset)
+                width = DTYPES[info.dtype].bits // 8
+                if used[spot] <= kept and info.storage.nbytes % max(width, 1) == 0:
+                    if spot not in whole:
+                        whole[spot] = self._add(info.storage.nbytes, info.storage)
+                    place = _Place(whole[spot].record, whole[spot].key, info.storage.nbytes // width, info.offset // width)
+                    self._remember(slot, place, info.stride or stride)
+                    continue
+                twin = (*spot, info.offset, info.dtype, info.shape, info.stride)
+                if twin in alike:
+                    self._remember(slot, alike[twin], stride)
+                    continue
+                alike[twin] = self._add(slot.nbytes, None, slot)
+                self._remember(slot, alike[twin], stride)
+                continue
+            self._remember(slot, self._add(slot.nbytes, None, slot), stride)
+
+    def _add(self, size: int, storage: Storage | None, slot: Slot | None = None) -> _Place:
+        key = str(len(self.records))
+        record = _Record(f"data/{key}", size, None, storage)
+        self.records.append(record)
+        return _Place(record, key, math.prod(slot.shape) if slot else 0)
+
+    def _remember(self, slot: Slot, place: _Place, stride: tuple[int, ...]) -> None:
+        if slot.dtype not in DTYPES or DTYPES[slot.dtype].torch_name is None:
+            raise InputRefused(f"{slot.name} is {slot.dtype}, which torch files cannot hold", hint="-o FILE.safetensors", tensor=slot.name)
+        self._tensors[slot.name] = place
+        self._refs[slot.name] = TensorRef(StorageRef(place.key, slot.dtype, place.numel, "cpu"), slot.dtype, place.offset, slot.shape, stride)
+
+    def _tree(self, renamed: Mapping[str, str]) -> object:
+        """The source's tree with its state dict replaced; for a source without one, a plain state dict."""
+        if self.source.tree is None:
+            return dict(self._refs)
+        path = self.source.root
+        tree = self.source.tree
+        self._plan_foreign(tree)
+        return _replaced(tree, path, lambda state: self._new_state(state, renamed))
+
+    def _new_state(self, state: dict, renamed: Mapping[str, str]) -> dict:
+        """The state dict in its old order, each edited tensor's new keys where its first key stood."""
+        new = Items() if isinstance(state, Items) else {}
+        if isinstance(state, Items):
+            new.cls, new.arguments = state.cls, state.arguments
+            # torch's _metadata names modules, not tensors; its versions still hold.
+            new.attributes = state.attributes
+        followers: dict[str, list[str]] = {}
+        for name, key in renamed.items():
+            followers.setdefault(key, []).append(name)
+        for key, value in state.items():
+            if not isinstance(value, TensorRef):
+                new[key] = value
+            for name in followers.get(key, ()):
+                new[name] = self._refs[name]
+        for name, ref in self._refs.items():
+            new.setdefault(name, ref)
+        return new
+
+    def _plan_foreign(self, tree: object) -> None:
+        """A place for every storage outside the state dict (optimizer moments and the like), copied whole."""
+        mine = {info.storage.key for info in self.source.tensors.values()}
+        for key, ref in storage_refs(tree).items():
+            storage = self.source.storages.get(key)
+            if storage is None:
+                continue
+            if storage.key in mine and not self._used_outside(tree, key):
+                continue
+            place = self._add(storage.nbytes, storage)
+            self._foreign[key] = _Place(place.record, place.key, ref.numel)
+
+    def _used_outside(self, tree: object, key: str) -> bool:
+        """Does something beside the state dict's own tensors use this storage (an EMA copy, a master weight)?"""
+        inside = {id(ref) for ref in _state_at(tree, self.source.root).values() if isinstance(ref, TensorRef)}
+        return any(isinstance(v, TensorRef) and v.storage.key == key and id(v) not in inside for v in walk(tree))
+
+    def _place_of(self, ref: TensorRef) -> tuple[str, int, int]:
+        if id(ref) in self._own:
+            return ref.storage.key, ref.storage.numel * self._unit(ref), ref.offset
+        place = self._foreign.get(ref.storage.key)
+        if place is None:
+            raise InputRefused("a tensor outside the state dict whose storage the file does not have", hint="-o FILE.safetensors")
+        base = ref.storage.view[1] if ref.storage.view else 0
+        width = OTHER_WIDTHS.get(ref.dtype) or DTYPES[ref.dtype].bits // 8
+        return place.key, place.record.size // width * self._unit(ref), base + ref.offset
+
+    def _unit(self, ref: TensorRef) -> int:
+        """Elements a storage is counted in: its dtype's, or bytes where torch spells it untyped."""
+        from .write_pickle import _OTHER_STORAGE_NAMES, _STORAGE_NAMES
+
+        typed = ref.dtype in _STORAGE_NAMES or ref.dtype in _OTHER_STORAGE_NAMES
+        return 1 if typed else DTYPES[ref.dtype].bits // 8
+
+    def _lay_out(self) -> None:
+        position = 0
+        for record in self.records:
+            record.header = position
+            fixed = position + _LOCAL.size + len(_ROOT) + 1 + len(record.name) + (20 if record.size >= _MAX32 else 0) + 4
+            record.start = fixed + -fixed % _ALIGNMENT
+            position = record.start + record.size
+        self.directory = position
+
+    # --- writing ---------------------------------------------------------------------------------
+
+    def __enter__(self) -> TorchSink:
+        self.file.__enter__()
+        try:
+            self.file.reserve(self.directory)
+            for record in self.records:
+                if record.data is not None:
+                    self._put(record, 0, memoryview(record.data))
+                    record.written = True
+        except BaseException:
+            self.file.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.file.__exit__(*exception)
+
+    def _put(self, record: _Record, at: int, data: memoryview) -> None:
+        self.file.write_at(record.start + at, data)
+        record.crc = zlib.crc32(data, record.crc)
+
+    def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
+        record = self._tensors[name].record
+        view = memoryview(data).cast("B") if len(memoryview(data)) else memoryview(b"")
+        assert view.nbytes == record.size, (name, view.nbytes, record.size)
+        if not record.written:
+            self._put(record, 0, view)
+            record.written = True
+
+    def copy(self, source: Source, pairs: Iterable[tuple[str, str]]) -> None:
+        for name, key in pairs:
+            record = self._tensors[name].record
+            if record.source is not None:
+                self._stream(record)
+            else:
+                self.write(name, source.read_bytes(key))
+
+    def _stream(self, record: _Record) -> None:
+        """A whole storage of the source, in blocks; its recorded checksum is compared on the way."""
+        if record.written:
+            return
+        file = self.source.files[record.source.file]
+        buffer = memoryview(bytearray(min(READ_BLOCK, record.size)))
+        for at in range(0, record.size, READ_BLOCK):
+            part = buffer[: min(READ_BLOCK, record.size - at)]
+            file.read_into(record.source.offset + at, part)
+            self._put(record, at, part)
+        if record.source.crc is not None and record.crc != record.source.crc:
+            self.source.check_storage(record.source)  # says which, and what to do
+        record.written = True
+
+    def commit(self) -> None:
+        for place in self._foreign.values():
+            self._stream(place.record)
+        missing = [record.name for record in self.records if not record.written]
+        if missing:
+            raise AssertionError(f"never written: {missing[:3]}")
+        directory = bytearray()
+        for record in self.records:
+            self.file.write_at(record.header, self._local(record))
+            directory += self._entry(record)
+        self.file.write_at(self.directory, bytes(directory) + self._end(len(directory)))
+        self.file.commit(self.directory + len(directory) + len(self._end(len(directory))))
+
+    def _local(self, record: _Record) -> bytes:
+        name = f"{_ROOT}/{record.name}".encode()
+        large = record.size >= _MAX32
+        extra = struct.pack("<HHQQ", 1, 16, record.size, record.size) if large else b""
+        padding = record.start - record.header - _LOCAL.size - len(name) - len(extra) - 4
+        extra += struct.pack("<HH", 0x4246, padding) + b"Z" * padding
+        size = _MAX32 if large else record.size
+        return _LOCAL.pack(b"PK\x03\x04", 45 if large else 20, 0, 0, 0, 0x21, record.crc, size, size, len(name), len(extra)) + name + extra
+
+    def _entry(self, record: _Record) -> bytes:
+        name = f"{_ROOT}/{record.name}".encode()
+        wide = [value for value in (record.size, record.size, record.header) if value >= _MAX32]
+        extra = struct.pack(f"<HH{len(wide)}Q", 1, 8 * len(wide), *wide) if wide else b""
+        size, header = min(record.size, _MAX32), min(record.header, _MAX32)
+        version = 45 if wide else 20
+        fields = (b"PK\x01\x02", version, version, 0, 0, 0, 0x21, record.crc, size, size, len(name), len(extra), 0, 0, 0, 0, header)
+        return _ENTRY.pack(*fields) + name + extra
+
+    def _end(self, size: int) -> bytes:
+        count, end = len(self.records), self.directory + size
+        out = b""
+        if count >= 0xFFFF or size >= _MAX32 or self.directory >= _MAX32:
+            out += struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, size, self.directory)
+            out += struct.pack("<4sLQL", b"PK\x06\x07", 0, end, 1)
+        few = min(count, 0xFFFF)
+        return out + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, few, few, min(size, _MAX32), min(self.directory, _MAX32), 0)
+
+
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+def _state_at(tree: object, place: str) -> dict:
+    return _descend(tree, place)[-1][1]
+
+
+def _descend(tree: object, place: str) -> list[tuple[str | None, dict]]:
+    """[(key, dict), ...] from the top to the state dict; UsageError where a pickled object is in between."""
+    steps: list[tuple[str | None, dict]] = [(None, tree)]
+    while place:
+        here = steps[-1][1]
+        key = next((k for k in sorted((k for k in here if isinstance(k, str)), key=len, reverse=True) if place == k or place.startswith(f"{k}.")), None)
+        if key is None:
+            break
+        steps.append((key, here[key]))
+        place = place[len(key) + 1 :]
+    if not all(isinstance(value, dict) for _, value in steps):
+        raise UsageError("the weights are inside a pickled object, whose code a torch file would need", hint="-o FILE.safetensors")
+    return steps
+
+
+def _replaced(tree: object, place: str, new_state) -> object:
+    """The tree with new dicts along the path to the state dict; everything else is the same objects."""
+    steps = _descend(tree, place)
+    value: dict = new_state(steps[-1][1])
+    for (key, _), (_, parent) in zip(reversed(steps[1:]), reversed(steps[:-1])):
+        copy = Items(parent) if isinstance(parent, Items) else dict(parent)
+        if isinstance(parent, Items):
+            copy.cls, copy.arguments, copy.attributes = parent.cls, parent.arguments, parent.attributes
+        copy[key] = value
+        value = copy
+    return value

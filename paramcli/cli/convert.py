@@ -1,0 +1,59 @@
+"""paramcli convert: between containers, shards, names and dtypes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Optional
+
+import typer
+
+from ..console import Screen, convert_table
+from ..errors import UsageError
+from . import options as o
+from .session import finish_edit, open_groups, output_path, write_plan
+
+DEFAULT_SHARD = "5GB"
+
+
+def attach(app: typer.Typer) -> None:
+    app.command("convert", epilog="Write: ckpt.pt -> ckpt.safetensors; -o x.pt writes a torch checkpoint, -o FOLDER shards.")(convert)
+
+
+def convert(
+    ckpt: o.Checkpoint,
+    output: o.Output = None,
+    max_shard_size: Annotated[Optional[str], typer.Option("--max-shard-size", metavar="SIZE", help="Split into a folder of shards of at most this size, e.g. 5GB.", show_default=False)] = None,
+    strip_prefix: Annotated[Optional[list[str]], typer.Option("--strip-prefix", metavar="P", help="Take this prefix off the names, e.g. module. ; repeatable.", show_default=False)] = None,
+    keep: Annotated[Optional[list[str]], typer.Option("--keep", metavar="PATTERN", help="Carry only these tensors; repeatable.", show_default=False)] = None,
+    drop: Annotated[Optional[list[str]], typer.Option("--drop", metavar="PATTERN", help="Leave these tensors out; repeatable.", show_default=False)] = None,
+    dtype: Annotated[Optional[str], typer.Option("--dtype", metavar="D", help="Cast floating tensors: float64, float32, float16, bfloat16.", show_default=False)] = None,
+    force: o.Force = False,
+    dry_run: o.DryRun = False,
+    root: o.Root = None,
+    ignore_record: o.IgnoreRecord = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Write the same tensors in another container, split or merged, renamed or cast; nothing else changes.
+
+    paramcli convert training.ckpt -o model.safetensors
+
+    paramcli convert model.safetensors -o folder --max-shard-size 2GB
+    """
+    from ..surgery.convert import Convert, check_dtype, parse_size
+    from ..surgery.execute import preview
+
+    screen = Screen(quiet)
+    edit = Convert(strip_prefix or (), keep or (), drop or (), check_dtype(dtype))
+    size = parse_size(max_shard_size) if max_shard_size else None
+    with open_groups(ckpt, root, ignore_record, screen) as opened:
+        destination = output_path(opened.source, output, False, "", force or dry_run)
+        if size is None and destination.suffix == "" and output is not None:
+            size = parse_size(DEFAULT_SHARD)
+        if size is not None and destination.suffix in (".safetensors", ".pt", ".pth", ".bin", ".ckpt"):
+            raise UsageError("--max-shard-size writes a folder of shards", hint=f"-o {destination.stem}")
+        plan, left = edit.plan(opened.source, opened.groups, opened.where)
+        if dry_run:
+            outcomes = preview(plan)
+        else:
+            outcomes = write_plan(plan, opened, destination, force=force, in_place=False, max_shard_size=size)
+        finish_edit(screen, as_json, plan, opened, destination, outcomes, dry_run, left, convert_table)

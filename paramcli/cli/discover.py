@@ -1,0 +1,48 @@
+"""paramcli discover: the structure that tensors already have."""
+
+from __future__ import annotations
+
+import typer
+
+from ..console import Screen, discover_table
+from ..report import discover_document, document
+from ..text import count_text
+from . import options as o
+from .session import check_device, open_groups
+
+
+def attach(app: typer.Typer) -> None:
+    app.command("discover")(discover)
+
+
+def discover(
+    ckpt: o.Checkpoint,
+    tensor: o.Tensors = None,
+    root: o.Root = None,
+    device: o.Device = "cpu",
+    ignore_record: o.IgnoreRecord = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Show which constraints each tensor already satisfies, or nearly: symmetric, orthogonal, low rank, N:M sparse, ...
+
+    paramcli discover model.safetensors
+
+    paramcli discover rnn.pt -t '*weight_hh*' --json
+    """
+    from ..discover import findings
+
+    screen = Screen(quiet)
+    with open_groups(ckpt, root, ignore_record, screen) as opened:
+        chosen = opened.choose(tensor)
+        where = check_device(device)
+        found, skipped = findings(opened.source, chosen, where)
+        opened.source.check_unchanged()
+        shown = [f for f in found if f.holds or f.nearly]
+        if as_json:
+            screen.answer(document(discover_document(found)))
+        else:
+            screen.show(discover_table(shown))
+        screen.note(f"{count_text(len(shown), 'tensor')} of {len(found)} with structure")
+        for name, why in skipped:
+            screen.warn(f"not looked at: {name}: {why}")

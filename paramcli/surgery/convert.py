@@ -1,0 +1,115 @@
+"""`convert`: the same tensors in another container, under other names, or in another dtype."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ..checkpoint.forms import Group
+from ..checkpoint.header import Slot
+from ..checkpoint.source import Source
+from ..dtypes import CODE_OF_TORCH, DTYPES, torch_dtype
+from ..errors import InputRefused, UsageError
+from ..spec import select
+from ..text import closest, printable
+from .plan import Plan, Step
+
+CAST_DTYPES = ("float64", "float32", "float16", "bfloat16")
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+@dataclass(frozen=True)
+class Convert:
+    """What to carry over and how: kept and dropped tensors, prefixes to strip, and the dtype of floating tensors."""
+
+    strip: Sequence[str] = ()
+    keep: Sequence[str] = ()
+    drop: Sequence[str] = ()
+    dtype: str | None = None
+
+    def plan(self, source: Source, groups: Mapping[str, Group], where: str) -> tuple[Plan, list[str]]:
+        """(the plan, names of the tensors left out because the user said so)."""
+        carried = self._carried(groups, where)
+        names = {key: self._stripped(key) for group in carried for key in group.keys.values()}
+        self._check_names(names)
+        steps, copies, record = [], [], {}
+        for group in carried:
+            if group.record is not None:
+                record[self._stripped(group.tensor)] = group.record
+            for key in group.keys.values():
+                step = self._cast(group, key, names[key], source)
+                if step is None:
+                    copies.append((names[key], key))
+                else:
+                    steps.append(step)
+        slots = [Slot(name, source.tensors[key].dtype, source.tensors[key].shape) for name, key in copies]
+        slots += [slot for step in steps for slot in step.writes]
+        kept = {group.tensor for group in carried}
+        left = [name for name in groups if name not in kept]
+        return Plan("convert", tuple(steps), tuple(copies), tuple(slots), record), left
+
+    def _carried(self, groups: Mapping[str, Group], where: str) -> list[Group]:
+        names = list(groups)
+        kept = select(names, self.keep, where) if self.keep else names
+        dropped = set(select(names, self.drop, where)) if self.drop else set()
+        carried = [groups[name] for name in kept if name not in dropped]
+        if not carried:
+            raise UsageError("--keep and --drop leave no tensor")
+        return carried
+
+    def _stripped(self, name: str) -> str:
+        for prefix in self.strip:
+            whole = prefix if prefix.endswith(".") else f"{prefix}."
+            if name.startswith(whole) and len(name) > len(whole):
+                name = name[len(whole) :]
+        return name
+
+    def _check_names(self, names: Mapping[str, str]) -> None:
+        taken: dict[str, str] = {}
+        for key, name in names.items():
+            if name in taken:
+                raise InputRefused(
+                    f"--strip-prefix gives {printable(key)} and {printable(taken[name])} one name, {printable(name)}",
+                    hint="drop one of them with --drop", tensor=key,
+                )  # fmt: skip
+            taken[name] = key
+        for prefix in self.strip:
+            whole = prefix if prefix.endswith(".") else f"{prefix}."
+            if not any(key.startswith(whole) for key in names):
+                near = closest(prefix, {key.partition(".")[0] for key in names})
+                raise UsageError(
+                    f"no tensor's name begins with the prefix '{printable(whole)}'", hint=f"closest: {', '.join(map(printable, near))}" if near else None
+                )
+
+    def _cast(self, group: Group, key: str, name: str, source: Source) -> Step | None:
+        """The step that casts one floating tensor; None where its bytes stay as they are."""
+        info = source.tensors[key]
+        if self.dtype is None or DTYPES[info.dtype].kind not in ("float", "half"):
+            return None
+        code = CODE_OF_TORCH[self.dtype]
+        if code == info.dtype:
+            return None
+
+        def run(source: Source, device: object, compute: str):
+            return {name: source.read(key).to(torch_dtype(code))}, {}
+
+        one = replace(group, tensor=key, keys={"value": key}, infos={"value": info}, shape=info.shape, dtype=info.dtype)
+        return Step(one, "cast", (Slot(name, code, info.shape),), group.chain, group.view, run)
+
+
+def check_dtype(name: str | None) -> str | None:
+    if name is not None and name not in CAST_DTYPES:
+        raise UsageError(f"--dtype {printable(name)}: not one of {', '.join(CAST_DTYPES)}")
+    return name
+
+
+def parse_size(text: str) -> int:
+    """'5GB' -> 5000000000; units of 1000 (GB) and of 1024 (GiB)."""
+    found = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)\s*([KMGT]i?B)?", text, re.I)
+    if not found:
+        raise UsageError(f"--max-shard-size {printable(text)}: not a size", hint="e.g. 5GB or 500MiB")
+    size = int(float(found[1]) * _UNITS[(found[2] or "").upper()])
+    if size < 1:
+        raise UsageError(f"--max-shard-size {printable(text)}: must be at least one byte")
+    return size

@@ -1,0 +1,239 @@
+"""Torch files by hand against open_checkpoint: hostile ones end in InputRefused, quickly; odd but valid ones open.
+
+Each file is opened in its own process with a time and memory limit, so a crash or a hang is a failed test.
+"""
+
+from __future__ import annotations
+
+import enum
+import io
+import struct
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+
+from paramcli.checkpoint.open import open_checkpoint
+from paramcli.errors import InputRefused
+
+CHILD = """
+import resource, sys, time
+resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
+from paramcli.checkpoint.open import open_checkpoint
+from paramcli.errors import ParamcliError
+start, base = time.time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    source = open_checkpoint(sys.argv[1])
+    print("opened", source.root, len(source.tensors), flush=True)
+except ParamcliError as error:
+    print("refused", error.message, flush=True)
+grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) >> 10
+print("seconds", time.time() - start, "grown", grown)
+"""
+
+
+def outcome(path) -> tuple[str, float, float]:
+    """(first line, seconds, MiB grown) of opening the file in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", CHILD, str(path)], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, f"exit {done.returncode}: {done.stderr[-300:]}"
+    first, last = done.stdout.splitlines()
+    _, seconds, _, grown = last.split()
+    return first, float(seconds), float(grown)
+
+
+def name(module: str, word: str) -> bytes:
+    return f"c{module}\n{word}\n".encode()
+
+
+def text(words: str) -> bytes:
+    return b"X" + struct.pack("<I", len(words.encode())) + words.encode()
+
+
+REDUCE = name("torch._utils", "_rebuild_tensor_v2")
+STORAGE = b"(" + text("storage") + name("torch", "FloatStorage") + text("0") + text("cpu") + b"K\x04tQ"
+
+
+def tensor(offset: int = 0, shape: bytes = b"K\x04\x85", stride: bytes = b"K\x01\x85") -> bytes:
+    return REDUCE + b"(" + STORAGE + b"K" + bytes([offset]) + shape + stride + b"\x89NtR"
+
+
+def state_dict(extra: bytes = b"") -> bytes:
+    """{'w': tensor, 'x': <extra>}"""
+    return b"\x80\x02}(" + text("w") + tensor() + (text("x") + extra if extra else b"") + b"u."
+
+
+def module(parameters: bytes = b"}", modules: bytes = b"}") -> bytes:
+    tables = text("_parameters") + parameters + text("_buffers") + b"}" + text("_modules") + modules
+    return name("m", "Net") + b")\x81}(" + tables + b"ub"
+
+
+def nested_modules(inner: bytes) -> bytes:
+    for slot in range(10, 41):
+        put, get = b"q" + bytes([slot]), b"h" + bytes([slot])
+        inner = module(modules=b"}(" + text("a") + inner + put + text("b") + get + b"u")
+    return inner
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    def make(pickle: bytes):
+        path = tmp_path / "made.pt"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", pickle)
+            archive.writestr("archive/data/0", struct.pack("<4f", 1, 2, 3, 4))
+        return path
+
+    return make
+
+
+SHARED = b"K\x01" + b"q\x01h\x01\x86" * 60
+DEEP = b"K\x01" + b"\x85" * 200_000
+BIG = b"}q\x05(" + b"".join(b"M" + struct.pack("<H", n) + b"N" for n in range(8000)) + b"u0"
+V3 = name("torch._utils", "_rebuild_tensor_v3") + b"(" + STORAGE + b"K\x00))\x89N"
+FROM_TYPE = name("torch._tensor", "_rebuild_from_type_v2")
+ORDERED, DEFAULT = name("collections", "OrderedDict"), name("collections", "defaultdict")
+HOSTILE = {
+    "a dict key of 200,000 nested tuples": state_dict(b"}" + DEEP + b"Ns"),
+    "a dict key with 2^60 leaves": state_dict(b"}" + SHARED + b"Ns"),
+    "a dtype with 2^60 leaves": state_dict(V3 + SHARED + b"tR"),
+    "a dtype of 200,000 nested tuples": state_dict(V3 + DEEP + b"tR"),
+    "a storage type with 2^60 leaves": state_dict(b"(" + text("storage") + SHARED + text("0") + text("cpu") + b"K\x04tQ"),
+    "OrderedDict(big) 8000 times": state_dict(b"(" + BIG + ORDERED + b"q\x060" + b"h\x06h\x05\x85R" * 8000 + b"l"),
+    "defaultdict(None, big) 8000 times": state_dict(b"(" + BIG + DEFAULT + b"q\x060" + b"h\x06Nh\x05\x86R" * 8000 + b"l"),
+    "a rebuild inside a rebuild, 5000 deep": state_dict(
+        FROM_TYPE + b"q\x070h\x07" + b"(h\x07h\x07" * 5000 + b")" + b"Nt" * 5000 + b"R"
+    ),
+    "modules shared 2^31 times": b"\x80\x02" + nested_modules(module(b"}" + text("w") + tensor() + b"s")) + b".",
+    "empty modules shared 2^31 times": b"\x80\x02" + nested_modules(module()) + b".",
+    "9.9 million empty dicts": b"\x80\x02(" + b"}" * 9_900_000 + b"l.",
+    "a key set twice": b"\x80\x02}(" + text("w") + tensor() + text("w") + tensor() + b"u.",
+    "bytes after the pickle": state_dict() + b"more",
+    "a tensor past its storage": b"\x80\x02}" + text("w") + tensor(stride=b"K\x02\x85") + b"s.",
+    "a dict in itself": state_dict(b"}q\x01" + text("me") + b"h\x01s"),
+    "lists 100,000 deep": state_dict(b"]" * 100_000 + b"a" * 99_999),
+    "a dict with 2^130 leaves": state_dict(b"}" + (b"q\x020}(" + text("a") + b"h\x02" + text("b") + b"h\x02u") * 130),
+    "2000 expanded tensors of 60 MB": b"\x80\x02}("
+    + b"".join(text(f"w{n}") + tensor(shape=b"J" + struct.pack("<i", 15_000_000) + b"\x85", stride=b"K\x00\x85") for n in range(2000))
+    + b"u.",
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_hostile_pickles_are_refused_in_time(checkpoint, what):
+    """A hostile pickle is refused within five seconds and a constant of memory."""
+    first, seconds, grown = outcome(checkpoint(HOSTILE[what]))
+    assert first.startswith("refused"), first
+    assert seconds < 5 and grown < 1000
+
+
+@pytest.mark.parametrize(
+    "module_, word",
+    [("io", "open"), ("_io", "FileIO"), ("codecs", "open"), ("torch.storage", "_load_from_bytes"), ("torch.ops", "load_library"),
+     ("types", "CodeType"), ("pydoc", "pipepager"), ("imp", "load_source"), ("functools", "reduce"), ("os", "system")],
+)  # fmt: skip
+def test_dangerous_names_are_refused(checkpoint, tmp_path, module_, word):
+    """A name that reaches the system, code or files refuses the file, and nothing runs."""
+    canary = tmp_path / "canary"
+    with pytest.raises(InputRefused, match=word):
+        open_checkpoint(checkpoint(state_dict(name(module_, word) + text(f"touch {canary}") + b"\x85R")))
+    assert not canary.exists()
+
+
+def test_dotted_names_reach_no_further(checkpoint):
+    """Protocol 4 walks attributes, so torch + 'os.system' is os.system."""
+    pickle = b"\x80\x04}(" + text("w") + tensor() + text("x") + text("torch") + text("os.system") + b"\x93)Ru."
+    with pytest.raises(InputRefused, match="os.system"):
+        open_checkpoint(checkpoint(pickle))
+
+
+@pytest.mark.parametrize("package", ["code.model", "trace.net", "test.utils", "site.models"])
+def test_author_packages_named_like_library_modules_are_inert(checkpoint, package):
+    """`code.model.Net` is an author's class: the standard library's `code` has no submodules."""
+    open_checkpoint(checkpoint(state_dict(name(package, "Net") + b")\x81}b"))).close()
+
+
+class Color(enum.Enum):
+    RED = 1
+
+
+W = torch.arange(6.0).reshape(2, 3)
+UNREADABLE = {
+    "sparse": lambda: W.to_sparse(),
+    "meta": lambda: torch.empty(3, device="meta"),
+    "uninitialized": lambda: torch.nn.UninitializedParameter(),
+    "bits8": lambda: torch.zeros(3, dtype=torch.uint8).view(torch.bits8),
+    "conjugated": lambda: W.to(torch.complex64).conj(),
+    "complex128": lambda: W.to(torch.complex128),
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_tensors_without_a_safetensors_form_are_refused_by_name(tmp_path, kind):
+    """A state dict's tensor that cannot be carried refuses the file; it is never left out in silence."""
+    torch.save({"w": W, "odd_one": UNREADABLE[kind]()}, tmp_path / "odd.pt")
+    with pytest.raises(InputRefused, match="odd_one"):
+        open_checkpoint(tmp_path / "odd.pt")
+
+
+@pytest.mark.parametrize(
+    "saved, root",
+    [
+        ({"sd": {"w": W}, "x": bytearray(b"abc")}, "sd"),
+        ({"sd": {"w": W}, "x": Color.RED, "y": 1j, "z": {1, 2}}, "sd"),
+        ({"model": {"w": W}, "best": {"acc": torch.tensor(0.9)}}, "model"),
+        ({"amp_net": {"w": W}, "epoch": 3}, "amp_net"),
+        ({"w": W, "m._extra_state": {"x": torch.ones(3)}}, ""),
+        ({"model": {"w": W}, "step": torch.tensor(5)}, "model"),
+    ],
+)
+def test_the_state_dict_is_found(tmp_path, saved, root):
+    """The weights are the root, whatever small tensors lie beside them."""
+    torch.save(saved, tmp_path / "nested.pt")
+    with open_checkpoint(tmp_path / "nested.pt") as source:
+        assert source.root == root
+        assert torch.equal(source.read("w"), W)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_every_pickle_protocol_opens(tmp_path, legacy, protocol):
+    """torch.save takes pickle_protocol 2 to 5, in both containers."""
+    torch.save({"w": W}, tmp_path / "p.pt", _use_new_zipfile_serialization=not legacy, pickle_protocol=protocol)
+    with open_checkpoint(tmp_path / "p.pt") as source:
+        assert torch.equal(source.read("w"), W)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_strided_bytes_are_the_tensor(tmp_path, legacy):
+    """read_bytes of a non-contiguous tensor gives its row-major values, not what lies in memory."""
+    values = {"t": W.t(), "c": torch.randn(4, 8, 3, 3).contiguous(memory_format=torch.channels_last)}
+    torch.save(values, tmp_path / "s.pt", _use_new_zipfile_serialization=not legacy)
+    with open_checkpoint(tmp_path / "s.pt") as source:
+        for key, value in values.items():
+            assert bytes(source.read_bytes(key)) == value.contiguous().numpy().tobytes()
+
+
+def test_a_flipped_bit_in_a_weight_is_noticed(tmp_path):
+    """The zip's checksum is compared before a tensor is handed out."""
+    buffer = io.BytesIO()
+    torch.save({"w": W}, buffer)
+    data = bytearray(buffer.getvalue())
+    data[data.find(W.numpy().tobytes())] ^= 1
+    (tmp_path / "flipped.pt").write_bytes(data)
+    with open_checkpoint(tmp_path / "flipped.pt") as source, pytest.raises(InputRefused, match="checksum"):
+        source.read("w")
+
+
+def test_packed_4_bit_floats_count_values_as_the_format_does(tmp_path):
+    """torch counts pairs, safetensors values: the same shape and bytes as the library's own writer gives."""
+    from safetensors.torch import save
+
+    packed = torch.arange(8, dtype=torch.uint8).reshape(2, 4).view(torch.float4_e2m1fn_x2)
+    torch.save({"w.w": packed}, tmp_path / "f4.pt")
+    reference = save({"w.w": packed})
+    with open_checkpoint(tmp_path / "f4.pt") as source:
+        info = source.tensors["w.w"]
+        assert f'"dtype":"{info.dtype}","shape":[{info.shape[0]},{info.shape[1]}]'.encode() in reference
+        assert source.read_bytes("w.w") == reference[-8:]
