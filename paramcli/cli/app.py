@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from typing import Annotated, Optional
@@ -41,12 +42,14 @@ def common(
         os.environ["NO_COLOR"] = "1"
 
 
-def _commands() -> None:
-    """Register the commands; each module imports torch inside its function, if at all."""
+@functools.cache
+def _command():
+    """The parser with every command, built once; each module imports torch inside its function, if at all."""
     from . import add, assign, convert, diff, discover, inspect_command, migrate, registry_command, remove, verify
 
     for module in (inspect_command, registry_command, add, assign, remove, verify, migrate, convert, diff, discover):
         module.attach(app)
+    return typer.main.get_command(app)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -92,8 +95,7 @@ class _Bug(ParamcliError):
 
 
 def _dispatch(arguments: list[str]) -> int:
-    _commands()
-    code = typer.main.get_command(app).main(args=arguments, prog_name="paramcli", standalone_mode=False)
+    code = _command().main(args=arguments, prog_name="paramcli", standalone_mode=False)
     sys.stdout.flush()
     return code if isinstance(code, int) else 0
 
