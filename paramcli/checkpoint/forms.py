@@ -139,6 +139,12 @@ SPELLINGS = (
 )
 _SUFFIXES = tuple(sorted({s for spelling in SPELLINGS for s in spelling.roles if s}))
 FORM_OF_SPELLING = {spelling.form: spelling for spelling in SPELLINGS}
+# The spelling that each set of roles has in the older style: what torch wrote before parametrize.
+OLD_FORM = {
+    frozenset(("original0", "original1")): "weight_norm_old",
+    frozenset(("original", "0._u", "0._v")): "spectral_norm_v1",
+    frozenset(("original", "0.mask")): "prune_old",
+}
 FORMS = (PLAIN, PARAMETRIZED, *FORM_OF_SPELLING)
 
 

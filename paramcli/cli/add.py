@@ -27,6 +27,7 @@ def add(
     view: o.View = None,
     init: Annotated[str, typer.Option("--init", metavar="HOW", help="project: move to the nearest point; strict: refuse if off; raw: as torch registers.")] = "project",
     max_change: Annotated[Optional[float], typer.Option("--max-change", metavar="X", min=0.0, help="Refuse if a weight would move by more than this relative distance.", show_default=False)] = None,
+    spelling: Annotated[str, typer.Option("--spelling", metavar="new|old", help="old: weight_g/_v and its like, for code from before parametrize.")] = "new",
     seed: o.Seed = 0,
     output: o.Output = None,
     force: o.Force = False,
@@ -55,6 +56,8 @@ def add(
         raise UsageError("add needs -t/--tensor: which tensors to parametrize", hint="paramcli inspect lists them")
     if init not in INITS:
         raise UsageError(f"--init {init}: not one of {', '.join(INITS)}")
+    if spelling not in ("new", "old"):
+        raise UsageError(f"--spelling {spelling}: new or old")
     check_items(chain)
     seen = parse_view(view)
     check_compute(compute_dtype)
@@ -67,7 +70,7 @@ def add(
         from ..surgery.execute import preview
         from ..surgery.plan import make_plan
 
-        edit = Register(chain, seen, init, seed, max_change)
+        edit = Register(chain, seen, init, seed, max_change, spelling)
         plan = make_plan("add", opened.source, opened.groups, chosen, edit.plan)
         if dry_run:
             outcomes = preview(plan)

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import host as hosting
 from .. import measure
 from ..chain import Chain, extend, parse_chain
-from ..checkpoint.forms import PARAMETRIZED, Group
+from ..checkpoint.forms import FORM_OF_SPELLING, OLD_FORM, PARAMETRIZED, Group
 from ..checkpoint.keys import parametrized_key
 from ..checkpoint.record import Entry
 from ..checkpoint.source import Source
@@ -37,6 +37,7 @@ class Register:
     init: str = "project"
     seed: int = 0
     max_change: float | None = None
+    spelling: str = "new"
 
     def plan(self, group: Group) -> Step:
         require_editable(group)
@@ -49,12 +50,15 @@ class Register:
         if self.init != "raw" and (why := chain.uninvertible()):
             raise UsageError(f"{chain} has no right inverse: {why}", hint="--init raw registers it as torch does")
         slots = chain_slots(group, chain, self.view)
+        names = {slot.name: slot.name for slot in slots} if self.spelling == "new" else old_names(group.tensor, chain, slots)
+        slots = tuple(Slot(names[slot.name], slot.dtype, slot.shape) for slot in slots)
 
         def run(source: Source, device: object, compute: str):
             W = source.read(group.keys["value"]).to(device)
             seed = hosting.tensor_seed(self.seed, group.twin or group.tensor)
             fitted = fit(W, chain, self.view, init=self.init, seed=seed, max_change=self.max_change, compute=compute)
-            return keyed(group.tensor, fitted.state), numbers(fitted.moved, fitted.check)
+            made = keyed(group.tensor, fitted.state)
+            return {names[key]: tensor for key, tensor in made.items()}, numbers(fitted.moved, fitted.check)
 
         return Step(group, "register", slots, str(chain), self.view.text, run, record=record_of(chain, self.view))
 
@@ -112,7 +116,8 @@ class Bake:
                     measure.require_finite(tensor, f"'{role}'")
             settled, view = settle(group, state)
             value = weight_of(group, state, settled, view, compute)
-            measure.require_finite(value, "the baked weight")
+            if not bool(torch.isfinite(value).all()):
+                explain_infinite(group, state)
             return {group.tensor: value}, {**numbers(0.0, measure.image_check(settled, value, view, compute)), "chain": str(settled)}
 
         record = Entry("baked", str(chain), group.view, group.constraint or chain.constraint) if chain else None
@@ -182,6 +187,14 @@ def chain_slots(group: Group, chain: Chain, view: View) -> tuple[Slot, ...]:
     )
 
 
+def old_names(tensor: str, chain: Chain, slots: tuple[Slot, ...]) -> dict[str, str]:
+    """torch's current key -> the one from before parametrize; UsageError for chains that had none."""
+    form = OLD_FORM.get(frozenset(slot.name.removeprefix(parametrized_key(tensor, "")) for slot in slots))
+    if form is None or len(chain) != 1:
+        raise UsageError(f"{chain} has no old spelling", hint="weight_norm, spectral_norm and pruning have one")
+    return {parametrized_key(tensor, role): tensor + suffix for suffix, role in FORM_OF_SPELLING[form].roles.items()}
+
+
 def check_link_shape(link: object, shape: tuple[int, ...]) -> None:
     """Raise InputRefused where the sets a link maps between have no tensors of this shape."""
     from ..registry import constraint
@@ -217,6 +230,19 @@ def check_roles(group: Group, chain: Chain, view: View) -> None:
 def shape_of(group: Group, role: str) -> tuple[str, tuple[int, ...]]:
     info = group.infos[role]
     return info.dtype, info.shape
+
+
+def explain_infinite(group: Group, state: dict[str, Tensor]) -> None:
+    """Raise InputRefused: the originals are finite and the value is not, so some norm was divided by that is zero."""
+    hint = "leave it out with -t, or mend the originals"
+    if "original1" in state:
+        g, v = state["original0"], state["original1"]
+        dims = [d for d in range(v.ndim) if g.ndim and g.shape[d] == v.shape[d] and v.shape[d] > 1]
+        norms = v.double().flatten() if not dims else v.double().movedim(dims[0], 0).flatten(1)
+        zero = (torch.linalg.vector_norm(norms, dim=-1) == 0).nonzero().flatten().tolist()
+        where = f"slice {zero[0]} of dimension {dims[0]}" if dims and zero else "it"
+        raise InputRefused(f"its direction v is zero ({where} has no length to divide by)", hint=hint)
+    raise InputRefused("its value is NaN or infinite though its originals are finite: a norm it divides by is zero", hint=hint)
 
 
 def keyed(tensor: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

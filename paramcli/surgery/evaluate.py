@@ -15,8 +15,9 @@ from ..text import number_text, printable
 from ..view import View, parse_view
 from .fit import evaluate
 
-# u and W v / ||W v|| of a trained spectral norm agree to about this; an unrelated pair is near 1.
-AGREES = 0.1
+# u and W v / ||W v|| of a spectral norm that ran once agree exactly; an unrelated pair is near 1. Without v, u is
+# compared with one power step of its own, which a young u is still some way from.
+AGREES, AGREES_ALONE = 0.1, 0.5
 
 
 def read_state(source: Source, group: Group, device: torch.device | str = "cpu") -> dict[str, Tensor]:
@@ -40,7 +41,7 @@ def settle(group: Group, state: dict[str, Tensor]) -> tuple[Chain, View]:
         dim = parse_chain(text).links[0].arguments["dim"]
         scores[text] = _disagreement(state["original"], state["0._u"], state.get("0._v"), dim)
     best, second = sorted(scores, key=scores.get)[:2]
-    if scores[best] > AGREES or scores[second] < 3 * scores[best]:
+    if scores[best] > (AGREES if "0._v" in state else AGREES_ALONE) or scores[second] < 3 * scores[best]:
         fits = " and ".join(f"{text} ({number_text(score)})" for text, score in scores.items())
         raise InputRefused(
             f"{printable(group.tensor)} is a spectral norm whose dim neither shapes nor u and v decide: {fits}",

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..checkpoint.forms import FORM_OF_SPELLING, PARAMETRIZED, Group
+from ..checkpoint.forms import FORM_OF_SPELLING, OLD_FORM, PARAMETRIZED, Group
 from ..checkpoint.header import Slot
 from ..checkpoint.keys import parametrized_key
 from ..errors import InputRefused
 from ..text import printable
 from .plan import Step
-
-# The spelling that each set of roles has in the older style: what torch wrote before parametrize.
-_OLD_FORM = {
-    frozenset(("original0", "original1")): "weight_norm_old",
-    frozenset(("original", "0._u", "0._v")): "spectral_norm_v1",
-    frozenset(("original", "0.mask")): "prune_old",
-}
 
 
 @dataclass(frozen=True)
@@ -47,7 +40,7 @@ class Migrate:
         return group.form == PARAMETRIZED and self._old_form(group) is not None
 
     def _old_form(self, group: Group) -> str | None:
-        form = _OLD_FORM.get(frozenset(group.keys))
+        form = OLD_FORM.get(frozenset(group.keys))
         # Two originals or a buffer named alike can be another parametrization; then shapes or a record said so.
         known = group.alternatives or (group.chain or "").partition(":")[0] in _MIGRATABLE
         return form if known else None

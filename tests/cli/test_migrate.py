@@ -1,0 +1,199 @@
+"""Dialects of weight norm, spectral norm and pruning, written by stock torch: migrate both ways, bake as torch does."""
+
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
+
+warnings.filterwarnings("ignore", category=FutureWarning)
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+
+
+def real_weights(fixtures) -> dict[str, torch.Tensor]:
+    """Trained kernels of two shapes: a convolution (not square when flattened) and an LSTM's square recurrent block."""
+    pnet = torch.load(fixtures / "facenet_pnet.pt", weights_only=True)
+    lstm = torch.load(fixtures / "beatnet_model_1_weights.pt", weights_only=True)
+    return {"conv": pnet["conv3.weight"].contiguous(), "fc": lstm["lstm.weight_hh_l0"][:150].clone()}
+
+
+def layers(fixtures) -> nn.ModuleDict:
+    weights = real_weights(fixtures)
+    model = nn.ModuleDict({"conv": nn.Conv2d(16, 32, 3), "fc": nn.Linear(150, 150), "up": nn.ConvTranspose2d(32, 16, 3)})
+    torch.manual_seed(0)
+    for name, weight in weights.items():
+        model[name].weight.data.copy_(weight)
+    model["up"].weight.data.copy_(weights["conv"])
+    return model
+
+
+def trained(model: nn.ModuleDict) -> nn.ModuleDict:
+    """A few forward passes in training mode, so that u and v are what the power method made them."""
+    model.train()
+    for _ in range(3):
+        model["conv"](torch.ones(1, 16, 3, 3)), model["fc"](torch.ones(1, 150)), model["up"](torch.ones(1, 32, 2, 2))
+    return model.eval()
+
+
+def old_spectral(fixtures) -> nn.ModuleDict:
+    model = layers(fixtures)
+    for layer in model.values():
+        nn.utils.spectral_norm(layer)
+    return trained(model)
+
+
+def removed(model: nn.ModuleDict, how) -> dict[str, torch.Tensor]:
+    """torch's own bake in eval mode."""
+    model.eval()
+    for layer in model.values():
+        how(layer)
+    return {name: tensor.detach() for name, tensor in model.state_dict().items()}
+
+
+def dialect(name: str, fixtures):
+    """(state dict as the dialect spells it, state dict after torch's own removal)."""
+    model = old_spectral(fixtures)
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    if name == "v0":
+        # What torch 0.4 saved: the value under `weight`, orig and u, and no v.
+        for layer in model:
+            state[f"{layer}.weight"] = model[layer].weight.detach().clone()
+            del state[f"{layer}.weight_v"]
+    elif name == "bar":
+        state = {k.replace("weight_orig", "weight_bar"): v for k, v in state.items()}
+    elif name == "new":
+        live = layers(fixtures)
+        for key in live:
+            parametrizations.spectral_norm(live[key])
+        live = trained(live)
+        return dict(live.state_dict()), removed(live, lambda m: parametrize.remove_parametrizations(m, "weight"))
+    return state, removed(model, nn.utils.remove_spectral_norm)
+
+
+@pytest.mark.parametrize("name", ["v1", "v0", "bar", "new"])
+def test_spectral_norm_bakes_as_torch_removes(name, fixtures, tmp_path, paramcli):
+    """In four dialects the bake is torch's own removal in eval mode."""
+    state, wanted = dialect(name, fixtures)
+    torch.save(state, tmp_path / "s.pt")
+    paramcli("remove", tmp_path / "s.pt", "-o", tmp_path / "b.safetensors")
+    got = load_file(tmp_path / "b.safetensors")
+    assert set(got) == set(wanted)
+    for key in wanted:
+        if name == "v0":
+            # v is solved for, so the last bits differ.
+            torch.testing.assert_close(got[key], wanted[key], rtol=2e-5, atol=1e-6)
+        else:
+            assert torch.equal(got[key], wanted[key]), key
+
+
+@pytest.mark.parametrize("name", ["v1", "v0", "bar"])
+def test_spectral_norm_migrates_to_the_new_spelling(name, fixtures, tmp_path, paramcli):
+    """The migrated file loads strictly into a model of the new API, and that computes what the old one did."""
+    state, wanted = dialect(name, fixtures)
+    torch.save(state, tmp_path / "s.pt")
+    paramcli("migrate", tmp_path / "s.pt", "--to", "new", "-o", tmp_path / "n.safetensors")
+    live = layers(fixtures)
+    for layer in live.values():
+        parametrizations.spectral_norm(layer)
+    live.load_state_dict(load_file(tmp_path / "n.safetensors"), strict=True)
+    live.eval()
+    for key in live:
+        torch.testing.assert_close(live[key].weight, wanted[f"{key}.weight"], rtol=2e-5, atol=1e-6)
+
+
+def test_spectral_norm_goes_old_new_old_byte_for_byte(fixtures, tmp_path, paramcli):
+    """v1 to new and back is the same state dict."""
+    state, _ = dialect("v1", fixtures)
+    torch.save(state, tmp_path / "s.pt")
+    paramcli("migrate", tmp_path / "s.pt", "--to", "new", "-o", tmp_path / "n.safetensors")
+    paramcli("migrate", tmp_path / "n.safetensors", "--to", "old", "-o", tmp_path / "o.safetensors")
+    got = load_file(tmp_path / "o.safetensors")
+    assert set(got) == set(state) and all(torch.equal(got[k], state[k]) for k in state)
+    old = layers(fixtures)
+    for layer in old.values():
+        nn.utils.spectral_norm(layer)
+    old.load_state_dict(got, strict=True)
+
+
+def pruned(fixtures) -> nn.ModuleDict:
+    model = layers(fixtures)
+    prune.l1_unstructured(model["conv"], "weight", amount=0.4)
+    prune.random_structured(model["fc"], "weight", amount=0.3, dim=0)
+    prune.random_unstructured(model["fc"], "bias", amount=10)
+    return model
+
+
+def test_pruning_bakes_and_migrates(fixtures, tmp_path, paramcli):
+    """Both spellings bake to torch's prune.remove, weights and biases; old -> new -> old keeps every byte."""
+    model = pruned(fixtures)
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    torch.save(state, tmp_path / "p.pt")
+    for layer, tensor in (("conv", "weight"), ("fc", "weight"), ("fc", "bias")):
+        prune.remove(model[layer], tensor)
+    wanted = model.state_dict()
+    paramcli("migrate", tmp_path / "p.pt", "--to", "new", "-o", tmp_path / "n.safetensors")
+    assert "fc.parametrizations.bias.0.mask" in load_file(tmp_path / "n.safetensors")
+    for source in ("p.pt", "n.safetensors"):
+        paramcli("verify", tmp_path / source)
+        paramcli("remove", tmp_path / source, "-f", "-o", tmp_path / "b.safetensors")
+        got = load_file(tmp_path / "b.safetensors")
+        assert set(got) == set(wanted) and all(torch.equal(got[k], wanted[k]) for k in wanted)
+    paramcli("migrate", tmp_path / "n.safetensors", "--to", "old", "-o", tmp_path / "o.safetensors")
+    back = load_file(tmp_path / "o.safetensors")
+    assert set(back) == set(state) and all(torch.equal(back[k], state[k]) for k in state)
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2, 3, None])
+def test_weight_norm_of_every_dim(dim, fixtures, tmp_path, paramcli):
+    """Old and new spellings, negative g included, bake bit for bit as torch removes; the keys alone decide the dim."""
+    model = nn.Sequential(nn.Conv2d(16, 32, 3))
+    model[0].weight.data.copy_(real_weights(fixtures)["conv"])
+    nn.utils.weight_norm(model[0], dim=dim)
+    model[0].weight_g.data.mul_(-1)
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    nn.utils.remove_weight_norm(model[0])
+    paramcli("migrate", tmp_path / "w.pt", "--to", "new", "-o", tmp_path / "n.safetensors")
+    for source in ("w.pt", "n.safetensors"):
+        paramcli("remove", tmp_path / source, "-f", "-o", tmp_path / "b.safetensors")
+        assert torch.equal(load_file(tmp_path / "b.safetensors")["0.weight"], model[0].weight)
+
+
+def test_add_writes_the_old_spelling_on_request(fc_checkpoint, tmp_path, paramcli):
+    """--spelling old gives weight_g and weight_v, which old code loads strictly."""
+    paramcli("add", fc_checkpoint, "-t", "conv.weight", "--chain", "weight_norm", "--spelling", "old", "-o", tmp_path / "o.safetensors")
+    conv = nn.ModuleDict({"fc": nn.Linear(16, 16), "out": nn.Linear(16, 4), "conv": nn.Conv2d(3, 8, 3)})
+    nn.utils.weight_norm(conv["conv"])
+    conv.load_state_dict(load_file(tmp_path / "o.safetensors"), strict=True)
+    conv["conv"](torch.ones(1, 3, 3, 3))  # the old hook computes the weight when it runs
+    torch.testing.assert_close(conv["conv"].weight, torch.load(fc_checkpoint, weights_only=True)["conv.weight"])
+    paramcli("verify", tmp_path / "o.safetensors")
+    assert "no old spelling" in paramcli("add", fc_checkpoint, "-t", "fc.weight", "--chain", "skew", "--spelling", "old", code=2).err
+
+
+def test_zero_matches_is_an_error(fc_checkpoint, paramcli):
+    """A plain file has nothing to migrate."""
+    assert "nothing to migrate" in paramcli("migrate", fc_checkpoint, "--to", "new", code=3).err
+
+
+def test_migrating_safetensors_never_imports_torch(fixtures, tmp_path):
+    """Header rewrite and byte copies only."""
+    import subprocess
+    import sys
+
+    from .test_startup import WITHOUT_TORCH
+
+    command = [sys.executable, "-c", WITHOUT_TORCH, "migrate", str(fixtures / "sharded"), "--to", "old", "-o", str(tmp_path / "o")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    back = [sys.executable, "-c", WITHOUT_TORCH, "convert", str(tmp_path / "o"), "-o", str(tmp_path / "m.safetensors")]
+    assert subprocess.run(back, capture_output=True).returncode == 0
+    assert "fc.weight_g" in load_file(tmp_path / "m.safetensors")
+
+
+def test_zero_rows_are_named(tmp_path, paramcli):
+    """A stored direction of length zero has no weight: which tensor, and which slice."""
+    torch.save({"c.weight_g": torch.ones(3, 1), "c.weight_v": torch.tensor([[1.0, 2], [0, 0], [3, 4]])}, tmp_path / "z.pt")
+    message = paramcli("remove", tmp_path / "z.pt", code=3).err
+    assert "c.weight" in message and "slice 1" in message
