@@ -13,6 +13,7 @@ no later run trips over.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 import signal
@@ -21,15 +22,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import OutputFailed
+from ..errors import OutputFailed, UsageError
 from ..text import printable_path
-from .source import above_standard_streams
+from .source import OpenFiles, Source, above_standard_streams
 
 TEMPORARY_PREFIX = ".paramcli-"
+_ELSEWHERE = "write elsewhere with -o"
+# What an errno means to a person, and the next step.
+_REASONS = {
+    errno.ENOSPC: ("disk full", f"free some space, or {_ELSEWHERE}"),
+    errno.EDQUOT: ("disk quota used up", f"free some space, or {_ELSEWHERE}"),
+    errno.EFBIG: ("the file would pass the size limit", f"raise the limit (ulimit -f), or {_ELSEWHERE}"),
+    errno.EACCES: ("permission denied", _ELSEWHERE),
+    errno.EPERM: ("permission denied", _ELSEWHERE),
+    errno.EROFS: ("read-only file system", _ELSEWHERE),
+    errno.ENOENT: ("its folder does not exist", "make the folder first"),
+    errno.ENOTDIR: ("its folder is a file", _ELSEWHERE),
+    errno.EISDIR: ("it is a folder", "give a file name with -o"),
+    errno.ENAMETOOLONG: ("its name is too long", "choose a shorter one with -o"),
+    errno.ELOOP: ("a loop of symbolic links", _ELSEWHERE),
+    errno.EMFILE: ("too many open files", "raise the limit (ulimit -n)"),
+}
+# What link(2) and renameat2(2) answer on a file system that lacks them.
+UNSUPPORTED = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK, errno.ENOTSUP}
 
 
 class Interrupted(BaseException):
-    """SIGTERM or SIGHUP, as an exception, so that every `finally` runs."""
+    """SIGTERM or SIGHUP, as an exception, so that every `finally` runs; the exit code is 128 + signal."""
 
     def __init__(self, number: int):
         super().__init__(number)
@@ -37,175 +56,289 @@ class Interrupted(BaseException):
 
 
 @contextmanager
+def _handlers(numbers: tuple[int, ...], handler, replaces) -> Iterator[None]:
+    """Within the block `handler` stands for those signals whose present handler `replaces` accepts."""
+    previous = {}
+    try:
+        for number in numbers:
+            if replaces(signal.getsignal(number)):
+                previous[number] = signal.signal(number, handler)
+    except ValueError:
+        pass  # Python handles signals in the main thread only, and no other is ever interrupted
+    try:
+        yield
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)
+
+
+@contextmanager
 def signals_as_exceptions() -> Iterator[None]:
-    """Within the block SIGTERM and SIGHUP raise Interrupted; outside the main thread nothing changes."""
+    """Within the block SIGTERM and SIGHUP raise Interrupted; one that is ignored (nohup) stays so."""
 
     def stop(number: int, frame: object) -> None:
         raise Interrupted(number)
 
-    previous = {}
-    try:
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is signal.SIG_DFL:
-                previous[number] = signal.signal(number, stop)
-    except ValueError:
-        pass  # not the main thread: whoever owns it decides
+    with _handlers((signal.SIGTERM, signal.SIGHUP), stop, lambda old: old is signal.SIG_DFL):
+        yield
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Signals that would raise wait until the block is done: for steps that belong together."""
+    arrived: list[int] = []
+    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    with _handlers(stops, lambda number, frame: arrived.append(number), callable):
+        yield
+    if arrived:
+        signal.raise_signal(arrived[0])
+
+
+def failure(error: OSError, path: str | os.PathLike) -> OutputFailed:
+    """The line a person can act on, for each way a write goes wrong."""
+    reason, hint = _REASONS.get(error.errno, (error.strerror or type(error).__name__, None))
+    return OutputFailed(f"cannot write {printable_path(path)}: {reason}", hint=hint, path=path)
+
+
+@contextmanager
+def failures(path: str | os.PathLike) -> Iterator[None]:
+    """OSError becomes the OutputFailed that names `path`; FileExistsError says that it exists."""
     try:
         yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    except FileExistsError:
+        raise _exists(path) from None
+    except OSError as error:
+        raise failure(error, path) from None
 
 
-def failure(error: OSError, path: Path) -> OutputFailed:
-    """The line a person can act on, for each way a write goes wrong."""
+def _exists(path: str | os.PathLike) -> OutputFailed:
     shown = printable_path(path)
-    known = {
-        errno.ENOSPC: ("the disk is full", "free some space, or write elsewhere with -o"),
-        errno.EDQUOT: ("the disk quota is used up", "free some space, or write elsewhere with -o"),
-        errno.EFBIG: ("the file would pass the size limit", "raise the limit (ulimit -f), or write elsewhere with -o"),
-        errno.EACCES: ("permission denied", "write elsewhere with -o"),
-        errno.EPERM: ("permission denied", "write elsewhere with -o"),
-        errno.EROFS: ("the file system is read-only", "write elsewhere with -o"),
-        errno.ENOENT: ("its folder does not exist", "make the folder first"),
-        errno.ENOTDIR: ("its folder is a file", "choose another place with -o"),
-        errno.EISDIR: ("it is a folder", "choose another name with -o"),
-        errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one with -o"),
-        errno.ELOOP: ("too many symbolic links", "choose another place with -o"),
-    }
-    reason, hint = known.get(error.errno, (error.strerror or type(error).__name__, None))
-    return OutputFailed(f"cannot write {shown}: {reason}", hint=hint, path=path)
+    return OutputFailed(f"{shown} exists already", hint=f"--force replaces it, or {_ELSEWHERE}", path=path)
 
 
-def exists(path: Path) -> OutputFailed:
-    return OutputFailed(f"{printable_path(path)} exists already", hint="--force replaces it, -o writes elsewhere", path=path)
-
-
-def refuse_existing(path: Path, overwrite: bool) -> None:
+def refuse_existing(path: str | os.PathLike, overwrite: bool) -> None:
     """Raise OutputFailed early where the output is there already; the real guard is at publication."""
     if not overwrite and os.path.lexists(path):
-        raise exists(path)
+        raise _exists(path)
 
 
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def same_place(path: str | os.PathLike, source: Source) -> None:
+    """Raise UsageError where the output is one of the input's files, or its folder, under any name."""
+    def is_at(place: str | os.PathLike) -> bool:
+        try:
+            return os.path.samefile(place, path)
+        except OSError:
+            return False
+
+    if os.path.isdir(path):
+        inside = any(map(is_at, {file.path.absolute().parent for file in source.files}))
+    else:
+        inside = is_at(source.path) or any(is_at(file.path) for file in source.files)
+    if inside:
+        shown = printable_path(path)
+        raise UsageError(f"{shown} is the input itself", hint=f"--in-place replaces it, or {_ELSEWHERE}", path=path)
+
+
+def hidden_name(folder: Path, suffix: str = ".tmp") -> Path:
+    """A new name in `folder`: short, as 255-byte output names must work, and random, as leftovers must not matter."""
+    return folder / f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}{suffix}"
+
+
+def sync_folder(folder: str | os.PathLike) -> None:
+    descriptor = above_standard_streams(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def write_all(descriptor: int, view: memoryview, offset: int) -> None:
-    done = 0
-    while done < len(view):
-        done += os.pwrite(descriptor, view[done : done + (1 << 30)], offset + done)
+def rename_to_new(old: Path, new: Path) -> None:
+    """Rename a file or folder, raising FileExistsError rather than replace anything."""
+    if _renameat2(old, new):
+        return
+    if os.path.lexists(new):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new)
+    os.rename(old, new)
+
+
+def _renameat2(old: Path, new: Path) -> bool:
+    """renameat2(RENAME_NOREPLACE); False where the system has none."""
+    import ctypes
+
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        return False
+    at_cwd, no_replace = -100, 1
+    if call(at_cwd, os.fsencode(old), at_cwd, os.fsencode(new), no_replace) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in UNSUPPORTED:
+        return False
+    raise OSError(number, os.strerror(number), new)
+
+
+def publish_new(temporary: Path, target: Path) -> None:
+    """Give a finished file its name, never replacing: link(2) fails where the name is taken, as a rename would not."""
+    try:
+        os.link(temporary, target, follow_symlinks=False)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        rename_to_new(temporary, target)
+    else:
+        os.unlink(temporary)
 
 
 class AtomicFile:
-    """A file that appears under `path` only when it is complete. Use in a `with`; nothing is kept without commit().
+    """A file that appears under `path` only when it is complete. Use in a `with`; without commit() nothing stays.
 
-    With `overwrite` an existing file is replaced and keeps its mode (a symlink's target is replaced, the link
-    stays); without, a file that appears meanwhile is never touched. `path` must be in a folder that exists.
+    With `overwrite` an existing file is replaced and keeps its mode (where `path` is a symlink, the file it names
+    is, unless `follow_links` is off: then the link is); without, a file that is there, or appears meanwhile, is
+    never touched.
     """
 
-    def __init__(self, path: str | os.PathLike, *, overwrite: bool = False):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        *,
+        overwrite: bool = False,
+        follow_links: bool = True,
+        pool: OpenFiles | None = None,
+    ):
         self.path = Path(path)
-        # In place through a symlink means the file it names.
-        self.target = Path(os.path.realpath(path)) if overwrite and os.path.islink(path) else self.path
         self.overwrite = overwrite
+        self.pool = pool
+        follow = overwrite and follow_links and os.path.islink(path)
+        self.target = Path(os.path.realpath(path)) if follow else self.path
         self.folder = self.target.parent
         self.temporary: Path | None = None
-        self.descriptor = -1
+        self._descriptor = -1
+        self._replaced: os.stat_result | None = None
 
     def __enter__(self) -> AtomicFile:
-        refuse_existing(self.target, self.overwrite)
-        if self.target.is_dir():
-            raise failure(OSError(errno.EISDIR, ""), self.path)
+        refuse_existing(self.path, self.overwrite)
         try:
-            # 255-byte output names must work, so the temporary name does not contain the output's.
-            self.temporary = self.folder / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}.tmp"
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-            self.descriptor = above_standard_streams(os.open(self.temporary, flags, 0o666))
-        except OSError as error:
-            self._discard()
-            raise failure(error, self.path) from None
+            with failures(self.path):
+                self._create()
         except BaseException:
             self._discard()
             raise
         return self
 
+    def _create(self) -> None:
+        try:
+            self._replaced = os.stat(self.target)
+        except FileNotFoundError:
+            pass
+        if self._replaced is not None and not stat.S_ISREG(self._replaced.st_mode):
+            if stat.S_ISDIR(self._replaced.st_mode):
+                raise IsADirectoryError(errno.EISDIR, "")
+            raise OSError(0, "it is a pipe, socket or device")
+        self.temporary = hidden_name(self.folder)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        # What replaces a private file is never more readable than that, not even while it is written.
+        mode = 0o666 if self._replaced is None else 0o600
+        self._descriptor = above_standard_streams(os.open(self.temporary, flags, mode))
+
     def __exit__(self, *exception: object) -> None:
-        self._discard()
+        try:
+            self._discard()
+        except BaseException:  # a second Ctrl-C while the first cleans up
+            self._discard()
+            raise
+
+    @property
+    def descriptor(self) -> int:
+        """The temporary file's number; of the files of one pool only a few are open at once."""
+        if self._descriptor < 0:
+            with failures(self.path):
+                flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+                self._descriptor = above_standard_streams(os.open(self.temporary, flags))
+        if self.pool is not None:
+            self.pool.used(self)
+        return self._descriptor
+
+    def park(self) -> None:
+        if self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            os.close(descriptor)
 
     def reserve(self, size: int) -> None:
         """Ask for the space now, so that a full disk is known before the work is done."""
+        if not size:
+            return
         try:
-            os.posix_fallocate(self.descriptor, 0, size) if size else None
+            os.posix_fallocate(self.descriptor, 0, size)
         except OSError as error:
+            # Some file systems cannot reserve; there, writing will tell.
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise failure(error, self.path) from None
-            # Some file systems cannot reserve; writing will tell.
 
     def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        try:
-            write_all(self.descriptor, memoryview(data).cast("B"), offset)
-        except OSError as error:
-            raise failure(error, self.path) from None
+        view = memoryview(data).cast("B") if memoryview(data).nbytes else memoryview(b"")
+        descriptor, done = self.descriptor, 0
+        with failures(self.path):
+            while done < len(view):
+                done += os.pwrite(descriptor, view[done : done + (1 << 30)], offset + done)
 
     def finish(self, size: int) -> None:
-        """Check the size and put the bytes on the disk; the file can then be published."""
-        try:
-            found = os.fstat(self.descriptor).st_size
+        """Check the size, set the mode, put the bytes on the disk; the file can then be published."""
+        descriptor = self.descriptor
+        with failures(self.path):
+            found = os.fstat(descriptor).st_size
             if found != size:
-                raise OutputFailed(f"cannot write {printable_path(self.path)}: {found} bytes of {size} arrived", path=self.path)
-            if self.overwrite and os.path.exists(self.target):
-                os.fchmod(self.descriptor, stat.S_IMODE(os.stat(self.target).st_mode))
-            os.fsync(self.descriptor)
-        except OSError as error:
-            raise failure(error, self.path) from None
+                raise OSError(0, f"{found} bytes of {size} arrived")
+            if self._replaced is not None:
+                self._keep_owner_and_mode(descriptor)
+            # A failed fsync may have dropped the pages: it is a failure for good, never tried again.
+            os.fsync(descriptor)
+
+    def _keep_owner_and_mode(self, descriptor: int) -> None:
+        old, new = self._replaced, os.fstat(descriptor)
+        if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
+            try:
+                os.fchown(descriptor, old.st_uid, old.st_gid)
+            except PermissionError:
+                pass  # not root: the new file is the user's own
+        os.fchmod(descriptor, stat.S_IMODE(old.st_mode))
 
     def publish(self) -> None:
-        """Give the finished file its name."""
-        try:
+        """Give the finished file its name, and put the name on the disk."""
+        with failures(self.path):
             if self.overwrite:
                 os.replace(self.temporary, self.target)
             else:
-                self._link()
+                publish_new(self.temporary, self.target)
             self.temporary = None
             sync_folder(self.folder)
-        except FileExistsError:
-            raise exists(self.path) from None
-        except OSError as error:
-            raise failure(error, self.path) from None
-
-    def _link(self) -> None:
-        """Publish without ever replacing: link fails where the name is taken, which a rename would not."""
-        try:
-            os.link(self.temporary, self.target, follow_symlinks=False)
-        except FileExistsError:
-            raise
-        except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
-                raise
-            # A file system without hard links: reserve the name, then rename over our own empty file.
-            os.close(os.open(self.target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
-            os.replace(self.temporary, self.target)
-            return
-        os.unlink(self.temporary)
 
     def commit(self, size: int) -> None:
         self.finish(size)
         self.publish()
 
     def _discard(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
+        if self.pool is not None:
+            self.pool.forget(self)
+        self.park()
         if self.temporary is not None:
             try:
                 os.unlink(self.temporary)
-            except FileNotFoundError:
-                pass
             except OSError:
-                pass  # the folder went read-only or away; there is nothing left to do about it
+                pass  # published already, or its folder is gone or read-only by now: nothing is left to do
             self.temporary = None
+
+
+@contextmanager
+def folder_lock(folder: str | os.PathLike) -> Iterator[None]:
+    """One run at a time in this block, where the file system has locks: for publishing several files together."""
+    descriptor = above_standard_streams(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(descriptor)

@@ -4,32 +4,36 @@
     n bytes   JSON: {"__metadata__": {...}, "name": {"dtype", "shape", "data_offsets": [begin, end]}, ...}
     the rest  tensors, row-major, covering everything without gap or overlap
 
-Stricter than the library where its reader would lose data: a key that appears twice is refused, and
-so is an entry that is no object.
+Refuses all that the library refuses, and two things it accepts though they lose data: a key that
+appears twice, and an entry that is no object of exactly these three fields.
 """
 
 from __future__ import annotations
 
 import json
-import re
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ..dtypes import DTYPES, bits_of
 from ..errors import InputRefused
-from ..text import printable
+from ..text import printable, shape_text
+from .strict_json import BrokenJson, decode_utf8, read_small_object, read_text, walk_document, walk_object
 
 METADATA_KEY = "__metadata__"
-# The library's own cap; a header of this size names about a million tensors.
+# The library's own cap.
 MAX_HEADER_BYTES = 100_000_000
-# Entries nest two deep; anything deeper is no header, and must not recurse the JSON parser.
-MAX_DEPTH = 4
-_NESTING = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.S)
+# Far beyond any model; a header that is all keys must not become gigabytes of Python objects.
+MAX_TENSORS = 500_000
+MAX_METADATA_KEYS = 100_000
+MAX_DIMENSIONS = 64
+_FIELDS = {"dtype", "shape", "data_offsets"}
+_AGAIN = "copy or download the file again"
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A tensor's place in a header: name, dtype code, shape."""
+    """A tensor's place in a file to be written: name, dtype code, shape."""
 
     name: str
     dtype: str
@@ -42,157 +46,168 @@ class Slot:
 
 @dataclass(frozen=True)
 class Header:
-    """What a header says, checked: slots with their (begin, end) in the data, and the metadata."""
+    """What a header says, checked: name -> (dtype, shape, begin, end in the data), and the metadata."""
 
-    tensors: Mapping[str, tuple[Slot, int, int]]
-    metadata: Mapping[str, str]
+    tensors: dict[str, tuple[str, tuple[int, ...], int, int]]
+    metadata: dict[str, str]
 
 
 def header_length(first: bytes, file_size: int) -> int:
-    """The header's length from the first 8 bytes; refused when the file cannot hold it."""
+    """The header's length from a file's first bytes, 9 if it has them; refused when the file cannot hold it.
+
+    Messages here and below are clauses that follow a file's name: "is cut short: ...".
+    """
     if len(first) < 8:
-        raise InputRefused("too short for a safetensors file", hint="copy or download the file again")
-    length = int.from_bytes(first, "little")
+        raise InputRefused(f"is too short for a safetensors file ({file_size} bytes)", hint=_AGAIN)
+    # The format wants the brace first: that is how the file is told from others.
+    if first[8:9] not in (b"", b"{"):
+        raise InputRefused("is not a safetensors file: its header does not begin with a brace")
+    length = int.from_bytes(first[:8], "little")
     if length > MAX_HEADER_BYTES:
-        raise InputRefused(f"not a safetensors file: its header would be {length} bytes long")
+        raise InputRefused(f"is not a safetensors file: its header would be {length} bytes long")
     if 8 + length > file_size:
-        raise InputRefused(
-            f"cut short: its header alone is {length} bytes, the file has {file_size}", hint="copy or download the file again"
-        )
+        raise InputRefused(f"is cut short: its header alone is {length} bytes, the file has {file_size}", hint=_AGAIN)
     return length
 
 
 def parse_header(data: bytes, data_size: int) -> Header:
-    """The header in `data` for a file with `data_size` bytes after it; raises InputRefused for every broken one."""
-    _check_depth(data)
+    """The header from its JSON bytes, for a file with `data_size` bytes after it; InputRefused if it is broken."""
+    tensors: dict[str, tuple[str, tuple[int, ...], int, int]] = {}
+    metadata: dict[str, str] = {}
+
+    def read_metadata(key: str, at: int) -> int:
+        metadata[key], at = read_text(text, at)
+        if len(metadata) > MAX_METADATA_KEYS:
+            raise BrokenJson(f"it has more than {MAX_METADATA_KEYS} metadata keys")
+        return at
+
+    def read_entry(name: str, at: int) -> int:
+        if name == METADATA_KEY:
+            return walk_object(text, at, read_metadata)
+        if len(tensors) == MAX_TENSORS:
+            raise BrokenJson(f"it names more than {MAX_TENSORS} tensors")
+        try:
+            fields, at = read_small_object(text, at)
+        except BrokenJson as error:
+            raise BrokenJson(f"in the entry of '{printable(name, 80)}', {error}") from None
+        tensors[name] = _entry(name, fields)
+        return at
+
+    if data[:1] != b"{":
+        raise InputRefused("is not a safetensors file: its header does not begin with a brace")
     try:
-        document = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_int=_integer, parse_float=_refuse_float
-        )
-    except (ValueError, RecursionError) as error:
-        reason = str(error) if isinstance(error, _Broken) else "it is not UTF-8 JSON"
-        raise InputRefused(f"its safetensors header is broken: {reason}") from None
-    if not isinstance(document, dict):
-        raise InputRefused("its safetensors header is not a JSON object")
-    metadata = document.pop(METADATA_KEY, {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise InputRefused("its metadata are not text by text")
-    for text in (*metadata, *metadata.values(), *document):
-        if not _encodable(text):
-            raise InputRefused(f"its header holds text that is no Unicode: {printable(text, 60)}")
-    tensors = {name: _entry(name, fields) for name, fields in document.items()}
+        text = decode_utf8(data)
+        walk_document(text, read_entry)
+    except BrokenJson as error:
+        raise InputRefused(f"has a broken safetensors header: {error}") from None
     _check_coverage(tensors, data_size)
     return Header(tensors, metadata)
 
 
-class _Broken(ValueError):
-    """Why a JSON text is no header; its message is ours."""
-
-
-def _check_depth(data: bytes) -> None:
-    depth = 0
-    for found in _NESTING.finditer(data):
-        token = found.group()
-        if token in (b"{", b"["):
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise InputRefused("its safetensors header is broken: it is nested too deep")
-        elif token in (b"}", b"]"):
-            depth -= 1
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise _Broken(f"'{printable(twice, 80)}' appears twice")
-    return found
-
-
-def _refuse_constant(text: str) -> None:
-    raise _Broken(f"{text} is not JSON")
-
-
-def _refuse_float(text: str) -> None:
-    raise _Broken(f"{printable(text, 40)} is not a whole number")
-
-
-def _integer(text: str) -> int:
-    if len(text) > 20:
-        raise _Broken("a number of more than 20 digits")
-    return int(text)
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _sizes(values: object) -> bool:
-    return isinstance(values, list) and all(type(v) is int and v >= 0 for v in values)
+    # A bool is an int to isinstance; its type is not.
+    return type(values) is list and set(map(type, values)) <= {int}
 
 
-def _entry(name: str, fields: object) -> tuple[Slot, int, int]:
-    shown = printable(name, 80)
-    if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
-        raise InputRefused(f"the header's entry for {shown} is not exactly dtype, shape and data_offsets", tensor=name)
+def _entry(name: str, fields: dict[str, object]) -> tuple[str, tuple[int, ...], int, int]:
+    def refuse(why: str) -> InputRefused:
+        return InputRefused(f"has a broken safetensors header: '{printable(name, 80)}' {why}", tensor=name)
+
+    if fields.keys() != _FIELDS:
+        raise refuse("is not exactly dtype, shape and data_offsets")
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise InputRefused(f"{shown} has the unknown dtype {printable(dtype, 40)}", tensor=name)
-    if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2 or len(shape) > 64:
-        raise InputRefused(f"{shown} has a broken shape or offsets", tensor=name)
+        raise refuse(f"has the dtype {printable(dtype, 40)}, which safetensors does not define")
+    if not _sizes(shape) or len(shape) > MAX_DIMENSIONS:
+        raise refuse("has a shape that is no list of at most 64 whole numbers")
+    if not _sizes(offsets) or len(offsets) != 2:
+        raise refuse("has data_offsets that are not two whole numbers")
+    # A zero among the sizes does not excuse the others: no reader can hold such a shape.
+    if shape and math.prod(size for size in shape if size) >= 1 << 63:
+        raise refuse("has a shape beyond 64 bits")
     begin, end = offsets
     bits = bits_of(dtype, shape)
     if bits % 8 or end - begin != bits // 8:
-        raise InputRefused(
-            f"{shown} is {dtype} {'x'.join(map(str, shape)) or 'scalar'}, and its offsets hold {end - begin} bytes", tensor=name
-        )
-    return Slot(name, dtype, tuple(shape)), begin, end
+        raise refuse(f"is {dtype} {shape_text(shape)}, which is not the {end - begin} bytes between its offsets")
+    return dtype, tuple(shape), begin, end
 
 
-def _check_coverage(tensors: Mapping[str, tuple[Slot, int, int]], data_size: int) -> None:
+def _check_coverage(tensors: Mapping[str, tuple], data_size: int) -> None:
     position = 0
-    for slot, begin, end in sorted(tensors.values(), key=lambda entry: entry[1:]):
+    for begin, end, name in sorted((entry[2], entry[3], name) for name, entry in tensors.items()):
         if begin != position:
-            what = "overlaps another tensor" if begin < position else f"leaves a gap of {begin - position} bytes before it"
-            raise InputRefused(f"{printable(slot.name, 80)} {what}", tensor=slot.name)
+            gap = f"leaves {begin - position} bytes before it to no tensor"
+            what = "overlaps another tensor" if begin < position else gap
+            raise InputRefused(f"has a broken safetensors header: '{printable(name, 80)}' {what}", tensor=name)
         position = end
-    if position != data_size:
-        if position > data_size:
-            raise InputRefused(
-                f"cut short: its header asks for {position} bytes of tensors, the file has {data_size}",
-                hint="copy or download the file again",
-            )
-        raise InputRefused(f"it has {data_size - position} bytes after its last tensor that no tensor owns")
+    if position > data_size:
+        raise InputRefused(
+            f"is cut short: its header asks for {position} bytes of tensors, the file has {data_size}", hint=_AGAIN
+        )
+    if position < data_size:
+        raise InputRefused(f"has {data_size - position} bytes after its last tensor that belong to none", hint=_AGAIN)
 
 
-# The library's order: its enumeration of dtypes from last to first, which is widest first.
+# The library lays tensors out by its enumeration of dtypes from last to first, then by name.
 _ORDER = (
-    "U64", "I64", "F64", "C64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16",
-    "F8_E5M2FNUZ", "F8_E4M3FNUZ", "F8_E8M0", "F8_E4M3", "F8_E5M2", "I8", "U8", "F6_E3M2", "F6_E2M3", "F4", "BOOL",
+    "U64", "I64", "F64", "C64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16", "F8_E5M2FNUZ", "F8_E4M3FNUZ",
+    "F8_E8M0", "F8_E4M3", "F8_E5M2", "I8", "U8", "F6_E3M2", "F6_E2M3", "F4", "BOOL",
 )  # fmt: skip
 _RANK = {code: rank for rank, code in enumerate(_ORDER)}
 
 
 def file_order(slots: Iterable[Slot]) -> list[Slot]:
     """The order in which `safetensors.torch.save` lays tensors out, so that equal content is equal bytes."""
-    return sorted(slots, key=lambda slot: (_RANK[slot.dtype], slot.name.encode("utf-8")))
+    # Python compares text by code point, which is the order of its UTF-8 bytes.
+    return sorted(slots, key=lambda slot: (_RANK[slot.dtype], slot.name))
 
 
-def build_header(slots: Iterable[Slot], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
-    """(length and JSON of the header, name -> offset in the data), for slots in the order given."""
-    document: dict[str, object] = {}
-    if metadata:
-        document[METADATA_KEY] = dict(sorted(metadata.items()))
-    offsets, position = {}, 0
-    for slot in slots:
-        document[slot.name] = {"dtype": slot.dtype, "shape": list(slot.shape), "data_offsets": [position, position + slot.nbytes]}
-        offsets[slot.name] = position
+def layout(slots: Iterable[Slot]) -> dict[str, tuple[int, int]]:
+    """name -> (begin, end) in the data, in file order."""
+    places: dict[str, tuple[int, int]] = {}
+    position = 0
+    for slot in file_order(slots):
+        _check_slot(slot)
+        assert slot.name not in places, f"two slots named {slot.name}"
+        places[slot.name] = (position, position + slot.nbytes)
         position += slot.nbytes
+    return places
+
+
+def _check_slot(slot: Slot) -> None:
+    """Raise InputRefused for what no safetensors file can hold."""
+
+    def refuse(why: str) -> InputRefused:
+        return InputRefused(f"'{printable(slot.name, 80)}' {why}", tensor=slot.name)
+
+    if slot.name == METADATA_KEY:
+        raise refuse("is a name that safetensors keeps for itself")
+    try:
+        slot.name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise refuse("is no Unicode text, which safetensors needs as a tensor's name") from None
+    if len(slot.shape) > MAX_DIMENSIONS:
+        raise refuse(f"has {len(slot.shape)} dimensions; {MAX_DIMENSIONS} is the limit")
+    if bits_of(slot.dtype, slot.shape) % 8:
+        raise refuse(f"is {slot.dtype} {shape_text(slot.shape)}, which does not fill whole bytes")
+
+
+def build_header(slots: Iterable[Slot], metadata: Mapping[str, str]) -> bytes:
+    """Length and JSON of the header, padded to 8 bytes; with one metadata key the bytes of `safetensors.torch.save`.
+
+    The library writes several keys in random order; here they are sorted.
+    """
+    slots = list(slots)
+    document: dict[str, object] = {METADATA_KEY: dict(sorted(metadata.items()))} if metadata else {}
+    by_name = {slot.name: slot for slot in slots}
+    for name, place in layout(slots).items():
+        slot = by_name[name]
+        document[name] = {"dtype": slot.dtype, "shape": list(slot.shape), "data_offsets": list(place)}
     text = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text, offsets
+    if len(text) > MAX_HEADER_BYTES:
+        raise InputRefused(
+            f"the names and metadata need a header of {len(text)} bytes; safetensors allows {MAX_HEADER_BYTES}",
+            hint="split it: --max-shard-size",
+        )
+    return len(text).to_bytes(8, "little") + text

@@ -10,21 +10,33 @@ from .header import header_length, parse_header
 from .source import InputFile, Root, Source, Storage, TensorInfo
 
 
-def open_safetensors(path: Path, file: InputFile | None = None) -> Source:
-    """Open one file; raises InputRefused naming the file and what is broken in it."""
+def open_safetensors(path: str | Path, file: InputFile | None = None) -> Source:
+    """Open one file; raises InputRefused naming the file and what is broken in it. Takes over `file`."""
     file = file or InputFile(path)
     try:
-        length = header_length(bytes(file.read(0, min(8, file.size))), file.size)
-        start = 8 + length
-        header = parse_header(bytes(file.read(8, length)), file.size - start)
+        first = bytes(file.read(0, min(64, file.size)))
+        _refuse_stand_in(first)
+        start = 8 + header_length(first, file.size)
+        header = parse_header(bytes(file.read(8, start - 8)), file.size - start)
     except InputRefused as error:
         file.close()
         if error.path is None:
             error.path = path
-            error.message = f"{printable_path(path)} is not a sound safetensors file: {error.message}"
+            error.message = f"{printable_path(path)} {error.message}"
+        raise
+    except BaseException:
+        file.close()
         raise
     tensors = {
-        name: TensorInfo(name, slot.dtype, slot.shape, Storage(0, start + begin, end - begin, name))
-        for name, (slot, begin, end) in header.tensors.items()
+        name: TensorInfo(name, dtype, shape, Storage(0, start + begin, end - begin, name))
+        for name, (dtype, shape, begin, end) in header.tensors.items()
     }
-    return Source(Path(path), "safetensors", [file], tensors, dict(header.metadata), roots=[Root("", len(tensors))])
+    return Source(Path(path), "safetensors", [file], tensors, header.metadata, roots=[Root("", len(tensors))])
+
+
+def _refuse_stand_in(first: bytes) -> None:
+    """Name the two things that most often lie where a shard should."""
+    if first.startswith(b"version https://git-lfs"):
+        raise InputRefused("is a Git LFS pointer, not the file itself", hint="git lfs pull")
+    if first.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
+        raise InputRefused("is a web page, not a checkpoint: the download went wrong", hint="download it again")

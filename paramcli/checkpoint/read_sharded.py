@@ -1,162 +1,279 @@
 """A folder of shards, or its index file, as one Source.
 
-The index and the shards must name exactly the same tensors, each once; shard names are plain file
-names in the index's folder. Every shard's header is read and checked before anything else happens.
+    model.safetensors.index.json   {"metadata": {"total_size": n}, "weight_map": {tensor name: shard file name}}
+    model-00001-of-00002.safetensors, model-00002-of-00002.safetensors
+
+The index and the shards must name exactly the same tensors, each once, and a shard name is a plain
+file name in the index's folder. Every shard's header is checked before anything else happens; of the
+shards' files only a few are open at once.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import InputRefused
-from ..text import listing, printable, printable_path
-from .header import _unique
-from .source import Extra, InputFile, Root, Source, TensorInfo, merge_metadata
+from ..text import count_text, listing, printable, printable_path
+from . import record
+from .read_safetensors import open_safetensors
+from .source import Extra, InputFile, OpenFiles, Root, Source, Storage, TensorInfo
+from .strict_json import BrokenJson, decode_utf8, read_any, read_text, walk_document, walk_object
 
-INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json", ".pt.index.json", ".pth.index.json")
-# 100 bytes a tensor: room for a million.
-MAX_INDEX_BYTES = 100 << 20
-# Descriptors are a scarce thing (often 1024); real models have a few hundred shards.
-MAX_SHARDS = 900
-_CHECKPOINTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+INDEX_SUFFIX = ".safetensors.index.json"
+INDEX_NAME = f"model{INDEX_SUFFIX}"
+TORCH_INDEX_SUFFIX = ".bin.index.json"
+# The cap of a safetensors header, which names the same tensors.
+MAX_INDEX_BYTES = 100_000_000
+MAX_TENSORS = 500_000
+# Weights and training state, in any framework's spelling: a new checkpoint's folder must not show old ones.
+_WEIGHTS = (
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".tar", ".pkl", ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf",
+    ".ggml", ".npz", ".ot", ".tflite", ".distcp", ".index.json",
+)  # fmt: skip
 
 
-def open_folder_or_index(path: Path) -> Source:
-    """Open a sharded checkpoint by its folder or index; a folder with one checkpoint file opens that file."""
+@dataclass(frozen=True)
+class Index:
+    """What an index file says: tensor name -> shard file name, and the total size if it is a number."""
+
+    weight_map: dict[str, str]
+    total_size: int | None
+
+
+def open_folder_or_index(path: str | Path) -> Source:
+    """Open a sharded checkpoint by its folder or its index file; a folder with one .safetensors opens that."""
     path = Path(path)
-    if not path.is_dir():
-        return _open_index(path)
+    return _open_folder(path) if path.is_dir() else _open_index(path, path)
+
+
+def _open_folder(path: Path) -> Source:
     shown = printable_path(path)
-    if (path / ".metadata").exists():
+    names = _files_in(path)
+    if ".metadata" in names or any(name.endswith(".distcp") for name in names):
         raise InputRefused(
-            f"{shown} is a torch.distributed.checkpoint folder",
-            hint="in Python: torch.distributed.checkpoint.format_utils.dcp_to_torch_save(FOLDER, 'ckpt.pt')", path=path,
-        )  # fmt: skip
+            f"{shown} is a torch.distributed.checkpoint folder (DCP)",
+            # Its converter unpickles without weights_only.
+            hint="if you trust it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER ckpt.pt",
+            path=path,
+        )
+    names = [name for name in names if not name.startswith(".")]
+    found: list[str] = []
+    # A folder from the hub often holds the same model twice; safetensors comes first, as in every loader.
+    for suffix in (INDEX_SUFFIX, ".safetensors", TORCH_INDEX_SUFFIX):
+        found = [name for name in names if name.endswith(suffix)]
+        if found:
+            break
+    if len(found) > 1:
+        raise InputRefused(
+            f"{shown} holds several checkpoints: {listing(found, 6)}", hint="give the one you mean", path=path
+        )
+    if not found:
+        weights = [name for name in names if name.endswith(_WEIGHTS)]
+        instead = f"; it holds {listing(weights, 6)}" if weights else ""
+        raise InputRefused(
+            f"{shown} is a folder without a checkpoint: no .safetensors file, no index{instead}",
+            hint="give the checkpoint file itself",
+            path=path,
+        )
+    if found[0].endswith(".safetensors"):
+        return open_safetensors(path / found[0])
+    return _open_index(path, path / found[0])
+
+
+def _files_in(folder: Path) -> list[str]:
     try:
-        names = sorted(entry.name for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.is_file())
     except OSError as error:
-        raise InputRefused(f"cannot read the folder {shown}: {error.strerror}", path=path) from None
-    indexes = [name for name in names if name.endswith(INDEX_SUFFIXES)]
-    for family in (".safetensors.index.json", ""):
-        fitting = [name for name in indexes if name.endswith(family)]
-        if len(fitting) == 1:
-            return _open_index(path / fitting[0])
-    files = [name for name in names if name.endswith(".safetensors")] or [name for name in names if name.endswith(_CHECKPOINTS)]
-    if len(files) == 1:
-        from .open import open_checkpoint
-
-        return open_checkpoint(path / files[0])
-    if not files and not indexes:
-        raise InputRefused(f"{shown} is a folder without a checkpoint", hint="give the checkpoint file, or a folder with shards and index", path=path)
-    raise InputRefused(
-        f"{shown} holds several checkpoints and no single index: {listing(indexes + files)}", hint="give the one you mean", path=path
-    )
+        raise InputRefused(f"cannot read the folder {printable_path(folder)}: {error.strerror}", path=folder) from None
 
 
-def _open_index(path: Path) -> Source:
-    weight_map, total_size = _read_index(path)
-    names = sorted(set(weight_map.values()))
-    if len(names) > MAX_SHARDS:
-        raise InputRefused(f"{printable_path(path)} names {len(names)} shards; {MAX_SHARDS} is the limit", path=path)
-    shards: list[Source] = []
-    try:
-        for name in names:
-            shards.append(_open_shard(path, name))
-        return _joined(path, names, shards, weight_map, total_size)
-    except BaseException:
-        for shard in shards:
-            shard.close()
-        raise
-
-
-def _read_index(path: Path) -> tuple[dict[str, str], int | None]:
-    """(tensor -> shard name, total size said) of an index file; InputRefused for anything malformed."""
-    shown = printable_path(path)
-
-    def refuse(why: str) -> InputRefused:
-        return InputRefused(f"{shown} is no sound index: {why}", hint="copy or download it again", path=path)
-
+def read_index(path: Path) -> Index:
+    """An index file, checked by itself; raises InputRefused for anything malformed in it."""
     file = InputFile(path)
     try:
         if file.size > MAX_INDEX_BYTES:
-            raise refuse(f"{file.size} bytes long")
-        text = bytes(file.read(0, file.size))
+            raise BrokenJson(f"it is {file.size} bytes long")
+        return _parse_index(bytes(file.read(0, file.size)))
+    except BrokenJson as error:
+        raise InputRefused(
+            f"{printable_path(path)} is not a sound index: {error}", hint="copy or download it again", path=path
+        ) from None
     finally:
         file.close()
+
+
+def _parse_index(data: bytes) -> Index:
+    weight_map: dict[str, str] = {}
+    total_size: list[object] = []
+
+    def read_place(name: str, at: int) -> int:
+        shard, at = read_text(text, at)
+        if shard in ("", ".", "..") or len(shard) > 255 or any(character in shard for character in "/\\\0"):
+            raise BrokenJson(f"'{printable(name, 80)}' is in '{printable(shard, 80)}', which is no plain file name")
+        if len(weight_map) == MAX_TENSORS:
+            raise BrokenJson(f"it names more than {MAX_TENSORS} tensors")
+        # One object for each shard name, however many tensors are in it.
+        weight_map[name] = shards.setdefault(shard, shard)
+        return at
+
+    def read_metadata(key: str, at: int) -> int:
+        value, at = read_any(text, at)
+        if key == "total_size":
+            total_size.append(value)
+        return at
+
+    def read_part(key: str, at: int) -> int:
+        if key == "weight_map":
+            return walk_object(text, at, read_place)
+        if key == "metadata" and text[at : at + 1] == "{":
+            return walk_object(text, at, read_metadata)
+        return read_any(text, at)[1]
+
+    shards: dict[str, str] = {}
+    text = decode_utf8(data)
+    walk_document(text, read_part)
+    if not weight_map:
+        raise BrokenJson("it has no weight_map that names a tensor")
+    return Index(weight_map, next((size for size in total_size if type(size) is int), None))
+
+
+def _open_index(path: Path, index_path: Path) -> Source:
+    """The Source of an index file; `path` is what the user gave, the index or its folder."""
+    index = read_index(index_path)
+    expected: dict[str, list[str]] = {}
+    for name, shard in index.weight_map.items():
+        expected.setdefault(shard, []).append(name)
+    open_shard = open_safetensors if not index_path.name.endswith(TORCH_INDEX_SUFFIX) else _open_torch
+    parts: dict[str, Source] = {}
+    pool = OpenFiles()
     try:
-        document = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
-    except (ValueError, RecursionError):
-        raise refuse("not a JSON document, or a key twice") from None
-    weight_map = document.get("weight_map") if isinstance(document, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise refuse("it has no weight_map")
-    for name, shard in weight_map.items():
-        plain = isinstance(shard, str) and shard not in ("", ".", "..") and not any(c in shard for c in "/\\\0")
-        if not plain:
-            raise refuse(f"{printable(name, 80)} is in '{printable(shard, 80)}', which is no plain file name")
-    metadata = document.get("metadata")
-    total = metadata.get("total_size") if isinstance(metadata, dict) else None
-    return weight_map, total if type(total) is int else None
+        for shard in sorted(expected):
+            place = index_path.parent / shard
+            if not os.path.lexists(place):
+                raise InputRefused(
+                    f"{printable_path(index_path)} names the shard {printable(shard)}, which is not there",
+                    hint="download the missing shard, or the whole folder again",
+                    path=index_path,
+                )
+            parts[shard] = open_shard(place, InputFile(place, pool))
+            _compare(index_path, index, shard, expected[shard], parts[shard])
+        return _combine(path, index_path, index, parts)
+    except BaseException:
+        for part in parts.values():
+            part.close()
+        raise
 
 
-def _open_shard(index: Path, name: str) -> Source:
-    from .open import open_file
+def _open_torch(path: Path, file: InputFile) -> Source:
+    from .read_torch import open_torch
 
-    shard = index.parent / name
-    if not shard.exists():
-        raise InputRefused(
-            f"{printable_path(index)} names the shard {printable(name)}, which is not there", hint="copy or download the missing shard", path=index
+    return open_torch(path, file)
+
+
+def _compare(index_path: Path, index: Index, shard: str, expected: Sequence[str], part: Source) -> None:
+    """Raise InputRefused unless the shard holds exactly the tensors that the index puts there."""
+
+    def refuse(name: str, why: str) -> InputRefused:
+        return InputRefused(
+            f"{printable(shard)} {why} (index {printable_path(index_path)})",
+            hint="download the index and all shards together again",
+            tensor=name,
+            path=index_path,
         )
-    return open_file(shard)
+
+    for name in part.tensors:
+        other = index.weight_map.get(name)
+        if other != shard:
+            told = f"puts it in {printable(other)}" if other else "does not name it"
+            raise refuse(name, f"holds '{printable(name, 80)}', and the index {told}")
+    for name in expected:
+        if name not in part.tensors:
+            raise refuse(name, f"lacks '{printable(name, 80)}', which the index puts there")
 
 
-def _joined(path: Path, names: list[str], parts: list[Source], weight_map: dict[str, str], total_size: int | None) -> Source:
+def _combine(path: Path, index_path: Path, index: Index, parts: Mapping[str, Source]) -> Source:
     tensors: dict[str, TensorInfo] = {}
-    shards: dict[str, list[str]] = {}
+    files: list[InputFile] = []
     extras: list[Extra] = []
-    for number, (name, part) in enumerate(zip(names, parts)):
-        wanted = {tensor for tensor, shard in weight_map.items() if shard == name} if len(names) < 50 else None
-        mine = [tensor for tensor in part.tensors if weight_map.get(tensor) == name]
-        stray = [tensor for tensor in part.tensors if weight_map.get(tensor) != name]
-        if stray:
-            where = weight_map.get(stray[0])
-            told = f"the index puts it in {printable(where)}" if where else "the index does not name it"
-            raise InputRefused(f"{printable(name)} holds {printable(stray[0], 80)}, and {told}", hint="copy or download index and shards together", path=path)
-        if wanted is not None and len(wanted) != len(mine):
-            lacking = sorted(wanted - set(mine))[0]
-            raise InputRefused(f"{printable(name)} lacks {printable(lacking, 80)}, which the index puts there", hint="copy or download it again", path=path)
-        shards[name] = mine
-        extras += [Extra(f"{name}: {extra.name}", extra.type) for extra in part.extras]
-        for tensor in mine:
-            info = part.tensors[tensor]
-            tensors[tensor] = replace(info, storage=replace(info.storage, file=number))
-    missing = [tensor for tensor in weight_map if tensor not in tensors]
-    if missing:
-        raise InputRefused(f"no shard holds {printable(missing[0], 80)}, which the index names", hint="copy or download the shards again", path=path)
-    notes = [note for part in parts for note in part.notes]
-    actual = sum(info.nbytes for info in tensors.values())
-    if total_size is not None and total_size != actual:
-        notes.append(f"the index says {total_size} bytes in all; the shards hold {actual}")
-    kinds = {part.container for part in parts}
-    if len(kinds) > 1:
-        raise InputRefused(f"the shards are of different kinds: {', '.join(sorted(kinds))}", path=path)
-    container = "sharded safetensors" if kinds == {"safetensors"} else "sharded torch"
-    metadata = merge_metadata([part.metadata for part in parts])
-    files = [file for part in parts for file in part.files]
-    return Source(path, container, files, tensors, metadata, extras, [Root("", len(tensors))], notes=notes, shards=shards)
-
-
-def sibling_files(source: Source) -> list[Path]:
-    """The folder's other files (config, tokenizer) that belong with the model; no checkpoint, index, hidden file or folder."""
-    folder = source.folder
-    shards = set(source.shards)
-    return sorted(
-        entry
-        for entry in folder.iterdir()
-        if entry.is_file()
-        and not entry.name.startswith(".")
-        and entry.name not in shards
-        and not entry.name.endswith((*INDEX_SUFFIXES, *_CHECKPOINTS))
+    notes: list[str] = []
+    for shard, part in parts.items():
+        first = len(files)
+        files += part.files
+        moved: dict[int, Storage] = {}
+        for name, info in part.tensors.items():
+            storage = moved.get(id(info.storage))
+            if storage is None:
+                storage = moved[id(info.storage)] = replace(info.storage, file=first + info.storage.file)
+            # Spelt out: dataclasses.replace takes longer than all the rest for 100,000 tensors.
+            tensors[name] = TensorInfo(name, info.dtype, info.shape, storage, info.offset, info.stride)
+        extras += [Extra(f"{shard}: {extra.name}", extra.type) for extra in part.extras]
+        notes += [f"{printable(shard)}: {note}" for note in part.notes]
+    total = sum(info.nbytes for info in tensors.values())
+    if index.total_size is not None and index.total_size != total:
+        notes.append(f"{printable_path(index_path)} promises {index.total_size} bytes of tensors; there are {total}")
+    return Source(
+        path,
+        "sharded torch" if index_path.name.endswith(TORCH_INDEX_SUFFIX) else "sharded safetensors",
+        files,
+        tensors,
+        _merged_metadata(path, {shard: part.metadata for shard, part in parts.items()}, notes),
+        extras,
+        [Root("", len(tensors))],
+        notes=notes,
+        shards={shard: list(part.tensors) for shard, part in parts.items()},
     )
+
+
+def _merged_metadata(path: Path, by_shard: Mapping[str, Mapping[str, str]], notes: list[str]) -> dict[str, str]:
+    """The shards' metadata as one; a key they disagree about belongs to a shard and not to the checkpoint."""
+    merged: dict[str, str] = {}
+    disputed: dict[str, str] = {}
+    for shard, metadata in by_shard.items():
+        for key, value in metadata.items():
+            if merged.setdefault(key, value) != value:
+                disputed[key] = shard
+    if record.KEY in disputed:
+        raise InputRefused(
+            f"{printable(disputed[record.KEY])} holds another paramcli record than the shards before it",
+            hint="shards of different runs are mixed here; write the checkpoint again",
+            path=path,
+        )
+    for key in disputed:
+        del merged[key]
+    if disputed:
+        keys = f"{count_text(len(disputed), 'metadata key')}, not carried over: {listing(sorted(disputed), 6)}"
+        notes.append(f"the shards disagree about {keys}")
+    return merged
+
+
+def index_name(path: str | Path) -> str:
+    """The name of an output's index: the input's (diffusers and transformers differ), else transformers' own.
+
+    `path` is the input as the user gave it, folder or file.
+    """
+    path = Path(path)
+    names = _files_in(path) if path.is_dir() else [path.name]
+    found = [name for name in names if name.endswith(INDEX_SUFFIX) and not name.startswith(".")]
+    return found[0] if len(found) == 1 else INDEX_NAME
+
+
+def sibling_files(path: str | Path) -> list[Path]:
+    """The other files of a sharded checkpoint's folder (config, tokenizer) that belong beside its weights.
+
+    Not shards or anything else that holds weights or training state, not an index, not hidden, no folders.
+    """
+    path = Path(path)
+    folder = path if path.is_dir() else path.parent
+    names = [name for name in _files_in(folder) if not name.startswith(".")]
+    shards: set[str] = set()
+    for index in names:
+        if index.endswith((INDEX_SUFFIX, TORCH_INDEX_SUFFIX)):
+            try:
+                shards.update(read_index(folder / index).weight_map.values())
+            except InputRefused:
+                pass  # an index that is not ours, and not sound: its shards are known by their endings
+    return [folder / name for name in names if name not in shards and not name.endswith(_WEIGHTS)]

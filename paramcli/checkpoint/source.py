@@ -12,7 +12,7 @@ import fcntl
 import math
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,14 +32,50 @@ def above_standard_streams(descriptor: int) -> int:
     return higher
 
 
-class InputFile:
-    """One regular file open for reading, with the identity it had when it was opened."""
+class OpenFiles:
+    """Keeps at most `limit` of many files open; the one unused for longest is parked, and opened again when used."""
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, limit: int = 16):
+        self.limit = limit
+        self._files: dict[object, None] = {}
+
+    def used(self, file: object) -> None:
+        self._files.pop(file, None)
+        self._files[file] = None
+        if len(self._files) > self.limit:
+            oldest = next(iter(self._files))
+            del self._files[oldest]
+            oldest.park()
+
+    def forget(self, file: object) -> None:
+        self._files.pop(file, None)
+
+
+class InputFile:
+    """One regular file open for reading, with the identity it had when it was opened.
+
+    Of the files of one `pool` only a few are open at once; one that is opened again must be the same.
+    """
+
+    def __init__(self, path: str | os.PathLike, pool: OpenFiles | None = None):
         self.path = Path(path)
+        self.pool = pool
+        self._identity: tuple[int, ...] | None = None
+        self._closed = False
+        self._descriptor = self._open()
+        status = os.fstat(self._descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            self.close()
+            kind = "folder" if stat.S_ISDIR(status.st_mode) else "special file (pipe, socket or device)"
+            raise InputRefused(f"{printable_path(path)} is a {kind}, not a checkpoint file", path=path)
+        self.size = status.st_size
+        self._identity = _identity(status)
+
+    def _open(self) -> int:
+        path = self.path
         try:
             # Non-blocking: a FIFO named like a checkpoint must not hang us.
-            self.descriptor = above_standard_streams(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+            return above_standard_streams(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
         except FileNotFoundError:
             raise InputRefused(f"no such file: {printable_path(path)}", path=path) from None
         except OSError as error:
@@ -48,13 +84,24 @@ class InputFile:
             ) from None
         except ValueError:
             raise InputRefused(f"not a path: {printable_path(path)}", path=path) from None
-        status = os.fstat(self.descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            self.close()
-            kind = "folder" if stat.S_ISDIR(status.st_mode) else "special file (pipe, socket or device)"
-            raise InputRefused(f"{printable_path(path)} is a {kind}, not a checkpoint file", path=path)
-        self.size = status.st_size
-        self._identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+    @property
+    def descriptor(self) -> int:
+        """The open file's number; a parked file is opened again."""
+        if self._descriptor < 0:
+            if self._closed:
+                raise ValueError(f"{self.path} is closed")
+            self._descriptor = self._open()
+            if _identity(os.fstat(self._descriptor)) != self._identity:
+                raise self._changed()
+        if self.pool is not None:
+            self.pool.used(self)
+        return self._descriptor
+
+    def park(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     def read(self, offset: int, length: int) -> bytearray:
         """`length` bytes at `offset`; a file that no longer has them is refused."""
@@ -85,19 +132,31 @@ class InputFile:
         return self._identity[:2] == (other.st_dev, other.st_ino)
 
     def check_unchanged(self) -> None:
-        """Raise InputRefused if the file was cut, appended to or rewritten since it was opened."""
-        status = os.fstat(self.descriptor)
-        if (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns) != self._identity:
-            raise InputRefused(
-                f"{printable_path(self.path)} changed while it was being read",
-                hint="run again when nothing writes to it",
-                path=self.path,
-            )
+        """Raise InputRefused if the file was cut, appended to, rewritten or replaced since it was opened."""
+        try:
+            there = os.stat(self.path)
+        except OSError:
+            raise self._changed() from None
+        # The name may lead to another file by now, and the open one may have been written to.
+        if _identity(there) != self._identity or _identity(os.fstat(self.descriptor)) != self._identity:
+            raise self._changed()
+
+    def _changed(self) -> InputRefused:
+        return InputRefused(
+            f"{printable_path(self.path)} changed while it was being read",
+            hint="run again when nothing writes to it",
+            path=self.path,
+        )
 
     def close(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
+        self._closed = True
+        if self.pool is not None:
+            self.pool.forget(self)
+        self.park()
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -220,8 +279,9 @@ class Source:
             file.read_into(offset, part)
             crc = zlib.crc32(part, crc)
         if crc != storage.crc:
+            shown, key = printable_path(file.path), printable(storage.key)
             raise InputRefused(
-                f"{printable_path(file.path)} is damaged: the checksum of '{printable(storage.key)}' does not match its bytes",
+                f"{shown} is damaged: the checksum of '{key}' does not match its bytes",
                 hint="copy or download the file again",
                 path=file.path,
             )
@@ -266,13 +326,16 @@ class Source:
 
 
 def tensor_bytes(tensor) -> memoryview:
-    """The bytes of a contiguous CPU tensor, without numpy; valid while the tensor lives."""
+    """The bytes of a contiguous CPU tensor, without numpy; they keep the tensor alive."""
     import ctypes
 
     if not tensor.numel():
         return memoryview(b"")
     size = tensor.numel() * tensor.element_size()
-    return memoryview((ctypes.c_char * size).from_address(tensor.data_ptr())).cast("B")
+    buffer = (ctypes.c_char * size).from_address(tensor.data_ptr())
+    # Without this the memory of a temporary tensor is reused while it is being written.
+    buffer.owner = tensor
+    return memoryview(buffer).cast("B")
 
 
 def check_shape(dtype: str, shape: Sequence[int]) -> None:
@@ -281,13 +344,3 @@ def check_shape(dtype: str, shape: Sequence[int]) -> None:
         raise InputRefused(f"a tensor of {len(shape)} dimensions; torch allows 64")
     if bits_of(dtype, shape) % 8:
         raise InputRefused(f"a {dtype} tensor of shape {tuple(shape)} does not fill whole bytes")
-
-
-def merge_metadata(parts: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Metadata of several shards: keys with one value everywhere; a contradiction is refused."""
-    merged: dict[str, str] = {}
-    for part in parts:
-        for key, value in part.items():
-            if merged.setdefault(key, value) != value:
-                raise InputRefused(f"the shards disagree about the metadata key '{printable(key)}'")
-    return merged

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..checkpoint.atomic import same_place
 from ..checkpoint.header import Slot
-from ..checkpoint.read_sharded import sibling_files
+from ..checkpoint.read_sharded import index_name, sibling_files
 from ..checkpoint.source import Source
 from ..checkpoint.write_torch import TorchSink
-from ..checkpoint.writer import SafetensorsSink, ShardedSink, plan_shards, refuse_input
+from ..checkpoint.writer import SafetensorsSink, ShardedSink, plan_shards
 from .plan import Plan
 
 # Longest first: .pth.tar before .tar.
@@ -66,7 +67,7 @@ def open_sink(
 ):  # fmt: skip
     """The sink for a plan: a torch file or one safetensors file by the output's name, else a folder of shards."""
     if not in_place:
-        refuse_input(output, source)
+        same_place(output, source)
     if is_torch(output):
         renamed = {name: key for name, key in plan.copies}
         for step in plan.steps:
@@ -76,5 +77,6 @@ def open_sink(
         return SafetensorsSink(output, plan.slots, metadata, overwrite=overwrite)
     folder = source.folder if in_place else output
     shards = plan_shards(plan.slots, max_shard_size) if max_shard_size else split_like(source, plan)
-    siblings = sibling_files(source) if source.shards else []
-    return ShardedSink(folder, shards, metadata, siblings, overwrite=overwrite)
+    siblings = sibling_files(source.path) if source.shards else []
+    name = index_name(source.path)
+    return ShardedSink(folder, shards, metadata, siblings=siblings, overwrite=overwrite, index_name=name)

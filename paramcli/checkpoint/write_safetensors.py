@@ -1,0 +1,146 @@
+"""A .safetensors file written as a stream: the header first, then each tensor at its place, then publication.
+
+Tensors come in any order. Untouched ones are copied as byte runs, joined where they lie side by side
+in both files, inside the kernel where it can. `commit` publishes a file that has every tensor exactly
+once and whose inputs are still what they were.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Mapping, Sequence
+
+from .atomic import AtomicFile, failure
+from .header import Slot, build_header, layout
+from .source import InputFile, OpenFiles, Source
+
+COPY_BLOCK = 1 << 20
+# One call of copy_file_range moves at most this much, so that signals are not held up.
+KERNEL_BLOCK = 1 << 28
+
+
+class SafetensorsSink:
+    """One .safetensors file being written."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        slots: Sequence[Slot],
+        metadata: Mapping[str, str],
+        *,
+        overwrite: bool = False,
+        follow_links: bool = True,
+        pool: OpenFiles | None = None,
+    ):
+        self._head = build_header(slots, metadata)
+        self._places = layout(slots)
+        self._missing = set(self._places)
+        self._sources: dict[int, Source] = {}
+        self.size = len(self._head) + max((end for _, end in self._places.values()), default=0)
+        self.file = AtomicFile(path, overwrite=overwrite, follow_links=follow_links, pool=pool)
+
+    def __enter__(self) -> SafetensorsSink:
+        self.file.__enter__()
+        try:
+            self.file.reserve(self.size)
+            self.file.write_at(0, self._head)
+        except BaseException:
+            self.file.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.file.__exit__(*exception)
+
+    def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
+        self.file.write_at(self._take(name, memoryview(data).nbytes), data)
+
+    def copy(self, source: Source, pairs: Iterable[tuple[str, str]]) -> None:
+        self._sources[id(source)] = source
+        runs = []
+        for name, key in pairs:
+            info = source.tensors[key]
+            if info.run is None:
+                self.write(name, source.read_bytes(key))
+                continue
+            source.check_storage(info.storage)
+            number, offset, length = info.run
+            runs.append((number, offset, self._take(name, length), length))
+        for number, offset, place, length in joined(runs):
+            copy_run(source.files[number], offset, self.file, place, length)
+
+    def _take(self, name: str, length: int) -> int:
+        """The file offset of a tensor that is written now: once, and with exactly its bytes."""
+        begin, end = self._places[name]
+        assert name in self._missing, f"{name} is written twice"
+        assert length == end - begin, f"{name} has {end - begin} bytes, {length} were given"
+        self._missing.remove(name)
+        return len(self._head) + begin
+
+    def finish(self) -> None:
+        """Put the complete file on the disk, under its temporary name."""
+        assert not self._missing, f"never written: {sorted(self._missing)[:3]}"
+        self.file.finish(self.size)
+
+    def commit(self, *sources: Source) -> None:
+        self.finish()
+        check_unchanged(*self._sources.values(), *sources)
+        self.file.publish()
+
+
+def check_unchanged(*sources: Source) -> None:
+    """Raise InputRefused if any of the inputs is not what it was when it was opened."""
+    for source in {id(source): source for source in sources}.values():
+        source.check_unchanged()
+
+
+def joined(runs: Iterable[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
+    """Runs (file, offset there, offset here, length), those that touch on both sides made one, in reading order."""
+    merged: list[tuple[int, int, int, int]] = []
+    for number, offset, place, length in sorted(run for run in runs if run[3]):
+        if merged:
+            before = merged[-1]
+            if before[0] == number and before[1] + before[3] == offset and before[2] + before[3] == place:
+                merged[-1] = (*before[:3], before[3] + length)
+                continue
+        merged.append((number, offset, place, length))
+    return merged
+
+
+# Errors of copy_file_range after which reading and writing may still work, or will say whose fault it is.
+_TRY_PLAIN = {
+    errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM, errno.ETXTBSY, errno.EOVERFLOW,
+    errno.EIO,
+}  # fmt: skip
+
+
+def copy_run(source: InputFile, offset: int, target: AtomicFile, place: int, length: int) -> None:
+    """Copy bytes from file to file, in the kernel where it can."""
+    done = _kernel_copy(source, offset, target, place, length)
+    buffer = memoryview(bytearray(min(COPY_BLOCK, length - done)))
+    while done < length:
+        part = buffer[: length - done]
+        source.read_into(offset + done, part)
+        target.write_at(place + done, part)
+        done += len(part)
+
+
+def _kernel_copy(source: InputFile, offset: int, target: AtomicFile, place: int, length: int) -> int:
+    """Bytes that copy_file_range moved; fewer than asked where the system cannot, or the input ended."""
+    done = 0
+    if not hasattr(os, "copy_file_range"):
+        return done
+    reading, writing = source.descriptor, target.descriptor
+    while done < length:
+        try:
+            got = os.copy_file_range(reading, writing, min(KERNEL_BLOCK, length - done), offset + done, place + done)
+        except OSError as error:
+            if error.errno in _TRY_PLAIN:
+                return done
+            raise failure(error, target.path) from None
+        if not got:
+            return done  # the plain reader will say that the input was cut
+        done += got
+    return done
+
