@@ -1,0 +1,1 @@
+"""The entries themselves, a family a file: tables to read, without maths and without torch."""

@@ -1,0 +1,197 @@
+"""The core of the table: the tutorial's maps, torch's own parametrizations, and masks."""
+
+from __future__ import annotations
+
+from ..spec import Argument, value_text
+from .entry import ConstraintEntry, Entry
+
+AMOUNT = Argument("amount", "amount", "share of the entries to drop (0.3), or their number (300)", required=True, minimum=0)
+DIM = Argument("dim", "int", "the dimension in front when the tensor is flattened to a matrix (outputs)", 0, minimum=-64, maximum=63)
+TUTORIAL = "PyTorch's Parametrizations Tutorial"
+
+CONSTRAINTS = (
+    ConstraintEntry("any", "every finite tensor", "norm:AnyTensor", (), residual="0"),
+    ConstraintEntry(
+        "symmetric", "A = A^T", "symmetric:SymmetricMatrices", residual="||A - A^T||_F / ||A||_F"
+    ),
+    ConstraintEntry("skew", "A = -A^T", "symmetric:SkewMatrices", residual="||A + A^T||_F / ||A||_F"),
+    ConstraintEntry(
+        "orthogonal",
+        "Q^H Q = I: orthonormal columns, rows if wide",
+        "orthogonal:OrthogonalMatrices",
+        residual="max_j ||(Q^H Q - I) e_j||",
+    ),
+    ConstraintEntry(
+        "special_orthogonal",
+        "rotations: Q^T Q = I, det Q = +1",
+        "orthogonal:Rotations",
+        ("orthogonal",),
+        residual="max_j ||(Q^T Q - I) e_j||, at least 2 where det < 0",
+    ),
+    ConstraintEntry(
+        "positive_definite",
+        "A = A^T, all eigenvalues positive",
+        "exponential:PositiveDefinite",
+        ("symmetric", "positive_determinant"),
+        residual="||A - A^T||_F / ||A||_F + max(0, -lambda_min) / max |lambda|",
+    ),
+    ConstraintEntry(
+        "positive_determinant", "det A > 0", "exponential:PositiveDeterminant", residual="1 where det A <= 0"
+    ),
+    ConstraintEntry(
+        "unit_spectral_norm",
+        "largest singular value 1",
+        "norm:UnitSpectralNorm",
+        arguments=(DIM,),
+        residual="|sigma_max - 1|",
+    ),
+    ConstraintEntry(
+        "sparse",
+        "at least `amount` of the entries are zero",
+        "mask:Sparse",
+        arguments=(AMOUNT,),
+        residual="missing zeros / number of entries",
+    ),
+)
+
+PARAMETRIZATIONS = (
+    Entry(
+        "symmetric",
+        "symmetric",
+        "upper triangle mirrored: A = A^T",
+        "A = triu(X) + triu(X, 1)^T",
+        (("any", "symmetric"),),
+        "A itself (exact)",
+        TUTORIAL,
+        "symmetric:Symmetric",
+        cost="one pass",
+    ),
+    Entry(
+        "skew",
+        "symmetric",
+        "upper triangle minus its mirror: A = -A^T",
+        "A = triu(X, 1) - triu(X, 1)^T",
+        (("any", "skew"),),
+        "A itself (exact)",
+        f"{TUTORIAL}; torch's orthogonal uses the lower triangle",
+        "symmetric:Skew",
+        cost="one pass",
+    ),
+    Entry(
+        "cayley",
+        "orthogonal",
+        "skew-symmetric to a rotation without half turns",
+        "Q = (I + X)(I - X)^-1",
+        (("skew", "special_orthogonal"),),
+        "X = (Q + I)^-1 (Q - I); fails at det -1 and at eigenvalue -1",
+        f"{TUTORIAL}; Helfrich, Willmott and Ye 2018, arXiv:1707.09520",
+        "orthogonal:Cayley",
+        cost="one LU solve, about 4 products",
+    ),
+    Entry(
+        "matrix_exp",
+        "orthogonal",
+        "exponential: skew to a rotation, symmetric to positive definite",
+        "Y = exp(X) = I + X + X^2/2 + ...",
+        (
+            ("skew", "special_orthogonal"),
+            ("symmetric", "positive_definite"),
+            ("any", "positive_determinant"),
+        ),
+        "the logarithm of a rotation (half turns too), or of an SPD matrix",
+        f"{TUTORIAL}; Lezcano-Casado and Martinez-Rubio 2019, arXiv:1901.08428",
+        "exponential:MatrixExp",
+        cost="about 12 products",
+    ),
+    Entry(
+        "orthogonal",
+        "orthogonal",
+        "torch's orthogonal: orthonormal columns (rows if wide)",
+        "base @ f(tril(X)): exp(A), (I + A/2)(I - A/2)^-1 with A = L - L^H, or Householder reflectors",
+        (
+            (
+                "any",
+                lambda a: "special_orthogonal"
+                if not a.get("triv", True) and a.get("map") != "householder"
+                else "orthogonal",
+            ),
+        ),
+        "base = the weight, X = -I; householder also without base; exp and cayley without base if square",
+        "torch.nn.utils.parametrizations.orthogonal; Lezcano-Casado 2019, arXiv:1909.09501",
+        "orthogonal:Orthogonal",
+        (
+            Argument(
+                "map",
+                "choice",
+                "default: matrix_exp if square, else householder",
+                choices=("matrix_exp", "cayley", "householder"),
+            ),
+            Argument("triv", "bool", "store a base (torch's use_trivialization)", True),
+        ),
+        cost="as its map, on max(n, k) squared for matrix_exp and cayley",
+    ),
+    Entry(
+        "weight_norm",
+        "norm",
+        "length and direction: original0 = g, original1 = v",
+        "W = g v / ||v||, the norm over all dimensions but dim",
+        (("any", "any"),),
+        "(||W||, W); a zero slice has none",
+        "torch.nn.utils.parametrizations.weight_norm; Salimans and Kingma 2016, arXiv:1602.07868",
+        "norm:WeightNorm",
+        (Argument("dim", "dim", "the dimension that keeps its own length; none: the whole tensor", 0, minimum=-64, maximum=63),),
+        cost="one pass",
+        originals=2,
+        spelt=("dim",),
+    ),
+    Entry(
+        "spectral_norm",
+        "norm",
+        "divided by its largest singular value",
+        "W = X / (u^T X v), u and v stored",
+        (("any", lambda a: f"unit_spectral_norm:dim={a.get('dim', 0)}"),),
+        "W itself, with u and v its exact singular vectors",
+        "torch.nn.utils.parametrizations.spectral_norm; Miyato et al. 2018, arXiv:1802.05957",
+        "norm:SpectralNorm",
+        (
+            DIM,
+            Argument("n_power_iterations", "int", "steps of the power method in training", 1, minimum=1, maximum=1000),
+        ),
+        cost="a matrix-vector product; the inverse one SVD",
+    ),
+    Entry(
+        "mask",
+        "mask",
+        "a stored mask: today's zeros stay zero",
+        "W = X * mask",
+        (("any", "any"),),
+        "W itself: masked entries keep their values until baked",
+        "torch.nn.utils.prune.custom_from_mask",
+        "mask:Mask",
+        cost="one pass",
+    ),
+    Entry(
+        "prune_random",
+        "mask",
+        "a random mask of zeros, stored",
+        "W = X * mask",
+        (("any", lambda a: f"sparse:amount={value_text(a['amount'])}"),),
+        "W itself: pruned entries keep their values until baked",
+        f"{TUTORIAL}; torch.nn.utils.prune.random_unstructured",
+        "mask:PruneRandom",
+        (AMOUNT,),
+        cost="one pass",
+    ),
+    Entry(
+        "prune_l1",
+        "mask",
+        "a mask that drops the entries of smallest magnitude, stored",
+        "W = X * mask",
+        (("any", lambda a: f"sparse:amount={value_text(a['amount'])}"),),
+        "W itself: pruned entries keep their values until baked",
+        "torch.nn.utils.prune.l1_unstructured",
+        "mask:PruneL1",
+        (AMOUNT,),
+        cost="one sort",
+    ),
+)

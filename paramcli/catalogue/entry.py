@@ -1,0 +1,44 @@
+"""What an entry of the table says: its card, its types, and the class that computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ..spec import Argument, Value
+
+
+@dataclass(frozen=True)
+class ConstraintEntry:
+    """A set of tensors by name. `within`: the sets that contain it."""
+
+    name: str
+    summary: str
+    target: str
+    within: tuple[str, ...] = ("any",)
+    arguments: tuple[Argument, ...] = ()
+    residual: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A parametrization by name: its card, its types and the class that computes it.
+
+    `maps` are (domain, image) pairs of constraint specs, the first fitting one holds; an image may be a
+    function of the arguments.
+    """
+
+    name: str
+    family: str
+    summary: str
+    law: str
+    maps: tuple[tuple[str, str | Callable[[Mapping[str, Value]], str]], ...]
+    right_inverse: str
+    source: str
+    target: str
+    arguments: tuple[Argument, ...] = ()
+    cost: str = ""
+    # More than one original: torch then wants it first in its chain.
+    originals: int = 1
+    # Arguments that are always written in a chain's text, given or not.
+    spelt: tuple[str, ...] = ()
