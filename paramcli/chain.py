@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .errors import UsageError
@@ -48,6 +49,13 @@ class Chain:
         """The set the values lie in, as a constraint spec; None when that is every tensor."""
         image = self.links[-1].image
         return None if image == "any" else image
+
+    def weight_shape(self, originals: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:
+        """The weight's shape from the shapes of its originals, without a view; None where they are not this chain's."""
+        first = self.links[0]
+        if len(originals) != first.entry.originals:
+            return None
+        return originals[0] if len(originals) == 1 else target_class(first.entry).weight_shape(*originals, **first.arguments)
 
     def uninvertible(self) -> str | None:
         """Why assignment through the chain cannot work whatever the value; None when it can.

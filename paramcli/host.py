@@ -39,12 +39,15 @@ def register(module: nn.Module, name: str, chain: Chain, view: View = IDENTITY, 
     With a seed, torch's generator starts from it before each step that can draw: the module's own
     start (u and v of spectral norm, a mask) and the registration (the columns that complete a base).
     """
+    start = getattr(module, name).detach()
     for link in chain.links:
-        value = getattr(module, name).detach()
+        # Maps keep shape and dtype, and without data there is nothing to evaluate.
+        value = start if start.is_meta else getattr(module, name).detach()
         if seed is not None:
             torch.manual_seed(seed)
         part = link.make(view.into(value))
         part.view = view
+        part.stored_shape = tuple(value.shape)
         part.train(module.training)
         if seed is not None:
             torch.manual_seed(seed)

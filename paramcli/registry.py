@@ -57,6 +57,8 @@ def typed_arguments(entry: Entry | ConstraintEntry, item: Item) -> dict[str, Val
 
 def target_class(entry: Entry | ConstraintEntry) -> type:
     """The class behind an entry of this table; imports torch."""
+    if isinstance(entry.target, type):
+        return entry.target
     module, name = entry.target.split(":")
     return getattr(import_module(f".maths.{module}", __package__), name)
 

@@ -59,7 +59,7 @@ def verify_group(
         chain, seen_through = (None, parse_view(group.view)) if group.is_plain else settle(group, state)
         seen_through = parse_view(view) if view is not None else seen_through
         value = state["value"] if group.is_plain else weight_of(group, state, chain, seen_through, compute)
-        if not value.is_floating_point():
+        if not (value.is_floating_point() or value.is_complex()):
             raise InputRefused(f"{str(value.dtype).removeprefix('torch.')} tensors have no constraint to verify")
         wanted = constraint or group.constraint or (chain.constraint if chain else None)
         checks = []

@@ -2,7 +2,9 @@
 
     none        the last two dimensions are the matrix, the ones before them a batch (as in torch)
     flatten     (out, everything else): a convolution kernel as one matrix
-    blocks=N    dimension 0 split into N equal matrices: the gates of an LSTM or GRU cell
+    blocks=N    dimension 0 split into N equal matrices: the gates of an LSTM or GRU cell, the heads of q, k and v
+    heads=N     the last dimension split into N equal matrices: the heads of an attention's output projection
+    transpose   the last two dimensions exchanged: what holds for rows then holds for columns
 
 A view never changes the stored shape. Its text is what the command line, the record and the
 library take; this module needs no torch, since reshaping is a method of any tensor.
@@ -10,13 +12,14 @@ library take; this module needs no torch, since reshaping is a method of any ten
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .errors import InputRefused, UsageError
 from .text import printable, shape_text
 
-NAMES = ("flatten", "blocks=N")
+NAMES = ("flatten", "blocks=N", "heads=N", "transpose")
 
 
 @dataclass(frozen=True)
@@ -42,23 +45,38 @@ class View:
         if len(shape) < 2:
             raise InputRefused(f"--view {self} needs two dimensions or more; the tensor is {shape_text(shape)}")
         if self.name == "flatten":
-            rest = 1
-            for size in shape[1:]:
-                rest *= size
-            return shape[0], rest
-        if shape[0] % self.count:
+            return shape[0], math.prod(shape[1:])
+        if self.name == "transpose":
+            return *shape[:-2], shape[-1], shape[-2]
+        dimension = 0 if self.name == "blocks" else len(shape) - 1
+        size, odd = divmod(shape[dimension], self.count)
+        if odd:
             raise InputRefused(
-                f"--view {self} splits dimension 0 into {self.count} equal blocks; {shape[0]} does not divide by it"
+                f"--view {self} splits dimension {dimension} into {self.count} equal parts; "
+                f"{shape[dimension]} does not divide by it"
             )
-        return self.count, shape[0] // self.count, *shape[1:]
+        return (self.count, size, *shape[1:]) if self.name == "blocks" else (self.count, *shape[:-1], size)
 
     def into(self, tensor):
         """The stored tensor as the maths sees it."""
-        return tensor if self.name is None else tensor.reshape(self.shape(tensor.shape))
+        if self.name is None:
+            return tensor
+        shape = self.shape(tensor.shape)
+        if self.name == "transpose":
+            return tensor.mT
+        if self.name == "heads":
+            return tensor.reshape(*tensor.shape[:-1], self.count, shape[-1]).movedim(-2, 0)
+        return tensor.reshape(shape)
 
     def back(self, tensor, shape: Sequence[int]):
         """A value of the maths in the stored shape."""
-        return tensor if self.name is None else tensor.reshape(tuple(shape))
+        if self.name is None:
+            return tensor
+        if self.name == "transpose":
+            return tensor.mT
+        if self.name == "heads":
+            return tensor.movedim(0, -2).reshape(tuple(shape))
+        return tensor.reshape(tuple(shape))
 
 
 IDENTITY = View()
@@ -69,8 +87,8 @@ def parse_view(text: str | None) -> View:
     if not text or text == "none":
         return IDENTITY
     name, equals, number = text.partition("=")
-    if name == "flatten" and not equals:
-        return View("flatten")
-    if name == "blocks" and number.isascii() and number.isdigit() and 0 < int(number[:10]) < 1_000_000:
-        return View("blocks", int(number))
+    if name in ("flatten", "transpose") and not equals:
+        return View(name)
+    if name in ("blocks", "heads") and number.isascii() and number.isdigit() and 0 < int(number[:10]) < 1_000_000:
+        return View(name, int(number))
     raise UsageError(f"no view named '{printable(text)}'", hint=f"views: {', '.join(NAMES)}")

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from paramcli.console import registry_card
 from paramcli.maths.base import Constraint, Parametrization
 from paramcli.registry import CONSTRAINTS, PARAMETRIZATIONS, parse_constraint, target_class
 
@@ -17,6 +18,13 @@ def test_every_card_is_complete(entry):
     for domain, image in entry.maps:
         assert domain in CONSTRAINTS
         assert callable(image) or parse_constraint(image)
+
+
+@pytest.mark.parametrize("entry", PARAMETRIZATIONS.values(), ids=lambda e: e.name)
+def test_every_card_fits_a_terminal(entry):
+    """No line of a card is wider than 80 columns, and the summary fits the table's line."""
+    assert max(map(len, registry_card(entry).splitlines())) <= 80
+    assert len(entry.summary) <= 64
 
 
 @pytest.mark.parametrize("entry", CONSTRAINTS.values(), ids=lambda e: e.name)

@@ -44,6 +44,7 @@ CONSTRAINTS = (
         "norm:UnitSpectralNorm",
         arguments=(DIM,),
         residual="|sigma_max - 1|",
+        examples=("unit_spectral_norm", "unit_spectral_norm:dim=1"),
     ),
     ConstraintEntry(
         "sparse",
@@ -51,6 +52,7 @@ CONSTRAINTS = (
         "mask:Sparse",
         arguments=(AMOUNT,),
         residual="missing zeros / number of entries",
+        examples=("sparse:amount=0.4", "sparse:amount=3"),
     ),
 )
 
@@ -65,6 +67,7 @@ PARAMETRIZATIONS = (
         TUTORIAL,
         "symmetric:Symmetric",
         cost="one pass",
+        complex=True,
     ),
     Entry(
         "skew",
@@ -76,6 +79,7 @@ PARAMETRIZATIONS = (
         f"{TUTORIAL}; torch's orthogonal uses the lower triangle",
         "symmetric:Skew",
         cost="one pass",
+        complex=True,
     ),
     Entry(
         "cayley",
@@ -86,6 +90,7 @@ PARAMETRIZATIONS = (
         "X = (Q + I)^-1 (Q - I); fails at det -1 and at eigenvalue -1",
         f"{TUTORIAL}; Helfrich, Willmott and Ye 2018, arXiv:1707.09520",
         "orthogonal:Cayley",
+        examples=("skew,cayley",),
         cost="one LU solve, about 4 products",
     ),
     Entry(
@@ -101,6 +106,7 @@ PARAMETRIZATIONS = (
         "the logarithm of a rotation (half turns too), or of an SPD matrix",
         f"{TUTORIAL}; Lezcano-Casado and Martinez-Rubio 2019, arXiv:1901.08428",
         "exponential:MatrixExp",
+        examples=("skew,matrix_exp", "symmetric,matrix_exp"),
         cost="about 12 products",
     ),
     Entry(
@@ -129,6 +135,11 @@ PARAMETRIZATIONS = (
             Argument("triv", "bool", "store a base (torch's use_trivialization)", True),
         ),
         cost="as its map, on max(n, k) squared for matrix_exp and cayley",
+        examples=(
+            "orthogonal",
+            *(f"orthogonal:map={m}" for m in ("matrix_exp", "cayley", "householder")),
+            *(f"orthogonal:map={m}:triv=false" for m in ("matrix_exp", "cayley", "householder")),
+        ),
     ),
     Entry(
         "weight_norm",
@@ -143,6 +154,8 @@ PARAMETRIZATIONS = (
         cost="one pass",
         originals=2,
         spelt=("dim",),
+        old_form="weight_norm_old",
+        examples=("weight_norm", "weight_norm:dim=1", "weight_norm:dim=-1", "weight_norm:dim=none"),
     ),
     Entry(
         "spectral_norm",
@@ -158,6 +171,8 @@ PARAMETRIZATIONS = (
             Argument("n_power_iterations", "int", "steps of the power method in training", 1, minimum=1, maximum=1000),
         ),
         cost="a matrix-vector product; the inverse one SVD",
+        examples=("spectral_norm", "spectral_norm:dim=1"),
+        old_form="spectral_norm_v1",
     ),
     Entry(
         "mask",
@@ -169,6 +184,8 @@ PARAMETRIZATIONS = (
         "torch.nn.utils.prune.custom_from_mask",
         "mask:Mask",
         cost="one pass",
+        old_form="prune_old",
+        complex=True,
     ),
     Entry(
         "prune_random",
@@ -181,6 +198,9 @@ PARAMETRIZATIONS = (
         "mask:PruneRandom",
         (AMOUNT,),
         cost="one pass",
+        examples=("prune_random:amount=0.3",),
+        old_form="prune_old",
+        complex=True,
     ),
     Entry(
         "prune_l1",
@@ -193,5 +213,8 @@ PARAMETRIZATIONS = (
         "mask:PruneL1",
         (AMOUNT,),
         cost="one sort",
+        examples=("prune_l1:amount=0.4", "prune_l1:amount=3"),
+        old_form="prune_old",
+        complex=True,
     ),
 )

@@ -10,14 +10,16 @@ from ..spec import Argument, Value
 
 @dataclass(frozen=True)
 class ConstraintEntry:
-    """A set of tensors by name. `within`: the sets that contain it."""
+    """A set of tensors by name. `within`: the sets that contain it; `target`: as of `Entry`."""
 
     name: str
     summary: str
-    target: str
+    target: str | type
     within: tuple[str, ...] = ("any",)
     arguments: tuple[Argument, ...] = ()
     residual: str = ""
+    # Specs that the laws are tested on; the bare name where arguments are optional.
+    examples: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Entry:
     """A parametrization by name: its card, its types and the class that computes it.
 
     `maps` are (domain, image) pairs of constraint specs, the first fitting one holds; an image may be a
-    function of the arguments.
+    function of the arguments. `target` is "module:Class" below `maths`, or a plug-in's class itself.
     """
 
     name: str
@@ -35,10 +37,16 @@ class Entry:
     maps: tuple[tuple[str, str | Callable[[Mapping[str, Value]], str]], ...]
     right_inverse: str
     source: str
-    target: str
+    target: str | type
     arguments: tuple[Argument, ...] = ()
     cost: str = ""
     # More than one original: torch then wants it first in its chain.
     originals: int = 1
     # Arguments that are always written in a chain's text, given or not.
     spelt: tuple[str, ...] = ()
+    # Chains that the laws are tested on, each mode once; the bare name where nothing must come before it.
+    examples: tuple[str, ...] = ()
+    # The spelling from before parametrize that holds the same tensors, where there was one.
+    old_form: str | None = None
+    # The maths has a complex form; the others refuse complex tensors.
+    complex: bool = False

@@ -262,6 +262,8 @@ def _recorded(group: Group, entry: Entry | None) -> Group:
     if entry is None:
         return group
     known = dict(chain=entry.chain, view=entry.view, constraint=entry.constraint, record=entry)
+    if entry.shape is not None:
+        known["shape"] = entry.shape
     return replace(group, **known, problem=None, hint=None, alternatives=())
 
 
@@ -271,5 +273,8 @@ def with_chain(group: Group, chain: str | None, view: str | None) -> Group:
         return group
     from ..chain import parse_chain
 
-    constraint = parse_chain(chain).constraint
-    return replace(group, chain=chain, view=view, constraint=constraint, problem=None, hint=None, alternatives=())
+    parsed = parse_chain(chain)
+    originals = [group.infos[role].shape for role in sorted(group.infos) if role.startswith("original")]
+    shape = group.shape if view else parsed.weight_shape(originals) or group.shape
+    known = dict(chain=chain, view=view, constraint=parsed.constraint, shape=shape)
+    return replace(group, **known, problem=None, hint=None, alternatives=())

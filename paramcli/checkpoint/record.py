@@ -11,6 +11,7 @@ names code. What is malformed or contradicts the tensors is refused.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 
 from ..errors import InputRefused, ParamcliError
@@ -22,6 +23,8 @@ STATES = ("parametrized", "baked")
 # Room for a chain on each of 100,000 tensors; nothing legitimate comes near.
 MAX_BYTES = 64 << 20
 _FIELDS = {"state", "chain", "view", "constraint"}
+# Only where the originals do not tell it: two factors under a view.
+_OPTIONAL = {"shape"}
 IGNORE_HINT = "--ignore-record reads the file without it"
 
 
@@ -33,6 +36,7 @@ class Entry:
     chain: str
     view: str | None = None
     constraint: str | None = None
+    shape: tuple[int, ...] | None = None
 
 
 def _refuse(why: str, tensor: str | None = None) -> InputRefused:
@@ -74,12 +78,15 @@ def _entry(name: str, fields: object) -> Entry:
     from ..registry import parse_constraint
     from ..view import parse_view
 
-    if not isinstance(fields, dict) or set(fields) != _FIELDS:
+    if not isinstance(fields, dict) or set(fields) - _OPTIONAL != _FIELDS:
         raise _refuse(f"does not give exactly {', '.join(sorted(_FIELDS))} for {printable(name)}", name)
     if fields["state"] not in STATES or not isinstance(fields["chain"], str):
         raise _refuse(f"gives {printable(name)} an unknown state or a chain that is no text", name)
     if not all(fields[key] is None or isinstance(fields[key], str) for key in ("view", "constraint")):
         raise _refuse(f"gives {printable(name)} a view or constraint that is no text", name)
+    shape = fields.get("shape")
+    if shape is not None and not (_is_shape(shape) and math.prod(s for s in shape if s) < 1 << 63):
+        raise _refuse(f"gives {printable(name)} a shape that is none", name)
     try:
         parse_chain(fields["chain"])
         parse_view(fields["view"])
@@ -87,12 +94,19 @@ def _entry(name: str, fields: object) -> Entry:
             parse_constraint(fields["constraint"])
     except ParamcliError as error:
         raise _refuse(f"is wrong about {printable(name)}: {error.message}", name) from None
-    return Entry(**fields)
+    return Entry(**{**fields, "shape": None if shape is None else tuple(shape)})
+
+
+def _is_shape(value: object) -> bool:
+    return type(value) is list and len(value) <= 64 and all(type(size) is int and 0 <= size < 1 << 63 for size in value)
 
 
 def record_text(entries: dict[str, Entry], version: str) -> str:
     """The JSON document, keys sorted: equal records are equal text."""
-    tensors = {name: vars(entry) for name, entry in entries.items()}
+    tensors = {
+        name: {key: value for key, value in vars(entry).items() if value is not None or key in _FIELDS}
+        for name, entry in entries.items()
+    }
     return json.dumps({"schema": SCHEMA, "version": version, "tensors": tensors}, sort_keys=True, ensure_ascii=False)
 
 

@@ -22,7 +22,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Show what would b
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No messages on stderr but errors.")]
 Chain = Annotated[Optional[str], typer.Option("--chain", metavar="SPEC", help="e.g. skew,cayley or weight_norm:dim=0", show_default=False)]
-View = Annotated[Optional[str], typer.Option("--view", metavar="V", help="What the maths sees: flatten, blocks=N.", show_default=False)]
+View = Annotated[Optional[str], typer.Option("--view", metavar="V", help="What the maths sees: flatten, blocks=N, heads=N, transpose.", show_default=False)]
 IgnoreRecord = Annotated[bool, typer.Option("--ignore-record", help="Read the file without its paramcli record.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.", min=0, max=2**63 - 1)]
 Tied = Annotated[Optional[str], typer.Option("--tied", metavar="HOW", help="Tensors that are one under several names: together or separate.", show_default=False)]

@@ -84,10 +84,29 @@ def relative(part: Tensor, whole: Tensor) -> Tensor:
     return torch.where(part == 0, part, part / whole)
 
 
+def one_entry(W: Tensor, by: float = 0.2) -> Tensor:
+    """W with its entry (0, 1) of each matrix (or 1 of a vector) off by a share of W's size: a near-miss of many sets."""
+    off = W.clone()
+    off[..., 0, -1] += by * torch.linalg.vector_norm(W)
+    return off
+
+
+def row_scaled(W: Tensor, by: float = 1.05) -> Tensor:
+    """W with its last row scaled: the one wrong row that a mean over a large matrix would hide."""
+    off = W.clone()
+    off[..., -1, :] *= by
+    return off
+
+
 class Constraint:
     """A set of tensors. `name` and arguments are those of the registry's table."""
 
     name = ""
+    # What `project` gives. "nearest": the nearest point of the set. "inside": the set is open, and the nearest with
+    # a margin is given. "none": there is no such point to give, and project refuses what lies outside.
+    projection = "nearest"
+    # The residual is one number for the whole tensor, not one for each matrix of a batch.
+    whole = False
 
     def residual(self, W: Tensor) -> Tensor:
         """A number >= 0 for each matrix of the batch, 0 on the set; W is double precision."""
@@ -107,6 +126,19 @@ class Constraint:
 
     def check_shape(self, shape: torch.Size) -> None:
         """Raise InputRefused for a shape that cannot lie in the set."""
+
+    def sample(self, shape: torch.Size, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
+        """A random member of this shape."""
+        return self.project(torch.randn(shape, generator=generator, dtype=dtype))
+
+    def near_misses(self, W: Tensor) -> dict[str, Tensor]:
+        """Labelled tensors close to the member W that are none, in any dtype they are rounded to."""
+        raise NotImplementedError
+
+    @classmethod
+    def candidates(cls, W: Tensor) -> list[Constraint]:
+        """The sets of this kind that a look at W (double precision, finite, not zero) suggests it may lie in."""
+        return []
 
 
 def square(shape: torch.Size | tuple[int, ...], who: str) -> None:
@@ -130,11 +162,25 @@ class Parametrization(nn.Module):
     evaluated_on_registration = False
     # Which originals have the stored shape (the others, such as weight norm's g, are no view of it).
     stored_originals: tuple[int, ...] = (0,)
+    # Every value of the map lies in its image; off where that needs more than the originals (u and v kept up to date).
+    onto_image = True
+    # The map sees the whole tensor, not matrix by matrix of a batch.
+    whole = False
+    # Each registration draws anew, so that doing it twice gives another value.
+    random = False
+    # The gradient with respect to the originals is the derivative of the map (not a straight-through estimate).
+    differentiable = True
+    # The stored shape of the weight, known when the module is registered.
+    stored_shape: tuple[int, ...] = ()
 
     @classmethod
     def make(cls, value: Tensor, **arguments) -> Parametrization:
         """The module for a tensor with this value (seen through the view); random parts use torch's generator."""
         return cls(**arguments)
+
+    @classmethod
+    def check_shape(cls, shape: torch.Size, **arguments) -> None:
+        """Raise InputRefused for a shape (as the view shows it) the map has no use for, beyond what its sets refuse."""
 
     def map(self, *originals: Tensor) -> Tensor:
         raise NotImplementedError
@@ -149,14 +195,25 @@ class Parametrization(nn.Module):
         """
         return []
 
+    def outline(self, value: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """`inverse` for a tensor that has a shape and no data: originals and buffers of the right shapes and dtypes."""
+        return torch.empty_like(value)
+
+    @classmethod
+    def weight_shape(cls, *originals: tuple[int, ...], **arguments) -> tuple[int, ...]:
+        """The weight's shape from its originals' shapes, where no view and no record tells it."""
+        return originals[cls.stored_originals[0]]
+
     def forward(self, *originals: Tensor) -> Tensor:
-        stored = originals[self.stored_originals[0]]
-        dtype = compute_dtype(stored.dtype)
+        stored = originals[0].dtype
+        dtype = compute_dtype(stored)
         seen = [X.to(dtype) for X in self.into_view(originals)]
-        return self.view.back(self.map(*seen).to(stored.dtype), stored.shape)
+        shape = originals[self.stored_originals[0]].shape if self.stored_originals else self.stored_shape
+        return self.view.back(self.map(*seen).to(stored), shape)
 
     def right_inverse(self, value: Tensor) -> Tensor | tuple[Tensor, ...]:
-        originals = self.inverse(self.view.into(value).to(compute_dtype(value.dtype)))
+        seen = self.view.into(value)
+        originals = self.outline(seen) if value.is_meta else self.inverse(seen.to(compute_dtype(value.dtype)))
         made = self.out_of_view(originals if isinstance(originals, tuple) else (originals,), value.shape)
         made = tuple(X.to(value.dtype) for X in made)
         return made if isinstance(originals, tuple) else made[0]

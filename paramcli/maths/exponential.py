@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import CannotReach, Constraint, Parametrization, Singular, eps, relative, square
+from .base import CannotReach, Constraint, Parametrization, Singular, eps, one_entry, relative, square
 from .orthogonal import gram_error
 from .rotation import rotation_log
 
@@ -22,6 +22,7 @@ class PositiveDefinite(Constraint):
     """
 
     name = "positive_definite"
+    projection = "inside"
 
     def residual(self, W: Tensor) -> Tensor:
         values = torch.linalg.eigvalsh((W + W.mT) / 2)
@@ -43,11 +44,28 @@ class PositiveDefinite(Constraint):
     def check_shape(self, shape: torch.Size) -> None:
         square(shape, self.name)
 
+    def sample(self, shape: torch.Size, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
+        X = torch.randn(shape, generator=generator, dtype=dtype)
+        return X @ X.mT / shape[-1] + 0.1 * torch.eye(shape[-1], dtype=dtype)
+
+    def near_misses(self, W: Tensor) -> dict[str, Tensor]:
+        I = torch.eye(W.size(-1), dtype=W.dtype, device=W.device)
+        values = torch.linalg.eigvalsh(W)
+        # Below zero by a share of the largest eigenvalue that bfloat16 can tell.
+        shift = (values[..., :1] + 0.1 * values[..., -1:]).unsqueeze(-1)
+        misses = {"negative": -W, "zero": 0 * W, "one eigenvalue negative": W - shift * I}
+        return {**misses, "one entry": one_entry(W)} if W.size(-1) > 1 else misses
+
+    @classmethod
+    def candidates(cls, W: Tensor) -> list[Constraint]:
+        return [cls()]
+
 
 class PositiveDeterminant(Constraint):
     r"""{A : det A > 0}. Residual 0 or 1, by the sign; an open set, so nothing outside has a nearest point."""
 
     name = "positive_determinant"
+    projection = "none"
 
     def residual(self, W: Tensor) -> Tensor:
         return (torch.linalg.slogdet(W).sign <= 0).to(W.dtype)
@@ -66,6 +84,16 @@ class PositiveDeterminant(Constraint):
     def check_shape(self, shape: torch.Size) -> None:
         square(shape, self.name)
 
+    def sample(self, shape: torch.Size, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
+        X = torch.randn(shape, generator=generator, dtype=dtype)
+        X[..., 0, :] *= torch.linalg.slogdet(X).sign[..., None]
+        return X
+
+    def near_misses(self, W: Tensor) -> dict[str, Tensor]:
+        mirrored = W.clone()
+        mirrored[..., 0, :] *= -1
+        return {"mirrored": mirrored, "zero": 0 * W}
+
 
 class MatrixExp(Parametrization):
     r"""X to exp(X) = I + X + X^2/2 + ...
@@ -83,8 +111,6 @@ class MatrixExp(Parametrization):
         return torch.matrix_exp(X)
 
     def inverse(self, value: Tensor) -> Tensor:
-        if value.is_meta:
-            return value
         # The identity is near both sets, so the nearer one counts; half turns are symmetric too, but not positive.
         asymmetric, off = relative(value - value.mT, value).max(), gram_error(value).max()
         small = 1e4 * eps(value.dtype) * max(value.size(-1), 1)

@@ -25,12 +25,14 @@ class Sparse(Constraint):
 
     name = "sparse"
 
+    whole = True
+
     def __init__(self, amount: float | int):
         self.amount = amount
 
     def residual(self, W: Tensor) -> Tensor:
         wanted = prune_count(self.amount, W.numel())
-        return torch.tensor(max(0, wanted - int((W == 0).sum())) / max(W.numel(), 1), dtype=torch.float64)
+        return torch.tensor(max(0, wanted - int((W == 0).sum())) / max(W.numel(), 1), dtype=torch.float64, device=W.device)
 
     def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
         # Rounding never turns a zero into something else.
@@ -41,6 +43,15 @@ class Sparse(Constraint):
 
     def detail(self, W: Tensor) -> str | None:
         return f"{int((W == 0).sum())} of {W.numel()} entries are zero"
+
+    def near_misses(self, W: Tensor) -> dict[str, Tensor]:
+        first = (W == 0).reshape(-1).nonzero()[0]
+        return {"one zero filled": W.reshape(-1).index_fill(0, first, 1.0).reshape(W.shape), "all ones": torch.ones_like(W)}
+
+    @classmethod
+    def candidates(cls, W: Tensor) -> list[Constraint]:
+        zeros = int((W == 0).sum())
+        return [cls(zeros)] if zeros >= max(W.numel() // 10, 2) else []
 
 
 def smallest_mask(W: Tensor, amount: float | int) -> Tensor:
@@ -84,6 +95,9 @@ class Mask(Parametrization):
 class PruneRandom(Mask):
     """A mask that drops `amount` of the entries, drawn without replacement by the seed."""
 
+    random = True
+    whole = True
+
     @classmethod
     def make(cls, value: Tensor, amount: float | int) -> PruneRandom:
         mask = torch.ones(value.numel(), dtype=torch.bool, device=value.device)
@@ -96,6 +110,8 @@ class PruneRandom(Mask):
 
 class PruneL1(Mask):
     """A mask that drops the `amount` of entries of smallest magnitude."""
+
+    whole = True
 
     @classmethod
     def make(cls, value: Tensor, amount: float | int) -> PruneL1:

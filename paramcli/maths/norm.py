@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
 
+from ..errors import InputRefused
 from .base import CannotReach, Check, Constraint, Parametrization, Singular
 
 # A registered spectral norm divides by u^T W v, which the power method approaches from below: torch's
@@ -19,15 +20,19 @@ class AnyTensor(Constraint):
     """All tensors with finite entries: nothing to hold but that."""
 
     name = "any"
+    whole = True
 
     def residual(self, W: Tensor) -> Tensor:
-        return torch.zeros((), dtype=torch.float64)
+        return torch.zeros((), dtype=torch.float64, device=W.device)
 
     def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
         return 0.0
 
     def project(self, W: Tensor) -> Tensor:
         return W
+
+    def near_misses(self, W: Tensor) -> dict[str, Tensor]:
+        return {"NaN": torch.full_like(W, float("nan")), "one infinite": W.index_fill(0, torch.tensor([0]), float("inf"))}
 
 
 class UnitSpectralNorm(Constraint):
@@ -38,9 +43,13 @@ class UnitSpectralNorm(Constraint):
     """
 
     name = "unit_spectral_norm"
+    whole = True
 
     def __init__(self, dim: int = 0):
         self.dim = dim
+
+    def check_shape(self, shape: torch.Size) -> None:
+        check_dim(shape, self.dim, self.name)
 
     def residual(self, W: Tensor) -> Tensor:
         return (largest_singular_value(as_matrix(W, self.dim)) - 1).abs()
@@ -56,6 +65,20 @@ class UnitSpectralNorm(Constraint):
         S = S.clamp(max=1)
         S[0] = 1
         return from_matrix((U * S) @ Vh, W.shape, self.dim)
+
+    def near_misses(self, W: Tensor) -> dict[str, Tensor]:
+        return {"times 1.06": 1.06 * W, "times 0.94": 0.94 * W, "zero": 0 * W}
+
+    @classmethod
+    def candidates(cls, W: Tensor) -> list[Constraint]:
+        return [cls()] if W.ndim > 1 and min(as_matrix(W, 0).shape) > 1 else []
+
+
+def check_dim(shape: torch.Size | tuple[int, ...], dim: int | None, who: str) -> None:
+    """Raise InputRefused where a tensor of this shape has no such dimension."""
+    if dim is not None and not -len(shape) <= dim < len(shape):
+        seen = "x".join(map(str, shape)) or "a scalar"
+        raise InputRefused(f"{who} has no dimension {dim} in a tensor that the maths sees as {seen}")
 
 
 def as_matrix(W: Tensor, dim: int) -> Tensor:
@@ -89,9 +112,14 @@ class WeightNorm(Parametrization, _WeightNorm):
     """
 
     stored_originals = (1,)
+    whole = True
 
     def __init__(self, dim: int | None = 0):
         _WeightNorm.__init__(self, dim)
+
+    @classmethod
+    def check_shape(cls, shape: torch.Size, dim: int | None = 0) -> None:
+        check_dim(shape, dim, "weight_norm")
 
     def map(self, g: Tensor, v: Tensor) -> Tensor:
         return _WeightNorm.forward(self, g, v)
@@ -99,6 +127,10 @@ class WeightNorm(Parametrization, _WeightNorm):
     def forward(self, g: Tensor, v: Tensor) -> Tensor:
         # torch's kernel has half precision of its own.
         return self.view.back(self.map(g, self.view.into(v)), v.shape)
+
+    @classmethod
+    def weight_shape(cls, g: tuple[int, ...], v: tuple[int, ...], **arguments) -> tuple[int, ...]:
+        return v
 
     def right_inverse(self, W: Tensor) -> tuple[Tensor, Tensor]:
         g, v = _WeightNorm.right_inverse(self, self.view.into(W))
@@ -128,9 +160,16 @@ class SpectralNorm(Parametrization, _SpectralNorm):
     """
 
     evaluated_on_registration = True
+    whole = True
+    # u and v are those of the weight it started from until training moves them along.
+    onto_image = False
 
     def __init__(self, weight: Tensor, n_power_iterations: int = 1, dim: int = 0):
         _SpectralNorm.__init__(self, weight, n_power_iterations, dim)
+
+    @classmethod
+    def check_shape(cls, shape: torch.Size, dim: int = 0, n_power_iterations: int = 1) -> None:
+        check_dim(shape, dim, "spectral_norm")
 
     @classmethod
     def make(cls, value: Tensor, dim: int = 0, n_power_iterations: int = 1) -> SpectralNorm:

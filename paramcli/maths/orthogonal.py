@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.parametrizations import _Orthogonal, _OrthMaps
 
-from .base import Constraint, Parametrization, Singular, square, wide
-from .base import CannotReach
+from ..errors import InputRefused
+from .base import CannotReach, Constraint, Parametrization, Singular, row_scaled, square
 from .rotation import cayley_inverse, rotation_log
 
 
@@ -69,9 +69,14 @@ class OrthogonalMatrices(Constraint):
 
     def check_shape(self, shape: torch.Size) -> None:
         if len(shape) < 2:
-            from ..errors import InputRefused
-
             raise InputRefused(f"{self.name} needs a matrix (or a batch of them); the tensor has {len(shape)} dimension")
+
+    def near_misses(self, W: Tensor) -> dict[str, Tensor]:
+        return {"times 1.05": 1.05 * W, "zero": 0 * W, "last row times 1.05": row_scaled(W)}
+
+    @classmethod
+    def candidates(cls, W: Tensor) -> list[Constraint]:
+        return [cls()]
 
 
 class Rotations(OrthogonalMatrices):
@@ -102,6 +107,11 @@ class Rotations(OrthogonalMatrices):
 
     def check_shape(self, shape: torch.Size) -> None:
         square(shape, self.name)
+
+    def near_misses(self, W: Tensor) -> dict[str, Tensor]:
+        mirrored = W.clone()
+        mirrored[..., 0, :] *= -1
+        return {**super().near_misses(W), "determinant -1": mirrored}
 
 
 class Cayley(Parametrization):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import Constraint, Parametrization, relative, square
+from .base import Constraint, Parametrization, one_entry, relative, square
 
 
 class SymmetricMatrices(Constraint):
@@ -22,6 +22,13 @@ class SymmetricMatrices(Constraint):
     def check_shape(self, shape: torch.Size) -> None:
         square(shape, self.name)
 
+    def near_misses(self, W: Tensor) -> dict[str, Tensor]:
+        return {"one entry": one_entry(W), "skew": W.triu(1) - W.triu(1).mT} if W.size(-1) > 1 else {}
+
+    @classmethod
+    def candidates(cls, W: Tensor) -> list[Constraint]:
+        return [cls()]
+
 
 class SkewMatrices(Constraint):
     r"""{A : A = -A^T}. Residual ||A + A^T||_F / ||A||_F; nearest point (A - A^T) / 2."""
@@ -36,6 +43,14 @@ class SkewMatrices(Constraint):
 
     def check_shape(self, shape: torch.Size) -> None:
         square(shape, self.name)
+
+    def near_misses(self, W: Tensor) -> dict[str, Tensor]:
+        I = torch.eye(W.size(-1), dtype=W.dtype, device=W.device)
+        return {"one entry": one_entry(W), "diagonal": W + 0.1 * (1 + torch.linalg.vector_norm(W)) * I}
+
+    @classmethod
+    def candidates(cls, W: Tensor) -> list[Constraint]:
+        return [cls()]
 
 
 class Symmetric(Parametrization):

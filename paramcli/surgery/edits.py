@@ -18,9 +18,10 @@ from ..checkpoint.keys import parametrized_key
 from ..checkpoint.record import Entry
 from ..checkpoint.source import Source
 from ..checkpoint.header import Slot
-from ..dtypes import code_of, torch_dtype
+from ..dtypes import DTYPES, code_of, dtype_name, torch_dtype
 from ..errors import CheckFailed, InputRefused, UsageError
 from ..maths.base import Check, compute_dtype, wide
+from ..registry import target_class
 from ..text import number_text, printable
 from ..view import View, parse_view
 from .evaluate import complete, read_state, require_chain, settle, weight_of
@@ -60,7 +61,7 @@ class Register:
             made = keyed(group.tensor, fitted.state)
             return {names[key]: tensor for key, tensor in made.items()}, numbers(fitted.moved, fitted.check)
 
-        return Step(group, "register", slots, str(chain), self.view.text, run, record=record_of(chain, self.view))
+        return Step(group, "register", slots, str(chain), self.view.text, run, record=record_of(chain, self.view, group))
 
     def _plan_append(self, group: Group) -> Step:
         require_chain(group)
@@ -95,7 +96,7 @@ class Register:
                 raise CheckFailed(f"the chain would move it by {number_text(change)}, more than --max-change {self.max_change:g}")
             return keyed(group.tensor, state), numbers(change, measure.image_check(whole, value, view, compute))
 
-        return Step(group, "append", slots, str(whole), view.text, run, record=record_of(whole, view))
+        return Step(group, "append", slots, str(whole), view.text, run, record=record_of(whole, view, group))
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,8 @@ class Assign:
 def chain_slots(group: Group, chain: Chain, view: View) -> tuple[Slot, ...]:
     """The slots that the chain writes for this tensor, as torch's own bookkeeping has them."""
     for link in chain.links:
+        if DTYPES[group.dtype].kind == "complex" and not link.entry.complex:
+            raise InputRefused(f"{link.entry.name} has no complex form, and this tensor is {dtype_name(group.dtype)}")
         check_link_shape(link, view.shape(group.shape))
     try:
         outline = hosting.outline(chain, group.shape, torch_dtype(group.dtype), view)
@@ -207,6 +210,7 @@ def check_link_shape(link: object, shape: tuple[int, ...]) -> None:
             error.message = error.message.replace(spec.partition(":")[0], with_name, 1)
             error.hint = error.hint or "--view flatten or blocks=N shows it other matrices; -t '...' can pick square ones"
             raise
+    target_class(link.entry).check_shape(torch.Size(shape), **link.arguments)
     if link.domain == "any" and link.image == "any" and not shape:
         raise InputRefused(f"{with_name} needs a tensor with dimensions; this one is a scalar")
 
@@ -249,8 +253,10 @@ def keyed(tensor: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {parametrized_key(tensor, role): value for role, value in state.items()}
 
 
-def record_of(chain: Chain, view: View) -> Entry:
-    return Entry("parametrized", str(chain), view.text, chain.constraint)
+def record_of(chain: Chain, view: View, group: Group) -> Entry:
+    """The record's word on a parametrized tensor; its shape too where no original has it."""
+    shape = None if target_class(chain.links[0].entry).stored_originals else group.shape
+    return Entry("parametrized", str(chain), view.text, chain.constraint, shape)
 
 
 def numbers(moved: float | None, check: Check | None) -> dict[str, object]:

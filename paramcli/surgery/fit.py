@@ -38,8 +38,10 @@ class Fitted:
 
 
 def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Floating tensors in the stored dtype; masks and other integers as they are."""
-    return tensor.to(dtype).contiguous() if tensor.is_floating_point() or tensor.is_complex() else tensor.contiguous()
+    """Floating tensors in the precision of `dtype`, real ones real and complex ones complex; integers as they are."""
+    if tensor.is_complex():
+        return tensor.to(dtype.to_complex()).contiguous()
+    return tensor.to(dtype.to_real() if dtype.is_complex else dtype).contiguous() if tensor.is_floating_point() else tensor.contiguous()
 
 
 def widened(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

@@ -140,9 +140,9 @@ def _refuse_collisions(slots: Sequence[Slot]) -> None:
 def require_editable(group: Group) -> None:
     """Raise InputRefused for a dtype that no parametrization is defined on."""
     kind = DTYPES[group.dtype].kind
-    if kind not in ("float", "half"):
+    if kind not in ("float", "half", "complex"):
         raise InputRefused(
-            f"{printable(group.tensor)} is {dtype_name(group.dtype)}; parametrizations need float64, float32, float16 or bfloat16",
+            f"{printable(group.tensor)} is {dtype_name(group.dtype)}; parametrizations need floating-point or complex numbers",
             hint="leave it out with -t",
             tensor=group.tensor,
         )

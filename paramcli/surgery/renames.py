@@ -8,6 +8,8 @@ from ..checkpoint.forms import FORM_OF_SPELLING, OLD_FORM, PARAMETRIZED, Group
 from ..checkpoint.header import Slot
 from ..checkpoint.keys import parametrized_key
 from ..errors import InputRefused
+from ..registry import PARAMETRIZATIONS
+from ..spec import parse_items
 from ..text import printable
 from .plan import Step
 
@@ -41,9 +43,11 @@ class Migrate:
 
     def _old_form(self, group: Group) -> str | None:
         form = OLD_FORM.get(frozenset(group.keys))
+        if form is None or group.alternatives:
+            return form
         # Two originals or a buffer named alike can be another parametrization; then shapes or a record said so.
-        known = group.alternatives or (group.chain or "").partition(":")[0] in _MIGRATABLE
-        return form if known else None
+        items = parse_items(group.chain) if group.chain else []
+        return form if len(items) == 1 and PARAMETRIZATIONS[items[0].name].old_form == form else None
 
     def plan(self, group: Group) -> Step:
         if group.problem:
@@ -82,6 +86,3 @@ class Migrate:
             return {parametrized_key(group.tensor, role): tensor for role, tensor in made.items()}, {"chain": str(chain)}
 
         return Step(group, "migrate", slots, group.chain, group.view, run, record=group.record)
-
-
-_MIGRATABLE = ("weight_norm", "spectral_norm", "mask", "prune_random", "prune_l1")

@@ -1,0 +1,304 @@
+"""Laws that every entry of the table keeps: sets first, then maps. Abilities, examples and tolerances come from the entries."""
+
+import pytest
+import torch
+
+from paramcli import measure
+from paramcli.chain import parse_chain
+from paramcli.dtypes import code_of
+from paramcli.errors import InputRefused
+from paramcli.host import bare, outline, register, roles, value
+from paramcli.registry import CONSTRAINTS, PARAMETRIZATIONS, target_class, within
+from paramcli.registry import constraint as make
+from paramcli.surgery.fit import evaluate, fit, widened
+from paramcli.view import IDENTITY, parse_view
+
+from .devices import only_explicit_devices
+
+# Square, tall, wide, one row, batches of each, a convolution, a vector.
+SHAPES = [(6, 6), (8, 4), (4, 8), (1, 8), (3, 4, 4), (2, 8, 4), (4, 4, 3, 3), (8,)]
+REAL = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+SEEDS = range(3)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def fits(spec: str, shape: tuple[int, ...]) -> bool:
+    try:
+        make(spec).check_shape(torch.Size(shape))
+    except InputRefused:
+        return False
+    return True
+
+
+def chain_fits(text: str, shape: tuple[int, ...]) -> bool:
+    for link in parse_chain(text).links:
+        try:
+            target_class(link.entry).check_shape(torch.Size(shape), **link.arguments)
+        except InputRefused:
+            return False
+        if not fits(link.domain, shape) or not fits(link.image, shape):
+            return False
+    return True
+
+
+SPECS = [spec for entry in CONSTRAINTS.values() for spec in entry.examples or (entry.name,)]
+SETS = [(spec, shape) for spec in SPECS for shape in SHAPES if fits(spec, shape)]
+CHAINS = [chain for entry in PARAMETRIZATIONS.values() for chain in entry.examples or (entry.name,)]
+MAPS = [(chain, shape) for chain in CHAINS for shape in SHAPES if chain_fits(chain, shape)]
+
+
+def last_class(chain: str) -> type:
+    return target_class(parse_chain(chain).links[-1].entry)
+
+
+def dtypes_of(chain: str) -> list[torch.dtype]:
+    return [*REAL, torch.complex64] if all(link.entry.complex for link in parse_chain(chain).links) else REAL
+
+
+def member(spec: str, shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return make(spec).sample(torch.Size(shape), generator(seed), dtype)
+
+
+def weight(chain: str, shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> torch.Tensor:
+    """A weight the chain can be fitted to: random where its set has nearest points, else a member of the set."""
+    image = parse_chain(chain).constraint
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    if image is not None and make(image).projection != "nearest":
+        return member(image, shape, seed, wide).to(dtype)
+    W = torch.randn(shape, generator=generator(seed), dtype=wide)
+    # The only 1 x 1 rotation is 1, and -1 is rightly refused.
+    return (W.abs() if shape[-2:] == (1, 1) else W).to(dtype)
+
+
+def test_every_entry_is_exercised():
+    """No entry escapes: each example is a chain that ends in its entry, and some shape fits it."""
+    for table, examples in ((CONSTRAINTS, SETS), (PARAMETRIZATIONS, MAPS)):
+        covered = {text.rpartition(",")[2].partition(":")[0] for text, _ in examples}
+        assert covered == set(table)
+
+
+# --- sets -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", REAL, ids=str)
+@pytest.mark.parametrize(("spec", "shape"), SETS, ids=str)
+def test_members_rounded_to_storage_are_accepted(spec, shape, dtype):
+    """A member computed in float64 and rounded once to its storage dtype is within the tolerance."""
+    for seed in SEEDS:
+        check = measure.check(spec, member(spec, shape, seed).to(dtype))
+        assert check.ok, check
+
+
+@pytest.mark.parametrize("dtype", REAL, ids=str)
+@pytest.mark.parametrize(("spec", "shape"), SETS, ids=str)
+def test_near_misses_are_rejected(spec, shape, dtype):
+    """What is close to the set and not in it is rejected in every dtype, bfloat16 included."""
+    for seed in SEEDS:
+        for label, tensor in make(spec).near_misses(member(spec, shape, seed)).items():
+            check = measure.check(spec, tensor.to(dtype))
+            assert not check.ok, (label, check)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_every_set_names_near_misses(spec):
+    """A set that rejects nothing proves nothing."""
+    assert any(make(spec).near_misses(member(spec, shape, 0)) for s, shape in SETS if s == spec)
+
+
+@pytest.mark.parametrize(("spec", "shape"), [(s, n) for s, n in SETS if make(s).projection != "none"], ids=str)
+def test_projection_lands_in_the_set_and_is_idempotent(spec, shape):
+    """project(X) lies in the set, and projecting again changes nothing."""
+    for seed in SEEDS:
+        P = make(spec).project(weight_near(spec, shape, seed))
+        assert P.shape == shape and measure.check(spec, P).ok
+        assert measure.moved(make(spec).project(P), P) < 1e-9
+
+
+def weight_near(spec: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    """A random tensor, or where some have no nearest point one not far from a member."""
+    W = torch.randn(shape, generator=generator(seed), dtype=torch.float64)
+    return W if make(spec).projection == "nearest" else member(spec, shape, seed) + 0.5 * W
+
+
+@pytest.mark.parametrize(("spec", "shape"), [(s, n) for s, n in SETS if make(s).projection == "nearest"], ids=str)
+def test_no_random_member_is_nearer_than_the_projection(spec, shape):
+    """The projection is the nearest point: no member found at random, or near it, is closer."""
+    X = weight_near(spec, shape, 3)
+    P = make(spec).project(X)
+    best = torch.linalg.vector_norm(P - X)
+    for seed in range(40):
+        assert torch.linalg.vector_norm(member(spec, shape, seed) - X) >= best - 1e-9
+        nudge = 10.0 ** -(1 + seed % 4) * torch.randn(shape, generator=generator(seed), dtype=torch.float64)
+        try:
+            other = make(spec).project(P + nudge)
+        except InputRefused:
+            continue
+        assert torch.linalg.vector_norm(other - X) >= best - 1e-9
+
+
+@pytest.mark.parametrize(("spec", "shape"), SETS, ids=str)
+def test_inclusions_of_the_table_are_true(spec, shape):
+    """A member of a set is a member of every set the table says contains it (those that need no arguments)."""
+    for other, entry in CONSTRAINTS.items():
+        if spec.partition(":")[0] != other and within(spec.partition(":")[0], other) and not any(a.required for a in entry.arguments):
+            check = measure.check(other, member(spec, shape, 0))
+            assert check.ok, check
+
+
+@pytest.mark.parametrize("spec", [s for s in SPECS if not make(s).whole and ((s, (3, 4, 4)) in SETS)])
+def test_a_batch_measures_as_its_matrices(spec):
+    """The residual of a batch is the residual of each of its matrices, members or not."""
+    batch = torch.stack([member(spec, (4, 4), 0), *list(make(spec).near_misses(member(spec, (4, 4), 1)).values())[:1], member(spec, (4, 4), 2)])
+    wanted = torch.stack([make(spec).residual(W) for W in batch])
+    torch.testing.assert_close(make(spec).residual(batch), wanted, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize(("spec", "shape"), SETS, ids=str)
+def test_sets_stay_on_their_device(spec, shape):
+    """Residual, projection and details create no tensor without saying where."""
+    W = member(spec, shape, 0)
+    with only_explicit_devices():
+        make(spec).residual(W)
+        make(spec).detail(1.5 * W)
+        if make(spec).projection != "none":
+            make(spec).project(W)
+
+
+# --- maps -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("chain", "shape", "dtype"), [(c, s, d) for c, s in MAPS for d in dtypes_of(c)], ids=str)
+def test_fit_lies_in_the_image_and_promises_hold(chain, shape, dtype):
+    """The fitted value keeps shape and dtype, lies in the chain's image, and evaluates from what is stored."""
+    for seed in SEEDS[:2]:
+        W = weight(chain, shape, seed, dtype)
+        fitted = fit(W, parse_chain(chain), IDENTITY)
+        assert fitted.value.dtype == dtype and fitted.value.shape == W.shape
+        assert fitted.check is None or fitted.check.ok
+        again = evaluate(parse_chain(chain), IDENTITY, shape, fitted.state, dtype)
+        assert torch.equal(again, fitted.value)
+
+
+@pytest.mark.parametrize(("chain", "shape", "dtype"), [(c, s, d) for c, s in MAPS if not last_class(c).random for d in dtypes_of(c)], ids=str)
+def test_fit_is_idempotent(chain, shape, dtype):
+    """A weight that is a value of the chain is kept to rounding: f(r(f(r(W)))) = f(r(W))."""
+    first = fit(weight(chain, shape, 1, dtype), parse_chain(chain), IDENTITY)
+    second = fit(first.value, parse_chain(chain), IDENTITY)
+    assert second.moved <= 40 * torch.finfo(dtype).eps * (25 if dtype in (torch.float64, torch.float32, torch.complex64) else 1)
+
+
+@pytest.mark.parametrize(("chain", "shape"), [(c, s) for c, s in MAPS if not last_class(c).random and parse_chain(c).constraint], ids=str)
+def test_members_of_the_image_are_kept(chain, shape):
+    """forward(right_inverse(Y)) = Y for members Y of the image, in float64."""
+    for seed in SEEDS:
+        Y = member(parse_chain(chain).constraint, shape, seed)
+        assert fit(Y, parse_chain(chain), IDENTITY).moved <= 1e-9
+
+
+def live(chain: str, shape: tuple[int, ...], seed: int, state: dict[str, torch.Tensor]) -> torch.nn.Module:
+    """A module with the chain registered as a user would, holding this state."""
+    host = register(bare(weight(chain, shape, seed, torch.float64)), "weight", parse_chain(chain), seed=0)
+    host.load_state_dict({f"parametrizations.weight.{role}": t for role, t in state.items()}, strict=True)
+    return host
+
+
+def trained(chain: str, shape: tuple[int, ...], seed: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """(tensors by role with the originals moved off the fitted ones, the entries that training moves: their gradient is not 0)."""
+    state = dict(fit(weight(chain, shape, seed, torch.float64), parse_chain(chain), IDENTITY).state)
+    host = live(chain, shape, seed, state).requires_grad_()
+    direction = torch.randn(shape, generator=generator(seed + 100), dtype=torch.float64)
+    (host.weight * direction).sum().backward()
+    moves = {}
+    for name, parameter in host.named_parameters():
+        if parameter.grad is not None:
+            role = name.removeprefix("parametrizations.weight.")
+            moves[role] = parameter.grad != 0
+            step = torch.randn(parameter.shape, generator=generator(seed), dtype=torch.float64)
+            state[role] = parameter.detach() + 0.3 * parameter.detach().abs().mean() * step * moves[role]
+    return state, moves
+
+
+@pytest.mark.parametrize(("chain", "shape"), [(c, s) for c, s in MAPS if last_class(c).onto_image and parse_chain(c).constraint], ids=str)
+def test_values_of_any_originals_lie_in_the_image(chain, shape):
+    """After training has moved the originals the value still lies in the image."""
+    for seed in SEEDS:
+        host_value = evaluate(parse_chain(chain), IDENTITY, shape, trained(chain, shape, seed)[0], torch.float64)
+        check = measure.image_check(parse_chain(chain), host_value, IDENTITY)
+        assert check.ok, check
+
+
+@pytest.mark.parametrize(("chain", "shape"), MAPS, ids=str)
+def test_a_file_and_a_live_module_agree(chain, shape):
+    """What is written has the names, shapes and dtypes of a module registered live, and loads into it strictly."""
+    parsed, W = parse_chain(chain), weight(chain, shape, 0, torch.float32)
+    fitted = fit(W, parsed, IDENTITY)
+    module = register(bare(W.clone()), "weight", parsed, seed=0)
+    live_roles = roles(module)
+    planned = outline(parsed, shape, torch.float32)
+    assert list(planned) == list(live_roles) and set(planned) == set(fitted.state)
+    for role, tensor in planned.items():
+        assert (tensor.shape, tensor.dtype) == (live_roles[role].shape, live_roles[role].dtype), role
+        assert (tensor.shape, tensor.dtype) == (fitted.state[role].shape, fitted.state[role].dtype), role
+        code_of(tensor.dtype)
+    module.load_state_dict({f"parametrizations.weight.{role}": t for role, t in fitted.state.items()}, strict=True)
+    assert torch.equal(value(module), fitted.value)
+
+
+@pytest.mark.parametrize("chain", [c for c in CHAINS if (c, (3, 4, 4)) in MAPS and (parse_chain(c).constraint is None or not make(parse_chain(c).constraint).whole) and not last_class(c).whole])
+def test_a_batch_is_fitted_as_its_matrices(chain):
+    """Each matrix of a batch is mapped on its own."""
+    batch = torch.stack([weight(chain, (4, 4), seed, torch.float64) for seed in SEEDS])
+    whole = fit(batch, parse_chain(chain), IDENTITY).value
+    for i in range(3):
+        torch.testing.assert_close(whole[i], fit(batch[i].clone(), parse_chain(chain), IDENTITY).value, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("chain", [c for c in CHAINS if last_class(c).differentiable])
+def test_gradients_flow(chain):
+    """gradcheck in float64 through the registered chain, with respect to its originals."""
+    shape = next(shape for c, shape in MAPS if c == chain)
+    state, moves = trained(chain, shape, 5)
+    host = live(chain, shape, 5, state)
+    host.forward = lambda: host.weight
+
+    def run(*steps):
+        moved = {f"parametrizations.weight.{r}": state[r] + step * moves[r] for r, step in zip(moves, steps)}
+        return torch.func.functional_call(host, moved, (), strict=False)
+
+    assert torch.autograd.gradcheck(run, [torch.zeros_like(state[role]).requires_grad_() for role in moves])
+
+
+@pytest.mark.parametrize(("chain", "shape"), MAPS, ids=str)
+def test_maps_stay_on_their_device(chain, shape):
+    """Fitting and evaluating create no tensor without saying where, and the map runs on another device, here meta."""
+    W = weight(chain, shape, 0, torch.float32)
+    with only_explicit_devices():
+        fitted = fit(W, parse_chain(chain), IDENTITY)
+    elsewhere = register(bare(W.clone()), "weight", parse_chain(chain), seed=0).to("meta")
+    with only_explicit_devices():
+        assert elsewhere.weight.is_meta and elsewhere.weight.shape == W.shape
+    assert set(roles(elsewhere)) == set(fitted.state)
+
+
+@pytest.mark.parametrize("view", ["flatten", "blocks=2", "heads=2", "transpose"])
+@pytest.mark.parametrize("chain", CHAINS)
+def test_views_keep_the_stored_shape(chain, view):
+    """Under a view value and stored originals keep their shape, and the image is held by what the view shows."""
+    seen_through = parse_view(view)
+    shape = next((s for s in [(8, 8), (8, 4), (8, 16), (8, 2, 4)] if chain_fits(chain, seen_through.shape(s))), None)
+    if shape is None:
+        assert not chain_fits(chain, (4, 8)) and not chain_fits(chain, (2, 4, 8))
+        return
+    W = seen_through.back(weight(chain, seen_through.shape(shape), 0, torch.float32), shape).contiguous()
+    fitted = fit(W, parse_chain(chain), seen_through)
+    assert fitted.value.shape == W.shape and fitted.value.is_contiguous()
+    stored = last_class(chain).stored_originals
+    for i in stored:
+        assert fitted.state["original" if len(fitted.state) and "original" in fitted.state else f"original{i}"].shape == W.shape
+    if fitted.check:
+        assert measure.check(fitted.check.constraint, seen_through.into(fitted.value)).ok
+    again = evaluate(parse_chain(chain), seen_through, shape, widened(fitted.state, torch.float32), torch.float32)
+    assert torch.equal(again, fitted.value)
