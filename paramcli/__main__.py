@@ -1,6 +1,13 @@
 """python -m paramcli"""
 
-from .cli.app import main
+import os
+import sys
+
+# `-m` puts the working folder in front of the import path; what lies beside a checkpoint is not to be imported.
+if not getattr(sys.flags, "safe_path", False) and sys.path and sys.path[0] in ("", os.getcwd()):
+    del sys.path[0]
+
+from .cli.app import main  # noqa: E402
 
 if __name__ == "__main__":
     main()

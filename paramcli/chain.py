@@ -28,8 +28,10 @@ class Link:
         return self.entry.name + "".join(pairs)
 
     def make(self, value):
-        """The live module for a tensor with this value; imports torch."""
-        return target_class(self.entry).make(value, **self.arguments)
+        """The live module for a tensor with this value, which remembers its own spec; imports torch."""
+        module = target_class(self.entry).make(value, **self.arguments)
+        module.spec = str(self)
+        return module
 
 
 @dataclass(frozen=True)

@@ -197,7 +197,7 @@ def registry_card(entry) -> str:
     """Everything the table knows of one entry, as text for 80 columns."""
     import textwrap
 
-    from .registry import CONSTRAINTS, PARAMETRIZATIONS, domains_and_images
+    from .registry import CONSTRAINTS, ORIGINS, domains_and_images
     from .spec import value_text
 
     sets = domains_and_images(entry)
@@ -212,6 +212,8 @@ def registry_card(entry) -> str:
         if CONSTRAINTS[image].residual and image != "any":
             rows.append(("residual", f"{image}: {CONSTRAINTS[image].residual}"))
     rows += [("cost", entry.cost), ("source", entry.source)]
+    if entry.name in ORIGINS:
+        rows.append(("from", ORIGINS[entry.name]))
     lines = [f"{entry.name}: {entry.summary}", ""]
     for label, text in rows:
         lines += textwrap.wrap(text, 79, initial_indent=f"  {label:<15}", subsequent_indent=" " * 17) or [f"  {label}"]

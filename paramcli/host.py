@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 
 from .chain import Chain
 from .errors import InputRefused
+from .registry import constraint, target_class
 from .view import IDENTITY, View
 
 _PREFIX = "parametrizations.weight."
@@ -56,9 +57,28 @@ def register(module: nn.Module, name: str, chain: Chain, view: View = IDENTITY, 
     return module
 
 
-def roles(host: nn.Module) -> dict[str, Tensor]:
+def roles(host: nn.Module, name: str = "weight") -> dict[str, Tensor]:
     """Role -> tensor, in torch's order."""
-    return {key.removeprefix(_PREFIX): value for key, value in host.state_dict().items()}
+    return dict(host.parametrizations[name].state_dict())
+
+
+def require_fit(chain: Chain, view: View, shape: Sequence[int], dtype: torch.dtype) -> None:
+    """Raise InputRefused where a link has no complex form, or the sets it maps between have no tensors of this shape."""
+    seen = torch.Size(view.shape(shape))
+    for link in chain.links:
+        name = link.entry.name
+        if dtype.is_complex and not link.entry.complex:
+            raise InputRefused(f"{name} has no complex form, and this tensor is {str(dtype).removeprefix('torch.')}")
+        for spec in (link.domain, link.image):
+            try:
+                constraint(spec).check_shape(seen)
+            except InputRefused as error:
+                error.message = error.message.replace(spec.partition(":")[0], name, 1)
+                error.hint = error.hint or "--view flatten or blocks=N shows it other matrices; -t '...' can pick square ones"
+                raise
+        target_class(link.entry).check_shape(seen, **link.arguments)
+        if link.domain == "any" and link.image == "any" and not seen:
+            raise InputRefused(f"{name} needs a tensor with dimensions; this one is a scalar")
 
 
 def outline(chain: Chain, shape: Sequence[int], dtype: torch.dtype, view: View = IDENTITY) -> dict[str, Tensor]:
@@ -83,6 +103,6 @@ def value(host: nn.Module) -> Tensor:
         raise InputRefused(f"the chain cannot be evaluated: {str(error).splitlines()[0]}") from None
 
 
-def parts(host: nn.Module) -> list[nn.Module]:
+def parts(host: nn.Module, name: str = "weight") -> list[nn.Module]:
     """The parametrization modules in the order they apply."""
-    return list(host.parametrizations.weight)
+    return list(host.parametrizations[name])

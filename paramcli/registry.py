@@ -13,12 +13,37 @@ from importlib import import_module
 from .catalogue import core
 from .catalogue.entry import ConstraintEntry, Entry
 from .errors import UsageError
-from .spec import Item, Value, parse_items
+from .spec import Item, Value, is_name, parse_items
 from .text import closest, printable
 
 _FAMILIES = (core,)
-CONSTRAINTS = {entry.name: entry for family in _FAMILIES for entry in family.CONSTRAINTS}
-PARAMETRIZATIONS = {entry.name: entry for family in _FAMILIES for entry in family.PARAMETRIZATIONS}
+CONSTRAINTS: dict[str, ConstraintEntry] = {entry.name: entry for family in _FAMILIES for entry in family.CONSTRAINTS}
+PARAMETRIZATIONS: dict[str, Entry] = {entry.name: entry for family in _FAMILIES for entry in family.PARAMETRIZATIONS}
+# Entries that are not built in -> who brought them.
+ORIGINS: dict[str, str] = {}
+
+
+def add_family(family: object, origin: str) -> None:
+    """Add the entries of a plug-in; UsageError where they are none, or take a name that is taken."""
+    sets, maps = tuple(getattr(family, "CONSTRAINTS", ())), tuple(getattr(family, "PARAMETRIZATIONS", ()))
+    if not sets and not maps:
+        raise UsageError(f"{origin} has no PARAMETRIZATIONS and no CONSTRAINTS")
+    for table, entries, kind in ((CONSTRAINTS, sets, ConstraintEntry), (PARAMETRIZATIONS, maps, Entry)):
+        for entry in entries:
+            if not isinstance(entry, kind) or not is_name(entry.name):
+                raise UsageError(f"{origin}: {printable(entry, 80)} is no {kind.__name__} with a lower-case name")
+            if entry.name in table:
+                raise UsageError(f"{origin}: the name {entry.name} is taken")
+    CONSTRAINTS.update({entry.name: entry for entry in sets})
+    known = {name for entry in maps for pair in entry.maps for name in pair if isinstance(name, str)}
+    unknown = sorted(name for name in known if name.partition(":")[0] not in CONSTRAINTS)
+    unknown += [name for entry in sets for name in entry.within if name not in CONSTRAINTS]
+    if unknown:
+        for entry in sets:
+            del CONSTRAINTS[entry.name]
+        raise UsageError(f"{origin}: no constraint named {printable(unknown[0])}")
+    PARAMETRIZATIONS.update({entry.name: entry for entry in maps})
+    ORIGINS.update({entry.name: origin for entry in (*sets, *maps)})
 
 
 def within(name: str, other: str) -> bool:

@@ -20,6 +20,11 @@ _NAME = re.compile(r"[a-z][a-z0-9_.]*")
 MAX_SPEC_LENGTH = 2000
 
 
+def is_name(text: object) -> bool:
+    """Can this be the name of an entry: lower snake case, dots allowed?"""
+    return isinstance(text, str) and bool(_NAME.fullmatch(text))
+
+
 @dataclass(frozen=True)
 class Item:
     """One item of a spec: a name and its arguments, still text."""

@@ -10,6 +10,7 @@ from typing import Annotated, Optional
 import typer
 
 from .. import __version__
+from ..console import Screen
 from ..errors import ParamcliError, UsageError
 from ..text import printable, printable_path
 
@@ -36,18 +37,25 @@ def _version(wanted: bool) -> None:
 def common(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     no_color: Annotated[bool, typer.Option("--no-color", help="No colour (NO_COLOR works too).")] = False,
+    plugin: Annotated[Optional[list[str]], typer.Option("--plugin", metavar="FILE.py:NAME", help="Add the parametrizations of a Python file; repeatable. Installed plug-ins load by themselves.", show_default=False)] = None,
     version: Annotated[Optional[bool], typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = None,
 ) -> None:
     if no_color:
         os.environ["NO_COLOR"] = "1"
+    from ..plugins import load_file, load_installed
+
+    for problem in load_installed():
+        Screen().warn(problem)
+    for spec in plugin or ():
+        load_file(spec)
 
 
 @functools.cache
 def _command():
     """The parser with every command, built once; each module imports torch inside its function, if at all."""
-    from . import add, assign, convert, diff, discover, inspect_command, migrate, registry_command, remove, verify
+    from . import add, assign, convert, diff, discover, inspect_command, migrate, registry_command, remove, snippet, verify
 
-    for module in (inspect_command, registry_command, add, assign, remove, verify, migrate, convert, diff, discover):
+    for module in (inspect_command, registry_command, add, assign, remove, verify, migrate, convert, diff, discover, snippet):
         module.attach(app)
     return typer.main.get_command(app)
 

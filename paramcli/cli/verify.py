@@ -50,7 +50,7 @@ def verify(
     seen = parse_view(view).text if view is not None else None
     check_compute(compute_dtype)
     with open_groups(ckpt, root, ignore_record, screen) as opened:
-        from ..verify import select_claims, verifiable, verify_group
+        from ..verdict import select_claims, verifiable, verify_group
 
         chosen = [with_chain(group, chain, seen) if chain else group for group in opened.choose(tensor)]
         if not tensor:

@@ -18,14 +18,14 @@ from ..checkpoint.keys import parametrized_key
 from ..checkpoint.record import Entry
 from ..checkpoint.source import Source
 from ..checkpoint.header import Slot
-from ..dtypes import DTYPES, code_of, dtype_name, torch_dtype
+from ..dtypes import code_of, torch_dtype
 from ..errors import CheckFailed, InputRefused, UsageError
 from ..maths.base import Check, compute_dtype, wide
 from ..registry import target_class
 from ..text import number_text, printable
 from ..view import View, parse_view
 from .evaluate import complete, read_state, require_chain, settle, weight_of
-from .fit import Fitted, evaluate, fit, invert, rounded, widened
+from .fit import evaluate, fit, invert, rounded, widened
 from .plan import Step, require_editable
 
 
@@ -177,10 +177,7 @@ class Assign:
 
 def chain_slots(group: Group, chain: Chain, view: View) -> tuple[Slot, ...]:
     """The slots that the chain writes for this tensor, as torch's own bookkeeping has them."""
-    for link in chain.links:
-        if DTYPES[group.dtype].kind == "complex" and not link.entry.complex:
-            raise InputRefused(f"{link.entry.name} has no complex form, and this tensor is {dtype_name(group.dtype)}")
-        check_link_shape(link, view.shape(group.shape))
+    hosting.require_fit(chain, view, group.shape, torch_dtype(group.dtype))
     try:
         outline = hosting.outline(chain, group.shape, torch_dtype(group.dtype), view)
     except (IndexError, ValueError, RuntimeError) as error:
@@ -196,23 +193,6 @@ def old_names(tensor: str, chain: Chain, slots: tuple[Slot, ...]) -> dict[str, s
     if form is None or len(chain) != 1:
         raise UsageError(f"{chain} has no old spelling", hint="weight_norm, spectral_norm and pruning have one")
     return {parametrized_key(tensor, role): tensor + suffix for suffix, role in FORM_OF_SPELLING[form].roles.items()}
-
-
-def check_link_shape(link: object, shape: tuple[int, ...]) -> None:
-    """Raise InputRefused where the sets a link maps between have no tensors of this shape."""
-    from ..registry import constraint
-
-    with_name = link.entry.name
-    for spec in (link.domain, link.image):
-        try:
-            constraint(spec).check_shape(torch.Size(shape))
-        except InputRefused as error:
-            error.message = error.message.replace(spec.partition(":")[0], with_name, 1)
-            error.hint = error.hint or "--view flatten or blocks=N shows it other matrices; -t '...' can pick square ones"
-            raise
-    target_class(link.entry).check_shape(torch.Size(shape), **link.arguments)
-    if link.domain == "any" and link.image == "any" and not shape:
-        raise InputRefused(f"{with_name} needs a tensor with dimensions; this one is a scalar")
 
 
 def check_roles(group: Group, chain: Chain, view: View) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from .checkpoint.forms import Group
 from .checkpoint.source import Source
 from .errors import InputRefused, error_context
 from .maths.base import Check, Parametrization, compute_dtype, wide
-from .registry import parse_constraint
+from .registry import parse_constraint, target_class
 from .surgery.evaluate import complete, read_state, require_chain, settle, weight_of
 from .surgery.fit import widened
 from .view import View, parse_view
@@ -29,6 +29,10 @@ class Verdict:
     chain: str | None
     view: str | None
     checks: tuple[Check, ...]
+
+    @property
+    def tensor(self) -> str:
+        return self.group.tensor
 
     @property
     def ok(self) -> bool:
@@ -61,33 +65,41 @@ def verify_group(
         value = state["value"] if group.is_plain else weight_of(group, state, chain, seen_through, compute)
         if not (value.is_floating_point() or value.is_complex()):
             raise InputRefused(f"{str(value.dtype).removeprefix('torch.')} tensors have no constraint to verify")
-        wanted = constraint or group.constraint or (chain.constraint if chain else None)
-        checks = []
-        if wanted is not None:
-            checks.append(measure.check(wanted, value, seen_through, tolerance, compute_dtype(value.dtype, compute)))
-        if chain is not None and constraint is None:
-            checks += _own_checks(group, state, chain, seen_through, value)
-        if not checks:
-            checks.append(measure.check("any", value, seen_through))
-        return Verdict(group, str(chain) if chain else group.chain, seen_through.text, tuple(checks))
+        if chain is None:
+            return Verdict(group, group.chain, seen_through.text, (measure.check(constraint or group.constraint or "any", value, seen_through, tolerance),))
+        whole = complete(group, state, chain)
+        checks = measure_parts(chain, seen_through, value, whole, constraint or group.constraint, tolerance, compute, own=constraint is None)
+        return Verdict(group, str(chain), seen_through.text, tuple(checks))
 
 
-def _own_checks(group: Group, state: dict[str, Tensor], chain: Chain, view: View, value: Tensor) -> list[Check]:
-    """What each link promises about its own tensors: u and v of unit length, zeros under a mask, the norms g."""
-    classes = [type(part).checks for part in hosting.parts(hosting.load(chain, view, group.shape, complete(group, state, chain)))]
-    if all(method is Parametrization.checks for method in classes):
+def measure_parts(
+    chain: Chain, view: View, value: Tensor, state: Mapping[str, Tensor], constraint: str | None = None, tolerance: float | None = None,
+    compute: str = "same", own: bool = True,
+) -> list[Check]:  # fmt: skip
+    """The constraint (default: the chain's) on the value, and what each link promises about its own tensors (`state`, by role)."""
+    wanted = constraint or chain.constraint
+    checks = []
+    if wanted is not None:
+        checks.append(measure.check(wanted, value, view, tolerance, compute_dtype(value.dtype, compute)))
+    if own:
+        checks += _own_checks(chain, view, value, state)
+    return checks or [measure.check("any", value, view)]
+
+
+def _own_checks(chain: Chain, view: View, value: Tensor, state: Mapping[str, Tensor]) -> list[Check]:
+    """u and v of unit length, zeros under a mask, the norms g: whatever a link checks beyond its constraint."""
+    if all(target_class(link.entry).checks is Parametrization.checks for link in chain.links):
         return []
     double = wide(value.dtype, value.device)
-    host = hosting.load(chain, view, group.shape, widened(complete(group, state, chain), double))
-    names = sorted(role for role in hosting.roles(host) if role.startswith("original"))
-    originals = tuple(hosting.roles(host)[name] for name in names)
+    host = hosting.load(chain, view, value.shape, widened(state, double))
+    originals = tuple(tensor for role, tensor in hosting.roles(host).items() if role.startswith("original"))
     checks = []
     parts = hosting.parts(host)
     for index, part in enumerate(parts):
         seen = part.into_view(originals)
         made = view.into(value.to(double)) if index == len(parts) - 1 else part.map(*seen)
         checks += part.checks(seen, made)
-        originals = (view.back(made, group.shape),)
+        originals = (view.back(made, value.shape),)
     return checks
 
 

@@ -1,0 +1,52 @@
+"""A small plug-in: tensors with entries in steps of one half, and the map that rounds to them."""
+
+import torch
+from torch import Tensor
+
+from paramcli.catalogue.entry import ConstraintEntry, Entry
+from paramcli.maths.base import Constraint, Parametrization
+
+
+class Halves(Constraint):
+    """{W : 2 W is whole}. Residual: the largest distance of 2 W from whole numbers."""
+
+    name = "halves"
+    whole = True
+
+    def residual(self, W: Tensor) -> Tensor:
+        return (2 * W - (2 * W).round()).abs().max()
+
+    def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
+        return 0.0
+
+    def project(self, W: Tensor) -> Tensor:
+        return (2 * W).round() / 2
+
+    def near_misses(self, W: Tensor) -> dict[str, Tensor]:
+        return {"off by a quarter": W + 0.25}
+
+
+class RoundToHalves(Parametrization):
+    """X to round(2 X) / 2."""
+
+    is_projection = True
+    differentiable = False
+
+    def map(self, X: Tensor) -> Tensor:
+        return (2 * X).round() / 2
+
+
+CONSTRAINTS = (ConstraintEntry("halves", "2 W is whole", Halves, residual="max |2 W - round(2 W)|"),)
+PARAMETRIZATIONS = (
+    Entry(
+        "to_halves",
+        "example",
+        "rounded to the nearest half",
+        "W = round(2 X) / 2",
+        (("any", "halves"),),
+        "W itself",
+        "tests/plugin",
+        RoundToHalves,
+        cost="one pass",
+    ),
+)
