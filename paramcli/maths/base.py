@@ -166,6 +166,8 @@ class Parametrization(nn.Module):
     onto_image = True
     # The map sees the whole tensor, not matrix by matrix of a batch.
     whole = False
+    # Every member of the image is a value of the map; off where the image is a larger set, the least that has a name.
+    fills_image = True
     # Each registration draws anew, so that doing it twice gives another value.
     random = False
     # The gradient with respect to the originals is the derivative of the map (not a straight-through estimate).

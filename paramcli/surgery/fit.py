@@ -81,7 +81,7 @@ def invert(
         wanted = originals
         originals = part.inverse(wanted)
         _check_round_trip(part, chain.links[index].entry.name, originals, wanted)
-        state.update({f"{index}.{name}": buffer for name, buffer in part.named_buffers()})
+        state.update({f"{index}.{name}": tensor for name, tensor in part.state_dict().items()})
     if isinstance(originals, Tensor):
         return {"original": view.back(originals, shape), **state}
     stored = [view.back(X, shape) if i in part.stored_originals else X for i, X in enumerate(originals)]

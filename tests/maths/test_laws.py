@@ -190,7 +190,7 @@ def test_fit_is_idempotent(chain, shape, dtype):
     assert second.moved <= 40 * torch.finfo(dtype).eps * (25 if dtype in (torch.float64, torch.float32, torch.complex64) else 1)
 
 
-@pytest.mark.parametrize(("chain", "shape"), [(c, s) for c, s in MAPS if not last_class(c).random and parse_chain(c).constraint], ids=str)
+@pytest.mark.parametrize(("chain", "shape"), [(c, s) for c, s in MAPS if last_class(c).fills_image and not last_class(c).random and parse_chain(c).constraint], ids=str)
 def test_members_of_the_image_are_kept(chain, shape):
     """forward(right_inverse(Y)) = Y for members Y of the image, in float64."""
     for seed in SEEDS:
@@ -288,10 +288,7 @@ def test_maps_stay_on_their_device(chain, shape):
 def test_views_keep_the_stored_shape(chain, view):
     """Under a view value and stored originals keep their shape, and the image is held by what the view shows."""
     seen_through = parse_view(view)
-    shape = next((s for s in [(8, 8), (8, 4), (8, 16), (8, 2, 4)] if chain_fits(chain, seen_through.shape(s))), None)
-    if shape is None:
-        assert not chain_fits(chain, (4, 8)) and not chain_fits(chain, (2, 4, 8))
-        return
+    shape = next(s for s in [(8, 8), (8, 4), (8, 16), (8, 2, 4)] if chain_fits(chain, seen_through.shape(s)))
     W = seen_through.back(weight(chain, seen_through.shape(shape), 0, torch.float32), shape).contiguous()
     fitted = fit(W, parse_chain(chain), seen_through)
     assert fitted.value.shape == W.shape and fitted.value.is_contiguous()

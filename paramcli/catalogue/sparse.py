@@ -1,0 +1,76 @@
+"""Structured pruning and N:M sparsity; the masks are stored, so that they survive saving."""
+
+from __future__ import annotations
+
+from ..spec import Argument, value_text
+from .entry import ConstraintEntry, Entry
+
+SLICES = Argument("amount", "amount", "share of the slices to drop (0.3), or their number (30)", required=True, minimum=0)
+DIM = Argument("dim", "int", "the dimension whose slices are dropped; 0: outputs", 0, minimum=-64, maximum=63)
+NM = (
+    Argument("n", "int", "entries that stay of every m", 2, minimum=1, maximum=64),
+    Argument("m", "int", "size of a group", 4, minimum=2, maximum=64),
+    Argument("dim", "int", "the dimension along which groups lie", -1, minimum=-64, maximum=63),
+)
+KEEPS = "W itself: pruned entries keep their values until baked"
+
+CONSTRAINTS = (
+    ConstraintEntry(
+        "structured_sparse",
+        "at least `amount` of the slices along dim are zero",
+        "sparse:StructuredSparse",
+        arguments=(SLICES, DIM),
+        residual="missing zero slices / slices",
+        examples=("structured_sparse:amount=0.5", "structured_sparse:amount=1:dim=1"),
+    ),
+    ConstraintEntry(
+        "nm",
+        "of every m entries along dim at most n are not zero",
+        "sparse:NofM",
+        arguments=NM,
+        residual="share of groups with more than n entries",
+        examples=("nm", "nm:n=1:m=2:dim=0"),
+    ),
+)
+
+PARAMETRIZATIONS = (
+    Entry(
+        "prune_structured",
+        "mask",
+        "a mask that drops whole slices by their norm or at random",
+        "W = X * mask, the mask constant on each slice along dim",
+        (
+            (
+                "any",
+                lambda a: f"structured_sparse:amount={value_text(a.get('amount', 0))}:dim={a.get('dim', 0)}",
+            ),
+        ),
+        KEEPS,
+        "torch.nn.utils.prune.ln_structured, random_structured",
+        "sparse:PruneStructured",
+        (
+            SLICES,
+            Argument("n", "choice", "the norm that ranks slices: L1, L2, largest entry; or drawn", "2", choices=("1", "2", "inf", "random")),
+            DIM,
+        ),
+        cost="one pass",
+        examples=("prune_structured:amount=0.5", "prune_structured:amount=1:n=1:dim=1"),
+        old_form="prune_old",
+        complex=True,
+    ),
+    Entry(
+        "nm",
+        "mask",
+        "a mask that keeps the n largest of every m (2:4 sparsity)",
+        "W = X * mask, the mask with n ones in every m along dim",
+        (("any", lambda a: f"nm:n={a.get('n', 2)}:m={a.get('m', 4)}:dim={a.get('dim', -1)}"),),
+        KEEPS,
+        "Mishra et al. 2021, arXiv:2104.08378",
+        "sparse:PruneNM",
+        NM,
+        cost="one sort of each group",
+        examples=("nm", "nm:n=1:m=2:dim=0"),
+        old_form="prune_old",
+        complex=True,
+    ),
+)

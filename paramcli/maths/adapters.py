@@ -1,0 +1,167 @@
+"""Low-rank and orthogonal adapters: the weight stays underneath, and a few numbers change it.
+
+The parametrization holds parameters of its own beside the original, as in minLoRA, so the keys are
+`original` (the frozen weight), `0.lora_A`, `0.lora_B`. All of them start from the weight as it is.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputRefused
+from .base import Check, Parametrization, eps, relative
+
+
+def matrix_shape(shape: torch.Size) -> tuple[int, int]:
+    """(out, everything else): the matrix an adapter sees of a linear or convolution weight."""
+    return shape[0], math.prod(shape[1:])
+
+
+def require_matrix(shape: torch.Size, who: str, rank: int | None = None) -> None:
+    if len(shape) < 2:
+        raise InputRefused(f"{who} needs two dimensions or more; the tensor has {len(shape)}")
+    if rank is not None and rank > min(matrix_shape(shape)):
+        out, rest = matrix_shape(shape)
+        raise InputRefused(f"{who}:rank={rank} is more than a {out}x{rest} matrix can have")
+
+
+class LoRA(Parametrization):
+    r"""W0 to W0 + (alpha / rank) B A, with B of shape (out, rank) and A of shape (rank, everything else).
+
+    Inverse: W0 = W, B = 0, A random: the weight as it is, ready to train.
+    Cost:    one thin product.
+    Source:  Hu et al. 2021, arXiv:2106.09685; keys as in minLoRA.
+    """
+
+    whole = True
+
+    def __init__(self, A: Tensor, B: Tensor, alpha: float):
+        super().__init__()
+        self.lora_A, self.lora_B = nn.Parameter(A), nn.Parameter(B)
+        self.scaling = alpha / A.size(0)
+
+    @classmethod
+    def check_shape(cls, shape: torch.Size, rank: int, alpha: float = 1.0) -> None:
+        require_matrix(shape, "lora", rank)
+
+    @classmethod
+    def make(cls, value: Tensor, rank: int, alpha: float = 1.0) -> LoRA:
+        out, rest = matrix_shape(value.shape)
+        A = torch.empty(rank, rest, dtype=value.dtype, device=value.device)
+        return cls(draw(A), torch.zeros(out, rank, dtype=value.dtype, device=value.device), alpha)
+
+    def change(self, X: Tensor) -> Tensor:
+        return (self.lora_B.to(X.dtype) @ self.lora_A.to(X.dtype)).view(X.shape) * self.scaling
+
+    def map(self, X: Tensor) -> Tensor:
+        return X + self.change(X)
+
+    def inverse(self, W: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.lora_B.zero_()
+        return W
+
+    def checks(self, originals: tuple[Tensor, ...], value: Tensor) -> list[Check]:
+        rank = self.lora_A.size(0)
+        S = torch.linalg.svdvals((value - originals[0]).reshape(matrix_shape(value.shape)))
+        # The difference of two stored tensors carries their rounding, in units of the weight's own size.
+        size = torch.linalg.matrix_norm(originals[0].reshape(matrix_shape(value.shape)), 2)
+        beyond = (S[rank] / size).item() if rank < len(S) else 0.0
+        return [Check(f"change_of_rank:{rank}", beyond, 8 * eps(torch.bfloat16))]
+
+
+def draw(A: Tensor) -> Tensor:
+    """Uniform in +-1/sqrt(fan in), as torch starts a linear layer and minLoRA its A; drawn on the CPU for every device alike."""
+    if A.is_meta:
+        return A
+    bound = 1 / math.sqrt(max(A.size(1), 1))
+    values = torch.rand(A.shape, dtype=torch.float64, device="cpu") * 2 * bound - bound
+    return A.copy_(values.to(A.dtype))
+
+
+class DoRA(LoRA):
+    r"""W0 to m (W0 + (alpha / rank) B A) / ||W0 + (alpha / rank) B A||, the norm over each output's weights.
+
+    Inverse: W0 = W, m = ||W||, B = 0.
+    Cost:    one thin product and one pass.
+    Source:  Liu et al. 2024, arXiv:2402.09353.
+    """
+
+    def __init__(self, A: Tensor, B: Tensor, alpha: float, magnitude: Tensor):
+        super().__init__(A, B, alpha)
+        self.magnitude = nn.Parameter(magnitude)
+
+    @classmethod
+    def check_shape(cls, shape: torch.Size, rank: int, alpha: float = 1.0) -> None:
+        require_matrix(shape, "dora", rank)
+
+    @classmethod
+    def make(cls, value: Tensor, rank: int, alpha: float = 1.0) -> DoRA:
+        plain = LoRA.make(value, rank, alpha)
+        return cls(plain.lora_A.data, plain.lora_B.data, alpha, lengths(value))
+
+    def map(self, X: Tensor) -> Tensor:
+        V = X + self.change(X)
+        size = lengths(V)
+        return V * (self.magnitude.to(X.dtype) / size.where(size != 0, 1.0)).reshape(-1, *[1] * (X.ndim - 1))
+
+    def inverse(self, W: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.magnitude.copy_(lengths(W))
+        return super().inverse(W)
+
+    def checks(self, originals: tuple[Tensor, ...], value: Tensor) -> list[Check]:
+        error = relative((lengths(value) - self.magnitude.abs()).unsqueeze(0), self.magnitude.unsqueeze(0))
+        return [Check("norms", error.max().item(), 8 * eps(torch.bfloat16))]
+
+
+def lengths(W: Tensor) -> Tensor:
+    """The length of each output's weights."""
+    return torch.linalg.vector_norm(W.flatten(1), dim=1)
+
+
+class OFT(Parametrization):
+    r"""W0 to R W0, with R = diag(R_1, ..., R_blocks) rotations of the outputs, R_i = (I + K_i)(I - K_i)^{-1}, K_i skew.
+
+    In plain words, the outputs of a layer are turned among each other and keep every angle between inputs: W^T W = W0^T W0.
+
+    Inverse: W0 = W, K = 0.
+    Cost:    a solve for each block and one product.
+    Source:  Qiu et al. 2023, arXiv:2306.07280 (orthogonal fine-tuning).
+    """
+
+    whole = True
+
+    def __init__(self, K: Tensor):
+        super().__init__()
+        self.oft_K = nn.Parameter(K)
+
+    @classmethod
+    def check_shape(cls, shape: torch.Size, blocks: int = 1) -> None:
+        require_matrix(shape, "oft")
+        if shape[0] % blocks:
+            raise InputRefused(f"oft:blocks={blocks} does not divide the {shape[0]} outputs")
+
+    @classmethod
+    def make(cls, value: Tensor, blocks: int = 1) -> OFT:
+        size = value.size(0) // blocks
+        return cls(torch.zeros(blocks, size, size, dtype=value.dtype, device=value.device))
+
+    def map(self, X: Tensor) -> Tensor:
+        K = self.oft_K.to(X.dtype).triu(1)
+        K = K - K.mT
+        I = torch.eye(K.size(-1), dtype=K.dtype, device=K.device)
+        R = torch.linalg.solve(I - K, I + K)
+        return (R @ X.reshape(K.size(0), K.size(1), -1)).reshape(X.shape)
+
+    def inverse(self, W: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.oft_K.zero_()
+        return W
+
+    def checks(self, originals: tuple[Tensor, ...], value: Tensor) -> list[Check]:
+        before, after = (T.flatten(1).mT @ T.flatten(1) for T in (originals[0], value))
+        return [Check("gram_kept", relative(after - before, before).max().item(), 8 * eps(torch.bfloat16))]

@@ -1,0 +1,301 @@
+"""Quantization: values on a grid, with straight-through gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .base import CannotReach, Check, Constraint, Parametrization, eps
+from .norm import check_dim
+
+FLOAT8 = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
+
+
+def straight_through(value: Tensor, X: Tensor) -> Tensor:
+    """`value`, exactly, with the gradient of X."""
+    return value.detach() + (X - X.detach())
+
+
+def slices(W: Tensor, dim: int | None) -> Tensor:
+    """(slices, entries): one row for each slice along `dim`, one in all for None."""
+    return W.reshape(1, -1) if dim is None else W.movedim(dim, 0).reshape(W.size(dim), -1)
+
+
+def unslice(rows: Tensor, shape: torch.Size, dim: int | None) -> Tensor:
+    if dim is None:
+        return rows.reshape(shape)
+    moved = list(shape)
+    front = moved.pop(dim)
+    return rows.reshape(front, *moved).movedim(0, dim)
+
+
+class Levels(Constraint):
+    r"""{W : at most `count` different values in each slice along `dim`}, in the whole tensor for dim=none.
+
+    Residual: max(0, values - count) / entries of the worst slice. There is no cheap nearest point (k-means), so none is given.
+    """
+
+    name = "levels"
+    projection = "none"
+    whole = True
+
+    def __init__(self, count: int, dim: int | None = None):
+        self.count, self.dim = count, dim
+
+    def _values(self, W: Tensor) -> Tensor:
+        ordered = slices(W, self.dim).sort(dim=1).values
+        return 1 + (ordered.diff(dim=1) != 0).sum(1)
+
+    def residual(self, W: Tensor) -> Tensor:
+        rows = slices(W, self.dim)
+        return ((self._values(W) - self.count).clamp(min=0).to(torch.float64) / rows.size(1)).amax()
+
+    def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
+        # Rounding makes equal values of equal values.
+        return 0.0
+
+    def project(self, W: Tensor) -> Tensor:
+        if bool(self.residual(W) > 0):
+            raise CannotReach(
+                f"the tensor has {int(self._values(W).max())} different values, more than {self.count}",
+                hint="--chain fake_quant rounds it to a grid",
+            )
+        return W
+
+    def detail(self, W: Tensor) -> str | None:
+        return f"up to {int(self._values(W).max())} different values, {self.count} allowed"
+
+    def check_shape(self, shape: torch.Size) -> None:
+        check_dim(shape, self.dim, self.name)
+
+    def sample(self, shape: torch.Size, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
+        # Whole numbers, so that rounding to bfloat16 does not merge or split any.
+        return torch.randint(-(self.count // 2), self.count - self.count // 2, shape, generator=generator).to(dtype)
+
+    def near_misses(self, W: Tensor) -> dict[str, Tensor]:
+        steps = torch.arange(slices(W, self.dim).size(1), dtype=W.dtype, device=W.device)
+        return {"all different": unslice(steps.expand(slices(W, self.dim).shape), W.shape, self.dim)} if len(steps) > self.count else {}
+
+    @classmethod
+    def candidates(cls, W: Tensor) -> list[Constraint]:
+        values = int(cls(1)._values(W).max())
+        return [cls(values)] if 2 <= values <= 256 and values * 8 <= W.numel() else []
+
+
+class FakeQuant(Parametrization):
+    r"""X to s clamp(round(X / s), -q, q), q = 2^(bits-1) - 1: the values a symmetric `bits`-bit integer tensor can have.
+
+    In plain words, what a quantized kernel would compute with, kept in floating point; s is stored.
+
+    Shapes:  any; one scale for each slice along `dim` (none: the whole tensor).
+    Inverse: X itself where it lies on the grid of its own range.
+    Gradient: straight through, as in quantization-aware training.
+    Cost:    one pass.
+    Source:  torch.fake_quantize_per_channel_affine; Jacob et al. 2018, arXiv:1712.05877.
+    """
+
+    is_projection = True
+    differentiable = False
+    whole = True
+    # Its values have few levels, and those are evenly spaced, which a set that rounding may not leave cannot ask for.
+    fills_image = False
+
+    def __init__(self, scale: Tensor, bits: int, dim: int | None):
+        super().__init__()
+        self.largest, self.dim = 2 ** (bits - 1) - 1, dim
+        self.register_buffer("scale", scale)
+
+    @classmethod
+    def check_shape(cls, shape: torch.Size, bits: int = 8, dim: int | None = None) -> None:
+        check_dim(shape, dim, "fake_quant")
+
+    @classmethod
+    def make(cls, value: Tensor, bits: int = 8, dim: int | None = None) -> FakeQuant:
+        scale = slices(value, dim).abs().amax(1) / (2 ** (bits - 1) - 1)
+        # A slice of zeros has no range; any scale keeps it.
+        return cls(scale.where(scale != 0, 1.0), bits, dim)
+
+    def map(self, X: Tensor) -> Tensor:
+        s = self.scale.to(X.dtype).unsqueeze(1)
+        q = (slices(X, self.dim) / s).round().clamp(-self.largest, self.largest)
+        return straight_through(unslice(q * s, X.shape, self.dim), X)
+
+    def checks(self, originals: tuple[Tensor, ...], value: Tensor) -> list[Check]:
+        steps = slices(value, self.dim) / self.scale.to(value.dtype).unsqueeze(1)
+        # A value q s is rounded once where it is stored: |q| eps of a step at most.
+        distance = ((steps - steps.round()).abs() / (1 + steps.abs())).amax()
+        return [Check("grid", distance.item(), 4 * eps(torch.bfloat16))]
+
+
+class Ternary(Constraint):
+    r"""{s T : s > 0, T in {-1, 0, 1}}, with one s for each slice along `dim` (none: the whole tensor).
+
+    Residual: max | |W| - s | / s over the entries that are not zero, s their mean magnitude.
+    Nearest point: of the magnitudes in order, the first k with the largest (sum of k)^2 / k, all set to their mean.
+    """
+
+    name = "ternary"
+    whole = True
+
+    def __init__(self, dim: int | None = None):
+        self.dim = dim
+
+    def residual(self, W: Tensor) -> Tensor:
+        sizes = slices(W, self.dim).abs()
+        some = (sizes != 0).sum(1)
+        s = sizes.sum(1) / some.clamp(min=1)
+        off = torch.where(sizes != 0, (sizes - s.unsqueeze(1)).abs() / s.clamp(min=1e-300).unsqueeze(1), 0.0)
+        # s > 0: a slice of zeros is no member.
+        return torch.where(some == 0, 1.0, off.amax(1)).amax()
+
+    def project(self, W: Tensor) -> Tensor:
+        rows = slices(W, self.dim)
+        sizes, order = rows.abs().sort(dim=1, descending=True, stable=True)
+        sums, counts = sizes.cumsum(1), torch.arange(1, rows.size(1) + 1, dtype=W.dtype, device=W.device)
+        best = self._best(sums, counts)
+        if bool((sums[:, -1] == 0).any()):
+            raise CannotReach("a zero slice has no scale", hint="leave this tensor out with -t")
+        s = sums.gather(1, best) / (best + 1)
+        kept = torch.arange(rows.size(1), device=W.device) <= best
+        mask = torch.zeros_like(rows, dtype=torch.bool).scatter(1, order, kept)
+        return unslice(torch.where(mask, s * rows.sign(), 0.0), W.shape, self.dim)
+
+    def _best(self, sums: Tensor, counts: Tensor) -> Tensor:
+        return (sums.square() / counts).argmax(1, keepdim=True)
+
+    def check_shape(self, shape: torch.Size) -> None:
+        check_dim(shape, self.dim, self.name)
+
+    def near_misses(self, W: Tensor) -> dict[str, Tensor]:
+        off = W.clone().reshape(-1)
+        off[0] = 1.5 * W.abs().max()
+        return {"zero": 0 * W, "one entry longer": off.reshape(W.shape)} if slices(W, self.dim).size(1) > 1 else {"zero": 0 * W}
+
+    @classmethod
+    def candidates(cls, W: Tensor) -> list[Constraint]:
+        return [found for found in (cls(), cls(0)) if W.numel() > 8 and W.ndim > 1 and found.residual(W) < 0.05]
+
+
+class Binary(Ternary):
+    r"""{s T : s > 0, T in {-1, 1}}. Residual as `ternary`, and 1 where an entry is zero. Nearest: s = mean |W|, T = sign(W)."""
+
+    name = "binary"
+
+    def residual(self, W: Tensor) -> Tensor:
+        return torch.where((W == 0).any(), 1.0, super().residual(W))
+
+    def _best(self, sums: Tensor, counts: Tensor) -> Tensor:
+        return torch.full_like(sums[:, :1], sums.size(1) - 1, dtype=torch.long)
+
+    def project(self, W: Tensor) -> Tensor:
+        # Either sign is equally near to a zero.
+        return super().project(torch.where(W == 0, torch.full_like(W, torch.finfo(W.dtype).tiny), W))
+
+    def near_misses(self, W: Tensor) -> dict[str, Tensor]:
+        zero = W.clone().reshape(-1)
+        zero[0] = 0
+        return {**super().near_misses(W), "one zero": zero.reshape(W.shape)}
+
+
+class ToTernary(Parametrization):
+    r"""X to s clip(round(X / s), -1, 1), s = mean |X|, straight-through gradient; s anew for each slice along `dim`.
+
+    Inverse: Y n / k for a ternary Y with k of n entries not zero, whose mean magnitude is then Y's scale.
+    Cost:    two passes.
+    Source:  BitNet b1.58; Ma et al. 2024, arXiv:2402.17764.
+    """
+
+    differentiable = False
+    whole = True
+    onto = Ternary
+
+    def __init__(self, dim: int | None = None):
+        super().__init__()
+        self.dim = dim
+
+    @classmethod
+    def check_shape(cls, shape: torch.Size, dim: int | None = None) -> None:
+        check_dim(shape, dim, cls.onto.name)
+
+    def map(self, X: Tensor) -> Tensor:
+        rows = slices(X, self.dim)
+        s = rows.abs().mean(1, keepdim=True)
+        return straight_through(unslice(self.grid(rows, s) * s, X.shape, self.dim), X)
+
+    def grid(self, rows: Tensor, s: Tensor) -> Tensor:
+        return (rows / s.where(s != 0, 1.0)).round().clamp(-1, 1)
+
+    def inverse(self, Y: Tensor) -> Tensor:
+        if bool(self.onto(self.dim).residual(Y) > 1e-2):
+            # Any other tensor starts as the latent weight that is rounded, as quantization-aware training has it.
+            return Y
+        rows = slices(Y, self.dim)
+        some = (rows != 0).sum(1, keepdim=True).to(rows.dtype)
+        return unslice(rows * (rows.size(1) / some), Y.shape, self.dim)
+
+
+class ToBinary(ToTernary):
+    r"""X to s sign(X), s = mean |X|, straight-through gradient; the sign of 0 is +1.
+
+    Inverse: Y itself.  Cost: two passes.  Source: Rastegari et al. 2016, arXiv:1603.05279 (XNOR-Net).
+    """
+
+    onto = Binary
+
+    def grid(self, rows: Tensor, s: Tensor) -> Tensor:
+        return torch.where(rows < 0, -1.0, 1.0).to(rows.dtype)
+
+
+class Float8(Constraint):
+    r"""{W : every entry is a number of an 8-bit float format}. Residual: max |W - cast(W)| / |W|. Nearest: the cast, saturated."""
+
+    name = "fp8"
+    whole = True
+
+    def __init__(self, format: str = "e4m3"):
+        self.format = format
+
+    def residual(self, W: Tensor) -> Tensor:
+        gap = (W - cast_float8(W, self.format)).abs()
+        return torch.where(gap == 0, gap, gap / W.abs()).amax() if W.numel() else W.new_zeros(())
+
+    def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
+        # Every wider format holds these numbers exactly.
+        return 0.0
+
+    def project(self, W: Tensor) -> Tensor:
+        return cast_float8(W, self.format)
+
+    def near_misses(self, W: Tensor) -> dict[str, Tensor]:
+        return {"between two": torch.full_like(W, 1 + 2.0**-5), "times 1.05": W * 1.0625}
+
+    @classmethod
+    def candidates(cls, W: Tensor) -> list[Constraint]:
+        return [found for found in (cls("e5m2"), cls("e4m3")) if W.numel() > 8 and found.residual(W) == 0][:1]
+
+
+def cast_float8(X: Tensor, format: str) -> Tensor:
+    """To the nearest number of the format (ties to even), the largest for what lies beyond it, and back."""
+    dtype = FLOAT8[format]
+    largest = torch.finfo(dtype).max
+    # By way of float32, which every device converts; doubles that lie near a tie are settled there.
+    return X.clamp(-largest, largest).float().to(dtype).float().to(X.dtype)
+
+
+class ToFloat8(Parametrization):
+    r"""X to the nearest 8-bit float, saturated, kept in its own dtype; straight-through gradient.
+
+    Inverse: X itself.  Cost: one pass.  Source: Micikevicius et al. 2022, arXiv:2209.05433.
+    """
+
+    is_projection = True
+    differentiable = False
+
+    def __init__(self, format: str = "e4m3"):
+        super().__init__()
+        self.format = format
+
+    def map(self, X: Tensor) -> Tensor:
+        return straight_through(cast_float8(X, self.format), X)
+
+
