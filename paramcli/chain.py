@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .errors import UsageError
 from .registry import CONSTRAINTS, PARAMETRIZATIONS, Entry, look_up, target_class, typed_arguments, within
@@ -18,6 +18,8 @@ class Link:
     arguments: dict[str, Value] = field(hash=False)
     domain: str
     image: str
+    # Tensors that `make` takes beside the arguments (a mask from a file); no part of the chain's text.
+    tensors: dict[str, object] = field(default_factory=dict, hash=False, compare=False, repr=False)
 
     def __str__(self) -> str:
         """Canonical text: the arguments given, in the table's order."""
@@ -29,7 +31,7 @@ class Link:
 
     def make(self, value):
         """The live module for a tensor with this value, which remembers its own spec; imports torch."""
-        module = target_class(self.entry).make(value, **self.arguments)
+        module = target_class(self.entry).make(value, **self.arguments, **self.tensors)
         module.spec = str(self)
         return module
 
@@ -51,6 +53,12 @@ class Chain:
         """The set the values lie in, as a constraint spec; None when that is every tensor."""
         image = self.links[-1].image
         return None if image == "any" else image
+
+    def with_tensors(self, name: str, **tensors: object) -> Chain:
+        """The chain whose link `name` is made with these tensors; UsageError where it has no such link."""
+        if name not in (link.entry.name for link in self.links):
+            raise UsageError(f"{self} has no {name} that could take it", hint=f"--chain {name}")
+        return Chain(tuple(replace(link, tensors=tensors) if link.entry.name == name else link for link in self.links))
 
     def weight_shape(self, originals: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:
         """The weight's shape from the shapes of its originals, without a view; None where they are not this chain's."""

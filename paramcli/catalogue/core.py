@@ -211,7 +211,10 @@ PARAMETRIZATIONS = (
         "W itself: pruned entries keep their values until baked",
         "torch.nn.utils.prune.l1_unstructured",
         "mask:PruneL1",
-        (AMOUNT,),
+        (
+            AMOUNT,
+            Argument("scope", "choice", "of each tensor, or of all that `add` names together", "tensor", choices=("tensor", "global")),
+        ),
         cost="one sort",
         examples=("prune_l1:amount=0.4", "prune_l1:amount=3"),
         old_form="prune_old",

@@ -26,6 +26,7 @@ def add(
     chain: Annotated[Optional[str], typer.Option("--chain", metavar="SPEC", help="Parametrizations in order, e.g. skew,cayley. See `paramcli registry`.", show_default=False)] = None,
     view: o.View = None,
     init: Annotated[str, typer.Option("--init", metavar="HOW", help="project: move to the nearest point; strict: refuse if off; raw: as torch registers.")] = "project",
+    mask: Annotated[Optional[str], typer.Option("--mask", metavar="FILE[:NAME]", help="The mask for the chain `mask`: a tensor of that checkpoint, of the same name unless given.", show_default=False)] = None,
     max_change: Annotated[Optional[float], typer.Option("--max-change", metavar="X", min=0.0, help="Refuse if a weight would move by more than this relative distance.", show_default=False)] = None,
     spelling: Annotated[str, typer.Option("--spelling", metavar="new|old", help="old: weight_g/_v and its like, for code from before parametrize.")] = "new",
     seed: o.Seed = 0,
@@ -70,10 +71,15 @@ def add(
         from ..surgery.execute import preview
         from ..surgery.plan import make_plan
 
-        edit = Register(chain, seen, init, seed, max_change, spelling)
-        plan = make_plan("add", opened.source, opened.groups, chosen, edit.plan)
-        if dry_run:
-            outcomes = preview(plan)
-        else:
-            outcomes = write_plan(plan, opened, destination, force=force, in_place=in_place, device=where, compute=compute_dtype)
+        from ..surgery.allocate import counts
+        from ..surgery.values import masks_from
+
+        with masks_from(mask) as mask_for:
+            shares = counts(chain, opened.source, chosen, where)
+            edit = Register(chain, seen, init, seed, max_change, spelling, mask_for, shares)
+            plan = make_plan("add", opened.source, opened.groups, chosen, edit.plan)
+            if dry_run:
+                outcomes = preview(plan)
+            else:
+                outcomes = write_plan(plan, opened, destination, force=force, in_place=in_place, device=where, compute=compute_dtype)
         finish_edit(screen, as_json, plan, opened, destination, outcomes, dry_run)

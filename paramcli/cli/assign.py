@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
@@ -62,12 +61,12 @@ def assign(
         from ..surgery.edits import Assign
         from ..surgery.execute import preview
         from ..surgery.plan import make_plan
-        from ..surgery.values import initialised, taken_from
+        from ..surgery.values import initialised, split_file, taken_from
 
         if with_init is not None:
             values = initialised(with_init, seed)
         else:
-            values = taken_from(*_split(from_file), compute_dtype)
+            values = taken_from(*split_file(from_file), compute_dtype)
         with values as value_for:
             plan = make_plan("assign", opened.source, opened.groups, chosen, Assign(value_for, seed).plan)
             if dry_run:
@@ -75,11 +74,3 @@ def assign(
             else:
                 outcomes = write_plan(plan, opened, destination, force=force, in_place=in_place, device=where, compute=compute_dtype)
             finish_edit(screen, as_json, plan, opened, destination, outcomes, dry_run)
-
-
-def _split(text: str) -> tuple[Path, str | None]:
-    """FILE or FILE:NAME; a file that exists under the whole text is meant as a file."""
-    if Path(text).exists() or ":" not in text:
-        return Path(text), None
-    file, _, name = text.rpartition(":")
-    return Path(file), name

@@ -5,7 +5,8 @@ Each function plans one group and returns a `Step`; nothing here reads a tensor 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from ..registry import target_class
 from ..text import number_text, printable
 from ..view import View, parse_view
 from .evaluate import complete, read_state, require_chain, settle, weight_of
+from .allocate import with_count
 from .fit import evaluate, fit, invert, rounded, widened
 from .plan import Step, require_editable
 
@@ -39,6 +41,9 @@ class Register:
     seed: int = 0
     max_change: float | None = None
     spelling: str = "new"
+    # The mask of each tensor for the chain's `mask`, and exact counts for a `prune_l1` over all tensors together.
+    mask_for: Callable[[Group], Tensor] | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
 
     def plan(self, group: Group) -> Step:
         require_editable(group)
@@ -46,8 +51,15 @@ class Register:
             return self._plan_plain(group)
         return self._plan_append(group)
 
-    def _plan_plain(self, group: Group) -> Step:
+    def _chain_of(self, group: Group) -> Chain:
+        """The chain for this tensor, with its own share of a count over all of them."""
         chain = parse_chain(self.chain)
+        if self.mask_for is not None:
+            chain.with_tensors("mask")
+        return with_count(chain, self.counts[group.tensor]) if group.tensor in self.counts else chain
+
+    def _plan_plain(self, group: Group) -> Step:
+        chain = self._chain_of(group)
         if self.init != "raw" and (why := chain.uninvertible()):
             raise UsageError(f"{chain} has no right inverse: {why}", hint="--init raw registers it as torch does")
         slots = chain_slots(group, chain, self.view)
@@ -56,8 +68,9 @@ class Register:
 
         def run(source: Source, device: object, compute: str):
             W = source.read(group.keys["value"]).to(device)
+            bound = chain if self.mask_for is None else chain.with_tensors("mask", mask=self.view.into(self.mask_for(group)))
             seed = hosting.tensor_seed(self.seed, group.twin or group.tensor)
-            fitted = fit(W, chain, self.view, init=self.init, seed=seed, max_change=self.max_change, compute=compute)
+            fitted = fit(W, bound, self.view, init=self.init, seed=seed, max_change=self.max_change, compute=compute)
             made = keyed(group.tensor, fitted.state)
             return {names[key]: tensor for key, tensor in made.items()}, numbers(fitted.moved, fitted.check)
 

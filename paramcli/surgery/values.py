@@ -11,12 +11,13 @@ from torch import Tensor
 
 from ..checkpoint import record as records
 from ..checkpoint.forms import Group, detect
+from ..checkpoint.keys import parametrized_key
 from ..checkpoint.open import open_checkpoint
 from ..dtypes import torch_dtype
 from ..errors import InputRefused, UsageError
 from ..host import tensor_seed
 from ..spec import select
-from ..text import closest, printable, printable_path, shape_text
+from ..text import closest, listing, printable, printable_path, shape_text
 from ..view import parse_view
 from .evaluate import effective
 
@@ -55,6 +56,40 @@ def initialised(name: str, seed: int) -> Iterator[ValueFor]:
             return value.to(device)
 
     yield value_for
+
+
+@contextmanager
+def masks_from(spec: str | None) -> Iterator[Callable[[Group], Tensor] | None]:
+    """FILE[:NAME] -> the mask of each tensor: NAME, or what the file holds under the tensor's name or as its pruning mask."""
+    if spec is None:
+        yield None
+        return
+    path, name = split_file(spec)
+    with open_checkpoint(path) as source:
+
+        def mask_for(group: Group) -> Tensor:
+            names = [name] if name else [group.tensor, f"{group.tensor}_mask", parametrized_key(group.tensor, "0.mask")]
+            found = next((key for key in names if key in source.tensors), None)
+            if found is None:
+                raise InputRefused(
+                    f"no mask for {printable(group.tensor)} in {printable_path(path)}",
+                    hint=f"it holds {listing(source.tensors, 4)}; --mask FILE:NAME says which",
+                )
+            mask = source.read(found)
+            if tuple(mask.shape) != tuple(group.shape):
+                shapes = f"{shape_text(mask.shape)}, not {shape_text(group.shape)}"
+                raise InputRefused(f"the mask {printable(found)} in {printable_path(path)} is {shapes}")
+            return mask
+
+        yield mask_for
+
+
+def split_file(text: str) -> tuple[Path, str | None]:
+    """FILE or FILE:NAME; a file that exists under the whole text is meant as a file."""
+    if Path(text).exists() or ":" not in text:
+        return Path(text), None
+    file, _, name = text.rpartition(":")
+    return Path(file), name
 
 
 @contextmanager
