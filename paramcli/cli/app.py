@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import warnings
 from typing import Annotated, Optional
 
 import typer
@@ -54,7 +55,11 @@ def _command():
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit with its code."""
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not sys.warnoptions and "--debug" not in arguments:
+        # What libraries warn of (torch: that numpy is not installed) is nothing a user of the command can act on.
+        warnings.simplefilter("ignore")
+    sys.exit(run(arguments))
 
 
 def run(arguments: list[str]) -> int:
