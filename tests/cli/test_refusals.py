@@ -34,6 +34,15 @@ def test_unknown_tensor(fc_checkpoint, refused):
     assert "no tensor named 'fc.wieght' in" in message and "closest: fc.weight" in message
 
 
+@pytest.mark.parametrize("name", ["w", "a", "inf", "weight", "norm", "square", "block.0.weight", "tensor"])
+def test_every_refusal_names_its_tensor_and_file(name, tmp_path, refused):
+    """Also a tensor whose name is a word of the message or a part of one."""
+    save_file({name: torch.full((4, 3), torch.inf)}, tmp_path / "some.safetensors")
+    for arguments in (["weight_norm"], CHAIN[1:]):
+        message = refused(3, "add", tmp_path / "some.safetensors", "-t", name, "--chain", *arguments)
+        assert message.startswith(f"error: {name}: ") and "some.safetensors" in message
+
+
 def test_unknown_parametrization(fc_checkpoint, refused):
     """The closest entry is shown."""
     assert "closest: cayley" in refused(2, "add", fc_checkpoint, "-t", "fc.weight", "--chain", "skew,caley")
