@@ -143,8 +143,8 @@ class Constraint:
 
 def square(shape: torch.Size | tuple[int, ...], who: str) -> None:
     if len(shape) < 2 or shape[-1] != shape[-2]:
-        seen = "x".join(map(str, shape)) or "a scalar"
-        raise InputRefused(f"{who} needs a square matrix (or a batch of them); the maths sees {seen}")
+        seen = f"sees {'x'.join(map(str, shape))}" if len(shape) > 1 else f"sees a vector of {shape[0]}" if shape else "sees a scalar"
+        raise InputRefused(f"{who} needs a square matrix (or a batch of them); the maths {seen}")
 
 
 class Parametrization(nn.Module):

@@ -22,7 +22,7 @@ from ..dtypes import DTYPES, code_of, dtype_name, torch_dtype
 from ..errors import CheckFailed, InputRefused, UsageError
 from ..maths.base import Check, compute_dtype, wide
 from ..registry import target_class
-from ..text import number_text, printable
+from ..text import number_text, printable, shape_text
 from ..view import View, parse_view
 from .evaluate import complete, read_state, require_chain, settle, weight_of
 from .fit import Fitted, evaluate, fit, invert, rounded, widened
@@ -42,6 +42,8 @@ class Register:
 
     def plan(self, group: Group) -> Step:
         require_editable(group)
+        if 0 in group.shape:
+            raise InputRefused(f"{printable(group.tensor)} has no entries (its shape is {shape_text(group.shape)})", hint="leave it out with -t")
         if group.is_plain:
             return self._plan_plain(group)
         return self._plan_append(group)
@@ -180,11 +182,11 @@ def chain_slots(group: Group, chain: Chain, view: View) -> tuple[Slot, ...]:
     for link in chain.links:
         if DTYPES[group.dtype].kind == "complex" and not link.entry.complex:
             raise InputRefused(f"{link.entry.name} has no complex form, and this tensor is {dtype_name(group.dtype)}")
-        check_link_shape(link, view.shape(group.shape))
+        check_link_shape(link, view.shape(group.shape), group.shape)
     try:
         outline = hosting.outline(chain, group.shape, torch_dtype(group.dtype), view)
     except (IndexError, ValueError, RuntimeError) as error:
-        raise InputRefused(f"{chain} does not fit a tensor of shape {group.shape}: {str(error).splitlines()[0]}") from None
+        raise InputRefused(f"{chain} does not fit a tensor of shape {shape_text(group.shape)}: {str(error).splitlines()[0]}") from None
     return tuple(
         Slot(parametrized_key(group.tensor, role), code_of(tensor.dtype), tuple(tensor.shape)) for role, tensor in outline.items()
     )
@@ -198,8 +200,8 @@ def old_names(tensor: str, chain: Chain, slots: tuple[Slot, ...]) -> dict[str, s
     return {parametrized_key(tensor, role): tensor + suffix for suffix, role in FORM_OF_SPELLING[form].roles.items()}
 
 
-def check_link_shape(link: object, shape: tuple[int, ...]) -> None:
-    """Raise InputRefused where the sets a link maps between have no tensors of this shape."""
+def check_link_shape(link: object, shape: tuple[int, ...], stored: tuple[int, ...]) -> None:
+    """Raise InputRefused where the sets a link maps between have no tensors of this shape (as the view shows the stored one)."""
     from ..registry import constraint
 
     with_name = link.entry.name
@@ -208,7 +210,8 @@ def check_link_shape(link: object, shape: tuple[int, ...]) -> None:
             constraint(spec).check_shape(torch.Size(shape))
         except InputRefused as error:
             error.message = error.message.replace(spec.partition(":")[0], with_name, 1)
-            error.hint = error.hint or "--view flatten or blocks=N shows it other matrices; -t '...' can pick square ones"
+            views = "--view flatten or blocks=N shows it other matrices; -t '...' can pick square ones"
+            error.hint = error.hint or (views if len(stored) > 1 else "leave it out with -t")
             raise
     target_class(link.entry).check_shape(torch.Size(shape), **link.arguments)
     if link.domain == "any" and link.image == "any" and not shape:

@@ -54,6 +54,32 @@ def test_non_square(fc_checkpoint, refused):
     assert "out.weight" in message and "4x16" in message and "square" in message
 
 
+@pytest.mark.parametrize("shape", [(0,), (0, 4), (4, 0), (0, 0), (2, 0, 0)], ids=str)
+@pytest.mark.parametrize("chain", ["skew,cayley", "symmetric,matrix_exp", "orthogonal", "weight_norm", "spectral_norm", "mask", "prune_l1:amount=0.5"])
+def test_tensors_without_entries(chain, shape, tmp_path, refused):
+    """There is nothing to parametrize or to measure in them, and no library error to relay."""
+    save_file({"e": torch.zeros(shape)}, tmp_path / "e.safetensors")
+    for init in ("project", "strict", "raw"):
+        assert "e has no entries" in refused(3, "add", tmp_path / "e.safetensors", "-t", "e", "--chain", chain, "--init", init)
+    assert "no entries" in refused(3, "verify", tmp_path / "e.safetensors", "-t", "e", "--constraint", "orthogonal")
+
+
+@pytest.mark.parametrize(("tensor", "seen"), [(torch.ones(6), "a vector of 6"), (torch.tensor(2.0), "a scalar")], ids=["1-d", "0-d"])
+@pytest.mark.parametrize("chain", ["skew,cayley", "matrix_exp", "orthogonal"])
+def test_vectors_and_scalars_are_no_matrices(chain, tensor, seen, tmp_path, refused):
+    """The message says what the tensor is, and proposes no view, which it cannot have."""
+    save_file({"bias": tensor}, tmp_path / "b.safetensors")
+    message = refused(3, "add", tmp_path / "b.safetensors", "-t", "bias", "--chain", chain)
+    assert seen in message and "--view" not in message
+
+
+@pytest.mark.parametrize("chain", ["weight_norm", "weight_norm:dim=none", "spectral_norm", "mask"])
+def test_scalars_have_no_dimension_to_norm(chain, tmp_path, refused):
+    """torch's own errors about dimension ranges do not reach the user."""
+    save_file({"s": torch.tensor(2.0)}, tmp_path / "s.safetensors")
+    assert "scalar" in refused(3, "add", tmp_path / "s.safetensors", "-t", "s", "--chain", chain)
+
+
 def test_all_refusals_of_a_plan_are_told_together(fc_checkpoint, refused):
     """Two tensors that do not fit: the first in full, the other by name."""
     message = refused(3, "add", fc_checkpoint, "-t", "out.weight", "-t", "conv.bias", *CHAIN)
