@@ -46,6 +46,7 @@ def by_registering(*parts):
 
 
 square, tall, wide = (lambda: nn.Linear(16, 16)), (lambda: nn.Linear(6, 20)), (lambda: nn.Linear(20, 6))
+single, vector = (lambda: nn.Linear(1, 1)), (lambda: nn.LayerNorm(6))
 conv, transposed = (lambda: nn.Conv2d(3, 8, 5)), (lambda: nn.ConvTranspose1d(6, 4, 3))
 # chain: (layer, how a user of torch parametrizes it, bit for bit?)
 CASES = {
@@ -58,6 +59,9 @@ CASES = {
     "weight_norm": (conv, parametrizations.weight_norm, True),
     "weight_norm:dim=1": (transposed, lambda m: parametrizations.weight_norm(m, dim=1), True),
     "weight_norm:dim=none": (square, lambda m: parametrizations.weight_norm(m, dim=None), True),
+    "weight_norm:dim=none, of one entry": (single, lambda m: parametrizations.weight_norm(m, dim=None), True),
+    "weight_norm, of a vector": (vector, parametrizations.weight_norm, True),
+    "spectral_norm, of a vector": (vector, lambda m: parametrizations.spectral_norm(m).eval(), True),
     "spectral_norm": (conv, lambda m: parametrizations.spectral_norm(m).eval(), True),
     "spectral_norm:dim=1": (transposed, lambda m: parametrizations.spectral_norm(m).eval(), True),
     "orthogonal": (square, parametrizations.orthogonal, True),
