@@ -25,7 +25,7 @@ from ..registry import target_class
 from ..text import number_text, printable, shape_text
 from ..view import View, parse_view
 from .evaluate import complete, read_state, require_chain, settle, weight_of
-from .fit import Fitted, evaluate, fit, invert, rounded, widened
+from .fit import NOTED, check_reached, evaluate, fit, invert, rounded, widened
 from .plan import Step, require_editable
 
 
@@ -61,7 +61,7 @@ class Register:
             seed = hosting.tensor_seed(self.seed, group.twin or group.tensor)
             fitted = fit(W, chain, self.view, init=self.init, seed=seed, max_change=self.max_change, compute=compute)
             made = keyed(group.tensor, fitted.state)
-            return {names[key]: tensor for key, tensor in made.items()}, numbers(fitted.moved, fitted.check)
+            return {names[key]: tensor for key, tensor in made.items()}, {**numbers(fitted.moved, fitted.check), "note": fitted.note}
 
         return Step(group, "register", slots, str(chain), self.view.text, run, record=record_of(chain, self.view, group))
 
@@ -155,11 +155,13 @@ class Assign:
             if chain is None:
                 value = rounded(wanted, before.dtype)
                 return {group.tensor: value}, numbers(measure.moved(value, before), None)
-            new, distance = self._inverted(group, state, chain, view, wanted)
+            new, target, distance = self._inverted(group, state, chain, view, wanted)
             value = evaluate(chain, view, group.shape, complete(group, new, chain), before.dtype, compute)
-            told = numbers(measure.moved(value, before), measure.image_check(chain, value, view, compute))
-            if distance > 1e-2:
-                told["note"] = f"the assigned value was {number_text(distance)} from {chain.constraint}; its nearest point is stored"
+            check = measure.image_check(chain, value, view, compute)
+            notes = [check_reached(chain, view, value, target, check)]
+            if distance > NOTED:
+                notes.append(f"the assigned value was {number_text(distance)} from {chain.constraint}; its nearest point is stored")
+            told = {**numbers(measure.moved(value, before), check), "note": "; ".join(filter(None, notes)) or None}
             return {group.keys[role]: tensor for role, tensor in new.items()}, told
 
         return Step(group, "assign", slots, group.chain, group.view, run, record=group.record)
@@ -174,7 +176,8 @@ class Assign:
             free = chain.constraint is None or parts[-1].is_projection
             target = seen if free else measure.project(chain.constraint, seen)
             new = widened(invert(chain, target, seed, view, group.shape, parts), stored)
-        return {role: new[role] for role in state if role in new}, measure.moved(target, seen)
+        projects = parts[-1].is_projection
+        return {role: new[role] for role in state if role in new}, None if projects else target, measure.moved(target, seen)
 
 
 def chain_slots(group: Group, chain: Chain, view: View) -> tuple[Slot, ...]:

@@ -109,6 +109,38 @@ def test_eigenvalue_minus_one(tmp_path, refused):
     assert "eigenvalue -1" in message and "skew,matrix_exp" in message
 
 
+def turned(*angles):
+    """A rotation by these angles in planes at random."""
+    planes = [torch.tensor([[a.cos(), -a.sin()], [a.sin(), a.cos()]]) for a in torch.tensor(angles, dtype=torch.float64)]
+    n = 2 * len(angles)
+    P = torch.linalg.qr(torch.randn(n, n, generator=torch.Generator().manual_seed(3), dtype=torch.float64))[0]
+    return P @ torch.block_diag(*planes) @ P.T
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_half_turn_that_half_precision_hides(dtype, tmp_path, refused, paramcli):
+    """Rounded to half precision the eigenvalue is near -1, not at it: cayley would give another rotation, exp keeps this one."""
+    Q = turned(torch.pi, 1.0, 0.3, 2.0).to(dtype)
+    save_file({"q": Q, "w": torch.eye(8, dtype=dtype)}, tmp_path / "q.safetensors")
+    for init in ("project", "strict"):
+        message = refused(3, "add", tmp_path / "q.safetensors", "-t", "q", *CHAIN, "--init", init)
+        assert "q: skew,cayley stored in" in message and "skew,matrix_exp" in message
+    paramcli("add", tmp_path / "q.safetensors", "-t", "w", *CHAIN, "-o", tmp_path / "p.safetensors")
+    before = (tmp_path / "p.safetensors").read_bytes()
+    refused(3, "assign", tmp_path / "p.safetensors", "-t", "w", "--from", f"{tmp_path / 'q.safetensors'}:q", "--in-place")
+    assert (tmp_path / "p.safetensors").read_bytes() == before
+    kept = paramcli("add", tmp_path / "q.safetensors", "-t", "q", "--chain", "skew,matrix_exp", "--init", "strict", "--json").json
+    assert kept["tensors"][0]["moved"] < torch.finfo(dtype).eps
+
+
+def test_a_visible_rounding_is_told(tmp_path, paramcli):
+    """A tenth of a radian from a half turn, bfloat16 keeps a rotation to a percent or two only: the result says so."""
+    save_file({"q": turned(torch.pi - 0.1, 1.0, 0.3, 2.0).bfloat16()}, tmp_path / "q.safetensors")
+    result = paramcli("add", tmp_path / "q.safetensors", "-t", "q", *CHAIN, "--json")
+    assert 0.01 < result.json["tensors"][0]["moved"] < 0.1 and "from the nearest point" in result.json["tensors"][0]["note"]
+    assert "q: skew,cayley stored in bfloat16" in result.err
+
+
 def test_the_chain_named_in_the_hint_works(tmp_path, paramcli):
     """What the two messages above advise does what they say."""
     save_file({"q": torch.diag(torch.tensor([-1.0, -1.0, 1.0, 1.0])), "r": torch.diag(torch.tensor([-1.0, 1.0, 1.0]))}, tmp_path / "q.safetensors")
