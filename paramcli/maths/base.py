@@ -42,8 +42,12 @@ class Check:
         return bool(self.residual <= self.tolerance)
 
 
-class CannotReach(InputRefused):
-    """A map has no preimage for the tensor it was asked for; the message says why, with a number."""
+class CannotReach(InputRefused, NotImplementedError):
+    """A map has no preimage for the tensor it was asked for; the message says why, with a number.
+
+    As a NotImplementedError it is what torch expects of a right inverse at registration: the tensor is then taken as the
+    original itself (`--init raw`). On assignment it is the error it says it is.
+    """
 
 
 class Singular(InputRefused):

@@ -131,3 +131,16 @@ def test_conv_kernels_flatten_on_request(tmp_path, paramcli):
     assert W.shape == (8, 3, 3, 3)
     torch.testing.assert_close(W.flatten(1) @ W.flatten(1).T, torch.eye(8, dtype=torch.float64), atol=1e-6, rtol=0)
     assert paramcli("verify", tmp_path / "c.baked.safetensors", "--json").json["tensors"][0]["view"] == "flatten"
+
+
+def test_raw_registers_what_a_map_cannot_reach(tmp_path, paramcli):
+    """The tutorial's MatrixExponential has no right inverse: registered first, it takes the weight itself as its original."""
+    live = nn.Linear(5, 5)
+    torch.save(live.state_dict(), tmp_path / "a.pt")
+    paramcli("add", tmp_path / "a.pt", "-t", "weight", "--chain", "matrix_exp", code=3)
+    paramcli("add", tmp_path / "a.pt", "-t", "weight", "--chain", "matrix_exp", "--init", "raw")
+    parametrize.register_parametrization(live, "weight", MatrixExponential())
+    file = load_file(tmp_path / "a.parametrized.safetensors")
+    assert all(torch.equal(file[name], tensor) for name, tensor in live.state_dict().items())
+    paramcli("remove", tmp_path / "a.parametrized.safetensors")
+    assert torch.equal(load_file(tmp_path / "a.baked.safetensors")["weight"], live.weight)
