@@ -74,7 +74,8 @@ def require_fit(chain: Chain, view: View, shape: Sequence[int], dtype: torch.dty
                 constraint(spec).check_shape(seen)
             except InputRefused as error:
                 error.message = error.message.replace(spec.partition(":")[0], name, 1)
-                error.hint = error.hint or "--view flatten or blocks=N shows it other matrices; -t '...' can pick square ones"
+                views = "--view flatten or blocks=N shows it other matrices; -t '...' can pick square ones"
+                error.hint = error.hint or (views if len(shape) > 1 else "leave it out with -t")
                 raise
         target_class(link.entry).check_shape(seen, **link.arguments)
         if link.domain == "any" and link.image == "any" and not seen:

@@ -9,15 +9,18 @@ from .chain import Chain
 from .errors import InputRefused
 from .maths.base import Check, compute_dtype, wide
 from .registry import constraint
+from .text import shape_text
 from .view import IDENTITY, View
 
 
 def check(spec: str, W: Tensor, view: View = IDENTITY, tolerance: float | None = None, computed: torch.dtype | None = None) -> Check:
     """How far W (in its stored dtype and shape) is from the constraint, against what rounding explains.
 
-    Raises InputRefused for a shape that cannot lie in the set.
+    Raises InputRefused for a shape that cannot lie in the set, and for a tensor without entries.
     """
     wanted = constraint(spec)
+    if W.numel() == 0:
+        raise InputRefused(f"the tensor has no entries (it is {shape_text(W.shape)}): nothing to measure")
     seen = view.into(W)
     wanted.check_shape(seen.shape)
     if tolerance is None:
@@ -26,8 +29,8 @@ def check(spec: str, W: Tensor, view: View = IDENTITY, tolerance: float | None =
         return Check(spec, float("nan"), tolerance, "NaN or infinity in the tensor")
     seen = seen.to(wide(W.dtype, W.device))
     residuals = wanted.residual(seen).reshape(-1)
-    worst = int(residuals.nan_to_num(nan=float("inf")).argmax()) if residuals.numel() else 0
-    residual = residuals[worst].item() if residuals.numel() else 0.0
+    worst = int(residuals.nan_to_num(nan=float("inf")).argmax())
+    residual = residuals[worst].item()
     detail = None
     if not residual <= tolerance:
         detail = wanted.detail(seen)
@@ -37,8 +40,8 @@ def check(spec: str, W: Tensor, view: View = IDENTITY, tolerance: float | None =
 
 
 def image_check(chain: Chain, value: Tensor, view: View, compute: str = "same") -> Check | None:
-    """The chain's own claim on its value; None where its values are any tensor."""
-    if chain.constraint is None:
+    """The chain's own claim on its value; None where its values are any tensor, or where there is no entry to measure."""
+    if chain.constraint is None or not value.numel():
         return None
     return check(chain.constraint, value, view, computed=compute_dtype(value.dtype, compute))
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
+import warnings
 from typing import Annotated, Optional
 
 import typer
@@ -62,7 +64,11 @@ def _command():
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit with its code."""
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not sys.warnoptions and "--debug" not in arguments:
+        # What libraries warn of (torch: that numpy is not installed) is nothing a user of the command can act on.
+        warnings.simplefilter("ignore")
+    sys.exit(run(arguments))
 
 
 def run(arguments: list[str]) -> int:
@@ -133,13 +139,20 @@ def _fail(error: ParamcliError, as_json: bool) -> int:
 def _whole_message(error: ParamcliError) -> str:
     """The fact, with the tensor before it and the file after it where it does not name them itself."""
     message = error.message
-    if error.tensor is not None and printable(error.tensor) not in message:
+    if error.tensor is not None and not _is_told(printable(error.tensor), message):
         message = f"{printable(error.tensor)}: {message}"
     if error.path is not None:
         path = printable_path(error.path)
         if path not in message and os.path.basename(path) not in message:
             message = f"{message} (in {path})"
     return " ".join(message.splitlines())
+
+
+def _is_told(tensor: str, message: str) -> bool:
+    """Does the message name the tensor? One without a dot (`w`, `weight`, `inf`) can be in it as a word or a part of one."""
+    if f"'{tensor}'" in message or re.match(rf"{re.escape(tensor)}(?![\w.]|:\w)", message):
+        return True
+    return "." in tensor and re.search(rf"(?<![\w.]){re.escape(tensor)}(?![\w.]*\w)", message) is not None
 
 
 def _interrupted(code: int) -> int:

@@ -42,8 +42,12 @@ class Check:
         return bool(self.residual <= self.tolerance)
 
 
-class CannotReach(InputRefused):
-    """A map has no preimage for the tensor it was asked for; the message says why, with a number."""
+class CannotReach(InputRefused, NotImplementedError):
+    """A map has no preimage for the tensor it was asked for; the message says why, with a number.
+
+    As a NotImplementedError it is what torch expects of a right inverse at registration: the tensor is then taken as the
+    original itself (`--init raw`). On assignment it is the error it says it is.
+    """
 
 
 class Singular(InputRefused):
@@ -143,8 +147,8 @@ class Constraint:
 
 def square(shape: torch.Size | tuple[int, ...], who: str) -> None:
     if len(shape) < 2 or shape[-1] != shape[-2]:
-        seen = "x".join(map(str, shape)) or "a scalar"
-        raise InputRefused(f"{who} needs a square matrix (or a batch of them); the maths sees {seen}")
+        seen = f"sees {'x'.join(map(str, shape))}" if len(shape) > 1 else f"sees a vector of {shape[0]}" if shape else "sees a scalar"
+        raise InputRefused(f"{who} needs a square matrix (or a batch of them); the maths {seen}")
 
 
 class Parametrization(nn.Module):

@@ -23,11 +23,11 @@ from ..dtypes import code_of, torch_dtype
 from ..errors import CheckFailed, InputRefused, UsageError
 from ..maths.base import Check, compute_dtype, wide
 from ..registry import target_class
-from ..text import number_text, printable
+from ..text import number_text, printable, shape_text
 from ..view import View, parse_view
 from .evaluate import complete, read_state, require_chain, settle, weight_of
 from .allocate import with_count
-from .fit import evaluate, fit, invert, rounded, widened
+from .fit import NOTED, check_reached, evaluate, fit, invert, rounded, widened
 from .plan import Step, require_editable
 
 
@@ -47,6 +47,8 @@ class Register:
 
     def plan(self, group: Group) -> Step:
         require_editable(group)
+        if 0 in group.shape:
+            raise InputRefused(f"{printable(group.tensor)} has no entries (its shape is {shape_text(group.shape)})", hint="leave it out with -t")
         if group.is_plain:
             return self._plan_plain(group)
         return self._plan_append(group)
@@ -72,7 +74,7 @@ class Register:
             seed = hosting.tensor_seed(self.seed, group.twin or group.tensor)
             fitted = fit(W, bound, self.view, init=self.init, seed=seed, max_change=self.max_change, compute=compute)
             made = keyed(group.tensor, fitted.state)
-            return {names[key]: tensor for key, tensor in made.items()}, numbers(fitted.moved, fitted.check)
+            return {names[key]: tensor for key, tensor in made.items()}, {**numbers(fitted.moved, fitted.check), "note": fitted.note}
 
         return Step(group, "register", slots, str(chain), self.view.text, run, record=record_of(chain, self.view, group))
 
@@ -166,11 +168,13 @@ class Assign:
             if chain is None:
                 value = rounded(wanted, before.dtype)
                 return {group.tensor: value}, numbers(measure.moved(value, before), None)
-            new, distance = self._inverted(group, state, chain, view, wanted)
+            new, target, distance = self._inverted(group, state, chain, view, wanted)
             value = evaluate(chain, view, group.shape, complete(group, new, chain), before.dtype, compute)
-            told = numbers(measure.moved(value, before), measure.image_check(chain, value, view, compute))
-            if distance > 1e-2:
-                told["note"] = f"the assigned value was {number_text(distance)} from {chain.constraint}; its nearest point is stored"
+            check = measure.image_check(chain, value, view, compute)
+            notes = [check_reached(chain, view, value, target, check)]
+            if distance > NOTED:
+                notes.append(f"the assigned value was {number_text(distance)} from {chain.constraint}; its nearest point is stored")
+            told = {**numbers(measure.moved(value, before), check), "note": "; ".join(filter(None, notes)) or None}
             return {group.keys[role]: tensor for role, tensor in new.items()}, told
 
         return Step(group, "assign", slots, group.chain, group.view, run, record=group.record)
@@ -185,7 +189,8 @@ class Assign:
             free = chain.constraint is None or parts[-1].is_projection
             target = seen if free else measure.project(chain.constraint, seen)
             new = widened(invert(chain, target, seed, view, group.shape, parts), stored)
-        return {role: new[role] for role in state if role in new}, measure.moved(target, seen)
+        projects = parts[-1].is_projection
+        return {role: new[role] for role in state if role in new}, None if projects else target, measure.moved(target, seen)
 
 
 def chain_slots(group: Group, chain: Chain, view: View) -> tuple[Slot, ...]:
@@ -194,7 +199,7 @@ def chain_slots(group: Group, chain: Chain, view: View) -> tuple[Slot, ...]:
     try:
         outline = hosting.outline(chain, group.shape, torch_dtype(group.dtype), view)
     except (IndexError, ValueError, RuntimeError) as error:
-        raise InputRefused(f"{chain} does not fit a tensor of shape {group.shape}: {str(error).splitlines()[0]}") from None
+        raise InputRefused(f"{chain} does not fit a tensor of shape {shape_text(group.shape)}: {str(error).splitlines()[0]}") from None
     return tuple(
         Slot(parametrized_key(group.tensor, role), code_of(tensor.dtype), tuple(tensor.shape)) for role, tensor in outline.items()
     )

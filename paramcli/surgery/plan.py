@@ -101,7 +101,7 @@ def make_plan(
         try:
             steps.append(plan_step(group))
         except (InputRefused, UsageError) as error:
-            error.tensor = error.tensor or group.tensor
+            error.tensor, error.path = error.tensor or group.tensor, error.path or source.path
             refusals.append(error)
     if refusals:
         raise together(refusals)

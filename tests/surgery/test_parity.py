@@ -46,6 +46,7 @@ def by_registering(*parts):
 
 
 square, tall, wide = (lambda: nn.Linear(16, 16)), (lambda: nn.Linear(6, 20)), (lambda: nn.Linear(20, 6))
+single, vector = (lambda: nn.Linear(1, 1)), (lambda: nn.LayerNorm(6))
 conv, transposed = (lambda: nn.Conv2d(3, 8, 5)), (lambda: nn.ConvTranspose1d(6, 4, 3))
 # chain: (layer, how a user of torch parametrizes it, bit for bit?)
 CASES = {
@@ -58,6 +59,9 @@ CASES = {
     "weight_norm": (conv, parametrizations.weight_norm, True),
     "weight_norm:dim=1": (transposed, lambda m: parametrizations.weight_norm(m, dim=1), True),
     "weight_norm:dim=none": (square, lambda m: parametrizations.weight_norm(m, dim=None), True),
+    "weight_norm:dim=none, of one entry": (single, lambda m: parametrizations.weight_norm(m, dim=None), True),
+    "weight_norm, of a vector": (vector, parametrizations.weight_norm, True),
+    "spectral_norm, of a vector": (vector, lambda m: parametrizations.spectral_norm(m).eval(), True),
     "spectral_norm": (conv, lambda m: parametrizations.spectral_norm(m).eval(), True),
     "spectral_norm:dim=1": (transposed, lambda m: parametrizations.spectral_norm(m).eval(), True),
     "orthogonal": (square, parametrizations.orthogonal, True),
@@ -127,3 +131,16 @@ def test_conv_kernels_flatten_on_request(tmp_path, paramcli):
     assert W.shape == (8, 3, 3, 3)
     torch.testing.assert_close(W.flatten(1) @ W.flatten(1).T, torch.eye(8, dtype=torch.float64), atol=1e-6, rtol=0)
     assert paramcli("verify", tmp_path / "c.baked.safetensors", "--json").json["tensors"][0]["view"] == "flatten"
+
+
+def test_raw_registers_what_a_map_cannot_reach(tmp_path, paramcli):
+    """The tutorial's MatrixExponential has no right inverse: registered first, it takes the weight itself as its original."""
+    live = nn.Linear(5, 5)
+    torch.save(live.state_dict(), tmp_path / "a.pt")
+    paramcli("add", tmp_path / "a.pt", "-t", "weight", "--chain", "matrix_exp", code=3)
+    paramcli("add", tmp_path / "a.pt", "-t", "weight", "--chain", "matrix_exp", "--init", "raw")
+    parametrize.register_parametrization(live, "weight", MatrixExponential())
+    file = load_file(tmp_path / "a.parametrized.safetensors")
+    assert all(torch.equal(file[name], tensor) for name, tensor in live.state_dict().items())
+    paramcli("remove", tmp_path / "a.parametrized.safetensors")
+    assert torch.equal(load_file(tmp_path / "a.baked.safetensors")["weight"], live.weight)
