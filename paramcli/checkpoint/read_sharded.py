@@ -19,6 +19,7 @@ from ..errors import InputRefused
 from ..text import count_text, listing, printable, printable_path
 from . import record
 from .read_safetensors import open_safetensors
+from .recognise import ZERO_HINT
 from .source import Extra, InputFile, OpenFiles, Root, Source, Storage, TensorInfo
 from .strict_json import BrokenJson, decode_utf8, read_any, read_text, walk_document, walk_object
 
@@ -60,6 +61,8 @@ def _open_folder(path: Path) -> Source:
             path=path,
         )
     names = [name for name in names if not name.startswith(".")]
+    if "zero_to_fp32.py" in names or any(name.endswith("_optim_states.pt") for name in names):
+        raise InputRefused(f"{shown} is a DeepSpeed checkpoint folder, its weights spread over processes", hint=ZERO_HINT, path=path)
     found: list[str] = []
     # A folder from the hub often holds the same model twice; safetensors comes first, as in every loader.
     for suffix in (INDEX_SUFFIX, ".safetensors", TORCH_INDEX_SUFFIX):

@@ -12,9 +12,9 @@ from pathlib import Path
 from ..dtypes import DTYPES
 from ..errors import InputRefused
 from ..text import listing, printable, printable_path
-from .pickle_data import MAX_BYTES, Key, Opaque, StorageRef, TensorRef, Unpickled, check_structure, read_pickle, shown
+from .pickle_data import MAX_BYTES, PARTITIONED, Key, Opaque, StorageRef, TensorRef, Unpickled, check_structure, read_pickle, shown
 from .pickle_globals import OTHER_WIDTHS
-from .recognise import LEGACY_MAGIC
+from .recognise import LEGACY_MAGIC, ZERO_HINT
 from .roots import choose_root
 from .source import InputFile, Root, Source, Storage, TensorInfo
 from .torch_zip import member_bytes, read_archive
@@ -216,6 +216,8 @@ def _info(name: str, ref: TensorRef, storages: Storages) -> TensorInfo:
 
     if ref.dtype not in DTYPES and ref.dtype != PAIRS:
         raise refuse(f"is {printable(ref.dtype.removeprefix('?'), 40)}, which safetensors cannot store", "convert it where it was made")
+    if PARTITIONED in ref.flags:
+        raise refuse("is one process's part of a DeepSpeed ZeRO-3 parameter", ZERO_HINT)
     if ref.flags:
         raise refuse(f"is a lazy view ({', '.join(printable(f, 20) for f in ref.flags)})", "save it after .resolve_conj().resolve_neg()")
     if ref.storage.device == "meta":
