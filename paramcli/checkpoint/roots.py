@@ -250,5 +250,5 @@ def _outside(value: object, place: str) -> list[Extra]:
         extras += [Extra(f"{prefix}{printable(key)}", type_text(item)) for key, item in here.items() if key != step]
         here, prefix, place = here[step], f"{prefix}{step}.", place[len(step) + 1 :]
     if isinstance(here, Opaque):
-        extras.append(Extra(prefix.rstrip(".") or "(top)", f"{type_text(here)} (its code is not carried)"))
+        extras.append(Extra(f"the pickled {type_text(here)}", "an object; its weights are read, its code is not", carried=False))
     return extras

@@ -207,10 +207,14 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Extra:
-    """Something in the file that is not a tensor of the chosen state dict: its dotted name and type."""
+    """Something in the file that is not a tensor of the chosen state dict: its dotted name and type.
+
+    `carried` is False for what not even a torch result can carry: the code of a pickled object.
+    """
 
     name: str
     type: str
+    carried: bool = True
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,8 @@ def finish_edit(
 
     source, left = opened.source, left or []
     to_torch = is_torch(output)
-    dropped = left + ([] if to_torch else [extra.name for extra in source.extras])
+    keeps_rest = to_torch and source.tree is not None
+    dropped = left + [extra.name for extra in source.extras if not (keeps_rest and extra.carried)]
     if to_torch and (source.metadata or plan.record):
         dropped += [f"metadata {name}" for name in sorted({*source.metadata, *(["paramcli"] if plan.record else [])} - {"format"})]
     if as_json:

@@ -33,12 +33,13 @@ class Convert:
         carried = self._carried(groups, where)
         names = {key: self._stripped(key) for group in carried for key in group.keys.values()}
         self._check_names(names)
+        twins = {name: tied[0] for tied in source.tied() for name in tied} if self.dtype else {}
         steps, copies, record = [], [], {}
         for group in carried:
             if group.record is not None:
                 record[self._stripped(group.tensor)] = group.record
             for key in group.keys.values():
-                step = self._cast(group, key, names[key], source)
+                step = self._cast(group, key, names[key], source, twins.get(key))
                 if step is None:
                     copies.append((names[key], key))
                 else:
@@ -82,7 +83,7 @@ class Convert:
                     f"no tensor's name begins with the prefix '{printable(whole)}'", hint=f"closest: {', '.join(map(printable, near))}" if near else None
                 )
 
-    def _cast(self, group: Group, key: str, name: str, source: Source) -> Step | None:
+    def _cast(self, group: Group, key: str, name: str, source: Source, twin: str | None) -> Step | None:
         """The step that casts one floating tensor; None where its bytes stay as they are."""
         info = source.tensors[key]
         if self.dtype is None or DTYPES[info.dtype].kind not in ("float", "half"):
@@ -94,7 +95,7 @@ class Convert:
         def run(source: Source, device: object, compute: str):
             return {name: source.read(key).to(torch_dtype(code))}, {}
 
-        one = replace(group, tensor=key, keys={"value": key}, infos={"value": info}, shape=info.shape, dtype=info.dtype)
+        one = replace(group, tensor=key, keys={"value": key}, infos={"value": info}, shape=info.shape, dtype=info.dtype, twin=twin)
         return Step(one, "cast", (Slot(name, code, info.shape),), group.chain, group.view, run)
 
 

@@ -11,7 +11,7 @@ from ..checkpoint.read_sharded import index_name, sibling_files
 from ..checkpoint.source import Source
 from ..checkpoint.write_torch import TorchSink
 from ..checkpoint.writer import SafetensorsSink, ShardedSink, plan_shards
-from .plan import Plan
+from .plan import Plan, Step
 
 # Longest first: .pth.tar before .tar.
 _EXTENSIONS = (".pth.tar", ".pt.tar", ".safetensors", ".ckpt", ".pth", ".bin", ".pt", ".tar")
@@ -57,6 +57,22 @@ def split_like(source: Source, plan: Plan) -> dict[str, list[Slot]]:
     return shards
 
 
+def tied_slots(source: Source, plan: Plan) -> dict[str, str]:
+    """Slot -> the slot it is one tensor with: the results of one edit on groups whose every key is tied, in order."""
+    first_of = {name: names[0] for names in source.tied() for name in names}
+    seen: dict[tuple, Step] = {}
+    tied: dict[str, str] = {}
+    for step in plan.steps:
+        group = step.group
+        if step.run is None or group.twin is None or not all(key in first_of for key in group.keys.values()):
+            continue
+        edit = (step.action, step.chain, step.view, *((role, first_of[key]) for role, key in group.keys.items()))
+        first = seen.setdefault(edit, step)
+        if first is not step:
+            tied.update({slot.name: like.name for slot, like in zip(step.writes, first.writes)})
+    return tied
+
+
 def is_torch(path: Path) -> bool:
     """Does this output name ask for a torch checkpoint?"""
     return path.name.endswith(TORCH_SUFFIXES)
@@ -72,7 +88,8 @@ def open_sink(
         renamed = {name: key for name, key in plan.copies}
         for step in plan.steps:
             renamed.update({slot.name: next(iter(step.group.keys.values())) for slot in step.writes})
-        return TorchSink(output, source, plan.slots, plan.copies, renamed, overwrite=overwrite)
+        copies = [*plan.copies, *(pair for step in plan.steps for pair in step.renames.items())]
+        return TorchSink(output, source, plan.slots, copies, renamed, tied_slots(source, plan), overwrite=overwrite)
     if output.name.endswith(".safetensors") and not in_place or not (source.shards or max_shard_size):
         return SafetensorsSink(output, plan.slots, metadata, overwrite=overwrite)
     folder = source.folder if in_place else output
