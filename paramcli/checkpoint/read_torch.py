@@ -57,7 +57,7 @@ def open_torch(path: Path, file: InputFile | None = None, root: str | None = Non
         raise
     skipped = [str(cls) for cls in loaded.classes]
     if skipped:
-        notes.append(f"read past classes paramcli does not know: {listing(skipped, 6)}")
+        notes.append(f"read past classes paramcli does not know: {listing(skipped, 100)}")
     return Source(
         path=Path(path),
         container=container,

@@ -48,8 +48,10 @@ def type_text(value: object) -> str:
         return f"tensor {'x'.join(map(str, value.shape)) or 'scalar'}"
     if isinstance(value, StorageRef):
         return "storage"
+    if isinstance(value, (dict, list, tuple)) and holds_optimizers(value):
+        return "optimizer state"
     if isinstance(value, dict):
-        return "optimizer state" if is_optimizer(value) else f"dict of {len(value)}"
+        return f"dict of {len(value)}"
     if isinstance(value, (list, tuple)):
         return f"{type(value).__name__} of {len(value)}"
     return "None" if value is None else type(value).__name__
@@ -57,6 +59,13 @@ def type_text(value: object) -> str:
 
 def is_optimizer(value: dict) -> bool:
     return "param_groups" in value and "state" in value
+
+
+def holds_optimizers(value: dict | list | tuple) -> bool:
+    """One optimizer's state, or several as a list (Lightning) or a dict (G and D of a GAN)."""
+    if isinstance(value, dict) and is_optimizer(value):
+        return True
+    return any(isinstance(item, dict) and is_optimizer(item) for item in (value.values() if isinstance(value, dict) else value))
 
 
 def module_tensors(module: Opaque) -> dict[str, object] | None:

@@ -29,7 +29,7 @@ class Convert:
     dtype: str | None = None
 
     def plan(self, source: Source, groups: Mapping[str, Group], where: str) -> tuple[Plan, list[str]]:
-        """(the plan, names of the tensors left out because the user said so)."""
+        """(the plan, keys of the tensors left out because the user said so)."""
         carried = self._carried(groups, where)
         names = {key: self._stripped(key) for group in carried for key in group.keys.values()}
         self._check_names(names)
@@ -47,7 +47,7 @@ class Convert:
         slots = [Slot(name, source.tensors[key].dtype, source.tensors[key].shape) for name, key in copies]
         slots += [slot for step in steps for slot in step.writes]
         kept = {group.tensor for group in carried}
-        left = [name for name in groups if name not in kept]
+        left = [key for name, group in groups.items() if name not in kept for key in group.keys.values()]
         return Plan("convert", tuple(steps), tuple(copies), tuple(slots), record), left
 
     def _carried(self, groups: Mapping[str, Group], where: str) -> list[Group]:
