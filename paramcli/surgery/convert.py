@@ -33,6 +33,8 @@ class Convert:
         carried = self._carried(groups, where)
         names = {key: self._stripped(key) for group in carried for key in group.keys.values()}
         self._check_names(names)
+        # Keys apart can still meet in one tensor: m.w.weight_g stripped beside w.weight reads as neither.
+        self._check_names({group.tensor: self._stripped(group.tensor) for group in carried})
         twins = {name: tied[0] for tied in source.tied() for name in tied} if self.dtype else {}
         steps, copies, record = [], [], {}
         for group in carried:
