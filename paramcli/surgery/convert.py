@@ -12,11 +12,11 @@ from ..checkpoint.source import Source
 from ..dtypes import CODE_OF_TORCH, DTYPES, torch_dtype
 from ..errors import InputRefused, UsageError
 from ..spec import select
-from ..text import closest, printable
+from ..text import closest, count_text, printable
 from .plan import Plan, Step
 
 CAST_DTYPES = ("float64", "float32", "float16", "bfloat16")
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,11 @@ class Convert:
             return None
 
         def run(source: Source, device: object, compute: str):
-            return {name: source.read(key).to(torch_dtype(code))}, {}
+            before = source.read(key)
+            after = before.to(torch_dtype(code))
+            lost = int((before.isfinite() & ~after.isfinite()).sum())
+            note = f"{count_text(lost, 'value')} of {before.numel()} too large for {self.dtype}: infinite now" if lost else None
+            return {name: after}, {"note": note}
 
         one = replace(group, tensor=key, keys={"value": key}, infos={"value": info}, shape=info.shape, dtype=info.dtype, twin=twin)
         return Step(one, "cast", (Slot(name, code, info.shape),), group.chain, group.view, run)
@@ -109,7 +113,7 @@ def check_dtype(name: str | None) -> str | None:
 
 def parse_size(text: str) -> int:
     """'5GB' -> 5000000000; units of 1000 (GB) and of 1024 (GiB)."""
-    found = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)\s*([KMGT]i?B)?", text, re.I)
+    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,3})?)\s*((?:[KMGT]i?)?B)?", text, re.I)
     if not found:
         raise UsageError(f"--max-shard-size {printable(text)}: not a size", hint="e.g. 5GB or 500MiB")
     size = int(float(found[1]) * _UNITS[(found[2] or "").upper()])

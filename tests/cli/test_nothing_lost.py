@@ -151,3 +151,28 @@ def test_a_stale_optimizer_is_named(state, command, tmp_path, paramcli):
     assert "warning: optim belongs to the tensors as they were" in paramcli(verb, tmp_path / "t.ckpt", *options, "-o", tmp_path / "o.ckpt").err
     assert "optim" in torch.load(tmp_path / "o.ckpt", weights_only=True)
     assert "warning" not in paramcli("convert", tmp_path / "t.ckpt", "-o", tmp_path / "same.ckpt").err
+
+
+def test_a_cast_that_overflows_says_so(tmp_path, paramcli):
+    """Values beyond float16 become infinite: which tensor, and how many; others are cast in silence."""
+    save_file({"big": torch.tensor([1e6, 1.0, -1e6]), "small": W, "inf": torch.tensor([float("inf")])}, tmp_path / "b.safetensors")
+    result = paramcli("convert", tmp_path / "b.safetensors", "--dtype", "float16", "-o", tmp_path / "h.safetensors")
+    assert "big: 2 values of 3 too large for float16" in result.err and "small" not in result.err and "inf:" not in result.err
+    assert torch.equal(load_file(tmp_path / "h.safetensors")["big"], torch.tensor([1e6, 1.0, -1e6]).half())
+    assert "too large" not in paramcli("convert", tmp_path / "b.safetensors", "--dtype", "bfloat16", "-o", tmp_path / "b16.safetensors").err
+
+
+def test_a_cast_leaves_what_is_no_float(tmp_path, paramcli):
+    """Integers, bool, complex, fp8 and packed 4-bit values keep their bytes under --dtype, and masks and norms are cast with their tensors."""
+    odd = {
+        "i64": torch.tensor([2**40]), "u8": torch.arange(3, dtype=torch.uint8), "bool": torch.tensor([True]), "c64": torch.randn(2, dtype=torch.complex64),
+        "f8": torch.arange(4, dtype=torch.uint8).view(torch.float8_e5m2), "f4": torch.arange(4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2),
+    }  # fmt: skip
+    torch.save({**odd, **PAIR, "h": W.half(), "d": W.double()}, tmp_path / "o.pt")
+    for out in ("o.safetensors", "p.pt"):
+        paramcli("convert", tmp_path / "o.pt", "--dtype", "bfloat16", "-o", tmp_path / out)
+    got = torch.load(tmp_path / "p.pt", weights_only=True)
+    for name, tensor in odd.items():
+        assert got[name].dtype == tensor.dtype and torch.equal(got[name].view(torch.uint8), tensor.view(torch.uint8))
+    assert all(got[name].dtype == torch.bfloat16 for name in (*PAIR, "h", "d")) and torch.equal(got["d"], W.double().bfloat16())
+    paramcli("diff", tmp_path / "p.pt", tmp_path / "o.safetensors", "--exact")
