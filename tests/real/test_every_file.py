@@ -119,16 +119,18 @@ def test_the_lightning_file_that_torch_refuses_has_its_tensors(real, tmp_path, p
     path = real / PESTO_G7
     names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     assert any(name.startswith("omegaconf.") for name in names)
-    stand_ins = [(type("Inert", (), {"__setstate__": lambda self, state: None}), name) for name in names]
+    inert = {"__init__": lambda self, *arguments: None, "__setstate__": lambda self, state: None}
+    stand_ins = [(type("Inert", (), inert), name) for name in names]
     with torch.serialization.safe_globals(stand_ins):
         value = torch.load(path, weights_only=True, map_location="cpu")
     result = paramcli("convert", path, "-o", tmp_path / "g7.safetensors")
     got, state = load_file(tmp_path / "g7.safetensors"), value["state_dict"]
     assert set(got) == set(state) and all(torch.equal(got[n], t) for n, t in state.items())
     assert all(key in result.err for key in value if key != "state_dict")
-    assert all(name in result.err for name in names if not name.startswith(("builtins.", "collections.")))
+    assert all(name in result.err for name in names if name.startswith("omegaconf.") and name.endswith("Config"))
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_fcpe_bakes_as_torch_removes(real, tmp_path, paramcli):
     """torch's remove_weight_norm on the package's Linear with its three tensors."""
     path, keys = PLAIN["fcpe"]
