@@ -161,7 +161,8 @@ def choose_root(value: object, root: str | None) -> Chosen:
     elif not found:
         raise _nothing(value)
     elif len(found) > 1:
-        shown = "; ".join(f"{printable(name) or '.'} ({count_text(count, 'tensor')})" for name, count in listed[:12])
+        shown = "; ".join(f"{printable(name) or '.'} ({count_text(count, 'tensor')})" for name, count in listed[:40])
+        shown += f" and {len(listed) - 40} more" if len(listed) > 40 else ""
         raise InputRefused(f"it holds {len(found)} state dicts: {shown}", hint=f"--root {printable(listed[0][0]) or '.'}")
     else:
         place = next(iter(found))

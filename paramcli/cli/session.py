@@ -177,14 +177,14 @@ def finish_edit(
         screen.note(f"tied tensors are stored once for each name, as safetensors knows no ties: {listing(apart, 6)}")
     if source.shards and output != source.path and not is_file(output) and (files := files_left(source)):
         screen.note(f"left where they are: {listing(files, 12)}")
-    if is_torch(output) and (plan.steps or left):
+    if is_torch(output, source) and (plan.steps or left):
         _warn_of_optimizer(screen, source)
     if dry_run:
         screen.note(f"dry run: would write {printable_path(output)} ({size_text(plan.nbytes)}), {plan.untouched} tensors untouched")
         return
     screen.note(f"wrote {printable_path(output)}: {count_text(len(outcomes), 'tensor')} changed, {plan.untouched} untouched")
     claims = any(entry.constraint or entry.state == "parametrized" for entry in plan.record.values())
-    if claims and not is_torch(output):
+    if claims and not is_torch(output, source):
         screen.note(f"next: paramcli verify {shell_path(output)}")
 
 

@@ -76,14 +76,16 @@ def tied_slots(source: Source, plan: Plan) -> dict[str, str]:
     return tied
 
 
-def is_torch(path: Path) -> bool:
-    """Does this output name ask for a torch checkpoint?"""
+def is_torch(path: Path, source: Source) -> bool:
+    """Is the result a torch checkpoint? By its name; in place, where it replaces the input, by what that is."""
+    if path == source.path:
+        return source.container in ("torch zip", "torch legacy")
     return path.name.endswith(TORCH_SUFFIXES)
 
 
 def is_file(output: Path) -> bool:
     """Does this output name ask for one file, where a sharded input would otherwise give a folder?"""
-    return is_torch(output) or output.name.endswith(".safetensors")
+    return output.name.endswith((*TORCH_SUFFIXES, ".safetensors"))
 
 
 def open_sink(
@@ -92,7 +94,7 @@ def open_sink(
     """The sink for a plan: a torch file or one safetensors file by the output's name, else a folder of shards."""
     if not in_place:
         same_place(output, source)
-    if is_torch(output):
+    if is_torch(output, source):
         renamed = {name: key for name, key in plan.copies}
         for step in plan.steps:
             renamed.update({slot.name: next(iter(step.group.keys.values())) for slot in step.writes})
@@ -122,7 +124,7 @@ def _is_scalar(value: object) -> bool:
 
 def lost(output: Path, source: Source, plan: Plan) -> list[str]:
     """What the input holds beside tensors and the output does not, by name."""
-    to_torch = is_torch(output)
+    to_torch = is_torch(output, source)
     keeps_rest = to_torch and source.tree is not None
     names = [extra.name for extra in source.extras if not (keeps_rest and extra.carried)]
     if to_torch:
@@ -133,7 +135,7 @@ def lost(output: Path, source: Source, plan: Plan) -> list[str]:
 
 def untied(output: Path, source: Source, plan: Plan) -> list[str]:
     """Groups of names that were one tensor and have each their own in the output."""
-    if is_torch(output):
+    if is_torch(output, source):
         return []
     there = {key for _, key in plan.copies} | {key for step in plan.steps for key in step.group.keys.values()}
     groups = [[name for name in names if name in there] for names in source.tied()]
