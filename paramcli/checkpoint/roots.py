@@ -178,11 +178,12 @@ def _nothing(value: object) -> InputRefused:
     from .read_torch import walk
 
     below = walk(value)
-    for mapping in below:
-        for key, item in (as_dict(mapping) or {}).items():
-            if isinstance(key, str) and special_kind(item):
+    mappings = [item for item in below if isinstance(item, dict)]  # a module's parameters are in one too
+    for mapping in mappings:
+        for key, item in mapping.items():
+            if isinstance(key, str):
                 _refuse_unreadable(key, item)
-    if any(isinstance(item, dict) and "param_groups" not in item and not ZERO_MARKS.isdisjoint(k for k in item if isinstance(k, str)) for item in below):
+    if any(not ZERO_MARKS.isdisjoint(key for key in mapping if isinstance(key, str)) for mapping in mappings):
         return InputRefused("it is one process's part of a DeepSpeed ZeRO optimizer, not a state dict", hint=ZERO_HINT)
     what = type_text(value)
     told = f"it is {'an' if what[0] in 'aeiou' else 'a'} {what}"

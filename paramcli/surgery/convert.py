@@ -19,6 +19,12 @@ CAST_DTYPES = ("float64", "float32", "float16", "bfloat16")
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
+def without(prefix: str, name: str) -> str:
+    """The name without a leading prefix of whole segments; a name is never emptied."""
+    whole = prefix if prefix.endswith(".") else f"{prefix}."
+    return name[len(whole) :] if name.startswith(whole) and len(name) > len(whole) else name
+
+
 @dataclass(frozen=True)
 class Convert:
     """What to carry over and how: kept and dropped tensors, prefixes to strip, and the dtype of floating tensors."""
@@ -32,6 +38,7 @@ class Convert:
         """(the plan, keys of the tensors left out because the user said so)."""
         carried = self._carried(groups, where)
         names = {key: self._stripped(key) for group in carried for key in group.keys.values()}
+        self._check_prefixes(list(names))
         self._check_names(names)
         # Keys apart can still meet in one tensor: m.w.weight_g stripped beside w.weight reads as neither.
         self._check_names({group.tensor: self._stripped(group.tensor) for group in carried})
@@ -63,9 +70,7 @@ class Convert:
 
     def _stripped(self, name: str) -> str:
         for prefix in self.strip:
-            whole = prefix if prefix.endswith(".") else f"{prefix}."
-            if name.startswith(whole) and len(name) > len(whole):
-                name = name[len(whole) :]
+            name = without(prefix, name)
         return name
 
     def _check_names(self, names: Mapping[str, str]) -> None:
@@ -77,13 +82,18 @@ class Convert:
                     hint="drop one of them with --drop", tensor=key,
                 )  # fmt: skip
             taken[name] = key
+
+    def _check_prefixes(self, keys: Sequence[str]) -> None:
+        """Raise UsageError for a prefix that none of the names has, after the ones before it are gone."""
         for prefix in self.strip:
-            whole = prefix if prefix.endswith(".") else f"{prefix}."
-            if not any(key.startswith(whole) for key in names):
-                near = closest(prefix, {key.partition(".")[0] for key in names})
+            stripped = [without(prefix, key) for key in keys]
+            if stripped == list(keys):
+                near = closest(prefix, {key.partition(".")[0] for key in keys})
                 raise UsageError(
-                    f"no tensor's name begins with the prefix '{printable(whole)}'", hint=f"closest: {', '.join(map(printable, near))}" if near else None
-                )
+                    f"no tensor's name begins with the prefix '{printable(prefix.removesuffix('.'))}.'",
+                    hint=f"closest: {', '.join(map(printable, near))}" if near else None,
+                )  # fmt: skip
+            keys = stripped
 
     def _cast(self, group: Group, key: str, name: str, source: Source, twin: str | None) -> Step | None:
         """The step that casts one floating tensor; None where its bytes stay as they are."""
