@@ -151,9 +151,9 @@ def inspect_tail(source, groups: Sequence, tied: Iterable[Sequence[str]]) -> Ite
         if group.problem:
             yield f"{printable(group.tensor)}: {group.problem}"
     if source.metadata:
-        yield f"metadata: {listing(sorted(source.metadata), 12)}"
+        yield f"metadata: {listing(sorted(source.metadata), len(source.metadata))}"
     if source.extras:
-        yield "not tensors of the state dict: " + listing([f"{e.name} ({e.type})" for e in source.extras], 12)
+        yield "not tensors of the state dict: " + listing([f"{e.name} ({e.type})" for e in source.extras], len(source.extras))
 
 
 def diff_table(differences: Sequence, only_a: Sequence[str], only_b: Sequence[str], limit: int = 200) -> Table:

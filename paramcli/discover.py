@@ -111,8 +111,12 @@ def _spectral_checks(W: Tensor, double: Tensor) -> list[Check]:
     rounding = 2 * eps(W.dtype)
     checks = [Check("unit_spectral_norm:dim=0", abs(S[0].item() - 1), rounding)]
     rank = int((S > rounding * S[0]).sum())
-    if rank < len(S):
-        checks.append(Check(f"low_rank:rank={rank}", (S[rank] / S[0]).item(), rounding))
+    if rank == len(S):
+        # Nearly so: in the first half of the spectrum it drops at once; the last values of any square matrix are small.
+        rank = 1 + int((S[1 : len(S) // 2 + 1] / S[: len(S) // 2]).argmin())
+        if S[rank] > NEARLY * S[rank - 1]:
+            return checks
+    checks.append(Check(f"low_rank:rank={rank}", (S[rank] / S[0]).item(), rounding))
     return checks
 
 

@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..dtypes import EDITABLE, DTYPES
 from ..text import printable
-from .keys import split_parametrized
+from .keys import parametrized_key, split_parametrized
 from .record import Entry
 from .source import TensorInfo
 
@@ -121,7 +121,8 @@ def _spectral_norm(parts: Mapping[str, TensorInfo]) -> Reading | None:
 
 def _mask(parts: Mapping[str, TensorInfo]) -> Reading | None:
     W, mask = parts["original"], parts["0.mask"]
-    return Reading("mask") if mask.shape == W.shape and W.dtype in DTYPES else None
+    # Nobody prunes integers: such a pair is a table of positions and which of them count.
+    return Reading("mask") if mask.shape == W.shape and DTYPES[W.dtype].kind in ("float", "half", "complex") else None
 
 
 def _spectral_norm_v0(parts: Mapping[str, TensorInfo]) -> Reading | None:
@@ -164,8 +165,17 @@ def detect(tensors: Mapping[str, TensorInfo], record: Mapping[str, Entry] | None
         else:
             groups[key] = Group(key, PLAIN, {"value": key}, {"value": info}, info.shape, info.dtype)
     for tensor, keys in pending.items():
-        groups[tensor] = _parametrized(tensor, keys, tensors, clash=tensor in groups)
+        if _is_packed(keys, tensors):
+            groups.update((key, Group(key, PLAIN, {"value": key}, {"value": tensors[key]}, tensors[key].shape, tensors[key].dtype)) for key in keys.values())
+        else:
+            groups[tensor] = _parametrized(tensor, keys, tensors, clash=tensor in groups)
     return {name: _recorded(group, record.get(name)) for name, group in groups.items()}
+
+
+def _is_packed(keys: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> bool:
+    """Several originals of which one holds integers: the parts of a quantized tensor (torchao's unwrapped subclasses)."""
+    originals = [tensors[key].dtype for role, key in keys.items() if role.startswith("original")]
+    return len(originals) > 1 and not all(DTYPES[dtype].kind in ("float", "half", "complex") for dtype in originals)
 
 
 def _older_spellings(tensors: Mapping[str, TensorInfo]) -> dict[str, Group]:
@@ -219,11 +229,10 @@ def _half(base: str, suffixes: set[str], tensors: Mapping[str, TensorInfo]) -> G
 def _parametrized(tensor: str, keys: dict[str, str], tensors: Mapping[str, TensorInfo], clash: bool) -> Group:
     parts = {role: tensors[key] for role, key in keys.items()}
     originals = sorted(role for role in parts if role.startswith("original"))
-    if not originals or originals not in (["original"], [f"original{i}" for i in range(len(originals))]):
-        missing = "original" if not originals else "original0" if "original0" not in originals else "original1"
+    if missing := _missing_role(parts, originals):
         first = next(iter(parts.values()))
-        problem = f"{printable(tensor)} is half a parametrization: its '{missing}' is missing"
-        return Group(tensor, PARAMETRIZED, keys, parts, first.shape, first.dtype, problem=problem, hint="the file is incomplete")
+        problem = f"{printable(tensor)} is half a parametrization: {printable(parametrized_key(tensor, missing))} is missing"
+        return Group(tensor, PARAMETRIZED, keys, parts, first.shape, first.dtype, problem=problem, hint="the file is incomplete: leave it out with -t")
     # Of a weight norm over the whole of a 1 x 1 tensor both originals have one entry, and v has the shape.
     stored = max((parts[role] for role in originals), key=lambda info: (info.numel, len(info.shape)))
     made = dict(tensor=tensor, form=PARAMETRIZED, keys=keys, infos=parts, shape=stored.shape, dtype=stored.dtype)
@@ -234,7 +243,18 @@ def _parametrized(tensor: str, keys: dict[str, str], tensors: Mapping[str, Tenso
                  alternatives=reading.alternatives)
 
 
-_CHAIN_HINT = "say what it is with --chain"
+def _missing_role(parts: Mapping[str, TensorInfo], originals: Sequence[str]) -> str | None:
+    """The first role without which these are no parametrization that torch writes; None where nothing is missing."""
+    if not originals:
+        return "original"
+    numbered = [f"original{i}" for i in range(max(len(originals), 2))]
+    if originals not in (["original"], numbered):
+        return next((role for role in numbered if role not in parts), "original")
+    vectors = {"0._u", "0._v"} & set(parts)
+    return ({"0._u", "0._v"} - vectors).pop() if len(vectors) == 1 and len(parts) == 2 else None
+
+
+_CHAIN_HINT = "say what it is with --chain, or leave it out with -t"
 
 
 def read_roles(parts: Mapping[str, TensorInfo]) -> Reading:
@@ -268,14 +288,23 @@ def _recorded(group: Group, entry: Entry | None) -> Group:
     return replace(group, **known, problem=None, hint=None, alternatives=())
 
 
-def with_chain(group: Group, chain: str | None, view: str | None) -> Group:
-    """The group read as the user says, in place of what keys and record say."""
-    if chain is None or group.is_plain:
-        return group
+def with_chain(groups: Sequence[Group], chain: str | None, view: str | None, named: bool) -> list[Group]:
+    """The groups read as the user says, in place of what keys and record say.
+
+    Where the user `named` no tensors, the chain is the answer for those that ask for one, if any does.
+    """
+    if chain is None:
+        return list(groups)
     from ..chain import parse_chain
 
     parsed = parse_chain(chain)
-    originals = [group.infos[role].shape for role in sorted(group.infos) if role.startswith("original")]
-    shape = group.shape if view else parsed.weight_shape(originals) or group.shape
-    known = dict(chain=chain, view=view, constraint=parsed.constraint, shape=shape)
-    return replace(group, **known, problem=None, hint=None, alternatives=())
+    asking = [group for group in groups if group.problem or group.alternatives]
+    meant = {group.tensor for group in (groups if named or not asking else asking) if not group.is_plain}
+
+    def said(group: Group) -> Group:
+        originals = [group.infos[role].shape for role in sorted(group.infos) if role.startswith("original")]
+        shape = group.shape if view else parsed.weight_shape(originals) or group.shape
+        known = dict(chain=chain, view=view, constraint=parsed.constraint, shape=shape)
+        return replace(group, **known, problem=None, hint=None, alternatives=())
+
+    return [said(group) if group.tensor in meant else group for group in groups]

@@ -207,10 +207,14 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Extra:
-    """Something in the file that is not a tensor of the chosen state dict: its dotted name and type."""
+    """Something in the file that is not a tensor of the chosen state dict: its dotted name and type.
+
+    `carried` is False for what not even a torch result can carry: the code of a pickled object.
+    """
 
     name: str
     type: str
+    carried: bool = True
 
 
 @dataclass(frozen=True)
@@ -236,6 +240,8 @@ class Source:
     notes: list[str] = field(default_factory=list)
     # Shard file name -> its tensors' names, in order; empty for one file.
     shards: dict[str, list[str]] = field(default_factory=dict)
+    # What a sharded checkpoint's index says beside total_size.
+    index_metadata: dict[str, object] = field(default_factory=dict)
     # The whole decoded pickle of a torch file (pickle_data values), for outputs that keep it.
     tree: object = None
     # Every storage of a torch file by its key, those outside the state dict too.

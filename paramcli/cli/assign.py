@@ -54,7 +54,7 @@ def assign(
     view = parse_view(view).text
     check_compute(compute_dtype)
     with open_groups(ckpt, root, ignore_record, screen) as opened:
-        chosen = [with_chain(group, chain, view) for group in opened.choose(tensor)]
+        chosen = with_chain(opened.choose(tensor), chain, view, named=True)
         chosen = tie(opened, chosen, tied)
         destination = output_path(opened.source, output, in_place, ".parametrized", force or dry_run)
         where = check_device(device)

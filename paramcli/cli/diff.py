@@ -35,7 +35,7 @@ def diff(
 
     paramcli diff before.pt after.safetensors --exact
     """
-    from ..compare import advice, compare, require_known, summary
+    from ..compare import advice, compare, summary
 
     screen = Screen(quiet)
     with open_groups(a, root, ignore_record, screen) as one, open_groups(b, root_b or root, ignore_record, screen) as two:
@@ -43,8 +43,6 @@ def diff(
             names = {group.tensor for side in (one, two) for group in side.choose_any(tensor, (one, two))}
             one.groups = {n: g for n, g in one.groups.items() if n in names}
             two.groups = {n: g for n, g in two.groups.items() if n in names}
-        for side in (one, two):
-            require_known(side.groups, side.source)
         only_a = [name for name in one.groups if name not in two.groups]
         only_b = [name for name in two.groups if name not in one.groups]
         found = list(compare(one.source, one.groups, two.source, two.groups, tolerance, exact))

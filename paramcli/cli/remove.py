@@ -50,7 +50,7 @@ def remove(
     view = parse_view(view).text
     check_compute(compute_dtype)
     with open_groups(ckpt, root, ignore_record, screen) as opened:
-        chosen = [with_chain(group, chain, view) for group in opened.choose(tensor, lambda group: not group.is_plain)]
+        chosen = with_chain(opened.choose(tensor, lambda group: not group.is_plain), chain, view, named=bool(tensor))
         plain = [group.tensor for group in chosen if group.is_plain]
         if plain and not any(not group.is_plain for group in chosen):
             raise InputRefused(f"{plain[0]} is a plain tensor already", hint="paramcli inspect shows the form of each", path=ckpt, tensor=plain[0])

@@ -159,13 +159,11 @@ def finish_edit(
     screen: Screen, as_json: bool, plan, opened: Opened, output: Path, outcomes: Sequence, dry_run: bool, left: list[str] | None = None, table: Callable = edit_table
 ) -> None:
     """The table or document on stdout, and on stderr what was written, what was not, and what to type next."""
-    from ..surgery.output import is_torch
+    from ..checkpoint.read_sharded import files_left
+    from ..surgery.output import is_file, is_torch, lost, untied
 
     source, left = opened.source, left or []
-    to_torch = is_torch(output)
-    dropped = left + ([] if to_torch else [extra.name for extra in source.extras])
-    if to_torch and (source.metadata or plan.record):
-        dropped += [f"metadata {name}" for name in sorted({*source.metadata, *(["paramcli"] if plan.record else [])} - {"format"})]
+    dropped = left + lost(output, source, plan)
     if as_json:
         screen.answer(document(edit_document(plan.command, source.path, output, dry_run, outcomes, plan.untouched, dropped)))
     else:
@@ -174,21 +172,26 @@ def finish_edit(
         if outcome.note:
             screen.note(f"{printable(outcome.tensor)}: {outcome.note}")
     if dropped:
-        screen.note(f"not carried over: {listing(dropped, 12)}")
-    _warn_of_optimizer(screen, source, plan, to_torch)
+        screen.note(f"not carried over: {listing(dropped, len(dropped))}")
+    if apart := untied(output, source, plan):
+        screen.note(f"tied tensors are stored once for each name, as safetensors knows no ties: {listing(apart, 6)}")
+    if source.shards and output != source.path and not is_file(output) and (files := files_left(source)):
+        screen.note(f"left where they are: {listing(files, 12)}")
+    if is_torch(output, source) and (plan.steps or left):
+        _warn_of_optimizer(screen, source)
     if dry_run:
         screen.note(f"dry run: would write {printable_path(output)} ({size_text(plan.nbytes)}), {plan.untouched} tensors untouched")
         return
     screen.note(f"wrote {printable_path(output)}: {count_text(len(outcomes), 'tensor')} changed, {plan.untouched} untouched")
     claims = any(entry.constraint or entry.state == "parametrized" for entry in plan.record.values())
-    if claims and not to_torch:
+    if claims and not is_torch(output, source):
         screen.note(f"next: paramcli verify {shell_path(output)}")
 
 
-def _warn_of_optimizer(screen: Screen, source: Source, plan, to_torch: bool) -> None:
+def _warn_of_optimizer(screen: Screen, source: Source) -> None:
     """An optimizer's state belongs to the parameters as they were: by position, in their order and shapes."""
     stale = [extra.name for extra in source.extras if extra.type == "optimizer state"]
-    if to_torch and stale and plan.steps:
+    if stale:
         screen.warn(f"{listing(stale)} belongs to the tensors as they were: start the optimizer anew, or restore it by hand")
 
 

@@ -52,7 +52,7 @@ def verify(
     with open_groups(ckpt, root, ignore_record, screen) as opened:
         from ..verdict import select_claims, verifiable, verify_group
 
-        chosen = [with_chain(group, chain, seen) if chain else group for group in opened.choose(tensor)]
+        chosen = with_chain(opened.choose(tensor), chain, seen, named=bool(tensor))
         if not tensor:
             unread = [group for group in chosen if group.problem]
             chosen = select_claims(chosen, ckpt)

@@ -74,7 +74,10 @@ class Register:
             seed = hosting.tensor_seed(self.seed, group.twin or group.tensor)
             fitted = fit(W, bound, self.view, init=self.init, seed=seed, max_change=self.max_change, compute=compute)
             made = keyed(group.tensor, fitted.state)
-            return {names[key]: tensor for key, tensor in made.items()}, {**numbers(fitted.moved, fitted.check), "note": fitted.note}
+            # Only raw gets here with a zero row under a norm: torch writes it, and computes NaN from it.
+            finite = bool(fitted.value.isfinite().all())
+            note = fitted.note if finite else "its value is NaN or infinite: a norm it divides by is zero"
+            return {names[key]: tensor for key, tensor in made.items()}, {**numbers(fitted.moved, fitted.check), "note": note}
 
         return Step(group, "register", slots, str(chain), self.view.text, run, record=record_of(chain, self.view, group))
 

@@ -201,6 +201,20 @@ def test_in_place_replaces_a_safetensors_file(fixtures, tmp_path, paramcli):
     assert "conv1.parametrizations.weight.original0" in load_file(copy)
 
 
+@pytest.mark.parametrize("name", ["weights.tar", "weights", "weights.safetensors", "weights.pt"])
+def test_in_place_keeps_the_container_whatever_the_name(name, tmp_path, paramcli):
+    """A torch file stays one, with its wrapper; a safetensors file under a torch name stays safetensors."""
+    W = torch.randn(4, 4)
+    torch.save({"model": {"w.weight": W}, "epoch": 5}, tmp_path / name)
+    result = paramcli("add", tmp_path / name, "-t", "w.weight", "--chain", "symmetric", "--in-place")
+    assert torch.load(tmp_path / name, weights_only=True, mmap=False)["epoch"] == 5 if "safetensors" not in name else "epoch" not in result.err
+    assert paramcli("inspect", tmp_path / name, "--json").json["container"] == "torch zip"
+    save_file({"w.weight": W}, tmp_path / name)
+    paramcli("add", tmp_path / name, "-t", "w.weight", "--chain", "symmetric", "--in-place")
+    assert paramcli("inspect", tmp_path / name, "--json").json["container"] == "safetensors"
+    paramcli("verify", tmp_path / name)
+
+
 def test_the_record_and_other_metadata_are_carried(tmp_path, paramcli):
     """Other people's metadata survive character for character beside the record."""
     save_file({"w": torch.randn(4, 4), "v": torch.randn(3)}, tmp_path / "a.safetensors", {"author": "née ☃ \"x\"", "format": "pt"})
