@@ -36,7 +36,9 @@ def error_document(error: ParamcliError) -> dict:
     }
 
 
-def edit_document(command: str, checkpoint: object, output: object, dry_run: bool, outcomes: Sequence, untouched: int, dropped: Sequence[str]) -> dict:
+def edit_document(
+    command: str, checkpoint: object, output: object, dry_run: bool, outcomes: Sequence, untouched: int, dropped: Sequence[str], edits: Sequence = ()
+) -> dict:
     return {
         "command": command,
         "checkpoint": str(checkpoint),
@@ -61,7 +63,14 @@ def edit_document(command: str, checkpoint: object, output: object, dry_run: boo
         ],
         "untouched": untouched,
         "dropped": list(dropped),
+        # What `paramcli apply` needs to do the same again.
+        **({"edit": [edit_table(edit) for edit in edits]} if edits else {}),
     }
+
+
+def edit_table(edit) -> dict:
+    """One edit as a table of a recipe: its command and the options that were given."""
+    return {"command": edit.command, **edit.options()}
 
 
 def verify_document(checkpoint: object, verdicts: Sequence) -> dict:
