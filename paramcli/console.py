@@ -34,7 +34,9 @@ class Screen:
         self.out.file.write(text + "\n")
 
     def show(self, renderable: Table | Text | str) -> None:
-        if isinstance(renderable, Table) and not self.out.is_terminal:
+        if isinstance(renderable, str):
+            self.answer(renderable)
+        elif isinstance(renderable, Table) and not self.out.is_terminal:
             # In a pipe columns are as wide as their content, and no line ends in padding.
             with self.out.capture() as captured:
                 self.out.print(renderable, crop=False)

@@ -127,12 +127,16 @@ class Target:
     quiet: bool = False
 
 
-def run_edits(command: str, edits: Sequence[Edit], suffix: str, ckpt: Path, target: Target) -> None:
-    """Open, plan all edits, write once, report: what every editing command does."""
+def run_edits(command: str, edits: Sequence[Edit], suffix: str, ckpt: Path, target: Target, as_recipe: bool = False) -> None:
+    """Open, plan all edits, write once, report: what every editing command does.
+
+    `as_recipe`: --dry-run shows the plan as a recipe instead of a table.
+    """
     screen = Screen(target.quiet)
     with open_groups(ckpt, target.root, target.ignore_record, screen) as opened, ExitStack() as stack, error_context(path=ckpt):
         destination = output_path(opened.source, target.output, target.in_place, suffix, target.force or target.dry_run)
         device = check_device(target.device) if any(edit.computes for edit in edits) else "cpu"
+        from ..recipe import recipe_text
         from ..surgery.execute import preview
         from ..surgery.sequence import plan_edits
 
@@ -141,7 +145,8 @@ def run_edits(command: str, edits: Sequence[Edit], suffix: str, ckpt: Path, targ
             outcomes = preview(plan)
         else:
             outcomes = write_plan(plan, opened, destination, force=target.force, in_place=target.in_place, device=device)
-        finish_edit(screen, target.as_json, plan, opened, destination, outcomes, target.dry_run, edits=edits)
+        shown = recipe_text(edits, plan.steps) if as_recipe and target.dry_run else edit_table(outcomes)
+        finish_edit(screen, target.as_json, plan, opened, destination, outcomes, target.dry_run, edits=edits, shown=shown)
 
 
 def write_plan(
@@ -158,8 +163,8 @@ def write_plan(
 
 
 def finish_edit(
-    screen: Screen, as_json: bool, plan, opened: Opened, output: Path, outcomes: Sequence, dry_run: bool,
-    left: list[str] | None = None, table: Callable = edit_table, edits: Sequence[Edit] = (),
+    screen: Screen, as_json: bool, plan, opened: Opened, output: Path, outcomes: Sequence, dry_run: bool, shown: object,
+    left: list[str] | None = None, edits: Sequence[Edit] = (),
 ) -> None:  # fmt: skip
     """The table or document on stdout, and on stderr what was written, what was not, and what to type next."""
     from ..surgery.output import is_torch
@@ -172,7 +177,7 @@ def finish_edit(
     if as_json:
         screen.answer(document(edit_document(plan.command, source.path, output, dry_run, outcomes, plan.untouched, dropped, edits)))
     else:
-        screen.show(table(outcomes))
+        screen.show(shown)
     for outcome in outcomes:
         if outcome.note:
             screen.note(f"{printable(outcome.tensor)}: {outcome.note}")

@@ -24,6 +24,11 @@ from .plan import Step
 
 Planner = Callable[[Group], Step]
 COMPUTE_DTYPES = ("same", "float32", "float64")
+# The initialisers of torch.nn.init that need nothing but the tensor.
+INITS = (
+    "dirac", "eye", "kaiming_normal", "kaiming_uniform", "normal", "ones", "orthogonal", "trunc_normal",
+    "uniform", "xavier_normal", "xavier_uniform", "zeros",
+)  # fmt: skip
 
 
 def option(default: object, kind: str, *, choices: Sequence[str] = (), minimum: float | None = None):
@@ -138,6 +143,11 @@ class Assign(Edit):
         self._need_tensors("set")
         if (self.from_ is None) == (self.with_ is None):
             raise UsageError("assign needs one of --from FILE[:NAME] and --with INIT", hint="--with orthogonal, or --from other.safetensors")
+        if self.with_ is not None and self.with_.removesuffix("_") not in INITS:
+            near = closest(self.with_, INITS)
+            raise UsageError(
+                f"no initialiser named '{printable(self.with_)}'", hint=f"closest: {', '.join(near)}" if near else f"known: {', '.join(INITS)}"
+            )
         _check_reading(self.chain, self.view)
 
     def choose(self, groups: Mapping[str, Group], where: str) -> list[Group]:
@@ -145,10 +155,13 @@ class Assign(Edit):
 
     def planner(self, stack: ExitStack) -> Planner:
         from .edits import Assign as Step
-        from .values import initialised, taken_from
+        from .values import Initialised, taken_from
 
-        values = initialised(self.with_, self.seed) if self.with_ is not None else taken_from(*_split(self.from_), self.compute_dtype)
-        return Step(stack.enter_context(values), self.seed).plan
+        if self.with_ is not None:
+            values = Initialised(self.with_, self.seed)
+        else:
+            values = stack.enter_context(taken_from(*_split(self.from_), self.compute_dtype))
+        return Step(values, self.seed).plan
 
 
 @dataclass(frozen=True, kw_only=True)
