@@ -18,6 +18,10 @@ from .text import count_text, listing, number_text, printable, printable_path, s
 
 # Without a terminal there is no width to respect: a pipe gets whole lines.
 PIPE_WIDTH = 10_000
+# A picture has no lines to be whole: in a pipe it is as wide as a narrow terminal.
+PIPE_PICTURE = 80
+# Up to so many tensors each get a picture of their own.
+FEW_TENSORS = 3
 
 
 class Screen:
@@ -43,6 +47,11 @@ class Screen:
             self.answer("\n".join(line.rstrip() for line in captured.get().splitlines()))
         else:
             self.out.print(renderable, highlight=False, markup=False, soft_wrap=not isinstance(renderable, Table))
+
+    @property
+    def columns(self) -> int:
+        """The width of a picture on stdout."""
+        return self.out.width if self.out.is_terminal else PIPE_PICTURE
 
     def note(self, text: str) -> None:
         """A message for the person at the terminal; -q silences it."""
@@ -182,6 +191,44 @@ def discover_table(findings: Sequence) -> Table:
             name = Text(check.constraint) if how == "holds" else Text.assemble(("nearly ", "yellow"), check.constraint)
             head = (Text(printable(f.tensor)), shape_text(f.shape), f.dtype) if i == 0 else ("", "", "")
             table.add_row(*head, name, number_text(check.residual), number_text(check.tolerance))
+    return table
+
+
+def spectrum_plot(found: Sequence, columns: int) -> Iterable[Text]:
+    """Each tensor's curves and planes; many tensors as one field of curves."""
+    from .drawing.braille import BEFORE, lay_out
+    from .drawing.panels import panels
+
+    if len(found) <= FEW_TENSORS:
+        for s in found:
+            yield Text.assemble((printable(s.tensor), "bold"), f"  {printable(s.title)}")
+            shown = panels(s)
+            yield _picture(lay_out(shown, columns, len(shown) // sum(m.of == "value" for m in s.matrices)))
+    else:
+        yield _picture(lay_out([p for s in found for p in panels(s, planes=False, title=printable(s.tensor))], columns))
+    if any(m.of != "value" for s in found for m in s.matrices):
+        yield _picture([f"{BEFORE} is the original, ⠶ the value"])
+
+
+def _picture(lines: Sequence[str]) -> Text:
+    """Colour only repeats what the characters say."""
+    picture = Text("\n".join(lines) + "\n")
+    picture.highlight_regex("[\u2801-\u28ff]+", "cyan")
+    picture.highlight_regex("·+", "yellow")
+    picture.highlight_regex("[│─┼]+", "dim")
+    return picture
+
+
+def spectrum_table(found: Sequence) -> Table:
+    headings = ("sigma max", "sigma min", "condition", "stable rank", "max |eig|")
+    names = len(found) > 1  # the picture of a single one is headed by its name
+    table = _table(*(["tensor"] if names else []), "matrix", *((heading, "right") for heading in headings))
+    for s in found:
+        for i, m in enumerate(s.matrices):
+            which = m.of + (f" {m.block}" if m.block is not None else "") + (f" x{m.count}" if m.count > 1 else "")
+            name = [Text(printable(s.tensor) if i == 0 else "")] if names else []
+            numbers = (m.largest, m.smallest, m.condition, m.stable_rank, m.radius)
+            table.add_row(*name, which, *("-" if value is None else f"{value:.3g}" for value in numbers))
     return table
 
 

@@ -146,6 +146,39 @@ def discover_document(findings: Sequence) -> dict:
     }
 
 
+def spectrum_document(checkpoint: object, found: Sequence) -> dict:
+    return {
+        "checkpoint": str(checkpoint),
+        "tensors": [
+            {
+                "tensor": s.tensor,
+                "form": s.form,
+                "chain": s.chain,
+                "view": s.view,
+                "shape": list(s.shape),
+                "dtype": s.dtype,
+                "matrices": [
+                    {
+                        "of": m.of,
+                        "block": m.block,
+                        "count": m.count,
+                        "shape": list(m.shape),
+                        "sigma_max": m.largest,
+                        "sigma_min": m.smallest,
+                        "condition": m.condition,
+                        "stable_rank": m.stable_rank,
+                        "spectral_radius": m.radius,
+                        "singular_values": list(m.singular),
+                        "eigenvalues": None if m.eigen is None else [[z.real, z.imag] for z in m.eigen],
+                    }
+                    for m in s.matrices
+                ],
+            }
+            for s in found
+        ],
+    }
+
+
 def registry_document(entries: Sequence) -> dict:
     from .registry import domains_and_images
 

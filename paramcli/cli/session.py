@@ -193,6 +193,15 @@ def finish_edit(
         screen.note(f"next: paramcli verify {shell_path(output)}")
 
 
+def write_file(path: Path, data: bytes, overwrite: bool) -> None:
+    """A picture or report, there whole or not at all."""
+    from ..checkpoint.atomic import AtomicFile
+
+    with AtomicFile(path, overwrite=overwrite) as file:
+        file.write_at(0, data)
+        file.commit(len(data))
+
+
 def _warn_of_optimizer(screen: Screen, source: Source, plan, to_torch: bool) -> None:
     """An optimizer's state belongs to the parameters as they were: by position, in their order and shapes."""
     stale = [extra.name for extra in source.extras if extra.type == "optimizer state"]
