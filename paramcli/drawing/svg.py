@@ -20,7 +20,7 @@ STYLE = """
 .plot .grid{stroke:var(--line);stroke-width:1;fill:none}
 .plot .now{stroke:var(--now);stroke-width:1.6;fill:none}.plot .then{stroke:var(--then);stroke-width:1.3;stroke-dasharray:4 3;fill:none}
 .plot circle.now{fill:var(--now);stroke:none;fill-opacity:.75}.plot circle.then{stroke-width:.8;stroke-dasharray:none}
-.plot .bad{fill:var(--bad)}.plot .limit{stroke:var(--quiet);stroke-width:1;stroke-dasharray:2 3}
+.plot .mark{stroke:var(--ink);stroke-width:2}.plot .bad{fill:var(--bad)}.plot .limit{stroke:var(--quiet);stroke-width:1;stroke-dasharray:2 3}
 @media (prefers-color-scheme:dark){.plot{--ink:#e6edf3;--quiet:#9198a1;--line:#30363d;--now:#6cb6ff;--then:#f0a35e;--bad:#ff8a80}}
 @media print{.plot{--ink:#000;--quiet:#444;--line:#ccc;--now:#0b63ce;--then:#b35900;--bad:#c62828}}
 """.strip()
