@@ -130,20 +130,46 @@ def verify_table(verdicts: Sequence) -> Table:
     return table
 
 
+def _spelling(group) -> tuple[str, str]:
+    """(form, chain) as they are shown; what is not known is a question mark."""
+    chain = group.chain or (" or ".join(group.alternatives) if group.alternatives else "?" if group.problem else "")
+    if group.view:
+        chain += f" ({group.view})"
+    baked = group.record is not None and group.record.state == "baked"
+    return "baked" if baked else group.form, chain
+
+
 def inspect_table(groups: Sequence) -> Table:
+    """One line a tensor."""
     from .dtypes import dtype_name
 
     table = _table("tensor", "form", "chain", "shape", "dtype", ("bytes", "right"))
     for g in groups:
-        chain = g.chain or (" or ".join(g.alternatives) if g.alternatives else "?" if g.problem else "")
-        if g.view:
-            chain += f" ({g.view})"
-        form = g.form
-        if g.record is not None and g.record.state == "baked":
-            form = "baked"
+        form, chain = _spelling(g)
         table.add_row(
             Text(printable(g.tensor)), form, Text(printable(chain)), shape_text(g.shape), dtype_name(g.dtype),
             size_text(sum(info.nbytes for info in g.infos.values())),
+        )
+    return table
+
+
+def inspect_tree(groups: Sequence) -> Table:
+    """Modules with what they hold, folded layers as one; sizes of a module are those of all it stands for."""
+    from .dtypes import dtype_name
+    from .tree import Node, grow, walk
+
+    table = _table("module, tensor", "parametrized as", "shape", "dtype", ("size", "right"))
+    for depth, name, item in walk(grow(groups)):
+        indent = "  " * depth
+        if isinstance(item, Node):
+            alike = f"{item.count} alike, {size_text(item.nbytes // item.count)} each" if item.count > 1 else ""
+            table.add_row(Text(indent + printable(name), "bold"), Text(alike, "dim"), "", "", Text(size_text(item.nbytes), "bold"))
+            continue
+        form, chain = _spelling(item)
+        how = "" if form == "plain" else chain if form == "parametrized" else f"{chain} [{form}]"
+        table.add_row(
+            Text(indent + printable(name)), Text(printable(how), "cyan"), shape_text(item.shape), dtype_name(item.dtype),
+            size_text(sum(info.nbytes for info in item.infos.values())),
         )
     return table
 
@@ -156,6 +182,10 @@ def inspect_head(source) -> Iterable[str]:
 
 
 def inspect_tail(source, groups: Sequence, tied: Iterable[Sequence[str]]) -> Iterable[str]:
+    values = sum(max((info.numel for info in group.infos.values()), default=0) for group in groups)
+    nbytes = sum(info.nbytes for group in groups for info in group.infos.values())
+    other = sum(not group.is_plain for group in groups)
+    yield f"{count_text(len(groups), 'tensor')}, {values:,} values, {size_text(nbytes)}" + (f"; {other} parametrized" if other else "")
     for names in tied:
         yield f"tied: {' = '.join(printable(name) for name in names)}"
     for group in groups:

@@ -74,7 +74,7 @@ class Spectra:
 def spectra(source: Source, group: Group, view: str | None = None, device: str = "cpu") -> Spectra:
     """Every matrix the view shows of one tensor; InputRefused for what is no matrix of finite numbers."""
     with error_context(tensor=group.tensor, path=source.path), torch.no_grad():
-        if DTYPES[group.dtype].kind not in ("float", "half"):
+        if DTYPES[group.dtype].kind not in ("float", "half", "complex"):
             raise InputRefused(f"{dtype_name(group.dtype)} tensors have no spectrum here")
         if len(group.shape) < 2 or not all(group.shape):
             raise InputRefused(f"a spectrum needs a matrix; this one is {shape_text(group.shape)}", hint="-t '*.weight' picks what usually has one")

@@ -25,7 +25,7 @@ from .evaluate import effective, require_chain
 
 @dataclass(frozen=True)
 class Initialised:
-    """torch.nn.init.NAME_ on each tensor, each block of `blocks=N` by itself; seeded by tensor name."""
+    """torch.nn.init.NAME_ on each tensor, each block of `blocks=N` or `heads=N` by itself; seeded by tensor name."""
 
     name: str
     seed: int
@@ -46,7 +46,7 @@ class Initialised:
         function = getattr(torch.nn.init, self.name.removesuffix("_") + "_")
         view = parse_view(group.view)
         try:
-            for block in list(view.into(value)) if view.name == "blocks" else [value]:
+            for block in list(view.into(value)) if view.count else [value]:
                 function(block)
         except ValueError as error:
             raise InputRefused(f"{self.name} does not fit a tensor of shape {shape_text(group.shape)}: {error}") from None
