@@ -18,6 +18,10 @@ from .text import count_text, listing, number_text, printable, printable_path, s
 
 # Without a terminal there is no width to respect: a pipe gets whole lines.
 PIPE_WIDTH = 10_000
+# A picture has no lines to be whole: in a pipe it is as wide as a narrow terminal.
+PIPE_PICTURE = 80
+# Up to so many tensors each get a picture of their own.
+FEW_TENSORS = 3
 
 
 class Screen:
@@ -34,13 +38,20 @@ class Screen:
         self.out.file.write(text + "\n")
 
     def show(self, renderable: Table | Text | str) -> None:
-        if isinstance(renderable, Table) and not self.out.is_terminal:
+        if isinstance(renderable, str):
+            self.answer(renderable)
+        elif isinstance(renderable, Table) and not self.out.is_terminal:
             # In a pipe columns are as wide as their content, and no line ends in padding.
             with self.out.capture() as captured:
                 self.out.print(renderable, crop=False)
             self.answer("\n".join(line.rstrip() for line in captured.get().splitlines()))
         else:
             self.out.print(renderable, highlight=False, markup=False, soft_wrap=not isinstance(renderable, Table))
+
+    @property
+    def columns(self) -> int:
+        """The width of a picture on stdout."""
+        return self.out.width if self.out.is_terminal else PIPE_PICTURE
 
     def note(self, text: str) -> None:
         """A message for the person at the terminal; -q silences it."""
@@ -119,20 +130,46 @@ def verify_table(verdicts: Sequence) -> Table:
     return table
 
 
+def _spelling(group) -> tuple[str, str]:
+    """(form, chain) as they are shown; what is not known is a question mark."""
+    chain = group.chain or (" or ".join(group.alternatives) if group.alternatives else "?" if group.problem else "")
+    if group.view:
+        chain += f" ({group.view})"
+    baked = group.record is not None and group.record.state == "baked"
+    return "baked" if baked else group.form, chain
+
+
 def inspect_table(groups: Sequence) -> Table:
+    """One line a tensor."""
     from .dtypes import dtype_name
 
     table = _table("tensor", "form", "chain", "shape", "dtype", ("bytes", "right"))
     for g in groups:
-        chain = g.chain or (" or ".join(g.alternatives) if g.alternatives else "?" if g.problem else "")
-        if g.view:
-            chain += f" ({g.view})"
-        form = g.form
-        if g.record is not None and g.record.state == "baked":
-            form = "baked"
+        form, chain = _spelling(g)
         table.add_row(
             Text(printable(g.tensor)), form, Text(printable(chain)), shape_text(g.shape), dtype_name(g.dtype),
             size_text(sum(info.nbytes for info in g.infos.values())),
+        )
+    return table
+
+
+def inspect_tree(groups: Sequence) -> Table:
+    """Modules with what they hold, folded layers as one; sizes of a module are those of all it stands for."""
+    from .dtypes import dtype_name
+    from .tree import Node, grow, walk
+
+    table = _table("module, tensor", "parametrized as", "shape", "dtype", ("size", "right"))
+    for depth, name, item in walk(grow(groups)):
+        indent = "  " * depth
+        if isinstance(item, Node):
+            alike = f"{item.count} alike, {size_text(item.nbytes // item.count)} each" if item.count > 1 else ""
+            table.add_row(Text(indent + printable(name), "bold"), Text(alike, "dim"), "", "", Text(size_text(item.nbytes), "bold"))
+            continue
+        form, chain = _spelling(item)
+        how = "" if form == "plain" else chain if form == "parametrized" else f"{chain} [{form}]"
+        table.add_row(
+            Text(indent + printable(name)), Text(printable(how), "cyan"), shape_text(item.shape), dtype_name(item.dtype),
+            size_text(sum(info.nbytes for info in item.infos.values())),
         )
     return table
 
@@ -145,6 +182,10 @@ def inspect_head(source) -> Iterable[str]:
 
 
 def inspect_tail(source, groups: Sequence, tied: Iterable[Sequence[str]]) -> Iterable[str]:
+    values = sum(max((info.numel for info in group.infos.values()), default=0) for group in groups)
+    nbytes = sum(info.nbytes for group in groups for info in group.infos.values())
+    other = sum(not group.is_plain for group in groups)
+    yield f"{count_text(len(groups), 'tensor')}, {values:,} values, {size_text(nbytes)}" + (f"; {other} parametrized" if other else "")
     for names in tied:
         yield f"tied: {' = '.join(printable(name) for name in names)}"
     for group in groups:
@@ -180,6 +221,44 @@ def discover_table(findings: Sequence) -> Table:
             name = Text(check.constraint) if how == "holds" else Text.assemble(("nearly ", "yellow"), check.constraint)
             head = (Text(printable(f.tensor)), shape_text(f.shape), f.dtype) if i == 0 else ("", "", "")
             table.add_row(*head, name, number_text(check.residual), number_text(check.tolerance))
+    return table
+
+
+def spectrum_plot(found: Sequence, columns: int) -> Iterable[Text]:
+    """Each tensor's curves and planes; many tensors as one field of curves."""
+    from .drawing.braille import BEFORE, lay_out
+    from .drawing.panels import panels
+
+    if len(found) <= FEW_TENSORS:
+        for s in found:
+            yield Text.assemble((printable(s.tensor), "bold"), f"  {printable(s.title)}")
+            shown = panels(s)
+            yield _picture(lay_out(shown, columns, len(shown) // sum(m.of == "value" for m in s.matrices)))
+    else:
+        yield _picture(lay_out([p for s in found for p in panels(s, planes=False, title=printable(s.tensor))], columns))
+    if any(m.of != "value" for s in found for m in s.matrices):
+        yield _picture([f"{BEFORE} is the original, ⠶ the value"])
+
+
+def _picture(lines: Sequence[str]) -> Text:
+    """Colour only repeats what the characters say."""
+    picture = Text("\n".join(lines) + "\n")
+    picture.highlight_regex("[\u2801-\u28ff]+", "cyan")
+    picture.highlight_regex("·+", "yellow")
+    picture.highlight_regex("[│─┼]+", "dim")
+    return picture
+
+
+def spectrum_table(found: Sequence) -> Table:
+    headings = ("sigma max", "sigma min", "condition", "stable rank", "max |eig|")
+    names = len(found) > 1  # the picture of a single one is headed by its name
+    table = _table(*(["tensor"] if names else []), "matrix", *((heading, "right") for heading in headings))
+    for s in found:
+        for i, m in enumerate(s.matrices):
+            which = m.of + (f" {m.block}" if m.block is not None else "") + (f" x{m.count}" if m.count > 1 else "")
+            name = [Text(printable(s.tensor) if i == 0 else "")] if names else []
+            numbers = (m.largest, m.smallest, m.condition, m.stable_rank, m.radius)
+            table.add_row(*name, which, *("-" if value is None else f"{value:.3g}" for value in numbers))
     return table
 
 

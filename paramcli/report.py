@@ -36,7 +36,9 @@ def error_document(error: ParamcliError) -> dict:
     }
 
 
-def edit_document(command: str, checkpoint: object, output: object, dry_run: bool, outcomes: Sequence, untouched: int, dropped: Sequence[str]) -> dict:
+def edit_document(
+    command: str, checkpoint: object, output: object, dry_run: bool, outcomes: Sequence, untouched: int, dropped: Sequence[str], edits: Sequence = ()
+) -> dict:
     return {
         "command": command,
         "checkpoint": str(checkpoint),
@@ -61,7 +63,14 @@ def edit_document(command: str, checkpoint: object, output: object, dry_run: boo
         ],
         "untouched": untouched,
         "dropped": list(dropped),
+        # What `paramcli apply` needs to do the same again.
+        **({"edit": [edit_table(edit) for edit in edits]} if edits else {}),
     }
+
+
+def edit_table(edit) -> dict:
+    """One edit as a table of a recipe: its command and the options that were given."""
+    return {"command": edit.command, **edit.options()}
 
 
 def verify_document(checkpoint: object, verdicts: Sequence) -> dict:
@@ -134,6 +143,39 @@ def discover_document(findings: Sequence) -> dict:
             {"tensor": f.tensor, "shape": list(f.shape), "dtype": f.dtype, "holds": checks(f.holds), "nearly": checks(f.nearly)}
             for f in findings
         ]
+    }
+
+
+def spectrum_document(checkpoint: object, found: Sequence) -> dict:
+    return {
+        "checkpoint": str(checkpoint),
+        "tensors": [
+            {
+                "tensor": s.tensor,
+                "form": s.form,
+                "chain": s.chain,
+                "view": s.view,
+                "shape": list(s.shape),
+                "dtype": s.dtype,
+                "matrices": [
+                    {
+                        "of": m.of,
+                        "block": m.block,
+                        "count": m.count,
+                        "shape": list(m.shape),
+                        "sigma_max": m.largest,
+                        "sigma_min": m.smallest,
+                        "condition": m.condition,
+                        "stable_rank": m.stable_rank,
+                        "spectral_radius": m.radius,
+                        "singular_values": list(m.singular),
+                        "eigenvalues": None if m.eigen is None else [[z.real, z.imag] for z in m.eigen],
+                    }
+                    for m in s.matrices
+                ],
+            }
+            for s in found
+        ],
     }
 
 

@@ -6,14 +6,9 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..chain import check_items
-from ..console import Screen
-from ..errors import UsageError
-from ..view import parse_view
+from ..surgery.commands import Add
 from . import options as o
-from .session import check_compute, check_device, finish_edit, open_groups, output_path, tie, write_plan
-
-INITS = ("project", "strict", "raw")
+from .session import Target, run_edits
 
 
 def attach(app: typer.Typer) -> None:
@@ -50,36 +45,8 @@ def add(
 
     paramcli add rnn.safetensors -t 'rnn.weight_hh*' --view blocks=4 --chain skew,cayley
     """
-    screen = Screen(quiet)
-    if not chain:
-        raise UsageError("add needs --chain: which parametrizations, in order", hint="--chain skew,cayley; paramcli registry lists them")
-    if not tensor:
-        raise UsageError("add needs -t/--tensor: which tensors to parametrize", hint="paramcli inspect lists them")
-    if init not in INITS:
-        raise UsageError(f"--init {init}: not one of {', '.join(INITS)}")
-    if spelling not in ("new", "old"):
-        raise UsageError(f"--spelling {spelling}: new or old")
-    check_items(chain)
-    seen = parse_view(view)
-    check_compute(compute_dtype)
-    with open_groups(ckpt, root, ignore_record, screen) as opened:
-        chosen = opened.choose(tensor)
-        chosen = tie(opened, chosen, tied)
-        destination = output_path(opened.source, output, in_place, ".parametrized", force or dry_run)
-        where = check_device(device)
-        from ..surgery.edits import Register
-        from ..surgery.execute import preview
-        from ..surgery.plan import make_plan
-
-        from ..surgery.allocate import counts
-        from ..surgery.values import masks_from
-
-        with masks_from(mask) as mask_for:
-            shares = counts(chain, opened.source, chosen, where)
-            edit = Register(chain, seen, init, seed, max_change, spelling, mask_for, shares)
-            plan = make_plan("add", opened.source, opened.groups, chosen, edit.plan)
-            if dry_run:
-                outcomes = preview(plan)
-            else:
-                outcomes = write_plan(plan, opened, destination, force=force, in_place=in_place, device=where, compute=compute_dtype)
-        finish_edit(screen, as_json, plan, opened, destination, outcomes, dry_run)
+    edit = Add(
+        tensor=tensor, chain=chain, view=view, init=init, mask=mask, max_change=max_change, spelling=spelling, seed=seed, tied=tied,
+        compute_dtype=compute_dtype,
+    )  # fmt: skip
+    run_edits("add", [edit], edit.suffix, ckpt, Target(output, force, in_place, dry_run, root, device, ignore_record, as_json, quiet))

@@ -55,9 +55,9 @@ def common(
 @functools.cache
 def _command():
     """The parser with every command, built once; each module imports torch inside its function, if at all."""
-    from . import add, assign, convert, diff, discover, inspect_command, migrate, registry_command, remove, snippet, verify
+    from . import add, apply, assign, convert, diff, discover, inspect_command, migrate, registry_command, remove, snippet, spectrum, verify
 
-    for module in (inspect_command, registry_command, add, assign, remove, verify, migrate, convert, diff, discover, snippet):
+    for module in (inspect_command, registry_command, add, assign, remove, verify, migrate, convert, apply, diff, discover, spectrum, snippet):
         module.attach(app)
     return typer.main.get_command(app)
 

@@ -6,13 +6,9 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..chain import parse_chain
-from ..checkpoint.forms import with_chain
-from ..console import Screen
-from ..errors import UsageError
-from ..view import parse_view
+from ..surgery.commands import Assign
 from . import options as o
-from .session import check_compute, check_device, finish_edit, open_groups, output_path, tie, write_plan
+from .session import Target, run_edits
 
 
 def attach(app: typer.Typer) -> None:
@@ -45,32 +41,7 @@ def assign(
 
     paramcli assign ckpt.parametrized.safetensors -t fc.weight --from other.pt:head.weight
     """
-    screen = Screen(quiet)
-    if not tensor:
-        raise UsageError("assign needs -t/--tensor: which tensors to set", hint="paramcli inspect lists them")
-    if (from_file is None) == (with_init is None):
-        raise UsageError("assign needs one of --from FILE[:NAME] and --with INIT")
-    chain = str(parse_chain(chain)) if chain else None
-    view = parse_view(view).text
-    check_compute(compute_dtype)
-    with open_groups(ckpt, root, ignore_record, screen) as opened:
-        chosen = with_chain(opened.choose(tensor), chain, view, named=True)
-        chosen = tie(opened, chosen, tied)
-        destination = output_path(opened.source, output, in_place, ".parametrized", force or dry_run)
-        where = check_device(device)
-        from ..surgery.edits import Assign
-        from ..surgery.execute import preview
-        from ..surgery.plan import make_plan
-        from ..surgery.values import initialised, split_file, taken_from
-
-        if with_init is not None:
-            values = initialised(with_init, seed)
-        else:
-            values = taken_from(*split_file(from_file), compute_dtype)
-        with values as value_for:
-            plan = make_plan("assign", opened.source, opened.groups, chosen, Assign(value_for, seed).plan)
-            if dry_run:
-                outcomes = preview(plan)
-            else:
-                outcomes = write_plan(plan, opened, destination, force=force, in_place=in_place, device=where, compute=compute_dtype)
-            finish_edit(screen, as_json, plan, opened, destination, outcomes, dry_run)
+    edit = Assign(
+        tensor=tensor, from_=from_file, with_=with_init, chain=chain, view=view, seed=seed, tied=tied, compute_dtype=compute_dtype
+    )
+    run_edits("assign", [edit], edit.suffix, ckpt, Target(output, force, in_place, dry_run, root, device, ignore_record, as_json, quiet))

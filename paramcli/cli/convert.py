@@ -60,4 +60,4 @@ def convert(
             outcomes = preview(plan)
         else:
             outcomes = write_plan(plan, opened, destination, force=force, in_place=False, max_shard_size=size)
-        finish_edit(screen, as_json, plan, opened, destination, outcomes, dry_run, left, convert_table)
+        finish_edit(screen, as_json, plan, opened, destination, outcomes, dry_run, convert_table(outcomes), left)

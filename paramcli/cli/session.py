@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoint import record as records
@@ -11,12 +12,11 @@ from ..checkpoint.forms import Group, detect
 from ..checkpoint.open import open_checkpoint
 from ..checkpoint.source import Source
 from ..console import Screen, edit_table
-from ..errors import InputRefused, UsageError, error_context
+from ..errors import UsageError, error_context
 from ..report import document, edit_document
 from ..spec import select
+from ..surgery.commands import COMPUTE_DTYPES, Edit, check_choice, choose
 from ..text import count_text, listing, printable, printable_path, size_text
-
-COMPUTE_DTYPES = ("same", "float32", "float64")
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Opened:
     def choose(self, patterns: Sequence[str] | None, default: Callable[[Group], bool] | None = None) -> list[Group]:
         """The groups that -t names, or without -t those that `default` accepts."""
         if patterns:
-            return [self.groups[name] for name in select(list(self.groups), patterns, self.where)]
+            return choose(self.groups, patterns, self.where)
         return [group for group in self.groups.values() if default is None or default(group)]
 
     def choose_any(self, patterns: Sequence[str], sides: Sequence[Opened]) -> list[Group]:
@@ -90,8 +90,7 @@ def check_device(device: str) -> str:
 
 
 def check_compute(name: str) -> str:
-    if name not in COMPUTE_DTYPES:
-        raise UsageError(f"--compute-dtype {printable(name)}: not one of {', '.join(COMPUTE_DTYPES)}")
+    check_choice("compute-dtype", name, COMPUTE_DTYPES)
     return name
 
 
@@ -113,37 +112,45 @@ def _no_in_place(source: Source) -> Path:
     raise UsageError("--in-place works on files and on safetensors shards; these are torch shards", hint="-o FOLDER", path=source.path)
 
 
-def tie(opened: Opened, chosen: Sequence[Group], how: str | None) -> list[Group]:
-    """The chosen groups with --tied applied; InputRefused where an edit would silently untie a tensor.
+@dataclass(frozen=True)
+class Target:
+    """Where and how a command writes: the options that say so, as one value."""
 
-    together: every name of a tied tensor gets the edit, and the same random numbers. separate: only the chosen ones.
+    output: Path | None = None
+    force: bool = False
+    in_place: bool = False
+    dry_run: bool = False
+    root: str | None = None
+    device: str = "cpu"
+    ignore_record: bool = False
+    as_json: bool = False
+    quiet: bool = False
+
+
+def run_edits(command: str, edits: Sequence[Edit], suffix: str, ckpt: Path, target: Target, as_recipe: bool = False) -> None:
+    """Open, plan all edits, write once, report: what every editing command does.
+
+    `as_recipe`: --dry-run shows the plan as a recipe instead of a table.
     """
-    if how not in (None, "together", "separate"):
-        raise UsageError(f"--tied {printable(how)}: together or separate")
-    groups = list(chosen)
-    keys = {key for group in groups for key in group.keys.values()}
-    owner = {key: group for group in opened.groups.values() for key in group.keys.values()}
-    for names in opened.source.tied():
-        touched = [name for name in names if name in keys]
-        if not touched or how == "separate":
-            continue
-        if how is None and len(touched) < len(names):
-            raise InputRefused(
-                f"{' and '.join(printable(n) for n in names)} are one tensor (they share storage); editing one would untie them",
-                hint="--tied together edits each of them alike, --tied separate unties them",
-                tensor=touched[0],
-                path=opened.source.path,
-            )
-        first = owner[names[0]].tensor
-        have = {group.tensor for group in groups}
-        groups += [owner[name] for name in names if owner[name].tensor not in have]
-        members = {owner[name].tensor for name in names}
-        groups = [replace(group, twin=first) if group.tensor in members else group for group in groups]
-    return groups
+    screen = Screen(target.quiet)
+    with open_groups(ckpt, target.root, target.ignore_record, screen) as opened, ExitStack() as stack, error_context(path=ckpt):
+        destination = output_path(opened.source, target.output, target.in_place, suffix, target.force or target.dry_run)
+        device = check_device(target.device) if any(edit.computes for edit in edits) else "cpu"
+        from ..recipe import recipe_text
+        from ..surgery.execute import preview
+        from ..surgery.sequence import plan_edits
+
+        plan = plan_edits(command, edits, opened.source, opened.groups, stack)
+        if target.dry_run:
+            outcomes = preview(plan)
+        else:
+            outcomes = write_plan(plan, opened, destination, force=target.force, in_place=target.in_place, device=device)
+        shown = recipe_text(edits, plan.steps) if as_recipe and target.dry_run else edit_table(outcomes)
+        finish_edit(screen, target.as_json, plan, opened, destination, outcomes, target.dry_run, edits=edits, shown=shown)
 
 
 def write_plan(
-    plan, opened: Opened, output: Path, *, force: bool, in_place: bool, device: str = "cpu", compute: str = "same", max_shard_size: int | None = None
+    plan, opened: Opened, output: Path, *, force: bool, in_place: bool, device: str = "cpu", max_shard_size: int | None = None
 ) -> list:  # fmt: skip
     """Execute the plan into the output, a file or a folder as the input is."""
     from ..surgery.execute import execute, metadata_of
@@ -152,12 +159,13 @@ def write_plan(
     source = opened.source
     metadata = metadata_of(source, plan.record)
     with open_sink(output, source, plan, metadata, overwrite=force or in_place, in_place=in_place, max_shard_size=max_shard_size) as sink:
-        return execute(plan, source, sink, device, compute)
+        return execute(plan, source, sink, device)
 
 
 def finish_edit(
-    screen: Screen, as_json: bool, plan, opened: Opened, output: Path, outcomes: Sequence, dry_run: bool, left: list[str] | None = None, table: Callable = edit_table
-) -> None:
+    screen: Screen, as_json: bool, plan, opened: Opened, output: Path, outcomes: Sequence, dry_run: bool, shown: object,
+    left: list[str] | None = None, edits: Sequence[Edit] = (),
+) -> None:  # fmt: skip
     """The table or document on stdout, and on stderr what was written, what was not, and what to type next."""
     from ..checkpoint.read_sharded import files_left
     from ..surgery.output import is_file, is_torch, lost, untied
@@ -165,9 +173,9 @@ def finish_edit(
     source, left = opened.source, left or []
     dropped = left + lost(output, source, plan)
     if as_json:
-        screen.answer(document(edit_document(plan.command, source.path, output, dry_run, outcomes, plan.untouched, dropped)))
+        screen.answer(document(edit_document(plan.command, source.path, output, dry_run, outcomes, plan.untouched, dropped, edits)))
     else:
-        screen.show(table(outcomes))
+        screen.show(shown)
     for outcome in outcomes:
         if outcome.note:
             screen.note(f"{printable(outcome.tensor)}: {outcome.note}")
@@ -186,6 +194,15 @@ def finish_edit(
     claims = any(entry.constraint or entry.state == "parametrized" for entry in plan.record.values())
     if claims and not is_torch(output, source):
         screen.note(f"next: paramcli verify {shell_path(output)}")
+
+
+def write_file(path: Path, data: bytes, overwrite: bool) -> None:
+    """A picture or report, there whole or not at all."""
+    from ..checkpoint.atomic import AtomicFile
+
+    with AtomicFile(path, overwrite=overwrite) as file:
+        file.write_at(0, data)
+        file.commit(len(data))
 
 
 def _warn_of_optimizer(screen: Screen, source: Source) -> None:

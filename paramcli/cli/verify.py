@@ -14,7 +14,8 @@ from ..report import document, verify_document
 from ..text import count_text, printable_path
 from ..view import parse_view
 from . import options as o
-from .session import check_compute, check_device, open_groups
+from .reports import check_report, facts, spectra_for_report
+from .session import check_compute, check_device, open_groups, write_file
 
 
 def attach(app: typer.Typer) -> None:
@@ -32,6 +33,8 @@ def verify(
     device: o.Device = "cpu",
     compute_dtype: o.Compute = "same",
     ignore_record: o.IgnoreRecord = False,
+    report: o.Report = None,
+    force: o.Force = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -49,6 +52,7 @@ def verify(
     chain = str(parse_chain(chain)) if chain else None
     seen = parse_view(view).text if view is not None else None
     check_compute(compute_dtype)
+    check_report(report, force)
     with open_groups(ckpt, root, ignore_record, screen) as opened:
         from ..verdict import select_claims, verifiable, verify_group
 
@@ -65,10 +69,17 @@ def verify(
             verify_group(opened.source, group, constraint, tolerance, seen, where, compute_dtype) for group in chosen
         ]
         opened.source.check_unchanged()
+        if report is not None:
+            from ..html import verify_page
+
+            drawn = spectra_for_report(opened.source, [(v.group, v.view) for v in verdicts], where)
+            write_file(report, verify_page(printable_path(ckpt), verdicts, *drawn, facts(opened.source)), force)
         if as_json:
             screen.answer(document(verify_document(ckpt, verdicts)))
         else:
             screen.show(verify_table(verdicts))
+        if report is not None:
+            screen.note(f"wrote {printable_path(report)}")
         failed = sum(not verdict.ok for verdict in verdicts)
         if failed:
             screen.note(f"{count_text(failed, 'tensor')} of {len(verdicts)} in {printable_path(ckpt)}: the constraint does not hold")

@@ -12,7 +12,7 @@ Source: torch.nn.utils.prune.global_unstructured, which holds all tensors at onc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -24,12 +24,9 @@ from ..checkpoint.forms import Group
 from ..checkpoint.source import Source
 from ..errors import UsageError, error_context
 from ..maths.mask import prune_count
+from ..spec import parse_items
 
 _HALF = 1 << 16
-
-
-def is_global(chain: Chain) -> bool:
-    return any(link.arguments.get("scope") == "global" for link in chain.links)
 
 
 def with_count(chain: Chain, count: int) -> Chain:
@@ -44,18 +41,19 @@ def with_count(chain: Chain, count: int) -> Chain:
     return Chain(tuple(map(own, chain.links)))
 
 
-def counts(chain: str, source: Source, chosen: Sequence[Group], device: str = "cpu") -> dict[str, int]:
+def counts(chain: str, source: Source, chosen: Sequence[Group], edited: Collection[str] = ()) -> dict[str, int]:
     """Tensor name -> entries to drop, for a chain with scope=global; {} for every other chain. Reads the tensors twice."""
-    parsed = parse_chain(chain)
-    if not is_global(parsed):
+    # Its types are checked later: what is appended to a chain is no chain of its own.
+    if not any(("scope", "global") in item.arguments for item in parse_items(chain)):
         return {}
-    if len(parsed) != 1 or any(not group.is_plain for group in chosen):
-        raise UsageError("scope=global prunes plain tensors, by a chain of one item", hint="--chain prune_l1:amount=0.3:scope=global")
+    parsed = parse_chain(chain)
+    if len(parsed) != 1 or any(not group.is_plain or group.tensor in edited for group in chosen):
+        raise UsageError("scope=global prunes plain tensors as the file has them, by a chain of one item", hint="--chain prune_l1:amount=0.3:scope=global")
     keys = {group.tensor: group.keys["value"] for group in chosen}
 
     def bits(tensor: str) -> Tensor:
         with error_context(tensor=tensor, path=source.path):
-            W = source.read(keys[tensor]).to(device)
+            W = source.read(keys[tensor])
             measure.require_finite(W)
             # float32 orders every half exactly; doubles are told apart to float32's precision, ties by position.
             return W.abs().float().reshape(-1).view(torch.int32).long()

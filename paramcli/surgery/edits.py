@@ -147,7 +147,7 @@ class Bake:
 class Assign:
     """`assign`: `layer.weight = X`, through the chain's right inverse; a plain tensor is replaced."""
 
-    value_for: object  # (Group) -> Tensor of the group's shape, any floating dtype
+    value_for: object  # (Group, device) -> Tensor of the group's shape, any floating dtype; `check` is its header half
     seed: int = 0
 
     def plan(self, group: Group) -> Step:
@@ -161,6 +161,7 @@ class Assign:
             if why := chain.uninvertible():
                 raise InputRefused(f"{chain} has no right inverse: {why}")
             check_roles(group, chain, view)
+        self.value_for.check(group)
         slots = tuple(Slot(key, *shape_of(group, role)) for role, key in group.keys.items())
 
         def run(source: Source, device: object, compute: str):

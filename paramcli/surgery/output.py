@@ -19,7 +19,7 @@ from .plan import Plan, Step
 # Longest first: .pth.tar before .tar.
 _EXTENSIONS = (".pth.tar", ".pt.tar", ".safetensors", ".ckpt", ".pth", ".bin", ".pt", ".tar")
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pth.tar")
-_SUFFIXES = (".parametrized", ".baked", ".unparametrized", ".migrated")
+_SUFFIXES = (".parametrized", ".baked", ".unparametrized", ".migrated", ".edited")
 
 
 def default_output(path: Path, suffix: str) -> Path:

@@ -14,7 +14,7 @@ from ..checkpoint.record import Entry
 from ..checkpoint.source import Source
 from ..checkpoint.header import Slot
 from ..dtypes import DTYPES, dtype_name
-from ..errors import InputRefused, ParamcliError, UsageError
+from ..errors import InputRefused, ParamcliError
 from ..text import count_text, listing, printable
 
 
@@ -53,6 +53,8 @@ class Step:
     renames: Mapping[str, str] = field(default_factory=dict)
     # What the record says of the tensor afterwards; None takes it out.
     record: Entry | None = None
+    # The edits it carries out, in order.
+    edits: tuple[object, ...] = ()
 
     def outcome(self, **numbers: object) -> Outcome:
         return Outcome(
@@ -92,19 +94,8 @@ def slot_of(source: Source, key: str, name: str | None = None) -> Slot:
     return Slot(name or key, info.dtype, info.shape)
 
 
-def make_plan(
-    command: str, source: Source, groups: Mapping[str, Group], chosen: Sequence[Group], plan_step: Callable[[Group], Step]
-) -> Plan:
-    """Plan every chosen group; all refusals are raised as one error."""
-    steps, refusals = [], []
-    for group in chosen:
-        try:
-            steps.append(plan_step(group))
-        except (InputRefused, UsageError) as error:
-            error.tensor, error.path = error.tensor or group.tensor, error.path or source.path
-            refusals.append(error)
-    if refusals:
-        raise together(refusals)
+def assemble(command: str, source: Source, groups: Mapping[str, Group], steps: Sequence[Step]) -> Plan:
+    """The plan of these steps: every other tensor is copied, and the record says what the steps say."""
     consumed = {key for step in steps for key in step.group.keys.values()}
     copies = tuple((key, key) for key in source.tensors if key not in consumed)
     slots = [slot_of(source, key) for _, key in copies] + [slot for step in steps for slot in step.writes]
