@@ -221,7 +221,7 @@ def _half(base: str, suffixes: set[str], tensors: Mapping[str, TensorInfo]) -> G
         problem = f"{printable(base)} is half a {best.form} pair: {have} without {printable(missing[0])}"
         hint = "the file is incomplete, or the name means something else: leave it out with -t"
     else:
-        problem = f"{printable(base)} looks like {best.form}, but its shapes do not fit together"
+        problem = f"{printable(base)} looks like {best.form}, but its shapes and dtypes do not fit together"
         hint = "leave it out with -t, or give --chain"
     return Group(base, best.form, keys, infos, info.shape, info.dtype, problem=problem, hint=hint)
 

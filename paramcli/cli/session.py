@@ -97,12 +97,14 @@ def check_compute(name: str) -> str:
 def output_path(source: Source, output: Path | None, in_place: bool, suffix: str, overwrite: bool) -> Path:
     """Where the result goes; refused early where it could not be written there."""
     from ..checkpoint.atomic import refuse_existing
-    from ..surgery.output import default_output
+    from ..surgery.output import FOREIGN_SUFFIXES, default_output
 
     if in_place and output is not None:
         raise UsageError("--in-place and --output exclude each other")
     if in_place:
         return source.path if source.container != "sharded torch" else _no_in_place(source)
+    if output is not None and output.suffix.lower() in FOREIGN_SUFFIXES:
+        raise UsageError(f"paramcli writes safetensors and torch checkpoints, not {printable(output.suffix)}", hint="-o FILE.safetensors or FILE.pt")
     path = output if output is not None else default_output(source.path, suffix)
     refuse_existing(path, overwrite)
     return path

@@ -19,6 +19,8 @@ from .plan import Plan, Step
 # Longest first: .pth.tar before .tar.
 _EXTENSIONS = (".pth.tar", ".pt.tar", ".safetensors", ".ckpt", ".pth", ".bin", ".pt", ".tar")
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pth.tar")
+# Names of formats that paramcli does not write.
+FOREIGN_SUFFIXES = (".h5", ".hdf5", ".keras", ".onnx", ".gguf", ".ggml", ".npz", ".npy", ".pkl", ".pickle", ".msgpack", ".json", ".zip", ".jit", ".pt2")
 _SUFFIXES = (".parametrized", ".baked", ".unparametrized", ".migrated", ".edited")
 
 

@@ -140,3 +140,12 @@ def test_every_dialect_of_one_weight_is_equal(tmp_path, paramcli):
             message = paramcli("diff", tmp_path / f"{a}.pt", tmp_path / f"{b}.pt", "--tol", "1e-5").err
             assert ("same tensors, other spelling: run migrate" in message) == (a != b and "plain" not in (a, b)), (a, b)
             assert ("migrate A --to new" in message) == (b == "new" and a not in ("new", "plain"))
+
+
+@pytest.mark.parametrize("name", ["x.h5", "x.onnx", "x.GGUF", "x.npz", "x.pkl"])
+def test_no_file_gets_the_name_of_another_format(name, tmp_path, paramcli):
+    """An output that asks for a format paramcli does not write is refused, not filled with safetensors."""
+    save_file(PAIR, tmp_path / "p.safetensors")
+    for command in (["convert"], ["remove"], ["migrate", "--to", "new"]):
+        message = paramcli(command[0], tmp_path / "p.safetensors", *command[1:], "-o", tmp_path / name, code=2).err
+        assert "writes safetensors and torch checkpoints" in message and not (tmp_path / name).exists()
