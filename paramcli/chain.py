@@ -29,6 +29,16 @@ class Link:
         pairs = [f":{a.name}={value_text(shown[a.name])}" for a in self.entry.arguments if a.name in shown]
         return self.entry.name + "".join(pairs)
 
+    @property
+    def complex(self) -> bool:
+        """Does it take complex tensors?"""
+        return self.entry.complex if isinstance(self.entry.complex, bool) else self.entry.complex(self.domain, self.arguments)
+
+    @property
+    def real(self) -> bool:
+        """Does it take real tensors?"""
+        return all(CONSTRAINTS[spec.partition(":")[0]].real for spec in (self.domain, self.image))
+
     def make(self, value):
         """The live module for a tensor with this value, which remembers its own spec; imports torch."""
         module = target_class(self.entry).make(value, **self.arguments, **self.tensors)

@@ -20,6 +20,9 @@ class ConstraintEntry:
     residual: str = ""
     # Specs that the laws are tested on; the bare name where arguments are optional.
     examples: tuple[str, ...] = ()
+    # Complex tensors can lie in it; and real ones can (`hermitian` leaves them to `symmetric`).
+    complex: bool = False
+    real: bool = True
 
 
 @dataclass(frozen=True)
@@ -48,5 +51,6 @@ class Entry:
     examples: tuple[str, ...] = ()
     # The spelling from before parametrize that holds the same tensors, where there was one.
     old_form: str | None = None
-    # The maths has a complex form; the others refuse complex tensors.
-    complex: bool = False
+    # The maths has a complex form; the others refuse complex tensors. A function of the domain and the arguments
+    # where only some modes have one: exp of a complex skew-symmetric matrix is no rotation, of a skew-Hermitian one it is.
+    complex: bool | Callable[[str, Mapping[str, Value]], bool] = False
