@@ -45,6 +45,30 @@ CONSTRAINTS = (
 
 PARAMETRIZATIONS = (
     Entry(
+        "polar",
+        "orthogonal",
+        "the nearest orthogonal matrix: all singular values become 1",
+        "Q = U V^H of X = U S V^H",
+        (("any", "orthogonal"),),
+        "W itself; a rank-deficient one has no unique nearest matrix",
+        "Higham 1986, Computing the polar decomposition; Anil, Lucas and Grosse 2019, arXiv:1811.05381",
+        "polar:Polar",
+        cost="one SVD, about 11 to 18 products",
+        complex=True,
+    ),
+    Entry(
+        "qr",
+        "orthogonal",
+        "Gram-Schmidt: the Q of X = Q R, R with a positive diagonal",
+        "Q of X = Q R, R_jj > 0; if wide of X = L Q, L_jj > 0",
+        (("any", "orthogonal"),),
+        "Q itself (R = I), of the nearest orthogonal matrix",
+        "Absil, Mahony and Sepulchre 2008, Optimization Algorithms on Matrix Manifolds",
+        "polar:QR",
+        cost="one QR decomposition, about 4 products",
+        complex=True,
+    ),
+    Entry(
         "hermitian",
         "complex",
         "upper triangle mirrored and conjugated, real diagonal: A = A^H",
