@@ -1,0 +1,54 @@
+"""Structured chains end to end on files: originals of other shapes than the weight included."""
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+CHAINS = ["lower_triangular:diag=softplus", "banded:b=2", "toeplitz", "kronecker:p=4:q=3", "factored:rank=3", "rank_one", "svd_vals", "polar", "qr"]
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16, torch.float16], ids=str)
+def checkpoint(request, tmp_path):
+    g = torch.Generator().manual_seed(0)
+    tensors = {"a": torch.randn(8, 12, generator=g), "conv": torch.randn(4, 6, 3, 3, generator=g)}
+    save_file({name: (0.1 * t).to(request.param) for name, t in tensors.items()}, tmp_path / "s.safetensors", metadata={"format": "pt"})
+    return tmp_path / "s.safetensors"
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_structured_chains_go_the_whole_way(checkpoint, paramcli, chain):
+    """add, verify, assign, bake, verify and diff agree for one original, two, and ones of another shape."""
+    added, assigned, baked = (checkpoint.with_name(f"{name}.safetensors") for name in ("added", "assigned", "baked"))
+    paramcli("add", checkpoint, "-t", "a", "--chain", chain, "-o", added)
+    paramcli("verify", added)
+    paramcli("assign", added, "-t", "a", "--with", "xavier_uniform", "-o", assigned)
+    for source in (added, assigned):
+        paramcli("verify", source)
+        paramcli("remove", source, "--bake", "-o", baked, "-f")
+        paramcli("diff", source, baked)
+        assert load_file(baked)["a"].shape == (8, 12)
+    if chain != "svd_vals":
+        paramcli("verify", baked)
+
+
+@pytest.mark.parametrize("chain", ["kronecker:p=2:q=9", "factored:rank=2", "svd_vals"])
+def test_the_record_keeps_the_shape_that_the_originals_do_not_tell(checkpoint, paramcli, chain):
+    """A convolution seen flat is stored as factors; inspect, verify and bake know its four dimensions."""
+    added, baked = checkpoint.with_name("added.safetensors"), checkpoint.with_name("baked.safetensors")
+    paramcli("add", checkpoint, "-t", "conv", "--chain", chain, "--view", "flatten", "-o", added)
+    shapes = {t["tensor"]: t["shape"] for t in paramcli("inspect", added, "--json").json["tensors"]}
+    assert shapes["conv"] == [4, 6, 3, 3]
+    paramcli("verify", added)
+    paramcli("remove", added, "--bake", "-o", baked)
+    assert load_file(baked)["conv"].shape == (4, 6, 3, 3)
+
+
+def test_a_factor_does_not_take_the_weights_place(checkpoint, paramcli):
+    """remove --no-bake of singular values alone is refused: they are not of the weight's shape."""
+    added = checkpoint.with_name("added.safetensors")
+    paramcli("add", checkpoint, "-t", "a", "--chain", "svd_vals", "-o", added)
+    got = paramcli("remove", added, "--no-bake", "-o", checkpoint.with_name("o.safetensors"), code=3)
+    assert "the weight 8x12" in got.err and "remove --bake" in got.err
+    with safe_open(added, "pt") as file:
+        assert sorted(file.keys()) == ["conv", "parametrizations.a.0.U", "parametrizations.a.0.V", "parametrizations.a.original"]
