@@ -45,6 +45,8 @@ class Entry:
     cost: str = ""
     # More than one original: torch then wants it first in its chain.
     originals: int = 1
+    # Its one original does not have the weight's shape: it too comes first, and its class tells the weight's shape.
+    reshapes: bool = False
     # Arguments that are always written in a chain's text, given or not.
     spelt: tuple[str, ...] = ()
     # Chains that the laws are tested on, each mode once; the bare name where nothing must come before it.

@@ -260,6 +260,11 @@ class SingularValues(Parametrization):
     def outline(self, W: Tensor) -> Tensor:
         return W.new_empty(*W.shape[:-2], min(W.shape[-2:]))
 
+    @classmethod
+    def weight_shape(cls, s: tuple[int, ...], **arguments) -> None:
+        """U and V tell it, the original does not."""
+        return None
+
     def checks(self, originals: tuple[Tensor, ...], value: Tensor) -> list[Check]:
         worst = max(gram_error(self.U).max().item(), gram_error(self.V).max().item())
         return [Check("orthonormal_u_v", worst, BASIS_TOLERANCE)]

@@ -94,7 +94,7 @@ class Toeplitz(Parametrization):
     In plain words, a convolution of the input with one kernel, written as a matrix: n + k - 1 free numbers.
 
     Shapes:  (..., n, k) -> (..., n, k); the original keeps the weight's shape, and each of its entries carries its
-             share of the diagonal's gradient. `toeplitz_compact` stores the diagonals alone.
+             share of the diagonal's gradient. `toeplitz_compact` stores a column and a row alone.
     Inverse: X itself: the map is the projection onto its image.
     Cost:    a few passes over the matrix.
     Source:  structured layers; Sindhwani, Sainath and Kumar, 2015, arXiv:1510.01722.
@@ -119,3 +119,60 @@ class Circulant(Parametrization):
 
     def map(self, X: Tensor) -> Tensor:
         return from_wrapped(wrapped_means(X))
+
+
+class ToeplitzCompact(Parametrization):
+    r"""(c, r) to T with T_ij = c_{i-j} on and below the diagonal, r_{j-i} above it.
+
+    In plain words, the first column and the first row: n + k numbers in place of n k. r_0 is not used.
+
+    Shapes:  c (..., n), r (..., k) -> (..., n, k).
+    Inverse: the mean of each diagonal (nearest); the corner's is stored in both.
+    Cost:    one pass over the matrix.
+    Source:  scipy.linalg.toeplitz(c, r), with its convention for the corner.
+    """
+
+    stored_originals = ()
+
+    @classmethod
+    def check_shape(cls, shape: torch.Size) -> None:
+        matrix(shape, "toeplitz_compact")
+
+    def map(self, c: Tensor, r: Tensor) -> Tensor:
+        return from_diagonals(torch.cat([c.flip(-1), r[..., 1:]], dim=-1), c.size(-1), r.size(-1))
+
+    def inverse(self, W: Tensor) -> tuple[Tensor, Tensor]:
+        n, means = W.size(-2), diagonal_means(W)
+        return means[..., :n].flip(-1), means[..., n - 1 :].contiguous()
+
+    def outline(self, W: Tensor) -> tuple[Tensor, Tensor]:
+        return W.new_empty(W.shape[:-1]), W.new_empty(*W.shape[:-2], W.size(-1))
+
+    @classmethod
+    def weight_shape(cls, c: tuple[int, ...], r: tuple[int, ...], **arguments) -> tuple[int, ...]:
+        return *c, r[-1]
+
+
+class CirculantCompact(Parametrization):
+    r"""c to C with C_ij = c_{(i - j) modulo n}: its first column decides.
+
+    Shapes:  c (..., n) -> (..., n, n).
+    Inverse: the mean of each wrapped diagonal (nearest).
+    Cost:    one pass over the matrix.
+    Source:  scipy.linalg.circulant(c).
+    """
+
+    stored_originals = ()
+
+    def map(self, c: Tensor) -> Tensor:
+        return from_wrapped(c.flip(-1).roll(1, -1))
+
+    def inverse(self, W: Tensor) -> Tensor:
+        return wrapped_means(W).flip(-1).roll(1, -1)
+
+    def outline(self, W: Tensor) -> Tensor:
+        return W.new_empty(W.shape[:-1])
+
+    @classmethod
+    def weight_shape(cls, c: tuple[int, ...], **arguments) -> tuple[int, ...]:
+        return *c, c[-1]

@@ -5,7 +5,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-CHAINS = ["lower_triangular:diag=softplus", "banded:b=2", "toeplitz", "kronecker:p=4:q=3", "factored:rank=3", "rank_one", "svd_vals", "polar", "qr"]
+CHAINS = ["lower_triangular:diag=softplus", "banded:b=2", "toeplitz_compact", "kronecker:p=4:q=3", "factored:rank=3", "rank_one", "svd_vals", "polar", "qr"]
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -32,7 +32,7 @@ def test_structured_chains_go_the_whole_way(checkpoint, paramcli, chain):
         paramcli("verify", baked)
 
 
-@pytest.mark.parametrize("chain", ["kronecker:p=2:q=9", "factored:rank=2", "svd_vals"])
+@pytest.mark.parametrize("chain", ["kronecker:p=2:q=9", "factored:rank=2", "svd_vals", "toeplitz_compact"])
 def test_the_record_keeps_the_shape_that_the_originals_do_not_tell(checkpoint, paramcli, chain):
     """A convolution seen flat is stored as factors; inspect, verify and bake know its four dimensions."""
     added, baked = checkpoint.with_name("added.safetensors"), checkpoint.with_name("baked.safetensors")
@@ -52,3 +52,22 @@ def test_a_factor_does_not_take_the_weights_place(checkpoint, paramcli):
     assert "the weight 8x12" in got.err and "remove --bake" in got.err
     with safe_open(added, "pt") as file:
         assert sorted(file.keys()) == ["conv", "parametrizations.a.0.U", "parametrizations.a.0.V", "parametrizations.a.original"]
+
+
+def test_shapes_come_from_the_originals_where_no_record_tells_them(checkpoint, paramcli, tmp_path):
+    """Without a record --chain alone reads two vectors as the matrix they stand for."""
+    bare, baked = tmp_path / "bare.safetensors", tmp_path / "baked.safetensors"
+    save_file({"w.parametrizations.weight.original": torch.tensor([1.0, 2, 3])}, bare)
+    paramcli("remove", bare, "--bake", "--chain", "circulant_compact", "-o", baked)
+    assert load_file(baked)["w.weight"].tolist() == [[1, 3, 2], [2, 1, 3], [3, 2, 1]]
+    save_file({"w.parametrizations.weight.original0": torch.tensor([1.0, 2]), "w.parametrizations.weight.original1": torch.tensor([1.0, 5, 7])}, bare)
+    paramcli("remove", bare, "--bake", "--chain", "toeplitz_compact", "-o", baked, "-f")
+    assert load_file(baked)["w.weight"].tolist() == [[1, 5, 7], [2, 1, 5]]
+    paramcli("remove", bare, "--bake", "--chain", "rank_one", "-o", baked, "-f")
+    assert load_file(baked)["w.weight"].tolist() == [[1, 5, 7], [2, 10, 14]]
+
+
+@pytest.mark.parametrize("chain", ["symmetric,svd_vals", "skew,circulant_compact", "symmetric,factored:rank=2"])
+def test_originals_of_another_shape_come_first(checkpoint, paramcli, chain):
+    """A chain cannot hand a matrix to an entry that stores something else."""
+    assert "only be the first of a chain" in paramcli("add", checkpoint, "-t", "a", "--chain", chain, code=2).err

@@ -22,6 +22,9 @@ LITERALS = [
     ("circulant", {"original": SQUARE}, [[5, 5, 5], [5, 5, 5], [5, 5, 5]]),
     # 3, 0, 0 at 0; 6, 0, 0 at 1; 0, 0, 9 at 2: the second row is the first moved to the right.
     ("circulant", {"original": [[3, 6, 0], [0, 0, 0], [0, 9, 0]]}, [[1, 2, 3], [3, 1, 2], [2, 3, 1]]),
+    # scipy.linalg.toeplitz([1, 2, 3], [1, 4, 5, 6]), its r_0 ignored, and scipy.linalg.circulant([1, 2, 3]).
+    ("toeplitz_compact", {"original0": [1, 2, 3], "original1": [99, 4, 5, 6]}, [[1, 4, 5, 6], [2, 1, 4, 5], [3, 2, 1, 4]]),
+    ("circulant_compact", {"original": [1, 2, 3]}, [[1, 3, 2], [2, 1, 3], [3, 2, 1]]),
     ("kronecker:p=1:q=2", {"original0": [[1, -2]], "original1": [[1, 2], [3, 4]]}, [[1, 2, -2, -4], [3, 4, -6, -8]]),
     ("kronecker:p=2:q=1", {"original0": [[1], [1j]], "original1": [[1, 2]]}, [[1, 2], [1j, 2j]]),
     ("factored:rank=2", {"original0": [[1, 0], [0, 1], [1, 1]], "original1": [[1, 2, 3], [4, 5, 6]]}, [[1, 2, 3], [4, 5, 6], [5, 7, 9]]),
