@@ -1,5 +1,7 @@
 """Structured chains end to end on files: originals of other shapes than the weight included."""
 
+import json
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -71,3 +73,18 @@ def test_shapes_come_from_the_originals_where_no_record_tells_them(checkpoint, p
 def test_originals_of_another_shape_come_first(checkpoint, paramcli, chain):
     """A chain cannot hand a matrix to an entry that stores something else."""
     assert "only be the first of a chain" in paramcli("add", checkpoint, "-t", "a", "--chain", chain, code=2).err
+
+
+@pytest.mark.parametrize("command", [["verify"], ["remove", "-o", "o.safetensors"], ["diff", "h.safetensors"], ["discover"]], ids=lambda c: c[0])
+def test_two_short_vectors_do_not_fill_memory(paramcli, tmp_path, monkeypatch, command):
+    """A 2 MiB file whose record makes a matrix of 256 GiB out of it is refused before anything of that size is asked for."""
+    monkeypatch.chdir(tmp_path)
+    entry = {"state": "parametrized", "chain": "rank_one", "view": None, "constraint": "low_rank:rank=1", "shape": [1 << 18, 1 << 18]}
+    record = json.dumps({"schema": 1, "version": "0.1.0", "tensors": {"w": entry}})
+    vector = torch.ones(1 << 18)
+    for name in ("h", "other"):
+        tensors = {"parametrizations.w.original0": vector, "parametrizations.w.original1": vector + (name == "other")}
+        save_file(tensors, f"{name}.safetensors", metadata={"format": "pt", "paramcli": record})
+    got = paramcli(*command[:1], "other.safetensors", *command[1:], code=None)
+    assert "256.0 GiB" in got.out + got.err and "a bug" not in got.err
+    assert not (tmp_path / "o.safetensors").exists()
