@@ -29,6 +29,16 @@ class Link:
         pairs = [f":{a.name}={value_text(shown[a.name])}" for a in self.entry.arguments if a.name in shown]
         return self.entry.name + "".join(pairs)
 
+    @property
+    def complex(self) -> bool:
+        """Does it take complex tensors?"""
+        return self.entry.complex if isinstance(self.entry.complex, bool) else self.entry.complex(self.domain, self.arguments)
+
+    @property
+    def real(self) -> bool:
+        """Does it take real tensors?"""
+        return all(CONSTRAINTS[spec.partition(":")[0]].real for spec in (self.domain, self.image))
+
     def make(self, value):
         """The live module for a tensor with this value, which remembers its own spec; imports torch."""
         module = target_class(self.entry).make(value, **self.arguments, **self.tensors)
@@ -65,7 +75,9 @@ class Chain:
         first = self.links[0]
         if len(originals) != first.entry.originals:
             return None
-        return originals[0] if len(originals) == 1 else target_class(first.entry).weight_shape(*originals, **first.arguments)
+        if first.entry.originals == 1 and not first.entry.reshapes:
+            return originals[0]
+        return target_class(first.entry).weight_shape(*originals, **first.arguments)
 
     def uninvertible(self) -> str | None:
         """Why assignment through the chain cannot work whatever the value; None when it can.
@@ -87,9 +99,10 @@ def parse_chain(text: str) -> Chain:
     for item in parse_items(text):
         entry = look_up(PARAMETRIZATIONS, item.name, "parametrization")
         arguments = typed_arguments(entry, item)
-        if entry.originals > 1 and links:
+        if (entry.originals > 1 or entry.reshapes) and links:
+            what = f"{entry.originals} originals" if entry.originals > 1 else "an original of another shape than the weight"
             raise UsageError(
-                f"{entry.name} stores {entry.originals} originals, so it can only be the first of a chain",
+                f"{entry.name} stores {what}, so it can only be the first of a chain",
                 hint=f"{entry.name},{links[0].entry.name}",
             )
         for domain, result in entry.maps:

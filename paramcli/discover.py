@@ -16,6 +16,7 @@ from .dtypes import DTYPES, dtype_name
 from .errors import InputRefused
 from .maths.base import Check, eps, wide
 from .maths.norm import as_matrix
+from .registry import CONSTRAINTS
 from .surgery.evaluate import effective
 
 # A residual below this is worth telling of, though rounding does not explain it.
@@ -37,7 +38,7 @@ def findings(source: Source, groups: Sequence[Group], device: str = "cpu") -> tu
     """(one Finding for each floating tensor, tensors that could not be looked at with the reason)."""
     found, skipped, seen = [], [], {}
     for group in groups:
-        if DTYPES[group.dtype].kind not in ("float", "half"):
+        if DTYPES[group.dtype].kind not in ("float", "half", "complex"):
             continue
         try:
             W = effective(source, group, device)
@@ -66,7 +67,9 @@ def _strongest(holds: tuple[Check, ...], nearly: tuple[Check, ...]) -> tuple[tup
     implied = {
         "special_orthogonal": {"orthogonal", "unit_spectral_norm", "unit_rows", "unit_columns"},
         "orthogonal": {"unit_spectral_norm", "unit_rows", "unit_columns"},
+        "unitary": {"orthogonal", "unit_spectral_norm", "unit_rows", "unit_columns"},
         "positive_definite": {"symmetric"},
+        "hermitian_positive_definite": {"hermitian"},
         "zero": {"symmetric", "skew", "low_rank", "sparse", "nm", "constant"},
     }
 
@@ -95,6 +98,9 @@ def _matrix_checks(W: Tensor, double: Tensor) -> list[Check]:
     names = ["orthogonal"]
     if W.shape[-1] == W.shape[-2]:
         names += ["symmetric", "skew", "special_orthogonal", "positive_definite"]
+        names += ["hermitian", "skew_hermitian", "unitary", "hermitian_positive_definite"]
+    entries = [CONSTRAINTS[name] for name in names]
+    names = [entry.name for entry in entries if (entry.complex if W.is_complex() else entry.real)]
     checks = [measure.check(name, W) for name in names]
     for name, dim in (("unit_rows", -1), ("unit_columns", -2)):
         residual = (torch.linalg.vector_norm(double, dim=dim) - 1).abs().max().item()
@@ -140,4 +146,5 @@ def _zeros(W: Tensor) -> list[Check | None]:
 def _constant(double: Tensor, dtype: torch.dtype) -> Check | None:
     first = double.reshape(-1)[0]
     gap = ((double - first).abs().max() / first.abs().clamp(min=1e-300)).item()
-    return Check(f"constant:value={first.item():.6g}", gap, eps(dtype)) if gap <= eps(dtype) and double.numel() > 1 else None
+    value = f"{first.item():.6g}" if not dtype.is_complex else str(first.item())
+    return Check(f"constant:value={value}", gap, eps(dtype)) if gap <= eps(dtype) and double.numel() > 1 else None

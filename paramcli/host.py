@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .chain import Chain
+from .chain import Chain, Link
 from .errors import InputRefused
 from .registry import constraint, target_class
 from .view import IDENTITY, View
@@ -62,13 +62,28 @@ def roles(host: nn.Module, name: str = "weight") -> dict[str, Tensor]:
     return dict(host.parametrizations[name].state_dict())
 
 
+def require_numbers(link: Link, dtype: torch.dtype) -> None:
+    """Raise InputRefused where the link's maths is not for numbers of this kind."""
+    name, kind = link.entry.name, str(dtype).removeprefix("torch.")
+    if dtype.is_complex and not link.complex:
+        before = "" if link.domain == "any" else f" after {link.domain} values"
+        raise InputRefused(
+            f"{name} has no complex form{before}, and this tensor is {kind}",
+            hint="for complex tensors: hermitian, skew_hermitian, and cayley or matrix_exp after them; orthogonal",
+        )
+    if not dtype.is_complex and not link.real:
+        raise InputRefused(
+            f"{name} is for complex tensors, and this one is {kind}",
+            hint="the real forms: symmetric, skew, and cayley or matrix_exp after them; orthogonal",
+        )
+
+
 def require_fit(chain: Chain, view: View, shape: Sequence[int], dtype: torch.dtype) -> None:
     """Raise InputRefused where a link has no complex form, or the sets it maps between have no tensors of this shape."""
     seen = torch.Size(view.shape(shape))
     for link in chain.links:
         name = link.entry.name
-        if dtype.is_complex and not link.entry.complex:
-            raise InputRefused(f"{name} has no complex form, and this tensor is {str(dtype).removeprefix('torch.')}")
+        require_numbers(link, dtype)
         for spec in (link.domain, link.image):
             try:
                 constraint(spec).check_shape(seen)

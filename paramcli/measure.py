@@ -8,7 +8,7 @@ from torch import Tensor
 from .chain import Chain
 from .errors import InputRefused
 from .maths.base import Check, compute_dtype, wide
-from .registry import constraint
+from .registry import CONSTRAINTS, constraint
 from .text import shape_text
 from .view import IDENTITY, View
 
@@ -21,6 +21,7 @@ def check(spec: str, W: Tensor, view: View = IDENTITY, tolerance: float | None =
     wanted = constraint(spec)
     if W.numel() == 0:
         raise InputRefused(f"the tensor has no entries (it is {shape_text(W.shape)}): nothing to measure")
+    require_scalars(spec, W.dtype)
     seen = view.into(W)
     wanted.check_shape(seen.shape)
     if tolerance is None:
@@ -37,6 +38,13 @@ def check(spec: str, W: Tensor, view: View = IDENTITY, tolerance: float | None =
         if detail is None and residuals.numel() > 1:
             detail = f"matrix {worst} of {residuals.numel()} is the worst"
     return Check(spec, residual, tolerance, detail)
+
+
+def require_scalars(spec: str, dtype: torch.dtype) -> None:
+    """Raise InputRefused for real tensors and a set of complex ones, and the other way round."""
+    entry = CONSTRAINTS[spec.partition(":")[0]]
+    if not (entry.complex if dtype.is_complex else entry.real):
+        raise InputRefused(f"{entry.name} is a set of {'real' if dtype.is_complex else 'complex'} tensors, and this one is {str(dtype)[6:]}")
 
 
 def image_check(chain: Chain, value: Tensor, view: View, compute: str = "same") -> Check | None:

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 
-from .catalogue import adapters, core, quantized, sparse
+from .catalogue import adapters, core, orthogonal, quantized, sparse, structured
 from .catalogue.entry import ConstraintEntry, Entry
 from .errors import UsageError
 from .spec import Item, Value, is_name, parse_items
 from .text import closest, printable
 
-_FAMILIES = (core, sparse, quantized, adapters)
+_FAMILIES = (core, orthogonal, structured, sparse, quantized, adapters)
 CONSTRAINTS: dict[str, ConstraintEntry] = {entry.name: entry for family in _FAMILIES for entry in family.CONSTRAINTS}
 PARAMETRIZATIONS: dict[str, Entry] = {entry.name: entry for family in _FAMILIES for entry in family.PARAMETRIZATIONS}
 # Entries that are not built in -> who brought them.

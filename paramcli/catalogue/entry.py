@@ -20,6 +20,9 @@ class ConstraintEntry:
     residual: str = ""
     # Specs that the laws are tested on; the bare name where arguments are optional.
     examples: tuple[str, ...] = ()
+    # Complex tensors can lie in it; and real ones can (`hermitian` leaves them to `symmetric`).
+    complex: bool = False
+    real: bool = True
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,14 @@ class Entry:
     cost: str = ""
     # More than one original: torch then wants it first in its chain.
     originals: int = 1
+    # Its one original does not have the weight's shape: it too comes first, and its class tells the weight's shape.
+    reshapes: bool = False
     # Arguments that are always written in a chain's text, given or not.
     spelt: tuple[str, ...] = ()
     # Chains that the laws are tested on, each mode once; the bare name where nothing must come before it.
     examples: tuple[str, ...] = ()
     # The spelling from before parametrize that holds the same tensors, where there was one.
     old_form: str | None = None
-    # The maths has a complex form; the others refuse complex tensors.
-    complex: bool = False
+    # The maths has a complex form; the others refuse complex tensors. A function of the domain and the arguments
+    # where only some modes have one: exp of a complex skew-symmetric matrix is no rotation, of a skew-Hermitian one it is.
+    complex: bool | Callable[[str, Mapping[str, Value]], bool] = False

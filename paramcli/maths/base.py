@@ -206,8 +206,8 @@ class Parametrization(nn.Module):
         return torch.empty_like(value)
 
     @classmethod
-    def weight_shape(cls, *originals: tuple[int, ...], **arguments) -> tuple[int, ...]:
-        """The weight's shape from its originals' shapes, where no view and no record tells it."""
+    def weight_shape(cls, *originals: tuple[int, ...], **arguments) -> tuple[int, ...] | None:
+        """The weight's shape from its originals' shapes, where no view and no record tells it; None where they do not."""
         return originals[cls.stored_originals[0]]
 
     def forward(self, *originals: Tensor) -> Tensor:

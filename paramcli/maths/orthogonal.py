@@ -78,7 +78,10 @@ class OrthogonalMatrices(Constraint):
     def check_shape(self, shape: torch.Size) -> None:
         if len(shape) < 2:
             seen = f"a vector of {shape[0]}" if shape else "a scalar"
-            raise InputRefused(f"{self.name} needs a matrix (or a batch of them); the maths sees {seen}")
+            raise InputRefused(
+                f"{self.name} needs a matrix (or a batch of them); the maths sees {seen}",
+                hint="a vector has no columns to make orthogonal; leave it out with a pattern such as -t '*weight'",
+            )
 
     def near_misses(self, W: Tensor) -> dict[str, Tensor]:
         return {"times 1.05": 1.05 * W, "zero": 0 * W, "last row times 1.05": row_scaled(W)}

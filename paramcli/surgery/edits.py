@@ -25,7 +25,7 @@ from ..maths.base import Check, compute_dtype, wide
 from ..registry import target_class
 from ..text import number_text, printable, shape_text
 from ..view import View, parse_view
-from .evaluate import complete, read_state, require_chain, settle, weight_of
+from .evaluate import complete, read_state, require_chain, require_proportion, settle, weight_of
 from .allocate import with_count
 from .fit import NOTED, check_reached, evaluate, fit, invert, rounded, widened
 from .plan import Step, require_editable
@@ -127,6 +127,7 @@ class Bake:
         chain = parse_chain(group.chain) if group.chain else None
         if chain is not None:
             check_roles(group, chain, parse_view(group.view))
+        require_proportion(group)
 
         def run(source: Source, device: object, compute: str):
             state = read_state(source, group, device)

@@ -86,9 +86,10 @@ def invert(
         originals = part.inverse(wanted)
         _check_round_trip(part, chain.links[index].entry.name, originals, wanted)
         state.update({f"{index}.{name}": tensor for name, tensor in part.state_dict().items()})
+    made = originals if isinstance(originals, tuple) else (originals,)
+    stored = [view.back(X, shape) if i in part.stored_originals else X for i, X in enumerate(made)]
     if isinstance(originals, Tensor):
-        return {"original": view.back(originals, shape), **state}
-    stored = [view.back(X, shape) if i in part.stored_originals else X for i, X in enumerate(originals)]
+        return {"original": stored[0], **state}
     return {**{f"original{i}": X for i, X in enumerate(stored)}, **state}
 
 
