@@ -46,6 +46,8 @@ class Screen:
                 self.out.print(renderable, crop=False)
             self.answer("\n".join(line.rstrip() for line in captured.get().splitlines()))
         else:
+            if isinstance(renderable, Table):
+                _fit(renderable, self.out)
             self.out.print(renderable, highlight=False, markup=False, soft_wrap=not isinstance(renderable, Table))
 
     @property
@@ -80,6 +82,17 @@ def _table(*columns: str | tuple[str, str]) -> Table:
         name, justify = (column, "left") if isinstance(column, str) else column
         table.add_column(Text(name), justify=justify, overflow="fold")
     return table
+
+
+def _fit(table: Table, console: Console) -> None:
+    """In a terminal too narrow for the table: less air between columns, and names are the last thing to be folded."""
+    if table.__rich_measure__(console, console.options.update(width=PIPE_WIDTH)).maximum <= console.width:
+        return
+    table.padding = (0, 1, 0, 0)
+    names = table.columns[0]
+    longest = max(cell.cell_len for cell in names.cells if isinstance(cell, Text))
+    if longest <= console.width // 2:
+        names.no_wrap = True
 
 
 def _verdict(ok: bool) -> Text:

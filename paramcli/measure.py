@@ -48,10 +48,10 @@ def require_scalars(spec: str, dtype: torch.dtype) -> None:
 
 
 def image_check(chain: Chain, value: Tensor, view: View, compute: str = "same") -> Check | None:
-    """The chain's own claim on its value; None where its values are any tensor, or where there is no entry to measure."""
-    if chain.constraint is None or not value.numel():
+    """The chain's own claim on its value; None where there is nothing to measure: any finite tensor, or no entry."""
+    if not value.numel() or chain.constraint is None and bool(torch.isfinite(value).all()):
         return None
-    return check(chain.constraint, value, view, computed=compute_dtype(value.dtype, compute))
+    return check(chain.constraint or "any", value, view, computed=compute_dtype(value.dtype, compute))
 
 
 def project(spec: str, W: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def add(
 
     paramcli add ckpt.pt -t fc.weight --chain skew,cayley
 
-    paramcli add rnn.safetensors -t 'rnn.weight_hh*' --view blocks=4 --chain skew,cayley
+    paramcli add rnn.pt -t 'rnn.weight_hh*' --view blocks=4 --chain skew,cayley
     """
     edit = Add(
         tensor=tensor, chain=chain, view=view, init=init, mask=mask, max_change=max_change, spelling=spelling, seed=seed, tied=tied,

@@ -20,8 +20,8 @@ app = typer.Typer(
     name="paramcli",
     help="Put torch parametrizations on the tensors of a checkpoint file, bake them, and prove that they hold: "
     "no model code needed.",
-    epilog="Examples:  paramcli add ckpt.pt -t fc.weight --chain skew,cayley   |   "
-    "paramcli remove ckpt.parametrized.safetensors --bake   |   paramcli verify ckpt.baked.safetensors",
+    epilog="Examples:\n\nparamcli add ckpt.pt -t fc.weight --chain skew,cayley\n\n"
+    "paramcli remove ckpt.parametrized.safetensors --bake\n\nparamcli verify ckpt.baked.safetensors",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,

@@ -24,6 +24,6 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No messages on stder
 Chain = Annotated[Optional[str], typer.Option("--chain", metavar="SPEC", help="e.g. skew,cayley or weight_norm:dim=0", show_default=False)]
 View = Annotated[Optional[str], typer.Option("--view", metavar="V", help="What the maths sees: flatten, blocks=N, heads=N, transpose.", show_default=False)]
 IgnoreRecord = Annotated[bool, typer.Option("--ignore-record", help="Read the file without its paramcli record.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.", min=0, max=2**63 - 1)]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random.", min=0)]
 Tied = Annotated[Optional[str], typer.Option("--tied", metavar="HOW", help="Tensors that are one under several names: together or separate.", show_default=False)]
 Report = Annotated[Optional[Path], typer.Option("--report", metavar="FILE.html", help="Also write a page with tables and plots.", show_default=False)]

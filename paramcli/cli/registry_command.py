@@ -32,6 +32,6 @@ def registry(
         screen.answer(document(registry_document(entries)))
     elif name is None:
         screen.show(registry_table(entries))
-        screen.note("paramcli registry NAME shows one in full; a chain is a list of names: skew,cayley")
+        screen.note("paramcli registry NAME shows one in full; a chain joins names: skew,cayley")
     else:
         screen.answer(registry_card(entries[0]))

@@ -16,7 +16,7 @@ from ..errors import UsageError, error_context
 from ..report import document, edit_document
 from ..spec import select
 from ..surgery.commands import COMPUTE_DTYPES, Edit, check_choice, choose
-from ..text import count_text, listing, printable, printable_path, size_text
+from ..text import count_text, listing, number_text, printable, printable_path, size_text
 
 
 @dataclass
@@ -181,6 +181,9 @@ def finish_edit(
     for outcome in outcomes:
         if outcome.note:
             screen.note(f"{printable(outcome.tensor)}: {outcome.note}")
+    for outcome in outcomes:
+        if outcome.residual is not None and not outcome.residual <= outcome.tolerance:
+            screen.warn(f"{printable(outcome.tensor)} is off its constraint (residual {number_text(outcome.residual)}): verify will exit 1")
     if dropped:
         screen.note(f"not carried over: {listing(dropped, len(dropped))}")
     if apart := untied(output, source, plan):

@@ -247,3 +247,12 @@ def test_spectral_norm_is_verified_by_its_true_norm(tmp_path, paramcli):
     save_file(tensors, tmp_path / "bad.safetensors", metadata)
     checks = paramcli("verify", tmp_path / "bad.safetensors", "--json", code=1).json["tensors"][0]["checks"]
     assert not checks[0]["ok"] and not checks[1]["ok"]
+
+
+@pytest.mark.parametrize("chain", ["weight_norm", "spectral_norm", "orthogonal"])
+def test_a_result_off_its_constraint_is_warned_of(chain, tmp_path, paramcli):
+    """raw does what torch does with a zero tensor, whatever comes out: stderr and the table say that it does not hold."""
+    save_file({"w": torch.zeros(4, 4)}, tmp_path / "z.safetensors")
+    result = paramcli("add", tmp_path / "z.safetensors", "-t", "w", "--chain", chain, "--init", "raw")
+    assert "warning: w is off its constraint" in result.err and "FAILS" in result.out
+    paramcli("verify", tmp_path / "z.parametrized.safetensors", code=1)

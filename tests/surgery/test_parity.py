@@ -144,3 +144,25 @@ def test_raw_registers_what_a_map_cannot_reach(tmp_path, paramcli):
     assert all(torch.equal(file[name], tensor) for name, tensor in live.state_dict().items())
     paramcli("remove", tmp_path / "a.parametrized.safetensors")
     assert torch.equal(load_file(tmp_path / "a.baked.safetensors")["weight"], live.weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_a_bake_is_computed_as_the_dtype_asks(name, dtype, tmp_path, paramcli):
+    """float64 and float32 in their own dtype, as remove_parametrizations; half types in float32, rounded once."""
+    make, parametrized, exact = CASES[name]
+    torch.manual_seed(4)
+    torch.save(make().to(dtype).state_dict(), tmp_path / "a.pt")
+    paramcli("add", tmp_path / "a.pt", "-t", "weight", "--chain", name.partition(" ")[0].rstrip(","))
+    paramcli("remove", tmp_path / "a.parametrized.safetensors")
+    wide = torch.promote_types(dtype, torch.float32)
+    stored = {key: tensor.to(wide) if tensor.is_floating_point() else tensor for key, tensor in load_file(tmp_path / "a.parametrized.safetensors").items()}
+    live = parametrized(make()).to(wide).eval()
+    live.load_state_dict(stored, strict=True)
+    parametrize.remove_parametrizations(live, "weight", leave_parametrized=True)
+    baked, value = load_file(tmp_path / "a.baked.safetensors")["weight"], live.weight.detach().to(dtype)
+    if exact:
+        assert baked.dtype == dtype and torch.equal(baked, value)
+    else:
+        limit = 2e-6 if dtype == torch.float32 else torch.finfo(dtype).eps * (100 if dtype == torch.float64 else 0.1)
+        assert torch.linalg.vector_norm((baked - value).double()) <= limit * torch.linalg.vector_norm(value.double())
