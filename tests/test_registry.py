@@ -34,6 +34,17 @@ def test_every_constraint_has_its_class(entry):
     assert all(name in CONSTRAINTS for name in entry.within) and entry.residual
 
 
+def test_another_name_is_the_same_entry():
+    """An entry under another name has the class, the arguments, the maps and the law of the one it names."""
+    twins = [entry for entry in PARAMETRIZATIONS.values() if entry.same_as]
+    for entry in twins:
+        first = PARAMETRIZATIONS[entry.same_as]
+        assert first.same_as is None and entry.source != first.source
+        for name in ("target", "arguments", "maps", "law", "right_inverse", "originals", "complex", "spelt", "compact"):
+            assert getattr(entry, name) == getattr(first, name)
+    assert twins
+
+
 def test_the_table_imports_no_torch():
     """Reading the catalogue, parsing chains and detecting forms leave torch alone."""
     code = "import paramcli.chain, paramcli.checkpoint.forms, paramcli.checkpoint.record, sys; assert 'torch' not in sys.modules"
