@@ -136,7 +136,7 @@ PARAMETRIZATIONS = (
             Argument("triv", "bool", "store a base (torch's use_trivialization)", True),
         ),
         cost="as its map, on max(n, k) squared for matrix_exp and cayley",
-        compact="orthogonal:map=householder",
+        compact="orthogonal:map=householder:triv=false",
         examples=(
             "orthogonal",
             *(f"orthogonal:map={m}" for m in ("matrix_exp", "cayley", "householder")),

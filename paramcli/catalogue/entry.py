@@ -50,7 +50,7 @@ class Entry:
     old_form: str | None = None
     # The maths has a complex form; the others refuse complex tensors.
     complex: bool = False
-    # The chain to take where this one's square bases would be far larger than the weight.
+    # The chain to take where this one's square bases would be far larger than the weight; {rank} is its own argument.
     compact: str | None = None
     # Another name for this entry: same class, same maps. The laws and literals of that entry are its own.
     same_as: str | None = None

@@ -135,7 +135,7 @@ PARAMETRIZATIONS = (
         (TRIV,),
         cost="f and a product on max(n, k) squared",
         examples=("stiefel", "stiefel:triv=cayley"),
-        compact="orthogonal:map=householder",
+        compact="orthogonal:map=householder:triv=false",
     ),
     Entry(
         "grassmannian",
@@ -148,7 +148,7 @@ PARAMETRIZATIONS = (
         "frames:Grassmannian",
         (TRIV,),
         cost="f and a product on max(n, k) squared",
-        compact="orthogonal:map=householder",
+        compact="orthogonal:map=householder:triv=false",
     ),
     Entry(
         "low_rank",
