@@ -39,6 +39,10 @@ class Link:
         """Does it take real tensors?"""
         return all(CONSTRAINTS[spec.partition(":")[0]].real for spec in (self.domain, self.image))
 
+    def with_arguments(self, spec: str) -> str:
+        """A spec such as 'factored:rank={rank}' with this link's own arguments."""
+        return spec.format_map({name: value_text(value) for name, value in self.arguments.items()})
+
     def make(self, value):
         """The live module for a tensor with this value, which remembers its own spec; imports torch."""
         module = target_class(self.entry).make(value, **self.arguments, **self.tensors)
@@ -118,7 +122,7 @@ def parse_chain(text: str) -> Chain:
 def _ill_typed(entry: Entry, links: list[Link], image: str) -> None:
     wanted = " or ".join(domain for domain, _ in entry.maps)
     before = f"after {links[-1].entry.name} it gets {CONSTRAINTS[image.partition(':')[0]].name}" if links else "nothing before it gives that"
-    sources = [e.name for e in PARAMETRIZATIONS.values() for _, made in e.maps if isinstance(made, str) and any(within(made, d) for d, _ in entry.maps)]
+    sources = [e.name for e in PARAMETRIZATIONS.values() for _, made in e.maps if isinstance(made, str) and any(within(made.partition(":")[0], d) for d, _ in entry.maps)]
     working = ", ".join(f"{name},{entry.name}" for name in dict.fromkeys(sources) if name != entry.name)
     raise UsageError(f"{entry.name} wants {wanted} values; {before}", hint=f"chains that work: {working}")
 

@@ -306,7 +306,7 @@ def registry_card(entry) -> str:
     rows += [("cost", entry.cost), ("source", entry.source)]
     if entry.name in ORIGINS:
         rows.append(("from", ORIGINS[entry.name]))
-    lines = [f"{entry.name}: {entry.summary}", ""]
+    lines = [*textwrap.wrap(f"{entry.name}: {entry.summary}", 79, subsequent_indent="  "), ""]
     for label, text in rows:
         lines += textwrap.wrap(text, 79, initial_indent=f"  {label:<15}", subsequent_indent=" " * 17) or [f"  {label}"]
     return "\n".join(lines)

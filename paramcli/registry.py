@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 
-from .catalogue import adapters, core, orthogonal, quantized, sparse, structured
+from .catalogue import adapters, core, geotorch, manifolds, orthogonal, quantized, sparse, structured
 from .catalogue.entry import ConstraintEntry, Entry
 from .errors import UsageError
 from .spec import Item, Value, is_name, parse_items
 from .text import closest, printable
 
-_FAMILIES = (core, orthogonal, structured, sparse, quantized, adapters)
+_FAMILIES = (core, orthogonal, manifolds, structured, sparse, quantized, adapters, geotorch)
 CONSTRAINTS: dict[str, ConstraintEntry] = {entry.name: entry for family in _FAMILIES for entry in family.CONSTRAINTS}
 PARAMETRIZATIONS: dict[str, Entry] = {entry.name: entry for family in _FAMILIES for entry in family.PARAMETRIZATIONS}
 # Entries that are not built in -> who brought them.
@@ -74,8 +74,9 @@ def typed_arguments(entry: Entry | ConstraintEntry, item: Item) -> dict[str, Val
         values[key] = known[key].parse(text, entry.name)
     for argument in entry.arguments:
         if argument.required and argument.name not in values:
+            example = "8" if argument.type == "int" else "0.3"
             raise UsageError(
-                f"{entry.name} needs {argument.name}: {argument.help}", hint=f"e.g. {entry.name}:{argument.name}=0.3"
+                f"{entry.name} needs {argument.name}: {argument.help}", hint=f"e.g. {entry.name}:{argument.name}={example}"
             )
     return values
 

@@ -32,18 +32,19 @@ CONSTRAINTS = (
         "special_orthogonal",
         "rotations: Q^T Q = I, det Q = +1",
         "orthogonal:Rotations",
-        ("orthogonal",),
+        ("orthogonal", "special_linear"),
         residual="max_j ||(Q^T Q - I) e_j||, at least 2 where det < 0",
     ),
     ConstraintEntry(
         "positive_definite",
         "A = A^T, all eigenvalues positive",
         "exponential:PositiveDefinite",
-        ("symmetric", "positive_determinant"),
-        residual="||A - A^T||_F / ||A||_F + max(0, -lambda_min) / max |lambda|",
+        ("psd", "positive_determinant"),
+        (Argument("least", "float", "a bound below the eigenvalues", 0.0, minimum=0, maximum=1),),
+        residual="||A - A^T||_F / ||A||_F + max(0, least - lambda_min) / max |lambda|",
     ),
     ConstraintEntry(
-        "positive_determinant", "det A > 0", "exponential:PositiveDeterminant", residual="1 where det A <= 0"
+        "positive_determinant", "det A > 0", "exponential:PositiveDeterminant", ("invertible",), residual="1 where det A <= 0"
     ),
     ConstraintEntry(
         "unit_spectral_norm",
@@ -148,6 +149,7 @@ PARAMETRIZATIONS = (
             Argument("triv", "bool", "store a base (torch's use_trivialization)", True),
         ),
         cost="as its map, on max(n, k) squared for matrix_exp and cayley",
+        compact="orthogonal:map=householder:triv=false",
         examples=(
             "orthogonal",
             *(f"orthogonal:map={m}" for m in ("matrix_exp", "cayley", "householder")),

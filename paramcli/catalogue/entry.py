@@ -56,3 +56,7 @@ class Entry:
     # The maths has a complex form; the others refuse complex tensors. A function of the domain and the arguments
     # where only some modes have one: exp of a complex skew-symmetric matrix is no rotation, of a skew-Hermitian one it is.
     complex: bool | Callable[[str, Mapping[str, Value]], bool] = False
+    # The chain to take where this one's square bases would be far larger than the weight; {rank} is its own argument.
+    compact: str | None = None
+    # Another name for this entry: same class, same maps. The laws and literals of that entry are its own.
+    same_as: str | None = None

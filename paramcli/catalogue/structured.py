@@ -103,15 +103,6 @@ CONSTRAINTS = (
         examples=("kronecker:p=2:q=2",),
         complex=True,
     ),
-    ConstraintEntry(
-        "low_rank",
-        "rank at most `rank`",
-        "factors:LowRank",
-        arguments=(Argument("rank", "int", "the largest rank", required=True, minimum=1),),
-        residual="s_(rank + 1) / s_1",
-        examples=("low_rank:rank=2",),
-        complex=True,
-    ),
 )
 
 PARAMETRIZATIONS = (

@@ -255,6 +255,30 @@ def _missing_role(parts: Mapping[str, TensorInfo], originals: Sequence[str]) -> 
 
 
 _CHAIN_HINT = "say what it is with --chain, or leave it out with -t"
+# Roles that geotorch's products of manifolds store, here and there -> what can be said of them.
+_GEOTORCH = {
+    frozenset(("original", "0.0.base", "0.2.base")): "U f(s) V^T with two orthogonal bases, whose f and rank the keys do not tell: "
+    "geotorch.low_rank:rank=N, geotorch.fixed_rank:rank=N, geotorch.almost_orthogonal:lam=X, and for square ones "
+    "geotorch.invertible and geotorch.sln fit",
+    frozenset(("original", "0.0.base")): "Q f(l) Q^T with an orthogonal base, whose f and rank the keys do not tell: "
+    "geotorch.positive_definite, geotorch.positive_semidefinite, geotorch.positive_semidefinite_low_rank:rank=N and "
+    "geotorch.positive_semidefinite_fixed_rank:rank=N fit",
+    frozenset(("original0", "original1", "original2", "0.In", "0.alpha", "0.0.0.base", "0.1.0.base")): "a stable linear system by "
+    "geotorch's keys, whose map of its bases they do not tell: geotorch.alpha_stable:alpha=X fits, with X as in 0.alpha",
+}
+
+
+def _one_base(original: tuple[int, ...], base: tuple[int, ...]) -> str:
+    """What fits one base: of orthogonal matrices it is as square as the longer side, of unit vectors like the original."""
+    if base == original and (len(base) < 2 or base[-1] != base[-2]):
+        return "unit vectors by geotorch's keys, and not their length: geotorch.sphere:radius=X fits"
+    side = max(original[-2:], default=0)
+    seen = "" if base == (*original[:-2], side, side) else ", with the --view it was made with"
+    sphere = "; geotorch.sphere too, if it holds unit vectors" if base == original else ""
+    return (
+        "an orthogonal parametrization whose map the keys do not tell: orthogonal:map=matrix_exp, orthogonal:map=cayley, "
+        f"orthogonal:map=householder, geotorch.orthogonal, geotorch.orthogonal:triv=cayley and geotorch.grassmannian fit{seen}{sphere}"
+    )
 
 
 def read_roles(parts: Mapping[str, TensorInfo]) -> Reading:
@@ -267,10 +291,9 @@ def read_roles(parts: Mapping[str, TensorInfo]) -> Reading:
     if names == {"original", "0.mask"}:
         return _mask(parts) or Reading(problem="a mask of another shape than the original")
     if names == {"original", "0.base"}:
-        return Reading(
-            problem="an orthogonal parametrization whose map the keys do not tell: "
-            "orthogonal:map=matrix_exp, orthogonal:map=cayley and orthogonal:map=householder fit"
-        )
+        return Reading(problem=_one_base(parts["original"].shape, parts["0.base"].shape))
+    if frozenset(names) in _GEOTORCH:
+        return Reading(problem=_GEOTORCH[frozenset(names)])
     if names == {"original", "1.Id"}:
         return Reading(problem="the tutorial's cayley after something the keys do not tell: skew,cayley fits")
     if names == {"original"}:

@@ -15,19 +15,22 @@ SPD_FLOOR = 1e-6
 
 
 class PositiveDefinite(Constraint):
-    r"""{A : A = A^T, x^T A x > 0 for x != 0}.
+    r"""{A : A = A^T, x^T A x > 0 for x != 0}, and with `least` no eigenvalue below it.
 
-    Residual: ||A - A^T||_F / ||A||_F + max(0, -lambda_min) / max |lambda|; 1 where no eigenvalue is positive.
-    Nearest point: eigenvalues of (A + A^T)/2 raised to at least 1e-6 of the largest.
+    Residual: ||A - A^T||_F / ||A||_F + max(0, least - lambda_min) / max |lambda|; 1 where no eigenvalue is positive.
+    Nearest point: eigenvalues of (A + A^T)/2 raised to at least 1e-6 of the largest (and twice `least`).
     """
 
     name = "positive_definite"
     projection = "inside"
 
+    def __init__(self, least: float = 0.0):
+        self.least = least
+
     def residual(self, W: Tensor) -> Tensor:
         values = torch.linalg.eigvalsh((W + W.mH) / 2)
         largest = values.abs().amax(-1)
-        negative = torch.where(values[..., -1] > 0, (-values[..., 0]).clamp(min=0) / largest, torch.ones_like(largest))
+        negative = torch.where(values[..., -1] > 0, (self.least - values[..., 0]).clamp(min=0) / largest, torch.ones_like(largest))
         return relative(W - W.mH, W) + negative
 
     def project(self, W: Tensor) -> Tensor:
@@ -37,7 +40,7 @@ class PositiveDefinite(Constraint):
                 f"no positive definite matrix is near: the largest eigenvalue is {values[..., -1].min().item():.2g}",
                 hint="--init raw registers the tensor as it is",
             )
-        values = torch.maximum(values, SPD_FLOOR * values[..., -1:])
+        values = torch.maximum(values, (SPD_FLOOR * values[..., -1:]).clamp(min=2 * self.least))
         A = (V * values.unsqueeze(-2)) @ V.mH
         return (A + A.mH) / 2
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputRefused
-from .base import Check, Constraint, Parametrization, relative
+from .base import Check, Constraint, Parametrization
 from .orthogonal import gram_error
 from .structured import matrix
 
@@ -69,34 +69,6 @@ def nearest_kronecker(W: Tensor, p: int, q: int) -> tuple[Tensor, Tensor]:
     largest = a.gather(-1, a.abs().argmax(-1, keepdim=True))
     phase = largest / largest.abs()
     return (size * a / phase).unflatten(-1, (p, q)), (size * b * phase).unflatten(-1, (W.size(-2) // p, W.size(-1) // q))
-
-
-class LowRank(Constraint):
-    r"""{W : rank W <= r}. Residual s_{r+1} / s_1; nearest point the r largest singular values (Eckart-Young)."""
-
-    name = "low_rank"
-
-    def __init__(self, rank: int):
-        self.rank = rank
-
-    def residual(self, W: Tensor) -> Tensor:
-        S = torch.linalg.svdvals(W)
-        if self.rank >= S.size(-1):
-            return torch.zeros_like(S[..., 0])
-        return torch.where(S[..., self.rank] == 0, S[..., self.rank], S[..., self.rank] / S[..., 0])
-
-    def project(self, W: Tensor) -> Tensor:
-        A, B = low_rank_factors(W, self.rank)
-        return A @ B
-
-    def check_shape(self, shape: torch.Size) -> None:
-        matrix(shape, self.name)
-
-    def near_misses(self, W: Tensor) -> dict[str, Tensor]:
-        if self.rank >= min(W.shape[-2:]):
-            return {}
-        I = torch.eye(*W.shape[-2:], dtype=W.dtype, device=W.device)
-        return {"plus identity": W + 0.3 * torch.linalg.vector_norm(W) * I}
 
 
 def low_rank_factors(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -7,15 +7,20 @@ Refusals that headers decide are all raised here, together, so that nothing is h
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from ..chain import parse_chain
 from ..checkpoint.forms import Group
 from ..checkpoint.record import Entry
 from ..checkpoint.source import Source
 from ..checkpoint.header import Slot
 from ..dtypes import DTYPES, dtype_name
 from ..errors import InputRefused, ParamcliError
-from ..text import count_text, listing, printable
+from ..text import count_text, listing, printable, size_text
+
+# A base as square as the longer side makes a long and narrow tensor many times larger. Past this factor a plan says
+# so, if it is worth a word at all, and is refused where it is more than a slip should cost.
+GROWTH, WORTH_A_WORD, TOO_MUCH = 16, 16 << 20, 1 << 30
 
 
 @dataclass(frozen=True)
@@ -55,9 +60,13 @@ class Step:
     record: Entry | None = None
     # The edits it carries out, in order.
     edits: tuple[object, ...] = ()
+    # What the headers alone tell that a person should know.
+    note: str | None = None
 
     def outcome(self, **numbers: object) -> Outcome:
+        notes = [note for note in (self.note, numbers.pop("note", None)) if note]
         return Outcome(
+            note="; ".join(notes) or None,
             tensor=self.group.tensor,
             action=self.action,
             chain=numbers.pop("chain", self.chain),
@@ -106,6 +115,19 @@ def assemble(command: str, source: Source, groups: Mapping[str, Group], steps: S
         if step.record is not None:
             record[step.group.tensor] = step.record
     return Plan(command, tuple(steps), copies, tuple(slots), record)
+
+
+def with_growth(step: Step) -> Step:
+    """The step with a note where it stores far more than it reads; InputRefused where that is more than TOO_MUCH."""
+    before, after = sum(info.nbytes for info in step.group.infos.values()), sum(slot.nbytes for slot in step.writes)
+    if after <= GROWTH * before or after <= WORTH_A_WORD:
+        return step
+    compact = [link.with_arguments(link.entry.compact) for link in parse_chain(step.chain).links if link.entry.compact]
+    hint = f"--chain {compact[0]} needs no square base" if compact else "leave it out with -t, or view it as squarer matrices"
+    what = f"{step.chain} stores {size_text(after)} for a tensor of {size_text(before)}, {after // before} times as much"
+    if after > TOO_MUCH:
+        raise InputRefused(what, hint=hint)
+    return replace(step, note=f"{what}; {hint}")
 
 
 def together(refusals: Sequence[ParamcliError]) -> ParamcliError:

@@ -16,7 +16,7 @@ from ..checkpoint.source import Source, Storage, TensorInfo
 from ..errors import InputRefused, UsageError
 from ..text import printable, printable_path
 from .commands import Edit, Work
-from .plan import Plan, Step, assemble, together
+from .plan import Plan, Step, assemble, together, with_growth
 
 
 def plan_edits(command: str, edits: Sequence[Edit], source: Source, groups: Mapping[str, Group], stack: ExitStack) -> Plan:
@@ -32,7 +32,7 @@ def plan_edits(command: str, edits: Sequence[Edit], source: Source, groups: Mapp
             continue
         for group in chosen:
             try:
-                step = plan_step(group)
+                step = with_growth(plan_step(group))
                 step = replace(step, edits=(edit,), run=_computing(step.run, edit))
                 before = steps.get(group.tensor)
                 steps[group.tensor] = step if before is None else compose(before, step)

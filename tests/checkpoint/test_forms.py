@@ -1,9 +1,11 @@
 """Form detection: every spelling, every look-alike, every half pair, by keys, shapes and dtypes."""
 
+import re
 from collections import Counter
 
 import pytest
 
+from paramcli.chain import parse_chain
 from paramcli.checkpoint.forms import FORMS, detect
 from paramcli.checkpoint.keys import parametrized_key, split_parametrized
 from paramcli.checkpoint.record import Entry
@@ -67,6 +69,27 @@ LAYOUTS = {
     "new pruning": ({P + "original": (4, 3), P + "0__mask": ("BOOL", (4, 3))}, {"fc.weight": ("parametrized", "mask")}),
     "pruned bias": (dict(fc__bias_orig=(4,), fc__bias_mask=(4,)), {"fc.bias": ("prune_old", "mask")}),
     "orthogonal without its map": ({P + "original": (4, 4), P + "0__base": (4, 4)}, {"fc.weight": ("parametrized", "matrix_exp")}),
+    "orthogonal or geotorch's, tall": (
+        {P + "original": (8, 4), P + "0__base": (8, 8)},
+        {"fc.weight": ("parametrized", "geotorch.orthogonal, geotorch.orthogonal:triv=cayley and geotorch.grassmannian fit")},
+    ),
+    "orthogonal by blocks": ({P + "original": (8, 4), P + "0__base": (2, 4, 4)}, {"fc.weight": ("parametrized", "fit, with the --view")}),
+    "geotorch's sphere": ({P + "original": (8, 4), P + "0__base": (8, 4)}, {"fc.weight": ("parametrized", "geotorch.sphere:radius=X fits")}),
+    "geotorch's ranks": (
+        {P + "original": (8, 4), P + "0__0__base": (8, 8), P + "0__2__base": (4, 4)},
+        {"fc.weight": ("parametrized", "geotorch.low_rank:rank=N")},
+    ),
+    "geotorch's definite matrices": (
+        {P + "original": (4, 4), P + "0__0__base": (4, 4)},
+        {"fc.weight": ("parametrized", "geotorch.positive_definite")},
+    ),
+    "geotorch's stable matrices": (
+        {
+            **{P + f"original{i}": (4, 4) for i in range(3)},
+            P + "0__In": (4, 4), P + "0__alpha": (), P + "0__0__0__base": (4, 4), P + "0__1__0__base": (4, 4),
+        },
+        {"fc.weight": ("parametrized", "geotorch.alpha_stable:alpha=X fits")},
+    ),
     "the tutorial's Id": ({P + "original": (4, 4), P + "1__Id": (4, 4)}, {"fc.weight": ("parametrized", "skew,cayley fits")}),
     "only an original": ({P + "original": (4, 4)}, {"fc.weight": ("parametrized", "do not tell")}),
     "rank one by two originals": (
@@ -178,3 +201,14 @@ def test_keys_split_and_join(key):
 def test_other_keys_are_no_parametrizations(key):
     """Only torch's layout counts."""
     assert split_parametrized(key) is None
+
+
+def test_what_is_said_to_fit_can_be_typed():
+    """Each chain that a problem names is one of the table, its arguments filled in."""
+    named = 0
+    for tensors, _ in LAYOUTS.values():
+        for group in detect(infos(**tensors)).values():
+            for chain in re.findall(r"(?:geotorch\.|orthogonal:|skew,)[a-z_.:=,]*[A-Z]?", group.problem or ""):
+                parse_chain(re.sub("=[NX]$", "=1", chain.rstrip(",:.")))
+                named += 1
+    assert named > 20

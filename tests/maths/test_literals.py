@@ -22,4 +22,5 @@ def test_the_formula_gives_the_literal(chain, state, expected):
 
 def test_every_entry_has_a_literal():
     """No formula goes unchecked."""
-    assert {case[0].rpartition(",")[2].partition(":")[0] for case in LITERALS} == set(PARAMETRIZATIONS)
+    named = {case[0].rpartition(",")[2].partition(":")[0] for case in LITERALS}
+    assert named == {name for name, entry in PARAMETRIZATIONS.items() if not entry.same_as}

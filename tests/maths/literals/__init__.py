@@ -1,5 +1,6 @@
 """Worked examples of every entry by hand: (chain, tensors by role, the weight). One file a family, as in the catalogue."""
 
-from . import adapters, core, orthogonal, quantized, sparse, structured
+from . import adapters, core, geotorch, manifolds, orthogonal, quantized, sparse, structured
 
-LITERALS = [case for family in (core, orthogonal, structured, sparse, quantized, adapters) for case in family.LITERALS]
+_FAMILIES = (core, orthogonal, manifolds, structured, sparse, quantized, adapters, geotorch)
+LITERALS = [case for family in _FAMILIES for case in family.LITERALS]
