@@ -13,7 +13,7 @@ from importlib import import_module
 from .catalogue import adapters, core, geotorch, manifolds, orthogonal, quantized, sparse, structured
 from .catalogue.entry import ConstraintEntry, Entry
 from .errors import UsageError
-from .spec import Item, Value, is_name, parse_items
+from .spec import Item, Value, is_name, parse_items, value_text
 from .text import closest, printable
 
 _FAMILIES = (core, orthogonal, manifolds, structured, sparse, quantized, adapters, geotorch)
@@ -93,6 +93,13 @@ def constraint(spec: str):
     """'sparse:amount=0.3' -> the Constraint; imports torch."""
     entry, arguments = parse_constraint(spec)
     return target_class(entry)(**arguments)
+
+
+def spec_of(made) -> str:
+    """The shortest spec of a Constraint, whose attributes have the names of its arguments."""
+    entry = CONSTRAINTS[made.name]
+    given = [(a, getattr(made, a.name)) for a in entry.arguments]
+    return entry.name + "".join(f":{a.name}={value_text(value)}" for a, value in given if a.required or a.name in entry.spelt or value != a.default)
 
 
 def parse_constraint(spec: str) -> tuple[ConstraintEntry, dict[str, Value]]:

@@ -18,6 +18,8 @@ class ConstraintEntry:
     within: tuple[str, ...] = ("any",)
     arguments: tuple[Argument, ...] = ()
     residual: str = ""
+    # Arguments that `discover` always writes, default or not.
+    spelt: tuple[str, ...] = ()
     # Specs that the laws are tested on; the bare name where arguments are optional.
     examples: tuple[str, ...] = ()
     # Complex tensors can lie in it; and real ones can (`hermitian` leaves them to `symmetric`).

@@ -30,6 +30,7 @@ CONSTRAINTS = (
         "sparse:NofM",
         arguments=NM,
         residual="share of groups with more than n entries",
+        spelt=("n", "m"),
         examples=("nm", "nm:n=1:m=2:dim=0"),
         complex=True,
     ),

@@ -87,10 +87,15 @@ class LowRank(Constraint):
     def candidates(cls, W: Tensor) -> list[Constraint]:
         if W.ndim < 2 or min(W.shape[-2:]) < 2:
             return []
-        S = torch.linalg.svdvals(W)
-        # A gap of a thousand between neighbours; of several in a batch the highest rank holds for all.
-        rank = int((S > 1e-3 * S[..., :1]).sum(-1).max())
-        return [cls(rank)] if 0 < rank < S.size(-1) else []
+        S = torch.linalg.svdvals(W).reshape(-1, min(W.shape[-2:]))
+        # Of several in a batch the highest rank holds for all. What rounding leaves of a zero in float32 counts as one.
+        rank = int((S > 4e-7 * S[:, :1]).sum(-1).max())
+        if rank < S.size(-1):
+            return [cls(rank)] if rank else []
+        # Nearly so: in the first half of the spectrum it drops at once; the last values of any square matrix are small.
+        half = S.size(-1) // 2
+        drops = (S[:, 1 : half + 1] / S[:, :half]).amax(0)
+        return [cls(1 + int(drops.argmin()))] if half and bool(drops.min() < 0.05) else []
 
 
 class FixedRank(LowRank):

@@ -256,7 +256,7 @@ def test_discover_finds_the_structure_that_is_there(tmp_path, paramcli):
         "nm": (pruned, "nm:n=2:m=4"),
         "rows": (torch.nn.functional.normalize(torch.randn(9, 5), dim=1), "unit_rows"),
         "copy": (X - X.T, "duplicate of skew"),
-        "scaled": (X / torch.linalg.matrix_norm(X, 2), "unit_spectral_norm:dim=0"),
+        "scaled": (X / torch.linalg.matrix_norm(X, 2), "unit_spectral_norm"),
         "zero": (torch.zeros(4, 4), "zero"),
     }
     save_file({name: tensor.contiguous().clone() for name, (tensor, _) in planted.items()} | {"random": torch.randn(12, 12)}, tmp_path / "d.safetensors")
@@ -279,7 +279,7 @@ def test_discover_finds_what_nearly_holds(tmp_path, paramcli):
         "orthogonal": (Q + noise, "orthogonal"),
         "symmetric": (X + X.T + noise, "symmetric"),
         "rank2": (torch.randn(12, 2) @ torch.randn(2, 12) + noise, "low_rank:rank=2"),
-        "scaled": (1.001 * X / torch.linalg.matrix_norm(X, 2), "unit_spectral_norm:dim=0"),
+        "scaled": (1.001 * X / torch.linalg.matrix_norm(X, 2), "unit_spectral_norm"),
     }
     plain = {f"random{i}": torch.randn(12, 10 + i) for i in range(6)}
     save_file({name: tensor for name, (tensor, _) in planted.items()} | plain, tmp_path / "d.safetensors")
