@@ -87,14 +87,15 @@ def unitary_log(Q: Tensor) -> Tensor:
 
     Q turned by a phase that puts -1 into the widest gap between its eigenvalues has the Hermitian Cayley
     transform H = i (I - Q)(I + Q)^{-1}, with eigenvalues tan(theta / 2): all different where Q's are, so H's
-    eigenvectors are Q's. The gap is at least 2 pi / n, so H is of moderate size whatever Q is.
+    eigenvectors are Q's. The cosines tell |theta|, and a gap between those is one on either side of 0, at least
+    pi / (n + 1) wide, so H is of moderate size whatever Q is.
 
-    Cost: the eigenvalues of Q, one solve, one Hermitian eigendecomposition.
+    Cost: two Hermitian eigendecompositions (of one the values only) and a solve.
     """
-    angles = torch.linalg.eigvals(Q).angle().sort(dim=-1).values
-    gaps = torch.cat([angles.diff(dim=-1), angles[..., :1] + 2 * math.pi - angles[..., -1:]], dim=-1)
-    widest = gaps.argmax(dim=-1, keepdim=True)
-    cut = (angles.gather(-1, widest) + gaps.gather(-1, widest) / 2).unsqueeze(-1)
+    sizes = torch.linalg.eigvalsh((Q + Q.mH) / 2).clamp(-1, 1).acos()
+    edges = torch.cat([torch.full_like(sizes[..., :1], math.pi), sizes, torch.zeros_like(sizes[..., :1])], dim=-1)
+    widest = edges.diff(dim=-1).argmin(dim=-1, keepdim=True)
+    cut = ((edges.gather(-1, widest) + edges.gather(-1, widest + 1)) / 2).unsqueeze(-1)
     turned = Q * torch.polar(torch.ones_like(cut), math.pi - cut)
     I = torch.eye(Q.size(-1), dtype=Q.dtype, device=Q.device)
     H = 1j * torch.linalg.solve(I + turned, I - turned)
