@@ -43,12 +43,18 @@ class Initialised:
             self._fill(group, value)
             return value.to(device)
 
+    def _wants_rotation(self, group: Group) -> bool:
+        """Half of all orthogonal draws have determinant -1, which chains onto rotations cannot take: turn one row of those."""
+        return self.name.removesuffix("_") == "orthogonal" and group.constraint == "special_orthogonal"
+
     def _fill(self, group: Group, value: Tensor) -> None:
         function = getattr(torch.nn.init, self.name.removesuffix("_") + "_")
         view = parse_view(group.view)
         try:
             for block in list(view.into(value)) if view.count else [value]:
                 function(block)
+                if self._wants_rotation(group) and not value.is_meta and bool(torch.linalg.slogdet(block).sign < 0):
+                    block[0] *= -1
         except ValueError as error:
             raise InputRefused(f"{self.name} does not fit a tensor of shape {shape_text(group.shape)}: {error}") from None
 

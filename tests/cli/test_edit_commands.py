@@ -256,3 +256,12 @@ def test_a_result_off_its_constraint_is_warned_of(chain, tmp_path, paramcli):
     result = paramcli("add", tmp_path / "z.safetensors", "-t", "w", "--chain", chain, "--init", "raw")
     assert "warning: w is off its constraint" in result.err and "FAILS" in result.out
     paramcli("verify", tmp_path / "z.parametrized.safetensors", code=1)
+
+
+def test_assigning_an_orthogonal_draw_works_for_every_seed(fc_checkpoint, tmp_path, paramcli):
+    """Chains onto rotations get a draw with determinant +1, whatever the seed; other chains get torch's own draw."""
+    made = tmp_path / "ckpt.parametrized.safetensors"
+    paramcli("add", fc_checkpoint, "-t", "fc.weight", "--chain", "skew,cayley")
+    for seed in range(4):
+        paramcli("assign", made, "-t", "fc.weight", "--with", "orthogonal", "--seed", seed, "-f", "-o", tmp_path / "o.safetensors")
+        assert "holds" in paramcli("verify", tmp_path / "o.safetensors").out
