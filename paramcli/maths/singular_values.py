@@ -25,12 +25,13 @@ def softplus(x: Tensor) -> Tensor:
 
 def softplus_inverse(y: Tensor, what: str, otherwise: str) -> Tensor:
     """x with softplus(x) + 1e-6 = y; raises CannotReach naming the value that is too small."""
-    y = y - SOFTPLUS_FLOOR
-    if bool((y <= 0).any()):
+    smallest = y.min().item() if y.numel() else 1.0
+    if smallest <= SOFTPLUS_FLOOR:
         raise CannotReach(
-            f"its softplus reaches {what} above {SOFTPLUS_FLOOR:g} only, and this tensor has {(y.min() + SOFTPLUS_FLOOR).item():.3g}",
-            hint=otherwise,
+            f"its softplus reaches {what} above {SOFTPLUS_FLOOR:g} only, and this tensor has {smallest:.3g}",
+            hint=otherwise if smallest > 0 else "--init project moves it to the nearest tensor that the chain reaches",
         )
+    y = y - SOFTPLUS_FLOOR
     return y + (-(-y).expm1()).log()
 
 
@@ -135,8 +136,11 @@ class FixedRank(LowRank):
         return with_singular_values(W, raised)
 
     def detail(self, W: Tensor) -> str | None:
-        S = torch.linalg.svdvals(W)
-        return f"singular value {self.rank_of(W.shape)} is {S[..., self.rank_of(W.shape) - 1].min().item():.3g}, the largest {S.max().item():.3g}"
+        S, r = torch.linalg.svdvals(W), self.rank_of(W.shape)
+        ends = [f"number {r} is {S[..., r - 1].min().item():.3g}"]
+        if r < S.size(-1):
+            ends.append(f"number {r + 1} is {S[..., r].max().item():.3g}")
+        return f"of its singular values the largest is {S.max().item():.3g}, {', '.join(ends)}"
 
     def check_shape(self, shape: torch.Size) -> None:
         matrix(shape, self.name)

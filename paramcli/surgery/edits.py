@@ -230,7 +230,7 @@ def check_roles(group: Group, chain: Chain, view: View) -> None:
         told = [f"without {printable(k)}" for k in lacking[:2]] + [f"with {printable(k)} besides" for k in extra[:2]]
         raise InputRefused(
             f"{chain} does not fit the keys of {printable(group.tensor)}: the file is {', '.join(told)}",
-            hint="give the chain it was made with: --chain",
+            hint="give the chain and the view it was made with: --chain, --view",
         )
 
 

@@ -111,6 +111,6 @@ def weight_of(group: Group, state: dict[str, Tensor], chain: Chain, view: View, 
             raise
         raise InputRefused(
             f"{chain} does not fit the keys of {printable(group.tensor)}: {', '.join(map(printable, state))}",
-            hint="give the chain it was made with: --chain",
+            hint="give the chain and the view it was made with: --chain, --view",
             tensor=group.tensor,
         ) from None
