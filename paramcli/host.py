@@ -102,10 +102,14 @@ def outline(chain: Chain, shape: Sequence[int], dtype: torch.dtype, view: View =
     return roles(register(bare(torch.empty(tuple(shape), dtype=dtype, device="meta")), "weight", chain, view))
 
 
+def dtype_of(state: Mapping[str, Tensor]) -> torch.dtype:
+    """The weight's dtype: that of its originals. Buffers may be integers (a row order, a version), and come first in a file."""
+    return next(tensor.dtype for role, tensor in state.items() if role.startswith("original"))
+
+
 def load(chain: Chain, view: View, shape: Sequence[int], state: Mapping[str, Tensor]) -> nn.Module:
     """A host with the chain registered and its tensors set from `state`, by role."""
-    dtype = next(iter(state.values())).dtype
-    host = register(bare(torch.empty(tuple(shape), dtype=dtype, device="meta")), "weight", chain, view)
+    host = register(bare(torch.empty(tuple(shape), dtype=dtype_of(state), device="meta")), "weight", chain, view)
     host.load_state_dict({_PREFIX + role: tensor for role, tensor in state.items()}, strict=True, assign=True)
     return host
 
