@@ -74,7 +74,7 @@ PARAMETRIZATIONS = (
         "geotorch",
         "vectors of one length along the last dimension",
         "as sphere_exp; with embedded=true W = radius X / ||X||",
-        (("any", lambda a: f"sphere:radius={value_text(a.get('radius', 1.0))}"),),
+        (("any", lambda a: f"unit_norm:r={value_text(a.get('radius', 1.0))}"),),
         "base = W / radius, v = 0; embedded: W itself",
         "geotorch.sphere, classes Sphere and SphereEmbedded",
         "sphere:GeodesicOrEmbedded",

@@ -100,14 +100,6 @@ CONSTRAINTS = (
         residual="max (Re l + alpha) / (k ||A||_2), k the condition of l",
         examples=("hurwitz", "hurwitz:alpha=0.5"),
     ),
-    ConstraintEntry(
-        "sphere",
-        "vectors along the last dimension have length `radius`",
-        "sphere:Sphere",
-        arguments=(RADIUS,),
-        residual="max | ||w|| / radius - 1 |",
-        examples=("sphere", "sphere:radius=2.5"),
-    ),
 )
 
 PARAMETRIZATIONS = (
@@ -287,7 +279,7 @@ PARAMETRIZATIONS = (
         "manifolds",
         "vectors of one length, moved along great circles",
         "W = radius (cos|u| x + sin|u| u/|u|), u = v - <v, x> x, x = base, along the last dimension",
-        (("any", lambda a: f"sphere:radius={value_text(a.get('radius', 1.0))}"),),
+        (("any", lambda a: f"unit_norm:r={value_text(a.get('radius', 1.0))}"),),
         "base = W / radius, v = 0; a zero vector has none",
         "geotorch Sphere; the exponential map of the sphere",
         "sphere:Geodesic",

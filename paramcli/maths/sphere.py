@@ -5,39 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import InputRefused
-from .base import Constraint, Parametrization, Singular, row_scaled
-
-
-class Sphere(Constraint):
-    r"""{W : every vector along the last dimension has length r}. Residual max | ||w|| / r - 1 |; nearest point r w / ||w||."""
-
-    name = "sphere"
-
-    def __init__(self, radius: float = 1.0):
-        self.radius = radius
-
-    def residual(self, W: Tensor) -> Tensor:
-        off = (torch.linalg.vector_norm(W, dim=-1) / self.radius - 1).abs()
-        return off.amax(-1) if off.ndim else off
-
-    def project(self, W: Tensor) -> Tensor:
-        length = torch.linalg.vector_norm(W, dim=-1, keepdim=True)
-        if bool((length == 0).any()):
-            zero = (length == 0).reshape(-1).nonzero()[0].item()
-            raise Singular(f"a zero vector has no nearest point on a sphere (vector {zero} of {length.numel()})", hint="leave it out with -t")
-        return self.radius * W / length
-
-    def check_shape(self, shape: torch.Size) -> None:
-        if not shape:
-            raise InputRefused("sphere needs a vector (or a batch of them); the tensor is a scalar")
-
-    def near_misses(self, W: Tensor) -> dict[str, Tensor]:
-        return {"times 1.05": 1.05 * W, "zero": 0 * W, **({"last row times 1.05": row_scaled(W)} if W.ndim > 1 else {})}
-
-    @classmethod
-    def candidates(cls, W: Tensor) -> list[Constraint]:
-        return [cls()]
+from .base import Parametrization
 
 
 class Geodesic(Parametrization):

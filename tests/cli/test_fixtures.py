@@ -254,7 +254,7 @@ def test_discover_finds_the_structure_that_is_there(tmp_path, paramcli):
         "spd": (X @ X.T + torch.eye(12), "positive_definite"),
         "rank3": (torch.randn(12, 3) @ torch.randn(3, 10), "low_rank:rank=3"),
         "nm": (pruned, "nm:n=2:m=4"),
-        "rows": (torch.nn.functional.normalize(torch.randn(9, 5), dim=1), "unit_rows"),
+        "rows": (torch.nn.functional.normalize(torch.randn(9, 5), dim=1), "unit_norm"),
         "copy": (X - X.T, "duplicate of skew"),
         "scaled": (X / torch.linalg.matrix_norm(X, 2), "unit_spectral_norm"),
         "zero": (torch.zeros(4, 4), "zero"),
