@@ -23,6 +23,7 @@ CONSTRAINTS = (
         arguments=(ALONG, R),
         residual="max |norm / r - 1|",
         examples=("unit_norm", "unit_norm:dim=0:r=2.5", "unit_norm:dim=none"),
+        complex=True,
     ),
     ConstraintEntry(
         "unit_rms",
@@ -30,6 +31,7 @@ CONSTRAINTS = (
         "bounded:UnitRms",
         arguments=(KEPT,),
         residual="max |rms - 1|",
+        complex=True,
     ),
     ConstraintEntry(
         "ball",
@@ -38,6 +40,7 @@ CONSTRAINTS = (
         arguments=(ALONG, C),
         residual="max(norm / c - 1, 0); the edge itself is off by 1e-8",
         examples=("ball", "ball:c=3.0"),
+        complex=True,
     ),
     ConstraintEntry(
         "max_norm",
@@ -46,6 +49,7 @@ CONSTRAINTS = (
         arguments=(ALONG, C),
         residual="max(norm / c - 1, 0)",
         examples=("max_norm", "max_norm:dim=none:c=3.0"),
+        complex=True,
     ),
     ConstraintEntry(
         "sum_to",
@@ -54,6 +58,7 @@ CONSTRAINTS = (
         arguments=(ALONG, SUM),
         residual="max |sum - c| / (sqrt(n) ||x|| + |c|)",
         examples=("sum_to", "sum_to:dim=0:c=2.0"),
+        complex=True,
     ),
     ConstraintEntry(
         "standardized",
@@ -69,6 +74,7 @@ CONSTRAINTS = (
         arguments=(C,),
         residual="max(sigma / c - 1, 0)",
         examples=("spectral_cap", "spectral_cap:c=0.5"),
+        complex=True,
     ),
     ConstraintEntry(
         "aol",
