@@ -80,7 +80,7 @@ class OrthogonalMatrices(Constraint):
             seen = f"a vector of {shape[0]}" if shape else "a scalar"
             raise InputRefused(
                 f"{self.name} needs a matrix (or a batch of them); the maths sees {seen}",
-                hint="a vector has no columns to make orthogonal; leave it out with a pattern such as -t '*weight'",
+                hint="a vector has no columns to make orthogonal: unit_norm gives it length 1, -t '*weight' leaves it out",
             )
 
     def near_misses(self, W: Tensor) -> dict[str, Tensor]:

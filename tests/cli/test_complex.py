@@ -9,6 +9,8 @@ from safetensors.torch import load_file, save_file
 def complex_checkpoint(tmp_path):
     g = torch.Generator().manual_seed(0)
     tensors = {name: torch.randn(*shape, generator=g, dtype=torch.complex64) for name, shape in {"q": (6, 6), "h": (2, 4, 4), "r": (4, 3)}.items()}
+    # Positive definite already: the nearest to a random matrix would have eigenvalues next to zero, and low rank besides.
+    tensors["h"] = tensors["h"] @ tensors["h"].mH + torch.eye(4)
     save_file({**tensors, "bias": torch.randn(6, generator=g)}, tmp_path / "c.safetensors", metadata={"format": "pt"})
     return tmp_path / "c.safetensors"
 
