@@ -14,7 +14,7 @@ from ..checkpoint.forms import Group
 from ..checkpoint.record import Entry
 from ..checkpoint.source import Source
 from ..checkpoint.header import Slot
-from ..dtypes import DTYPES, dtype_name
+from ..dtypes import DTYPES, dtype_name, nbytes_of
 from ..errors import InputRefused, ParamcliError
 from ..text import count_text, listing, printable, size_text
 
@@ -118,8 +118,8 @@ def assemble(command: str, source: Source, groups: Mapping[str, Group], steps: S
 
 
 def with_growth(step: Step) -> Step:
-    """The step with a note where it stores far more than it reads; InputRefused where that is more than TOO_MUCH."""
-    before, after = sum(info.nbytes for info in step.group.infos.values()), sum(slot.nbytes for slot in step.writes)
+    """The step with a note where it stores far more than the weight; InputRefused where that is more than TOO_MUCH."""
+    before, after = nbytes_of(step.group.dtype, step.group.shape), sum(slot.nbytes for slot in step.writes)
     if after <= GROWTH * before or after <= WORTH_A_WORD:
         return step
     compact = [link.with_arguments(link.entry.compact) for link in parse_chain(step.chain).links if link.entry.compact]
