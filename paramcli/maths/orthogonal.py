@@ -138,6 +138,8 @@ class Cayley(Parametrization):
              torch's own `orthogonal` scales X by 1/2 and takes the lower triangle.
     """
 
+    stacks = True
+
     def map(self, X: Tensor) -> Tensor:
         I = torch.eye(X.size(-1), dtype=X.dtype, device=X.device)
         return torch.linalg.solve(I - X, I + X)
