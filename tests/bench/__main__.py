@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 import tempfile
 from pathlib import Path
@@ -27,9 +28,9 @@ def size(text: str) -> int:
 
 def table(result: Result) -> str:
     width = max(map(len, result.figures))
-    lines = [result.title, f"  {'':{width}}  median s    min    max   ratio   peak MB"]
+    lines = [result.title, f"  {'':{width}}  median s    min    max   ratio   cpu s  peak MB"]
     for name, f in result.figures.items():
-        peak = f"{f.peak_anonymous / MB:9.0f}" if f.peak_anonymous else f"{'':9}"
+        peak = f"{statistics.median(f.cpu):7.2f} {f.peak_anonymous / MB:8.0f}" if f.cpu else ""
         lines.append(f"  {name:{width}}  {f.median:8.3f} {min(f.seconds):6.2f} {max(f.seconds):6.2f}  {result.ratio(name):6.2f} {peak}")
     for claim in result.claims:
         lines.append(f"  {'holds' if claim.ok else 'MISSED'}: {claim.what} = {claim.value:.3g} {claim.unit} (limit {claim.limit:.3g})")

@@ -189,38 +189,41 @@ def chains(bench: Bench) -> Result:
 
     source = files.write_many_small(bench.place("many.safetensors"))
     added, baked = bench.place("added.safetensors"), bench.place("baked.safetensors")
-    figures = {name: Figures() for name in ("loop over torch modules", "paramcli add", "paramcli remove --bake")}
+    figures = {name: Figures() for name in ("loop over torch modules", "the loop, one thread", "paramcli add", "paramcli remove --bake", "its maths alone")}
     subprocess.run(paramcli("add", source, "-t", "*", "--chain", "skew,cayley", "-o", added, "-q"), check=True, capture_output=True)
     for number in range(bench.rounds):
-        said = subprocess.run(script("cayley_loop", source), check=True, capture_output=True, text=True).stdout
-        figures["loop over torch modules"].seconds.append(float(said))
+        for name, threads in (("loop over torch modules", "default"), ("the loop, one thread", 1)):
+            said = subprocess.run(script("cayley_loop", source, threads), check=True, capture_output=True, text=True).stdout
+            figures[name].seconds.append(float(said))
         figures["paramcli add"].seconds.append(_executing("add", source, "-t", "*", "--chain", "skew,cayley", "-o", baked))
         figures["paramcli remove --bake"].seconds.append(_executing("remove", added, "-o", baked))
+        figures["its maths alone"].seconds.append(_executing("remove", added, "-o", baked, what="stack.evaluate_stack"))
         bench.log(f"  round {number + 1}/{bench.rounds}  " + ", ".join(f"{name}: {f.seconds[-1]:.3f} s" for name, f in figures.items()))
     worst = _farthest(added, source, baked)
     for path in (source, added):
         remove(path)
-    ours, loop = figures["paramcli remove --bake"], figures["loop over torch modules"]
+    maths, loop = figures["its maths alone"], figures["loop over torch modules"]
     claims = [
-        Claim("bake, file to file / the loop", ours.median / loop.median, 1 / 5),
+        Claim("the maths of a bake / the loop", maths.median / loop.median, 1 / 5),
         Claim("largest difference of a value from torch's own", worst, 1e-6),
     ]
     return Result("1,000 chains of 64 x 64 skew,cayley", figures, "loop over torch modules", claims)
 
 
-def _executing(*command: object) -> float:
-    """Seconds that one command spends between its plan and its last byte, in a process of its own."""
+def _executing(*command: object, what: str = "execute.execute") -> float:
+    """Seconds that one command spends in a function of its own, by default from its plan to its last byte."""
     import subprocess
 
+    module, function = what.split(".")
     code = (
-        "import sys, time, torch, paramcli.surgery.execute as m\n"
-        "real = m.execute\n"
+        "import sys, time, torch\n"
+        f"import paramcli.surgery.{module} as m\n"
+        f"real, spent = m.{function}, [0.0]\n"
         "def timed(*a, **k):\n"
-        "    began = time.perf_counter(); out = real(*a, **k)\n"
-        "    print('seconds', time.perf_counter() - began, file=sys.stderr); return out\n"
-        "m.execute = timed\n"
+        "    began = time.perf_counter(); out = real(*a, **k); spent[0] += time.perf_counter() - began; return out\n"
+        f"m.{function} = timed\n"
         "from paramcli.cli.app import run\n"
-        "sys.exit(run(sys.argv[1:]))\n"
+        "code = run(sys.argv[1:]); print('seconds', spent[0], file=sys.stderr); sys.exit(code)\n"
     )
     done = subprocess.run([PYTHON, "-c", code, *map(str, command), "-q"], check=True, capture_output=True, text=True)
     remove(Path(command[command.index("-o") + 1]))

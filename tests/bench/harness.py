@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import shutil
 import statistics
 import subprocess
@@ -33,6 +34,7 @@ class Figures:
     """What the rounds of one contender gave."""
 
     seconds: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)  # of the process, on all cores: less at the mercy of what else runs
     peak_anonymous: int = 0  # bytes, the largest seen in any round
 
     @property
@@ -76,6 +78,7 @@ class Result:
                     "seconds": [round(s, 5) for s in f.seconds],
                     "median": round(f.median, 5),
                     "ratio": round(self.ratio(name), 3),
+                    "cpu": [round(s, 5) for s in f.cpu],
                     "peak_anonymous_mb": round(f.peak_anonymous / MB, 1),
                 }
                 for name, f in self.figures.items()
@@ -99,18 +102,20 @@ def interleave(contenders: Mapping[str, Contender], rounds: int, log: Callable[[
     figures = {name: Figures() for name in contenders}
     for number in range(rounds):
         for name, contender in contenders.items():
-            seconds, peak = run(contender)
+            seconds, cpu, peak = run(contender)
             figures[name].seconds.append(seconds)
+            figures[name].cpu.append(cpu)
             figures[name].peak_anonymous = max(figures[name].peak_anonymous, peak)
             log(f"  round {number + 1}/{rounds}  {name}: {seconds:.3f} s")
     return figures
 
 
-def run(contender: Contender) -> tuple[float, int]:
-    """(wall seconds, peak anonymous bytes) of one run; nobody else's dirty pages are waited for in it."""
+def run(contender: Contender) -> tuple[float, float, int]:
+    """(wall seconds, CPU seconds, peak anonymous bytes) of one run; nobody else's dirty pages are waited for in it."""
     if contender.output is not None:
         remove(contender.output)
         os.sync()
+    before = _children_cpu()
     started = time.perf_counter()
     child = subprocess.Popen(contender.argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
     watcher = _Watcher(child.pid)
@@ -120,12 +125,17 @@ def run(contender: Contender) -> tuple[float, int]:
         os.fsync(descriptor)
         os.close(descriptor)
     seconds = time.perf_counter() - started
-    peak = watcher.stop()
+    cpu, peak = _children_cpu() - before, watcher.stop()
     if child.returncode:
         raise SystemExit(f"{' '.join(contender.argv)}\n{said.decode(errors='replace')}")
     if contender.output is not None:
         remove(contender.output)
-    return seconds, peak
+    return seconds, cpu, peak
+
+
+def _children_cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 class _Watcher(threading.Thread):

@@ -62,10 +62,11 @@ def bake(source: str, target: str) -> None:
     save_file(baked, target, metadata={"format": "pt"})
 
 
-def cayley_loop(source: str) -> None:
+def cayley_loop(source: str, threads: str) -> None:
     """Prints the seconds of registering skew and cayley on each tensor and removing them again, without files."""
     state = load(source)
-    torch.set_num_threads(torch.get_num_threads())
+    if threads != "default":
+        torch.set_num_threads(int(threads))
     started = time.perf_counter()
     for value in state.values():
         host = nn.Module()
