@@ -24,6 +24,7 @@ from .read_torch import PAIRS, element_width, storage_refs
 from .roots import as_dict
 from .source import READ_BLOCK, Source, Storage
 from .write_pickle import PickleWriter, unit
+from .write_safetensors import copy_run
 
 _ROOT = "archive"
 # torch aligns storages so that a mapped file has aligned tensors.
@@ -224,18 +225,25 @@ class TorchSink:
                 self.write(name, source.read_bytes(key))
 
     def _stream(self, record: _Record) -> None:
-        """A whole storage of the source, in blocks; its recorded checksum is compared on the way."""
+        """A whole storage of the source, its recorded checksum compared."""
         if record.written:
             return
-        file = self.source.files[record.source.file]
-        buffer = memoryview(bytearray(min(READ_BLOCK, record.size)))
-        for at in range(0, record.size, READ_BLOCK):
-            part = buffer[: min(READ_BLOCK, record.size - at)]
-            file.read_into(record.source.offset + at, part)
-            self._put(record, at, part)
-        if record.source.crc is not None and record.crc != record.source.crc:
-            self.source.check_storage(record.source)  # says which, and what to do
+        storage = record.source
+        if storage.crc is not None:
+            # The recorded sum is the sum of the same bytes here, and it is compared beside the copy.
+            copy_run(self.source.files[storage.file], storage.offset, self.file, record.start, record.size)
+            self.source.check_storage(storage)
+            record.crc = storage.crc
+        else:
+            buffer = memoryview(bytearray(min(READ_BLOCK, record.size)))
+            for at in range(0, record.size, READ_BLOCK):
+                part = buffer[: min(READ_BLOCK, record.size - at)]
+                self.source.files[storage.file].read_into(storage.offset + at, part)
+                self._put(record, at, part)
         record.written = True
+
+    def abandon(self) -> None:
+        self.file.abandon()
 
     def commit(self) -> None:
         for place in self._foreign.values():

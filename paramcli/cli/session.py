@@ -49,13 +49,16 @@ class Opened:
         return [group for name, group in self.groups.items() if name in chosen]
 
 
-def open_groups(path: Path, root: str | None, ignore_record: bool, screen: Screen) -> Opened:
+def open_groups(path: Path, root: str | None, ignore_record: bool, screen: Screen, writes: bool = False) -> Opened:
+    """Open and group a checkpoint; one that `writes` a new file begins to compare the checksums of this one."""
     source = open_checkpoint(path, root)
     try:
         with error_context(path=path):
             for note in source.notes:
                 screen.note(note)
             record = {} if ignore_record else records.parse_record(source.metadata.get(records.KEY))
+            if writes:
+                source.check_ahead()
             plain = detect(source.tensors)
             records.check_against(record, {name: group.form for name, group in plain.items()})
             return Opened(source, detect(source.tensors, record) if record else plain)
@@ -135,7 +138,7 @@ def run_edits(command: str, edits: Sequence[Edit], suffix: str, ckpt: Path, targ
     `as_recipe`: --dry-run shows the plan as a recipe instead of a table.
     """
     screen = Screen(target.quiet)
-    with open_groups(ckpt, target.root, target.ignore_record, screen) as opened, ExitStack() as stack, error_context(path=ckpt):
+    with open_groups(ckpt, target.root, target.ignore_record, screen, not target.dry_run) as opened, ExitStack() as stack, error_context(path=ckpt):
         destination = output_path(opened.source, target.output, target.in_place, suffix, target.force or target.dry_run)
         device = check_device(target.device) if any(edit.computes for edit in edits) else "cpu"
         from ..recipe import recipe_text

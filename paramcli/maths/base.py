@@ -185,6 +185,9 @@ class Parametrization(nn.Module):
     whole = False
     # Every member of the image is a value of the map; off where the image is a larger set, the least that has a name.
     fills_image = True
+    # Small matrices of several tensors may be stacked into one batch, both ways: every value is bit for bit what it is
+    # alone, and there are no buffers. (torch.matrix_exp takes another path for a batch than for one matrix.)
+    stacks = False
     # Each registration draws anew, so that doing it twice gives another value.
     random = False
     # The gradient with respect to the originals is the derivative of the map (not a straight-through estimate).

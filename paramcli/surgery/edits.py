@@ -5,7 +5,8 @@ Each function plans one group and returns a `Step`; nothing here reads a tensor 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -28,7 +29,8 @@ from ..view import View, parse_view
 from .evaluate import complete, read_state, require_chain, require_proportion, settle, weight_of
 from .allocate import with_count
 from .fit import NOTED, check_reached, evaluate, fit, invert, rounded, widened
-from .plan import Step, require_editable
+from .plan import Stack, Step, require_editable
+from .stack import bake_stack, fit_stack, stackable
 
 
 @dataclass(frozen=True)
@@ -68,18 +70,27 @@ class Register:
         names = {slot.name: slot.name for slot in slots} if self.spelling == "new" else old_names(group.tensor, chain, slots)
         slots = tuple(Slot(names[slot.name], slot.dtype, slot.shape) for slot in slots)
 
-        def run(source: Source, device: object, compute: str):
-            W = source.read(group.keys["value"]).to(device)
-            bound = chain if self.mask_for is None else chain.with_tensors("mask", mask=self.view.into(self.mask_for(group)))
-            seed = hosting.tensor_seed(self.seed, group.twin or group.tensor)
-            fitted = fit(W, bound, self.view, init=self.init, seed=seed, max_change=self.max_change, compute=compute)
+        def give(fitted: Fitted):
             made = keyed(group.tensor, fitted.state)
             # Only raw gets here with a zero row under a norm: torch writes it, and computes NaN from it.
             finite = bool(fitted.value.isfinite().all())
             note = fitted.note if finite else "its value is NaN or infinite: a norm it divides by is zero"
             return {names[key]: tensor for key, tensor in made.items()}, {**numbers(fitted.moved, fitted.check), "note": note}
 
-        return Step(group, "register", slots, str(chain), self.view.text, run, record=record_of(chain, self.view, group))
+        def run(source: Source, device: object, compute: str):
+            W = source.read(group.keys["value"]).to(device)
+            bound = chain if self.mask_for is None else chain.with_tensors("mask", mask=self.view.into(self.mask_for(group)))
+            seed = hosting.tensor_seed(self.seed, group.twin or group.tensor)
+            return give(fit(W, bound, self.view, init=self.init, seed=seed, max_change=self.max_change, compute=compute))
+
+        def together(tensors: Sequence[Tensor], device: object, compute: str):
+            return fit_stack(tensors, chain, self.view, init=self.init, max_change=self.max_change, device=device, compute=compute)
+
+        stack = None
+        if self.init != "raw" and stackable(chain, self.view, group.shape, torch_dtype(group.dtype)):
+            key = ("register", str(chain), self.view.text, self.init, self.max_change, group.shape, group.dtype)
+            stack = Stack(key, lambda source: source.read(group.keys["value"]), together, give)
+        return Step(group, "register", slots, str(chain), self.view.text, run, record=record_of(chain, self.view, group), stack=stack)
 
     def _plan_append(self, group: Group) -> Step:
         require_chain(group)
@@ -141,7 +152,23 @@ class Bake:
             return {group.tensor: value}, {**numbers(0.0, measure.image_check(settled, value, view, compute)), "chain": str(settled)}
 
         record = Entry("baked", str(chain), group.view, group.constraint or chain.constraint) if chain else None
-        return Step(group, "bake", (Slot(group.tensor, group.dtype, group.shape),), group.chain, group.view, run, record=record)
+        slots = (Slot(group.tensor, group.dtype, group.shape),)
+        return Step(group, "bake", slots, group.chain, group.view, run, record=record, stack=self._stack(group, chain))
+
+    def _stack(self, group: Group, chain: Chain | None) -> Stack | None:
+        if chain is None or group.alternatives or set(group.keys) != {"original"}:
+            return None
+        view = parse_view(group.view)
+        if not stackable(chain, view, group.shape, torch_dtype(group.dtype)):
+            return None
+
+        def together(tensors: Sequence[Tensor], device: object, compute: str):
+            return bake_stack(tensors, chain, view, device, compute)
+
+        def give(baked: tuple[Tensor, Check | None]):
+            return {group.tensor: baked[0]}, {**numbers(0.0, baked[1]), "chain": str(chain)}
+
+        return Stack(("bake", str(chain), view.text, group.shape, group.dtype), lambda source: source.read(group.keys["original"]), together, give)
 
 
 @dataclass(frozen=True)
@@ -200,14 +227,20 @@ class Assign:
 
 def chain_slots(group: Group, chain: Chain, view: View) -> tuple[Slot, ...]:
     """The slots that the chain writes for this tensor, as torch's own bookkeeping has them."""
-    hosting.require_fit(chain, view, group.shape, torch_dtype(group.dtype))
-    try:
-        outline = hosting.outline(chain, group.shape, torch_dtype(group.dtype), view)
-    except (IndexError, ValueError, RuntimeError) as error:
-        raise InputRefused(f"{chain} does not fit a tensor of shape {shape_text(group.shape)}: {str(error).splitlines()[0]}") from None
     return tuple(
-        Slot(parametrized_key(group.tensor, role), code_of(tensor.dtype), tuple(tensor.shape)) for role, tensor in outline.items()
+        Slot(parametrized_key(group.tensor, role), dtype, shape) for role, dtype, shape in _outline(chain, view, group.shape, group.dtype)
     )
+
+
+@functools.lru_cache(1024)
+def _outline(chain: Chain, view: View, shape: tuple[int, ...], code: str) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+    """(role, dtype, shape) of what the chain stores: the same for every tensor of one kind, and a module to find out."""
+    hosting.require_fit(chain, view, shape, torch_dtype(code))
+    try:
+        outline = hosting.outline(chain, shape, torch_dtype(code), view)
+    except (IndexError, ValueError, RuntimeError) as error:
+        raise InputRefused(f"{chain} does not fit a tensor of shape {shape_text(shape)}: {str(error).splitlines()[0]}") from None
+    return tuple((role, code_of(tensor.dtype), tuple(tensor.shape)) for role, tensor in outline.items())
 
 
 def old_names(tensor: str, chain: Chain, slots: tuple[Slot, ...]) -> dict[str, str]:

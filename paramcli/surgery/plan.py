@@ -6,7 +6,7 @@ Refusals that headers decide are all raised here, together, so that nothing is h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..chain import parse_chain
@@ -42,6 +42,20 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Stack:
+    """How a step is computed together with others of an equal `key`: the same shape, dtype, chain and options.
+
+    `read` gives one step's input, `compute` turns the inputs of many into as many results, `give` makes of a result
+    what the step's own `run` gives. Where compute raises, each step is run alone, so that the error is its own.
+    """
+
+    key: Hashable
+    read: Callable[[Source], object]
+    compute: Callable[[Sequence[object], object, str], Sequence[object]]
+    give: Callable[[object], tuple[Mapping[str, object], dict[str, object]]]
+
+
+@dataclass(frozen=True)
 class Step:
     """One tensor's edit: the keys it reads, the slots it writes, and the work between them.
 
@@ -62,6 +76,12 @@ class Step:
     edits: tuple[object, ...] = ()
     # What the headers alone tell that a person should know.
     note: str | None = None
+    stack: Stack | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes read and written: what holding the step's tensors takes."""
+        return sum(info.nbytes for info in self.group.infos.values()) + sum(slot.nbytes for slot in self.writes)
 
     def outcome(self, **numbers: object) -> Outcome:
         notes = [note for note in (self.note, numbers.pop("note", None)) if note]
