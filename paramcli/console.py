@@ -1,4 +1,4 @@
-"""Results -> terminal. The only module that imports rich.
+"""Results -> terminal. With progress.py the only module that imports rich.
 
 stdout gets the answer, stderr everything else. Text that comes from files is escaped (text.printable)
 and never read as markup; styles are only ever ours.
@@ -54,6 +54,12 @@ class Screen:
     def columns(self) -> int:
         """The width of a picture on stdout."""
         return self.out.width if self.out.is_terminal else PIPE_PICTURE
+
+    def meter(self, what: str, tensors: int, nbytes: int):
+        """A `progress.Meter` on stderr, which draws only there and only for a person."""
+        from .progress import Meter
+
+        return Meter(None if self.quiet or not self.err.is_terminal else self.err, what, tensors, nbytes)
 
     def note(self, text: str) -> None:
         """A message for the person at the terminal; -q silences it."""
@@ -161,7 +167,7 @@ def inspect_table(groups: Sequence) -> Table:
         form, chain = _spelling(g)
         table.add_row(
             Text(printable(g.tensor)), form, Text(printable(chain)), shape_text(g.shape), dtype_name(g.dtype),
-            size_text(sum(info.nbytes for info in g.infos.values())),
+            size_text(g.nbytes),
         )
     return table
 
@@ -182,7 +188,7 @@ def inspect_tree(groups: Sequence) -> Table:
         how = "" if form == "plain" else chain if form == "parametrized" else f"{chain} [{form}]"
         table.add_row(
             Text(indent + printable(name)), Text(printable(how), "cyan"), shape_text(item.shape), dtype_name(item.dtype),
-            size_text(sum(info.nbytes for info in item.infos.values())),
+            size_text(item.nbytes),
         )
     return table
 
@@ -196,7 +202,7 @@ def inspect_head(source) -> Iterable[str]:
 
 def inspect_tail(source, groups: Sequence, tied: Iterable[Sequence[str]]) -> Iterable[str]:
     values = sum(max((info.numel for info in group.infos.values()), default=0) for group in groups)
-    nbytes = sum(info.nbytes for group in groups for info in group.infos.values())
+    nbytes = sum(group.nbytes for group in groups)
     other = sum(not group.is_plain for group in groups)
     yield f"{count_text(len(groups), 'tensor')}, {values:,} values, {size_text(nbytes)}" + (f"; {other} parametrized" if other else "")
     for names in tied:

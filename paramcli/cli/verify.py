@@ -65,9 +65,11 @@ def verify(
         elif constraint is None and not any(verifiable(group) or group.problem for group in chosen):
             select_claims(chosen, ckpt)
         where = check_device(device)
-        verdicts = [
-            verify_group(opened.source, group, constraint, tolerance, seen, where, compute_dtype) for group in chosen
-        ]
+        verdicts = []
+        with screen.meter("verify", len(chosen), sum(group.nbytes for group in chosen)) as meter:
+            for group in chosen:
+                verdicts.append(verify_group(opened.source, group, constraint, tolerance, seen, where, compute_dtype))
+                meter.advance(group.nbytes)
         opened.source.check_unchanged()
         if report is not None:
             from ..html import verify_page
