@@ -41,7 +41,7 @@ def spectrum(
 
     paramcli spectrum ckpt.parametrized.safetensors -t fc.weight
 
-    paramcli spectrum rnn.pt -t 'rnn.weight_hh*' --view blocks=4 --svg gates.svg
+    paramcli spectrum rnn.pt -t '*weight_hh*' --view blocks=4 --svg gates.svg
     """
     screen = Screen(quiet)
     seen = parse_view(view).text if view is not None else None
