@@ -1,4 +1,4 @@
-"""Results -> terminal. The only module that imports rich.
+"""Results -> terminal. With progress.py the only module that imports rich.
 
 stdout gets the answer, stderr everything else. Text that comes from files is escaped (text.printable)
 and never read as markup; styles are only ever ours.
@@ -55,6 +55,12 @@ class Screen:
         """The width of a picture on stdout."""
         return self.out.width if self.out.is_terminal else PIPE_PICTURE
 
+    def meter(self, what: str, tensors: int, nbytes: int):
+        """A `progress.Meter` on stderr, which draws only there and only for a person."""
+        from .progress import Meter
+
+        return Meter(None if self.quiet or not self.err.is_terminal else self.err, what, tensors, nbytes)
+
     def note(self, text: str) -> None:
         """A message for the person at the terminal; -q silences it."""
         if not self.quiet:
@@ -66,7 +72,8 @@ class Screen:
     def error(self, message: str, hint: str | None) -> None:
         self.err.print(Text.assemble(("error: ", "bold red"), message), highlight=False, soft_wrap=True)
         if hint:
-            self.err.print(Text(f"  try: {hint}"), highlight=False, soft_wrap=True)
+            known = hint.startswith(("closest:", "known:", "options:", "families:"))
+            self.err.print(Text(f"  {hint}" if known else f"  try: {hint}"), highlight=False, soft_wrap=True)
 
 
 def _console(stream: object, no_color: bool) -> Console:
@@ -161,7 +168,7 @@ def inspect_table(groups: Sequence) -> Table:
         form, chain = _spelling(g)
         table.add_row(
             Text(printable(g.tensor)), form, Text(printable(chain)), shape_text(g.shape), dtype_name(g.dtype),
-            size_text(sum(info.nbytes for info in g.infos.values())),
+            size_text(g.nbytes),
         )
     return table
 
@@ -182,7 +189,7 @@ def inspect_tree(groups: Sequence) -> Table:
         how = "" if form == "plain" else chain if form == "parametrized" else f"{chain} [{form}]"
         table.add_row(
             Text(indent + printable(name)), Text(printable(how), "cyan"), shape_text(item.shape), dtype_name(item.dtype),
-            size_text(sum(info.nbytes for info in item.infos.values())),
+            size_text(item.nbytes),
         )
     return table
 
@@ -196,7 +203,7 @@ def inspect_head(source) -> Iterable[str]:
 
 def inspect_tail(source, groups: Sequence, tied: Iterable[Sequence[str]]) -> Iterable[str]:
     values = sum(max((info.numel for info in group.infos.values()), default=0) for group in groups)
-    nbytes = sum(info.nbytes for group in groups for info in group.infos.values())
+    nbytes = sum(group.nbytes for group in groups)
     other = sum(not group.is_plain for group in groups)
     yield f"{count_text(len(groups), 'tensor')}, {values:,} values, {size_text(nbytes)}" + (f"; {other} parametrized" if other else "")
     for names in tied:
@@ -276,19 +283,39 @@ def spectrum_table(found: Sequence) -> Table:
 
 
 def registry_table(entries: Sequence) -> Table:
+    """Family by family, in the order of the table."""
     table = _table("name", "domain", "image", "summary")
     from .registry import domains_and_images
 
-    for entry in entries:
-        sets = domains_and_images(entry)
-        table.add_row(Text(entry.name, "bold"), "\n".join(sets["domain"]), "\n".join(sets["image"]), Text(entry.summary))
+    for family in dict.fromkeys(entry.family for entry in entries):
+        table.add_row(Text(family, "cyan"))
+        for entry in entries:
+            if entry.family == family:
+                sets = domains_and_images(entry)
+                table.add_row(Text(f"  {entry.name}", "bold"), "\n".join(sets["domain"]), "\n".join(sets["image"]), Text(entry.summary))
     return table
+
+
+def constraint_table(entries: Iterable) -> Table:
+    table = _table("constraint", "within", "summary", "residual")
+    for entry in entries:
+        within = ", ".join(name for name in entry.within if name != entry.name)
+        table.add_row(Text(entry.name, "bold"), within, Text(entry.summary), Text(entry.residual))
+    return table
+
+
+def constraint_card(entry) -> str:
+    """What verify measures, as text for 80 columns."""
+    from .registry import PARAMETRIZATIONS, domains_and_images
+
+    makers = [e.name for e in PARAMETRIZATIONS.values() if entry.name in (i.partition(":")[0] for i in domains_and_images(e)["image"])]
+    rows = [("residual", entry.residual), ("within", ", ".join(entry.within)), ("values of", ", ".join(makers) or "no parametrization here")]
+    rows += [(f":{a.name}=", "; ".join(x for x in (" | ".join(a.choices) or a.type, a.help) if x)) for a in entry.arguments]
+    return _card(f"{entry.name}: {entry.summary}", [*rows, ("verify", f"paramcli verify CKPT -t NAME --constraint {entry.name}")])
 
 
 def registry_card(entry) -> str:
     """Everything the table knows of one entry, as text for 80 columns."""
-    import textwrap
-
     from .registry import CONSTRAINTS, ORIGINS, domains_and_images
     from .spec import value_text
 
@@ -306,7 +333,13 @@ def registry_card(entry) -> str:
     rows += [("cost", entry.cost), ("source", entry.source)]
     if entry.name in ORIGINS:
         rows.append(("from", ORIGINS[entry.name]))
-    lines = [*textwrap.wrap(f"{entry.name}: {entry.summary}", 79, subsequent_indent="  "), ""]
+    return _card(f"{entry.name}: {entry.summary}", rows)
+
+
+def _card(title: str, rows: Iterable[tuple[str, str]]) -> str:
+    import textwrap
+
+    lines = [*textwrap.wrap(title, 79, subsequent_indent="  "), ""]
     for label, text in rows:
         lines += textwrap.wrap(text, 79, initial_indent=f"  {label:<15}", subsequent_indent=" " * 17) or [f"  {label}"]
     return "\n".join(lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,10 +34,13 @@ class Finding:
     nearly: tuple[Check, ...]
 
 
-def findings(source: Source, groups: Sequence[Group], device: str = "cpu") -> tuple[list[Finding], list[tuple[str, str]]]:
+def findings(
+    source: Source, groups: Sequence[Group], device: str = "cpu", progress: Callable[[int], None] = lambda nbytes: None
+) -> tuple[list[Finding], list[tuple[str, str]]]:
     """(one Finding for each floating tensor, tensors that could not be looked at with the reason)."""
     found, skipped, seen = [], [], {}
     for group in groups:
+        progress(group.nbytes)
         if DTYPES[group.dtype].kind not in ("float", "half", "complex"):
             continue
         try:

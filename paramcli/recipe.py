@@ -164,9 +164,6 @@ def _edit(table: Mapping[str, object], index: int, origin) -> Edit:
         wanted, fits = _KINDS[kind]
         if not fits(value):
             raise wrong(key, f"{key} must be {wanted}")
-        low = declared[key].metadata["minimum"]
-        if low is not None and not value >= low:
-            raise wrong(key, f"{key} must be at least {low}")
         values[declared[key].name] = value
     try:
         return EDITS[command](**values, origin=origin(index, None))

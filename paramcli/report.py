@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from .dtypes import dtype_name
 from .errors import ParamcliError
@@ -179,9 +179,13 @@ def spectrum_document(checkpoint: object, found: Sequence) -> dict:
     }
 
 
-def registry_document(entries: Sequence) -> dict:
+def registry_document(entries: Sequence, constraints: Iterable = ()) -> dict:
     from .registry import domains_and_images
 
+    listed = [
+        {"name": c.name, "summary": c.summary, "within": list(c.within), "arguments": [a.name for a in c.arguments], "residual": c.residual}
+        for c in constraints
+    ]
     return {
         "parametrizations": [
             {
@@ -208,5 +212,6 @@ def registry_document(entries: Sequence) -> dict:
                 "source": entry.source,
             }
             for entry in entries
-        ]
+        ],
+        **({"constraints": listed} if listed else {}),
     }

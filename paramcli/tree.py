@@ -24,7 +24,7 @@ class Node:
     @property
     def nbytes(self) -> int:
         """Of all that it stands for."""
-        own = sum(info.nbytes for _, group in self.tensors for info in group.infos.values())
+        own = sum(group.nbytes for _, group in self.tensors)
         return self.count * (own + sum(child.nbytes for child in self.children))
 
     def look(self) -> tuple:

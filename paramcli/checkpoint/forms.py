@@ -73,6 +73,10 @@ class Group:
     def is_plain(self) -> bool:
         return self.form == PLAIN
 
+    @property
+    def nbytes(self) -> int:
+        return sum(info.nbytes for info in self.infos.values())
+
 
 @dataclass(frozen=True)
 class Spelling:

@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 import typer
 
 from ..surgery.commands import Add
+from . import complete
 from . import options as o
 from .session import Target, run_edits
 
@@ -18,12 +19,12 @@ def attach(app: typer.Typer) -> None:
 def add(
     ckpt: o.Checkpoint,
     tensor: o.Tensors = None,
-    chain: Annotated[Optional[str], typer.Option("--chain", metavar="SPEC", help="Parametrizations in order, e.g. skew,cayley. See `paramcli registry`.", show_default=False)] = None,
+    chain: Annotated[Optional[str], typer.Option("--chain", metavar="SPEC", help="Parametrizations in order, e.g. skew,cayley. See `paramcli registry`.", show_default=False, autocompletion=complete.chain)] = None,
     view: o.View = None,
-    init: Annotated[str, typer.Option("--init", metavar="HOW", help="project: move to the nearest point; strict: refuse if off; raw: as torch registers.")] = "project",
+    init: Annotated[str, typer.Option("--init", metavar="HOW", help="project: move to the nearest point; strict: refuse if off; raw: as torch registers.", autocompletion=complete.words("project", "strict", "raw"))] = "project",
     mask: Annotated[Optional[str], typer.Option("--mask", metavar="FILE[:NAME]", help="The mask for the chain `mask`: a tensor of that checkpoint, of the same name unless given.", show_default=False)] = None,
-    max_change: Annotated[Optional[float], typer.Option("--max-change", metavar="X", min=0.0, help="Refuse if a weight would move by more than this relative distance.", show_default=False)] = None,
-    spelling: Annotated[str, typer.Option("--spelling", metavar="new|old", help="old: weight_g/_v and its like, for code from before parametrize.")] = "new",
+    max_change: Annotated[Optional[float], typer.Option("--max-change", metavar="X", help="Refuse if a weight would move by more than this relative distance.", show_default=False)] = None,
+    spelling: Annotated[str, typer.Option("--spelling", metavar="new|old", help="old: weight_g/_v and its like, for code from before parametrize.", autocompletion=complete.words("new", "old"))] = "new",
     seed: o.Seed = 0,
     output: o.Output = None,
     force: o.Force = False,
@@ -43,7 +44,7 @@ def add(
 
     paramcli add ckpt.pt -t fc.weight --chain skew,cayley
 
-    paramcli add rnn.pt -t 'rnn.weight_hh*' --view blocks=4 --chain skew,cayley
+    paramcli add rnn.pt -t '*.weight_hh*' --view blocks=4 --chain skew,cayley
     """
     edit = Add(
         tensor=tensor, chain=chain, view=view, init=init, mask=mask, max_change=max_change, spelling=spelling, seed=seed, tied=tied,

@@ -6,6 +6,7 @@ import functools
 import os
 import re
 import sys
+import traceback
 import warnings
 from typing import Annotated, Optional
 
@@ -13,15 +14,18 @@ import typer
 
 from .. import __version__
 from ..console import Screen
-from ..errors import ParamcliError, UsageError
+from ..errors import ParamcliError
 from ..text import printable, printable_path
+from .usage import arrange, hoisted, usage_error
 
 app = typer.Typer(
     name="paramcli",
     help="Put torch parametrizations on the tensors of a checkpoint file, bake them, and prove that they hold: "
-    "no model code needed.",
-    epilog="Examples:\n\nparamcli add ckpt.pt -t fc.weight --chain skew,cayley\n\n"
-    "paramcli remove ckpt.parametrized.safetensors --bake\n\nparamcli verify ckpt.baked.safetensors",
+    "no model code needed.\n\n\b\n"
+    "paramcli add ckpt.pt -t fc.weight --chain skew,cayley\n"
+    "paramcli remove ckpt.parametrized.safetensors --bake\n"
+    "paramcli verify ckpt.baked.safetensors",
+    epilog="Start with:  paramcli inspect ckpt.pt\n\nTab completes commands, options and tensor names: paramcli --install-completion",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -59,6 +63,7 @@ def _command():
 
     for module in (inspect_command, registry_command, add, assign, remove, verify, migrate, convert, apply, diff, discover, spectrum, snippet):
         module.attach(app)
+    arrange(app)
     return typer.main.get_command(app)
 
 
@@ -76,13 +81,17 @@ def run(arguments: list[str]) -> int:
     from ..checkpoint.atomic import Interrupted, signals_as_exceptions
 
     debug, as_json = "--debug" in arguments, "--json" in arguments
+
+    def fail(error: ParamcliError) -> int:
+        if debug:
+            traceback.print_exc()
+        return _fail(error, as_json)
+
     try:
         with signals_as_exceptions():
-            return _dispatch(arguments)
+            return _dispatch(hoisted(arguments))
     except ParamcliError as error:
-        if debug:
-            raise
-        return _fail(error, as_json)
+        return fail(error)
     except typer.Exit as stop:
         return stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
@@ -94,14 +103,13 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except MemoryError:
-        return _fail(_Bug("out of memory", hint="close other programs, or use a machine with more memory"), as_json)
+        return fail(_Bug("out of memory", hint="close other programs, or use a machine with more memory"))
     except Exception as error:
-        if debug:
-            raise
         if type(error).__module__.startswith("typer") and hasattr(error, "format_message"):
-            return _fail(UsageError(error.format_message().rstrip("."), hint=_help_hint(error)), as_json)
+            return fail(usage_error(error))
         what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
-        return _fail(_Bug(f"a bug in paramcli: {what}", hint="run it again as `paramcli --debug ...` and report the traceback"), as_json)
+        report = f"report it with this command line, what it prints with --debug, and the version, {__version__}"
+        return fail(_Bug(f"a bug in paramcli: {printable(what)}", hint=report))
 
 
 class _Bug(ParamcliError):
@@ -112,11 +120,6 @@ def _dispatch(arguments: list[str]) -> int:
     code = _command().main(args=arguments, prog_name="paramcli", standalone_mode=False)
     sys.stdout.flush()
     return code if isinstance(code, int) else 0
-
-
-def _help_hint(error: object) -> str:
-    context = getattr(error, "ctx", None)
-    return f"{context.command_path if context else 'paramcli'} --help"
 
 
 def _fail(error: ParamcliError, as_json: bool) -> int:

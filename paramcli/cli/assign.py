@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 import typer
 
 from ..surgery.commands import Assign
+from . import complete
 from . import options as o
 from .session import Target, run_edits
 
@@ -19,7 +20,7 @@ def assign(
     ckpt: o.Checkpoint,
     tensor: o.Tensors = None,
     from_file: Annotated[Optional[str], typer.Option("--from", metavar="FILE[:NAME]", help="Take the effective weight of that checkpoint; same name unless given.", show_default=False)] = None,
-    with_init: Annotated[Optional[str], typer.Option("--with", metavar="INIT", help="A torch.nn.init name: orthogonal, xavier_uniform, ...", show_default=False)] = None,
+    with_init: Annotated[Optional[str], typer.Option("--with", metavar="INIT", help="A torch.nn.init name: orthogonal, xavier_uniform, ...", show_default=False, autocompletion=complete.initialisers)] = None,
     chain: o.Chain = None,
     view: o.View = None,
     seed: o.Seed = 0,
@@ -37,9 +38,9 @@ def assign(
 ) -> None:
     """Set tensors to a value, as `layer.weight = X` does: parametrized ones through their chain's right inverse.
 
-    paramcli assign ckpt.parametrized.safetensors -t fc.weight --with orthogonal
+    paramcli assign ckpt.safetensors -t fc.weight --with orthogonal
 
-    paramcli assign ckpt.parametrized.safetensors -t fc.weight --from other.pt:head.weight
+    paramcli assign ckpt.safetensors -t fc.weight --from other.pt:head.weight
     """
     edit = Assign(
         tensor=tensor, from_=from_file, with_=with_init, chain=chain, view=view, seed=seed, tied=tied, compute_dtype=compute_dtype

@@ -59,5 +59,5 @@ def convert(
         if dry_run:
             outcomes = preview(plan)
         else:
-            outcomes = write_plan(plan, opened, destination, force=force, in_place=False, max_shard_size=size)
+            outcomes = write_plan(screen, plan, opened, destination, force=force, in_place=False, max_shard_size=size)
         finish_edit(screen, as_json, plan, opened, destination, outcomes, dry_run, convert_table(outcomes), left)

@@ -50,7 +50,12 @@ def diff(
             two.groups = {n: g for n, g in two.groups.items() if n in names}
         only_a = [name for name in one.groups if name not in two.groups]
         only_b = [name for name in two.groups if name not in one.groups]
-        found = list(compare(one.source, one.groups, two.source, two.groups, tolerance, exact))
+        shared = [group for name, group in one.groups.items() if name in two.groups]
+        found = []
+        with screen.meter("diff", len(shared), sum(group.nbytes for group in shared)) as meter:
+            for group, difference in zip(shared, compare(one.source, one.groups, two.source, two.groups, tolerance, exact)):
+                found.append(difference)
+                meter.advance(group.nbytes)
         one.source.check_unchanged()
         two.source.check_unchanged()
         equal = not only_a and not only_b and all(d.equal for d in found)

@@ -40,7 +40,8 @@ def discover(
     with open_groups(ckpt, root, ignore_record, screen) as opened:
         chosen = opened.choose(tensor)
         where = check_device(device)
-        found, skipped = findings(opened.source, chosen, where)
+        with screen.meter("discover", len(chosen), sum(group.nbytes for group in chosen)) as meter:
+            found, skipped = findings(opened.source, chosen, where, meter.advance)
         opened.source.check_unchanged()
         shown = [f for f in found if f.holds or f.nearly]
         says = f"{count_text(len(shown), 'tensor')} of {len(found)} with structure"

@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 import typer
 
 from ..surgery.commands import Migrate
+from . import complete
 from . import options as o
 from .session import Target, run_edits
 
@@ -17,7 +18,7 @@ def attach(app: typer.Typer) -> None:
 
 def migrate(
     ckpt: o.Checkpoint,
-    to: Annotated[Optional[str], typer.Option("--to", metavar="new|old", help="new: torch's parametrizations.*; old: weight_g/_v, weight_orig/_u/_v/_mask.", show_default=False)] = None,
+    to: Annotated[Optional[str], typer.Option("--to", metavar="new|old", help="new: torch's parametrizations.*; old: weight_g/_v, weight_orig/_u/_v/_mask.", show_default=False, autocompletion=complete.words("new", "old"))] = None,
     tensor: o.Tensors = None,
     output: o.Output = None,
     force: o.Force = False,

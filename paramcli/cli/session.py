@@ -149,13 +149,13 @@ def run_edits(command: str, edits: Sequence[Edit], suffix: str, ckpt: Path, targ
         if target.dry_run:
             outcomes = preview(plan)
         else:
-            outcomes = write_plan(plan, opened, destination, force=target.force, in_place=target.in_place, device=device)
+            outcomes = write_plan(screen, plan, opened, destination, force=target.force, in_place=target.in_place, device=device)
         shown = recipe_text(edits, plan.steps) if as_recipe and target.dry_run else edit_table(outcomes)
         finish_edit(screen, target.as_json, plan, opened, destination, outcomes, target.dry_run, edits=edits, shown=shown)
 
 
 def write_plan(
-    plan, opened: Opened, output: Path, *, force: bool, in_place: bool, device: str = "cpu", max_shard_size: int | None = None
+    screen: Screen, plan, opened: Opened, output: Path, *, force: bool, in_place: bool, device: str = "cpu", max_shard_size: int | None = None
 ) -> list:  # fmt: skip
     """Execute the plan into the output, a file or a folder as the input is."""
     from ..surgery.execute import execute, metadata_of
@@ -164,7 +164,8 @@ def write_plan(
     source = opened.source
     metadata = metadata_of(source, plan.record)
     with open_sink(output, source, plan, metadata, overwrite=force or in_place, in_place=in_place, max_shard_size=max_shard_size) as sink:
-        return execute(plan, source, sink, device)
+        with screen.meter(plan.command, len(plan.steps), plan.nbytes) as meter:
+            return execute(plan, source, sink, device, progress=meter.advance)
 
 
 def finish_edit(

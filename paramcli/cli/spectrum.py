@@ -41,7 +41,7 @@ def spectrum(
 
     paramcli spectrum ckpt.parametrized.safetensors -t fc.weight
 
-    paramcli spectrum rnn.pt -t 'rnn.weight_hh*' --view blocks=4 --svg gates.svg
+    paramcli spectrum rnn.pt -t '*weight_hh*' --view blocks=4 --svg gates.svg
     """
     screen = Screen(quiet)
     seen = parse_view(view).text if view is not None else None
@@ -56,11 +56,13 @@ def spectrum(
             raise UsageError("spectrum needs -t/--tensor: no tensor is parametrized", hint="paramcli inspect lists them")
         where = check_device(device)
         found, skipped = [], []
-        for group in chosen:
-            try:
-                found.append(spectra(opened.source, group, seen, where))
-            except InputRefused as error:
-                skipped.append((group.tensor, error))
+        with screen.meter("spectrum", len(chosen), sum(group.nbytes for group in chosen)) as meter:
+            for group in chosen:
+                try:
+                    found.append(spectra(opened.source, group, seen, where))
+                except InputRefused as error:
+                    skipped.append((group.tensor, error))
+                meter.advance(group.nbytes)
         if not found:
             raise skipped[0][1]
         opened.source.check_unchanged()

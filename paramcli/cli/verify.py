@@ -13,6 +13,7 @@ from ..registry import parse_constraint
 from ..report import document, verify_document
 from ..text import count_text, printable_path
 from ..view import parse_view
+from . import complete
 from . import options as o
 from .reports import check_report, facts, spectra_for_report
 from .session import check_compute, check_device, open_groups, write_file
@@ -25,7 +26,7 @@ def attach(app: typer.Typer) -> None:
 def verify(
     ckpt: o.Checkpoint,
     tensor: o.Tensors = None,
-    constraint: Annotated[Optional[str], typer.Option("--constraint", metavar="SET", help="What to hold the tensors to, e.g. orthogonal; default what the record says.", show_default=False)] = None,
+    constraint: Annotated[Optional[str], typer.Option("--constraint", metavar="SET", help="What to hold the tensors to, e.g. orthogonal; default what the record says.", show_default=False, autocompletion=complete.constraint)] = None,
     tolerance: Annotated[Optional[float], typer.Option("--tol", metavar="X", min=0.0, help="Tolerance in place of the constraint's own.", show_default=False)] = None,
     chain: o.Chain = None,
     view: o.View = None,
@@ -44,7 +45,7 @@ def verify(
 
     paramcli verify ckpt.baked.safetensors
 
-    paramcli verify ckpt.pt -t 'rnn.weight_hh*' --constraint orthogonal --view blocks=4
+    paramcli verify rnn.pt -t '*_hh*' --constraint orthogonal --view blocks=4
     """
     screen = Screen(quiet)
     if constraint is not None:
@@ -65,9 +66,11 @@ def verify(
         elif constraint is None and not any(verifiable(group) or group.problem for group in chosen):
             select_claims(chosen, ckpt)
         where = check_device(device)
-        verdicts = [
-            verify_group(opened.source, group, constraint, tolerance, seen, where, compute_dtype) for group in chosen
-        ]
+        verdicts = []
+        with screen.meter("verify", len(chosen), sum(group.nbytes for group in chosen)) as meter:
+            for group in chosen:
+                verdicts.append(verify_group(opened.source, group, constraint, tolerance, seen, where, compute_dtype))
+                meter.advance(group.nbytes)
         opened.source.check_unchanged()
         if report is not None:
             from ..html import verify_page

@@ -31,9 +31,9 @@ INITS = (
 )  # fmt: skip
 
 
-def option(default: object, kind: str, *, choices: Sequence[str] = (), minimum: float | None = None):
+def option(default: object, kind: str, *, choices: Sequence[str] = (), minimum: float | None = None, maximum: float | None = None):
     """A field that is an option of the command: `kind` is text, texts, number, integer or flag."""
-    return field(default=default, metadata={"kind": kind, "choices": tuple(choices), "minimum": minimum})
+    return field(default=default, metadata={"kind": kind, "choices": tuple(choices), "minimum": minimum, "maximum": maximum})
 
 
 def option_name(attribute: str) -> str:
@@ -83,6 +83,11 @@ class Edit:
             value = getattr(self, declared.name)
             if value is not None and declared.metadata["choices"]:
                 check_choice(name, value, declared.metadata["choices"])
+            low, high = declared.metadata["minimum"], declared.metadata["maximum"]
+            if value is not None and low is not None and not value >= low:
+                raise UsageError(f"--{name} {value}: must be at least {low}")
+            if value is not None and high is not None and not value <= high:
+                raise UsageError(f"--{name} {value}: must be at most {high}")
         self.check()
 
     @classmethod
@@ -122,7 +127,7 @@ class Add(Edit):
     mask: str | None = option(None, "text")
     max_change: float | None = option(None, "number", minimum=0)
     spelling: str = option("new", "text", choices=("new", "old"))
-    seed: int = option(0, "integer", minimum=0)
+    seed: int = option(0, "integer", minimum=0, maximum=2**63 - 1)
     compute_dtype: str = option("same", "text", choices=COMPUTE_DTYPES)
 
     def check(self) -> None:
@@ -152,7 +157,7 @@ class Assign(Edit):
     with_: str | None = option(None, "text")
     chain: str | None = option(None, "text")
     view: str | None = option(None, "text")
-    seed: int = option(0, "integer", minimum=0)
+    seed: int = option(0, "integer", minimum=0, maximum=2**63 - 1)
     compute_dtype: str = option("same", "text", choices=COMPUTE_DTYPES)
 
     def check(self) -> None:

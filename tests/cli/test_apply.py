@@ -124,7 +124,7 @@ def test_remove_and_migrate_are_replayed_too(fixtures, tmp_path, recipe, paramcl
         ('[[edit]]\ncommand = "add"\ntensor = "a"\nchain = "skw"\n', "line 4: no parametrization named 'skw'", "skew"),
         ('[[edit]]\ncommand = "add"\ntensor = "a"\nchain = "skew"\ninit = "projct"\n', "line 5: --init projct", "project"),
         ('[[edit]]\ncommand = "add"\ntensor = "a"\nchain = "skew"\nseed = "1"\n', "line 5: seed must be a whole number", None),
-        ('[[edit]]\ncommand = "add"\ntensor = "a"\nchain = "skew"\nmax-change = -1\n', "line 5: max-change must be at least 0", None),
+        ('[[edit]]\ncommand = "add"\ntensor = "a"\nchain = "skew"\nmax-change = -1\n', "line 5: --max-change -1: must be at least 0", None),
         ('[[edit]]\ncommand = "add"\ntensor = [3]\nchain = "skew"\n', "line 3: tensor must be a list of texts", None),
         ('[[edit]]\ncommand = "assign"\ntensor = "a"\n', "line 1: assign needs one of --from", "orthogonal"),
         ("[edit]\ncommand = 1\n", "holds no list of edits", "[[edit]]"),
