@@ -28,7 +28,7 @@ from ..text import number_text, printable, shape_text
 from ..view import View, parse_view
 from .evaluate import complete, read_state, require_chain, require_proportion, settle, weight_of
 from .allocate import with_count
-from .fit import NOTED, check_reached, evaluate, fit, invert, rounded, widened
+from .fit import NOTED, Fitted, check_reached, evaluate, fit, invert, rounded, widened
 from .plan import Stack, Step, require_editable
 from .stack import bake_stack, fit_stack, stackable
 
