@@ -155,6 +155,7 @@ PARAMETRIZATIONS = (
         (RANK, TRIV),
         cost="f on n squared and on k squared; the inverse one SVD",
         examples=("low_rank:rank=2",),
+        compact="factored:rank={rank}",
     ),
     Entry(
         "fixed_rank",
