@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 
-from .catalogue import adapters, core, geotorch, manifolds, orthogonal, quantized, sparse, structured
+from .catalogue import adapters, core, definite, elementwise, geotorch, manifolds, norms, orthogonal, quantized, sparse, structured
 from .catalogue.entry import ConstraintEntry, Entry
 from .errors import UsageError
 from .spec import Item, Value, is_name, parse_items, value_text
 from .text import closest, printable
 
-_FAMILIES = (core, orthogonal, manifolds, structured, sparse, quantized, adapters, geotorch)
+_FAMILIES = (core, orthogonal, manifolds, norms, elementwise, definite, structured, sparse, quantized, adapters, geotorch)
 CONSTRAINTS: dict[str, ConstraintEntry] = {entry.name: entry for family in _FAMILIES for entry in family.CONSTRAINTS}
 PARAMETRIZATIONS: dict[str, Entry] = {entry.name: entry for family in _FAMILIES for entry in family.PARAMETRIZATIONS}
 # Entries that are not built in -> who brought them.

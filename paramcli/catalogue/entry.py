@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ..spec import Argument, Value
+from ..spec import Argument, Value, value_text
 
 
 @dataclass(frozen=True)
@@ -62,3 +62,12 @@ class Entry:
     compact: str | None = None
     # Another name for this entry: same class, same maps. The laws and literals of that entry are its own.
     same_as: str | None = None
+
+
+def image_of(constraint: str, *names: str) -> Callable[[Mapping[str, Value]], str]:
+    """An image that passes a parametrization's arguments on to its constraint, which has the same defaults."""
+
+    def spec(arguments: Mapping[str, Value]) -> str:
+        return constraint + "".join(f":{name}={value_text(arguments[name])}" for name in names if name in arguments)
+
+    return spec

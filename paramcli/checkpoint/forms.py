@@ -125,6 +125,14 @@ def _mask(parts: Mapping[str, TensorInfo]) -> Reading | None:
     return Reading("mask") if mask.shape == W.shape and DTYPES[W.dtype].kind in ("float", "half", "complex") else None
 
 
+def _spectral_reparam(parts: Mapping[str, TensorInfo]) -> Reading | None:
+    """RADIO's: always dim 0, one scale; its code reads the first of several, which a file with several may not mean."""
+    W, u, v, scale = (parts[role] for role in ("original", "0._u", "0._v", "0.scale"))
+    if len(W.shape) < 2 or u.shape != W.shape[:1] or v.shape != (math.prod(W.shape[1:]),) or scale.shape != (1, 1):
+        return None
+    return Reading("spectral_reparam") if W.dtype in EDITABLE else None
+
+
 def _spectral_norm_v0(parts: Mapping[str, TensorInfo]) -> Reading | None:
     if parts["value"].shape != parts["original"].shape:
         return None
@@ -288,6 +296,8 @@ def read_roles(parts: Mapping[str, TensorInfo]) -> Reading:
         return _weight_norm(parts) or Reading(problem="two originals that are no weight norm by their shapes")
     if names == {"original", "0._u", "0._v"}:
         return _spectral_norm(parts) or Reading(problem="u and v whose lengths fit no dimension of the original")
+    if names == {"original", "0._u", "0._v", "0.scale", "0._sn_version"}:
+        return _spectral_reparam(parts) or Reading(problem="a spectral reparametrization (RADIO) whose shapes do not fit together")
     if names == {"original", "0.mask"}:
         return _mask(parts) or Reading(problem="a mask of another shape than the original")
     if names == {"original", "0.base"}:

@@ -26,6 +26,9 @@ ROUNDED_ONCE = 4.0
 # small matrices have the same angles near a half turn, so their share does not shrink with n.
 COMPUTED, COMPUTED_SMALL = 4.0, 64
 
+# A residual in double precision below which a tensor is on its constraint for an exact inverse.
+MEMBER = 1e-9
+
 
 @dataclass(frozen=True)
 class Check:
@@ -107,7 +110,8 @@ class Constraint:
 
     name = ""
     # What `project` gives. "nearest": the nearest point of the set. "inside": the set is open, and the nearest with
-    # a margin is given. "none": there is no such point to give, and project refuses what lies outside.
+    # a margin is given. "near": the nearest is not known, and another member close by is given. "none": there is no such
+    # point to give, and project refuses what lies outside.
     projection = "nearest"
     # The residual is one number for the whole tensor, not one for each matrix of a batch.
     whole = False
@@ -143,6 +147,15 @@ class Constraint:
     def candidates(cls, W: Tensor) -> list[Constraint]:
         """The sets of this kind that a look at W (double precision, finite, not zero) suggests it may lie in."""
         return []
+
+
+def started(constraint: Constraint, W: Tensor) -> Tensor:
+    """W where it is a member (to what an exact inverse brings back), else its nearest point; in double precision.
+
+    What a live registration starts from when its weight lies outside, as torch's `orthogonal` does.
+    """
+    W = W.to(wide(W.dtype, W.device))
+    return W if bool((constraint.residual(W) <= MEMBER).all()) else constraint.project(W)
 
 
 def square(shape: torch.Size | tuple[int, ...], who: str) -> None:

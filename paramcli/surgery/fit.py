@@ -16,15 +16,13 @@ from .. import host as hosting
 from .. import measure
 from ..chain import Chain
 from ..errors import CheckFailed
-from ..maths.base import CannotReach, Check, Parametrization, compute_dtype, eps, wide
+from ..maths.base import MEMBER, CannotReach, Check, Parametrization, compute_dtype, eps, wide
 from ..text import number_text
 from ..view import View
 
 INITS = ("project", "strict", "raw")
 # A right inverse that is off by more than this in double precision has no preimage there.
 EXACT = 1e-6
-# A tensor this near to its constraint, in double precision, needs no projection first.
-EXACT_MEMBER = 1e-9
 # How far, relatively, originals rounded to their storage may put the value from the one they were made for. Where a
 # map is steep (Cayley near a half turn, in bfloat16) it is another weight beyond MISSED, and from NOTED on it is told.
 MISSED, NOTED = 0.1, 1e-2
@@ -144,7 +142,7 @@ def _fitted_state(W: Tensor, chain: Chain, view: View, init: str, seed: int) -> 
                 hint="--init project moves it to the nearest point and reports how far",
             )
     # Also a member: rounded to its storage it is off by more than an exact inverse can bring back.
-    if chain.constraint is not None and before.residual > EXACT_MEMBER and not last.is_projection:
+    if chain.constraint is not None and before.residual > MEMBER and not last.is_projection:
         seen = measure.project(chain.constraint, seen)
     return invert(chain, seen, seed, view, W.shape), None if last.is_projection else seen
 

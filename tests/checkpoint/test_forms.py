@@ -57,6 +57,14 @@ LAYOUTS = {
         dict(fc__weight_orig=(4, 3), fc__weight=(4, 3), fc__weight_u=(4,)),
         {"fc.weight": ("spectral_norm_v0", "spectral_norm:dim=0")},
     ),
+    "RADIO's spectral reparametrization": (
+        {P + "original": (4, 3), P + "0.scale": (1, 1), P + "0._u": (4,), P + "0._v": (3,), P + "0._sn_version": ("I64", ())},
+        {"fc.weight": ("parametrized", "spectral_reparam")},
+    ),
+    "RADIO's, with four scales whose meaning the file does not tell": (
+        {P + "original": (4, 3), P + "0.scale": (1, 4), P + "0._u": (4,), P + "0._v": (3,), P + "0._sn_version": ("I64", ())},
+        {"fc.weight": ("parametrized", "shapes do not fit together")},
+    ),
     "new spectral norm": (
         {P + "original": (4, 3), P + "0._u": (4,), P + "0._v": (3,)},
         {"fc.weight": ("parametrized", "spectral_norm:dim=0")},
