@@ -293,6 +293,17 @@ def _one_base(original: tuple[int, ...], base: tuple[int, ...]) -> str:
     )
 
 
+def _low_rank_adapter(parts: Mapping[str, TensorInfo]) -> Reading:
+    A, B, W = (parts[role].shape for role in ("0.lora_A", "0.lora_B", "original"))
+    name = "minlora" if "0.lora_dropout_mask" in parts else "lora"
+    for rank, embedding in ((A[:1], False), (A[1:], True)):
+        first, last = (A, B) if embedding else (B, A)
+        if len(A) == len(B) == 2 and first == (W[0], *rank) and last == (*rank, math.prod(W[1:])) and (not embedding or name == "minlora"):
+            way = ":embedding=true" if embedding else ""
+            return Reading(problem=f"LoRA by its keys, whose scale they do not tell: {name}:rank={rank[0]}:alpha=X{way} fits, the change scaled by X / {rank[0]}")
+    return Reading(problem="LoRA by its keys, and lora_A, lora_B and the original do not fit together")
+
+
 def read_roles(parts: Mapping[str, TensorInfo]) -> Reading:
     """What torch's role names and the shapes decide about a chain that no record names."""
     names = set(parts)
@@ -308,6 +319,8 @@ def read_roles(parts: Mapping[str, TensorInfo]) -> Reading:
         return Reading(problem=_one_base(parts["original"].shape, parts["0.base"].shape))
     if frozenset(names) in _GEOTORCH:
         return Reading(problem=_GEOTORCH[frozenset(names)])
+    if names in ({"original", "0.lora_A", "0.lora_B"}, {"original", "0.lora_A", "0.lora_B", "0.lora_dropout_mask"}):
+        return _low_rank_adapter(parts)
     if names == {"original", "1.Id"}:
         return Reading(problem="the tutorial's cayley after something the keys do not tell: skew,cayley fits")
     if names == {"original"}:

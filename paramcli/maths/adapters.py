@@ -1,7 +1,7 @@
 """Low-rank and orthogonal adapters: the weight stays underneath, and a few numbers change it.
 
-The parametrization holds parameters of its own beside the original, as in minLoRA, so the keys are
-`original` (the frozen weight), `0.lora_A`, `0.lora_B`. All of them start from the weight as it is.
+The parametrization holds parameters of its own beside the original (the frozen weight): `0.lora_A`, `0.lora_B`.
+All of them start from the weight as it is.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class LoRA(Parametrization):
 
     Inverse: W0 = W, B = 0, A random: the weight as it is, ready to train.
     Cost:    one thin product.
-    Source:  Hu et al. 2021, arXiv:2106.09685; keys as in minLoRA.
+    Source:  Hu et al. 2021, arXiv:2106.09685.
     """
 
     whole = True
@@ -64,8 +64,12 @@ class LoRA(Parametrization):
             self.lora_B.zero_()
         return W
 
+    @property
+    def rank(self) -> int:
+        return self.lora_A.size(0)
+
     def checks(self, originals: tuple[Tensor, ...], value: Tensor) -> list[Check]:
-        rank = self.lora_A.size(0)
+        rank = self.rank
         S = torch.linalg.svdvals((value - originals[0]).reshape(matrix_shape(value.shape)))
         # The difference of two stored tensors carries their rounding, in units of the weight's own size.
         size = torch.linalg.matrix_norm(originals[0].reshape(matrix_shape(value.shape)), 2)
@@ -80,6 +84,44 @@ def draw(A: Tensor) -> Tensor:
     bound = 1 / math.sqrt(max(A.size(1), 1))
     values = torch.rand(A.shape, dtype=torch.float64, device="cpu") * 2 * bound - bound
     return A.copy_(values.to(A.dtype))
+
+
+class MinLoRA(LoRA):
+    r"""As LoRA, in the keys of minLoRA: a `lora_dropout_mask` of ones beside A and B, and for embeddings A B in place of B A.
+
+    With `embedding` the weight is (fan in, fan out), A is (fan in, rank) and B (rank, fan out).
+    The mask is what dropout acts on in training and plays no part in the value.
+
+    Inverse: W0 = W, B = 0, A random.
+    Cost:    one thin product.
+    Source:  minLoRA, github.com/cccntu/minLoRA.
+    """
+
+    def __init__(self, A: Tensor, B: Tensor, alpha: float, embedding: bool):
+        super().__init__(A, B, alpha)
+        self.embedding = embedding
+        self.scaling = alpha / (A.size(1) if embedding else A.size(0))
+        ones = (A.size(0), 1) if embedding else (1, A.size(1))
+        self.register_buffer("lora_dropout_mask", torch.ones(ones, dtype=A.dtype, device=A.device))
+
+    @classmethod
+    def check_shape(cls, shape: torch.Size, rank: int, alpha: float = 1.0, embedding: bool = False) -> None:
+        require_matrix(shape, "minlora", rank)
+
+    @classmethod
+    def make(cls, value: Tensor, rank: int, alpha: float = 1.0, embedding: bool = False) -> MinLoRA:
+        first, rest = matrix_shape(value.shape)
+        sizes = ((first, rank), (rank, rest)) if embedding else ((rank, rest), (first, rank))
+        A, B = (torch.zeros(size, dtype=value.dtype, device=value.device) for size in sizes)
+        return cls(draw(A), B, alpha, embedding)
+
+    def change(self, X: Tensor) -> Tensor:
+        A, B = self.lora_A.to(X.dtype), self.lora_B.to(X.dtype)
+        return (A @ B if self.embedding else B @ A).view(X.shape) * self.scaling
+
+    @property
+    def rank(self) -> int:
+        return self.lora_A.size(1) if self.embedding else self.lora_A.size(0)
 
 
 class DoRA(LoRA):

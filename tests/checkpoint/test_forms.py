@@ -106,7 +106,7 @@ LAYOUTS = {
     ),
     "lora by parametrize": (
         {P + "original": (4, 3), P + "0__lora_A": (2, 3), P + "0__lora_B": (4, 2)},
-        {"fc.weight": ("parametrized", "does not recognise")},
+        {"fc.weight": ("parametrized", "lora:rank=2:alpha=X fits")},
     ),
     "half: g without v": (dict(fc__weight_g=(4, 1)), {"fc.weight": ("weight_norm_old", "without fc.weight_v")}),
     "half: v without g": (dict(fc__weight_v=(4, 3)), {"fc.weight": ("weight_norm_old", "without fc.weight_g")}),
