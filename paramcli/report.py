@@ -36,7 +36,7 @@ def error_document(error: ParamcliError) -> dict:
     }
 
 
-def edit_document(command: str, checkpoint: object, output: object, dry_run: bool, outcomes: Sequence, untouched: int, dropped: Sequence[str]) -> dict:
+def edit_document(command: str, checkpoint: object, output: object, dry_run: bool, outcomes: Sequence, untouched: int, dropped: Sequence[str], checked: bool = False) -> dict:
     return {
         "command": command,
         "checkpoint": str(checkpoint),
@@ -61,6 +61,7 @@ def edit_document(command: str, checkpoint: object, output: object, dry_run: boo
         ],
         "untouched": untouched,
         "dropped": list(dropped),
+        "checked": checked,
     }
 
 

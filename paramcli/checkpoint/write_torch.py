@@ -23,6 +23,7 @@ from .pickle_globals import OTHER_WIDTHS
 from .read_torch import storage_refs, walk
 from .source import READ_BLOCK, Source, Storage
 from .write_pickle import PickleWriter
+from .write_safetensors import Check, check_unchanged
 
 _ROOT = "archive"
 # torch aligns storages so that a mapped file has aligned tensors.
@@ -244,7 +245,7 @@ class TorchSink:
             self.source.check_storage(record.source)  # says which, and what to do
         record.written = True
 
-    def commit(self) -> None:
+    def commit(self, *sources: Source, check: Check | None = None) -> None:
         for place in self._foreign.values():
             self._stream(place.record)
         missing = [record.name for record in self.records if not record.written]
@@ -255,7 +256,11 @@ class TorchSink:
             self.file.write_at(record.header, self._local(record))
             directory += self._entry(record)
         self.file.write_at(self.directory, bytes(directory) + self._end(len(directory)))
-        self.file.commit(self.directory + len(directory) + len(self._end(len(directory))))
+        self.file.finish(self.directory + len(directory) + len(self._end(len(directory))))
+        if check is not None:
+            check(self.file.path, [self.file.temporary])
+        check_unchanged(self.source, *sources)
+        self.file.publish()
 
     def _local(self, record: _Record) -> bytes:
         name = f"{_ROOT}/{record.name}".encode()

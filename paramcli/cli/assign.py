@@ -31,6 +31,7 @@ def assign(
     output: o.Output = None,
     force: o.Force = False,
     in_place: o.InPlace = False,
+    check: o.Check = False,
     dry_run: o.DryRun = False,
     root: o.Root = None,
     tied: o.Tied = None,
@@ -73,8 +74,8 @@ def assign(
             if dry_run:
                 outcomes = preview(plan)
             else:
-                outcomes = write_plan(plan, opened, destination, force=force, in_place=in_place, device=where, compute=compute_dtype)
-            finish_edit(screen, as_json, plan, opened, destination, outcomes, dry_run)
+                outcomes = write_plan(plan, opened, destination, force=force, in_place=in_place, check=check, device=where, compute=compute_dtype)
+            finish_edit(screen, as_json, plan, opened, destination, outcomes, dry_run, checked=check or in_place)
 
 
 def _split(text: str) -> tuple[Path, str | None]:

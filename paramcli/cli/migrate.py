@@ -23,6 +23,7 @@ def migrate(
     output: o.Output = None,
     force: o.Force = False,
     in_place: o.InPlace = False,
+    check: o.Check = False,
     dry_run: o.DryRun = False,
     root: o.Root = None,
     tied: o.Tied = None,
@@ -55,5 +56,5 @@ def migrate(
         chosen = tie(opened, chosen, tied)
         destination = output_path(opened.source, output, in_place, ".migrated", force or dry_run)
         plan = make_plan("migrate", opened.source, opened.groups, chosen, edit.plan)
-        outcomes = preview(plan) if dry_run else write_plan(plan, opened, destination, force=force, in_place=in_place)
-        finish_edit(screen, as_json, plan, opened, destination, outcomes, dry_run)
+        outcomes = preview(plan) if dry_run else write_plan(plan, opened, destination, force=force, in_place=in_place, check=check)
+        finish_edit(screen, as_json, plan, opened, destination, outcomes, dry_run, checked=check or in_place)

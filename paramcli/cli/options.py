@@ -18,6 +18,7 @@ Compute = Annotated[str, typer.Option("--compute-dtype", metavar="D", help="same
 Output = Annotated[Optional[Path], typer.Option("--output", "-o", metavar="FILE", help="Where to write; default beside the input.", show_default=False)]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace an output that exists.")]
 InPlace = Annotated[bool, typer.Option("--in-place", help="Replace the input itself, atomically.")]
+Check = Annotated[bool, typer.Option("--check", help="Read the result back and compare every tensor before it gets its name; --in-place always does.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Show what would be done and write nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No messages on stderr but errors.")]

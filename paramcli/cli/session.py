@@ -143,20 +143,24 @@ def tie(opened: Opened, chosen: Sequence[Group], how: str | None) -> list[Group]
 
 
 def write_plan(
-    plan, opened: Opened, output: Path, *, force: bool, in_place: bool, device: str = "cpu", compute: str = "same", max_shard_size: int | None = None
+    plan, opened: Opened, output: Path, *, force: bool, in_place: bool, check: bool = False, device: str = "cpu", compute: str = "same", max_shard_size: int | None = None
 ) -> list:  # fmt: skip
-    """Execute the plan into the output, a file or a folder as the input is."""
+    """Execute the plan into the output, a file or a folder as the input is; in place never without a check."""
+    from ..surgery.check import CheckedSink
     from ..surgery.execute import execute, metadata_of
-    from ..surgery.output import open_sink
+    from ..surgery.output import is_torch, open_sink
 
     source = opened.source
     metadata = metadata_of(source, plan.record)
     with open_sink(output, source, plan, metadata, overwrite=force or in_place, in_place=in_place, max_shard_size=max_shard_size) as sink:
+        if check or in_place:
+            sink = CheckedSink(sink, plan.slots, metadata, (source.root or ".") if is_torch(output) else None)
         return execute(plan, source, sink, device, compute)
 
 
 def finish_edit(
-    screen: Screen, as_json: bool, plan, opened: Opened, output: Path, outcomes: Sequence, dry_run: bool, left: list[str] | None = None, table: Callable = edit_table
+    screen: Screen, as_json: bool, plan, opened: Opened, output: Path, outcomes: Sequence, dry_run: bool, left: list[str] | None = None, table: Callable = edit_table,
+    checked: bool = False,
 ) -> None:
     """The table or document on stdout, and on stderr what was written, what was not, and what to type next."""
     from ..surgery.output import is_torch
@@ -167,7 +171,7 @@ def finish_edit(
     if to_torch and (source.metadata or plan.record):
         dropped += [f"metadata {name}" for name in sorted({*source.metadata, *(["paramcli"] if plan.record else [])} - {"format"})]
     if as_json:
-        screen.answer(document(edit_document(plan.command, source.path, output, dry_run, outcomes, plan.untouched, dropped)))
+        screen.answer(document(edit_document(plan.command, source.path, output, dry_run, outcomes, plan.untouched, dropped, checked and not dry_run)))
     else:
         screen.show(table(outcomes))
     for outcome in outcomes:
@@ -179,7 +183,7 @@ def finish_edit(
     if dry_run:
         screen.note(f"dry run: would write {printable_path(output)} ({size_text(plan.nbytes)}), {plan.untouched} tensors untouched")
         return
-    screen.note(f"wrote {printable_path(output)}: {count_text(len(outcomes), 'tensor')} changed, {plan.untouched} untouched")
+    screen.note(f"wrote {printable_path(output)}: {count_text(len(outcomes), 'tensor')} changed, {plan.untouched} untouched" + (", all read back and equal" if checked else ""))
     claims = any(entry.constraint or entry.state == "parametrized" for entry in plan.record.values())
     if claims and not to_torch:
         screen.note(f"next: paramcli verify {shell_path(output)}")
