@@ -87,6 +87,7 @@ class TorchSink:
         for key, info in self.source.tensors.items():
             used.setdefault((info.storage.file, info.storage.offset), set()).add(key)
         kept = set(here.values())
+        untouched = {spot for spot, keys in used.items() if keys <= kept}
         whole: dict[tuple, _Place] = {}
         alike: dict[tuple, _Place] = {}
         for slot in self.slots.values():
@@ -95,7 +96,7 @@ class TorchSink:
             if info is not None and self.source.tree is not None:
                 spot = (info.storage.file, info.storage.offset)
                 width = DTYPES[info.dtype].bits // 8
-                if used[spot] <= kept and info.storage.nbytes % max(width, 1) == 0:
+                if spot in untouched and info.storage.nbytes % max(width, 1) == 0:
                     if spot not in whole:
                         whole[spot] = self._add(info.storage.nbytes, info.storage)
                     place = _Place(whole[spot].record, whole[spot].key, info.storage.nbytes // width, info.offset // width)
@@ -126,10 +127,9 @@ class TorchSink:
         """The source's tree with its state dict replaced; for a source without one, a plain state dict."""
         if self.source.tree is None:
             return dict(self._refs)
-        path = self.source.root
         tree = self.source.tree
         self._plan_foreign(tree)
-        return _replaced(tree, path, lambda state: self._new_state(state, renamed))
+        return _replaced(tree, self.source.root_path, lambda state: self._new_state(state, renamed))
 
     def _new_state(self, state: dict, renamed: Mapping[str, str]) -> dict:
         """The state dict in its old order, each edited tensor's new keys where its first key stood."""
@@ -153,19 +153,15 @@ class TorchSink:
     def _plan_foreign(self, tree: object) -> None:
         """A place for every storage outside the state dict (optimizer moments and the like), copied whole."""
         mine = {info.storage.key for info in self.source.tensors.values()}
+        # What something beside the state dict's own tensors uses (an EMA copy, a master weight).
+        inside = {id(ref) for ref in _descend(tree, self.source.root_path)[-1][1].values() if isinstance(ref, TensorRef)}
+        outside = {ref.storage.key for ref in walk(tree) if isinstance(ref, TensorRef) and id(ref) not in inside}
         for key, ref in storage_refs(tree).items():
             storage = self.source.storages.get(key)
-            if storage is None:
-                continue
-            if storage.key in mine and not self._used_outside(tree, key):
+            if storage is None or (storage.key in mine and key not in outside):
                 continue
             place = self._add(storage.nbytes, storage)
             self._foreign[key] = _Place(place.record, place.key, ref.numel)
-
-    def _used_outside(self, tree: object, key: str) -> bool:
-        """Does something beside the state dict's own tensors use this storage (an EMA copy, a master weight)?"""
-        inside = {id(ref) for ref in _state_at(tree, self.source.root).values() if isinstance(ref, TensorRef)}
-        return any(isinstance(v, TensorRef) and v.storage.key == key and id(v) not in inside for v in walk(tree))
 
     def _place_of(self, ref: TensorRef) -> tuple[str, int, int]:
         if id(ref) in self._own:
@@ -298,28 +294,19 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-def _state_at(tree: object, place: str) -> dict:
-    return _descend(tree, place)[-1][1]
-
-
-def _descend(tree: object, place: str) -> list[tuple[str | None, dict]]:
+def _descend(tree: object, path: Sequence[str]) -> list[tuple[str | None, dict]]:
     """[(key, dict), ...] from the top to the state dict; UsageError where a pickled object is in between."""
     steps: list[tuple[str | None, dict]] = [(None, tree)]
-    while place:
-        here = steps[-1][1]
-        key = next((k for k in sorted((k for k in here if isinstance(k, str)), key=len, reverse=True) if place == k or place.startswith(f"{k}.")), None)
-        if key is None:
-            break
-        steps.append((key, here[key]))
-        place = place[len(key) + 1 :]
+    for key in path:
+        steps.append((key, steps[-1][1][key]))
     if not all(isinstance(value, dict) for _, value in steps):
         raise UsageError("the weights are inside a pickled object, whose code a torch file would need", hint="-o FILE.safetensors")
     return steps
 
 
-def _replaced(tree: object, place: str, new_state) -> object:
+def _replaced(tree: object, path: Sequence[str], new_state) -> object:
     """The tree with new dicts along the path to the state dict; everything else is the same objects."""
-    steps = _descend(tree, place)
+    steps = _descend(tree, path)
     value: dict = new_state(steps[-1][1])
     for (key, _), (_, parent) in zip(reversed(steps[1:]), reversed(steps[:-1])):
         copy = Items(parent) if isinstance(parent, Items) else dict(parent)
