@@ -93,8 +93,8 @@ def run(arguments: list[str]) -> int:
         if debug:
             raise
         if type(error).__module__.startswith("typer") and hasattr(error, "format_message"):
-            return _fail(UsageError(error.format_message().rstrip("."), hint=_help_hint(error)), as_json)
-        what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
+            return _fail(UsageError(printable(error.format_message().rstrip(".")), hint=_help_hint(error)), as_json)
+        what = printable(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": "))
         return _fail(_Bug(f"a bug in paramcli: {what}", hint="run it again as `paramcli --debug ...` and report the traceback"), as_json)
 
 
