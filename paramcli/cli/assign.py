@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -80,7 +81,7 @@ def assign(
 
 def _split(text: str) -> tuple[Path, str | None]:
     """FILE or FILE:NAME; a file that exists under the whole text is meant as a file."""
-    if Path(text).exists() or ":" not in text:
+    if os.path.exists(text) or ":" not in text:
         return Path(text), None
     file, _, name = text.rpartition(":")
     return Path(file), name
