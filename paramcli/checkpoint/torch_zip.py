@@ -25,6 +25,7 @@ _MAX32, _MAX16 = 0xFFFFFFFF, 0xFFFF
 MAX_MEMBERS = 200_000
 # A directory entry is 46 bytes and a name of some 30.
 _MAX_DIRECTORY = 32 << 20
+_IS_FOLDER = 0x10  # among a member's attributes
 _DAMAGED = "copy or download the file again"
 
 
@@ -159,6 +160,9 @@ def _directory(data: bytes, count: int) -> list[tuple]:
         name_size, extra_size, comment_size, local = fields[12], fields[13], fields[14], fields[18]
         if magic != b"PK\x01\x02":
             raise broken("a directory entry that is none")
+        if fields[17] & _IS_FOLDER and size:
+            # torch's reader fills such a tensor with whatever is in memory.
+            raise broken("a member with content that is marked as a folder")
         body = at + _ENTRY.size
         raw = data[body : body + name_size]
         extra = data[body + name_size : body + name_size + extra_size]

@@ -7,7 +7,8 @@ from typing import Annotated, Optional
 
 import typer
 
-Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint: a file, a folder of shards, or its index.", show_default=False)]
+# readable=False: whether a file can be read is found out by reading it, and is exit 3.
+Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint: a file, a folder of shards, or its index.", show_default=False, readable=False)]
 Tensors = Annotated[
     Optional[list[str]],
     typer.Option("--tensor", "-t", metavar="PATTERN", help="Tensor name, shell glob, or re:REGEX; repeatable.", show_default=False),
@@ -15,7 +16,7 @@ Tensors = Annotated[
 Root = Annotated[Optional[str], typer.Option("--root", metavar="A.B", help="Which state dict of a nested checkpoint.", show_default=False)]
 Device = Annotated[str, typer.Option("--device", metavar="DEV", help="cpu, cuda, cuda:N, mps or auto.")]
 Compute = Annotated[str, typer.Option("--compute-dtype", metavar="D", help="same, float32 or float64.")]
-Output = Annotated[Optional[Path], typer.Option("--output", "-o", metavar="FILE", help="Where to write; default beside the input.", show_default=False)]
+Output = Annotated[Optional[Path], typer.Option("--output", "-o", metavar="FILE", help="Where to write; default beside the input.", show_default=False, readable=False)]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace an output that exists.")]
 InPlace = Annotated[bool, typer.Option("--in-place", help="Replace the input itself, atomically.")]
 Check = Annotated[bool, typer.Option("--check", help="Read the result back and compare every tensor before it gets its name; --in-place always does.")]

@@ -79,7 +79,7 @@ def zipped(members: list[dict], comment: bytes = b"", tail: bytes = b"", **end: 
         out += struct.pack("<4s5H3L2H", b"PK\3\4", 20, flags, method, 0, 33, m.get("local_crc", crc), stored, m.get("local_size", size), len(local), len(extra))
         out += local + extra + data
         more = m.get("directory_extra", b"")
-        directory += struct.pack("<4s6H3L5H2L", b"PK\1\2", 20, 20, flags, method, 0, 33, crc, stored, size, len(m["name"]), len(more), 0, 0, 0, 0, offset)
+        directory += struct.pack("<4s6H3L5H2L", b"PK\1\2", 20, 20, flags, method, 0, 33, crc, stored, size, len(m["name"]), len(more), 0, 0, 0, m.get("attributes", 0), offset)
         directory += m["name"] + more
     count = end.get("count", len(members))
     at, size = end.get("at", len(out)), end.get("size", len(directory))

@@ -167,6 +167,7 @@ _file("zip", ".pt", {
     "traversal": checkpoint(GOOD, member("archive/../../evil", b"x")), "an absolute name": zipped([member("/data.pkl", GOOD), member("/data/0", VALUES)]),
     "no folder": zipped([member("data.pkl", GOOD), member("data/0", VALUES)]), "two folders": checkpoint(GOOD, member("other/x", b"x")),
     "a folder called ..": zipped([member("../data.pkl", GOOD), member("../data/0", VALUES)]),
+    "a tensor marked as a folder: memory as weights": zipped([member("archive/data.pkl", GOOD), member("archive/data/0", VALUES, attributes=0x10), VERSION]),
     "no pickle": zipped([member("archive/data/0", VALUES)]), "no storage": zipped([member("archive/data.pkl", GOOD)]),
     "a storage too small": checkpoint(GOOD, data=VALUES[:8]), "a storage too large": checkpoint(GOOD, data=VALUES * 2), "an empty storage": checkpoint(GOOD, data=b""),
     "big endian": checkpoint(GOOD, member("archive/byteorder", b"big")), "a name of null": checkpoint(GOOD, member("archive/a\0b", b"x")),
