@@ -224,7 +224,7 @@ def _parametrized(tensor: str, keys: dict[str, str], tensors: Mapping[str, Tenso
         first = next(iter(parts.values()))
         problem = f"{printable(tensor)} is half a parametrization: its '{missing}' is missing"
         return Group(tensor, PARAMETRIZED, keys, parts, first.shape, first.dtype, problem=problem, hint="the file is incomplete")
-    stored = max((parts[role] for role in originals), key=lambda info: info.numel)
+    stored = max((parts[role] for role in originals), key=lambda info: (info.numel, len(info.shape)))
     made = dict(tensor=tensor, form=PARAMETRIZED, keys=keys, infos=parts, shape=stored.shape, dtype=stored.dtype)
     if clash:
         return Group(**made, problem=f"{printable(tensor)} is both a plain tensor and parametrized in this file")
