@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .errors import UsageError
 from .registry import CONSTRAINTS, PARAMETRIZATIONS, Entry, look_up, target_class, typed_arguments, within
@@ -18,6 +18,8 @@ class Link:
     arguments: dict[str, Value] = field(hash=False)
     domain: str
     image: str
+    # Tensors that `make` takes beside the arguments (a mask from a file); no part of the chain's text.
+    tensors: dict[str, object] = field(default_factory=dict, hash=False, compare=False, repr=False)
 
     def __str__(self) -> str:
         """Canonical text: the arguments given, in the table's order."""
@@ -27,9 +29,23 @@ class Link:
         pairs = [f":{a.name}={value_text(shown[a.name])}" for a in self.entry.arguments if a.name in shown]
         return self.entry.name + "".join(pairs)
 
+    @property
+    def complex(self) -> bool:
+        """Does it take complex tensors?"""
+        return self.entry.complex if isinstance(self.entry.complex, bool) else self.entry.complex(self.domain, self.arguments)
+
+    @property
+    def real(self) -> bool:
+        """Does it take real tensors?"""
+        return all(CONSTRAINTS[spec.partition(":")[0]].real for spec in (self.domain, self.image))
+
+    def with_arguments(self, spec: str) -> str:
+        """A spec such as 'factored:rank={rank}' with this link's own arguments."""
+        return spec.format_map({name: value_text(value) for name, value in self.arguments.items()})
+
     def make(self, value):
         """The live module for a tensor with this value, which remembers its own spec; imports torch."""
-        module = target_class(self.entry).make(value, **self.arguments)
+        module = target_class(self.entry).make(value, **self.arguments, **self.tensors)
         module.spec = str(self)
         return module
 
@@ -52,12 +68,20 @@ class Chain:
         image = self.links[-1].image
         return None if image == "any" else image
 
+    def with_tensors(self, name: str, **tensors: object) -> Chain:
+        """The chain whose link `name` is made with these tensors; UsageError where it has no such link."""
+        if name not in (link.entry.name for link in self.links):
+            raise UsageError(f"{self} has no {name} that could take it", hint=f"--chain {name}")
+        return Chain(tuple(replace(link, tensors=tensors) if link.entry.name == name else link for link in self.links))
+
     def weight_shape(self, originals: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:
         """The weight's shape from the shapes of its originals, without a view; None where they are not this chain's."""
         first = self.links[0]
         if len(originals) != first.entry.originals:
             return None
-        return originals[0] if len(originals) == 1 else target_class(first.entry).weight_shape(*originals, **first.arguments)
+        if first.entry.originals == 1 and not first.entry.reshapes:
+            return originals[0]
+        return target_class(first.entry).weight_shape(*originals, **first.arguments)
 
     def uninvertible(self) -> str | None:
         """Why assignment through the chain cannot work whatever the value; None when it can.
@@ -79,9 +103,10 @@ def parse_chain(text: str) -> Chain:
     for item in parse_items(text):
         entry = look_up(PARAMETRIZATIONS, item.name, "parametrization")
         arguments = typed_arguments(entry, item)
-        if entry.originals > 1 and links:
+        if (entry.originals > 1 or entry.reshapes) and links:
+            what = f"{entry.originals} originals" if entry.originals > 1 else "an original of another shape than the weight"
             raise UsageError(
-                f"{entry.name} stores {entry.originals} originals, so it can only be the first of a chain",
+                f"{entry.name} stores {what}, so it can only be the first of a chain",
                 hint=f"{entry.name},{links[0].entry.name}",
             )
         for domain, result in entry.maps:
@@ -97,7 +122,7 @@ def parse_chain(text: str) -> Chain:
 def _ill_typed(entry: Entry, links: list[Link], image: str) -> None:
     wanted = " or ".join(domain for domain, _ in entry.maps)
     before = f"after {links[-1].entry.name} it gets {CONSTRAINTS[image.partition(':')[0]].name}" if links else "nothing before it gives that"
-    sources = [e.name for e in PARAMETRIZATIONS.values() for _, made in e.maps if isinstance(made, str) and any(within(made, d) for d, _ in entry.maps)]
+    sources = [e.name for e in PARAMETRIZATIONS.values() for _, made in e.maps if isinstance(made, str) and any(within(made.partition(":")[0], d) for d, _ in entry.maps)]
     working = ", ".join(f"{name},{entry.name}" for name in dict.fromkeys(sources) if name != entry.name)
     raise UsageError(f"{entry.name} wants {wanted} values; {before}", hint=f"chains that work: {working}")
 

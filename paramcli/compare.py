@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from .checkpoint.forms import Group
 from .checkpoint.source import Source
 from .dtypes import DTYPES, dtype_name
-from .errors import InputRefused, error_context
+from .errors import InputRefused
 from .text import number_text, shape_text
 
 # Two evaluations of one chain (another device, another thread count) differ by this many eps at most.
@@ -51,9 +51,13 @@ def _compare_one(name: str, a: Source, one: Group, b: Source, other: Group, tole
     dtypes = f"dtypes {dtype_name(one.dtype)} / {dtype_name(other.dtype)}" if one.dtype != other.dtype else None
     if exact and dtypes:
         return Difference(name, False, detail=dtypes)
-    comparable = (one.is_plain and other.is_plain) or (one.chain, one.view) == (other.chain, other.view)
+    unknown = next((group for group in (one, other) if group.problem), None)
+    comparable = unknown is not None or (one.is_plain and other.is_plain) or (one.chain, one.view) == (other.chain, other.view)
     if not dtypes and comparable and same_state(a, one, b, other):
-        return Difference(name, True, 0.0, 0.0, spelling)
+        return Difference(name, True, 0.0, 0.0, "compared as stored" if unknown else spelling)
+    if unknown is not None:
+        # Other originals may still give the same weight: only the chain could tell.
+        raise InputRefused(f"{name}: the stored tensors differ, and their weight is not known: {unknown.problem}", hint="leave it out with -t", tensor=name)
     if not all(DTYPES[g.dtype].kind in ("float", "half", "complex") for g in (one, other)):
         return Difference(name, False, detail=dtypes or f"{dtype_name(one.dtype)} tensors with different bytes")
     return _distance(name, a, one, b, other, tolerance, exact, dtypes or spelling)
@@ -86,24 +90,17 @@ def advice(groups_a: dict[str, Group], groups_b: dict[str, Group], only_a: list[
     shared = [name for name in groups_a if name in groups_b]
     forms = {(groups_a[n].form, groups_b[n].form) for n in shared if groups_a[n].form != groups_b[n].form}
     if equal and forms:
-        old_a = any(x not in ("plain", "parametrized") and y == "parametrized" for x, y in forms)
-        old_b = any(y not in ("plain", "parametrized") and x == "parametrized" for x, y in forms)
+        old_a = any(x not in ("plain", "parametrized") and y != "plain" for x, y in forms)
+        old_b = any(y not in ("plain", "parametrized") and x != "plain" for x, y in forms)
         if old_a or old_b:
-            return f"same tensors, other spelling: paramcli migrate {'A' if old_a else 'B'} --to new"
+            which = "A and B, each" if old_a and old_b else "A" if old_a else "B"
+            return f"same tensors, other spelling: run migrate (paramcli migrate {which} --to new)"
         return "same weights: one file holds them baked, the other parametrized"
     for prefix in ("module.", "_orig_mod.", "model."):
         for few, many, label in ((only_b, only_a, "A"), (only_a, only_b, "B")):
             if few and {f"{prefix}{name}" for name in few} & set(many):
                 return f"the names of {label} carry the prefix {prefix}: paramcli convert {label} --strip-prefix {prefix} -o OUT"
     return None
-
-
-def require_known(groups: dict[str, Group], source: Source) -> None:
-    """Raise InputRefused where a group's chain is not known: its weight is then unknown too."""
-    for group in groups.values():
-        if group.problem:
-            with error_context(path=source.path):
-                raise InputRefused(group.problem, hint=group.hint, tensor=group.tensor)
 
 
 def summary(differences: list[Difference], only_a: list[str], only_b: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Results -> terminal. The only module that imports rich.
+"""Results -> terminal. With progress.py the only module that imports rich.
 
 stdout gets the answer, stderr everything else. Text that comes from files is escaped (text.printable)
 and never read as markup; styles are only ever ours.
@@ -22,6 +22,10 @@ from .text import count_text, listing, number_text, printable, printable_path, s
 PIPE_WIDTH = 10_000
 # rich needs a third of a millisecond for a row.
 MANY_ROWS = 5_000
+# A picture has no lines to be whole: in a pipe it is as wide as a narrow terminal.
+PIPE_PICTURE = 80
+# Up to so many tensors each get a picture of their own.
+FEW_TENSORS = 3
 
 
 class Screen:
@@ -38,11 +42,26 @@ class Screen:
         self.out.file.write(text + "\n")
 
     def show(self, renderable: Table | Text | str) -> None:
-        if isinstance(renderable, Table) and (not self.out.is_terminal or renderable.row_count > MANY_ROWS):
+        if isinstance(renderable, str):
+            self.answer(renderable)
+        elif isinstance(renderable, Table) and (not self.out.is_terminal or renderable.row_count > MANY_ROWS):
             for line in plain_lines(renderable):
                 self.answer(line)
         else:
+            if isinstance(renderable, Table):
+                _fit(renderable, self.out)
             self.out.print(renderable, highlight=False, markup=False, soft_wrap=not isinstance(renderable, Table))
+
+    @property
+    def columns(self) -> int:
+        """The width of a picture on stdout."""
+        return self.out.width if self.out.is_terminal else PIPE_PICTURE
+
+    def meter(self, what: str, tensors: int, nbytes: int):
+        """A `progress.Meter` on stderr, which draws only there and only for a person."""
+        from .progress import Meter
+
+        return Meter(None if self.quiet or not self.err.is_terminal else self.err, what, tensors, nbytes)
 
     def note(self, text: str) -> None:
         """A message for the person at the terminal; -q silences it."""
@@ -55,7 +74,8 @@ class Screen:
     def error(self, message: str, hint: str | None) -> None:
         self.err.print(Text.assemble(("error: ", "bold red"), message), highlight=False, soft_wrap=True)
         if hint:
-            self.err.print(Text(f"  try: {hint}"), highlight=False, soft_wrap=True)
+            known = hint.startswith(("closest:", "known:", "options:", "families:"))
+            self.err.print(Text(f"  {hint}" if known else f"  try: {hint}"), highlight=False, soft_wrap=True)
 
 
 def _console(stream: object, no_color: bool) -> Console:
@@ -85,6 +105,17 @@ def plain_lines(table: Table) -> Iterator[str]:
         for parts in zip_longest(*row, fillvalue=""):
             padding = [" " * (width - cell_len(part)) for width, part in zip(widths, parts)]
             yield "  ".join(pad + part if at_right else part + pad for part, pad, at_right in zip(parts, padding, right)).rstrip()
+
+
+def _fit(table: Table, console: Console) -> None:
+    """In a terminal too narrow for the table: less air between columns, and names are the last thing to be folded."""
+    if table.__rich_measure__(console, console.options.update(width=PIPE_WIDTH)).maximum <= console.width:
+        return
+    table.padding = (0, 1, 0, 0)
+    names = table.columns[0]
+    longest = max(cell.cell_len for cell in names.cells if isinstance(cell, Text))
+    if longest <= console.width // 2:
+        names.no_wrap = True
 
 
 def _verdict(ok: bool) -> Text:
@@ -135,20 +166,46 @@ def verify_table(verdicts: Sequence) -> Table:
     return table
 
 
+def _spelling(group) -> tuple[str, str]:
+    """(form, chain) as they are shown; what is not known is a question mark."""
+    chain = group.chain or (" or ".join(group.alternatives) if group.alternatives else "?" if group.problem else "")
+    if group.view:
+        chain += f" ({group.view})"
+    baked = group.record is not None and group.record.state == "baked"
+    return "baked" if baked else group.form, chain
+
+
 def inspect_table(groups: Sequence) -> Table:
+    """One line a tensor."""
     from .dtypes import dtype_name
 
     table = _table("tensor", "form", "chain", "shape", "dtype", ("bytes", "right"))
     for g in groups:
-        chain = g.chain or (" or ".join(g.alternatives) if g.alternatives else "?" if g.problem else "")
-        if g.view:
-            chain += f" ({g.view})"
-        form = g.form
-        if g.record is not None and g.record.state == "baked":
-            form = "baked"
+        form, chain = _spelling(g)
         table.add_row(
             Text(printable(g.tensor)), form, Text(printable(chain)), shape_text(g.shape), dtype_name(g.dtype),
-            size_text(sum(info.nbytes for info in g.infos.values())),
+            size_text(g.nbytes),
+        )
+    return table
+
+
+def inspect_tree(groups: Sequence) -> Table:
+    """Modules with what they hold, folded layers as one; sizes of a module are those of all it stands for."""
+    from .dtypes import dtype_name
+    from .tree import Node, grow, walk
+
+    table = _table("module, tensor", "parametrized as", "shape", "dtype", ("size", "right"))
+    for depth, name, item in walk(grow(groups)):
+        indent = "  " * depth
+        if isinstance(item, Node):
+            alike = f"{item.count} alike, {size_text(item.nbytes // item.count)} each" if item.count > 1 else ""
+            table.add_row(Text(indent + printable(name), "bold"), Text(alike, "dim"), "", "", Text(size_text(item.nbytes), "bold"))
+            continue
+        form, chain = _spelling(item)
+        how = "" if form == "plain" else chain if form == "parametrized" else f"{chain} [{form}]"
+        table.add_row(
+            Text(indent + printable(name)), Text(printable(how), "cyan"), shape_text(item.shape), dtype_name(item.dtype),
+            size_text(item.nbytes),
         )
     return table
 
@@ -161,15 +218,19 @@ def inspect_head(source) -> Iterable[str]:
 
 
 def inspect_tail(source, groups: Sequence, tied: Iterable[Sequence[str]]) -> Iterable[str]:
+    values = sum(max((info.numel for info in group.infos.values()), default=0) for group in groups)
+    nbytes = sum(group.nbytes for group in groups)
+    other = sum(not group.is_plain for group in groups)
+    yield f"{count_text(len(groups), 'tensor')}, {values:,} values, {size_text(nbytes)}" + (f"; {other} parametrized" if other else "")
     for names in tied:
         yield f"tied: {' = '.join(printable(name) for name in names)}"
     for group in groups:
         if group.problem:
             yield f"{printable(group.tensor)}: {group.problem}"
     if source.metadata:
-        yield f"metadata: {listing(sorted(source.metadata), 12)}"
+        yield f"metadata: {listing(sorted(source.metadata), len(source.metadata))}"
     if source.extras:
-        yield "not tensors of the state dict: " + listing([f"{e.name} ({e.type})" for e in source.extras], 12)
+        yield "not tensors of the state dict: " + listing([f"{e.name} ({e.type})" for e in source.extras], len(source.extras))
 
 
 def diff_table(differences: Sequence, only_a: Sequence[str], only_b: Sequence[str], limit: int = 200) -> Table:
@@ -199,20 +260,78 @@ def discover_table(findings: Sequence) -> Table:
     return table
 
 
+def spectrum_plot(found: Sequence, columns: int) -> Iterable[Text]:
+    """Each tensor's curves and planes; many tensors as one field of curves."""
+    from .drawing.braille import BEFORE, lay_out
+    from .drawing.panels import panels
+
+    if len(found) <= FEW_TENSORS:
+        for s in found:
+            yield Text.assemble((printable(s.tensor), "bold"), f"  {printable(s.title)}")
+            shown = panels(s)
+            yield _picture(lay_out(shown, columns, len(shown) // sum(m.of == "value" for m in s.matrices)))
+    else:
+        yield _picture(lay_out([p for s in found for p in panels(s, planes=False, title=printable(s.tensor))], columns))
+    if any(m.of != "value" for s in found for m in s.matrices):
+        yield _picture([f"{BEFORE} is the original, ⠶ the value"])
+
+
+def _picture(lines: Sequence[str]) -> Text:
+    """Colour only repeats what the characters say."""
+    picture = Text("\n".join(lines) + "\n")
+    picture.highlight_regex("[\u2801-\u28ff]+", "cyan")
+    picture.highlight_regex("·+", "yellow")
+    picture.highlight_regex("[│─┼]+", "dim")
+    return picture
+
+
+def spectrum_table(found: Sequence) -> Table:
+    headings = ("sigma max", "sigma min", "condition", "stable rank", "max |eig|")
+    names = len(found) > 1  # the picture of a single one is headed by its name
+    table = _table(*(["tensor"] if names else []), "matrix", *((heading, "right") for heading in headings))
+    for s in found:
+        for i, m in enumerate(s.matrices):
+            which = m.of + (f" {m.block}" if m.block is not None else "") + (f" x{m.count}" if m.count > 1 else "")
+            name = [Text(printable(s.tensor) if i == 0 else "")] if names else []
+            numbers = (m.largest, m.smallest, m.condition, m.stable_rank, m.radius)
+            table.add_row(*name, which, *("-" if value is None else f"{value:.3g}" for value in numbers))
+    return table
+
+
 def registry_table(entries: Sequence) -> Table:
+    """Family by family, in the order of the table."""
     table = _table("name", "domain", "image", "summary")
     from .registry import domains_and_images
 
-    for entry in entries:
-        sets = domains_and_images(entry)
-        table.add_row(Text(entry.name, "bold"), "\n".join(sets["domain"]), "\n".join(sets["image"]), Text(entry.summary))
+    for family in dict.fromkeys(entry.family for entry in entries):
+        table.add_row(Text(family, "cyan"))
+        for entry in entries:
+            if entry.family == family:
+                sets = domains_and_images(entry)
+                table.add_row(Text(f"  {entry.name}", "bold"), "\n".join(sets["domain"]), "\n".join(sets["image"]), Text(entry.summary))
     return table
+
+
+def constraint_table(entries: Iterable) -> Table:
+    table = _table("constraint", "within", "summary", "residual")
+    for entry in entries:
+        within = ", ".join(name for name in entry.within if name != entry.name)
+        table.add_row(Text(entry.name, "bold"), within, Text(entry.summary), Text(entry.residual))
+    return table
+
+
+def constraint_card(entry) -> str:
+    """What verify measures, as text for 80 columns."""
+    from .registry import PARAMETRIZATIONS, domains_and_images
+
+    makers = [e.name for e in PARAMETRIZATIONS.values() if entry.name in (i.partition(":")[0] for i in domains_and_images(e)["image"])]
+    rows = [("residual", entry.residual), ("within", ", ".join(entry.within)), ("values of", ", ".join(makers) or "no parametrization here")]
+    rows += [(f":{a.name}=", "; ".join(x for x in (" | ".join(a.choices) or a.type, a.help) if x)) for a in entry.arguments]
+    return _card(f"{entry.name}: {entry.summary}", [*rows, ("verify", f"paramcli verify CKPT -t NAME --constraint {entry.name}")])
 
 
 def registry_card(entry) -> str:
     """Everything the table knows of one entry, as text for 80 columns."""
-    import textwrap
-
     from .registry import CONSTRAINTS, ORIGINS, domains_and_images
     from .spec import value_text
 
@@ -230,7 +349,13 @@ def registry_card(entry) -> str:
     rows += [("cost", entry.cost), ("source", entry.source)]
     if entry.name in ORIGINS:
         rows.append(("from", ORIGINS[entry.name]))
-    lines = [f"{entry.name}: {entry.summary}", ""]
+    return _card(f"{entry.name}: {entry.summary}", rows)
+
+
+def _card(title: str, rows: Iterable[tuple[str, str]]) -> str:
+    import textwrap
+
+    lines = [*textwrap.wrap(title, 79, subsequent_indent="  "), ""]
     for label, text in rows:
         lines += textwrap.wrap(text, 79, initial_indent=f"  {label:<15}", subsequent_indent=" " * 17) or [f"  {label}"]
     return "\n".join(lines)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,9 +14,10 @@ from .checkpoint.forms import Group
 from .checkpoint.source import Source
 from .dtypes import DTYPES, dtype_name
 from .errors import InputRefused
-from .maths.base import Check, eps, wide
-from .maths.norm import as_matrix
+from .maths.base import Check, Constraint, compute_dtype, eps, wide
+from .registry import CONSTRAINTS, spec_of, target_class, within
 from .surgery.evaluate import effective
+from .view import IDENTITY, View
 
 # A residual below this is worth telling of, though rounding does not explain it.
 NEARLY = 0.05
@@ -33,18 +34,21 @@ class Finding:
     nearly: tuple[Check, ...]
 
 
-def findings(source: Source, groups: Sequence[Group], device: str = "cpu") -> tuple[list[Finding], list[tuple[str, str]]]:
+def findings(
+    source: Source, groups: Sequence[Group], device: str = "cpu", progress: Callable[[int], None] = lambda nbytes: None
+) -> tuple[list[Finding], list[tuple[str, str]]]:
     """(one Finding for each floating tensor, tensors that could not be looked at with the reason)."""
     found, skipped, seen = [], [], {}
     for group in groups:
-        if DTYPES[group.dtype].kind not in ("float", "half"):
+        progress(group.nbytes)
+        if DTYPES[group.dtype].kind not in ("float", "half", "complex"):
             continue
         try:
             W = effective(source, group, device)
         except InputRefused as error:
             skipped.append((group.tensor, error.message))
             continue
-        checks = [check for check in _checks(W) if check is not None]
+        checks = _checks(W)
         digest = (W.shape, hashlib.sha256(source_bytes(W)).digest())
         if W.numel() > 1 and digest in seen and bool((W != 0).any()):
             checks.append(Check(f"duplicate of {seen[digest]}", 0.0, 0.0))
@@ -61,79 +65,82 @@ def source_bytes(W: Tensor) -> memoryview:
     return tensor_bytes(W.cpu().contiguous())
 
 
+# What a set implies beyond the sets that contain it: these have arguments, which inclusions do not speak of.
+_IMPLIED = {
+    "orthogonal": {"unit_spectral_norm", "unit_norm", "spectral_cap", "singular_values_within"},
+    "ternary": {"levels"},
+    "binary": {"levels", "ternary"},
+    "nm": {"sparse"},
+    "structured_sparse": {"sparse"},
+    "diagonal": {"symmetric", "lower_triangular", "upper_triangular", "banded", "block_diagonal", "sparse", "nm"},
+    "lower_triangular": {"sparse"},
+    "upper_triangular": {"sparse"},
+    "banded": {"sparse", "nm"},
+    "block_diagonal": {"sparse", "nm"},
+    "circulant": {"toeplitz"},
+    "constant": {"symmetric", "low_rank", "levels", "toeplitz", "circulant", "centered", "kronecker", "psd", "increasing"},
+}
+
+
 def _strongest(holds: tuple[Check, ...], nearly: tuple[Check, ...]) -> tuple[tuple[Check, ...], tuple[Check, ...]]:
     """Without what a stronger finding implies: a rotation is orthogonal, has spectral norm 1 and unit rows."""
-    implied = {
-        "special_orthogonal": {"orthogonal", "unit_spectral_norm", "unit_rows", "unit_columns"},
-        "orthogonal": {"unit_spectral_norm", "unit_rows", "unit_columns"},
-        "positive_definite": {"symmetric"},
-        "zero": {"symmetric", "skew", "low_rank", "sparse", "nm", "constant"},
-    }
 
     def without(found: tuple[Check, ...], by: tuple[Check, ...]) -> tuple[Check, ...]:
-        gone = {name for check in by for name in implied.get(check.constraint.partition(":")[0], ())}
-        return tuple(check for check in found if check.constraint.partition(":")[0] not in gone)
+        gone = {implied for check in by for implied in _weaker(_name(check))}
+        return tuple(check for check in found if _name(check) not in gone)
 
     holds = without(holds, holds)
-    named = {check.constraint.partition(":")[0] for check in holds}
-    return holds, tuple(c for c in without(without(nearly, holds), nearly) if c.constraint.partition(":")[0] not in named)
+    named = {_name(check) for check in holds}
+    return holds, tuple(c for c in without(without(nearly, holds), nearly) if _name(c) not in named)
 
 
-def _checks(W: Tensor) -> list[Check | None]:
+def _name(check: Check) -> str:
+    return check.constraint.partition(":")[0]
+
+
+def _weaker(name: str) -> set[str]:
+    """The names of every set that contains this one."""
+    above = {other for other in CONSTRAINTS if name in CONSTRAINTS and other != name and within(name, other)}
+    return above.union(*(_IMPLIED.get(one, ()) for one in (name, *above)))
+
+
+def _checks(W: Tensor) -> list[Check]:
     if not W.numel() or not bool(torch.isfinite(W).all()):
         return []
     if not bool((W != 0).any()):
         return [Check("zero", 0.0, 0.0)]
     double = W.to(wide(W.dtype, W.device))
-    return [*_matrix_checks(W, double), *_spectral_checks(W, double), *_zeros(W), _constant(double, W.dtype)]
+    found = [*_of_the_table(W, double, IDENTITY)]
+    if W.ndim > 2:
+        # A convolution is one matrix to most who ask, and a batch of small ones to torch.
+        found += _of_the_table(W, double, View("flatten"))
+    return found + _constant(double, W.dtype)
 
 
-def _matrix_checks(W: Tensor, double: Tensor) -> list[Check]:
-    """The constraints of the registry's table, on the last two dimensions as torch sees them."""
-    if W.ndim < 2 or min(W.shape[-2:]) < 2:
-        return []
-    names = ["orthogonal"]
-    if W.shape[-1] == W.shape[-2]:
-        names += ["symmetric", "skew", "special_orthogonal", "positive_definite"]
-    checks = [measure.check(name, W) for name in names]
-    for name, dim in (("unit_rows", -1), ("unit_columns", -2)):
-        residual = (torch.linalg.vector_norm(double, dim=dim) - 1).abs().max().item()
-        checks.append(Check(name, residual, 4 * eps(W.dtype)))
-    return checks
+def _of_the_table(W: Tensor, double: Tensor, view: View) -> Iterator[Check]:
+    """The sets that a look at the tensor suggests, measured as verify measures them."""
+    seen = view.into(double)
+    for entry in CONSTRAINTS.values():
+        cls = target_class(entry)
+        if not (entry.complex if W.is_complex() else entry.real):
+            continue
+        # One row is symmetric, orthogonal or of rank one for no reason; sets of whole tensors see the same in any view.
+        if view.name is not None if cls.whole else seen.ndim < 2 or min(seen.shape[-2:]) < 2:
+            continue
+        for candidate in cls.candidates(seen):
+            try:
+                candidate.check_shape(seen.shape)
+            except InputRefused:
+                continue
+            # What rounding explains, and not the slack that some sets give an iteration: structure found is there.
+            kinds = seen.shape, W.dtype, compute_dtype(W.dtype)
+            least = min(candidate.tolerance(*kinds), Constraint.tolerance(candidate, *kinds))
+            check = measure.check(spec_of(candidate), W, view, least)
+            yield replace(check, constraint=f"{check.constraint} ({view})") if view.name else check
 
 
-def _spectral_checks(W: Tensor, double: Tensor) -> list[Check]:
-    """Spectral norm and rank of the tensor flattened to (out, everything else)."""
-    if W.ndim < 2 or min(as_matrix(W, 0).shape) < 2:
-        return []
-    S = torch.linalg.svdvals(as_matrix(double, 0))
-    # Rounding moves singular values by about a third of eps of the largest one.
-    rounding = 2 * eps(W.dtype)
-    checks = [Check("unit_spectral_norm:dim=0", abs(S[0].item() - 1), rounding)]
-    rank = int((S > rounding * S[0]).sum())
-    if rank < len(S):
-        checks.append(Check(f"low_rank:rank={rank}", (S[rank] / S[0]).item(), rounding))
-    return checks
-
-
-def _zeros(W: Tensor) -> list[Check | None]:
-    """Unstructured sparsity above a tenth, and N of M along the last dimension."""
-    zeros = int((W == 0).sum())
-    checks: list[Check | None] = []
-    if zeros >= max(W.numel() // 10, 2):
-        checks.append(Check(f"sparse:amount={zeros}", 0.0, 0.0, f"{zeros / W.numel():.0%} zeros"))
-    if zeros and W.ndim >= 2:
-        for n, m in ((1, 4), (2, 4), (4, 8)):
-            if W.shape[-1] % m == 0:
-                groups = (W.reshape(-1, m) != 0).sum(-1)
-                excess = int((groups > n).sum()) / groups.numel()
-                if excess <= NEARLY:
-                    checks.append(Check(f"nm:n={n}:m={m}", excess, 0.0))
-                    break
-    return checks
-
-
-def _constant(double: Tensor, dtype: torch.dtype) -> Check | None:
+def _constant(double: Tensor, dtype: torch.dtype) -> list[Check]:
     first = double.reshape(-1)[0]
     gap = ((double - first).abs().max() / first.abs().clamp(min=1e-300)).item()
-    return Check(f"constant:value={first.item():.6g}", gap, eps(dtype)) if gap <= eps(dtype) and double.numel() > 1 else None
+    value = f"{first.item():.6g}" if not dtype.is_complex else str(first.item())
+    return [Check(f"constant:value={value}", gap, eps(dtype))] if gap <= eps(dtype) and double.numel() > 1 else []

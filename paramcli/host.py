@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .chain import Chain
+from .chain import Chain, Link
 from .errors import InputRefused
 from .registry import constraint, target_class
 from .view import IDENTITY, View
@@ -62,19 +62,35 @@ def roles(host: nn.Module, name: str = "weight") -> dict[str, Tensor]:
     return dict(host.parametrizations[name].state_dict())
 
 
+def require_numbers(link: Link, dtype: torch.dtype) -> None:
+    """Raise InputRefused where the link's maths is not for numbers of this kind."""
+    name, kind = link.entry.name, str(dtype).removeprefix("torch.")
+    if dtype.is_complex and not link.complex:
+        before = "" if link.domain == "any" else f" after {link.domain} values"
+        raise InputRefused(
+            f"{name} has no complex form{before}, and this tensor is {kind}",
+            hint="for complex tensors: hermitian, skew_hermitian, and cayley or matrix_exp after them; orthogonal",
+        )
+    if not dtype.is_complex and not link.real:
+        raise InputRefused(
+            f"{name} is for complex tensors, and this one is {kind}",
+            hint="the real forms: symmetric, skew, and cayley or matrix_exp after them; orthogonal",
+        )
+
+
 def require_fit(chain: Chain, view: View, shape: Sequence[int], dtype: torch.dtype) -> None:
     """Raise InputRefused where a link has no complex form, or the sets it maps between have no tensors of this shape."""
     seen = torch.Size(view.shape(shape))
     for link in chain.links:
         name = link.entry.name
-        if dtype.is_complex and not link.entry.complex:
-            raise InputRefused(f"{name} has no complex form, and this tensor is {str(dtype).removeprefix('torch.')}")
+        require_numbers(link, dtype)
         for spec in (link.domain, link.image):
             try:
                 constraint(spec).check_shape(seen)
             except InputRefused as error:
                 error.message = error.message.replace(spec.partition(":")[0], name, 1)
-                error.hint = error.hint or "--view flatten or blocks=N shows it other matrices; -t '...' can pick square ones"
+                views = "--view flatten or blocks=N shows it other matrices; -t '...' can pick square ones"
+                error.hint = error.hint or (views if len(shape) > 1 else "leave it out with -t")
                 raise
         target_class(link.entry).check_shape(seen, **link.arguments)
         if link.domain == "any" and link.image == "any" and not seen:
@@ -86,10 +102,14 @@ def outline(chain: Chain, shape: Sequence[int], dtype: torch.dtype, view: View =
     return roles(register(bare(torch.empty(tuple(shape), dtype=dtype, device="meta")), "weight", chain, view))
 
 
+def dtype_of(state: Mapping[str, Tensor]) -> torch.dtype:
+    """The weight's dtype: that of its originals. Buffers may be integers (a row order, a version), and come first in a file."""
+    return next(tensor.dtype for role, tensor in state.items() if role.startswith("original"))
+
+
 def load(chain: Chain, view: View, shape: Sequence[int], state: Mapping[str, Tensor]) -> nn.Module:
     """A host with the chain registered and its tensors set from `state`, by role."""
-    dtype = next(iter(state.values())).dtype
-    host = register(bare(torch.empty(tuple(shape), dtype=dtype, device="meta")), "weight", chain, view)
+    host = register(bare(torch.empty(tuple(shape), dtype=dtype_of(state), device="meta")), "weight", chain, view)
     host.load_state_dict({_PREFIX + role: tensor for role, tensor in state.items()}, strict=True, assign=True)
     return host
 

@@ -134,7 +134,7 @@ def _tensors_for(model: nn.Module, source: Source, group: Group) -> dict[str, Te
         with error_context(tensor=group.tensor):
             require_chain(group)
             chain, view = settle(group, state)
-            hosting.require_fit(chain, view, tuple(getattr(module, name).shape), state[next(iter(state))].dtype)
+            hosting.require_fit(chain, view, tuple(getattr(module, name).shape), hosting.dtype_of(state))
             _install(module, name, chain, view)
             state = complete(group, state, chain)
     return {parametrized_key(group.tensor, role): tensor for role, tensor in state.items()}

@@ -8,16 +8,20 @@ from torch import Tensor
 from .chain import Chain
 from .errors import InputRefused
 from .maths.base import Check, compute_dtype, wide
-from .registry import constraint
+from .registry import CONSTRAINTS, constraint
+from .text import shape_text
 from .view import IDENTITY, View
 
 
 def check(spec: str, W: Tensor, view: View = IDENTITY, tolerance: float | None = None, computed: torch.dtype | None = None) -> Check:
     """How far W (in its stored dtype and shape) is from the constraint, against what rounding explains.
 
-    Raises InputRefused for a shape that cannot lie in the set.
+    Raises InputRefused for a shape that cannot lie in the set, and for a tensor without entries.
     """
     wanted = constraint(spec)
+    if W.numel() == 0:
+        raise InputRefused(f"the tensor has no entries (it is {shape_text(W.shape)}): nothing to measure")
+    require_scalars(spec, W.dtype)
     seen = view.into(W)
     wanted.check_shape(seen.shape)
     if tolerance is None:
@@ -26,8 +30,8 @@ def check(spec: str, W: Tensor, view: View = IDENTITY, tolerance: float | None =
         return Check(spec, float("nan"), tolerance, "NaN or infinity in the tensor")
     seen = seen.to(wide(W.dtype, W.device))
     residuals = wanted.residual(seen).reshape(-1)
-    worst = int(residuals.nan_to_num(nan=float("inf")).argmax()) if residuals.numel() else 0
-    residual = residuals[worst].item() if residuals.numel() else 0.0
+    worst = int(residuals.nan_to_num(nan=float("inf")).argmax())
+    residual = residuals[worst].item()
     detail = None
     if not residual <= tolerance:
         detail = wanted.detail(seen)
@@ -36,11 +40,18 @@ def check(spec: str, W: Tensor, view: View = IDENTITY, tolerance: float | None =
     return Check(spec, residual, tolerance, detail)
 
 
+def require_scalars(spec: str, dtype: torch.dtype) -> None:
+    """Raise InputRefused for real tensors and a set of complex ones, and the other way round."""
+    entry = CONSTRAINTS[spec.partition(":")[0]]
+    if not (entry.complex if dtype.is_complex else entry.real):
+        raise InputRefused(f"{entry.name} is a set of {'real' if dtype.is_complex else 'complex'} tensors, and this one is {str(dtype)[6:]}")
+
+
 def image_check(chain: Chain, value: Tensor, view: View, compute: str = "same") -> Check | None:
-    """The chain's own claim on its value; None where its values are any tensor."""
-    if chain.constraint is None:
+    """The chain's own claim on its value; None where there is nothing to measure: any finite tensor, or no entry."""
+    if not value.numel() or chain.constraint is None and bool(torch.isfinite(value).all()):
         return None
-    return check(chain.constraint, value, view, computed=compute_dtype(value.dtype, compute))
+    return check(chain.constraint or "any", value, view, computed=compute_dtype(value.dtype, compute))
 
 
 def project(spec: str, W: Tensor) -> Tensor:

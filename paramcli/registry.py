@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 
-from .catalogue import adapters, core, quantized, sparse
+from .catalogue import adapters, core, definite, elementwise, geotorch, manifolds, norms, orthogonal, quantized, sparse, structured
 from .catalogue.entry import ConstraintEntry, Entry
 from .errors import UsageError
-from .spec import Item, Value, is_name, parse_items
+from .spec import Item, Value, is_name, parse_items, value_text
 from .text import closest, printable
 
-_FAMILIES = (core, sparse, quantized, adapters)
+_FAMILIES = (core, orthogonal, manifolds, norms, elementwise, definite, structured, sparse, quantized, adapters, geotorch)
 CONSTRAINTS: dict[str, ConstraintEntry] = {entry.name: entry for family in _FAMILIES for entry in family.CONSTRAINTS}
 PARAMETRIZATIONS: dict[str, Entry] = {entry.name: entry for family in _FAMILIES for entry in family.PARAMETRIZATIONS}
 # Entries that are not built in -> who brought them.
@@ -74,8 +74,9 @@ def typed_arguments(entry: Entry | ConstraintEntry, item: Item) -> dict[str, Val
         values[key] = known[key].parse(text, entry.name)
     for argument in entry.arguments:
         if argument.required and argument.name not in values:
+            example = "8" if argument.type == "int" else "0.3"
             raise UsageError(
-                f"{entry.name} needs {argument.name}: {argument.help}", hint=f"e.g. {entry.name}:{argument.name}=0.3"
+                f"{entry.name} needs {argument.name}: {argument.help}", hint=f"e.g. {entry.name}:{argument.name}={example}"
             )
     return values
 
@@ -92,6 +93,13 @@ def constraint(spec: str):
     """'sparse:amount=0.3' -> the Constraint; imports torch."""
     entry, arguments = parse_constraint(spec)
     return target_class(entry)(**arguments)
+
+
+def spec_of(made) -> str:
+    """The shortest spec of a Constraint, whose attributes have the names of its arguments."""
+    entry = CONSTRAINTS[made.name]
+    given = [(a, getattr(made, a.name)) for a in entry.arguments]
+    return entry.name + "".join(f":{a.name}={value_text(value)}" for a, value in given if a.required or a.name in entry.spelt or value != a.default)
 
 
 def parse_constraint(spec: str) -> tuple[ConstraintEntry, dict[str, Value]]:

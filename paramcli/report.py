@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from .dtypes import dtype_name
 from .errors import ParamcliError
@@ -13,7 +13,7 @@ from .text import printable_path
 
 
 def document(value: object) -> str:
-    """Strict JSON: NaN and infinities as strings, lone surrogates and control characters escaped, keys in the order given."""
+    """Strict JSON: NaN and infinities as strings, lone surrogates escaped, keys in the order given."""
     return json.dumps(_strict(value), allow_nan=False, indent=2).replace("\x7f", "\\u007f")
 
 
@@ -39,7 +39,10 @@ def error_document(error: ParamcliError) -> dict:
     }
 
 
-def edit_document(command: str, checkpoint: object, output: object, dry_run: bool, outcomes: Sequence, untouched: int, dropped: Sequence[str], checked: bool = False) -> dict:
+def edit_document(
+    command: str, checkpoint: object, output: object, dry_run: bool, outcomes: Sequence, untouched: int, dropped: Sequence[str], edits: Sequence = (),
+    checked: bool = False,
+) -> dict:
     return {
         "command": command,
         "checkpoint": str(checkpoint),
@@ -65,7 +68,14 @@ def edit_document(command: str, checkpoint: object, output: object, dry_run: boo
         "untouched": untouched,
         "dropped": list(dropped),
         "checked": checked,
+        # What `paramcli apply` needs to do the same again.
+        **({"edit": [edit_table(edit) for edit in edits]} if edits else {}),
     }
+
+
+def edit_table(edit) -> dict:
+    """One edit as a table of a recipe: its command and the options that were given."""
+    return {"command": edit.command, **edit.options()}
 
 
 def verify_document(checkpoint: object, verdicts: Sequence) -> dict:
@@ -141,9 +151,46 @@ def discover_document(findings: Sequence) -> dict:
     }
 
 
-def registry_document(entries: Sequence) -> dict:
+def spectrum_document(checkpoint: object, found: Sequence) -> dict:
+    return {
+        "checkpoint": str(checkpoint),
+        "tensors": [
+            {
+                "tensor": s.tensor,
+                "form": s.form,
+                "chain": s.chain,
+                "view": s.view,
+                "shape": list(s.shape),
+                "dtype": s.dtype,
+                "matrices": [
+                    {
+                        "of": m.of,
+                        "block": m.block,
+                        "count": m.count,
+                        "shape": list(m.shape),
+                        "sigma_max": m.largest,
+                        "sigma_min": m.smallest,
+                        "condition": m.condition,
+                        "stable_rank": m.stable_rank,
+                        "spectral_radius": m.radius,
+                        "singular_values": list(m.singular),
+                        "eigenvalues": None if m.eigen is None else [[z.real, z.imag] for z in m.eigen],
+                    }
+                    for m in s.matrices
+                ],
+            }
+            for s in found
+        ],
+    }
+
+
+def registry_document(entries: Sequence, constraints: Iterable = ()) -> dict:
     from .registry import domains_and_images
 
+    listed = [
+        {"name": c.name, "summary": c.summary, "within": list(c.within), "arguments": [a.name for a in c.arguments], "residual": c.residual}
+        for c in constraints
+    ]
     return {
         "parametrizations": [
             {
@@ -170,5 +217,6 @@ def registry_document(entries: Sequence) -> dict:
                 "source": entry.source,
             }
             for entry in entries
-        ]
+        ],
+        **({"constraints": listed} if listed else {}),
     }

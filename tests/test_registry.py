@@ -5,9 +5,10 @@ import sys
 
 import pytest
 
+from paramcli.chain import parse_chain
 from paramcli.console import registry_card
 from paramcli.maths.base import Constraint, Parametrization
-from paramcli.registry import CONSTRAINTS, PARAMETRIZATIONS, parse_constraint, target_class
+from paramcli.registry import _FAMILIES, CONSTRAINTS, PARAMETRIZATIONS, parse_constraint, target_class
 
 
 @pytest.mark.parametrize("entry", PARAMETRIZATIONS.values(), ids=lambda e: e.name)
@@ -32,6 +33,31 @@ def test_every_constraint_has_its_class(entry):
     """The class carries the table's name, and the supersets exist."""
     assert issubclass(target_class(entry), Constraint) and target_class(entry).name == entry.name
     assert all(name in CONSTRAINTS for name in entry.within) and entry.residual
+
+
+def test_no_family_takes_a_name_of_another():
+    """Families are merged into one table, where the second of a name would silently win."""
+    assert len(CONSTRAINTS) == sum(len(family.CONSTRAINTS) for family in _FAMILIES)
+    assert len(PARAMETRIZATIONS) == sum(len(family.PARAMETRIZATIONS) for family in _FAMILIES)
+
+
+def test_complex_maps_have_complex_sets():
+    """What takes complex tensors maps between sets that complex tensors can lie in, or its values could not be verified."""
+    for entry in PARAMETRIZATIONS.values():
+        for chain in () if entry.same_as else entry.examples or (entry.name,):
+            for link in parse_chain(chain).links:
+                sets = [CONSTRAINTS[spec.partition(":")[0]] for spec in (link.domain, link.image)]
+                assert link.real or link.complex
+                assert not link.complex or all(one.complex for one in sets), chain
+def test_another_name_is_the_same_entry():
+    """An entry under another name has the class, the arguments, the maps and the law of the one it names."""
+    twins = [entry for entry in PARAMETRIZATIONS.values() if entry.same_as]
+    for entry in twins:
+        first = PARAMETRIZATIONS[entry.same_as]
+        assert first.same_as is None and entry.source != first.source
+        for name in ("target", "arguments", "maps", "law", "right_inverse", "originals", "complex", "spelt", "compact"):
+            assert getattr(entry, name) == getattr(first, name)
+    assert twins
 
 
 def test_the_table_imports_no_torch():

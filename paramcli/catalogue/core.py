@@ -9,34 +9,42 @@ AMOUNT = Argument("amount", "amount", "share of the entries to drop (0.3), or th
 DIM = Argument("dim", "int", "the dimension in front when the tensor is flattened to a matrix (outputs)", 0, minimum=-64, maximum=63)
 TUTORIAL = "PyTorch's Parametrizations Tutorial"
 
+
+def _hermitian_domain(domain: str, arguments: object) -> bool:
+    """In complex numbers the map keeps its promise after ^H, not after ^T."""
+    return domain in ("hermitian", "skew_hermitian")
+
+
 CONSTRAINTS = (
-    ConstraintEntry("any", "every finite tensor", "norm:AnyTensor", (), residual="0"),
+    ConstraintEntry("any", "every finite tensor", "norm:AnyTensor", (), residual="0", complex=True),
     ConstraintEntry(
-        "symmetric", "A = A^T", "symmetric:SymmetricMatrices", residual="||A - A^T||_F / ||A||_F"
+        "symmetric", "A = A^T", "symmetric:SymmetricMatrices", residual="||A - A^T||_F / ||A||_F", complex=True
     ),
-    ConstraintEntry("skew", "A = -A^T", "symmetric:SkewMatrices", residual="||A + A^T||_F / ||A||_F"),
+    ConstraintEntry("skew", "A = -A^T", "symmetric:SkewMatrices", residual="||A + A^T||_F / ||A||_F", complex=True),
     ConstraintEntry(
         "orthogonal",
         "Q^H Q = I: orthonormal columns, rows if wide",
         "orthogonal:OrthogonalMatrices",
         residual="max_j ||(Q^H Q - I) e_j||",
+        complex=True,
     ),
     ConstraintEntry(
         "special_orthogonal",
         "rotations: Q^T Q = I, det Q = +1",
         "orthogonal:Rotations",
-        ("orthogonal",),
+        ("orthogonal", "special_linear"),
         residual="max_j ||(Q^T Q - I) e_j||, at least 2 where det < 0",
     ),
     ConstraintEntry(
         "positive_definite",
         "A = A^T, all eigenvalues positive",
         "exponential:PositiveDefinite",
-        ("symmetric", "positive_determinant"),
-        residual="||A - A^T||_F / ||A||_F + max(0, -lambda_min) / max |lambda|",
+        ("psd", "positive_determinant"),
+        (Argument("least", "float", "a bound below the eigenvalues", 0.0, minimum=0, maximum=1),),
+        residual="||A - A^T||_F / ||A||_F + max(0, least - lambda_min) / max |lambda|",
     ),
     ConstraintEntry(
-        "positive_determinant", "det A > 0", "exponential:PositiveDeterminant", residual="1 where det A <= 0"
+        "positive_determinant", "det A > 0", "exponential:PositiveDeterminant", ("invertible",), residual="1 where det A <= 0"
     ),
     ConstraintEntry(
         "unit_spectral_norm",
@@ -45,6 +53,7 @@ CONSTRAINTS = (
         arguments=(DIM,),
         residual="|sigma_max - 1|",
         examples=("unit_spectral_norm", "unit_spectral_norm:dim=1"),
+        complex=True,
     ),
     ConstraintEntry(
         "sparse",
@@ -53,6 +62,7 @@ CONSTRAINTS = (
         arguments=(AMOUNT,),
         residual="missing zeros / number of entries",
         examples=("sparse:amount=0.4", "sparse:amount=3"),
+        complex=True,
     ),
 )
 
@@ -86,12 +96,13 @@ PARAMETRIZATIONS = (
         "orthogonal",
         "skew-symmetric to a rotation without half turns",
         "Q = (I + X)(I - X)^-1",
-        (("skew", "special_orthogonal"),),
-        "X = (Q + I)^-1 (Q - I); fails at det -1 and at eigenvalue -1",
-        f"{TUTORIAL}; Helfrich, Willmott and Ye 2018, arXiv:1707.09520",
+        (("skew", "special_orthogonal"), ("skew_hermitian", "unitary")),
+        "X = (Q + I)^-1 (Q - I); fails at eigenvalue -1, and if real at det -1",
+        f"{TUTORIAL}; Helfrich, Willmott and Ye 2018, arXiv:1707.09520; complex: Maduranga, Helfrich and Ye 2018, arXiv:1811.04142",
         "orthogonal:Cayley",
-        examples=("skew,cayley",),
+        examples=("skew,cayley", "skew_hermitian,cayley"),
         cost="one LU solve, about 4 products",
+        complex=_hermitian_domain,
     ),
     Entry(
         "matrix_exp",
@@ -101,13 +112,16 @@ PARAMETRIZATIONS = (
         (
             ("skew", "special_orthogonal"),
             ("symmetric", "positive_definite"),
+            ("skew_hermitian", "unitary"),
+            ("hermitian", "hermitian_positive_definite"),
             ("any", "positive_determinant"),
         ),
-        "the logarithm of a rotation (half turns too), or of an SPD matrix",
+        "the logarithm of a rotation or unitary matrix (half turns too), or of a positive definite one",
         f"{TUTORIAL}; Lezcano-Casado and Martinez-Rubio 2019, arXiv:1901.08428",
         "exponential:MatrixExp",
-        examples=("skew,matrix_exp", "symmetric,matrix_exp"),
+        examples=("skew,matrix_exp", "symmetric,matrix_exp", "skew_hermitian,matrix_exp", "hermitian,matrix_exp"),
         cost="about 12 products",
+        complex=_hermitian_domain,
     ),
     Entry(
         "orthogonal",
@@ -135,11 +149,15 @@ PARAMETRIZATIONS = (
             Argument("triv", "bool", "store a base (torch's use_trivialization)", True),
         ),
         cost="as its map, on max(n, k) squared for matrix_exp and cayley",
+        compact="orthogonal:map=householder:triv=false",
         examples=(
             "orthogonal",
             *(f"orthogonal:map={m}" for m in ("matrix_exp", "cayley", "householder")),
             *(f"orthogonal:map={m}:triv=false" for m in ("matrix_exp", "cayley", "householder")),
         ),
+        # torch's reflectors are real only; without a base its complex maps reach no special orthogonal set but all
+        # unitary matrices, which skew_hermitian,matrix_exp and skew_hermitian,cayley do with right inverses.
+        complex=lambda domain, a: a.get("map") != "householder" and a.get("triv", True),
     ),
     Entry(
         "weight_norm",
@@ -173,6 +191,7 @@ PARAMETRIZATIONS = (
         cost="a matrix-vector product; the inverse one SVD",
         examples=("spectral_norm", "spectral_norm:dim=1"),
         old_form="spectral_norm_v1",
+        complex=True,
     ),
     Entry(
         "mask",
@@ -211,7 +230,10 @@ PARAMETRIZATIONS = (
         "W itself: pruned entries keep their values until baked",
         "torch.nn.utils.prune.l1_unstructured",
         "mask:PruneL1",
-        (AMOUNT,),
+        (
+            AMOUNT,
+            Argument("scope", "choice", "of each tensor, or of all that `add` names together", "tensor", choices=("tensor", "global")),
+        ),
         cost="one sort",
         examples=("prune_l1:amount=0.4", "prune_l1:amount=3"),
         old_form="prune_old",

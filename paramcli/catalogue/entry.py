@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ..spec import Argument, Value
+from ..spec import Argument, Value, value_text
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,13 @@ class ConstraintEntry:
     within: tuple[str, ...] = ("any",)
     arguments: tuple[Argument, ...] = ()
     residual: str = ""
+    # Arguments that `discover` always writes, default or not.
+    spelt: tuple[str, ...] = ()
     # Specs that the laws are tested on; the bare name where arguments are optional.
     examples: tuple[str, ...] = ()
+    # Complex tensors can lie in it; and real ones can (`hermitian` leaves them to `symmetric`).
+    complex: bool = False
+    real: bool = True
 
 
 @dataclass(frozen=True)
@@ -42,11 +47,27 @@ class Entry:
     cost: str = ""
     # More than one original: torch then wants it first in its chain.
     originals: int = 1
+    # Its one original does not have the weight's shape: it too comes first, and its class tells the weight's shape.
+    reshapes: bool = False
     # Arguments that are always written in a chain's text, given or not.
     spelt: tuple[str, ...] = ()
     # Chains that the laws are tested on, each mode once; the bare name where nothing must come before it.
     examples: tuple[str, ...] = ()
     # The spelling from before parametrize that holds the same tensors, where there was one.
     old_form: str | None = None
-    # The maths has a complex form; the others refuse complex tensors.
-    complex: bool = False
+    # The maths has a complex form; the others refuse complex tensors. A function of the domain and the arguments
+    # where only some modes have one: exp of a complex skew-symmetric matrix is no rotation, of a skew-Hermitian one it is.
+    complex: bool | Callable[[str, Mapping[str, Value]], bool] = False
+    # The chain to take where this one's square bases would be far larger than the weight; {rank} is its own argument.
+    compact: str | None = None
+    # Another name for this entry: same class, same maps. The laws and literals of that entry are its own.
+    same_as: str | None = None
+
+
+def image_of(constraint: str, *names: str) -> Callable[[Mapping[str, Value]], str]:
+    """An image that passes a parametrization's arguments on to its constraint, which has the same defaults."""
+
+    def spec(arguments: Mapping[str, Value]) -> str:
+        return constraint + "".join(f":{name}={value_text(arguments[name])}" for name in names if name in arguments)
+
+    return spec

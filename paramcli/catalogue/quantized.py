@@ -44,6 +44,7 @@ CONSTRAINTS = (
         "quantized:Float8",
         arguments=(FORMAT,),
         residual="max |W - cast(W)| / |W|",
+        spelt=("format",),
         examples=("fp8", "fp8:format=e5m2"),
     ),
 )

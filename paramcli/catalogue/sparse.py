@@ -22,6 +22,7 @@ CONSTRAINTS = (
         arguments=(SLICES, DIM),
         residual="missing zero slices / slices",
         examples=("structured_sparse:amount=0.5", "structured_sparse:amount=1:dim=1"),
+        complex=True,
     ),
     ConstraintEntry(
         "nm",
@@ -29,7 +30,9 @@ CONSTRAINTS = (
         "sparse:NofM",
         arguments=NM,
         residual="share of groups with more than n entries",
+        spelt=("n", "m"),
         examples=("nm", "nm:n=1:m=2:dim=0"),
+        complex=True,
     ),
 )
 

@@ -24,7 +24,8 @@ from pathlib import Path
 
 from ..errors import OutputFailed, UsageError
 from ..text import printable_path
-from .source import OpenFiles, Source, above_standard_streams
+from .source import OpenFiles, Source, above_standard_streams, in_use
+from .writeback import begin_writeback
 
 TEMPORARY_PREFIX = ".paramcli-"
 _ELSEWHERE = "write elsewhere with -o"
@@ -45,6 +46,16 @@ _REASONS = {
 }
 # What link(2) and renameat2(2) answer on a file system that lacks them.
 UNSUPPORTED = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK, errno.ENOTSUP}
+
+
+# What is written in one call, so that a thread that fills a file can be told to stop.
+WRITE_BLOCK = 1 << 26
+# Bytes after which the disk is set to work on what has arrived.
+WRITEBACK = 1 << 24
+
+
+class Abandoned(Exception):
+    """The file this thread was filling is given up: another part of the work failed, and says why."""
 
 
 class Interrupted(BaseException):
@@ -216,6 +227,8 @@ class AtomicFile:
         self.temporary: Path | None = None
         self._descriptor = -1
         self._replaced: os.stat_result | None = None
+        self._arrived = 0
+        self._abandoned = False
 
     def __enter__(self) -> AtomicFile:
         refuse_existing(self.path, self.overwrite)
@@ -278,10 +291,27 @@ class AtomicFile:
 
     def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         view = memoryview(data).cast("B") if memoryview(data).nbytes else memoryview(b"")
-        descriptor, done = self.descriptor, 0
-        with failures(self.path):
+        done = 0
+        with failures(self.path), in_use(self) as descriptor:
             while done < len(view):
-                done += os.pwrite(descriptor, view[done : done + (1 << 30)], offset + done)
+                done += os.pwrite(descriptor, view[done : done + WRITE_BLOCK], offset + done)
+                self.arrived(min(WRITE_BLOCK, len(view)), descriptor)
+
+    def arrived(self, count: int, descriptor: int) -> None:
+        """`count` bytes more are in the file: from time to time the disk is set to work on them, ahead of the fsync.
+
+        Raises Abandoned where the file is given up, so that a thread that fills it ends.
+        """
+        if self._abandoned:
+            raise Abandoned(self.path)
+        self._arrived += count
+        if self._arrived >= WRITEBACK:
+            self._arrived = 0
+            begin_writeback(descriptor)
+
+    def abandon(self) -> None:
+        """Let every thread that still writes here stop at its next block; nothing is published any more."""
+        self._abandoned = True
 
     def finish(self, size: int) -> None:
         """Check the size, set the mode, put the bytes on the disk; the file can then be published."""

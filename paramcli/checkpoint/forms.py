@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..dtypes import EDITABLE, DTYPES
 from ..text import printable
-from .keys import split_parametrized
+from .keys import parametrized_key, split_parametrized
 from .record import Entry
 from .source import TensorInfo
 
@@ -73,6 +73,10 @@ class Group:
     def is_plain(self) -> bool:
         return self.form == PLAIN
 
+    @property
+    def nbytes(self) -> int:
+        return sum(info.nbytes for info in self.infos.values())
+
 
 @dataclass(frozen=True)
 class Spelling:
@@ -121,7 +125,16 @@ def _spectral_norm(parts: Mapping[str, TensorInfo]) -> Reading | None:
 
 def _mask(parts: Mapping[str, TensorInfo]) -> Reading | None:
     W, mask = parts["original"], parts["0.mask"]
-    return Reading("mask") if mask.shape == W.shape and W.dtype in DTYPES else None
+    # Nobody prunes integers: such a pair is a table of positions and which of them count.
+    return Reading("mask") if mask.shape == W.shape and DTYPES[W.dtype].kind in ("float", "half", "complex") else None
+
+
+def _spectral_reparam(parts: Mapping[str, TensorInfo]) -> Reading | None:
+    """RADIO's: always dim 0, one scale; its code reads the first of several, which a file with several may not mean."""
+    W, u, v, scale = (parts[role] for role in ("original", "0._u", "0._v", "0.scale"))
+    if len(W.shape) < 2 or u.shape != W.shape[:1] or v.shape != (math.prod(W.shape[1:]),) or scale.shape != (1, 1):
+        return None
+    return Reading("spectral_reparam") if W.dtype in EDITABLE else None
 
 
 def _spectral_norm_v0(parts: Mapping[str, TensorInfo]) -> Reading | None:
@@ -164,8 +177,17 @@ def detect(tensors: Mapping[str, TensorInfo], record: Mapping[str, Entry] | None
         else:
             groups[key] = Group(key, PLAIN, {"value": key}, {"value": info}, info.shape, info.dtype)
     for tensor, keys in pending.items():
-        groups[tensor] = _parametrized(tensor, keys, tensors, clash=tensor in groups)
+        if _is_packed(keys, tensors):
+            groups.update((key, Group(key, PLAIN, {"value": key}, {"value": tensors[key]}, tensors[key].shape, tensors[key].dtype)) for key in keys.values())
+        else:
+            groups[tensor] = _parametrized(tensor, keys, tensors, clash=tensor in groups)
     return {name: _recorded(group, record.get(name)) for name, group in groups.items()}
+
+
+def _is_packed(keys: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> bool:
+    """Several originals of which one holds integers: the parts of a quantized tensor (torchao's unwrapped subclasses)."""
+    originals = [tensors[key].dtype for role, key in keys.items() if role.startswith("original")]
+    return len(originals) > 1 and not all(DTYPES[dtype].kind in ("float", "half", "complex") for dtype in originals)
 
 
 def _older_spellings(tensors: Mapping[str, TensorInfo]) -> dict[str, Group]:
@@ -211,7 +233,7 @@ def _half(base: str, suffixes: set[str], tensors: Mapping[str, TensorInfo]) -> G
         problem = f"{printable(base)} is half a {best.form} pair: {have} without {printable(missing[0])}"
         hint = "the file is incomplete, or the name means something else: leave it out with -t"
     else:
-        problem = f"{printable(base)} looks like {best.form}, but its shapes do not fit together"
+        problem = f"{printable(base)} looks like {best.form}, but its shapes and dtypes do not fit together"
         hint = "leave it out with -t, or give --chain"
     return Group(base, best.form, keys, infos, info.shape, info.dtype, problem=problem, hint=hint)
 
@@ -219,11 +241,11 @@ def _half(base: str, suffixes: set[str], tensors: Mapping[str, TensorInfo]) -> G
 def _parametrized(tensor: str, keys: dict[str, str], tensors: Mapping[str, TensorInfo], clash: bool) -> Group:
     parts = {role: tensors[key] for role, key in keys.items()}
     originals = sorted(role for role in parts if role.startswith("original"))
-    if not originals or originals not in (["original"], [f"original{i}" for i in range(len(originals))]):
-        missing = "original" if not originals else "original0" if "original0" not in originals else "original1"
+    if missing := _missing_role(parts, originals):
         first = next(iter(parts.values()))
-        problem = f"{printable(tensor)} is half a parametrization: its '{missing}' is missing"
-        return Group(tensor, PARAMETRIZED, keys, parts, first.shape, first.dtype, problem=problem, hint="the file is incomplete")
+        problem = f"{printable(tensor)} is half a parametrization: {printable(parametrized_key(tensor, missing))} is missing"
+        return Group(tensor, PARAMETRIZED, keys, parts, first.shape, first.dtype, problem=problem, hint="the file is incomplete: leave it out with -t")
+    # Of a weight norm over the whole of a 1 x 1 tensor both originals have one entry, and v has the shape.
     stored = max((parts[role] for role in originals), key=lambda info: (info.numel, len(info.shape)))
     made = dict(tensor=tensor, form=PARAMETRIZED, keys=keys, infos=parts, shape=stored.shape, dtype=stored.dtype)
     if clash:
@@ -233,7 +255,42 @@ def _parametrized(tensor: str, keys: dict[str, str], tensors: Mapping[str, Tenso
                  alternatives=reading.alternatives)
 
 
-_CHAIN_HINT = "say what it is with --chain"
+def _missing_role(parts: Mapping[str, TensorInfo], originals: Sequence[str]) -> str | None:
+    """The first role without which these are no parametrization that torch writes; None where nothing is missing."""
+    if not originals:
+        return "original"
+    numbered = [f"original{i}" for i in range(max(len(originals), 2))]
+    if originals not in (["original"], numbered):
+        return next((role for role in numbered if role not in parts), "original")
+    vectors = {"0._u", "0._v"} & set(parts)
+    return ({"0._u", "0._v"} - vectors).pop() if len(vectors) == 1 and len(parts) == 2 else None
+
+
+_CHAIN_HINT = "say what it is with --chain, or leave it out with -t"
+# Roles that geotorch's products of manifolds store, here and there -> what can be said of them.
+_GEOTORCH = {
+    frozenset(("original", "0.0.base", "0.2.base")): "U f(s) V^T with two orthogonal bases, whose f and rank the keys do not tell: "
+    "geotorch.low_rank:rank=N, geotorch.fixed_rank:rank=N, geotorch.almost_orthogonal:lam=X, and for square ones "
+    "geotorch.invertible and geotorch.sln fit",
+    frozenset(("original", "0.0.base")): "Q f(l) Q^T with an orthogonal base, whose f and rank the keys do not tell: "
+    "geotorch.positive_definite, geotorch.positive_semidefinite, geotorch.positive_semidefinite_low_rank:rank=N and "
+    "geotorch.positive_semidefinite_fixed_rank:rank=N fit",
+    frozenset(("original0", "original1", "original2", "0.In", "0.alpha", "0.0.0.base", "0.1.0.base")): "a stable linear system by "
+    "geotorch's keys, whose map of its bases they do not tell: geotorch.alpha_stable:alpha=X fits, with X as in 0.alpha",
+}
+
+
+def _one_base(original: tuple[int, ...], base: tuple[int, ...]) -> str:
+    """What fits one base: of orthogonal matrices it is as square as the longer side, of unit vectors like the original."""
+    if base == original and (len(base) < 2 or base[-1] != base[-2]):
+        return "unit vectors by geotorch's keys, and not their length: geotorch.sphere:radius=X fits"
+    side = max(original[-2:], default=0)
+    seen = "" if base == (*original[:-2], side, side) else ", with the --view it was made with"
+    sphere = "; geotorch.sphere too, if it holds unit vectors" if base == original else ""
+    return (
+        "an orthogonal parametrization whose map the keys do not tell: orthogonal:map=matrix_exp, orthogonal:map=cayley, "
+        f"orthogonal:map=householder, geotorch.orthogonal, geotorch.orthogonal:triv=cayley and geotorch.grassmannian fit{seen}{sphere}"
+    )
 
 
 def read_roles(parts: Mapping[str, TensorInfo]) -> Reading:
@@ -243,13 +300,14 @@ def read_roles(parts: Mapping[str, TensorInfo]) -> Reading:
         return _weight_norm(parts) or Reading(problem="two originals that are no weight norm by their shapes")
     if names == {"original", "0._u", "0._v"}:
         return _spectral_norm(parts) or Reading(problem="u and v whose lengths fit no dimension of the original")
+    if names == {"original", "0._u", "0._v", "0.scale", "0._sn_version"}:
+        return _spectral_reparam(parts) or Reading(problem="a spectral reparametrization (RADIO) whose shapes do not fit together")
     if names == {"original", "0.mask"}:
         return _mask(parts) or Reading(problem="a mask of another shape than the original")
     if names == {"original", "0.base"}:
-        return Reading(
-            problem="an orthogonal parametrization whose map the keys do not tell: "
-            "orthogonal:map=matrix_exp, orthogonal:map=cayley and orthogonal:map=householder fit"
-        )
+        return Reading(problem=_one_base(parts["original"].shape, parts["0.base"].shape))
+    if frozenset(names) in _GEOTORCH:
+        return Reading(problem=_GEOTORCH[frozenset(names)])
     if names == {"original", "1.Id"}:
         return Reading(problem="the tutorial's cayley after something the keys do not tell: skew,cayley fits")
     if names == {"original"}:
@@ -267,14 +325,23 @@ def _recorded(group: Group, entry: Entry | None) -> Group:
     return replace(group, **known, problem=None, hint=None, alternatives=())
 
 
-def with_chain(group: Group, chain: str | None, view: str | None) -> Group:
-    """The group read as the user says, in place of what keys and record say."""
-    if chain is None or group.is_plain:
-        return group
+def with_chain(groups: Sequence[Group], chain: str | None, view: str | None, named: bool) -> list[Group]:
+    """The groups read as the user says, in place of what keys and record say.
+
+    Where the user `named` no tensors, the chain is the answer for those that ask for one, if any does.
+    """
+    if chain is None:
+        return list(groups)
     from ..chain import parse_chain
 
     parsed = parse_chain(chain)
-    originals = [group.infos[role].shape for role in sorted(group.infos) if role.startswith("original")]
-    shape = group.shape if view else parsed.weight_shape(originals) or group.shape
-    known = dict(chain=chain, view=view, constraint=parsed.constraint, shape=shape)
-    return replace(group, **known, problem=None, hint=None, alternatives=())
+    asking = [group for group in groups if group.problem or group.alternatives]
+    meant = {group.tensor for group in (groups if named or not asking else asking) if not group.is_plain}
+
+    def said(group: Group) -> Group:
+        originals = [group.infos[role].shape for role in sorted(group.infos) if role.startswith("original")]
+        shape = group.shape if view else parsed.weight_shape(originals) or group.shape
+        known = dict(chain=chain, view=view, constraint=parsed.constraint, shape=shape)
+        return replace(group, **known, problem=None, hint=None, alternatives=())
+
+    return [said(group) if group.tensor in meant else group for group in groups]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..errors import UsageError
-from .recognise import container_of
+from ..dtypes import DTYPES
+from ..errors import InputRefused, UsageError
+from ..text import count_text, printable, printable_path
+from .recognise import ZERO_HINT, container_of
 from .source import InputFile, Source
 
 
@@ -18,8 +20,10 @@ def open_checkpoint(path: str | Path, root: str | None = None) -> Source:
 
         source = open_folder_or_index(path)
         _refuse_root(source, root)
-        return source
-    return open_file(path, root)
+    else:
+        source = open_file(path, root)
+    _refuse_placeholders(source)
+    return source
 
 
 def open_file(path: Path, root: str | None = None) -> Source:
@@ -45,3 +49,18 @@ def _refuse_root(source: Source, root: str | None) -> None:
     if root:
         source.close()
         raise UsageError(f"--root is for nested torch checkpoints; {source.container} has one level", path=source.path)
+
+
+def _refuse_placeholders(source: Source) -> None:
+    """DeepSpeed's ZeRO-3 saves weights that live in other processes as tensors of shape (0,): no weight is that."""
+    empty = [
+        name for name, info in source.tensors.items()
+        if info.shape == (0,) and name.rpartition(".")[2] == "weight" and DTYPES[info.dtype].kind in ("float", "half")
+    ]  # fmt: skip
+    if empty:
+        source.close()
+        more = f" (and {count_text(len(empty) - 1, 'more tensor')})" if len(empty) > 1 else ""
+        raise InputRefused(
+            f"{printable_path(source.path)}: {printable(empty[0], 120)}{more} is an empty placeholder of DeepSpeed ZeRO-3; its data is in other files",
+            hint=ZERO_HINT, tensor=empty[0], path=source.path,
+        )  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..errors import InputRefused
 from ..text import printable
@@ -196,6 +196,20 @@ def _parameter(arguments: tuple) -> object:
     return arguments[0]
 
 
+# What DeepSpeed's ZeRO-3 hangs on a parameter whose data is spread over processes.
+PARTITIONED = "ds_tensor"
+
+
+def _parameter_with_state(arguments: tuple) -> object:
+    """(data, requires_grad, hooks, attributes): of the attributes only those of a partition matter here."""
+    made = _parameter(arguments)
+    state = arguments[3] if len(arguments) > 3 else None
+    attributes = state[0] if isinstance(state, tuple) and state else state
+    if isinstance(made, TensorRef) and isinstance(attributes, dict) and not {"ds_tensor", "ds_shape"}.isdisjoint(attributes):
+        return replace(made, flags=(*made.flags, PARTITIONED))
+    return made
+
+
 def _from_type(arguments: tuple) -> object:
     if len(arguments) < 3 or not isinstance(arguments[0], Global) or not isinstance(arguments[2], tuple):
         raise broken("a tensor subclass without its parts")
@@ -271,7 +285,7 @@ _CALLS: dict[tuple[str, str], Callable[[tuple], object]] = {
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_tensor_v3"): _tensor_v3,
     ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _parameter_with_state,
     ("torch._tensor", "_rebuild_from_type_v2"): _from_type,
     ("torch.nn.parameter", "Parameter"): _parameter,
     ("torch", "Size"): _size,

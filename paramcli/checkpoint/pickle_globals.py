@@ -44,11 +44,11 @@ STORAGE_DTYPES = {
     "BoolStorage": "BOOL", "ComplexFloatStorage": "C64", "UntypedStorage": "U8",
 }  # fmt: skip
 # Storages whose elements no safetensors dtype can hold: code that starts with '?' names them in messages.
-_OTHER_STORAGES = {
+OTHER_STORAGES = {
     "ComplexDoubleStorage": ("?complex128", 16), "QInt8Storage": ("?qint8", 1), "QUInt8Storage": ("?quint8", 1),
     "QInt32Storage": ("?qint32", 4), "QUInt4x2Storage": ("?quint4x2", 1), "QUInt2x4Storage": ("?quint2x4", 1),
 }  # fmt: skip
-OTHER_WIDTHS = dict(_OTHER_STORAGES.values())
+OTHER_WIDTHS = dict(OTHER_STORAGES.values())
 TORCH_DTYPES = {
     "float64": "F64", "double": "F64", "float32": "F32", "float": "F32", "float16": "F16", "half": "F16", "bfloat16": "BF16",
     "int64": "I64", "long": "I64", "int32": "I32", "int": "I32", "int16": "I16", "short": "I16", "int8": "I8", "uint8": "U8",
@@ -63,7 +63,7 @@ def storage_dtype(module: str, name: str) -> str | None:
     """The dtype code of a storage class such as torch.FloatStorage or torch.cuda.HalfStorage; None for others."""
     if module not in ("torch", "torch.cuda", "torch.storage"):
         return None
-    return STORAGE_DTYPES.get(name) or _OTHER_STORAGES.get(name, (None, 0))[0]
+    return STORAGE_DTYPES.get(name) or OTHER_STORAGES.get(name, (None, 0))[0]
 
 
 def refuse_dangerous(module: str, name: str) -> None:

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import InputRefused
 from ..text import count_text, listing, printable, printable_path
 from . import record
 from .read_safetensors import open_safetensors
+from .recognise import ZERO_HINT
 from .source import Extra, InputFile, OpenFiles, Root, Source, Storage, TensorInfo
 from .strict_json import BrokenJson, decode_utf8, read_any, read_text, walk_document, walk_object
 
@@ -39,10 +40,11 @@ _WEIGHTS = (
 
 @dataclass(frozen=True)
 class Index:
-    """What an index file says: tensor name -> shard file name, and the total size if it is a number."""
+    """What an index file says: tensor name -> shard file name, the total size if it is a number, and its other metadata."""
 
     weight_map: dict[str, str]
     total_size: int | None
+    metadata: dict[str, object] = field(default_factory=dict)
 
 
 def open_folder_or_index(path: str | Path) -> Source:
@@ -62,6 +64,8 @@ def _open_folder(path: Path) -> Source:
             path=path,
         )
     names = [name for name in names if not name.startswith(".")]
+    if "zero_to_fp32.py" in names or any(name.endswith("_optim_states.pt") for name in names):
+        raise InputRefused(f"{shown} is a DeepSpeed checkpoint folder, its weights spread over processes", hint=ZERO_HINT, path=path)
     found: list[str] = []
     # A folder from the hub often holds the same model twice; safetensors comes first, as in every loader.
     for suffix in (INDEX_SUFFIX, ".safetensors", TORCH_INDEX_SUFFIX):
@@ -110,7 +114,7 @@ def read_index(path: Path) -> Index:
 
 def _parse_index(data: bytes) -> Index:
     weight_map: dict[str, str] = {}
-    total_size: list[object] = []
+    metadata: dict[str, object] = {}
 
     def read_place(name: str, at: int) -> int:
         shard, at = read_text(text, at)
@@ -129,9 +133,7 @@ def _parse_index(data: bytes) -> Index:
         return read_any(text, at)
 
     def read_metadata(key: str, at: int) -> int:
-        value, at = read_other(at)
-        if key == "total_size":
-            total_size.append(value)
+        metadata[key], at = read_other(at)
         return at
 
     def read_part(key: str, at: int) -> int:
@@ -147,7 +149,8 @@ def _parse_index(data: bytes) -> Index:
     walk_document(text, read_part)
     if not weight_map:
         raise BrokenJson("it has no weight_map that names a tensor")
-    return Index(weight_map, next((size for size in total_size if type(size) is int), None))
+    total_size = metadata.pop("total_size", None)
+    return Index(weight_map, total_size if type(total_size) is int else None, metadata)
 
 
 def _open_index(path: Path, index_path: Path) -> Source:
@@ -234,6 +237,7 @@ def _combine(path: Path, index_path: Path, index: Index, parts: Mapping[str, Sou
         [Root("", len(tensors))],
         notes=notes,
         shards={shard: list(part.tensors) for shard, part in parts.items()},
+        index_metadata=index.metadata,
     )
 
 
@@ -277,6 +281,21 @@ def sibling_files(path: str | Path) -> list[Path]:
     out of the folder either, which could carry any file of this machine into a result that is published later; but
     for those of the hub's cache, whose snapshots are links to blobs.
     """
+    folder, names, shards = _contents(path)
+    return [folder / name for name in names if name not in shards and not name.endswith(_WEIGHTS) and _stays_inside(folder / name)]
+
+
+def files_left(source: Source) -> list[str]:
+    """What else lies in a sharded checkpoint's folder and is neither part of it nor carried along: training state, folders."""
+    folder, names, _ = _contents(source.path)
+    mine = {*source.shards, *(path.name for path in sibling_files(source.path))}
+    with os.scandir(folder) as entries:
+        folders = sorted(f"{entry.name}/" for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    return [name for name in names if name not in mine and not name.endswith(".index.json")] + folders
+
+
+def _contents(path: str | Path) -> tuple[Path, list[str], set[str]]:
+    """(the folder, its files that are not hidden, those of them that an index names)."""
     path = Path(path)
     folder = path if path.is_dir() else path.parent
     names = [name for name in _files_in(folder) if not name.startswith(".")]
@@ -287,7 +306,7 @@ def sibling_files(path: str | Path) -> list[Path]:
                 shards.update(read_index(folder / index).weight_map.values())
             except InputRefused:
                 pass  # an index that is not ours, and not sound: its shards are known by their endings
-    return [folder / name for name in names if name not in shards and not name.endswith(_WEIGHTS) and _stays_inside(folder / name)]
+    return folder, names, shards
 
 
 def _stays_inside(path: Path) -> bool:

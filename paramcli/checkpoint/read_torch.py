@@ -8,16 +8,16 @@ ignored checksums, and calls of what a file names.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..dtypes import DTYPES
 from ..errors import InputRefused
 from ..text import listing, printable, printable_path
-from .pickle_data import MAX_BYTES, Key, Opaque, StorageRef, TensorRef, Unpickled, check_structure, read_pickle, shown
+from .pickle_data import MAX_BYTES, PARTITIONED, Key, Opaque, StorageRef, TensorRef, Unpickled, check_structure, read_pickle, shown
 from .pickle_globals import OTHER_WIDTHS
-from .recognise import LEGACY_MAGIC
+from .recognise import LEGACY_MAGIC, ZERO_HINT
 from .roots import choose_root
 from .source import InputFile, Root, Source, Storage, TensorInfo
 from .torch_zip import member_bytes, read_archive
@@ -78,7 +78,7 @@ def _open(path: Path, file: InputFile, root: str | None) -> Source:
         raise InputRefused("a tensor is named __metadata__, which safetensors cannot store", hint="rename it where it was made")
     skipped = [str(cls) for cls in loaded.classes]
     if skipped:
-        notes.append(f"read past classes paramcli does not know: {listing(skipped, 6)}")
+        notes.append(f"read past classes paramcli does not know: {listing(skipped, 100)}")
     return Source(
         path=path,
         container=container,
@@ -156,7 +156,7 @@ def _legacy_from(file: InputFile, data: bytes) -> tuple[Unpickled, Storages, lis
     position = keys.end
     for key in keys.value:
         count = int.from_bytes(file.read(position, 8), "little") if position + 8 <= file.size else -1
-        size = count * _width(used[key].dtype)
+        size = count * element_width(used[key].dtype)
         if count < 0 or count != used[key].numel or position + 8 + size > file.size:
             raise InputRefused(f"cut short, or storage '{printable(key, 40)}' has another size than it says", hint="copy or download the file again")
         storages[key] = Storage(0, position + 8, size, key)
@@ -166,14 +166,16 @@ def _legacy_from(file: InputFile, data: bytes) -> tuple[Unpickled, Storages, lis
     return loaded, storages, []
 
 
-def storage_refs(value: object) -> dict[str, StorageRef]:
-    """Every storage of the tree by key; one key with two sizes is refused."""
+def storage_refs(value: object, without: Set[int] = frozenset()) -> dict[str, StorageRef]:
+    """Every storage of the tree by key, but those of tensors whose id is in `without`; one key with two sizes is refused."""
     found: dict[str, StorageRef] = {}
     for ref in walk(value):
+        if id(ref) in without:
+            continue
         storage = ref.storage if isinstance(ref, TensorRef) else ref
         if isinstance(storage, StorageRef):
             known = found.setdefault(storage.key, storage)
-            if known.numel * _width(known.dtype) != storage.numel * _width(storage.dtype):
+            if known.numel * element_width(known.dtype) != storage.numel * element_width(storage.dtype):
                 raise InputRefused(f"storage '{printable(storage.key, 40)}' has two sizes", hint="copy or download the file again")
     return found
 
@@ -199,7 +201,8 @@ def walk(value: object) -> list[object]:
     return out
 
 
-def _width(dtype: str) -> int:
+def element_width(dtype: str) -> int:
+    """Bytes of one element as torch counts them."""
     # A dtype that nothing here can carry ("?bits8") counts as bytes until the tensor is refused by name.
     return DTYPES[dtype].bits // 8 if dtype in DTYPES else OTHER_WIDTHS.get(dtype, 1)
 
@@ -209,15 +212,15 @@ def _span(ref: TensorRef, storages: Storages) -> tuple[Storage, int]:
     storage = storages.get(ref.storage.key)
     if storage is None:
         raise InputRefused(f"uses storage '{printable(ref.storage.key, 40)}', which the file does not have")
-    said = ref.storage.numel * _width(ref.storage.dtype)
+    said = ref.storage.numel * element_width(ref.storage.dtype)
     if storage.nbytes != said:
         raise InputRefused(f"uses a storage of {storage.nbytes} bytes that is said to have {said}")
     base = ref.storage.view[1] if ref.storage.view is not None else 0
     if type(base) is not int or base < 0:
         raise InputRefused("uses a broken storage view")
-    start = (base + ref.offset) * _width(ref.dtype)
+    start = (base + ref.offset) * element_width(ref.dtype)
     last = 0 if 0 in ref.shape else 1 + sum((size - 1) * step for size, step in zip(ref.shape, ref.stride))
-    if start + last * _width(ref.dtype) > storage.nbytes:
+    if start + last * element_width(ref.dtype) > storage.nbytes:
         raise InputRefused("lies outside its storage")
     return storage, start
 
@@ -239,6 +242,8 @@ def _info(name: str, ref: TensorRef, storages: Storages) -> TensorInfo:
 
     if ref.dtype not in DTYPES and ref.dtype != PAIRS:
         raise refuse(f"is {printable(ref.dtype.removeprefix('?'), 40)}, which safetensors cannot store", "convert it where it was made")
+    if PARTITIONED in ref.flags:
+        raise refuse("is one process's part of a DeepSpeed ZeRO-3 parameter", ZERO_HINT)
     if ref.flags:
         raise refuse(f"is a lazy view ({', '.join(printable(f, 20) for f in ref.flags)})", "save it after .resolve_conj().resolve_neg()")
     if ref.storage.device == "meta":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+
 from ..errors import InputRefused
 from ..text import printable_path
 from .source import InputFile
@@ -9,6 +11,8 @@ from .source import InputFile
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 _LEGACY_START = b"\x8a\x0a" + LEGACY_MAGIC.to_bytes(10, "little")
+# DeepSpeed's own way from partitioned weights to whole ones.
+ZERO_HINT = "python zero_to_fp32.py FOLDER OUT, the script DeepSpeed saved beside the checkpoint, joins the parts"
 
 # Magic bytes -> what it is, and what to do.
 _FOREIGN = (
@@ -69,6 +73,15 @@ def container_of(file: InputFile) -> str:
         raise refuse("a pickle of protocol 0, not one that torch.save writes", "load it where it was made and save its state_dict with torch.save")
     if len(head) < 9:
         raise refuse(f"only {file.size} bytes long, not a checkpoint", "copy or download it again")
-    if all(byte >= 32 or byte in b"\t\n\r" for byte in head):
+    if _is_text(head):
         raise refuse("a text, not a checkpoint", "look for the weights file beside it")
     raise refuse("not a checkpoint paramcli knows (safetensors, or torch.save of any version)", "paramcli inspect reads files that torch.save or safetensors wrote")
+
+
+def _is_text(head: bytes) -> bool:
+    """UTF-8 without control characters; a character cut at the end still counts."""
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return all(character >= " " or character in "\t\n\r" for character in text)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from ..errors import InputRefused, UsageError
 from ..text import closest, count_text, listing, printable
 from .pickle_data import Global, Opaque, StorageRef, TensorRef, members, shown
+from .recognise import ZERO_HINT
 from .source import Extra
 
 # Wrapper dicts nest a few deep; this bounds what a hostile file can make us walk.
@@ -29,6 +30,8 @@ MAX_CANDIDATES = 1000
 # 500,000 tensors, or a safetensors header, are no more.
 MAX_STEPS = 1_000_000
 MAX_NAME_CHARACTERS = 100_000_000
+# What DeepSpeed writes beside partitioned weights.
+ZERO_MARKS = frozenset(("zero_stage", "ds_version", "ds_config"))
 
 
 @dataclass
@@ -56,8 +59,10 @@ def type_text(value: object) -> str:
         return f"tensor {'x'.join(map(str, value.shape)) or 'scalar'}"
     if isinstance(value, StorageRef):
         return "storage"
+    if isinstance(value, (dict, list, tuple)) and holds_optimizers(value):
+        return "optimizer state"
     if isinstance(value, dict):
-        return "optimizer state" if is_optimizer(value) else f"dict of {len(value)}"
+        return f"dict of {len(value)}"
     if isinstance(value, (list, tuple)):
         return f"{type(value).__name__} of {len(value)}"
     return "None" if value is None else type(value).__name__
@@ -65,6 +70,13 @@ def type_text(value: object) -> str:
 
 def is_optimizer(value: dict) -> bool:
     return "param_groups" in value and "state" in value
+
+
+def holds_optimizers(value: dict | list | tuple) -> bool:
+    """One optimizer's state, or several as a list (Lightning) or a dict (G and D of a GAN)."""
+    if isinstance(value, dict) and is_optimizer(value):
+        return True
+    return any(isinstance(item, dict) and is_optimizer(item) for item in (value.values() if isinstance(value, dict) else value))
 
 
 class Budget:
@@ -111,10 +123,10 @@ def _items(table: object, prefix: str, budget: Budget) -> list[tuple[str, object
     return named
 
 
-def as_dict(value: object, budget: Budget) -> dict | None:
+def as_dict(value: object, budget: Budget | None = None) -> dict | None:
     """The name -> value mapping of a dict, a pickled module or a dict-like object; None for anything else."""
     if isinstance(value, Opaque):
-        return module_tensors(value, budget) or value.pairs or None
+        return module_tensors(value, budget or Budget()) or value.pairs or None
     return value if isinstance(value, dict) and not is_optimizer(value) else None
 
 
@@ -182,11 +194,10 @@ def choose_root(value: object, root: str | None) -> Chosen:
             near = closest(place, [name or "." for name in found]) or [name or "." for name in found]
             raise UsageError(f"no state dict at --root {printable(root)}", hint=f"there are: {listing(near)}" if near else None)
     elif not found:
-        raise InputRefused(f"it holds no state dict: it is a pickled {type_text(value)} without tensors" if not _any_tensor(value) else
-                           f"it holds tensors but no state dict (name -> tensor): it is a {type_text(value)}",
-                           hint="save the model's state_dict() with torch.save")  # fmt: skip
+        raise _nothing(value)
     elif len(found) > 1:
-        shown = "; ".join(f"{printable(name) or '.'} ({count_text(count, 'tensor')})" for name, count in listed[:12])
+        shown = "; ".join(f"{printable(name) or '.'} ({count_text(count, 'tensor')})" for name, count in listed[:40])
+        shown += f" and {len(listed) - 40} more" if len(listed) > 40 else ""
         raise InputRefused(f"it holds {len(found)} state dicts: {shown}", hint=f"--root {printable(listed[0][0]) or '.'}")
     else:
         place = next(iter(found))
@@ -197,14 +208,27 @@ def choose_root(value: object, root: str | None) -> Chosen:
     return Chosen(place, path, tensors, listed, extras, notes)
 
 
-def _count(state: dict) -> int:
-    return sum(isinstance(item, TensorRef) for item in state.values())
-
-
-def _any_tensor(value: object) -> bool:
+def _nothing(value: object) -> InputRefused:
+    """The refusal of a file without a state dict: what it is instead."""
     from .read_torch import walk
 
-    return any(isinstance(item, TensorRef) for item in walk(value))
+    below = walk(value)
+    mappings = [item for item in below if isinstance(item, dict)]  # a module's parameters are in one too
+    for mapping in mappings:
+        for key, item in mapping.items():
+            if isinstance(key, str):
+                _refuse_unreadable(key, item)
+    if any(not ZERO_MARKS.isdisjoint(key for key in mapping if isinstance(key, str)) for mapping in mappings):
+        return InputRefused("it is one process's part of a DeepSpeed ZeRO optimizer, not a state dict", hint=ZERO_HINT)
+    what = type_text(value)
+    told = f"it is {'an' if what[0] in 'aeiou' else 'a'} {what}"
+    if any(isinstance(item, TensorRef) for item in below):
+        return InputRefused(f"it holds tensors but no state dict (name -> tensor): {told}", hint="save the model's state_dict() with torch.save")
+    return InputRefused(f"it holds no state dict: {told} without tensors", hint="save the model's state_dict() with torch.save")
+
+
+def _count(state: dict) -> int:
+    return sum(isinstance(item, TensorRef) for item in state.values())
 
 
 def _split(state: dict, place: str) -> tuple[dict[str, TensorRef], list[Extra]]:
@@ -233,15 +257,22 @@ _SPECIAL_TENSORS = {
 }  # fmt: skip
 
 
+def special_kind(item: object) -> str | None:
+    """What to call a tensor that is no plain strided data; None for everything else."""
+    if not isinstance(item, Opaque):
+        return None
+    if item.cls.module.startswith("torch") and item.cls.name in _SPECIAL_TENSORS:
+        return _SPECIAL_TENSORS[item.cls.name]
+    if item.made_by == "via" and item.arguments[0] == Global("torch._tensor", "_rebuild_from_type_v2"):
+        return f"a {type_text(item)}, a tensor subclass that only its own library can read"
+    if item.cls.name.startswith("_rebuild_") and item.cls.module.startswith("torch"):
+        return f"a tensor of a special kind ({type_text(item)})"
+    return None
+
+
 def _refuse_unreadable(key: str, item: object) -> None:
     """Raise InputRefused for tensors of kinds that have no bytes to carry; a tensor is never dropped in silence."""
-    if not isinstance(item, Opaque):
-        return
-    kind = _SPECIAL_TENSORS.get(item.cls.name)
-    if kind is None and item.made_by == "via" and item.arguments[0] == Global("torch._tensor", "_rebuild_from_type_v2"):
-        kind = f"a {type_text(item)}, a tensor subclass that only its own library can read"
-    if kind is None and item.cls.name.startswith("_rebuild_") and item.cls.module.startswith("torch"):
-        kind = f"a tensor of a special kind ({type_text(item)})"
+    kind = special_kind(item)
     if kind is not None:
         raise InputRefused(f"{printable(key, 120)} is {kind}", hint="save it as a plain dense tensor where it was made", tensor=key)
 
@@ -265,5 +296,5 @@ def _outside(value: object, path: tuple[str, ...]) -> list[Extra]:
         extras += [Extra(f"{prefix}{_key_text(key)}", type_text(item)) for key, item in here.items() if key != step]
         here, prefix = here[step], f"{prefix}{step}."
     if isinstance(here, Opaque):
-        extras.append(Extra(prefix.rstrip(".") or "(top)", f"{type_text(here)} (its code is not carried)"))
+        extras.append(Extra(f"the pickled {type_text(here)}", "an object; its weights are read, its code is not", carried=False))
     return extras

@@ -12,7 +12,9 @@ import fcntl
 import math
 import os
 import stat
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +23,8 @@ from ..errors import InputRefused
 from ..text import printable, printable_path
 
 READ_BLOCK = 1 << 20
+# Threads that compare checksums ahead of need; a checksum runs at about a gigabyte a second, without the interpreter's lock.
+CHECKERS = 2
 
 
 def above_standard_streams(descriptor: int) -> int:
@@ -33,22 +37,54 @@ def above_standard_streams(descriptor: int) -> int:
 
 
 class OpenFiles:
-    """Keeps at most `limit` of many files open; the one unused for longest is parked, and opened again when used."""
+    """Keeps at most `limit` of many files open; the one unused for longest is parked, and opened again when used.
+
+    Threads share it: a file that one of them is `using` is not parked by another.
+    """
 
     def __init__(self, limit: int = 16):
         self.limit = limit
         self._files: dict[object, None] = {}
+        self._users: dict[object, int] = {}
+        self._lock = threading.RLock()
 
     def used(self, file: object) -> None:
-        self._files.pop(file, None)
-        self._files[file] = None
-        if len(self._files) > self.limit:
-            oldest = next(iter(self._files))
-            del self._files[oldest]
-            oldest.park()
+        with self._lock:
+            self._files.pop(file, None)
+            self._files[file] = None
+            for idle in [f for f in self._files if f is not file and f not in self._users]:
+                if len(self._files) <= self.limit:
+                    break
+                del self._files[idle]
+                idle.park()
 
     def forget(self, file: object) -> None:
-        self._files.pop(file, None)
+        with self._lock:
+            self._files.pop(file, None)
+
+    @contextmanager
+    def using(self, file: object) -> Iterator[int]:
+        """The file's descriptor, open for as long as the block runs."""
+        with self._lock:
+            descriptor = file.descriptor
+            self._users[file] = self._users.get(file, 0) + 1
+        try:
+            yield descriptor
+        finally:
+            with self._lock:
+                self._users[file] -= 1
+                if not self._users[file]:
+                    del self._users[file]
+
+
+@contextmanager
+def in_use(file: object) -> Iterator[int]:
+    """The descriptor of an input or output file, kept from being parked by another thread meanwhile."""
+    if file.pool is None:
+        yield file.descriptor
+        return
+    with file.pool.using(file) as descriptor:
+        yield descriptor
 
 
 class InputFile:
@@ -115,7 +151,8 @@ class InputFile:
         done = 0
         while done < len(view):
             try:
-                got = os.preadv(self.descriptor, [view[done : done + (1 << 30)]], offset + done)
+                with in_use(self) as descriptor:
+                    got = os.preadv(descriptor, [view[done : done + (1 << 30)]], offset + done)
             except OSError as error:
                 raise InputRefused(
                     f"cannot read {printable_path(self.path)}: {error.strerror}", path=self.path
@@ -207,10 +244,14 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Extra:
-    """Something in the file that is not a tensor of the chosen state dict: its dotted name and type."""
+    """Something in the file that is not a tensor of the chosen state dict: its dotted name and type.
+
+    `carried` is False for what not even a torch result can carry: the code of a pickled object.
+    """
 
     name: str
     type: str
+    carried: bool = True
 
 
 @dataclass(frozen=True)
@@ -238,11 +279,16 @@ class Source:
     notes: list[str] = field(default_factory=list)
     # Shard file name -> its tensors' names, in order; empty for one file.
     shards: dict[str, list[str]] = field(default_factory=dict)
+    # What a sharded checkpoint's index says beside total_size.
+    index_metadata: dict[str, object] = field(default_factory=dict)
     # The whole decoded pickle of a torch file (pickle_data values), for outputs that keep it.
     tree: object = None
     # Every storage of a torch file by its key, those outside the state dict too.
     storages: dict[str, Storage] = field(default_factory=dict)
-    _checked: set = field(default_factory=set, repr=False)
+    # (file, offset) of a storage -> the Future of its comparison, made by whoever asked first.
+    _checks: dict = field(default_factory=dict, repr=False)
+    _checking: list[threading.Thread] = field(default_factory=list, repr=False)
+    _closing: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def __enter__(self) -> Source:
         return self
@@ -251,6 +297,9 @@ class Source:
         self.close()
 
     def close(self) -> None:
+        self._closing.set()
+        for thread in self._checking:
+            thread.join()
         for file in self.files:
             file.close()
 
@@ -269,14 +318,55 @@ class Source:
             file.check_unchanged()
 
     def check_storage(self, storage: Storage) -> None:
-        """Compare a storage with the checksum its container recorded; once for each storage."""
-        if storage.crc is None or (storage.file, storage.offset) in self._checked:
+        """Compare a storage with the checksum its container recorded: once, and for all threads that ask."""
+        if storage.crc is None:
             return
+        from concurrent.futures import Future
+
+        mine: Future = Future()
+        check = self._checks.setdefault((storage.file, storage.offset), mine)
+        if check is mine:
+            try:
+                self._compare(storage)
+            except BaseException as error:
+                mine.set_exception(error)
+            else:
+                mine.set_result(None)
+        check.result()
+
+    def check_ahead(self) -> None:
+        """Begin comparing all checksums in threads of their own: the sums take as long as importing torch does.
+
+        What is wrong with a storage is raised when it is needed.
+        """
+        waiting = {(s.file, s.offset): s for s in (info.storage for info in self.tensors.values()) if s.crc is not None}
+        # Largest first, so that the threads end together.
+        queue = iter(sorted(waiting.values(), key=lambda storage: -storage.nbytes))
+        lock = threading.Lock()
+
+        def work() -> None:
+            while not self._closing.is_set():
+                with lock:
+                    storage = next(queue, None)
+                if storage is None:
+                    return
+                try:
+                    self.check_storage(storage)
+                except Exception:
+                    return  # kept, and raised where the storage is needed
+
+        for _ in range(min(CHECKERS, os.cpu_count() or 1) if waiting else 0):
+            self._checking.append(threading.Thread(target=work, daemon=True))
+            self._checking[-1].start()
+
+    def _compare(self, storage: Storage) -> None:
         import zlib
 
         file, crc, end = self.files[storage.file], 0, storage.offset + storage.nbytes
         buffer = memoryview(bytearray(min(READ_BLOCK, storage.nbytes)))
         for offset in range(storage.offset, end, READ_BLOCK):
+            if self._closing.is_set():
+                raise ValueError(f"{file.path} is closed")
             part = buffer[: min(READ_BLOCK, end - offset)]
             file.read_into(offset, part)
             crc = zlib.crc32(part, crc)
@@ -287,7 +377,6 @@ class Source:
                 hint="copy or download the file again",
                 path=file.path,
             )
-        self._checked.add((storage.file, storage.offset))
 
     def read_bytes(self, name: str) -> bytearray:
         """The tensor's row-major bytes in new memory; checksums are compared first."""

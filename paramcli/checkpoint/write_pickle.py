@@ -11,23 +11,28 @@ import struct
 from collections.abc import Callable
 
 from ..errors import InputRefused
-from .pickle_data import MAX_BYTES, Global, Items, Key, Opaque, RawInteger, Size, TensorRef
-from .pickle_globals import OTHER_WIDTHS, STORAGE_DTYPES, TORCH_DTYPES
+from .pickle_data import MAX_BYTES, Global, Items, Key, Opaque, RawInteger, Size, StorageRef, TensorRef
+from .pickle_globals import OTHER_STORAGES, STORAGE_DTYPES, TORCH_DTYPES
+from .read_torch import element_width
 
 # Real checkpoints nest a dozen deep; this keeps a hostile one from exhausting Python's stack.
 MAX_NESTING = 200
 _ORDERED = Global("collections", "OrderedDict")
 _STORAGE_NAMES = {code: name for name, code in STORAGE_DTYPES.items() if name != "UntypedStorage"}
+_STORAGE_NAMES |= {code: name for name, (code, _) in OTHER_STORAGES.items()}
 _DTYPE_NAMES = {code: name for name, code in reversed(TORCH_DTYPES.items())}
-# Storages of these dtypes have no class of their own; torch spells them with _rebuild_tensor_v3.
-_OTHER_STORAGE_NAMES = {"?complex128": "ComplexDoubleStorage"}
+
+
+def unit(dtype: str) -> int:
+    """What a storage is counted in: 1 for its own elements, or their bytes where torch has no class for the dtype."""
+    return 1 if dtype in _STORAGE_NAMES else element_width(dtype)
 
 
 class PickleWriter:
     """Writes values; `storage` turns a tensor's storage into (key, numel) of the file being written."""
 
-    def __init__(self, place: Callable[[TensorRef], tuple[str, int, int]]):
-        # TensorRef -> (storage key, elements of the storage, element offset in it)
+    def __init__(self, place: Callable[[TensorRef | StorageRef], tuple[str, int, int]]):
+        # -> (storage key, elements of the storage, element offset in it)
         self.place = place
         self.out = bytearray(b"\x80\x02")
         self.memo: dict[int, int] = {}
@@ -75,6 +80,9 @@ class PickleWriter:
             self.out += f"c{value.module}\n{value.name}\n".encode()
         elif isinstance(value, TensorRef):
             self._tensor(value)
+        elif isinstance(value, StorageRef):
+            key, numel, _ = self.place(value)
+            self._storage(None if value.untyped else value.dtype, key, numel)
         elif isinstance(value, Size):
             self._call(Global("torch", "Size"), (tuple(value),))
             self.remember(value)
@@ -159,7 +167,7 @@ class PickleWriter:
         key, numel, offset = self.place(ref)
         if ref.flags or ref.storage.device == "meta":
             raise InputRefused("a lazy view or a meta tensor that cannot be written as a torch file", hint="-o FILE.safetensors")
-        by_class = ref.dtype in _STORAGE_NAMES or ref.dtype in _OTHER_STORAGE_NAMES
+        by_class = ref.dtype in _STORAGE_NAMES
         function = "_rebuild_tensor_v2" if by_class else "_rebuild_tensor_v3"
         self.write(Global("torch._utils", function))
         self.out += b"("
@@ -168,7 +176,7 @@ class PickleWriter:
             self.write(part)
         self._call(_ORDERED, ())
         if not by_class:
-            if ref.dtype in OTHER_WIDTHS or ref.dtype not in _DTYPE_NAMES:
+            if ref.dtype not in _DTYPE_NAMES:
                 raise InputRefused(f"a {ref.dtype.lstrip('?')} tensor that cannot be written as a torch file", hint="-o FILE.safetensors")
             self.write(Global("torch", _DTYPE_NAMES[ref.dtype]))
         self.out += b"tR"
@@ -176,7 +184,7 @@ class PickleWriter:
 
     def _storage(self, dtype: str | None, key: str, numel: int) -> None:
         """The persistent id; an untyped storage counts bytes."""
-        cls = "UntypedStorage" if dtype is None else _STORAGE_NAMES.get(dtype) or _OTHER_STORAGE_NAMES[dtype]
+        cls = "UntypedStorage" if dtype is None else _STORAGE_NAMES[dtype]
         self.out += b"("
         for part in ("storage", Global("torch.storage" if dtype is None else "torch", cls), key, "cpu", numel):
             self.write(part)

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from .atomic import AtomicFile, failure
 from .header import Slot, build_header, layout
-from .source import InputFile, OpenFiles, Source
+from .source import InputFile, OpenFiles, Source, in_use
 
 COPY_BLOCK = 1 << 20
-# One call of copy_file_range moves at most this much, so that signals are not held up.
-KERNEL_BLOCK = 1 << 28
+# One call of copy_file_range moves at most this much, so that signals are not held up, and the disk begins early.
+KERNEL_BLOCK = 1 << 24
 # What looks at the finished files, still under their temporary names, before they are published.
 Check = Callable[[Path, Iterable[Path]], None]
 
@@ -61,17 +61,23 @@ class SafetensorsSink:
 
     def copy(self, source: Source, pairs: Iterable[tuple[str, str]]) -> None:
         self._sources[id(source)] = source
-        runs = []
+        runs, storages = [], {}
         for name, key in pairs:
             info = source.tensors[key]
             if info.run is None:
                 self.write(name, source.read_bytes(key))
                 continue
-            source.check_storage(info.storage)
             number, offset, length = info.run
+            storages[info.storage.file, info.storage.offset] = info.storage
             runs.append((number, offset, self._take(name, length), length))
         for number, offset, place, length in joined(runs):
             copy_run(source.files[number], offset, self.file, place, length)
+        # Checksums after the bytes: they are compared in threads meanwhile, and nothing is published before.
+        for storage in storages.values():
+            source.check_storage(storage)
+
+    def abandon(self) -> None:
+        self.file.abandon()
 
     def _take(self, name: str, length: int) -> int:
         """The file offset of a tensor that is written now: once, and with exactly its bytes."""
@@ -136,16 +142,16 @@ def _kernel_copy(source: InputFile, offset: int, target: AtomicFile, place: int,
     done = 0
     if not hasattr(os, "copy_file_range"):
         return done
-    reading, writing = source.descriptor, target.descriptor
-    while done < length:
-        try:
-            got = os.copy_file_range(reading, writing, min(KERNEL_BLOCK, length - done), offset + done, place + done)
-        except OSError as error:
-            if error.errno in _TRY_PLAIN:
-                return done
-            raise failure(error, target.path) from None
-        if not got:
-            return done  # the plain reader will say that the input was cut
-        done += got
+    with in_use(source) as reading, in_use(target) as writing:
+        while done < length:
+            try:
+                got = os.copy_file_range(reading, writing, min(KERNEL_BLOCK, length - done), offset + done, place + done)
+            except OSError as error:
+                if error.errno in _TRY_PLAIN:
+                    return done
+                raise failure(error, target.path) from None
+            if not got:
+                return done  # the plain reader will say that the input was cut
+            done += got
+            target.arrived(got, writing)
     return done
-

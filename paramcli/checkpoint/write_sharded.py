@@ -148,6 +148,10 @@ class ShardedSink:
         for shard, part in parts.items():
             self._sinks[shard].copy(source, part)
 
+    def abandon(self) -> None:
+        for sink in self._sinks.values():
+            sink.abandon()
+
     def commit(self, *sources: Source, check: Check | None = None) -> None:
         for sink in self._sinks.values():
             sink.finish()

@@ -10,20 +10,21 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..dtypes import DTYPES
-from ..errors import InputRefused, UsageError
+from ..errors import InputRefused
+from ..text import printable
 from .atomic import AtomicFile
 from .header import Slot
 from .pickle_data import Items, StorageRef, TensorRef
-from .pickle_globals import OTHER_WIDTHS
-from .read_torch import storage_refs, walk
+from .read_torch import PAIRS, element_width, storage_refs
+from .roots import as_dict
 from .source import READ_BLOCK, Source, Storage
-from .write_pickle import PickleWriter
-from .write_safetensors import Check, check_unchanged
+from .write_pickle import PickleWriter, unit
+from .write_safetensors import Check, check_unchanged, copy_run
 
 _ROOT = "archive"
 # torch aligns storages so that a mapped file has aligned tensors.
@@ -60,19 +61,22 @@ class TorchSink:
 
     def __init__(
         self, path: Path, source: Source, slots: Sequence[Slot], copies: Sequence[tuple[str, str]], renamed: Mapping[str, str],
-        *, overwrite: bool = False,
+        tied: Mapping[str, str] = {}, *, overwrite: bool = False,
     ):  # fmt: skip
-        """`copies`: (name here, name in the source); `renamed`: source key -> the first name that takes its place."""
+        """`copies`: (name here, name in the source); `renamed`: source key -> the first name that takes its place;
+        `tied`: a slot that is written -> the one before it that it is one tensor with."""
         self.source = source
         self.slots = {slot.name: slot for slot in slots}
         self.file = AtomicFile(path, overwrite=overwrite)
         self.records: list[_Record] = []
         self._tensors: dict[str, _Place] = {}
+        self._whole: dict[tuple, _Place] = {}
         self._foreign: dict[str, _Place] = {}
         self._refs: dict[str, TensorRef] = {}
-        self._plan_storages(copies)
+        self._plan_storages(copies, tied)
         self._own = {id(ref) for ref in self._refs.values()}
         tree = self._tree(renamed)
+        self._plan_foreign(tree)
         pickle = PickleWriter(self._place_of).finish(tree)
         small = [_Record("data.pkl", len(pickle), pickle), _Record("byteorder", 6, b"little")]
         self.records = [*small, *self.records, _Record("version", 2, b"3\n")]
@@ -80,36 +84,34 @@ class TorchSink:
 
     # --- what goes where -------------------------------------------------------------------------
 
-    def _plan_storages(self, copies: Sequence[tuple[str, str]]) -> None:
+    def _plan_storages(self, copies: Sequence[tuple[str, str]], tied: Mapping[str, str]) -> None:
         """Whole source storages for those that only untouched tensors use; a storage of its own for every other tensor."""
         here = {name: key for name, key in copies}
         used: dict[tuple, set[str]] = {}
         for key, info in self.source.tensors.items():
-            used.setdefault((info.storage.file, info.storage.offset), set()).add(key)
+            used.setdefault(_spot(info.storage), set()).add(key)
         kept = set(here.values())
         untouched = {spot for spot, keys in used.items() if keys <= kept}
-        whole: dict[tuple, _Place] = {}
         alike: dict[tuple, _Place] = {}
         for slot in self.slots.values():
             info = self.source.tensors.get(here.get(slot.name, ""))
             stride = _strides(slot.shape)
-            if info is not None and self.source.tree is not None:
-                spot = (info.storage.file, info.storage.offset)
-                width = DTYPES[info.dtype].bits // 8
-                if spot in untouched and info.storage.nbytes % max(width, 1) == 0:
-                    if spot not in whole:
-                        whole[spot] = self._add(info.storage.nbytes, info.storage)
-                    place = _Place(whole[spot].record, whole[spot].key, info.storage.nbytes // width, info.offset // width)
-                    self._remember(slot, place, info.stride or stride)
-                    continue
-                twin = (*spot, info.offset, info.dtype, info.shape, info.stride)
-                if twin in alike:
-                    self._remember(slot, alike[twin], stride)
-                    continue
-                alike[twin] = self._add(slot.nbytes, None, slot)
-                self._remember(slot, alike[twin], stride)
+            if info is None:
+                place = self._tensors[tied[slot.name]] if slot.name in tied else self._add(slot.nbytes, None, slot)
+                self._remember(slot, place, stride)
                 continue
-            self._remember(slot, self._add(slot.nbytes, None, slot), stride)
+            spot, width = _spot(info.storage), max(element_width(info.dtype), 1)
+            if spot in untouched and info.storage.nbytes % width == 0 and info.offset % width == 0:
+                if spot not in self._whole:
+                    self._whole[spot] = self._add(info.storage.nbytes, info.storage)
+                whole = self._whole[spot]
+                place = _Place(whole.record, whole.key, info.storage.nbytes // width, info.offset // width)
+                self._remember(slot, place, info.stride or stride)
+                continue
+            twin = (*spot, info.offset, info.dtype, info.shape, info.stride)
+            if twin not in alike:
+                alike[twin] = self._add(slot.nbytes, None, slot)
+            self._remember(slot, alike[twin], stride)
 
     def _add(self, size: int, storage: Storage | None, slot: Slot | None = None) -> _Place:
         key = str(len(self.records))
@@ -118,21 +120,26 @@ class TorchSink:
         return _Place(record, key, math.prod(slot.shape) if slot else 0)
 
     def _remember(self, slot: Slot, place: _Place, stride: tuple[int, ...]) -> None:
-        if slot.dtype not in DTYPES or DTYPES[slot.dtype].torch_name is None:
-            raise InputRefused(f"{slot.name} is {slot.dtype}, which torch files cannot hold", hint="-o FILE.safetensors", tensor=slot.name)
+        dtype, shape, numel = slot.dtype, slot.shape, place.numel
+        if dtype == "F4" and shape and shape[-1] % 2 == 0:
+            # torch counts bytes, each two values; the format counts values.
+            dtype, shape, stride, numel = PAIRS, (*shape[:-1], shape[-1] // 2), _strides((*shape[:-1], shape[-1] // 2)), place.record.size
+        elif DTYPES[dtype].torch_name is None:
+            raise InputRefused(f"{printable(slot.name)} is {dtype}, which torch files cannot hold", hint="-o FILE.safetensors", tensor=slot.name)
         self._tensors[slot.name] = place
-        self._refs[slot.name] = TensorRef(StorageRef(place.key, slot.dtype, place.numel, "cpu"), slot.dtype, place.offset, slot.shape, stride)
+        self._refs[slot.name] = TensorRef(StorageRef(place.key, dtype, numel, "cpu"), dtype, place.offset, shape, stride)
 
     def _tree(self, renamed: Mapping[str, str]) -> object:
         """The source's tree with its state dict replaced; for a source without one, a plain state dict."""
         if self.source.tree is None:
             return dict(self._refs)
-        tree = self.source.tree
-        self._plan_foreign(tree)
-        return _replaced(tree, self.source.root_path, lambda state: self._new_state(state, renamed))
+        return _replaced(self.source.tree, self.source.root_path, lambda state: self._new_state(state, renamed))
 
-    def _new_state(self, state: dict, renamed: Mapping[str, str]) -> dict:
-        """The state dict in its old order, each edited tensor's new keys where its first key stood."""
+    def _new_state(self, state: object, renamed: Mapping[str, str]) -> dict:
+        """The state dict in its old order, each edited tensor's new keys where its first key stood.
+
+        A pickled module, whose code no file can carry, becomes its state dict.
+        """
         new = Items() if isinstance(state, Items) else {}
         if isinstance(state, Items):
             new.cls, new.arguments = state.cls, state.arguments
@@ -141,7 +148,7 @@ class TorchSink:
         followers: dict[str, list[str]] = {}
         for name, key in renamed.items():
             followers.setdefault(key, []).append(name)
-        for key, value in state.items():
+        for key, value in (as_dict(state) or {}).items():
             if not isinstance(value, TensorRef):
                 new[key] = value
             for name in followers.get(key, ()):
@@ -151,34 +158,23 @@ class TorchSink:
         return new
 
     def _plan_foreign(self, tree: object) -> None:
-        """A place for every storage outside the state dict (optimizer moments and the like), copied whole."""
-        mine = {info.storage.key for info in self.source.tensors.values()}
-        # What something beside the state dict's own tensors uses (an EMA copy, a master weight).
-        inside = {id(ref) for ref in _descend(tree, self.source.root_path)[-1][1].values() if isinstance(ref, TensorRef)}
-        outside = {ref.storage.key for ref in walk(tree) if isinstance(ref, TensorRef) and id(ref) not in inside}
-        for key, ref in storage_refs(tree).items():
-            storage = self.source.storages.get(key)
-            if storage is None or (storage.key in mine and key not in outside):
-                continue
-            place = self._add(storage.nbytes, storage)
-            self._foreign[key] = _Place(place.record, place.key, ref.numel)
+        """A place for every storage outside the state dict (optimizer moments, an EMA copy), shared where it is copied whole."""
+        outside = {key: ref for key, ref in storage_refs(tree, without=self._own).items() if key in self.source.storages}
+        for key, ref in outside.items():
+            storage = self.source.storages[key]
+            self._foreign[key] = self._whole.get(_spot(storage)) or self._add(storage.nbytes, storage)
 
-    def _place_of(self, ref: TensorRef) -> tuple[str, int, int]:
+    def _place_of(self, ref: TensorRef | StorageRef) -> tuple[str, int, int]:
         if id(ref) in self._own:
-            return ref.storage.key, ref.storage.numel * self._unit(ref), ref.offset
-        place = self._foreign.get(ref.storage.key)
-        if place is None:
+            return ref.storage.key, ref.storage.numel * unit(ref.dtype), ref.offset
+        storage = ref if isinstance(ref, StorageRef) else ref.storage
+        place = self._foreign.get(storage.key)
+        if place is None or isinstance(ref, StorageRef) and ref.view:
             raise InputRefused("a tensor outside the state dict whose storage the file does not have", hint="-o FILE.safetensors")
-        base = ref.storage.view[1] if ref.storage.view else 0
-        width = OTHER_WIDTHS.get(ref.dtype) or DTYPES[ref.dtype].bits // 8
-        return place.key, place.record.size // width * self._unit(ref), base + ref.offset
-
-    def _unit(self, ref: TensorRef) -> int:
-        """Elements a storage is counted in: its dtype's, or bytes where torch spells it untyped."""
-        from .write_pickle import _OTHER_STORAGE_NAMES, _STORAGE_NAMES
-
-        typed = ref.dtype in _STORAGE_NAMES or ref.dtype in _OTHER_STORAGE_NAMES
-        return 1 if typed else DTYPES[ref.dtype].bits // 8
+        numel = place.record.size // element_width(ref.dtype) * unit(ref.dtype)
+        if isinstance(ref, StorageRef):
+            return place.key, place.record.size if ref.untyped else numel, 0
+        return place.key, numel, (storage.view[1] if storage.view else 0) + ref.offset
 
     def _lay_out(self) -> None:
         position = 0
@@ -218,6 +214,8 @@ class TorchSink:
         if not record.written:
             self._put(record, 0, view)
             record.written = True
+        elif zlib.crc32(view) != record.crc:
+            raise InputRefused(f"{printable(name)} is tied to another tensor, and would get other values than that", hint="--tied separate", tensor=name)
 
     def copy(self, source: Source, pairs: Iterable[tuple[str, str]]) -> None:
         for name, key in pairs:
@@ -228,18 +226,25 @@ class TorchSink:
                 self.write(name, source.read_bytes(key))
 
     def _stream(self, record: _Record) -> None:
-        """A whole storage of the source, in blocks; its recorded checksum is compared on the way."""
+        """A whole storage of the source, its recorded checksum compared."""
         if record.written:
             return
-        file = self.source.files[record.source.file]
-        buffer = memoryview(bytearray(min(READ_BLOCK, record.size)))
-        for at in range(0, record.size, READ_BLOCK):
-            part = buffer[: min(READ_BLOCK, record.size - at)]
-            file.read_into(record.source.offset + at, part)
-            self._put(record, at, part)
-        if record.source.crc is not None and record.crc != record.source.crc:
-            self.source.check_storage(record.source)  # says which, and what to do
+        storage = record.source
+        if storage.crc is not None:
+            # The recorded sum is the sum of the same bytes here, and it is compared beside the copy.
+            copy_run(self.source.files[storage.file], storage.offset, self.file, record.start, record.size)
+            self.source.check_storage(storage)
+            record.crc = storage.crc
+        else:
+            buffer = memoryview(bytearray(min(READ_BLOCK, record.size)))
+            for at in range(0, record.size, READ_BLOCK):
+                part = buffer[: min(READ_BLOCK, record.size - at)]
+                self.source.files[storage.file].read_into(storage.offset + at, part)
+                self._put(record, at, part)
         record.written = True
+
+    def abandon(self) -> None:
+        self.file.abandon()
 
     def commit(self, *sources: Source, check: Check | None = None) -> None:
         for place in self._foreign.values():
@@ -294,19 +299,16 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-def _descend(tree: object, path: Sequence[str]) -> list[tuple[str | None, dict]]:
-    """[(key, dict), ...] from the top to the state dict; UsageError where a pickled object is in between."""
-    steps: list[tuple[str | None, dict]] = [(None, tree)]
+def _spot(storage: Storage) -> tuple[int, int, int]:
+    # An empty tensor begins where the next one does.
+    return storage.file, storage.offset, storage.nbytes
+
+
+def _replaced(tree: object, path: Sequence[str], new_state: Callable[[object], dict]) -> object:
+    """The tree with new dicts along the path to the state dict; everything else is the same objects."""
+    steps: list[tuple[str | None, object]] = [(None, tree)]
     for key in path:
         steps.append((key, steps[-1][1][key]))
-    if not all(isinstance(value, dict) for _, value in steps):
-        raise UsageError("the weights are inside a pickled object, whose code a torch file would need", hint="-o FILE.safetensors")
-    return steps
-
-
-def _replaced(tree: object, path: Sequence[str], new_state) -> object:
-    """The tree with new dicts along the path to the state dict; everything else is the same objects."""
-    steps = _descend(tree, path)
     value: dict = new_state(steps[-1][1])
     for (key, _), (_, parent) in zip(reversed(steps[1:]), reversed(steps[:-1])):
         copy = Items(parent) if isinstance(parent, Items) else dict(parent)

@@ -26,6 +26,9 @@ class Sink(Protocol):
     def copy(self, source: Source, pairs: Iterable[tuple[str, str]]) -> None:
         """Tensors (name here, name in the source), byte for byte."""
 
+    def abandon(self) -> None:
+        """Let other threads that write here stop soon: the work has failed and the sink is about to be left."""
+
     def commit(self, *sources: Source, check: Check | None = None) -> None:
         """Publish. Sources that were copied from, and those given, must be unchanged since they were opened.
 

@@ -6,14 +6,10 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..chain import check_items
-from ..console import Screen
-from ..errors import UsageError
-from ..view import parse_view
+from ..surgery.commands import Add
+from . import complete
 from . import options as o
-from .session import check_compute, check_device, finish_edit, open_groups, output_path, tie, write_plan
-
-INITS = ("project", "strict", "raw")
+from .session import Target, run_edits
 
 
 def attach(app: typer.Typer) -> None:
@@ -23,11 +19,12 @@ def attach(app: typer.Typer) -> None:
 def add(
     ckpt: o.Checkpoint,
     tensor: o.Tensors = None,
-    chain: Annotated[Optional[str], typer.Option("--chain", metavar="SPEC", help="Parametrizations in order, e.g. skew,cayley. See `paramcli registry`.", show_default=False)] = None,
+    chain: Annotated[Optional[str], typer.Option("--chain", metavar="SPEC", help="Parametrizations in order, e.g. skew,cayley. See `paramcli registry`.", show_default=False, autocompletion=complete.chain)] = None,
     view: o.View = None,
-    init: Annotated[str, typer.Option("--init", metavar="HOW", help="project: move to the nearest point; strict: refuse if off; raw: as torch registers.")] = "project",
-    max_change: Annotated[Optional[float], typer.Option("--max-change", metavar="X", min=0.0, help="Refuse if a weight would move by more than this relative distance.", show_default=False)] = None,
-    spelling: Annotated[str, typer.Option("--spelling", metavar="new|old", help="old: weight_g/_v and its like, for code from before parametrize.")] = "new",
+    init: Annotated[str, typer.Option("--init", metavar="HOW", help="project: move to the nearest point; strict: refuse if off; raw: as torch registers.", autocompletion=complete.words("project", "strict", "raw"))] = "project",
+    mask: Annotated[Optional[str], typer.Option("--mask", metavar="FILE[:NAME]", help="The mask for the chain `mask`: a tensor of that checkpoint, of the same name unless given.", show_default=False)] = None,
+    max_change: Annotated[Optional[float], typer.Option("--max-change", metavar="X", help="Refuse if a weight would move by more than this relative distance.", show_default=False)] = None,
+    spelling: Annotated[str, typer.Option("--spelling", metavar="new|old", help="old: weight_g/_v and its like, for code from before parametrize.", autocompletion=complete.words("new", "old"))] = "new",
     seed: o.Seed = 0,
     output: o.Output = None,
     force: o.Force = False,
@@ -48,33 +45,10 @@ def add(
 
     paramcli add ckpt.pt -t fc.weight --chain skew,cayley
 
-    paramcli add rnn.safetensors -t 'rnn.weight_hh*' --view blocks=4 --chain skew,cayley
+    paramcli add rnn.pt -t '*.weight_hh*' --view blocks=4 --chain skew,cayley
     """
-    screen = Screen(quiet)
-    if not chain:
-        raise UsageError("add needs --chain: which parametrizations, in order", hint="--chain skew,cayley; paramcli registry lists them")
-    if not tensor:
-        raise UsageError("add needs -t/--tensor: which tensors to parametrize", hint="paramcli inspect lists them")
-    if init not in INITS:
-        raise UsageError(f"--init {init}: not one of {', '.join(INITS)}")
-    if spelling not in ("new", "old"):
-        raise UsageError(f"--spelling {spelling}: new or old")
-    check_items(chain)
-    seen = parse_view(view)
-    check_compute(compute_dtype)
-    with open_groups(ckpt, root, ignore_record, screen) as opened:
-        chosen = opened.choose(tensor)
-        chosen = tie(opened, chosen, tied)
-        destination = output_path(opened.source, output, in_place, ".parametrized", force or dry_run)
-        where = check_device(device)
-        from ..surgery.edits import Register
-        from ..surgery.execute import preview
-        from ..surgery.plan import make_plan
-
-        edit = Register(chain, seen, init, seed, max_change, spelling)
-        plan = make_plan("add", opened.source, opened.groups, chosen, edit.plan)
-        if dry_run:
-            outcomes = preview(plan)
-        else:
-            outcomes = write_plan(plan, opened, destination, force=force, in_place=in_place, check=check, device=where, compute=compute_dtype)
-        finish_edit(screen, as_json, plan, opened, destination, outcomes, dry_run, checked=check or in_place)
+    edit = Add(
+        tensor=tensor, chain=chain, view=view, init=init, mask=mask, max_change=max_change, spelling=spelling, seed=seed, tied=tied,
+        compute_dtype=compute_dtype,
+    )  # fmt: skip
+    run_edits("add", [edit], edit.suffix, ckpt, Target(output, force, in_place, dry_run, root, device, ignore_record, as_json, quiet, check))

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
+import traceback
+import warnings
 from typing import Annotated, Optional
 
 import typer
 
 from .. import __version__
 from ..console import Screen
-from ..errors import ParamcliError, UsageError
+from ..errors import ParamcliError
 from ..text import printable, printable_path
+from .usage import arrange, hoisted, usage_error
 
 app = typer.Typer(
     name="paramcli",
     help="Put torch parametrizations on the tensors of a checkpoint file, bake them, and prove that they hold: "
-    "no model code needed.",
-    epilog="Examples:  paramcli add ckpt.pt -t fc.weight --chain skew,cayley   |   "
-    "paramcli remove ckpt.parametrized.safetensors --bake   |   paramcli verify ckpt.baked.safetensors",
+    "no model code needed.\n\n\b\n"
+    "paramcli add ckpt.pt -t fc.weight --chain skew,cayley\n"
+    "paramcli remove ckpt.parametrized.safetensors --bake\n"
+    "paramcli verify ckpt.baked.safetensors",
+    epilog="Start with:  paramcli inspect ckpt.pt\n\nTab completes commands, options and tensor names: paramcli --install-completion",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -53,16 +59,21 @@ def common(
 @functools.cache
 def _command():
     """The parser with every command, built once; each module imports torch inside its function, if at all."""
-    from . import add, assign, convert, diff, discover, inspect_command, migrate, registry_command, remove, snippet, verify
+    from . import add, apply, assign, convert, diff, discover, inspect_command, migrate, registry_command, remove, snippet, spectrum, verify
 
-    for module in (inspect_command, registry_command, add, assign, remove, verify, migrate, convert, diff, discover, snippet):
+    for module in (inspect_command, registry_command, add, assign, remove, verify, migrate, convert, apply, diff, discover, spectrum, snippet):
         module.attach(app)
+    arrange(app)
     return typer.main.get_command(app)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit with its code."""
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not sys.warnoptions and "--debug" not in arguments:
+        # What libraries warn of (torch: that numpy is not installed) is nothing a user of the command can act on.
+        warnings.simplefilter("ignore")
+    sys.exit(run(arguments))
 
 
 def run(arguments: list[str]) -> int:
@@ -70,13 +81,17 @@ def run(arguments: list[str]) -> int:
     from ..checkpoint.atomic import Interrupted, signals_as_exceptions
 
     debug, as_json = "--debug" in arguments, "--json" in arguments
+
+    def fail(error: ParamcliError) -> int:
+        if debug:
+            traceback.print_exc()
+        return _fail(error, as_json)
+
     try:
         with signals_as_exceptions():
-            return _dispatch(arguments)
+            return _dispatch(hoisted(arguments))
     except ParamcliError as error:
-        if debug:
-            raise
-        return _fail(error, as_json)
+        return fail(error)
     except typer.Exit as stop:
         return stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
@@ -88,14 +103,13 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except MemoryError:
-        return _fail(_Bug("out of memory", hint="close other programs, or use a machine with more memory"), as_json)
+        return fail(_Bug("out of memory", hint="close other programs, or use a machine with more memory"))
     except Exception as error:
-        if debug:
-            raise
         if type(error).__module__.startswith("typer") and hasattr(error, "format_message"):
-            return _fail(UsageError(printable(error.format_message().rstrip(".")), hint=_help_hint(error)), as_json)
-        what = printable(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": "))
-        return _fail(_Bug(f"a bug in paramcli: {what}", hint="run it again as `paramcli --debug ...` and report the traceback"), as_json)
+            return fail(usage_error(error))
+        what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
+        report = f"report it with this command line, what it prints with --debug, and the version, {__version__}"
+        return fail(_Bug(f"a bug in paramcli: {printable(what)}", hint=report))
 
 
 class _Bug(ParamcliError):
@@ -106,11 +120,6 @@ def _dispatch(arguments: list[str]) -> int:
     code = _command().main(args=arguments, prog_name="paramcli", standalone_mode=False)
     sys.stdout.flush()
     return code if isinstance(code, int) else 0
-
-
-def _help_hint(error: object) -> str:
-    context = getattr(error, "ctx", None)
-    return f"{context.command_path if context else 'paramcli'} --help"
 
 
 def _fail(error: ParamcliError, as_json: bool) -> int:
@@ -133,13 +142,20 @@ def _fail(error: ParamcliError, as_json: bool) -> int:
 def _whole_message(error: ParamcliError) -> str:
     """The fact, with the tensor before it and the file after it where it does not name them itself."""
     message = error.message
-    if error.tensor is not None and printable(error.tensor) not in message:
+    if error.tensor is not None and not _is_told(printable(error.tensor), message):
         message = f"{printable(error.tensor)}: {message}"
     if error.path is not None:
         path = printable_path(error.path)
         if path not in message and os.path.basename(path) not in message:
             message = f"{message} (in {path})"
     return " ".join(message.splitlines())
+
+
+def _is_told(tensor: str, message: str) -> bool:
+    """Does the message name the tensor? One without a dot (`w`, `weight`, `inf`) can be in it as a word or a part of one."""
+    if f"'{tensor}'" in message or re.match(rf"{re.escape(tensor)}(?![\w.]|:\w)", message):
+        return True
+    return "." in tensor and re.search(rf"(?<![\w.]){re.escape(tensor)}(?![\w.]*\w)", message) is not None
 
 
 def _interrupted(code: int) -> int:

@@ -42,19 +42,23 @@ def convert(
     """
     from ..surgery.convert import Convert, check_dtype, parse_size
     from ..surgery.execute import preview
+    from ..surgery.output import default_output, is_file
 
     screen = Screen(quiet)
     edit = Convert(strip_prefix or (), keep or (), drop or (), check_dtype(dtype))
     size = parse_size(max_shard_size) if max_shard_size else None
-    with open_groups(ckpt, root, ignore_record, screen) as opened:
+    with open_groups(ckpt, root, ignore_record, screen, writes=not dry_run) as opened:
+        if output is None and (opened.source.shards or default_output(ckpt, "") == ckpt):
+            what = "a folder of shards" if opened.source.shards else "safetensors already"
+            raise UsageError(f"{opened.where} is {what}: convert needs -o", hint="-o FILE.safetensors, FILE.pt, or a FOLDER for shards")
         destination = output_path(opened.source, output, False, "", force or dry_run)
-        if size is None and destination.suffix == "" and output is not None:
+        if size is None and output is not None and destination.suffix == "" and not opened.source.shards:
             size = parse_size(DEFAULT_SHARD)
-        if size is not None and destination.suffix in (".safetensors", ".pt", ".pth", ".bin", ".ckpt"):
-            raise UsageError("--max-shard-size writes a folder of shards", hint=f"-o {destination.stem}")
+        if size is not None and is_file(destination):
+            raise UsageError("--max-shard-size writes a folder of shards", hint="-o FOLDER")
         plan, left = edit.plan(opened.source, opened.groups, opened.where)
         if dry_run:
             outcomes = preview(plan)
         else:
-            outcomes = write_plan(plan, opened, destination, force=force, in_place=False, check=check, max_shard_size=size)
-        finish_edit(screen, as_json, plan, opened, destination, outcomes, dry_run, left, convert_table, checked=check)
+            outcomes = write_plan(screen, plan, opened, destination, force=force, in_place=False, check=check, max_shard_size=size)
+        finish_edit(screen, as_json, plan, opened, destination, outcomes, dry_run, convert_table(outcomes), left, checked=check)

@@ -9,8 +9,10 @@ import typer
 
 from ..console import Screen, diff_table
 from ..report import diff_document, document
+from ..text import printable_path
 from . import options as o
-from .session import open_groups
+from .reports import check_report, spectra_of_pairs
+from .session import open_groups, write_file
 
 
 def attach(app: typer.Typer) -> None:
@@ -26,6 +28,8 @@ def diff(
     root: o.Root = None,
     root_b: Annotated[Optional[str], typer.Option("--root-b", metavar="A.B", help="Which state dict of B; default that of --root.", show_default=False)] = None,
     ignore_record: o.IgnoreRecord = False,
+    report: o.Report = None,
+    force: o.Force = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -35,28 +39,40 @@ def diff(
 
     paramcli diff before.pt after.safetensors --exact
     """
-    from ..compare import advice, compare, require_known, summary
+    from ..compare import advice, compare, summary
 
     screen = Screen(quiet)
+    check_report(report, force)
     with open_groups(a, root, ignore_record, screen) as one, open_groups(b, root_b or root, ignore_record, screen) as two:
         if tensor:
             names = {group.tensor for side in (one, two) for group in side.choose_any(tensor, (one, two))}
             one.groups = {n: g for n, g in one.groups.items() if n in names}
             two.groups = {n: g for n, g in two.groups.items() if n in names}
-        for side in (one, two):
-            require_known(side.groups, side.source)
         only_a = [name for name in one.groups if name not in two.groups]
         only_b = [name for name in two.groups if name not in one.groups]
-        found = list(compare(one.source, one.groups, two.source, two.groups, tolerance, exact))
+        shared = [group for name, group in one.groups.items() if name in two.groups]
+        found = []
+        with screen.meter("diff", len(shared), sum(group.nbytes for group in shared)) as meter:
+            for group, difference in zip(shared, compare(one.source, one.groups, two.source, two.groups, tolerance, exact)):
+                found.append(difference)
+                meter.advance(group.nbytes)
         one.source.check_unchanged()
         two.source.check_unchanged()
         equal = not only_a and not only_b and all(d.equal for d in found)
         hint = advice(one.groups, two.groups, only_a, only_b, equal)
+        says = ("equal: " if equal else "different: ") + summary(found, only_a, only_b)
+        if report is not None:
+            from ..html import diff_page
+
+            drawn = spectra_of_pairs(one, two, [d.tensor for d in found if not d.equal])
+            write_file(report, diff_page(one.where, two.where, equal, says, found, only_a, only_b, *drawn), force)
         if as_json:
             screen.answer(document(diff_document(equal, found, only_a, only_b)))
         else:
             screen.show(diff_table(found, only_a, only_b))
-        screen.note(("equal: " if equal else "different: ") + summary(found, only_a, only_b))
+        screen.note(says)
+        if report is not None:
+            screen.note(f"wrote {printable_path(report)}")
         if hint:
             screen.note(hint)
         if not equal:

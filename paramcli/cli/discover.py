@@ -6,9 +6,10 @@ import typer
 
 from ..console import Screen, discover_table
 from ..report import discover_document, document
-from ..text import count_text
+from ..text import count_text, printable_path
 from . import options as o
-from .session import check_device, open_groups
+from .reports import check_report, facts, spectra_for_report
+from .session import check_device, open_groups, write_file
 
 
 def attach(app: typer.Typer) -> None:
@@ -21,6 +22,8 @@ def discover(
     root: o.Root = None,
     device: o.Device = "cpu",
     ignore_record: o.IgnoreRecord = False,
+    report: o.Report = None,
+    force: o.Force = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -33,16 +36,26 @@ def discover(
     from ..discover import findings
 
     screen = Screen(quiet)
+    check_report(report, force)
     with open_groups(ckpt, root, ignore_record, screen) as opened:
         chosen = opened.choose(tensor)
         where = check_device(device)
-        found, skipped = findings(opened.source, chosen, where)
+        with screen.meter("discover", len(chosen), sum(group.nbytes for group in chosen)) as meter:
+            found, skipped = findings(opened.source, chosen, where, meter.advance)
         opened.source.check_unchanged()
         shown = [f for f in found if f.holds or f.nearly]
+        says = f"{count_text(len(shown), 'tensor')} of {len(found)} with structure"
+        if report is not None:
+            from ..html import discover_page
+
+            drawn = spectra_for_report(opened.source, [(opened.groups[f.tensor], None) for f in shown], where)
+            write_file(report, discover_page(opened.where, shown, says, *drawn, facts(opened.source)), force)
         if as_json:
             screen.answer(document(discover_document(found)))
         else:
             screen.show(discover_table(shown))
-        screen.note(f"{count_text(len(shown), 'tensor')} of {len(found)} with structure")
+        screen.note(says)
+        if report is not None:
+            screen.note(f"wrote {printable_path(report)}")
         for name, why in skipped:
             screen.warn(f"not looked at: {name}: {why}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Optional
+
 import typer
 
-from ..console import Screen, inspect_head, inspect_table, inspect_tail
+from ..console import Screen, inspect_head, inspect_table, inspect_tail, inspect_tree
 from ..report import document, inspect_document
 from . import options as o
 from .session import open_groups
@@ -17,6 +19,7 @@ def attach(app: typer.Typer) -> None:
 def inspect(
     ckpt: o.Checkpoint,
     tensor: o.Tensors = None,
+    tree: Annotated[Optional[bool], typer.Option("--tree/--flat", help="By module with repeated layers folded, or one line a tensor. Default: tree on a terminal, flat in a pipe.", show_default=False)] = None,
     root: o.Root = None,
     ignore_record: o.IgnoreRecord = False,
     as_json: o.Json = False,
@@ -38,6 +41,7 @@ def inspect(
             return
         for line in inspect_head(opened.source):
             screen.show(line)
-        screen.show(inspect_table(groups))
+        as_tree = screen.out.is_terminal if tree is None else tree
+        screen.show(inspect_tree(groups) if as_tree else inspect_table(groups))
         for line in inspect_tail(opened.source, groups, ties):
             screen.show(line)

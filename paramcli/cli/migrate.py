@@ -6,10 +6,10 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..console import Screen
-from ..errors import InputRefused, UsageError
+from ..surgery.commands import Migrate
+from . import complete
 from . import options as o
-from .session import finish_edit, open_groups, output_path, tie, write_plan
+from .session import Target, run_edits
 
 
 def attach(app: typer.Typer) -> None:
@@ -18,7 +18,7 @@ def attach(app: typer.Typer) -> None:
 
 def migrate(
     ckpt: o.Checkpoint,
-    to: Annotated[Optional[str], typer.Option("--to", metavar="new|old", help="new: torch's parametrizations.*; old: weight_g/_v, weight_orig/_u/_v/_mask.", show_default=False)] = None,
+    to: Annotated[Optional[str], typer.Option("--to", metavar="new|old", help="new: torch's parametrizations.*; old: weight_g/_v, weight_orig/_u/_v/_mask.", show_default=False, autocompletion=complete.words("new", "old"))] = None,
     tensor: o.Tensors = None,
     output: o.Output = None,
     force: o.Force = False,
@@ -37,24 +37,5 @@ def migrate(
 
     paramcli migrate model.safetensors --to old -o for_old_code.safetensors
     """
-    screen = Screen(quiet)
-    if to not in ("new", "old"):
-        raise UsageError("migrate needs --to new or --to old", hint="new is torch's parametrizations.*; old is weight_g/weight_v and its like")
-    from ..surgery.execute import preview
-    from ..surgery.plan import make_plan
-    from ..surgery.renames import Migrate
-
-    edit = Migrate(to)
-    with open_groups(ckpt, root, ignore_record, screen) as opened:
-        chosen = [group for group in opened.choose(tensor) if edit.applies(group)]
-        if not chosen:
-            there = sorted({group.form for group in opened.groups.values()})
-            raise InputRefused(
-                f"nothing to migrate: no weight norm, spectral norm or pruning is spelt the {'old' if to == 'new' else 'new'} way",
-                hint=f"the tensors are {', '.join(there)}; paramcli inspect shows each", path=ckpt,
-            )  # fmt: skip
-        chosen = tie(opened, chosen, tied)
-        destination = output_path(opened.source, output, in_place, ".migrated", force or dry_run)
-        plan = make_plan("migrate", opened.source, opened.groups, chosen, edit.plan)
-        outcomes = preview(plan) if dry_run else write_plan(plan, opened, destination, force=force, in_place=in_place, check=check)
-        finish_edit(screen, as_json, plan, opened, destination, outcomes, dry_run, checked=check or in_place)
+    edit = Migrate(to=to, tensor=tensor, tied=tied)
+    run_edits("migrate", [edit], edit.suffix, ckpt, Target(output, force, in_place, dry_run, root, "cpu", ignore_record, as_json, quiet, check))

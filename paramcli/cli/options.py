@@ -7,24 +7,50 @@ from typing import Annotated, Optional
 
 import typer
 
+from ..surgery.commands import COMPUTE_DTYPES
+from . import complete
+
+# The panels of each command's help: what to work on, where the result goes, how it is computed and read.
+WHERE, HOW = "Output", "Reading and computing"
+
 # readable=False: whether a file can be read is found out by reading it, and is exit 3.
 Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint: a file, a folder of shards, or its index.", show_default=False, readable=False)]
 Tensors = Annotated[
     Optional[list[str]],
-    typer.Option("--tensor", "-t", metavar="PATTERN", help="Tensor name, shell glob, or re:REGEX; repeatable.", show_default=False),
+    typer.Option("--tensor", "-t", metavar="PATTERN", help="Tensor name, shell glob, or re:REGEX; repeatable.", show_default=False, autocompletion=complete.tensors),
 ]
-Root = Annotated[Optional[str], typer.Option("--root", metavar="A.B", help="Which state dict of a nested checkpoint.", show_default=False)]
-Device = Annotated[str, typer.Option("--device", metavar="DEV", help="cpu, cuda, cuda:N, mps or auto.")]
-Compute = Annotated[str, typer.Option("--compute-dtype", metavar="D", help="same, float32 or float64.")]
-Output = Annotated[Optional[Path], typer.Option("--output", "-o", metavar="FILE", help="Where to write; default beside the input.", show_default=False, readable=False)]
-Force = Annotated[bool, typer.Option("--force", "-f", help="Replace an output that exists.")]
-InPlace = Annotated[bool, typer.Option("--in-place", help="Replace the input itself, atomically.")]
-Check = Annotated[bool, typer.Option("--check", help="Read the result back and compare every tensor before it gets its name; --in-place always does.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Show what would be done and write nothing.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No messages on stderr but errors.")]
-Chain = Annotated[Optional[str], typer.Option("--chain", metavar="SPEC", help="e.g. skew,cayley or weight_norm:dim=0", show_default=False)]
-View = Annotated[Optional[str], typer.Option("--view", metavar="V", help="What the maths sees: flatten, blocks=N, heads=N, transpose.", show_default=False)]
-IgnoreRecord = Annotated[bool, typer.Option("--ignore-record", help="Read the file without its paramcli record.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.", min=0, max=2**63 - 1)]
-Tied = Annotated[Optional[str], typer.Option("--tied", metavar="HOW", help="Tensors that are one under several names: together or separate.", show_default=False)]
+Chain = Annotated[
+    Optional[str], typer.Option("--chain", metavar="SPEC", help="e.g. skew,cayley or weight_norm:dim=0", show_default=False, autocompletion=complete.chain)
+]
+View = Annotated[
+    Optional[str],
+    typer.Option("--view", metavar="V", help="What the maths sees: flatten, blocks=N, heads=N, transpose.", show_default=False, autocompletion=complete.views),
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random.")]
+Tied = Annotated[
+    Optional[str],
+    typer.Option(
+        "--tied", metavar="HOW", help="Tensors that are one under several names: together or separate.", show_default=False,
+        autocompletion=complete.words("together", "separate"),
+    ),
+]  # fmt: skip
+
+Output = Annotated[Optional[Path], typer.Option("--output", "-o", metavar="FILE", help="Where to write; default beside the input.", show_default=False, readable=False, rich_help_panel=WHERE)]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Replace an output that exists.", rich_help_panel=WHERE)]
+InPlace = Annotated[bool, typer.Option("--in-place", help="Replace the input itself, atomically.", rich_help_panel=WHERE)]
+Check = Annotated[
+    bool, typer.Option("--check", help="Read the result back and compare every tensor before it gets its name; --in-place always does.", rich_help_panel=WHERE)
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Show what would be done and write nothing.", rich_help_panel=WHERE)]
+Report = Annotated[Optional[Path], typer.Option("--report", metavar="FILE.html", help="Also write a page with tables and plots.", show_default=False, rich_help_panel=WHERE)]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.", rich_help_panel=WHERE)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No messages on stderr but errors.", rich_help_panel=WHERE)]
+
+Root = Annotated[Optional[str], typer.Option("--root", metavar="A.B", help="Which state dict of a nested checkpoint.", show_default=False, rich_help_panel=HOW)]
+IgnoreRecord = Annotated[bool, typer.Option("--ignore-record", help="Read the file without its paramcli record.", rich_help_panel=HOW)]
+Device = Annotated[
+    str, typer.Option("--device", metavar="DEV", help="cpu, cuda, cuda:N, mps or auto.", rich_help_panel=HOW, autocompletion=complete.words("cpu", "cuda", "mps", "auto"))
+]
+Compute = Annotated[
+    str, typer.Option("--compute-dtype", metavar="D", help="same, float32 or float64.", rich_help_panel=HOW, autocompletion=complete.words(*COMPUTE_DTYPES))
+]

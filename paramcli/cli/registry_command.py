@@ -6,9 +6,12 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..console import Screen, registry_card, registry_table
-from ..registry import PARAMETRIZATIONS, look_up
+from ..console import Screen, constraint_card, constraint_table, registry_card, registry_table
+from ..errors import UsageError
+from ..registry import CONSTRAINTS, PARAMETRIZATIONS, look_up
 from ..report import document, registry_document
+from ..text import closest, printable
+from . import complete
 from . import options as o
 
 
@@ -17,21 +20,43 @@ def attach(app: typer.Typer) -> None:
 
 
 def registry(
-    name: Annotated[Optional[str], typer.Argument(metavar="NAME", help="Show this entry's card.", show_default=False)] = None,
+    name: Annotated[Optional[str], typer.Argument(metavar="NAME", help="Show this entry's card.", show_default=False, autocompletion=complete.entries)] = None,
+    family: Annotated[Optional[str], typer.Option("--family", metavar="F", help="Only this family: orthogonal, norm, mask, ...", show_default=False, autocompletion=complete.families)] = None,
+    constraints: Annotated[bool, typer.Option("--constraints", help="The sets that values lie in and verify measures.")] = False,
     as_json: o.Json = False,
 ) -> None:
-    """List the built-in parametrizations; with NAME, its law, domain, image, arguments, inverse and source.
-
-    paramcli registry
+    """List the parametrizations by family; with NAME, its law, domain, image, arguments, inverse and source.
 
     paramcli registry cayley
+
+    paramcli registry --family orthogonal
+
+    A chain is a list of names: skew,cayley. Their values lie in constraints, which --constraints lists.
     """
     screen = Screen()
-    entries = list(PARAMETRIZATIONS.values()) if name is None else [look_up(PARAMETRIZATIONS, name, "parametrization")]
+    if name is not None:
+        _card(screen, name, as_json)
+        return
+    entries = list(PARAMETRIZATIONS.values())
+    if family is not None:
+        families = list(dict.fromkeys(entry.family for entry in entries))
+        if family not in families:
+            near = closest(family, families, 1)
+            raise UsageError(f"no family named '{printable(family)}'", hint=f"closest: {near[0]}" if near else f"families: {', '.join(families)}")
+        entries = [entry for entry in entries if entry.family == family]
     if as_json:
-        screen.answer(document(registry_document(entries)))
-    elif name is None:
-        screen.show(registry_table(entries))
-        screen.note("paramcli registry NAME shows one in full; a chain is a list of names: skew,cayley")
+        screen.answer(document(registry_document(entries, CONSTRAINTS.values() if family is None else ())))
+    elif constraints:
+        screen.show(constraint_table(CONSTRAINTS.values()))
     else:
-        screen.answer(registry_card(entries[0]))
+        screen.show(registry_table(entries))
+        screen.note("paramcli registry NAME shows one in full; a chain joins names: skew,cayley")
+
+
+def _card(screen: Screen, name: str, as_json: bool) -> None:
+    """A parametrization's card, or where there is none of that name a constraint's."""
+    entry = look_up({**CONSTRAINTS, **PARAMETRIZATIONS}, name, "parametrization or constraint")
+    if name in PARAMETRIZATIONS:
+        screen.answer(document(registry_document([entry])) if as_json else registry_card(entry))
+    else:
+        screen.answer(document(registry_document([], [entry])) if as_json else constraint_card(entry))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoint import record as records
@@ -11,12 +12,11 @@ from ..checkpoint.forms import Group, detect
 from ..checkpoint.open import open_checkpoint
 from ..checkpoint.source import Source
 from ..console import Screen, edit_table
-from ..errors import InputRefused, UsageError, error_context
+from ..errors import UsageError, error_context
 from ..report import document, edit_document
 from ..spec import select
-from ..text import count_text, listing, printable, printable_path, size_text
-
-COMPUTE_DTYPES = ("same", "float32", "float64")
+from ..surgery.commands import COMPUTE_DTYPES, Edit, check_choice, choose
+from ..text import count_text, listing, number_text, printable, printable_path, size_text
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Opened:
     def choose(self, patterns: Sequence[str] | None, default: Callable[[Group], bool] | None = None) -> list[Group]:
         """The groups that -t names, or without -t those that `default` accepts."""
         if patterns:
-            return [self.groups[name] for name in select(list(self.groups), patterns, self.where)]
+            return choose(self.groups, patterns, self.where)
         return [group for group in self.groups.values() if default is None or default(group)]
 
     def choose_any(self, patterns: Sequence[str], sides: Sequence[Opened]) -> list[Group]:
@@ -49,13 +49,16 @@ class Opened:
         return [group for name, group in self.groups.items() if name in chosen]
 
 
-def open_groups(path: Path, root: str | None, ignore_record: bool, screen: Screen) -> Opened:
+def open_groups(path: Path, root: str | None, ignore_record: bool, screen: Screen, writes: bool = False) -> Opened:
+    """Open and group a checkpoint; one that `writes` a new file begins to compare the checksums of this one."""
     source = open_checkpoint(path, root)
     try:
         with error_context(path=path):
             for note in source.notes:
                 screen.note(note)
             record = {} if ignore_record else records.parse_record(source.metadata.get(records.KEY))
+            if writes:
+                source.check_ahead()
             plain = detect(source.tensors)
             records.check_against(record, {name: group.form for name, group in plain.items()})
             return Opened(source, detect(source.tensors, record) if record else plain)
@@ -90,20 +93,21 @@ def check_device(device: str) -> str:
 
 
 def check_compute(name: str) -> str:
-    if name not in COMPUTE_DTYPES:
-        raise UsageError(f"--compute-dtype {printable(name)}: not one of {', '.join(COMPUTE_DTYPES)}")
+    check_choice("compute-dtype", name, COMPUTE_DTYPES)
     return name
 
 
 def output_path(source: Source, output: Path | None, in_place: bool, suffix: str, overwrite: bool) -> Path:
     """Where the result goes; refused early where it could not be written there."""
     from ..checkpoint.atomic import refuse_existing
-    from ..surgery.output import default_output
+    from ..surgery.output import FOREIGN_SUFFIXES, default_output
 
     if in_place and output is not None:
         raise UsageError("--in-place and --output exclude each other")
     if in_place:
         return source.path if source.container != "sharded torch" else _no_in_place(source)
+    if output is not None and output.suffix.lower() in FOREIGN_SUFFIXES:
+        raise UsageError(f"paramcli writes safetensors and torch checkpoints, not {printable(output.suffix)}", hint="-o FILE.safetensors or FILE.pt")
     path = output if output is not None else default_output(source.path, suffix)
     refuse_existing(path, overwrite)
     return path
@@ -113,37 +117,46 @@ def _no_in_place(source: Source) -> Path:
     raise UsageError("--in-place works on files and on safetensors shards; these are torch shards", hint="-o FOLDER", path=source.path)
 
 
-def tie(opened: Opened, chosen: Sequence[Group], how: str | None) -> list[Group]:
-    """The chosen groups with --tied applied; InputRefused where an edit would silently untie a tensor.
+@dataclass(frozen=True)
+class Target:
+    """Where and how a command writes: the options that say so, as one value."""
 
-    together: every name of a tied tensor gets the edit, and the same random numbers. separate: only the chosen ones.
+    output: Path | None = None
+    force: bool = False
+    in_place: bool = False
+    dry_run: bool = False
+    root: str | None = None
+    device: str = "cpu"
+    ignore_record: bool = False
+    as_json: bool = False
+    quiet: bool = False
+    check: bool = False
+
+
+def run_edits(command: str, edits: Sequence[Edit], suffix: str, ckpt: Path, target: Target, as_recipe: bool = False) -> None:
+    """Open, plan all edits, write once, report: what every editing command does.
+
+    `as_recipe`: --dry-run shows the plan as a recipe instead of a table.
     """
-    if how not in (None, "together", "separate"):
-        raise UsageError(f"--tied {printable(how)}: together or separate")
-    groups = list(chosen)
-    keys = {key for group in groups for key in group.keys.values()}
-    owner = {key: group for group in opened.groups.values() for key in group.keys.values()}
-    for names in opened.source.tied():
-        touched = [name for name in names if name in keys]
-        if not touched or how == "separate":
-            continue
-        if how is None and len(touched) < len(names):
-            raise InputRefused(
-                f"{' and '.join(printable(n) for n in names)} are one tensor (they share storage); editing one would untie them",
-                hint="--tied together edits each of them alike, --tied separate unties them",
-                tensor=touched[0],
-                path=opened.source.path,
-            )
-        first = owner[names[0]].tensor
-        have = {group.tensor for group in groups}
-        groups += [owner[name] for name in names if owner[name].tensor not in have]
-        members = {owner[name].tensor for name in names}
-        groups = [replace(group, twin=first) if group.tensor in members else group for group in groups]
-    return groups
+    screen = Screen(target.quiet)
+    with open_groups(ckpt, target.root, target.ignore_record, screen, not target.dry_run) as opened, ExitStack() as stack, error_context(path=ckpt):
+        destination = output_path(opened.source, target.output, target.in_place, suffix, target.force or target.dry_run)
+        device = check_device(target.device) if any(edit.computes for edit in edits) else "cpu"
+        from ..recipe import recipe_text
+        from ..surgery.execute import preview
+        from ..surgery.sequence import plan_edits
+
+        plan = plan_edits(command, edits, opened.source, opened.groups, stack)
+        if target.dry_run:
+            outcomes = preview(plan)
+        else:
+            outcomes = write_plan(screen, plan, opened, destination, force=target.force, in_place=target.in_place, check=target.check, device=device)
+        shown = recipe_text(edits, plan.steps) if as_recipe and target.dry_run else edit_table(outcomes)
+        finish_edit(screen, target.as_json, plan, opened, destination, outcomes, target.dry_run, edits=edits, shown=shown, checked=target.check or target.in_place)
 
 
 def write_plan(
-    plan, opened: Opened, output: Path, *, force: bool, in_place: bool, check: bool = False, device: str = "cpu", compute: str = "same", max_shard_size: int | None = None
+    screen: Screen, plan, opened: Opened, output: Path, *, force: bool, in_place: bool, check: bool = False, device: str = "cpu", max_shard_size: int | None = None
 ) -> list:  # fmt: skip
     """Execute the plan into the output, a file or a folder as the input is; in place never without a check."""
     from ..surgery.check import CheckedSink
@@ -154,45 +167,61 @@ def write_plan(
     metadata = metadata_of(source, plan.record)
     with open_sink(output, source, plan, metadata, overwrite=force or in_place, in_place=in_place, max_shard_size=max_shard_size) as sink:
         if check or in_place:
-            sink = CheckedSink(sink, plan.slots, metadata, (source.root or ".") if is_torch(output) else None)
-        return execute(plan, source, sink, device, compute)
+            sink = CheckedSink(sink, plan.slots, metadata, (source.root or ".") if is_torch(output, source) else None)
+        with screen.meter(plan.command, len(plan.steps), plan.nbytes) as meter:
+            return execute(plan, source, sink, device, progress=meter.advance)
 
 
 def finish_edit(
-    screen: Screen, as_json: bool, plan, opened: Opened, output: Path, outcomes: Sequence, dry_run: bool, left: list[str] | None = None, table: Callable = edit_table,
-    checked: bool = False,
-) -> None:
+    screen: Screen, as_json: bool, plan, opened: Opened, output: Path, outcomes: Sequence, dry_run: bool, shown: object,
+    left: list[str] | None = None, edits: Sequence[Edit] = (), checked: bool = False,
+) -> None:  # fmt: skip
     """The table or document on stdout, and on stderr what was written, what was not, and what to type next."""
-    from ..surgery.output import is_torch
+    from ..checkpoint.read_sharded import files_left
+    from ..surgery.output import is_file, is_torch, lost, untied
 
     source, left = opened.source, left or []
-    to_torch = is_torch(output)
-    dropped = left + ([] if to_torch else [extra.name for extra in source.extras])
-    if to_torch and (source.metadata or plan.record):
-        dropped += [f"metadata {name}" for name in sorted({*source.metadata, *(["paramcli"] if plan.record else [])} - {"format"})]
+    dropped = left + lost(output, source, plan)
     if as_json:
-        screen.answer(document(edit_document(plan.command, source.path, output, dry_run, outcomes, plan.untouched, dropped, checked and not dry_run)))
+        screen.answer(document(edit_document(plan.command, source.path, output, dry_run, outcomes, plan.untouched, dropped, edits, checked and not dry_run)))
     else:
-        screen.show(table(outcomes))
+        screen.show(shown)
     for outcome in outcomes:
         if outcome.note:
             screen.note(f"{printable(outcome.tensor)}: {outcome.note}")
+    for outcome in outcomes:
+        if outcome.residual is not None and not outcome.residual <= outcome.tolerance:
+            screen.warn(f"{printable(outcome.tensor)} is off its constraint (residual {number_text(outcome.residual)}): verify will exit 1")
     if dropped:
-        screen.note(f"not carried over: {listing(dropped, 12)}")
-    _warn_of_optimizer(screen, source, plan, to_torch)
+        screen.note(f"not carried over: {listing(dropped, len(dropped))}")
+    if apart := untied(output, source, plan):
+        screen.note(f"tied tensors are stored once for each name, as safetensors knows no ties: {listing(apart, 6)}")
+    if source.shards and output != source.path and not is_file(output) and (files := files_left(source)):
+        screen.note(f"left where they are: {listing(files, 12)}")
+    if is_torch(output, source) and (plan.steps or left):
+        _warn_of_optimizer(screen, source)
     if dry_run:
         screen.note(f"dry run: would write {printable_path(output)} ({size_text(plan.nbytes)}), {plan.untouched} tensors untouched")
         return
     screen.note(f"wrote {printable_path(output)}: {count_text(len(outcomes), 'tensor')} changed, {plan.untouched} untouched" + (", all read back and equal" if checked else ""))
     claims = any(entry.constraint or entry.state == "parametrized" for entry in plan.record.values())
-    if claims and not to_torch:
+    if claims and not is_torch(output, source):
         screen.note(f"next: paramcli verify {shell_path(output)}")
 
 
-def _warn_of_optimizer(screen: Screen, source: Source, plan, to_torch: bool) -> None:
+def write_file(path: Path, data: bytes, overwrite: bool) -> None:
+    """A picture or report, there whole or not at all."""
+    from ..checkpoint.atomic import AtomicFile
+
+    with AtomicFile(path, overwrite=overwrite) as file:
+        file.write_at(0, data)
+        file.commit(len(data))
+
+
+def _warn_of_optimizer(screen: Screen, source: Source) -> None:
     """An optimizer's state belongs to the parameters as they were: by position, in their order and shapes."""
     stale = [extra.name for extra in source.extras if extra.type == "optimizer state"]
-    if to_torch and stale and plan.steps:
+    if stale:
         screen.warn(f"{listing(stale)} belongs to the tensors as they were: start the optimizer anew, or restore it by hand")
 
 

@@ -13,8 +13,10 @@ from ..registry import parse_constraint
 from ..report import document, verify_document
 from ..text import count_text, printable_path
 from ..view import parse_view
+from . import complete
 from . import options as o
-from .session import check_compute, check_device, open_groups
+from .reports import check_report, facts, spectra_for_report
+from .session import check_compute, check_device, open_groups, write_file
 
 
 def attach(app: typer.Typer) -> None:
@@ -24,7 +26,7 @@ def attach(app: typer.Typer) -> None:
 def verify(
     ckpt: o.Checkpoint,
     tensor: o.Tensors = None,
-    constraint: Annotated[Optional[str], typer.Option("--constraint", metavar="SET", help="What to hold the tensors to, e.g. orthogonal; default what the record says.", show_default=False)] = None,
+    constraint: Annotated[Optional[str], typer.Option("--constraint", metavar="SET", help="What to hold the tensors to, e.g. orthogonal; default what the record says.", show_default=False, autocompletion=complete.constraint)] = None,
     tolerance: Annotated[Optional[float], typer.Option("--tol", metavar="X", min=0.0, help="Tolerance in place of the constraint's own.", show_default=False)] = None,
     chain: o.Chain = None,
     view: o.View = None,
@@ -32,6 +34,8 @@ def verify(
     device: o.Device = "cpu",
     compute_dtype: o.Compute = "same",
     ignore_record: o.IgnoreRecord = False,
+    report: o.Report = None,
+    force: o.Force = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -41,7 +45,7 @@ def verify(
 
     paramcli verify ckpt.baked.safetensors
 
-    paramcli verify ckpt.pt -t 'rnn.weight_hh*' --constraint orthogonal --view blocks=4
+    paramcli verify rnn.pt -t '*_hh*' --constraint orthogonal --view blocks=4
     """
     screen = Screen(quiet)
     if constraint is not None:
@@ -49,10 +53,11 @@ def verify(
     chain = str(parse_chain(chain)) if chain else None
     seen = parse_view(view).text if view is not None else None
     check_compute(compute_dtype)
+    check_report(report, force)
     with open_groups(ckpt, root, ignore_record, screen) as opened:
         from ..verdict import select_claims, verifiable, verify_group
 
-        chosen = [with_chain(group, chain, seen) if chain else group for group in opened.choose(tensor)]
+        chosen = with_chain(opened.choose(tensor), chain, seen, named=bool(tensor))
         if not tensor:
             unread = [group for group in chosen if group.problem]
             chosen = select_claims(chosen, ckpt)
@@ -61,14 +66,23 @@ def verify(
         elif constraint is None and not any(verifiable(group) or group.problem for group in chosen):
             select_claims(chosen, ckpt)
         where = check_device(device)
-        verdicts = [
-            verify_group(opened.source, group, constraint, tolerance, seen, where, compute_dtype) for group in chosen
-        ]
+        verdicts = []
+        with screen.meter("verify", len(chosen), sum(group.nbytes for group in chosen)) as meter:
+            for group in chosen:
+                verdicts.append(verify_group(opened.source, group, constraint, tolerance, seen, where, compute_dtype))
+                meter.advance(group.nbytes)
         opened.source.check_unchanged()
+        if report is not None:
+            from ..html import verify_page
+
+            drawn = spectra_for_report(opened.source, [(v.group, v.view) for v in verdicts], where)
+            write_file(report, verify_page(printable_path(ckpt), verdicts, *drawn, facts(opened.source)), force)
         if as_json:
             screen.answer(document(verify_document(ckpt, verdicts)))
         else:
             screen.show(verify_table(verdicts))
+        if report is not None:
+            screen.note(f"wrote {printable_path(report)}")
         failed = sum(not verdict.ok for verdict in verdicts)
         if failed:
             screen.note(f"{count_text(failed, 'tensor')} of {len(verdicts)} in {printable_path(ckpt)}: the constraint does not hold")

@@ -26,6 +26,9 @@ ROUNDED_ONCE = 4.0
 # small matrices have the same angles near a half turn, so their share does not shrink with n.
 COMPUTED, COMPUTED_SMALL = 4.0, 64
 
+# A residual in double precision below which a tensor is on its constraint for an exact inverse.
+MEMBER = 1e-9
+
 
 @dataclass(frozen=True)
 class Check:
@@ -42,8 +45,12 @@ class Check:
         return bool(self.residual <= self.tolerance)
 
 
-class CannotReach(InputRefused):
-    """A map has no preimage for the tensor it was asked for; the message says why, with a number."""
+class CannotReach(InputRefused, NotImplementedError):
+    """A map has no preimage for the tensor it was asked for; the message says why, with a number.
+
+    As a NotImplementedError it is what torch expects of a right inverse at registration: the tensor is then taken as the
+    original itself (`--init raw`). On assignment it is the error it says it is.
+    """
 
 
 class Singular(InputRefused):
@@ -103,7 +110,8 @@ class Constraint:
 
     name = ""
     # What `project` gives. "nearest": the nearest point of the set. "inside": the set is open, and the nearest with
-    # a margin is given. "none": there is no such point to give, and project refuses what lies outside.
+    # a margin is given. "near": the nearest is not known, and another member close by is given. "none": there is no such
+    # point to give, and project refuses what lies outside.
     projection = "nearest"
     # The residual is one number for the whole tensor, not one for each matrix of a batch.
     whole = False
@@ -141,10 +149,19 @@ class Constraint:
         return []
 
 
+def started(constraint: Constraint, W: Tensor) -> Tensor:
+    """W where it is a member (to what an exact inverse brings back), else its nearest point; in double precision.
+
+    What a live registration starts from when its weight lies outside, as torch's `orthogonal` does.
+    """
+    W = W.to(wide(W.dtype, W.device))
+    return W if bool((constraint.residual(W) <= MEMBER).all()) else constraint.project(W)
+
+
 def square(shape: torch.Size | tuple[int, ...], who: str) -> None:
     if len(shape) < 2 or shape[-1] != shape[-2]:
-        seen = "x".join(map(str, shape)) or "a scalar"
-        raise InputRefused(f"{who} needs a square matrix (or a batch of them); the maths sees {seen}")
+        seen = f"sees {'x'.join(map(str, shape))}" if len(shape) > 1 else f"sees a vector of {shape[0]}" if shape else "sees a scalar"
+        raise InputRefused(f"{who} needs a square matrix (or a batch of them); the maths {seen}")
 
 
 class Parametrization(nn.Module):
@@ -168,6 +185,9 @@ class Parametrization(nn.Module):
     whole = False
     # Every member of the image is a value of the map; off where the image is a larger set, the least that has a name.
     fills_image = True
+    # Small matrices of several tensors may be stacked into one batch, both ways: every value is bit for bit what it is
+    # alone, and there are no buffers. (torch.matrix_exp takes another path for a batch than for one matrix.)
+    stacks = False
     # Each registration draws anew, so that doing it twice gives another value.
     random = False
     # The gradient with respect to the originals is the derivative of the map (not a straight-through estimate).
@@ -202,8 +222,8 @@ class Parametrization(nn.Module):
         return torch.empty_like(value)
 
     @classmethod
-    def weight_shape(cls, *originals: tuple[int, ...], **arguments) -> tuple[int, ...]:
-        """The weight's shape from its originals' shapes, where no view and no record tells it."""
+    def weight_shape(cls, *originals: tuple[int, ...], **arguments) -> tuple[int, ...] | None:
+        """The weight's shape from its originals' shapes, where no view and no record tells it; None where they do not."""
         return originals[cls.stored_originals[0]]
 
     def forward(self, *originals: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .base import CannotReach, Constraint, Parametrization, Singular, eps, one_entry, relative, square
 from .orthogonal import gram_error
-from .rotation import rotation_log
+from .rotation import rotation_log, unitary_log
 
 # The positive definite matrices are open, so nothing is nearest to a matrix outside; the nearest
 # with eigenvalues at least this share of the largest is taken.
@@ -15,38 +15,41 @@ SPD_FLOOR = 1e-6
 
 
 class PositiveDefinite(Constraint):
-    r"""{A : A = A^T, x^T A x > 0 for x != 0}.
+    r"""{A : A = A^T, x^T A x > 0 for x != 0}, and with `least` no eigenvalue below it.
 
-    Residual: ||A - A^T||_F / ||A||_F + max(0, -lambda_min) / max |lambda|; 1 where no eigenvalue is positive.
-    Nearest point: eigenvalues of (A + A^T)/2 raised to at least 1e-6 of the largest.
+    Residual: ||A - A^T||_F / ||A||_F + max(0, least - lambda_min) / max |lambda|; 1 where no eigenvalue is positive.
+    Nearest point: eigenvalues of (A + A^T)/2 raised to at least 1e-6 of the largest (and twice `least`).
     """
 
     name = "positive_definite"
     projection = "inside"
 
+    def __init__(self, least: float = 0.0):
+        self.least = least
+
     def residual(self, W: Tensor) -> Tensor:
-        values = torch.linalg.eigvalsh((W + W.mT) / 2)
+        values = torch.linalg.eigvalsh((W + W.mH) / 2)
         largest = values.abs().amax(-1)
-        negative = torch.where(values[..., -1] > 0, (-values[..., 0]).clamp(min=0) / largest, torch.ones_like(largest))
-        return relative(W - W.mT, W) + negative
+        negative = torch.where(values[..., -1] > 0, (self.least - values[..., 0]).clamp(min=0) / largest, torch.ones_like(largest))
+        return relative(W - W.mH, W) + negative
 
     def project(self, W: Tensor) -> Tensor:
-        values, V = torch.linalg.eigh((W + W.mT) / 2)
+        values, V = torch.linalg.eigh((W + W.mH) / 2)
         if bool((values[..., -1] <= 0).any()):
             raise Singular(
                 f"no positive definite matrix is near: the largest eigenvalue is {values[..., -1].min().item():.2g}",
                 hint="--init raw registers the tensor as it is",
             )
-        values = torch.maximum(values, SPD_FLOOR * values[..., -1:])
-        A = (V * values.unsqueeze(-2)) @ V.mT
-        return (A + A.mT) / 2
+        values = torch.maximum(values, (SPD_FLOOR * values[..., -1:]).clamp(min=2 * self.least))
+        A = (V * values.unsqueeze(-2)) @ V.mH
+        return (A + A.mH) / 2
 
     def check_shape(self, shape: torch.Size) -> None:
         square(shape, self.name)
 
     def sample(self, shape: torch.Size, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
         X = torch.randn(shape, generator=generator, dtype=dtype)
-        return X @ X.mT / shape[-1] + 0.1 * torch.eye(shape[-1], dtype=dtype)
+        return X @ X.mH / shape[-1] + 0.1 * torch.eye(shape[-1], dtype=dtype)
 
     def near_misses(self, W: Tensor) -> dict[str, Tensor]:
         I = torch.eye(W.size(-1), dtype=W.dtype, device=W.device)
@@ -98,11 +101,12 @@ class PositiveDeterminant(Constraint):
 class MatrixExp(Parametrization):
     r"""X to exp(X) = I + X + X^2/2 + ...
 
-    In plain words, skew-symmetric X becomes a rotation, symmetric X a positive definite matrix.
+    In plain words, skew-symmetric X becomes a rotation, symmetric X a positive definite matrix; in complex numbers
+    skew-Hermitian X becomes unitary, Hermitian X positive definite.
 
     Shapes:  (..., n, n) -> (..., n, n).
-    Inverse: by input: the logarithm of a rotation (angles up to and including half a turn), or of a symmetric
-             positive definite matrix. Anything else raises CannotReach.
+    Inverse: by input: the logarithm of a rotation (angles up to and including half a turn) or unitary matrix, or of
+             a symmetric (Hermitian) positive definite one. Anything else raises CannotReach.
     Cost:    about 12 products of n x n; the inverse one symmetric eigendecomposition and a few products.
     Source:  PyTorch's Parametrizations Tutorial; Lezcano-Casado and Martinez-Rubio, 2019, arXiv:1901.08428.
     """
@@ -112,29 +116,30 @@ class MatrixExp(Parametrization):
 
     def inverse(self, value: Tensor) -> Tensor:
         # The identity is near both sets, so the nearer one counts; half turns are symmetric too, but not positive.
-        asymmetric, off = relative(value - value.mT, value).max(), gram_error(value).max()
+        asymmetric, off = relative(value - value.mH, value).max(), gram_error(value).max()
         small = 1e4 * eps(value.dtype) * max(value.size(-1), 1)
         if asymmetric <= min(small, off) and bool((torch.linalg.eigvalsh(value) > 0).all()):
             return symmetric_log(value)
         if off <= small:
-            return rotation_log(value)
+            return unitary_log(value) if value.is_complex() else rotation_log(value)
         if asymmetric <= small:
             return symmetric_log(value)
+        first, second = ("skew_hermitian", "hermitian") if value.is_complex() else ("skew", "symmetric")
         raise CannotReach(
-            "matrix_exp has a right inverse for rotations and for symmetric positive definite matrices, "
-            "and this tensor is neither",
-            hint="--chain skew,matrix_exp or --chain symmetric,matrix_exp",
+            "matrix_exp has a right inverse for rotations and for symmetric positive definite matrices "
+            "(unitary and Hermitian ones if complex), and this tensor is neither",
+            hint=f"--chain {first},matrix_exp or --chain {second},matrix_exp",
         )
 
 
 def symmetric_log(A: Tensor) -> Tensor:
-    """V log(lambda) V^T of a symmetric positive definite A; raises CannotReach with the eigenvalue otherwise."""
-    values, V = torch.linalg.eigh((A + A.mT) / 2)
+    """V log(lambda) V^H of a symmetric (Hermitian) positive definite A; raises CannotReach with the eigenvalue otherwise."""
+    values, V = torch.linalg.eigh((A + A.mH) / 2)
     smallest = values[..., 0].min().item()
     if smallest <= 0:
         raise CannotReach(
             f"matrix_exp of a symmetric matrix reaches only positive eigenvalues, and this one has {smallest:.3g}",
             hint="--init project moves it to the nearest positive definite matrix",
         )
-    X = (V * values.log().unsqueeze(-2)) @ V.mT
-    return (X + X.mT) / 2
+    X = (V * values.log().unsqueeze(-2)) @ V.mH
+    return (X + X.mH) / 2

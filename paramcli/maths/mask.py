@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputRefused
+from ..text import shape_text
 from .base import Check, Constraint, Parametrization
 
 
@@ -80,9 +81,13 @@ class Mask(Parametrization):
         self.register_buffer("mask", mask)
 
     @classmethod
-    def make(cls, value: Tensor) -> Mask:
-        """The mask that keeps today's zeros at zero."""
-        return cls(value != 0)
+    def make(cls, value: Tensor, mask: Tensor | None = None) -> Mask:
+        """The mask that is given (an entry stays where it is not 0), or the one that keeps today's zeros at zero."""
+        if mask is None:
+            return cls(value != 0)
+        if mask.shape != value.shape:
+            raise InputRefused(f"the mask is {shape_text(mask.shape)}, and the tensor is {shape_text(value.shape)}")
+        return cls((mask != 0).to(value.device))
 
     def map(self, X: Tensor) -> Tensor:
         return X * self.mask
@@ -114,5 +119,6 @@ class PruneL1(Mask):
     whole = True
 
     @classmethod
-    def make(cls, value: Tensor, amount: float | int) -> PruneL1:
+    def make(cls, value: Tensor, amount: float | int, scope: str = "tensor") -> PruneL1:
+        """`scope` is for those who choose the tensors (surgery.allocate): one tensor alone is all there is."""
         return cls(torch.ones_like(value, dtype=torch.bool) if value.is_meta else smallest_mask(value, amount))

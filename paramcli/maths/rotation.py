@@ -1,4 +1,4 @@
-"""Inverses of the two maps from skew-symmetric matrices to rotations: logarithm and Cayley.
+"""Inverses of the two maps from skew-symmetric (skew-Hermitian) matrices to rotations (unitary matrices): logarithm and Cayley.
 
 Both take the nearest thing to care about: the half turn. A rotation with an eigenvalue -1 has many
 real logarithms (any of them will do) and no Cayley preimage at all.
@@ -22,7 +22,9 @@ def skew_part(X: Tensor) -> Tensor:
 
 
 def require_rotation_sign(Q: Tensor, who: str) -> None:
-    """Raise CannotReach when some matrix of the batch has determinant -1."""
+    """Raise CannotReach when some real matrix of the batch has determinant -1; unitary ones are all connected."""
+    if Q.is_complex():
+        return
     signs = torch.linalg.slogdet(Q).sign.reshape(-1)
     negative = (signs.real < 0).nonzero().reshape(-1).tolist()
     if negative:
@@ -34,9 +36,9 @@ def require_rotation_sign(Q: Tensor, who: str) -> None:
 
 
 def cayley_inverse(Q: Tensor) -> Tensor:
-    r"""X = (Q + I)^{-1} (Q - I), the skew-symmetric X with (I - X)^{-1} (I + X) = Q.
+    r"""X = (Q + I)^{-1} (Q - I), the skew-symmetric (skew-Hermitian if complex) X with (I - X)^{-1} (I + X) = Q.
 
-    Raises CannotReach for determinant -1 and for an eigenvalue -1 (to about 1e-8 in float64).
+    Raises CannotReach for a real Q with determinant -1 and for an eigenvalue -1 (to about 1e-8 in float64).
     """
     require_rotation_sign(Q, "cayley")
     I = torch.eye(Q.size(-1), dtype=Q.dtype, device=Q.device)
@@ -45,9 +47,10 @@ def cayley_inverse(Q: Tensor) -> Tensor:
     size = torch.linalg.matrix_norm(X)
     if bool(info.any()) or not bool((size < 1e8).all()):
         distance = torch.linalg.svdvals(Q + I)[..., -1].min().item()
+        what, chain = ("unitary matrix", "skew_hermitian") if Q.is_complex() else ("rotation", "skew")
         raise CannotReach(
-            f"cayley cannot reach a rotation with eigenvalue -1 (here {distance:.1e} from it)",
-            hint="--chain skew,matrix_exp reaches every rotation; --chain orthogonal every orthogonal matrix",
+            f"cayley cannot reach a {what} with eigenvalue -1 (here {distance:.1e} from it)",
+            hint=f"--chain {chain},matrix_exp reaches every {what}; --chain orthogonal every orthogonal matrix",
         )
     return skew_part(X)
 
@@ -77,6 +80,28 @@ def rotation_log(Q: Tensor) -> Tensor:
             U = flat_V[i][:, chosen]
             flat[i] += U @ _half_turn_log(U.mT @ flat_S[i] @ U) @ U.mT
     return skew_part(flat.reshape(L.shape))
+
+
+def unitary_log(Q: Tensor) -> Tensor:
+    r"""The skew-Hermitian L with exp(L) = Q for a unitary Q, eigenvalues i theta with theta in [-pi, pi].
+
+    Q turned by a phase that puts -1 into the widest gap between its eigenvalues has the Hermitian Cayley
+    transform H = i (I - Q)(I + Q)^{-1}, with eigenvalues tan(theta / 2): all different where Q's are, so H's
+    eigenvectors are Q's. The cosines tell |theta|, and a gap between those is one on either side of 0, at least
+    pi / (n + 1) wide, so H is of moderate size whatever Q is.
+
+    Cost: two Hermitian eigendecompositions (of one the values only) and a solve.
+    """
+    sizes = torch.linalg.eigvalsh((Q + Q.mH) / 2).clamp(-1, 1).acos()
+    edges = torch.cat([torch.full_like(sizes[..., :1], math.pi), sizes, torch.zeros_like(sizes[..., :1])], dim=-1)
+    widest = edges.diff(dim=-1).argmin(dim=-1, keepdim=True)
+    cut = ((edges.gather(-1, widest) + edges.gather(-1, widest + 1)) / 2).unsqueeze(-1)
+    turned = Q * torch.polar(torch.ones_like(cut), math.pi - cut)
+    I = torch.eye(Q.size(-1), dtype=Q.dtype, device=Q.device)
+    H = 1j * torch.linalg.solve(I + turned, I - turned)
+    V = torch.linalg.eigh((H + H.mH) / 2).eigenvectors
+    theta = (V.conj() * (Q @ V)).sum(dim=-2).angle()
+    return skew_part((V * (1j * theta).unsqueeze(-2)) @ V.mH)
 
 
 def _near_half_turn(cosines: Tensor) -> Tensor:

@@ -65,6 +65,8 @@ class Symmetric(Parametrization):
     Source:  PyTorch's Parametrizations Tutorial.
     """
 
+    stacks = True
+
     def map(self, X: Tensor) -> Tensor:
         return X.triu() + X.triu(1).mT
 
@@ -79,6 +81,8 @@ class Skew(Parametrization):
     Cost:    one pass over the matrix.
     Source:  PyTorch's Parametrizations Tutorial.
     """
+
+    stacks = True
 
     def map(self, X: Tensor) -> Tensor:
         A = X.triu(1)

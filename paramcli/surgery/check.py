@@ -47,6 +47,9 @@ class CheckedSink:
         self._copies.update((name, (source, key)) for name, key in pairs)
         self.sink.copy(source, pairs)
 
+    def abandon(self) -> None:
+        self.sink.abandon()
+
     def commit(self, *sources: Source) -> None:
         self.sink.commit(*sources, check=self._compare)
 

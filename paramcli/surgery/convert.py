@@ -12,11 +12,17 @@ from ..checkpoint.source import Source
 from ..dtypes import CODE_OF_TORCH, DTYPES, torch_dtype
 from ..errors import InputRefused, UsageError
 from ..spec import select
-from ..text import closest, printable
+from ..text import closest, count_text, printable
 from .plan import Plan, Step
 
 CAST_DTYPES = ("float64", "float32", "float16", "bfloat16")
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def without(prefix: str, name: str) -> str:
+    """The name without a leading prefix of whole segments; a name is never emptied."""
+    whole = prefix if prefix.endswith(".") else f"{prefix}."
+    return name[len(whole) :] if name.startswith(whole) and len(name) > len(whole) else name
 
 
 @dataclass(frozen=True)
@@ -29,16 +35,20 @@ class Convert:
     dtype: str | None = None
 
     def plan(self, source: Source, groups: Mapping[str, Group], where: str) -> tuple[Plan, list[str]]:
-        """(the plan, names of the tensors left out because the user said so)."""
+        """(the plan, keys of the tensors left out because the user said so)."""
         carried = self._carried(groups, where)
         names = {key: self._stripped(key) for group in carried for key in group.keys.values()}
+        self._check_prefixes(list(names))
         self._check_names(names)
+        # Keys apart can still meet in one tensor: m.w.weight_g stripped beside w.weight reads as neither.
+        self._check_names({group.tensor: self._stripped(group.tensor) for group in carried})
+        twins = {name: tied[0] for tied in source.tied() for name in tied} if self.dtype else {}
         steps, copies, record = [], [], {}
         for group in carried:
             if group.record is not None:
                 record[self._stripped(group.tensor)] = group.record
             for key in group.keys.values():
-                step = self._cast(group, key, names[key], source)
+                step = self._cast(group, key, names[key], source, twins.get(key))
                 if step is None:
                     copies.append((names[key], key))
                 else:
@@ -46,7 +56,7 @@ class Convert:
         slots = [Slot(name, source.tensors[key].dtype, source.tensors[key].shape) for name, key in copies]
         slots += [slot for step in steps for slot in step.writes]
         kept = {group.tensor for group in carried}
-        left = [name for name in groups if name not in kept]
+        left = [key for name, group in groups.items() if name not in kept for key in group.keys.values()]
         return Plan("convert", tuple(steps), tuple(copies), tuple(slots), record), left
 
     def _carried(self, groups: Mapping[str, Group], where: str) -> list[Group]:
@@ -60,9 +70,7 @@ class Convert:
 
     def _stripped(self, name: str) -> str:
         for prefix in self.strip:
-            whole = prefix if prefix.endswith(".") else f"{prefix}."
-            if name.startswith(whole) and len(name) > len(whole):
-                name = name[len(whole) :]
+            name = without(prefix, name)
         return name
 
     def _check_names(self, names: Mapping[str, str]) -> None:
@@ -74,15 +82,20 @@ class Convert:
                     hint="drop one of them with --drop", tensor=key,
                 )  # fmt: skip
             taken[name] = key
-        for prefix in self.strip:
-            whole = prefix if prefix.endswith(".") else f"{prefix}."
-            if not any(key.startswith(whole) for key in names):
-                near = closest(prefix, {key.partition(".")[0] for key in names})
-                raise UsageError(
-                    f"no tensor's name begins with the prefix '{printable(whole)}'", hint=f"closest: {', '.join(map(printable, near))}" if near else None
-                )
 
-    def _cast(self, group: Group, key: str, name: str, source: Source) -> Step | None:
+    def _check_prefixes(self, keys: Sequence[str]) -> None:
+        """Raise UsageError for a prefix that none of the names has, after the ones before it are gone."""
+        for prefix in self.strip:
+            stripped = [without(prefix, key) for key in keys]
+            if stripped == list(keys):
+                near = closest(prefix, {key.partition(".")[0] for key in keys})
+                raise UsageError(
+                    f"no tensor's name begins with the prefix '{printable(prefix.removesuffix('.'))}.'",
+                    hint=f"closest: {', '.join(map(printable, near))}" if near else None,
+                )  # fmt: skip
+            keys = stripped
+
+    def _cast(self, group: Group, key: str, name: str, source: Source, twin: str | None) -> Step | None:
         """The step that casts one floating tensor; None where its bytes stay as they are."""
         info = source.tensors[key]
         if self.dtype is None or DTYPES[info.dtype].kind not in ("float", "half"):
@@ -92,9 +105,13 @@ class Convert:
             return None
 
         def run(source: Source, device: object, compute: str):
-            return {name: source.read(key).to(torch_dtype(code))}, {}
+            before = source.read(key)
+            after = before.to(torch_dtype(code))
+            lost = int((before.isfinite() & ~after.isfinite()).sum())
+            note = f"{count_text(lost, 'value')} of {before.numel()} too large for {self.dtype}: infinite now" if lost else None
+            return {name: after}, {"note": note}
 
-        one = replace(group, tensor=key, keys={"value": key}, infos={"value": info}, shape=info.shape, dtype=info.dtype)
+        one = replace(group, tensor=key, keys={"value": key}, infos={"value": info}, shape=info.shape, dtype=info.dtype, twin=twin)
         return Step(one, "cast", (Slot(name, code, info.shape),), group.chain, group.view, run)
 
 
@@ -106,7 +123,7 @@ def check_dtype(name: str | None) -> str | None:
 
 def parse_size(text: str) -> int:
     """'5GB' -> 5000000000; units of 1000 (GB) and of 1024 (GiB)."""
-    found = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)\s*([KMGT]i?B)?", text, re.I)
+    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,3})?)\s*((?:[KMGT]i?)?B)?", text, re.I)
     if not found:
         raise UsageError(f"--max-shard-size {printable(text)}: not a size", hint="e.g. 5GB or 500MiB")
     size = int(float(found[1]) * _UNITS[(found[2] or "").upper()])

@@ -5,7 +5,9 @@ Each function plans one group and returns a `Step`; nothing here reads a tensor 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -22,11 +24,13 @@ from ..dtypes import code_of, torch_dtype
 from ..errors import CheckFailed, InputRefused, UsageError
 from ..maths.base import Check, compute_dtype, wide
 from ..registry import target_class
-from ..text import number_text, printable
+from ..text import number_text, printable, shape_text
 from ..view import View, parse_view
-from .evaluate import complete, read_state, require_chain, settle, weight_of
-from .fit import evaluate, fit, invert, rounded, widened
-from .plan import Step, require_editable
+from .evaluate import complete, read_state, require_chain, require_proportion, settle, weight_of
+from .allocate import with_count
+from .fit import NOTED, Fitted, check_reached, evaluate, fit, invert, rounded, widened
+from .plan import Stack, Step, require_editable
+from .stack import bake_stack, fit_stack, stackable
 
 
 @dataclass(frozen=True)
@@ -39,29 +43,54 @@ class Register:
     seed: int = 0
     max_change: float | None = None
     spelling: str = "new"
+    # The mask of each tensor for the chain's `mask`, and exact counts for a `prune_l1` over all tensors together.
+    mask_for: Callable[[Group], Tensor] | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
 
     def plan(self, group: Group) -> Step:
         require_editable(group)
+        if 0 in group.shape:
+            raise InputRefused(f"{printable(group.tensor)} has no entries (its shape is {shape_text(group.shape)})", hint="leave it out with -t")
         if group.is_plain:
             return self._plan_plain(group)
         return self._plan_append(group)
 
-    def _plan_plain(self, group: Group) -> Step:
+    def _chain_of(self, group: Group) -> Chain:
+        """The chain for this tensor, with its own share of a count over all of them."""
         chain = parse_chain(self.chain)
+        if self.mask_for is not None:
+            chain.with_tensors("mask")
+        return with_count(chain, self.counts[group.tensor]) if group.tensor in self.counts else chain
+
+    def _plan_plain(self, group: Group) -> Step:
+        chain = self._chain_of(group)
         if self.init != "raw" and (why := chain.uninvertible()):
             raise UsageError(f"{chain} has no right inverse: {why}", hint="--init raw registers it as torch does")
         slots = chain_slots(group, chain, self.view)
         names = {slot.name: slot.name for slot in slots} if self.spelling == "new" else old_names(group.tensor, chain, slots)
         slots = tuple(Slot(names[slot.name], slot.dtype, slot.shape) for slot in slots)
 
+        def give(fitted: Fitted):
+            made = keyed(group.tensor, fitted.state)
+            # Only raw gets here with a zero row under a norm: torch writes it, and computes NaN from it.
+            finite = bool(fitted.value.isfinite().all())
+            note = fitted.note if finite else "its value is NaN or infinite: a norm it divides by is zero"
+            return {names[key]: tensor for key, tensor in made.items()}, {**numbers(fitted.moved, fitted.check), "note": note}
+
         def run(source: Source, device: object, compute: str):
             W = source.read(group.keys["value"]).to(device)
+            bound = chain if self.mask_for is None else chain.with_tensors("mask", mask=self.view.into(self.mask_for(group)))
             seed = hosting.tensor_seed(self.seed, group.twin or group.tensor)
-            fitted = fit(W, chain, self.view, init=self.init, seed=seed, max_change=self.max_change, compute=compute)
-            made = keyed(group.tensor, fitted.state)
-            return {names[key]: tensor for key, tensor in made.items()}, numbers(fitted.moved, fitted.check)
+            return give(fit(W, bound, self.view, init=self.init, seed=seed, max_change=self.max_change, compute=compute))
 
-        return Step(group, "register", slots, str(chain), self.view.text, run, record=record_of(chain, self.view, group))
+        def together(tensors: Sequence[Tensor], device: object, compute: str):
+            return fit_stack(tensors, chain, self.view, init=self.init, max_change=self.max_change, device=device, compute=compute)
+
+        stack = None
+        if self.init != "raw" and stackable(chain, self.view, group.shape, torch_dtype(group.dtype)):
+            key = ("register", str(chain), self.view.text, self.init, self.max_change, group.shape, group.dtype)
+            stack = Stack(key, lambda source: source.read(group.keys["value"]), together, give)
+        return Step(group, "register", slots, str(chain), self.view.text, run, record=record_of(chain, self.view, group), stack=stack)
 
     def _plan_append(self, group: Group) -> Step:
         require_chain(group)
@@ -109,6 +138,7 @@ class Bake:
         chain = parse_chain(group.chain) if group.chain else None
         if chain is not None:
             check_roles(group, chain, parse_view(group.view))
+        require_proportion(group)
 
         def run(source: Source, device: object, compute: str):
             state = read_state(source, group, device)
@@ -122,14 +152,30 @@ class Bake:
             return {group.tensor: value}, {**numbers(0.0, measure.image_check(settled, value, view, compute)), "chain": str(settled)}
 
         record = Entry("baked", str(chain), group.view, group.constraint or chain.constraint) if chain else None
-        return Step(group, "bake", (Slot(group.tensor, group.dtype, group.shape),), group.chain, group.view, run, record=record)
+        slots = (Slot(group.tensor, group.dtype, group.shape),)
+        return Step(group, "bake", slots, group.chain, group.view, run, record=record, stack=self._stack(group, chain))
+
+    def _stack(self, group: Group, chain: Chain | None) -> Stack | None:
+        if chain is None or group.alternatives or set(group.keys) != {"original"}:
+            return None
+        view = parse_view(group.view)
+        if not stackable(chain, view, group.shape, torch_dtype(group.dtype)):
+            return None
+
+        def together(tensors: Sequence[Tensor], device: object, compute: str):
+            return bake_stack(tensors, chain, view, device, compute)
+
+        def give(baked: tuple[Tensor, Check | None]):
+            return {group.tensor: baked[0]}, {**numbers(0.0, baked[1]), "chain": str(chain)}
+
+        return Stack(("bake", str(chain), view.text, group.shape, group.dtype), lambda source: source.read(group.keys["original"]), together, give)
 
 
 @dataclass(frozen=True)
 class Assign:
     """`assign`: `layer.weight = X`, through the chain's right inverse; a plain tensor is replaced."""
 
-    value_for: object  # (Group) -> Tensor of the group's shape, any floating dtype
+    value_for: object  # (Group, device) -> Tensor of the group's shape, any floating dtype; `check` is its header half
     seed: int = 0
 
     def plan(self, group: Group) -> Step:
@@ -143,6 +189,7 @@ class Assign:
             if why := chain.uninvertible():
                 raise InputRefused(f"{chain} has no right inverse: {why}")
             check_roles(group, chain, view)
+        self.value_for.check(group)
         slots = tuple(Slot(key, *shape_of(group, role)) for role, key in group.keys.items())
 
         def run(source: Source, device: object, compute: str):
@@ -153,11 +200,13 @@ class Assign:
             if chain is None:
                 value = rounded(wanted, before.dtype)
                 return {group.tensor: value}, numbers(measure.moved(value, before), None)
-            new, distance = self._inverted(group, state, chain, view, wanted)
+            new, target, distance = self._inverted(group, state, chain, view, wanted)
             value = evaluate(chain, view, group.shape, complete(group, new, chain), before.dtype, compute)
-            told = numbers(measure.moved(value, before), measure.image_check(chain, value, view, compute))
-            if distance > 1e-2:
-                told["note"] = f"the assigned value was {number_text(distance)} from {chain.constraint}; its nearest point is stored"
+            check = measure.image_check(chain, value, view, compute)
+            notes = [check_reached(chain, view, value, target, check)]
+            if distance > NOTED:
+                notes.append(f"the assigned value was {number_text(distance)} from {chain.constraint}; its nearest point is stored")
+            told = {**numbers(measure.moved(value, before), check), "note": "; ".join(filter(None, notes)) or None}
             return {group.keys[role]: tensor for role, tensor in new.items()}, told
 
         return Step(group, "assign", slots, group.chain, group.view, run, record=group.record)
@@ -172,19 +221,26 @@ class Assign:
             free = chain.constraint is None or parts[-1].is_projection
             target = seen if free else measure.project(chain.constraint, seen)
             new = widened(invert(chain, target, seed, view, group.shape, parts), stored)
-        return {role: new[role] for role in state if role in new}, measure.moved(target, seen)
+        projects = parts[-1].is_projection
+        return {role: new[role] for role in state if role in new}, None if projects else target, measure.moved(target, seen)
 
 
 def chain_slots(group: Group, chain: Chain, view: View) -> tuple[Slot, ...]:
     """The slots that the chain writes for this tensor, as torch's own bookkeeping has them."""
-    hosting.require_fit(chain, view, group.shape, torch_dtype(group.dtype))
-    try:
-        outline = hosting.outline(chain, group.shape, torch_dtype(group.dtype), view)
-    except (IndexError, ValueError, RuntimeError) as error:
-        raise InputRefused(f"{chain} does not fit a tensor of shape {group.shape}: {str(error).splitlines()[0]}") from None
     return tuple(
-        Slot(parametrized_key(group.tensor, role), code_of(tensor.dtype), tuple(tensor.shape)) for role, tensor in outline.items()
+        Slot(parametrized_key(group.tensor, role), dtype, shape) for role, dtype, shape in _outline(chain, view, group.shape, group.dtype)
     )
+
+
+@functools.lru_cache(1024)
+def _outline(chain: Chain, view: View, shape: tuple[int, ...], code: str) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+    """(role, dtype, shape) of what the chain stores: the same for every tensor of one kind, and a module to find out."""
+    hosting.require_fit(chain, view, shape, torch_dtype(code))
+    try:
+        outline = hosting.outline(chain, shape, torch_dtype(code), view)
+    except (IndexError, ValueError, RuntimeError) as error:
+        raise InputRefused(f"{chain} does not fit a tensor of shape {shape_text(shape)}: {str(error).splitlines()[0]}") from None
+    return tuple((role, code_of(tensor.dtype), tuple(tensor.shape)) for role, tensor in outline.items())
 
 
 def old_names(tensor: str, chain: Chain, slots: tuple[Slot, ...]) -> dict[str, str]:
@@ -207,7 +263,7 @@ def check_roles(group: Group, chain: Chain, view: View) -> None:
         told = [f"without {printable(k)}" for k in lacking[:2]] + [f"with {printable(k)} besides" for k in extra[:2]]
         raise InputRefused(
             f"{chain} does not fit the keys of {printable(group.tensor)}: the file is {', '.join(told)}",
-            hint="give the chain it was made with: --chain",
+            hint="give the chain and the view it was made with: --chain, --view",
         )
 
 

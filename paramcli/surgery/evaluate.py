@@ -8,16 +8,20 @@ from torch import Tensor
 from ..chain import Chain, parse_chain
 from ..checkpoint.forms import Group
 from ..checkpoint.source import Source
+from ..dtypes import nbytes_of
 from ..errors import InputRefused, error_context
 from ..maths.base import wide
 from ..maths.norm import as_matrix
-from ..text import number_text, printable
+from ..text import number_text, printable, shape_text, size_text
 from ..view import View, parse_view
 from .fit import evaluate
 
 # u and W v / ||W v|| of a spectral norm that ran once agree exactly; an unrelated pair is near 1. Without v, u is
 # compared with one power step of its own, which a young u is still some way from.
 AGREES, AGREES_ALONE = 0.1, 0.5
+# Two factors may stand for a weight thousands of times their size. A weight this large, and this many times as large as
+# what is stored of it, is none that anybody trains.
+LARGE, EXPANSION = 4 << 30, 1 << 14
 
 
 def read_state(source: Source, group: Group, device: torch.device | str = "cpu") -> dict[str, Tensor]:
@@ -29,6 +33,17 @@ def require_chain(group: Group) -> None:
     """Raise InputRefused with the group's own reason where its chain is not known."""
     if group.problem:
         raise InputRefused(group.problem, hint=group.hint, tensor=group.tensor)
+
+
+def require_proportion(group: Group) -> None:
+    """Raise InputRefused where a few numbers stand for a weight of many gigabytes: a slip, or a file made to fill memory."""
+    weight, stored = nbytes_of(group.dtype, group.shape), sum(info.nbytes for info in group.infos.values())
+    if weight > LARGE and weight > EXPANSION * stored:
+        raise InputRefused(
+            f"{printable(group.tensor)} stores {size_text(stored)} and stands for a weight of {size_text(weight)} ({shape_text(group.shape)})",
+            hint="leave it out with -t",
+            tensor=group.tensor,
+        )
 
 
 def settle(group: Group, state: dict[str, Tensor]) -> tuple[Chain, View]:
@@ -86,6 +101,7 @@ def effective(source: Source, group: Group, device: torch.device | str = "cpu", 
 
 def weight_of(group: Group, state: dict[str, Tensor], chain: Chain, view: View, compute: str = "same") -> Tensor:
     """The chain's value on this state; a shape the chain cannot have is refused with the keys it wants."""
+    require_proportion(group)
     state = complete(group, state, chain)
     original = state.get("original", next(reversed([state[r] for r in sorted(state) if r.startswith("original")])))
     try:
@@ -95,6 +111,6 @@ def weight_of(group: Group, state: dict[str, Tensor], chain: Chain, view: View, 
             raise
         raise InputRefused(
             f"{chain} does not fit the keys of {printable(group.tensor)}: {', '.join(map(printable, state))}",
-            hint="give the chain it was made with: --chain",
+            hint="give the chain and the view it was made with: --chain, --view",
             tensor=group.tensor,
         ) from None

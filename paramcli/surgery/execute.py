@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..checkpoint import record as records
-from ..checkpoint.source import Source, tensor_bytes
+from ..checkpoint.atomic import signals_held
 from ..checkpoint.header import Slot
-from ..errors import error_context
-from .plan import Outcome, Plan
+from ..checkpoint.source import Source, tensor_bytes
+from ..checkpoint.writer import Sink
+from ..errors import ParamcliError, error_context
+from .plan import Outcome, Plan, Step
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 
 def metadata_of(source: Source, record: Mapping[str, records.Entry]) -> dict[str, str]:
@@ -21,27 +29,163 @@ def metadata_of(source: Source, record: Mapping[str, records.Entry]) -> dict[str
     return metadata
 
 
-def execute(plan: Plan, source: Source, sink: object, device: str = "cpu", compute: str = "same",
+def execute(plan: Plan, source: Source, sink: Sink, device: str = "cpu", compute: str = "same",
             progress: Callable[[int], None] = lambda nbytes: None) -> list[Outcome]:
-    """Write everything the plan says into an open sink and commit it. The sink cleans up after any failure."""
-    outcomes = []
-    for step in plan.steps:
-        with error_context(tensor=step.group.tensor, path=source.path):
+    """Write everything the plan says into an open sink and commit it. The sink cleans up after any failure.
+
+    Three threads beside this one: one copies what is untouched, one reads the next tensors, one writes the last ones.
+    """
+    outcomes: dict[int, Outcome] = {}
+    renames = [(step, pair) for step in plan.steps if step.run is None for pair in step.renames.items()]
+    batches = batched([(number, step) for number, step in enumerate(plan.steps) if step.run is not None])
+    with Workers(sink) as workers:
+        copying = workers.begin(sink.copy, source, [*plan.copies, *(pair for _, pair in renames)])
+        ahead = written = None
+        for index, batch in enumerate(batches):
+            held = ahead.result() if ahead else _read(source, batch)
+            ahead = None
+            if index + 1 < len(batches) and _nbytes(batches[index + 1]) <= AHEAD_BYTES:
+                ahead = workers.begin(_read, source, batches[index + 1])
+            for (number, step), (tensors, told) in zip(batch, _computed([step for _, step in batch], held, device, compute)):
+                with error_context(tensor=step.group.tensor, path=source.path):
+                    outcomes[number] = step.outcome(**told)
+                    ready = [(slot.name, tensor_bytes(_promised(tensors[slot.name], slot))) for slot in step.writes]
+                if written:
+                    written.result()
+                written = workers.begin(_write, sink, ready)
+                del tensors, ready
+                if step.nbytes > AHEAD_BYTES:
+                    written.result()
+                progress(sum(slot.nbytes for slot in step.writes))
+            if copying.done():
+                copying.result()  # a failure there ends the work here
+        for number, step in enumerate(plan.steps):
             if step.run is None:
-                sink.copy(source, step.renames.items())
-                outcomes.append(step.outcome(moved=None))
-                continue
-            tensors, told = step.run(source, device, compute)
-            for slot in step.writes:
-                tensor = tensors[slot.name].detach().cpu().contiguous()
-                _check_promise(tensor, slot)
-                sink.write(slot.name, tensor_bytes(tensor))
-            outcomes.append(step.outcome(**told))
-        progress(sum(slot.nbytes for slot in step.writes))
-    sink.copy(source, plan.copies)
+                outcomes[number] = step.outcome(moved=None)
+                progress(sum(slot.nbytes for slot in step.writes))
+        if written:
+            written.result()
+        copying.result()
     source.check_unchanged()
     sink.commit()
-    return outcomes
+    return [outcomes[number] for number in range(len(plan.steps))]
+
+
+# Tensors up to this size are read ahead of need and written behind the work; larger ones would double the memory.
+AHEAD_BYTES = 64 << 20
+# What a stack of small tensors may take together, and the size up to which a tensor joins one.
+STACK_BYTES = 8 << 20
+# Up to this many entries torch's own loops use one thread; its linear algebra then uses one too, as threads that wait
+# for each other cost more than they bring, a hundred times more where other programs want the cores.
+ONE_THREAD = 1 << 15
+
+
+class Workers:
+    """Threads for one run, all ended before its sink is left, whatever happens."""
+
+    def __init__(self, sink: Sink):
+        from concurrent.futures import ThreadPoolExecutor
+
+        self.sink = sink
+        self.pool = ThreadPoolExecutor(3)
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def begin(self, function: Callable, *arguments: object) -> Future:
+        return self.pool.submit(function, *arguments)
+
+    def __exit__(self, kind: object, *exception: object) -> None:
+        # A signal must not leave a thread writing to a descriptor that the sink is about to close.
+        with signals_held():
+            if kind is not None:
+                self.sink.abandon()
+            self.pool.shutdown(cancel_futures=True)
+
+
+class Held:
+    """Tensors that were read ahead, standing for their source: each is given away once."""
+
+    def __init__(self, source: Source, tensors: dict[str, object]):
+        self._source, self._tensors = source, tensors
+        self.path = source.path
+
+    def read(self, name: str) -> object:
+        return self._tensors.pop(name) if name in self._tensors else self._source.read(name)
+
+
+def batched(steps: Sequence[tuple[int, Step]]) -> list[list[tuple[int, Step]]]:
+    """Steps that are computed at once: stackable ones of one key up to STACK_BYTES together, every other one alone."""
+    batches: list[list[tuple[int, Step]]] = []
+    growing: dict[Hashable, tuple[list[tuple[int, Step]], int]] = {}
+    for number, step in steps:
+        if step.stack is None:
+            batches.append([(number, step)])
+            continue
+        batch, room = growing.get(step.stack.key, ([], 0))
+        if room < step.nbytes:
+            batch, room = [], STACK_BYTES
+            batches.append(batch)
+        batch.append((number, step))
+        growing[step.stack.key] = batch, room - step.nbytes
+    return batches
+
+
+def _nbytes(batch: Sequence[tuple[int, Step]]) -> int:
+    return sum(step.nbytes for _, step in batch)
+
+
+def _read(source: Source, batch: Sequence[tuple[int, Step]]) -> Held:
+    tensors = {}
+    for _, step in batch:
+        with error_context(tensor=step.group.tensor, path=source.path):
+            tensors.update({key: source.read(key) for key in step.group.keys.values()})
+    return Held(source, tensors)
+
+
+def _write(sink: Sink, ready: Sequence[tuple[str, memoryview]]) -> None:
+    for name, data in ready:
+        sink.write(name, data)
+
+
+def _computed(steps: Sequence[Step], held: Held, device: str, compute: str) -> Iterator[tuple[Mapping[str, object], dict[str, object]]]:
+    """What each step writes, and its numbers."""
+    if len(steps) > 1:
+        stack = steps[0].stack
+        try:
+            with threads_for(steps[0]):
+                results = stack.compute([step.stack.read(held) for step in steps], device, compute)
+            yield from (step.stack.give(result) for step, result in zip(steps, results))
+            return
+        except ParamcliError:
+            pass  # one of them has something to say: alone, it says it of itself
+    for step in steps:
+        with error_context(tensor=step.group.tensor, path=held.path), threads_for(step):
+            made = step.run(held, device, compute)
+        yield made
+        del made
+
+
+@contextmanager
+def threads_for(step: Step) -> Iterator[None]:
+    """One thread for small tensors, torch's number for others: a function of the shape, so that bytes are reproducible."""
+    import torch
+
+    threads = torch.get_num_threads()
+    if threads == 1 or math.prod(step.group.shape) > ONE_THREAD:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _promised(tensor: object, slot: Slot) -> object:
+    tensor = tensor.detach().cpu().contiguous()
+    _check_promise(tensor, slot)
+    return tensor
 
 
 def _check_promise(tensor: object, slot: Slot) -> None:

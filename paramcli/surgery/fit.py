@@ -16,15 +16,16 @@ from .. import host as hosting
 from .. import measure
 from ..chain import Chain
 from ..errors import CheckFailed
-from ..maths.base import CannotReach, Check, Parametrization, compute_dtype, eps, wide
+from ..maths.base import MEMBER, CannotReach, Check, Parametrization, compute_dtype, eps, wide
 from ..text import number_text
 from ..view import View
 
 INITS = ("project", "strict", "raw")
 # A right inverse that is off by more than this in double precision has no preimage there.
 EXACT = 1e-6
-# A tensor this near to its constraint, in double precision, needs no projection first.
-EXACT_MEMBER = 1e-9
+# How far, relatively, originals rounded to their storage may put the value from the one they were made for. Where a
+# map is steep (Cayley near a half turn, in bfloat16) it is another weight beyond MISSED, and from NOTED on it is told.
+MISSED, NOTED = 0.1, 1e-2
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Fitted:
     value: Tensor
     moved: float
     check: Check | None
+    note: str | None = None
 
 
 def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -82,9 +84,10 @@ def invert(
         originals = part.inverse(wanted)
         _check_round_trip(part, chain.links[index].entry.name, originals, wanted)
         state.update({f"{index}.{name}": tensor for name, tensor in part.state_dict().items()})
+    made = originals if isinstance(originals, tuple) else (originals,)
+    stored = [view.back(X, shape) if i in part.stored_originals else X for i, X in enumerate(made)]
     if isinstance(originals, Tensor):
-        return {"original": view.back(originals, shape), **state}
-    stored = [view.back(X, shape) if i in part.stored_originals else X for i, X in enumerate(originals)]
+        return {"original": stored[0], **state}
     return {**{f"original{i}": X for i, X in enumerate(stored)}, **state}
 
 
@@ -112,20 +115,20 @@ def fit(
     measure.require_finite(W)
     with torch.no_grad(), torch.random.fork_rng(devices=[] if W.device.type == "cpu" else None):
         if init == "raw":
-            state = register_raw(W, chain, view, seed, compute)
+            state, target = register_raw(W, chain, view, seed, compute), None
         else:
-            state = _fitted_state(W, chain, view, init, seed)
+            state, target = _fitted_state(W, chain, view, init, seed)
         state = widened(state, W.dtype)
         value = evaluate(chain, view, W.shape, state, W.dtype, compute)
-    result = Fitted(state, value, measure.moved(value, W), measure.image_check(chain, value, view, compute))
-    if max_change is not None and not result.moved <= max_change:
-        raise CheckFailed(f"the chain would move it by {number_text(result.moved)}, more than --max-change {max_change:g}")
-    if init != "raw":
-        _check_reached(result, chain, W)
-    return result
+    change, check = measure.moved(value, W), measure.image_check(chain, value, view, compute)
+    if max_change is not None and not change <= max_change:
+        raise CheckFailed(f"the chain would move it by {number_text(change)}, more than --max-change {max_change:g}")
+    note = None if init == "raw" else check_reached(chain, view, value, target, check)
+    return Fitted(state, value, change, check, note)
 
 
-def _fitted_state(W: Tensor, chain: Chain, view: View, init: str, seed: int) -> dict[str, Tensor]:
+def _fitted_state(W: Tensor, chain: Chain, view: View, init: str, seed: int) -> tuple[dict[str, Tensor], Tensor | None]:
+    """(the state in double precision, the value it is made for; None where the last map itself decides what that is)"""
     seen = view.into(W).to(wide(W.dtype, W.device))
     on = chain.constraint is None or (before := measure.check(chain.constraint, W, view)).ok
     torch.manual_seed(seed)
@@ -139,17 +142,27 @@ def _fitted_state(W: Tensor, chain: Chain, view: View, init: str, seed: int) -> 
                 hint="--init project moves it to the nearest point and reports how far",
             )
     # Also a member: rounded to its storage it is off by more than an exact inverse can bring back.
-    if chain.constraint is not None and before.residual > EXACT_MEMBER and not last.is_projection:
+    if chain.constraint is not None and before.residual > MEMBER and not last.is_projection:
         seen = measure.project(chain.constraint, seen)
-    return invert(chain, seen, seed, view, W.shape)
+    return invert(chain, seen, seed, view, W.shape), None if last.is_projection else seen
 
 
-def _check_reached(result: Fitted, chain: Chain, W: Tensor) -> None:
-    """A fit whose stored originals no longer give a member of the constraint is refused, not written."""
-    if result.check is not None and not result.check.ok:
-        detail = f": {result.check.detail}" if result.check.detail else ""
+def check_reached(chain: Chain, view: View, value: Tensor, target: Tensor | None, check: Check | None) -> str | None:
+    """Raise CannotReach where the originals, rounded to their storage, give no member of the constraint or another one.
+
+    `target`, as the view shows it, is the value they were made for. Returns a note where the two differ visibly.
+    """
+    stored = f"{chain} stored in {str(value.dtype).removeprefix('torch.')}"
+    steep = chain.constraint in ("orthogonal", "special_orthogonal")
+    hint = "--chain skew,matrix_exp, or --chain orthogonal, which stores the weight itself as its base" if steep else None
+    if check is not None and not check.ok:
+        detail = f": {check.detail}" if check.detail else ""
         raise CannotReach(
-            f"{chain} stored in {str(W.dtype).removeprefix('torch.')} misses {result.check.constraint} "
-            f"(residual {number_text(result.check.residual)}, tolerance {number_text(result.check.tolerance)}{detail})",
-            hint="--compute-dtype float64, or --chain orthogonal, which stores the weight itself as its base",
+            f"{stored} misses {check.constraint} "
+            f"(residual {number_text(check.residual)}, tolerance {number_text(check.tolerance)}{detail})",
+            hint=hint,
         )
+    missed = 0.0 if target is None else measure.moved(view.into(value), target)
+    if not missed <= MISSED:
+        raise CannotReach(f"{stored} cannot keep this tensor: rounding its originals puts the value {number_text(missed)} away", hint=hint)
+    return f"{stored}, its value is {number_text(missed)} from the nearest point (relatively)" if missed > NOTED else None

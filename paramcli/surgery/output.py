@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..checkpoint import record as records
 from ..checkpoint.atomic import same_place
 from ..checkpoint.header import Slot
 from ..checkpoint.read_sharded import index_name, sibling_files
 from ..checkpoint.source import Source
 from ..checkpoint.write_torch import TorchSink
 from ..checkpoint.writer import SafetensorsSink, ShardedSink, plan_shards
-from .plan import Plan
+from ..text import printable
+from .plan import Plan, Step
 
 # Longest first: .pth.tar before .tar.
 _EXTENSIONS = (".pth.tar", ".pt.tar", ".safetensors", ".ckpt", ".pth", ".bin", ".pt", ".tar")
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pth.tar")
-_SUFFIXES = (".parametrized", ".baked", ".unparametrized", ".migrated")
+# Names of formats that paramcli does not write.
+FOREIGN_SUFFIXES = (".h5", ".hdf5", ".keras", ".onnx", ".gguf", ".ggml", ".npz", ".npy", ".pkl", ".pickle", ".msgpack", ".json", ".zip", ".jit", ".pt2")
+_SUFFIXES = (".parametrized", ".baked", ".unparametrized", ".migrated", ".edited")
 
 
 def default_output(path: Path, suffix: str) -> Path:
@@ -57,9 +62,32 @@ def split_like(source: Source, plan: Plan) -> dict[str, list[Slot]]:
     return shards
 
 
-def is_torch(path: Path) -> bool:
-    """Does this output name ask for a torch checkpoint?"""
+def tied_slots(source: Source, plan: Plan) -> dict[str, str]:
+    """Slot -> the slot it is one tensor with: the results of one edit on groups whose every key is tied, in order."""
+    first_of = {name: names[0] for names in source.tied() for name in names}
+    seen: dict[tuple, Step] = {}
+    tied: dict[str, str] = {}
+    for step in plan.steps:
+        group = step.group
+        if step.run is None or group.twin is None or not all(key in first_of for key in group.keys.values()):
+            continue
+        edit = (step.action, step.chain, step.view, *((role, first_of[key]) for role, key in group.keys.items()))
+        first = seen.setdefault(edit, step)
+        if first is not step:
+            tied.update({slot.name: like.name for slot, like in zip(step.writes, first.writes)})
+    return tied
+
+
+def is_torch(path: Path, source: Source) -> bool:
+    """Is the result a torch checkpoint? By its name; in place, where it replaces the input, by what that is."""
+    if path == source.path:
+        return source.container in ("torch zip", "torch legacy")
     return path.name.endswith(TORCH_SUFFIXES)
+
+
+def is_file(output: Path) -> bool:
+    """Does this output name ask for one file, where a sharded input would otherwise give a folder?"""
+    return output.name.endswith((*TORCH_SUFFIXES, ".safetensors"))
 
 
 def open_sink(
@@ -68,15 +96,49 @@ def open_sink(
     """The sink for a plan: a torch file or one safetensors file by the output's name, else a folder of shards."""
     if not in_place:
         same_place(output, source)
-    if is_torch(output):
+    if is_torch(output, source):
         renamed = {name: key for name, key in plan.copies}
         for step in plan.steps:
             renamed.update({slot.name: next(iter(step.group.keys.values())) for slot in step.writes})
-        return TorchSink(output, source, plan.slots, plan.copies, renamed, overwrite=overwrite)
-    if output.name.endswith(".safetensors") and not in_place or not (source.shards or max_shard_size):
+        copies = [*plan.copies, *(pair for step in plan.steps for pair in step.renames.items())]
+        return TorchSink(output, source, plan.slots, copies, renamed, tied_slots(source, plan), overwrite=overwrite)
+    if is_file(output) and not in_place or not (source.shards or max_shard_size):
         return SafetensorsSink(output, plan.slots, metadata, overwrite=overwrite)
     folder = source.folder if in_place else output
     shards = plan_shards(plan.slots, max_shard_size) if max_shard_size else split_like(source, plan)
     siblings = sibling_files(source.path) if source.shards else []
     name = index_name(source.path)
-    return ShardedSink(folder, shards, metadata, siblings=siblings, overwrite=overwrite, index_name=name)
+    return ShardedSink(folder, shards, metadata, index_metadata(source, plan), siblings, overwrite=overwrite, index_name=name)
+
+
+def index_metadata(source: Source, plan: Plan) -> dict[str, object]:
+    """The input index's own entries that hold for the output too; total_size is the sink's to say."""
+    kept = {key: value for key, value in source.index_metadata.items() if _is_scalar(value)}
+    before = sum(info.numel for info in source.tensors.values())
+    if before != sum(math.prod(slot.shape) for slot in plan.slots):
+        kept.pop("total_parameters", None)
+    return kept
+
+
+def _is_scalar(value: object) -> bool:
+    return value is None or isinstance(value, (str, int)) or isinstance(value, float) and math.isfinite(value)
+
+
+def lost(output: Path, source: Source, plan: Plan) -> list[str]:
+    """What the input holds beside tensors and the output does not, by name."""
+    to_torch = is_torch(output, source)
+    keeps_rest = to_torch and source.tree is not None
+    names = [extra.name for extra in source.extras if not (keeps_rest and extra.carried)]
+    if to_torch:
+        names += [f"metadata {name}" for name in sorted({*source.metadata, *([records.KEY] if plan.record else [])} - {"format"})]
+    kept = {} if is_file(output) else index_metadata(source, plan)
+    return names + [f"index metadata {name}" for name in source.index_metadata if name not in kept]
+
+
+def untied(output: Path, source: Source, plan: Plan) -> list[str]:
+    """Groups of names that were one tensor and have each their own in the output."""
+    if is_torch(output, source):
+        return []
+    there = {key for _, key in plan.copies} | {key for step in plan.steps for key in step.group.keys.values()}
+    groups = [[name for name in names if name in there] for names in source.tied()]
+    return [" = ".join(map(printable, names)) for names in groups if len(names) > 1]

@@ -6,16 +6,21 @@ Refusals that headers decide are all raised here, together, so that nothing is h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from ..chain import parse_chain
 from ..checkpoint.forms import Group
 from ..checkpoint.record import Entry
 from ..checkpoint.source import Source
 from ..checkpoint.header import Slot
-from ..dtypes import DTYPES, dtype_name
-from ..errors import InputRefused, ParamcliError, UsageError
-from ..text import count_text, listing, printable
+from ..dtypes import DTYPES, dtype_name, nbytes_of
+from ..errors import InputRefused, ParamcliError
+from ..text import count_text, listing, printable, size_text
+
+# A base as square as the longer side makes a long and narrow tensor many times larger. Past this factor a plan says
+# so, if it is worth a word at all, and is refused where it is more than a slip should cost.
+GROWTH, WORTH_A_WORD, TOO_MUCH = 16, 16 << 20, 1 << 30
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,20 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Stack:
+    """How a step is computed together with others of an equal `key`: the same shape, dtype, chain and options.
+
+    `read` gives one step's input, `compute` turns the inputs of many into as many results, `give` makes of a result
+    what the step's own `run` gives. Where compute raises, each step is run alone, so that the error is its own.
+    """
+
+    key: Hashable
+    read: Callable[[Source], object]
+    compute: Callable[[Sequence[object], object, str], Sequence[object]]
+    give: Callable[[object], tuple[Mapping[str, object], dict[str, object]]]
+
+
+@dataclass(frozen=True)
 class Step:
     """One tensor's edit: the keys it reads, the slots it writes, and the work between them.
 
@@ -53,9 +72,21 @@ class Step:
     renames: Mapping[str, str] = field(default_factory=dict)
     # What the record says of the tensor afterwards; None takes it out.
     record: Entry | None = None
+    # The edits it carries out, in order.
+    edits: tuple[object, ...] = ()
+    # What the headers alone tell that a person should know.
+    note: str | None = None
+    stack: Stack | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes read and written: what holding the step's tensors takes."""
+        return sum(info.nbytes for info in self.group.infos.values()) + sum(slot.nbytes for slot in self.writes)
 
     def outcome(self, **numbers: object) -> Outcome:
+        notes = [note for note in (self.note, numbers.pop("note", None)) if note]
         return Outcome(
+            note="; ".join(notes) or None,
             tensor=self.group.tensor,
             action=self.action,
             chain=numbers.pop("chain", self.chain),
@@ -92,19 +123,8 @@ def slot_of(source: Source, key: str, name: str | None = None) -> Slot:
     return Slot(name or key, info.dtype, info.shape)
 
 
-def make_plan(
-    command: str, source: Source, groups: Mapping[str, Group], chosen: Sequence[Group], plan_step: Callable[[Group], Step]
-) -> Plan:
-    """Plan every chosen group; all refusals are raised as one error."""
-    steps, refusals = [], []
-    for group in chosen:
-        try:
-            steps.append(plan_step(group))
-        except (InputRefused, UsageError) as error:
-            error.tensor = error.tensor or group.tensor
-            refusals.append(error)
-    if refusals:
-        raise together(refusals)
+def assemble(command: str, source: Source, groups: Mapping[str, Group], steps: Sequence[Step]) -> Plan:
+    """The plan of these steps: every other tensor is copied, and the record says what the steps say."""
     consumed = {key for step in steps for key in step.group.keys.values()}
     copies = tuple((key, key) for key in source.tensors if key not in consumed)
     slots = [slot_of(source, key) for _, key in copies] + [slot for step in steps for slot in step.writes]
@@ -115,6 +135,19 @@ def make_plan(
         if step.record is not None:
             record[step.group.tensor] = step.record
     return Plan(command, tuple(steps), copies, tuple(slots), record)
+
+
+def with_growth(step: Step) -> Step:
+    """The step with a note where it stores far more than the weight; InputRefused where that is more than TOO_MUCH."""
+    before, after = nbytes_of(step.group.dtype, step.group.shape), sum(slot.nbytes for slot in step.writes)
+    if after <= GROWTH * before or after <= WORTH_A_WORD:
+        return step
+    compact = [link.with_arguments(link.entry.compact) for link in parse_chain(step.chain).links if link.entry.compact]
+    hint = f"--chain {compact[0]} needs no square base" if compact else "leave it out with -t, or view it as squarer matrices"
+    what = f"{step.chain} stores {size_text(after)} for a tensor of {size_text(before)}, {after // before} times as much"
+    if after > TOO_MUCH:
+        raise InputRefused(what, hint=hint)
+    return replace(step, note=f"{what}; {hint}")
 
 
 def together(refusals: Sequence[ParamcliError]) -> ParamcliError:

@@ -10,7 +10,7 @@ from ..checkpoint.keys import parametrized_key
 from ..errors import InputRefused
 from ..registry import PARAMETRIZATIONS
 from ..spec import parse_items
-from ..text import printable
+from ..text import printable, shape_text
 from .plan import Step
 
 
@@ -23,6 +23,12 @@ class Unparametrize:
             several = ", ".join(sorted(role for role in group.keys if role.startswith("original")))
             raise InputRefused(
                 f"{printable(group.tensor)} has several originals ({several or 'none complete'}); none of them alone is the weight",
+                hint="remove --bake keeps the value",
+            )
+        shape = group.infos["original"].shape
+        if shape != group.shape:
+            raise InputRefused(
+                f"the original of {printable(group.tensor)} is {shape_text(shape)} and the weight {shape_text(group.shape)}; it cannot take its place",
                 hint="remove --bake keeps the value",
             )
         renames = {group.tensor: group.keys["original"]}

@@ -1,8 +1,12 @@
 """Form detection: every spelling, every look-alike, every half pair, by keys, shapes and dtypes."""
 
+import re
+from collections import Counter
+
 import pytest
 
-from paramcli.checkpoint.forms import detect
+from paramcli.chain import parse_chain
+from paramcli.checkpoint.forms import FORMS, detect
 from paramcli.checkpoint.keys import parametrized_key, split_parametrized
 from paramcli.checkpoint.record import Entry
 from paramcli.checkpoint.source import Storage, TensorInfo
@@ -53,6 +57,14 @@ LAYOUTS = {
         dict(fc__weight_orig=(4, 3), fc__weight=(4, 3), fc__weight_u=(4,)),
         {"fc.weight": ("spectral_norm_v0", "spectral_norm:dim=0")},
     ),
+    "RADIO's spectral reparametrization": (
+        {P + "original": (4, 3), P + "0.scale": (1, 1), P + "0._u": (4,), P + "0._v": (3,), P + "0._sn_version": ("I64", ())},
+        {"fc.weight": ("parametrized", "spectral_reparam")},
+    ),
+    "RADIO's, with four scales whose meaning the file does not tell": (
+        {P + "original": (4, 3), P + "0.scale": (1, 4), P + "0._u": (4,), P + "0._v": (3,), P + "0._sn_version": ("I64", ())},
+        {"fc.weight": ("parametrized", "shapes do not fit together")},
+    ),
     "new spectral norm": (
         {P + "original": (4, 3), P + "0._u": (4,), P + "0._v": (3,)},
         {"fc.weight": ("parametrized", "spectral_norm:dim=0")},
@@ -65,6 +77,27 @@ LAYOUTS = {
     "new pruning": ({P + "original": (4, 3), P + "0__mask": ("BOOL", (4, 3))}, {"fc.weight": ("parametrized", "mask")}),
     "pruned bias": (dict(fc__bias_orig=(4,), fc__bias_mask=(4,)), {"fc.bias": ("prune_old", "mask")}),
     "orthogonal without its map": ({P + "original": (4, 4), P + "0__base": (4, 4)}, {"fc.weight": ("parametrized", "matrix_exp")}),
+    "orthogonal or geotorch's, tall": (
+        {P + "original": (8, 4), P + "0__base": (8, 8)},
+        {"fc.weight": ("parametrized", "geotorch.orthogonal, geotorch.orthogonal:triv=cayley and geotorch.grassmannian fit")},
+    ),
+    "orthogonal by blocks": ({P + "original": (8, 4), P + "0__base": (2, 4, 4)}, {"fc.weight": ("parametrized", "fit, with the --view")}),
+    "geotorch's sphere": ({P + "original": (8, 4), P + "0__base": (8, 4)}, {"fc.weight": ("parametrized", "geotorch.sphere:radius=X fits")}),
+    "geotorch's ranks": (
+        {P + "original": (8, 4), P + "0__0__base": (8, 8), P + "0__2__base": (4, 4)},
+        {"fc.weight": ("parametrized", "geotorch.low_rank:rank=N")},
+    ),
+    "geotorch's definite matrices": (
+        {P + "original": (4, 4), P + "0__0__base": (4, 4)},
+        {"fc.weight": ("parametrized", "geotorch.positive_definite")},
+    ),
+    "geotorch's stable matrices": (
+        {
+            **{P + f"original{i}": (4, 4) for i in range(3)},
+            P + "0__In": (4, 4), P + "0__alpha": (), P + "0__0__0__base": (4, 4), P + "0__1__0__base": (4, 4),
+        },
+        {"fc.weight": ("parametrized", "geotorch.alpha_stable:alpha=X fits")},
+    ),
     "the tutorial's Id": ({P + "original": (4, 4), P + "1__Id": (4, 4)}, {"fc.weight": ("parametrized", "skew,cayley fits")}),
     "only an original": ({P + "original": (4, 4)}, {"fc.weight": ("parametrized", "do not tell")}),
     "rank one by two originals": (
@@ -79,8 +112,14 @@ LAYOUTS = {
     "half: v without g": (dict(fc__weight_v=(4, 3)), {"fc.weight": ("weight_norm_old", "without fc.weight_g")}),
     "half: orig without mask or u": (dict(fc__weight_orig=(4, 3)), {"fc.weight": ("prune_old", "without fc.weight_mask")}),
     "half: mask without orig": (dict(fc__weight_mask=(4, 3)), {"fc.weight": ("prune_old", "without fc.weight_orig")}),
-    "half: original1 without original0": ({P + "original1": (4, 3)}, {"fc.weight": ("parametrized", "'original0' is missing")}),
-    "half: mask without original": ({P + "0__mask": (4, 3)}, {"fc.weight": ("parametrized", "'original' is missing")}),
+    "half: bar without u and v": (dict(fc__weight_bar=(4, 3)), {"fc.weight": ("spectral_norm_bar", "without fc.weight_u")}),
+    "half: orig and u without v": (dict(fc__weight_orig=(4, 3), fc__weight_u=(4,)), {"fc.weight": ("spectral_norm_v1", "without fc.weight_v")}),
+    "half: original0 without original1": ({P + "original0": (4, 1)}, {"fc.weight": ("parametrized", "fc.parametrizations.weight.original1 is missing")}),
+    "half: new u without v": ({P + "original": (4, 3), P + "0._u": (4,)}, {"fc.weight": ("parametrized", "fc.parametrizations.weight.0._v is missing")}),
+    "half: new v without u": ({P + "original": (4, 3), P + "0._v": (3,)}, {"fc.weight": ("parametrized", "fc.parametrizations.weight.0._u is missing")}),
+    "half: both kinds of original": ({P + "original": (4, 3), P + "original0": (4, 1)}, {"fc.weight": ("parametrized", "fc.parametrizations.weight.original1 is missing")}),
+    "half: original1 without original0": ({P + "original1": (4, 3)}, {"fc.weight": ("parametrized", "fc.parametrizations.weight.original0 is missing")}),
+    "half: mask without original": ({P + "0__mask": (4, 3)}, {"fc.weight": ("parametrized", "fc.parametrizations.weight.original is missing")}),
     "look-alike: a gate and a value matrix": (dict(attn__w_g=(4, 4), attn__w_v=(4, 4)), {"attn.w_g": ("plain", None), "attn.w_v": ("plain", None)}),
     "look-alike: weight_gate": (dict(fc__weight_gate=(4, 1), fc__weight_v=(4, 4), fc__weight=(4, 4)), {"fc.weight_gate": ("plain", None), "fc.weight": ("plain", None), "fc.weight_v": ("plain", None)}),
     "look-alike: blurred_cent_mask": (dict(x__gaussian_blurred_cent_mask=(360,)), {"x.gaussian_blurred_cent_mask": ("plain", None)}),
@@ -92,8 +131,42 @@ LAYOUTS = {
         {"fc.weight.original0": ("plain", None), "fc.weight.original1": ("plain", None)},
     ),
     "look-alike: integer g": (dict(x__w_g=("I64", (4, 1)), x__w_v=("I64", (4, 3))), {"x.w_g": ("plain", None), "x.w_v": ("plain", None)}),
+    "look-alike: torchao's int8 weight and scale": (
+        {P + "original0": ("I8", (4, 3)), P + "original1": (4, 1)},
+        {"fc.parametrizations.weight.original0": ("plain", None), "fc.parametrizations.weight.original1": ("plain", None)},
+    ),
+    "look-alike: torchao's int8 weight, scale and zero point": (
+        {P + "original0": ("I8", (4, 3)), P + "original1": (4, 1), P + "original2": ("I64", (4, 1))},
+        {f"fc.parametrizations.weight.original{i}": ("plain", None) for i in range(3)},
+    ),
+    "look-alike: torchao's float8 weight and scale": (
+        {P + "original0": ("F8_E4M3", (4, 1)), P + "original1": (4, 1)},
+        {f"fc.parametrizations.weight.original{i}": ("plain", None) for i in range(2)},
+    ),
+    "three float originals are unknown": (
+        {P + "original0": (4, 1), P + "original1": (4, 3), P + "original2": (4,)},
+        {"fc.weight": ("parametrized", "does not recognise")},
+    ),
+    "look-alike: g and v beside the weight itself": (
+        dict(a__weight=(4, 3), a__weight_g=(4, 1), a__weight_v=(4, 3)),
+        {"a.weight": ("plain", None), "a.weight_g": ("plain", None), "a.weight_v": ("plain", None)},
+    ),
+    "look-alike: integer positions and their mask": (
+        dict(x__ids_orig=("I64", (4,)), x__ids_mask=("F32", (4,))),
+        {"x.ids_orig": ("plain", None), "x.ids_mask": ("plain", None)},
+    ),
+    "look-alike: query_g and query_v": (dict(a__query_g=(4, 4), a__query_v=(4, 4)), {"a.query_g": ("plain", None), "a.query_v": ("plain", None)}),
+    "look-alike: g of another dtype": (dict(x__w_g=("F16", (4, 1)), x__w_v=(4, 3)), {"x.w_g": ("plain", None), "x.w_v": ("plain", None)}),
     "look-alike: a mask of another shape": (dict(x__a_orig=(4, 3), x__a_mask=(4,)), {"x.a_orig": ("plain", None), "x.a_mask": ("plain", None)}),
 }
+
+
+def test_every_kind_of_layout_is_in_the_table():
+    """All forms occur, and all the roles that a half pair can lack."""
+    forms = {form for _, expected in LAYOUTS.values() for form, _ in expected.values()}
+    assert forms == set(FORMS)
+    kinds = Counter(label.partition(":")[0] if ":" in label else "spelling" for label in LAYOUTS)
+    assert kinds["half"] >= 6 and kinds["look-alike"] >= 12 and kinds["spelling"] >= 15
 
 
 @pytest.mark.parametrize(("tensors", "expected"), LAYOUTS.values(), ids=LAYOUTS.keys())
@@ -136,3 +209,14 @@ def test_keys_split_and_join(key):
 def test_other_keys_are_no_parametrizations(key):
     """Only torch's layout counts."""
     assert split_parametrized(key) is None
+
+
+def test_what_is_said_to_fit_can_be_typed():
+    """Each chain that a problem names is one of the table, its arguments filled in."""
+    named = 0
+    for tensors, _ in LAYOUTS.values():
+        for group in detect(infos(**tensors)).values():
+            for chain in re.findall(r"(?:geotorch\.|orthogonal:|skew,)[a-z_.:=,]*[A-Z]?", group.problem or ""):
+                parse_chain(re.sub("=[NX]$", "=1", chain.rstrip(",:.")))
+                named += 1
+    assert named > 20

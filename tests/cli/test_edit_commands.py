@@ -201,6 +201,20 @@ def test_in_place_replaces_a_safetensors_file(fixtures, tmp_path, paramcli):
     assert "conv1.parametrizations.weight.original0" in load_file(copy)
 
 
+@pytest.mark.parametrize("name", ["weights.tar", "weights", "weights.safetensors", "weights.pt"])
+def test_in_place_keeps_the_container_whatever_the_name(name, tmp_path, paramcli):
+    """A torch file stays one, with its wrapper; a safetensors file under a torch name stays safetensors."""
+    W = torch.randn(4, 4)
+    torch.save({"model": {"w.weight": W}, "epoch": 5}, tmp_path / name)
+    result = paramcli("add", tmp_path / name, "-t", "w.weight", "--chain", "symmetric", "--in-place")
+    assert torch.load(tmp_path / name, weights_only=True, mmap=False)["epoch"] == 5 if "safetensors" not in name else "epoch" not in result.err
+    assert paramcli("inspect", tmp_path / name, "--json").json["container"] == "torch zip"
+    save_file({"w.weight": W}, tmp_path / name)
+    paramcli("add", tmp_path / name, "-t", "w.weight", "--chain", "symmetric", "--in-place")
+    assert paramcli("inspect", tmp_path / name, "--json").json["container"] == "safetensors"
+    paramcli("verify", tmp_path / name)
+
+
 def test_the_record_and_other_metadata_are_carried(tmp_path, paramcli):
     """Other people's metadata survive character for character beside the record."""
     save_file({"w": torch.randn(4, 4), "v": torch.randn(3)}, tmp_path / "a.safetensors", {"author": "née ☃ \"x\"", "format": "pt"})
@@ -233,3 +247,21 @@ def test_spectral_norm_is_verified_by_its_true_norm(tmp_path, paramcli):
     save_file(tensors, tmp_path / "bad.safetensors", metadata)
     checks = paramcli("verify", tmp_path / "bad.safetensors", "--json", code=1).json["tensors"][0]["checks"]
     assert not checks[0]["ok"] and not checks[1]["ok"]
+
+
+@pytest.mark.parametrize("chain", ["weight_norm", "spectral_norm", "orthogonal"])
+def test_a_result_off_its_constraint_is_warned_of(chain, tmp_path, paramcli):
+    """raw does what torch does with a zero tensor, whatever comes out: stderr and the table say that it does not hold."""
+    save_file({"w": torch.zeros(4, 4)}, tmp_path / "z.safetensors")
+    result = paramcli("add", tmp_path / "z.safetensors", "-t", "w", "--chain", chain, "--init", "raw")
+    assert "warning: w is off its constraint" in result.err and "FAILS" in result.out
+    paramcli("verify", tmp_path / "z.parametrized.safetensors", code=1)
+
+
+def test_assigning_an_orthogonal_draw_works_for_every_seed(fc_checkpoint, tmp_path, paramcli):
+    """Chains onto rotations get a draw with determinant +1, whatever the seed; other chains get torch's own draw."""
+    made = tmp_path / "ckpt.parametrized.safetensors"
+    paramcli("add", fc_checkpoint, "-t", "fc.weight", "--chain", "skew,cayley")
+    for seed in range(4):
+        paramcli("assign", made, "-t", "fc.weight", "--with", "orthogonal", "--seed", seed, "-f", "-o", tmp_path / "o.safetensors")
+        assert "holds" in paramcli("verify", tmp_path / "o.safetensors").out

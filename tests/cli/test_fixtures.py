@@ -254,9 +254,9 @@ def test_discover_finds_the_structure_that_is_there(tmp_path, paramcli):
         "spd": (X @ X.T + torch.eye(12), "positive_definite"),
         "rank3": (torch.randn(12, 3) @ torch.randn(3, 10), "low_rank:rank=3"),
         "nm": (pruned, "nm:n=2:m=4"),
-        "rows": (torch.nn.functional.normalize(torch.randn(9, 5), dim=1), "unit_rows"),
+        "rows": (torch.nn.functional.normalize(torch.randn(9, 5), dim=1), "unit_norm"),
         "copy": (X - X.T, "duplicate of skew"),
-        "scaled": (X / torch.linalg.matrix_norm(X, 2), "unit_spectral_norm:dim=0"),
+        "scaled": (X / torch.linalg.matrix_norm(X, 2), "unit_spectral_norm"),
         "zero": (torch.zeros(4, 4), "zero"),
     }
     save_file({name: tensor.contiguous().clone() for name, (tensor, _) in planted.items()} | {"random": torch.randn(12, 12)}, tmp_path / "d.safetensors")
@@ -268,3 +268,26 @@ def test_discover_finds_the_structure_that_is_there(tmp_path, paramcli):
     pair = {c["constraint"] for n in ("skew", "copy") for c in found[n]["holds"]}
     assert pair & {"duplicate of skew", "duplicate of copy"}
     assert found["random"]["holds"] == []
+
+
+def test_discover_finds_what_nearly_holds(tmp_path, paramcli):
+    """Structure blurred by noise a hundred times above rounding is told with its residual; noise alone has none."""
+    torch.manual_seed(0)
+    Q, X = torch.linalg.qr(torch.randn(12, 12))[0].contiguous(), torch.randn(12, 12)
+    noise = 1e-4 * torch.randn(12, 12)
+    planted = {
+        "orthogonal": (Q + noise, "orthogonal"),
+        "symmetric": (X + X.T + noise, "symmetric"),
+        "rank2": (torch.randn(12, 2) @ torch.randn(2, 12) + noise, "low_rank:rank=2"),
+        "scaled": (1.001 * X / torch.linalg.matrix_norm(X, 2), "unit_spectral_norm"),
+    }
+    plain = {f"random{i}": torch.randn(12, 10 + i) for i in range(6)}
+    save_file({name: tensor for name, (tensor, _) in planted.items()} | plain, tmp_path / "d.safetensors")
+    found = {t["tensor"]: t for t in paramcli("discover", tmp_path / "d.safetensors", "--json").json["tensors"]}
+    for name, (tensor, structure) in planted.items():
+        near = {c["constraint"].replace("special_", ""): c for c in found[name]["nearly"]}
+        assert structure in near and near[structure]["residual"] > near[structure]["tolerance"], (name, found[name])
+    S = torch.linalg.svdvals(planted["rank2"][0].double())
+    rank = next(c for c in found["rank2"]["nearly"] if c["constraint"] == "low_rank:rank=2")
+    assert rank["residual"] == pytest.approx((S[2] / S[0]).item())
+    assert all(found[name]["holds"] == found[name]["nearly"] == [] for name in plain)

@@ -117,6 +117,31 @@ def test_spectral_norm_goes_old_new_old_byte_for_byte(fixtures, tmp_path, paramc
     old.load_state_dict(got, strict=True)
 
 
+@pytest.mark.parametrize("name", ["v1", "v0", "bar", "new"])
+def test_every_dialect_reaches_old_code(name, fixtures, tmp_path, paramcli):
+    """By way of the new spelling each becomes what torch's spectral_norm hook loads strictly, its stored data byte for byte."""
+    state, wanted = dialect(name, fixtures)
+    torch.save(state, tmp_path / "s.pt")
+    source = tmp_path / "s.pt"
+    if name != "new":
+        paramcli("migrate", source, "--to", "new", "-o", tmp_path / "n.safetensors")
+        source = tmp_path / "n.safetensors"
+    paramcli("migrate", source, "--to", "old", "-o", tmp_path / "o.safetensors")
+    got = load_file(tmp_path / "o.safetensors")
+    old = layers(fixtures)
+    for layer in old.values():
+        nn.utils.spectral_norm(layer)
+    old.load_state_dict(got, strict=True)
+    old.eval()
+    for key in old:
+        nn.utils.remove_spectral_norm(old[key])
+        torch.testing.assert_close(old[key].weight, wanted[f"{key}.weight"], rtol=2e-5, atol=1e-6)
+        for suffix, theirs in (("_orig", {"bar": "_bar"}.get(name, "_orig")), ("_u", "_u"), ("_v", "_v")):
+            stored = f"{key}.weight{theirs}" if name != "new" else f"{key}.parametrizations.weight.{ {'_orig': 'original', '_u': '0._u', '_v': '0._v'}[suffix] }"
+            if stored in state:
+                assert torch.equal(got[f"{key}.weight{suffix}"], state[stored]), stored
+
+
 def pruned(fixtures) -> nn.ModuleDict:
     model = layers(fixtures)
     prune.l1_unstructured(model["conv"], "weight", amount=0.4)
@@ -197,3 +222,44 @@ def test_zero_rows_are_named(tmp_path, paramcli):
     torch.save({"c.weight_g": torch.ones(3, 1), "c.weight_v": torch.tensor([[1.0, 2], [0, 0], [3, 4]])}, tmp_path / "z.pt")
     message = paramcli("remove", tmp_path / "z.pt", code=3).err
     assert "c.weight" in message and "slice 1" in message
+
+
+def test_zero_rows_of_a_plain_weight_are_named(tmp_path, paramcli):
+    """add refuses what has no direction; raw writes what torch writes and says what its value is."""
+    torch.save({"c.weight": torch.tensor([[1.0, 2], [0, 0], [3, 4]])}, tmp_path / "z.pt")
+    add = ("add", tmp_path / "z.pt", "-t", "c.weight", "--chain", "weight_norm")
+    for spelling in ("new", "old"):
+        message = paramcli(*add, "--spelling", spelling, code=3).err
+        assert "c.weight" in message and "slice 1 of dimension 0 is zero" in message
+    assert "c.weight: its value is NaN" in paramcli(*add, "--init", "raw").err
+
+
+@pytest.mark.parametrize("chain", ["weight_norm", "weight_norm:dim=1", "weight_norm:dim=none", "spectral_norm", "spectral_norm:dim=1", "prune_l1:amount=0.3"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_what_add_spells_the_old_way_old_code_loads(chain, dtype, tmp_path, paramcli):
+    """torch's hooks load it strictly and compute the weight that the bake of the same file gives."""
+    torch.manual_seed(0)
+    conv = nn.Conv1d(4, 6, 3, bias=False, dtype=dtype)
+    torch.save(conv.state_dict(), tmp_path / "c.pt")
+    paramcli("add", tmp_path / "c.pt", "-t", "weight", "--chain", chain, "--spelling", "old", "-o", tmp_path / "o.safetensors")
+    paramcli("verify", tmp_path / "o.safetensors")
+    paramcli("remove", tmp_path / "o.safetensors", "-o", tmp_path / "b.safetensors")
+    name, _, dim = chain.partition(":dim=")
+    if name == "weight_norm":
+        nn.utils.weight_norm(conv, dim={"": 0, "none": None}.get(dim, 1))
+    elif name == "spectral_norm":
+        nn.utils.spectral_norm(conv, dim=int(dim or 0))
+    else:
+        prune.identity(conv, "weight")
+    conv.load_state_dict(load_file(tmp_path / "o.safetensors"), strict=True)
+    conv.eval()
+    if name == "weight_norm":
+        nn.utils.remove_weight_norm(conv)
+    elif name == "spectral_norm":
+        nn.utils.remove_spectral_norm(conv)
+    else:
+        prune.remove(conv, "weight")
+    baked = load_file(tmp_path / "b.safetensors")["weight"]
+    # Half types are computed wider and rounded once; torch computes in them.
+    tolerance = dict(rtol=0, atol=0) if dtype != torch.bfloat16 else dict(rtol=2e-2, atol=1e-3)
+    torch.testing.assert_close(baked, conv.weight.detach(), **tolerance)

@@ -67,3 +67,11 @@ def test_a_reader_that_leaves_early_is_no_error(fixtures):
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0 and "Traceback" not in done.stderr
+
+
+def test_a_machine_without_numpy_sees_no_warning(fc_checkpoint, tmp_path):
+    """torch warns at import where numpy is missing; stderr holds paramcli's own messages only."""
+    code = "import sys; sys.modules['numpy'] = None; from paramcli.cli.app import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "add", str(fc_checkpoint), "-t", "fc.weight", "--chain", "skew,cayley"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and [line.split()[0] for line in done.stderr.splitlines()] == ["wrote", "next:"]

@@ -1,5 +1,6 @@
 """Facts about single constraints that the laws do not cover."""
 
+import pytest
 import torch
 
 from paramcli import measure
@@ -34,3 +35,31 @@ def test_a_single_wrong_row_of_a_large_matrix_is_seen():
     Q[100] *= 1.05
     assert not measure.check("orthogonal", Q.bfloat16()).ok
 
+
+
+def computed_by_torch(n: int, dtype: torch.dtype, scale: float) -> dict[str, torch.Tensor]:
+    """Orthogonal matrices as torch's own functions compute them in this dtype, from random originals of a 1-norm."""
+    X = torch.randn(n, n, generator=torch.Generator().manual_seed(n), dtype=torch.float64).triu(1)
+    A = (X - X.T) * (scale / (X - X.T).abs().sum(0).max())
+    A, I = A.to(dtype), torch.eye(n, dtype=dtype)
+    made = {"cayley": torch.linalg.solve(I - A, I + A), "matrix_exp": torch.matrix_exp(A), "qr": torch.linalg.qr(I + A).Q}
+    for name in ("matrix_exp", "cayley", "householder"):
+        layer = torch.nn.Linear(n, n, dtype=dtype)
+        layer.weight.data.copy_(A)
+        made[f"orthogonal {name}"] = torch.nn.utils.parametrizations.orthogonal(layer, orthogonal_map=name).weight.detach()
+    return made
+
+
+@pytest.mark.parametrize("n", [2, 3, 16, 100, pytest.param(1024, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_what_torch_computes_is_accepted_and_near_misses_of_it_are_not(dtype, n):
+    """In the dtype itself and rounded to half types; 0.049 and 0.57 are where torch's matrix_exp is least exact."""
+    for scale in (1e-3, 0.049, 0.57, 3.0, 30.0):
+        for name, Q in computed_by_torch(n, dtype, scale).items():
+            for stored in (dtype, torch.float16, torch.bfloat16):
+                W = Q.to(stored)
+                found = measure.check("orthogonal", W)
+                assert found.ok, (name, scale, stored, found)
+                row = W.clone()
+                row[n // 2] *= 1.05
+                assert not any(measure.check("orthogonal", off).ok for off in (1.05 * W, 0 * W, row)), (name, scale, stored)

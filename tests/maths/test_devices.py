@@ -4,10 +4,16 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from paramcli.maths.bounded import CutNorm, MagnitudePreserving, ToBall, ToUnitNorm
+from paramcli.maths.definite import LU, CholeskyCorrelation, CholeskyDefinite
+from paramcli.maths.elementwise import ToIncreasing, ToInterval, ToPositive
 from paramcli.maths.exponential import MatrixExp
 from paramcli.maths.mask import Mask, PruneL1
+from paramcli.maths.moments import ToSum, WeightStandardization
 from paramcli.maths.norm import UnitSpectralNorm, WeightNorm, as_matrix, largest_singular_value
 from paramcli.maths.orthogonal import Cayley, Orthogonal, gram_error
+from paramcli.maths.spectral import AlmostOrthogonal, CutToCap, ScaledToCap
+from paramcli.maths.stochastic import Sinkhorn, ToSimplex
 from paramcli.maths.symmetric import Skew, SkewMatrices, Symmetric, SymmetricMatrices
 
 SHAPE = (4, 6, 6)
@@ -28,6 +34,14 @@ MAPS = {
     "weight_norm": lambda X: WeightNorm(0).map(X.narrow(1, 0, 1).narrow(2, 0, 1), X),
     "mask": lambda X: Mask(torch.empty(SHAPE, dtype=torch.bool, device="cuda"))(X),
     "prune_l1": lambda X: PruneL1(torch.empty(SHAPE, dtype=torch.bool, device="cuda"))(X),
+    "lu": lambda X: LU(torch.empty(SHAPE[:2], dtype=torch.int64, device="cuda"), X.narrow(2, 0, 1).squeeze(2))(X),
+    **{
+        type(part).__name__: lambda X, part=part: part(X)
+        for part in (
+            ToUnitNorm(), MagnitudePreserving(), ToBall(), CutNorm(), ToSum(), WeightStandardization(), ScaledToCap(), CutToCap(),
+            AlmostOrthogonal(), ToPositive(), ToInterval(), ToIncreasing(), ToSimplex(), Sinkhorn(3), CholeskyDefinite(0.1), CholeskyCorrelation(),
+        )  # fmt: skip
+    },
     "half precision": lambda X: Cayley()(X.half()),
     "gram error": lambda X: gram_error(X),
     "spectral norm": lambda X: largest_singular_value(as_matrix(X, 0)),

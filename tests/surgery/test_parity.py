@@ -46,6 +46,7 @@ def by_registering(*parts):
 
 
 square, tall, wide = (lambda: nn.Linear(16, 16)), (lambda: nn.Linear(6, 20)), (lambda: nn.Linear(20, 6))
+single, vector = (lambda: nn.Linear(1, 1)), (lambda: nn.LayerNorm(6))
 conv, transposed = (lambda: nn.Conv2d(3, 8, 5)), (lambda: nn.ConvTranspose1d(6, 4, 3))
 # chain: (layer, how a user of torch parametrizes it, bit for bit?)
 CASES = {
@@ -58,6 +59,9 @@ CASES = {
     "weight_norm": (conv, parametrizations.weight_norm, True),
     "weight_norm:dim=1": (transposed, lambda m: parametrizations.weight_norm(m, dim=1), True),
     "weight_norm:dim=none": (square, lambda m: parametrizations.weight_norm(m, dim=None), True),
+    "weight_norm:dim=none, of one entry": (single, lambda m: parametrizations.weight_norm(m, dim=None), True),
+    "weight_norm, of a vector": (vector, parametrizations.weight_norm, True),
+    "spectral_norm, of a vector": (vector, lambda m: parametrizations.spectral_norm(m).eval(), True),
     "spectral_norm": (conv, lambda m: parametrizations.spectral_norm(m).eval(), True),
     "spectral_norm:dim=1": (transposed, lambda m: parametrizations.spectral_norm(m).eval(), True),
     "orthogonal": (square, parametrizations.orthogonal, True),
@@ -127,3 +131,38 @@ def test_conv_kernels_flatten_on_request(tmp_path, paramcli):
     assert W.shape == (8, 3, 3, 3)
     torch.testing.assert_close(W.flatten(1) @ W.flatten(1).T, torch.eye(8, dtype=torch.float64), atol=1e-6, rtol=0)
     assert paramcli("verify", tmp_path / "c.baked.safetensors", "--json").json["tensors"][0]["view"] == "flatten"
+
+
+def test_raw_registers_what_a_map_cannot_reach(tmp_path, paramcli):
+    """The tutorial's MatrixExponential has no right inverse: registered first, it takes the weight itself as its original."""
+    live = nn.Linear(5, 5)
+    torch.save(live.state_dict(), tmp_path / "a.pt")
+    paramcli("add", tmp_path / "a.pt", "-t", "weight", "--chain", "matrix_exp", code=3)
+    paramcli("add", tmp_path / "a.pt", "-t", "weight", "--chain", "matrix_exp", "--init", "raw")
+    parametrize.register_parametrization(live, "weight", MatrixExponential())
+    file = load_file(tmp_path / "a.parametrized.safetensors")
+    assert all(torch.equal(file[name], tensor) for name, tensor in live.state_dict().items())
+    paramcli("remove", tmp_path / "a.parametrized.safetensors")
+    assert torch.equal(load_file(tmp_path / "a.baked.safetensors")["weight"], live.weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_a_bake_is_computed_as_the_dtype_asks(name, dtype, tmp_path, paramcli):
+    """float64 and float32 in their own dtype, as remove_parametrizations; half types in float32, rounded once."""
+    make, parametrized, exact = CASES[name]
+    torch.manual_seed(4)
+    torch.save(make().to(dtype).state_dict(), tmp_path / "a.pt")
+    paramcli("add", tmp_path / "a.pt", "-t", "weight", "--chain", name.partition(" ")[0].rstrip(","))
+    paramcli("remove", tmp_path / "a.parametrized.safetensors")
+    wide = torch.promote_types(dtype, torch.float32)
+    stored = {key: tensor.to(wide) if tensor.is_floating_point() else tensor for key, tensor in load_file(tmp_path / "a.parametrized.safetensors").items()}
+    live = parametrized(make()).to(wide).eval()
+    live.load_state_dict(stored, strict=True)
+    parametrize.remove_parametrizations(live, "weight", leave_parametrized=True)
+    baked, value = load_file(tmp_path / "a.baked.safetensors")["weight"], live.weight.detach().to(dtype)
+    if exact:
+        assert baked.dtype == dtype and torch.equal(baked, value)
+    else:
+        limit = 2e-6 if dtype == torch.float32 else torch.finfo(dtype).eps * (100 if dtype == torch.float64 else 0.1)
+        assert torch.linalg.vector_norm((baked - value).double()) <= limit * torch.linalg.vector_norm(value.double())

@@ -1,0 +1,44 @@
+"""paramcli apply: many edits in one pass over the data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options as o
+from .session import Target, run_edits
+
+
+def attach(app: typer.Typer) -> None:
+    app.command("apply", epilog="Write: ckpt.pt -> ckpt.edited.safetensors")(apply)
+
+
+def apply(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="TOML with [[edit]] tables, or the --json output of an editing command.", show_default=False)],
+    ckpt: o.Checkpoint,
+    output: o.Output = None,
+    force: o.Force = False,
+    in_place: o.InPlace = False,
+    check: o.Check = False,
+    dry_run: o.DryRun = False,
+    root: o.Root = None,
+    device: o.Device = "cpu",
+    ignore_record: o.IgnoreRecord = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Make many edits in one pass over the data, from a recipe that is checked as a whole first.
+
+    paramcli apply recipe.toml ckpt.pt
+
+    paramcli apply recipe.toml ckpt.pt --dry-run
+
+    A recipe is a list of edits; their keys are the commands' options. Edits of one tensor happen in their order,
+    each on the result of the one before, as if the commands had run one after another.
+    """
+    from ..recipe import read_recipe
+
+    target = Target(output, force, in_place, dry_run, root, device, ignore_record, as_json, quiet, check)
+    run_edits("apply", read_recipe(recipe), ".edited", ckpt, target, as_recipe=True)

@@ -1,0 +1,62 @@
+"""What verify, diff and discover gather for --report: facts of the file, and the spectra worth drawing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ..checkpoint.forms import Group
+from ..checkpoint.source import Source
+from ..errors import ParamcliError, UsageError
+from ..text import size_text
+from .session import Opened
+
+
+def check_report(report: Path | None, force: bool) -> None:
+    """Refuse early what could not be written at the end."""
+    if report is None:
+        return
+    from ..checkpoint.atomic import refuse_existing
+
+    if report.suffix not in (".html", ".htm"):
+        raise UsageError(f"--report writes HTML, and {report.name} does not end in .html", hint=f"--report {report.stem}.html")
+    refuse_existing(report, force)
+
+
+def facts(source: Source) -> list[tuple[str, str]]:
+    return [("container", source.container), ("size", size_text(source.nbytes)), ("tensor keys", str(len(source.tensors)))]
+
+
+def spectra_for_report(source: Source, groups: Sequence[tuple[Group, str | None]], device: str) -> tuple[list, list[str]]:
+    """(the spectra of the first that fit a report, names of the others); what has none is left out."""
+    from ..html import drawable
+    from ..spectrum import spectra
+
+    found, skipped = [], []
+    for group, view in groups:
+        if len(group.shape) < 2:
+            continue
+        if not drawable(group.shape, len(found)):
+            skipped.append(group.tensor)
+            continue
+        try:
+            found.append(spectra(source, group, view, device))
+        except ParamcliError:
+            continue
+    return found, skipped
+
+
+def spectra_of_pairs(a: Opened, b: Opened, names: Sequence[str]) -> tuple[list, list[str]]:
+    """The same of two checkpoints' values, A's in the place of what was before."""
+    views = {name: b.groups[name].view or a.groups[name].view for name in names}
+    one, skipped = spectra_for_report(a.source, [(a.groups[name], views[name]) for name in names], "cpu")
+    two, _ = spectra_for_report(b.source, [(b.groups[s.tensor], views[s.tensor]) for s in one], "cpu")
+    other = {s.tensor: s for s in two}
+    found = []
+    for s in one:
+        if s.tensor in other:
+            values = [replace(m, of="A") for m in s.matrices if m.of == "value"]
+            now = other[s.tensor]
+            found.append(replace(now, matrices=(*values, *(m for m in now.matrices if m.of == "value"))))
+    return found, skipped

@@ -1,0 +1,101 @@
+"""paramcli spectrum: singular values and eigenvalues, as a picture and as numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from ..checkpoint.atomic import refuse_existing
+from ..checkpoint.forms import with_chain
+from ..console import Screen, spectrum_plot, spectrum_table
+from ..errors import InputRefused, UsageError
+from ..report import document, spectrum_document
+from ..surgery.commands import reading
+from ..text import printable
+from ..view import parse_view
+from . import options as o
+from .session import check_device, open_groups, write_file
+
+
+def attach(app: typer.Typer) -> None:
+    app.command("spectrum")(spectrum)
+
+
+def spectrum(
+    ckpt: o.Checkpoint,
+    tensor: o.Tensors = None,
+    view: o.View = None,
+    chain: o.Chain = None,
+    svg: Annotated[Optional[Path], typer.Option("--svg", metavar="FILE", help="Write the picture as SVG.", show_default=False)] = None,
+    png: Annotated[Optional[Path], typer.Option("--png", metavar="FILE", help="Write the picture as PNG; needs paramcli[plot].", show_default=False)] = None,
+    force: o.Force = False,
+    root: o.Root = None,
+    device: o.Device = "cpu",
+    ignore_record: o.IgnoreRecord = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Draw singular values (log scale) and, of square matrices, eigenvalues; before and after a chain.
+
+    paramcli spectrum ckpt.parametrized.safetensors -t fc.weight
+
+    paramcli spectrum rnn.pt -t '*weight_hh*' --view blocks=4 --svg gates.svg
+    """
+    screen = Screen(quiet)
+    seen = parse_view(view).text if view is not None else None
+    for picture in (svg, png):
+        if picture is not None:
+            refuse_existing(picture, force)
+    with open_groups(ckpt, root, ignore_record, screen) as opened:
+        from ..spectrum import choose_groups, spectra
+
+        chosen = choose_groups(with_chain(opened.choose(tensor), *reading(chain, view), named=bool(tensor)), bool(tensor))
+        if not chosen:
+            raise UsageError("spectrum needs -t/--tensor: no tensor is parametrized", hint="paramcli inspect lists them")
+        where = check_device(device)
+        found, skipped = [], []
+        with screen.meter("spectrum", len(chosen), sum(group.nbytes for group in chosen)) as meter:
+            for group in chosen:
+                try:
+                    found.append(spectra(opened.source, group, seen, where))
+                except InputRefused as error:
+                    skipped.append((group.tensor, error))
+                meter.advance(group.nbytes)
+        if not found:
+            raise skipped[0][1]
+        opened.source.check_unchanged()
+        if svg is not None or png is not None:
+            _write(found, svg, png, force)
+        if as_json:
+            screen.answer(document(spectrum_document(ckpt, found)))
+        else:
+            for part in spectrum_plot(found, screen.columns):
+                screen.show(part)
+            screen.show(spectrum_table(found))
+        for name, error in skipped:
+            screen.note(f"not drawn: {printable(name)}: {error.message}")
+        many = next((s for s in found if any(m.count > 1 for m in s.matrices)), None)
+        if many is not None:
+            screen.note(f"{printable(many.tensor)} is a batch of many matrices, drawn together; --view flatten shows it as one")
+        for picture in (svg, png):
+            if picture is not None:
+                screen.note(f"wrote {printable(picture)}")
+
+
+def _write(found, svg: Path | None, png: Path | None, force: bool) -> None:
+    from ..drawing.panels import panels
+
+    shown = [panel for s in found for panel in panels(s, title=printable(s.tensor) if len(found) > 1 else None)]
+    # In a row what belongs together: a matrix before and after its chain has three panels.
+    across = 3 if any(m.of != "value" for s in found for m in s.matrices) else 4
+    title = f"{printable(found[0].tensor)}  {found[0].title}" if len(found) == 1 else ""
+    if svg is not None:
+        from ..drawing.svg import grid
+
+        write_file(svg, grid(shown, across, alone=True, title=title).encode(), force)
+    if png is not None:
+        from ..drawing.png import png as draw
+
+        write_file(png, draw(shown, across, title), force)

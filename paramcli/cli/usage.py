@@ -1,0 +1,83 @@
+"""How the commands are listed and helped, and what is said of a command line that does not parse."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import typer
+
+from ..errors import UsageError
+from ..text import closest, printable
+
+# Panel -> command -> what the list of commands says of it. In the order of use.
+PANELS = {
+    "Look": {
+        "inspect": "tensors, chains, shapes and sizes of a checkpoint",
+        "discover": "the structure each tensor already has",
+        "spectrum": "singular values and eigenvalues, drawn",
+        "registry": "the parametrizations and constraints there are",
+    },
+    "Edit": {
+        "add": "put a chain of parametrizations on tensors",
+        "assign": "set tensors to a value, through their chains",
+        "remove": "bake parametrizations into plain weights, or take them off",
+        "apply": "many edits in one pass, from a recipe",
+    },
+    "Prove": {
+        "verify": "measure the constraints against what rounding explains",
+        "diff": "compare two checkpoints by their effective weights",
+    },
+    "Carry": {
+        "convert": "between containers, shards, names and dtypes",
+        "migrate": "between the older spellings and torch's parametrize",
+        "snippet": "the Python that registers a file's chains on a live model",
+    },
+}
+GLOBAL_FLAGS = ("--debug", "--no-color")
+
+
+def arrange(app: typer.Typer) -> None:
+    """Put the commands into their panels, and each one's examples right under its first sentence."""
+    order = {name: (panel, short) for panel, commands in PANELS.items() for name, short in commands.items()}
+    for command in app.registered_commands:
+        command.rich_help_panel, command.short_help = order[command.name]
+        command.help = with_examples_first(inspect.getdoc(command.callback))
+    app.registered_commands.sort(key=lambda command: list(order).index(command.name))
+
+
+def with_examples_first(docstring: str) -> str:
+    """The first sentence, the examples as they are typed, then the rest."""
+    first, *rest = docstring.split("\n\n")
+    examples = [paragraph for paragraph in rest if paragraph.startswith("paramcli ")]
+    others = [paragraph for paragraph in rest if paragraph not in examples]
+    return "\n\n".join([first, "\b\n" + "\n".join(examples), *others])
+
+
+def hoisted(arguments: list[str]) -> list[str]:
+    """--debug and --no-color work wherever they stand: in front of the command is where the parser wants them."""
+    flags = [argument for argument in arguments if argument in GLOBAL_FLAGS]
+    return [*dict.fromkeys(flags), *(argument for argument in arguments if argument not in GLOBAL_FLAGS)]
+
+
+def usage_error(error: Exception) -> UsageError:
+    """The parser's complaint in our words: what is wrong, and the nearest thing that would be right."""
+    context = getattr(error, "ctx", None)
+    where = context.command_path if context else "paramcli"
+    message = printable(error.format_message().rstrip("."))
+    hint = f"{where} --help"
+    if hasattr(error, "possibilities"):
+        known = [name for parameter in context.command.params for name in parameter.opts] if context else []
+        near = closest(error.option_name, known, 1)
+        return UsageError(f"{where} has no option '{printable(error.option_name)}'", hint=f"closest: {near[0]}" if near else hint)
+    if message.startswith("No such command"):
+        name = message.split("'")[1] if "'" in message else message
+        near = closest(name, context.command.commands, 1) if context else []
+        return UsageError(f"no command '{printable(name)}'", hint=f"closest: {where} {near[0]}" if near else hint)
+    if message.startswith("Missing argument"):
+        return UsageError(f"{where} needs {message.removeprefix('Missing argument ').strip(chr(39))}", hint=hint)
+    message = message.removeprefix("Invalid value for ").removeprefix("Invalid value: ")
+    message = re.sub(r"^'(?:-\w / )?(--[\w-]+)(?: / -\w)?':", r"\1", message)
+    message = re.sub(r"is not a valid int(eger)?( range)?$", "is not a whole number", message)
+    message = re.sub(r"is not a valid float( range)?$", "is not a number", message)
+    return UsageError(message[:1].lower() + message[1:], hint=hint)

@@ -1,0 +1,180 @@
+"""Factored matrices: positive definite by Cholesky, correlation matrices, and LU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from .base import CannotReach, Constraint, Parametrization, relative, square, started
+from .elementwise import inverse_softplus
+
+# A singular correlation matrix has no Cholesky factor with a positive diagonal: this share of the identity is mixed in.
+SINGULAR = 1e-10
+
+
+class Correlation(Constraint):
+    r"""{C : C = C^T, positive semidefinite, diagonal 1}.
+
+    Residual: ||C - C^T||_F / ||C||_F + max |diagonal - 1| + max(0, -lambda_min) / max |lambda|.
+    Nearest point: Higham's alternating projections (with Dykstra's correction).
+    """
+
+    name = "correlation"
+
+    def residual(self, W: Tensor) -> Tensor:
+        values = torch.linalg.eigvalsh((W + W.mT) / 2)
+        negative = (-values[..., 0]).clamp(min=0) / values.abs().amax(-1).clamp(min=torch.finfo(W.dtype).tiny)
+        return relative(W - W.mT, W) + (W.diagonal(dim1=-2, dim2=-1) - 1).abs().amax(-1) + negative
+
+    def project(self, W: Tensor) -> Tensor:
+        return nearest_correlation((W + W.mT) / 2)
+
+    def detail(self, W: Tensor) -> str | None:
+        diagonal = W.diagonal(dim1=-2, dim2=-1)
+        least = torch.linalg.eigvalsh((W + W.mT) / 2)[..., 0].amin().item()
+        return f"diagonal from {diagonal.amin().item():.4g} to {diagonal.amax().item():.4g}, smallest eigenvalue {least:.3g}"
+
+    def check_shape(self, shape: torch.Size) -> None:
+        square(shape, self.name)
+
+    def near_misses(self, W: Tensor) -> dict[str, Tensor]:
+        misses = {"times 1.05": 1.05 * W, "zero": 0 * W}
+        if W.size(-1) > 1:
+            lopsided, indefinite = W.clone(), W.clone()
+            lopsided[..., 0, -1] += 0.1 * torch.linalg.matrix_norm(W)
+            indefinite[..., 0, -1] = indefinite[..., -1, 0] = 1.5
+            misses |= {"one entry": lopsided, "a correlation of 1.5": indefinite}
+        return misses
+
+    @classmethod
+    def candidates(cls, W: Tensor) -> list[Constraint]:
+        if W.ndim < 2 or W.size(-1) != W.size(-2) or W.size(-1) < 2:
+            return []
+        return [cls()] if bool(((W.diagonal(dim1=-2, dim2=-1) - 1).abs() < 0.05).all()) else []
+
+
+def nearest_correlation(W: Tensor) -> Tensor:
+    """The nearest correlation matrix to symmetric W (a batch of them): Higham, IMA J. Numer. Anal. 22, 2002."""
+    Y, correction = W, torch.zeros_like(W)
+    eye = torch.eye(W.size(-1), dtype=W.dtype, device=W.device)
+    for _ in range(5000):
+        R = Y - correction
+        values, V = torch.linalg.eigh(R)
+        X = (V * values.clamp(min=0).unsqueeze(-2)) @ V.mT
+        correction = X - R
+        Y = X * (1 - eye) + eye
+        if bool((relative(Y - X, Y) <= 1e-14).all()):
+            break
+    # What the last step left: scaling to a diagonal of 1 keeps the matrix semidefinite.
+    scale = X.diagonal(dim1=-2, dim2=-1).clamp(min=1e-300).rsqrt()
+    X = X * scale.unsqueeze(-1) * scale.unsqueeze(-2)
+    return (X + X.mT) / 2
+
+
+def lower_factor(X: Tensor) -> Tensor:
+    """tril(X) with softplus of the diagonal."""
+    return X.tril(-1) + softplus(X.diagonal(dim1=-2, dim2=-1)).diag_embed()
+
+
+def lower_factor_inverse(L: Tensor) -> Tensor:
+    return L.tril(-1) + inverse_softplus(L.diagonal(dim1=-2, dim2=-1)).diag_embed()
+
+
+class CholeskyDefinite(Parametrization):
+    r"""X to A = L L^T + eps I, L = tril(X, -1) + diag(softplus(diag X)): positive definite, eigenvalues above eps.
+
+    Shapes:  (..., n, n) -> (..., n, n); the part of X above the diagonal is not used.
+    Inverse: the Cholesky factor of A - eps I; an eigenvalue of eps or less is refused.
+    Cost:    one product; the inverse one Cholesky factorization.
+    Source:  torch.distributions (LowerCholeskyTransform, PositiveDefiniteTransform).
+    """
+
+    def __init__(self, eps: float = 0.0):
+        super().__init__()
+        self.eps = eps
+
+    def map(self, X: Tensor) -> Tensor:
+        L = lower_factor(X)
+        return L @ L.mT + self.eps * torch.eye(X.size(-1), dtype=X.dtype, device=X.device)
+
+    def inverse(self, A: Tensor) -> Tensor:
+        A = (A + A.mT) / 2
+        L, failed = torch.linalg.cholesky_ex(A - self.eps * torch.eye(A.size(-1), dtype=A.dtype, device=A.device))
+        if bool(failed.any()):
+            least = torch.linalg.eigvalsh(A)[..., 0].amin().item()
+            raise CannotReach(
+                f"spd_cholesky:eps={self.eps:g} reaches eigenvalues above {self.eps:g}, and this tensor has {least:.3g}",
+                hint="spd_cholesky without eps reaches every positive one" if self.eps else "symmetric,matrix_exp",
+            )
+        return lower_factor_inverse(L)
+
+
+class CholeskyCorrelation(Parametrization):
+    r"""X to C = L L^T, L = tril(X, -1) + diag(softplus(diag X)) with its rows scaled to length 1.
+
+    Shapes:  (..., n, n) -> (..., n, n); the part of X above the diagonal is not used.
+    Inverse: the Cholesky factor of C. A singular C has none with a positive diagonal: 1e-10 of the identity is mixed in.
+    Cost:    one product; the inverse one Cholesky factorization.
+    Source:  torch.distributions (CorrCholeskyTransform reaches the same factors by another map).
+    """
+
+    def map(self, X: Tensor) -> Tensor:
+        L = lower_factor(X)
+        L = L / torch.linalg.vector_norm(L, dim=-1, keepdim=True)
+        return L @ L.mT
+
+    def inverse(self, C: Tensor) -> Tensor:
+        C = started(Correlation(), C)
+        C = (C + C.mT) / 2
+        L, failed = torch.linalg.cholesky_ex(C)
+        if bool(failed.any()):
+            eye = torch.eye(C.size(-1), dtype=C.dtype, device=C.device)
+            mixed = torch.linalg.cholesky((1 - SINGULAR) * C + SINGULAR * eye)
+            L = torch.where((failed != 0)[..., None, None], mixed, L)
+        return lower_factor_inverse(L)
+
+
+class LU(Parametrization):
+    r"""X to W = P L (U + diag s): L = tril(X, -1) + I, U = triu(X, 1), s = sign * exp(diag X).
+
+    In plain words, an LU decomposition with its row order P and the signs of its pivots kept as buffers, so that W is
+    invertible whatever X is, and log |det W| = trace X. The sign of the determinant never changes.
+
+    Shapes:  (..., n, n) -> (..., n, n); buffers `rows` (row i of W is row rows[i] of L (U + diag s)) and `signs`.
+    Inverse: the LU decomposition with partial pivoting; a singular W is refused.
+    Cost:    one product; the inverse one LU decomposition.
+    Source:  Glow: Kingma and Dhariwal, 2018, arXiv:1807.03039; nflows.
+    """
+
+    def __init__(self, rows: Tensor, signs: Tensor):
+        super().__init__()
+        self.register_buffer("rows", rows)
+        self.register_buffer("signs", signs)
+
+    @classmethod
+    def make(cls, value: Tensor) -> LU:
+        n = value.size(-1)
+        rows = torch.arange(n, device=value.device).expand(value.shape[:-1]).contiguous()
+        return cls(rows, torch.ones(value.shape[:-1], dtype=value.dtype, device=value.device))
+
+    @classmethod
+    def check_shape(cls, shape: torch.Size) -> None:
+        square(shape, "lu")
+
+    def map(self, X: Tensor) -> Tensor:
+        diagonal = X.diagonal(dim1=-2, dim2=-1)
+        L = X.tril(-1) + torch.eye(X.size(-1), dtype=X.dtype, device=X.device)
+        U = X.triu(1) + (self.signs * diagonal.exp()).diag_embed()
+        return (L @ U).take_along_dim(self.rows.long().unsqueeze(-1), dim=-2)
+
+    def inverse(self, W: Tensor) -> Tensor:
+        P, L, U = torch.linalg.lu(W)
+        pivots = U.diagonal(dim1=-2, dim2=-1)
+        if bool((pivots.abs() <= 1e-12 * W.abs().amax()).any()):
+            raise CannotReach(
+                f"lu reaches invertible matrices, and this one is singular: its smallest pivot is {pivots.abs().amin().item():.2g}",
+                hint="leave this tensor out with -t",
+            )
+        self.rows, self.signs = P.argmax(-1), pivots.sign()
+        return L.tril(-1) + U.triu(1) + pivots.abs().log().diag_embed()

@@ -1,0 +1,343 @@
+"""Bounds on the spectral norm and the spectral radius, and weights with a learned spectral norm."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import softplus
+from torch.nn.utils.parametrizations import _SpectralNorm
+
+from ..errors import InputRefused
+from .base import CannotReach, Check, Constraint, Parametrization, Singular, square
+from .elementwise import inverse_softplus
+from .norm import POWER_METHOD, SpectralNorm, as_matrix, largest_singular_value
+
+
+def needs_matrix(shape: torch.Size, who: str) -> None:
+    if len(shape) < 2:
+        raise InputRefused(f"{who} needs a matrix (or a batch of them); the tensor has {len(shape)} dimension")
+
+
+class SpectralCap(Constraint):
+    r"""{W : largest singular value at most c}, for each matrix. Residual max(sigma / c - 1, 0); nearest: larger ones cut to c."""
+
+    name = "spectral_cap"
+
+    def __init__(self, c: float = 1.0):
+        self.c = c
+
+    def check_shape(self, shape: torch.Size) -> None:
+        needs_matrix(shape, self.name)
+
+    def residual(self, W: Tensor) -> Tensor:
+        return (largest_singular_value(W) / self.c - 1).clamp(min=0)
+
+    def project(self, W: Tensor) -> Tensor:
+        return CutSingularValues.apply(W, self.c)
+
+    def detail(self, W: Tensor) -> str | None:
+        return f"largest singular value {largest_singular_value(W).max().item():.4g}"
+
+    def near_misses(self, W: Tensor) -> dict[str, Tensor]:
+        at_bound = self.c * W / largest_singular_value(W)[..., None, None]
+        return {"sigma 1.05 c": 1.05 * at_bound}
+
+
+class AolBound(Constraint):
+    r"""{W : the largest eigenvalue of |W^T W| (entrywise absolute values) is 1}: what AOL layers reach.
+
+    It bounds the spectral norm: sigma(W)^2 <= rho(|W^T W|) = 1, so every member has sigma <= 1, and orthonormal columns
+    are members. (The values of `aol` are the members whose columns can be weighed: |W^T W| s = s for some s > 0.)
+    Residual: |sqrt(rho) - 1|. The nearest member is not known; project scales the matrix by 1 / sqrt(rho).
+    """
+
+    name = "aol"
+    projection = "near"
+
+    def check_shape(self, shape: torch.Size) -> None:
+        needs_matrix(shape, self.name)
+
+    def residual(self, W: Tensor) -> Tensor:
+        return (aol_size(W) - 1).abs()
+
+    def project(self, W: Tensor) -> Tensor:
+        sizes = aol_size(W)
+        if bool((sizes == 0).any()):
+            raise Singular("a zero matrix cannot be scaled to the bound", hint="leave this tensor out with -t")
+        return W / sizes[..., None, None]
+
+    def detail(self, W: Tensor) -> str | None:
+        return f"sqrt(rho(|W^T W|)) = {aol_size(W).max().item():.4g}"
+
+    def near_misses(self, W: Tensor) -> dict[str, Tensor]:
+        return {"times 1.05": 1.05 * W, "times 0.94": 0.94 * W, "zero": 0 * W}
+
+
+def aol_size(W: Tensor) -> Tensor:
+    """sqrt(rho(|W^T W|)): W divided by it is the value of `aol` that has W's proportions."""
+    return torch.linalg.eigvalsh((W.mT @ W).abs()).amax(-1).clamp(min=0).sqrt()
+
+
+class SchurStable(Constraint):
+    r"""{A : every eigenvalue has absolute value at most gamma}: x <- A x does not grow.
+
+    Residual: max(spectral radius / gamma - 1, 0). Eigenvalues of matrices far from normal react strongly to rounding.
+    The nearest stable matrix is not known in closed form; project scales an unstable matrix down to radius gamma.
+    """
+
+    name = "schur_stable"
+    projection = "near"
+
+    def __init__(self, gamma: float = 0.99):
+        self.gamma = gamma
+
+    def check_shape(self, shape: torch.Size) -> None:
+        square(shape, self.name)
+
+    def residual(self, W: Tensor) -> Tensor:
+        return (spectral_radius(W) / self.gamma - 1).clamp(min=0)
+
+    def project(self, W: Tensor) -> Tensor:
+        return W * (self.gamma / spectral_radius(W).clamp(min=self.gamma))[..., None, None]
+
+    def detail(self, W: Tensor) -> str | None:
+        return f"spectral radius {spectral_radius(W).max().item():.4g}"
+
+    def sample(self, shape: torch.Size, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
+        # Not on the edge, where rounding of a matrix far from normal shows more than of a symmetric one.
+        W = torch.randn(shape, generator=generator, dtype=dtype)
+        return 0.9 * self.gamma * W / spectral_radius(W)[..., None, None]
+
+    def near_misses(self, W: Tensor) -> dict[str, Tensor]:
+        return {"radius 1.15 gamma": 1.15 * self.gamma * W / spectral_radius(W)[..., None, None]}
+
+
+def spectral_radius(A: Tensor) -> Tensor:
+    return torch.linalg.eigvals(A).abs().amax(-1)
+
+
+class CutSingularValues(torch.autograd.Function):
+    r"""U min(S, c) V^H of X = U S V^H, with a derivative that equal singular values do not break.
+
+    The derivative of an SVD divides by differences of singular values, which at an orthogonal matrix are all zero;
+    that of the whole map has divided differences of min(s, c) instead (Daleckii and Krein).
+    """
+
+    @staticmethod
+    def forward(ctx, X: Tensor, c: float) -> Tensor:
+        U, S, Vh = torch.linalg.svd(X, full_matrices=False)
+        ctx.save_for_backward(U, S, Vh)
+        ctx.c = c
+        return (U * S.clamp(max=c).unsqueeze(-2)) @ Vh
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, G: Tensor) -> tuple[Tensor, None]:
+        U, S, Vh = ctx.saved_tensors
+        cut = S.clamp(max=ctx.c)
+        gaps = S.unsqueeze(-1) - S.unsqueeze(-2)
+        equal = gaps.abs() <= 1e-6 * S.amax(-1)[..., None, None]
+        slope = ((S.unsqueeze(-1) + S.unsqueeze(-2)) / 2 < ctx.c).to(S.dtype)
+        even = torch.where(equal, slope, (cut.unsqueeze(-1) - cut.unsqueeze(-2)) / torch.where(equal, torch.ones_like(gaps), gaps))
+        sums = S.unsqueeze(-1) + S.unsqueeze(-2)
+        odd = torch.where(sums > 0, (cut.unsqueeze(-1) + cut.unsqueeze(-2)) / sums, torch.ones_like(sums))
+        H = U.mH @ G @ Vh.mH
+        inner = even * (H + H.mH) / 2 + odd * (H - H.mH) / 2
+        # Outside the range of U and V (one of them where X is not square) each direction is scaled by min(s, c) / s.
+        scale = (ctx.c / S.clamp(min=ctx.c)).unsqueeze(-2)
+        left = (G @ Vh.mH - U @ H) * scale
+        right = (U * scale) @ (U.mH @ G - H @ Vh)
+        return U @ inner @ Vh + left @ Vh + right, None
+
+
+class ScaledToCap(Parametrization):
+    r"""X to X min(1, c / sigma), sigma its largest singular value: a Lipschitz bound c on x -> W x.
+
+    In plain words, the whole matrix is scaled down where its norm is above c. The nearest point cuts singular values
+    instead, and that is where a fit starts from; on the set both leave everything as it is.
+
+    Shapes:  (..., n, k) -> (..., n, k); --view flatten for a convolution as one matrix.
+    Inverse: W itself.
+    Cost:    the Gram matrix of the shorter side and its eigenvalues.
+    Source:  Gouk et al., 2018, arXiv:1804.04368.
+    """
+
+    def __init__(self, c: float = 1.0):
+        super().__init__()
+        self.c = c
+
+    def map(self, X: Tensor) -> Tensor:
+        G = X @ X.mH if X.size(-2) <= X.size(-1) else X.mH @ X
+        # Clamped before the root, whose derivative at a zero matrix is infinite.
+        sigma = torch.linalg.eigvalsh(G).amax(-1).clamp(min=self.c**2).sqrt()
+        return X * (self.c / sigma).unsqueeze(-1).unsqueeze(-1)
+
+
+class CutToCap(Parametrization):
+    r"""X = U S V^H to U min(S, gamma) V^H: spectral norm at most gamma, so every eigenvalue within gamma too.
+
+    In plain words, the nearest matrix that shrinks (or keeps) every vector; powers of it do not grow.
+    Stable matrices whose spectral norm is above gamma are not among its values.
+
+    Shapes:  (..., n, n) -> (..., n, n).
+    Inverse: W itself.
+    Cost:    one SVD.
+    Source:  the nearest point of a spectral norm ball; stable recurrent networks: Miller and Hardt, 2018, arXiv:1805.10369.
+    """
+
+    is_projection = True
+
+    def __init__(self, gamma: float = 0.99):
+        super().__init__()
+        self.gamma = gamma
+
+    @classmethod
+    def check_shape(cls, shape: torch.Size, gamma: float = 0.99) -> None:
+        square(shape, "schur_stable")
+
+    def map(self, X: Tensor) -> Tensor:
+        return CutSingularValues.apply(X, self.gamma)
+
+
+class AlmostOrthogonal(Parametrization):
+    r"""X to X D with D = diag(sum_j |X^T X|_ij)^(-1/2): spectral norm at most 1, orthonormal columns kept.
+
+    Shapes:  (..., n, k) -> (..., n, k); the columns are scaled, so in a linear layer the inputs.
+    Inverse: X = W diag(s) with |W^T W| s = s, s > 0, which gives W back: exact where the largest eigenvalue rho of
+             |W^T W| is 1. Any other weight keeps its proportions and is divided by sqrt(rho). Starting from X = W
+             instead would scale every column differently. Columns that s cannot weigh (zero, or orthogonal to all
+             longer ones) raise CannotReach.
+    Cost:    the Gram matrix; the inverse some 20 products of k x k.
+    Source:  Prach and Lampert, 2022, arXiv:2208.03160.
+    """
+
+    def map(self, X: Tensor) -> Tensor:
+        return X * (X.mT @ X).abs().sum(-1).rsqrt().unsqueeze(-2)
+
+    def inverse(self, W: Tensor) -> Tensor:
+        s = perron_vector((W.mT @ W).abs())
+        small = (s < 1e-9 * s.amax(-1, keepdim=True)).any(0) if s.ndim > 1 else s < 1e-9 * s.amax()
+        if bool(small.any()):
+            column = int(small.reshape(-1, small.shape[-1]).any(0).nonzero()[0])
+            raise CannotReach(
+                f"aol cannot reach this matrix: its column {column} is zero, or orthogonal to the others and shorter",
+                hint="spectral_cap:c=1 bounds the same norm and keeps the proportions",
+            )
+        X = W * s.unsqueeze(-2)
+        return X * (torch.linalg.matrix_norm(W) / torch.linalg.matrix_norm(X))[..., None, None]
+
+
+def perron_vector(A: Tensor) -> Tensor:
+    """A positive s with A s = rho s of a symmetric non-negative A, by squaring: one for each block where A falls apart."""
+    M = A / A.amax((-1, -2), keepdim=True).clamp(min=1e-300)
+    for _ in range(20):
+        M = M @ M
+        M = M / M.amax((-1, -2), keepdim=True).clamp(min=1e-300)
+    s = M.sum(-1)
+    for _ in range(10):
+        s = (A @ s.unsqueeze(-1)).squeeze(-1)
+        s = s / s.amax(-1, keepdim=True).clamp(min=1e-300)
+    return s
+
+
+class SigmaReparam(SpectralNorm):
+    r"""(gamma, X) to gamma X / (u^T X v), u and v stored: a weight whose spectral norm gamma is learned.
+
+    Shapes:  gamma is 0-d; X any shape with 1 dimension or more, flattened to (dim, everything else).
+    Inverse: gamma the exact spectral norm of W, X = W, u and v its singular vectors. A zero tensor is refused.
+    Cost:    one matrix-vector product; the inverse one SVD.
+    Source:  Zhai et al., 2023 (sigmaReparam), arXiv:2303.06296.
+    """
+
+    stored_originals = (1,)
+
+    def map(self, gamma: Tensor, X: Tensor) -> Tensor:
+        return gamma * _SpectralNorm.forward(self, X)
+
+    def forward(self, gamma: Tensor, X: Tensor) -> Tensor:
+        return self.view.back(self.map(gamma, self.view.into(X)), X.shape)
+
+    @classmethod
+    def weight_shape(cls, gamma: tuple[int, ...], X: tuple[int, ...], **arguments) -> tuple[int, ...]:
+        return X
+
+    def right_inverse(self, W: Tensor) -> tuple[Tensor, Tensor]:
+        if W.is_meta:
+            return W.new_empty(()), torch.empty_like(W)
+        # With the u and v of the power method, as a live registration has them, the value is the weight itself.
+        return stored_sigma(self, self.view.into(W)), W
+
+    def inverse(self, W: Tensor) -> tuple[Tensor, Tensor]:
+        super().inverse(W)
+        gamma = stored_sigma(self, W)
+        if gamma == 0:
+            raise CannotReach("sigma_reparam divides by the spectral norm, and this tensor is zero", hint="leave it out with -t")
+        return gamma, W
+
+    def checks(self, originals: tuple[Tensor, ...], value: Tensor) -> list[Check]:
+        gamma = originals[0].abs()
+        sigma = largest_singular_value(as_matrix(value, self.dim))
+        return [*super().checks(originals, value), Check("sigma", ((sigma - gamma).abs() / gamma.clamp(min=1e-300)).item(), POWER_METHOD)]
+
+
+def stored_sigma(part: SpectralNorm, W: Tensor) -> Tensor:
+    """u^T W v with the module's own u and v; the norm of a vector."""
+    if W.ndim < 2:
+        return torch.linalg.vector_norm(W)
+    # Clones, as in torch: the power method of a second forward changes u and v in place.
+    return torch.dot(part._u.clone(), torch.mv(as_matrix(W, part.dim), part._v.clone()))
+
+
+class SpectralReparam(SpectralNorm):
+    r"""X to X (softplus(scale) + alpha) / (u^T X v + eps), as NVIDIA's RADIO models store it.
+
+    `scale` is a 1 x 1 parameter of the parametrization, `_sn_version` says which law: 2 as above, 1 plain `scale`.
+    alpha and eps are not stored: RADIO's code always has alpha = 0.05, and eps = 1e-6 (1e-12 where it is configured),
+    which moves the weight by 1e-6 / sigma of its size.
+
+    Inverse: X = W, with u and v its singular vectors; a spectral norm of at most alpha is refused.
+    Cost:    one matrix-vector product; the inverse one SVD.
+    Source:  NVlabs/RADIO, radio/enable_spectral_reparam.py.
+    """
+
+    def __init__(self, weight: Tensor, alpha: float = 0.05, eps: float = 1e-6):
+        super().__init__(weight)
+        self.alpha, self.sigma_eps = alpha, eps
+        self.scale = nn.Parameter(torch.zeros(1, 1, dtype=weight.dtype, device=weight.device))
+        self.register_buffer("_sn_version", torch.tensor(2, device=weight.device))
+
+    @classmethod
+    def make(cls, value: Tensor, alpha: float = 0.05, eps: float = 1e-6) -> SpectralReparam:
+        made = cls(value, alpha, eps)
+        if not value.is_meta:
+            made.set_scale(stored_sigma(made, value))
+        return made
+
+    @classmethod
+    def check_shape(cls, shape: torch.Size, alpha: float = 0.05, eps: float = 1e-6) -> None:
+        needs_matrix(shape, "spectral_reparam")
+
+    def set_scale(self, sigma: Tensor) -> None:
+        """The scale at which the numerator is sigma + eps, so that a weight is its own value."""
+        above = (sigma + self.sigma_eps - self.alpha).clamp(min=1e-5)
+        with torch.no_grad():
+            self.scale.copy_(inverse_softplus(above).reshape(1, 1))
+
+    def map(self, X: Tensor) -> Tensor:
+        if self.training:
+            self._power_method(as_matrix(X, 0), self.n_power_iterations)
+        sigma = stored_sigma(self, X) + self.sigma_eps
+        top = torch.where(self._sn_version == 1, self.scale, softplus(self.scale) + self.alpha)
+        return X * (top / sigma).reshape(())
+
+    def inverse(self, W: Tensor) -> Tensor:
+        super().inverse(W)
+        sigma = stored_sigma(self, W)
+        if sigma <= self.alpha:
+            raise CannotReach(
+                f"spectral_reparam reaches spectral norms above {self.alpha:g}, and this tensor has {sigma.item():.3g}",
+                hint="sigma_reparam has no such bound",
+            )
+        self.set_scale(sigma)
+        return W

@@ -1,0 +1,176 @@
+"""Matrices of stable linear systems: every eigenvalue at least alpha to the left of the imaginary axis."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .base import CannotReach, Check, Constraint, Parametrization, eps, relative, square, wide
+from .frames import lower_skew
+from .semidefinite import SoftplusEigenvalues
+from .singular_values import SOFTPLUS_FLOOR
+
+# The set that the map reaches is open. Points given by `project` keep this share of ||A + alpha I|| from its edge,
+# where the solution of the Lyapunov equation is still well conditioned.
+MARGIN = 1e-3
+
+
+def abscissa(A: Tensor) -> Tensor:
+    """The largest real part of an eigenvalue."""
+    return torch.linalg.eigvals(A).real.amax(-1)
+
+
+def shifted(A: Tensor, by: Tensor | float) -> Tensor:
+    return A + by * torch.eye(A.size(-1), dtype=A.dtype, device=A.device)
+
+
+class Hurwitz(Constraint):
+    r"""{A : Re l <= -alpha for every eigenvalue l}.
+
+    Residual: max over eigenvalues of (Re l + alpha) / (k ||A||_2), at least 0, with k the eigenvalue's condition number
+    1 / |y^H x|, counted up to 2 n: rounding A moves l by k times as much.
+    Point given by `project`: the nearer of two that are stable for sure, A shifted along the identity, and A with its
+    symmetric part cut to eigenvalues <= -alpha; both with a margin. The nearest stable matrix of all is a hard problem.
+    """
+
+    name = "hurwitz"
+    projection = "inside"
+
+    def __init__(self, alpha: float = 0.0):
+        self.alpha = alpha
+
+    def residual(self, W: Tensor) -> Tensor:
+        l, V = torch.linalg.eig(W)
+        # Rows of V^-1 are the left eigenvectors; a defective V has none, and the bound below stands in.
+        inverse, _ = torch.linalg.inv_ex(V)
+        condition = torch.linalg.vector_norm(inverse, dim=-1) * torch.linalg.vector_norm(V, dim=-2)
+        condition = condition.nan_to_num(nan=torch.inf).clamp(1, 2 * W.size(-1))
+        off = ((l.real + self.alpha).clamp(min=0) / condition).amax(-1)
+        return torch.where(off == 0, off, off / torch.linalg.matrix_norm(W, 2))
+
+    def project(self, W: Tensor) -> Tensor:
+        B = shifted(W, self.alpha)
+        margin = MARGIN * torch.linalg.matrix_norm(B, 2)
+        largest = abscissa(B)
+        by_shift = shifted(W, -(largest + margin)[..., None, None])
+        l, Q = torch.linalg.eigh((B + B.mT) / 2)
+        by_cut = (W - W.mT) / 2 + (Q * (torch.minimum(l, -margin.unsqueeze(-1)) - self.alpha).unsqueeze(-2)) @ Q.mT
+        shift, cut = (torch.linalg.matrix_norm(P - W) for P in (by_shift, by_cut))
+        moved = torch.where((cut < shift)[..., None, None], by_cut, by_shift)
+        # The norm at most doubles, so that a quarter of the margin keeps what was projected before.
+        return torch.where((largest <= -margin / 4)[..., None, None], W, moved)
+
+    def detail(self, W: Tensor) -> str | None:
+        return f"largest real part {abscissa(W).max().item():.4g}"
+
+    def check_shape(self, shape: torch.Size) -> None:
+        square(shape, self.name)
+
+    def sample(self, shape: torch.Size, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
+        X = torch.randn(shape, generator=generator, dtype=dtype)
+        return shifted(X, -(abscissa(X) + self.alpha + 0.3)[..., None, None])
+
+    def near_misses(self, W: Tensor) -> dict[str, Tensor]:
+        size = torch.linalg.matrix_norm(W, 2)
+        unstable = shifted(W, (size - abscissa(W))[..., None, None])
+        return {"negative": -W, "shifted right": unstable, **({"zero": 0 * W} if self.alpha > 0 else {})}
+
+    @classmethod
+    def candidates(cls, W: Tensor) -> list[Constraint]:
+        return [cls()] if W.ndim > 1 and W.size(-1) == W.size(-2) else []
+
+
+def lyapunov(A: Tensor, Q: Tensor, steps: int = 60) -> Tensor:
+    r"""P with A^T P + P A = -Q for stable A, by Newton's iteration for the matrix sign function.
+
+    A_{i+1} = (A_i / c + c A_i^{-1}) / 2 goes to -I while Q_{i+1} = (Q_i / c + c A_i^{-T} Q_i A_i^{-1}) / 2 goes to 2 P;
+    c = |det A_i|^{1/n} speeds up the beginning. Roberts, 1980 (Int. J. Control 32:677); O(n^3) a step, batched.
+    """
+    n = A.size(-1)
+    I = torch.eye(n, dtype=A.dtype, device=A.device)
+    for _ in range(steps):
+        B, info = torch.linalg.inv_ex(A)
+        distance = torch.linalg.matrix_norm(A + I).amax()
+        if bool(info.any()) or not bool(torch.isfinite(distance)) or bool(distance <= 1e3 * n * eps(A.dtype)):
+            break
+        c = torch.linalg.slogdet(A).logabsdet.div(n).exp()[..., None, None] if bool(distance > 1e-2) else 1.0
+        A, Q = (A / c + c * B) / 2, (Q / c + c * (B.mT @ Q @ B)) / 2
+        Q = (Q + Q.mT) / 2
+    return Q / 2
+
+
+class Factor(SoftplusEigenvalues):
+    """One of the two positive definite factors of a stable matrix."""
+
+    otherwise = "its Lyapunov equation is too ill-conditioned for this map; a smaller alpha leaves it more room"
+
+
+class AlphaStable(Parametrization):
+    r"""(X1, X2, X3) to A = P (S - Q / 2) - alpha I, with Q = spd(X1), P = spd(X2), S = L - L^T, L = tril(X3, -1).
+
+    In plain words, energy x^T P^{-1} x falls along every path of x' = A x, faster than exp(-2 alpha t).
+
+    Shapes:  three originals of the weight's shape (..., n, n); buffers `In` (the identity), `alpha`, and the bases.
+    Inverse: with B = A + alpha I: P = I where B + B^T is negative definite, else P^{-1} from the Lyapunov equation
+             B^T P^{-1} + P^{-1} B = -Q. Raises CannotReach where an eigenvalue lies on the edge or beyond.
+    Cost:    two matrix_exp and a few products; the inverse about 15 inversions and two eigendecompositions.
+    Source:  geotorch 0.4 Hurwitz.
+    """
+
+    stored_originals = (0, 1, 2)
+
+    def __init__(self, value: Tensor, alpha: float = 0.001, triv: str = "expm"):
+        super().__init__()
+        n = value.size(-1)
+        self.asked = alpha
+        self.register_buffer("In", torch.eye(n, dtype=value.dtype, device=value.device).expand(value.shape).contiguous())
+        self.register_buffer("alpha", torch.full((), alpha, dtype=value.dtype, device=value.device))
+        self.add_module("0", Factor(value, n, triv))
+        self.add_module("1", Factor(value, n, triv))
+
+    @classmethod
+    def make(cls, value: Tensor, alpha: float = 0.001, triv: str = "expm") -> AlphaStable:
+        return cls(value, alpha, triv)
+
+    def map(self, X1: Tensor, X2: Tensor, X3: Tensor) -> Tensor:
+        Q, P = getattr(self, "0").map(X1), getattr(self, "1").map(X2)
+        return P @ (lower_skew(X3) - Q / 2) - self.alpha.to(X1.dtype) * self.In.to(X1.dtype)
+
+    def inverse(self, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # Through the Lyapunov equation rounding grows with its condition: never in single precision.
+        A = A.to(wide(A.dtype, A.device))
+        B = shifted(A, self.alpha.to(A.dtype))
+        size = torch.linalg.matrix_norm(B, 2).clamp(min=1e-300)[..., None, None]
+        I = torch.eye(A.size(-1), dtype=A.dtype, device=A.device).expand(A.shape)
+        dissipative = torch.linalg.eigvalsh(B + B.mT)[..., -1:, None] < -2 * SOFTPLUS_FLOOR * size.clamp(min=1)
+        solved = I if bool(dissipative.all()) else self._solved(B / size)
+        inverse = torch.where(dissipative, I, solved)
+        P = torch.linalg.inv(inverse)
+        Q = -(B.mT @ inverse + inverse @ B)
+        S = inverse @ B + Q / 2
+        X1, X2 = getattr(self, "0").inverse(Q), getattr(self, "1").inverse(P)
+        return X1, X2, ((S - S.mT) / 2).tril(-1)
+
+    def outline(self, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return tuple(torch.empty_like(A) for _ in range(3))
+
+    @staticmethod
+    def _solved(B: Tensor) -> Tensor:
+        edge = abscissa(B).max().item()
+        P = lyapunov(B, torch.eye(B.size(-1), dtype=B.dtype, device=B.device).expand(B.shape))
+        off = relative(B.mT @ P + P @ B + torch.eye(B.size(-1), dtype=B.dtype, device=B.device), P).max().item()
+        smallest = torch.linalg.eigvalsh(P.nan_to_num())[..., 0].min().item()
+        if edge >= 0 or not off < eps(B.dtype) ** 0.5 or not smallest > 0:
+            raise CannotReach(
+                f"alpha_stable reaches only eigenvalues left of -alpha, and this tensor's are on that line or too near "
+                f"(largest real part {edge:.2g} of ||A|| from it)",
+                hint="a smaller alpha leaves it more room",
+            )
+        # A condition number is shared between P and its inverse: both factors stay within reach of the softplus.
+        scale = torch.linalg.eigvalsh(P)
+        return P / (scale[..., :1] * scale[..., -1:]).sqrt()[..., None]
+
+    def checks(self, originals: tuple[Tensor, ...], value: Tensor) -> list[Check]:
+        """The decay rate that is stored is the one the chain states, or faster."""
+        lacking = max(0.0, self.asked - self.alpha.item()) / max(self.asked, 1e-300)
+        return [Check("alpha", lacking, 1e-2, f"stored alpha {self.alpha.item():.4g}" if lacking else None)]

@@ -1,0 +1,207 @@
+"""Probability vectors and doubly stochastic matrices."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .base import Constraint, Parametrization, eps, square, started
+from .norm import check_dim
+
+# Zeros have no logarithm: they start from this probability, which no entry of a float64 result shows.
+ZERO = 1e-13
+
+
+class Simplex(Constraint):
+    r"""{P : vectors along `dim` are non-negative and sum to 1}.
+
+    Residual: max |sum - 1| + the most negative entry. Nearest point: max(p - t, 0), t such that the sum is 1.
+    """
+
+    name = "simplex"
+    whole = True
+
+    def __init__(self, dim: int = -1):
+        self.dim = dim
+
+    def check_shape(self, shape: torch.Size) -> None:
+        check_dim(shape, self.dim, self.name)
+
+    def residual(self, W: Tensor) -> Tensor:
+        return (W.sum(self.dim) - 1).abs().amax() + (-W.amin()).clamp(min=0)
+
+    def project(self, W: Tensor) -> Tensor:
+        sorted_down = W.movedim(self.dim, -1).sort(dim=-1, descending=True).values
+        counts = torch.arange(1, W.size(self.dim) + 1, dtype=W.dtype, device=W.device)
+        thresholds = (sorted_down.cumsum(-1) - 1) / counts
+        kept = (sorted_down > thresholds).sum(-1, keepdim=True).clamp(min=1)
+        return (W - thresholds.gather(-1, kept - 1).movedim(-1, self.dim)).clamp(min=0)
+
+    def detail(self, W: Tensor) -> str | None:
+        sums = W.sum(self.dim)
+        return f"sums from {sums.amin().item():.4g} to {sums.amax().item():.4g}, least entry {W.amin().item():.4g}"
+
+    def near_misses(self, W: Tensor) -> dict[str, Tensor]:
+        misses = {"times 1.05": 1.05 * W, "zero": 0 * W, "negative": -W}
+        if W.size(self.dim) > 1:
+            # The sum stays 1, and one entry is negative.
+            shift = torch.zeros_like(W)
+            shift.select(self.dim, 0).fill_(-1.1)
+            shift.select(self.dim, -1).fill_(1.1)
+            misses["one entry negative"] = W + shift
+        return misses
+
+    @classmethod
+    def candidates(cls, W: Tensor) -> list[Constraint]:
+        if bool((W < -0.01).any()):
+            return []
+        found = [cls(dim) for dim in (-1, -2) if W.ndim >= -dim and W.size(dim) > 1]
+        return [c for c in found if bool(c.residual(W) < 0.05)]
+
+
+class Stochastic(Simplex):
+    """Stochastic matrices (rows of probabilities, or columns with dim=-2): the name that matrices use for `simplex`."""
+
+    name = "stochastic"
+
+    @classmethod
+    def candidates(cls, W: Tensor) -> list[Constraint]:
+        return []
+
+
+class DoublyStochastic(Constraint):
+    r"""{P : non-negative, rows and columns sum to 1}: Birkhoff's polytope.
+
+    Residual: max |row or column sum - 1| + the most negative entry. Nearest point: by Newton's method on the dual
+    (Li, Sun and Toh, 2018, arXiv:1702.05934).
+    """
+
+    name = "doubly_stochastic"
+
+    def residual(self, W: Tensor) -> Tensor:
+        sums = torch.maximum((W.sum(-1) - 1).abs().amax(-1), (W.sum(-2) - 1).abs().amax(-1))
+        return sums + (-W.amin((-1, -2))).clamp(min=0)
+
+    def project(self, W: Tensor) -> Tensor:
+        flat = W.reshape(-1, *W.shape[-2:])
+        return torch.stack([nearest_doubly_stochastic(X) for X in flat]).reshape(W.shape) if len(flat) else W
+
+    def detail(self, W: Tensor) -> str | None:
+        row, column = (W.sum(-1) - 1).abs().amax().item(), (W.sum(-2) - 1).abs().amax().item()
+        return f"row sums off by {row:.2g}, column sums by {column:.2g}, least entry {W.amin().item():.4g}"
+
+    def check_shape(self, shape: torch.Size) -> None:
+        square(shape, self.name)
+
+    def near_misses(self, W: Tensor) -> dict[str, Tensor]:
+        misses = {"times 1.05": 1.05 * W, "zero": 0 * W}
+        if W.size(-1) > 1:
+            # Sums stay 1, with one negative entry.
+            swap = torch.zeros_like(W)
+            swap[..., 0, 0] = swap[..., -1, -1] = -1.1
+            swap[..., 0, -1] = swap[..., -1, 0] = 1.1
+            misses["one entry negative"] = W + swap
+            rows_only = W.clone()
+            rows_only[..., 0, :] = 0
+            rows_only[..., 0, 0] = 1
+            rows_only[..., 1:, :] = W[..., 1:, :].flip(-1)
+            rows_only[..., -1, :] = rows_only[..., 0, :]
+            misses["rows only"] = rows_only
+        return misses
+
+    @classmethod
+    def candidates(cls, W: Tensor) -> list[Constraint]:
+        if W.ndim < 2 or W.size(-1) != W.size(-2) or W.size(-1) < 2 or bool((W < -0.01).any()):
+            return []
+        return [cls()] if bool((cls().residual(W) < 0.05).all()) else []
+
+
+def nearest_doubly_stochastic(X: Tensor) -> Tensor:
+    """max(X + u 1^T + 1 v^T, 0) with u, v such that rows and columns sum to 1: the projection's dual, piecewise quadratic."""
+    n = X.size(-1)
+    # The projection onto the sums alone; every row then has a positive entry to start from.
+    u = (1 - X.sum(1)) / n
+    v = (1 - (X + u.unsqueeze(1)).sum(0)) / n
+    z = torch.cat([u, v])
+
+    def primal(z: Tensor) -> Tensor:
+        return (X + z[:n].unsqueeze(1) + z[n:]).clamp(min=0)
+
+    def dual(P: Tensor, z: Tensor) -> Tensor:
+        return P.square().sum() / 2 - z.sum()
+
+    P = primal(z)
+    for _ in range(200):
+        g = 1 - torch.cat([P.sum(1), P.sum(0)])
+        error = g.abs().amax()
+        if error <= 1e-14 * n:
+            break
+        M = (P > 0).to(X.dtype)
+        H = torch.cat([torch.cat([M.sum(1).diag(), M], 1), torch.cat([M.mT, M.sum(0).diag()], 1)])
+        # H is singular: u + t, v - t give the same P, and far from the solution whole rows of M are zero. The ridge
+        # shrinks with the error, which keeps the last steps quadratic.
+        H = H + (1e-10 + 0.01 * error.clamp(max=1)) * torch.eye(2 * n, dtype=X.dtype, device=X.device)
+        d = torch.linalg.solve(H, g)
+        step, here = 1.0, dual(P, z)
+        while step > 1e-6 and dual(primal(z + step * d), z + step * d) > here - 1e-4 * step * (g @ d) + 1e-15 * here.abs():
+            step /= 2
+        if step <= 1e-6:
+            # Rounding of the sums is larger than what is left to gain.
+            break
+        z = z + step * d
+        P = primal(z)
+    # X + u + v is rounded to the size of X: entries that small are zeros, and dividing by the sums mends those.
+    P = torch.where(P > 8 * eps(X.dtype) * (1 + X.abs().amax()), P, torch.zeros_like(P))
+    for _ in range(5):
+        P = P / P.sum(1, keepdim=True)
+        P = P / P.sum(0, keepdim=True)
+    return P
+
+
+class ToSimplex(Parametrization):
+    r"""X to exp(x) / sum(exp(x)) for every vector x along `dim`: softmax.
+
+    Inverse: log p, with zeros as 1e-13 (training hardly moves those).
+    Cost:    one pass over the tensor.
+    Source:  torch.softmax; torch.distributions.transforms.SoftmaxTransform.
+    """
+
+    whole = True
+
+    def __init__(self, dim: int = -1):
+        super().__init__()
+        self.dim = dim
+
+    def map(self, X: Tensor) -> Tensor:
+        return X.softmax(self.dim)
+
+    def inverse(self, P: Tensor) -> Tensor:
+        return started(Simplex(self.dim), P).clamp(min=ZERO).log()
+
+
+class Sinkhorn(Parametrization):
+    r"""X to exp(X) with rows, then columns divided by their sums, `iterations` times.
+
+    In plain words, D1 exp(X) D2 with the scalings that make all sums 1, up to what the iterations leave.
+
+    Shapes:  (..., n, n) -> (..., n, n).
+    Inverse: log P, with zeros as 1e-13.
+    Cost:    2 passes over the matrix for each iteration.
+    Source:  Sinkhorn and Knopp, 1967; Mena et al., 2018, arXiv:1802.08665. In logarithms, so that nothing overflows.
+    """
+
+    # Widely different entries need more iterations than are given; verify then tells how far the sums are off.
+    onto_image = False
+
+    def __init__(self, iterations: int = 50):
+        super().__init__()
+        self.iterations = iterations
+
+    def map(self, X: Tensor) -> Tensor:
+        for _ in range(self.iterations):
+            X = X - X.logsumexp(-1, keepdim=True)
+            X = X - X.logsumexp(-2, keepdim=True)
+        return X.exp()
+
+    def inverse(self, P: Tensor) -> Tensor:
+        return started(DoublyStochastic(), P).clamp(min=ZERO).log()

@@ -1,0 +1,201 @@
+"""Recipes: many edits as one text, and back.
+
+    [[edit]]
+    command = "add"                  # add, assign, remove or migrate
+    tensor = ["rnn.weight_hh*"]      # the command's options by their long names
+    view = "blocks=4"
+    chain = "skew,cayley"
+
+A recipe is TOML, or the JSON document that an editing command printed with --json: both have a list `edit`
+of such tables. It is checked as a whole, and a message names the line.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from .dtypes import dtype_name
+from .errors import InputRefused, ParamcliError, UsageError
+from .surgery.commands import EDITS, Edit
+from .text import closest, printable, printable_path, shape_text
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+MAX_BYTES = 16 << 20
+_KINDS = {
+    "text": ("a text", lambda value: isinstance(value, str)),
+    "texts": ("a list of texts", lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value)),
+    "number": ("a number", lambda value: isinstance(value, (int, float)) and not isinstance(value, bool)),
+    "integer": ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+    "flag": ("true or false", lambda value: isinstance(value, bool)),
+}
+
+
+def read_recipe(path: Path) -> list[Edit]:
+    """The edits of a recipe file; raises UsageError that tells every mistake with its line."""
+    text = _read(path)
+    name = printable_path(path.name)
+    if text.lstrip()[:1] == "{":
+        return _edits(_json(text, path).get("edit"), lambda index, key: f"{name} edit {index + 1}", path)
+    try:
+        found = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(f"{name} is not TOML: {printable(error)}", hint="each edit is a table: [[edit]], command = \"add\", ...", path=path) from None
+    lines = locate(text)
+    _refuse_strangers(found, lines, name, path)
+    return _edits(found.get("edit"), lambda index, key: f"{name} line {_line(lines, index, key)}", path)
+
+
+def _line(lines: Mapping, index: int, key: str | None) -> int:
+    """Of the key, else of its edit, else of the list that holds them all."""
+    return next((lines[place] for place in ((index, key), (index, None), (-1, "edit")) if place in lines), 1)
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_BYTES or not path.is_file():
+            raise InputRefused(f"{printable_path(path)} is no recipe: not a text file of at most {MAX_BYTES >> 20} MiB", path=path)
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputRefused(f"no such file: {printable_path(path)}", path=path) from None
+    except OSError as error:
+        raise InputRefused(f"cannot open {printable_path(path)}: {error.strerror}", path=path) from None
+    except ValueError:
+        raise InputRefused(f"{printable_path(path)} is no recipe: not UTF-8 text", hint="apply takes the recipe first, then the checkpoint", path=path) from None
+
+
+def _json(text: str, path: Path) -> Mapping:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{printable_path(path.name)} is not JSON: {printable(error)}", path=path) from None
+
+
+def locate(text: str) -> dict[tuple[int, str | None], int]:
+    """(edit's number, key) -> line, and (edit's number, None) -> the line where the edit begins.
+
+    tomllib tells no lines. A statement of TOML is the shortest run of lines that parses by itself, so the
+    parser finds them one by one. Keys outside any edit have the number -1.
+    """
+    lines, found, edit, start = text.splitlines(), {}, -1, 0
+    while start < len(lines):
+        for end in range(start + 1, len(lines) + 1):
+            try:
+                statement = tomllib.loads("\n".join(lines[start:end]))
+                break
+            except tomllib.TOMLDecodeError:
+                continue
+        else:
+            break
+        header = lines[start].lstrip().startswith("[")
+        if header and statement == {"edit": [{}]}:
+            edit += 1
+            found[edit, None] = start + 1
+        elif header:
+            found[-1, next(iter(statement))] = start + 1
+        else:
+            for key in statement:
+                found.setdefault((edit, key), start + 1)
+        start = end
+    return found
+
+
+def _refuse_strangers(found: Mapping, lines: Mapping, name: str, path: Path) -> None:
+    for key in found:
+        if key != "edit":
+            line = lines.get((-1, key), 1)
+            raise UsageError(
+                f"{name} line {line}: a recipe is a list of [[edit]] tables and has no '{printable(key)}'",
+                hint="[[edit]]" if isinstance(found[key], (dict, list)) else "put it under an [[edit]]", path=path,
+            )  # fmt: skip
+
+
+def _edits(tables: object, origin, path: Path) -> list[Edit]:
+    name = printable_path(path.name)
+    if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
+        raise UsageError(f"{name} holds no list of edits", hint="[[edit]], command = \"add\", tensor = [\"fc.weight\"], chain = \"skew,cayley\"", path=path)
+    edits, problems = [], []
+    for index, table in enumerate(tables):
+        try:
+            edits.append(_edit(table, index, origin))
+        except ParamcliError as error:
+            problems.append(error)
+    if problems:
+        first = problems[0]
+        first.message = "; ".join(error.message for error in problems[:5])
+        first.message += f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        first.path = path
+        raise first
+    return edits
+
+
+def _edit(table: Mapping[str, object], index: int, origin) -> Edit:
+    """One table as an edit; every mistake carries where it is."""
+
+    def wrong(key: str | None, message: str, hint: str | None = None) -> UsageError:
+        return UsageError(f"{origin(index, key)}: {message}", hint=hint)
+
+    command = table.get("command")
+    if not isinstance(command, str) or command not in EDITS:
+        near = closest(str(command), EDITS, 1)
+        known = f"command is one of {', '.join(EDITS)}"
+        if command is None:
+            typo = next((key for key in table if closest("command", [key])), None)
+            raise wrong(typo, "the edit has no command", f"closest: '{printable(typo)}' stands there" if typo else known)
+        raise wrong("command", f"no editing command '{printable(command)}'", f"closest: {near[0]}" if near else known)
+    declared = EDITS[command].declared()
+    values = {}
+    for key, value in table.items():
+        if key == "command":
+            continue
+        if key not in declared:
+            near = closest(key, declared, 1)
+            raise wrong(key, f"{command} has no option '{printable(key)}'", f"closest: {near[0]}" if near else f"options: {', '.join(declared)}")
+        kind = declared[key].metadata["kind"]
+        if kind == "texts" and isinstance(value, str):
+            value = [value]
+        wanted, fits = _KINDS[kind]
+        if not fits(value):
+            raise wrong(key, f"{key} must be {wanted}")
+        values[declared[key].name] = value
+    try:
+        return EDITS[command](**values, origin=origin(index, None))
+    except ParamcliError as error:
+        culprit = next((key for key, value in table.items() if f"--{key}" in error.message or _told_of(value, error.message)), None)
+        error.message = f"{origin(index, culprit)}: {error.message}"
+        raise
+
+
+def _told_of(value: object, message: str) -> bool:
+    """Does the message quote this value, or a word of it?"""
+    return isinstance(value, str) and any(f"'{word}'" in message for word in (value, *re.split("[,:=]", value)))
+
+
+def recipe_text(edits: Sequence[Edit], steps: Sequence) -> str:
+    """The plan as a recipe: each edit with the tensors it meets by name, and the keys that come out of it."""
+    blocks = []
+    for edit in edits:
+        met = [step for step in steps if any(made is edit for made in step.edits)]
+        lines = ["[[edit]]", f"command = {_toml(edit.command)}", "tensor = ["]
+        for step in met:
+            last = f" -> {', '.join(printable(slot.name) for slot in step.writes)}" if step.edits[-1] is edit else ""
+            lines.append(f"  {_toml(step.group.tensor)},  # {shape_text(step.group.shape)} {dtype_name(step.group.dtype)}{last}")
+        lines.append("]")
+        lines += [f"{key} = {_toml(value)}" for key, value in edit.options().items() if key != "tensor"]
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def _toml(value: object) -> str:
+    """A text, number or flag; what could steer a terminal is escaped, as TOML allows."""
+    if isinstance(value, str):
+        plain = value.replace("\\", "\\\\").replace('"', '\\"')
+        return '"' + "".join(c if printable(c) == c else f"\\U{ord(c):08x}" for c in plain) + '"'
+    return str(value).lower() if isinstance(value, bool) else repr(value)

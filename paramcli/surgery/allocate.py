@@ -1,0 +1,87 @@
+"""One threshold over many tensors: how many entries each of them loses when the smallest of all are dropped.
+
+    prune_l1:amount=0.3:scope=global        a third of all chosen tensors' entries, wherever they lie
+
+The count of each tensor then goes into its own chain (`prune_l1:amount=1234`), so that nothing else
+needs to know of the others. Two passes over the tensors, one in memory at a time: magnitudes are ordered
+like the bits of a float, so a histogram of their upper bits finds the bin of the threshold, and a second
+one of the lower bits inside that bin the threshold itself.
+
+Source: torch.nn.utils.prune.global_unstructured, which holds all tensors at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .. import measure
+from ..chain import Chain, Link, parse_chain
+from ..checkpoint.forms import Group
+from ..checkpoint.source import Source
+from ..errors import UsageError, error_context
+from ..maths.mask import prune_count
+from ..spec import parse_items
+
+_HALF = 1 << 16
+
+
+def with_count(chain: Chain, count: int) -> Chain:
+    """The chain with the count of one tensor in place of an amount over all of them."""
+
+    def own(link: Link) -> Link:
+        if link.arguments.get("scope") != "global":
+            return link
+        arguments = {**{k: v for k, v in link.arguments.items() if k != "scope"}, "amount": count}
+        return parse_chain(str(replace(link, arguments=arguments))).links[0]
+
+    return Chain(tuple(map(own, chain.links)))
+
+
+def counts(chain: str, source: Source, chosen: Sequence[Group], edited: Collection[str] = ()) -> dict[str, int]:
+    """Tensor name -> entries to drop, for a chain with scope=global; {} for every other chain. Reads the tensors twice."""
+    # Its types are checked later: what is appended to a chain is no chain of its own.
+    if not any(("scope", "global") in item.arguments for item in parse_items(chain)):
+        return {}
+    parsed = parse_chain(chain)
+    if len(parsed) != 1 or any(not group.is_plain or group.tensor in edited for group in chosen):
+        raise UsageError("scope=global prunes plain tensors as the file has them, by a chain of one item", hint="--chain prune_l1:amount=0.3:scope=global")
+    keys = {group.tensor: group.keys["value"] for group in chosen}
+
+    def bits(tensor: str) -> Tensor:
+        with error_context(tensor=tensor, path=source.path):
+            W = source.read(keys[tensor])
+            measure.require_finite(W)
+            # float32 orders every half exactly; doubles are told apart to float32's precision, ties by position.
+            return W.abs().float().reshape(-1).view(torch.int32).long()
+
+    sizes = {group.tensor: source.tensors[keys[group.tensor]].numel for group in chosen}
+    wanted = prune_count(parsed.links[0].arguments["amount"], sum(sizes.values()))
+    upper = {tensor: torch.bincount(bits(tensor) // _HALF, minlength=_HALF) for tensor in keys}
+    bin_, below = _nth(sum(upper.values()), wanted)
+    lower = {}
+    for tensor in keys:
+        found = bits(tensor)
+        lower[tensor] = torch.bincount(found[found // _HALF == bin_] % _HALF, minlength=_HALF)
+    edge, smaller = _nth(sum(lower.values()), wanted - below)
+    return _shared(upper, lower, bin_, edge, wanted - below - smaller)
+
+
+def _nth(histogram: Tensor, wanted: int) -> tuple[int, int]:
+    """(the bin that holds the wanted-th smallest entry, how many lie below it)."""
+    sums = histogram.cumsum(0)
+    index = min(int((sums < wanted).sum()), len(histogram) - 1)
+    return index, int(sums[index] - histogram[index])
+
+
+def _shared(upper: Mapping[str, Tensor], lower: Mapping[str, Tensor], bin_: int, edge: int, left: int) -> dict[str, int]:
+    """Everything below the threshold, and of the entries equal to it the first `left`, in the tensors' order."""
+    found = {}
+    for tensor in upper:
+        equal = min(left, int(lower[tensor][edge]))
+        left -= equal
+        found[tensor] = int(upper[tensor][:bin_].sum()) + int(lower[tensor][:edge].sum()) + equal
+    return found

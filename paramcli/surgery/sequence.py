@@ -1,0 +1,153 @@
+"""Edits in a row -> one Plan, as if the commands had run one after another and only the last file were kept.
+
+Each edit meets the tensors as the edits before it leave them: the slots that their steps promise are read as
+a file's keys would be, without any data. Two steps on one tensor become one step, whose second half reads
+what the first half made. So a recipe's output has the bytes that the single commands would have written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+from ..checkpoint.forms import Group, detect
+from ..checkpoint.source import Source, Storage, TensorInfo
+from ..errors import InputRefused, UsageError
+from ..text import printable, printable_path
+from .commands import Edit, Work
+from .plan import Plan, Stack, Step, assemble, together, with_growth
+
+
+def plan_edits(command: str, edits: Sequence[Edit], source: Source, groups: Mapping[str, Group], stack: ExitStack) -> Plan:
+    """Plan all of them; every refusal that headers decide is raised here, as one error."""
+    now, steps, refusals = dict(groups), {}, []
+    where = printable_path(source.path)
+    for edit in edits:
+        try:
+            chosen = tie(source, groups, now, edit.choose(now, where), edit.tied)
+            plan_step = edit.planner(Work(stack, source, chosen, steps.keys()))
+        except (InputRefused, UsageError) as error:
+            refusals.append(_located(error, edit))
+            continue
+        for group in chosen:
+            try:
+                step = with_growth(plan_step(group))
+                step = replace(step, edits=(edit,), run=_computing(step.run, edit), stack=_computing_stack(step.stack, edit))
+                before = steps.get(group.tensor)
+                steps[group.tensor] = step if before is None else compose(before, step)
+                now[group.tensor] = group_after(step)
+            except (InputRefused, UsageError) as error:
+                error.tensor, error.path = error.tensor or group.tensor, error.path or source.path
+                refusals.append(_located(error, edit))
+    if refusals:
+        raise together(refusals)
+    return assemble(command, source, groups, list(steps.values()))
+
+
+def _located(error: InputRefused | UsageError, edit: Edit):
+    if edit.origin:
+        error.message = f"{edit.origin}: {error.message}"
+    return error
+
+
+def _computing(run, edit: Edit):
+    """The work in the dtype that this edit asks for, where it asks."""
+    wanted = getattr(edit, "compute_dtype", "same")
+    if run is None or wanted == "same":
+        return run
+    return lambda source, device, compute: run(source, device, wanted)
+
+
+def _computing_stack(stack: Stack | None, edit: Edit) -> Stack | None:
+    """The same for tensors computed together."""
+    wanted = getattr(edit, "compute_dtype", "same")
+    if stack is None or wanted == "same":
+        return stack
+    return replace(stack, key=(stack.key, wanted), compute=lambda tensors, device, compute: stack.compute(tensors, device, wanted))
+
+
+def group_after(step: Step) -> Group:
+    """The group that a reader of the step's output finds."""
+    infos = {
+        slot.name: TensorInfo(slot.name, slot.dtype, tuple(slot.shape), Storage(0, 0, slot.nbytes, slot.name)) for slot in step.writes
+    }
+    record = {step.group.tensor: step.record} if step.record is not None else {}
+    found = detect(infos, record)
+    if set(found) != {step.group.tensor}:
+        raise InputRefused(f"{step.action} leaves keys that no further edit can follow: {', '.join(map(printable, infos))}")
+    return replace(found[step.group.tensor], twin=step.group.twin)
+
+
+@dataclass(frozen=True)
+class Between:
+    """What one step made, read by the next in place of a file."""
+
+    tensors: Mapping[str, object]
+    path: object
+
+    def read(self, key: str):
+        return self.tensors[key]
+
+
+def _between(tensors: Mapping[str, object], source: object) -> Between:
+    return Between({key: tensor.detach().cpu() for key, tensor in tensors.items()}, source.path)
+
+
+def compose(first: Step, second: Step) -> Step:
+    """One step that does both; `moved` is then the way from the file's weight to the last one."""
+    joined = replace(second, group=first.group, stack=None, action=f"{first.action}, {second.action}", edits=first.edits + second.edits)
+    if first.run is None and second.run is None:
+        return replace(joined, renames={name: first.renames[key] for name, key in second.renames.items()})
+
+    def run(source: Source, device: object, compute: str):
+        from .. import measure
+        from .evaluate import effective
+
+        made, told_first = _run(first, source, device, compute)
+        tensors, told = _run(second, _between(made, source), device, compute)
+        try:
+            before = effective(source, first.group, device, compute)
+            change = measure.moved(effective(_between(tensors, source), group_after(second), device, compute), before)
+        except InputRefused:
+            change = None  # the keys alone do not tell what the weight was
+        notes = [t["note"] for t in (told_first, told) if t.get("note")]
+        return tensors, {**told, "moved": change, **({"note": "; ".join(notes)} if notes else {})}
+
+    return replace(joined, run=run, renames={})
+
+
+def _run(step: Step, source: Source, device: object, compute: str):
+    if step.run is None:
+        return {name: source.read(key) for name, key in step.renames.items()}, {}
+    return step.run(source, device, compute)
+
+
+def tie(source: Source, groups: Mapping[str, Group], now: Mapping[str, Group], chosen: Sequence[Group], how: str | None) -> list[Group]:
+    """The chosen groups with --tied applied; InputRefused where an edit would silently untie a tensor.
+
+    together: every name of a tied tensor gets the edit, and the same random numbers. separate: only the chosen
+    ones. `groups` are those of the file, whose keys share storage; `now` are the same as earlier edits leave them.
+    """
+    if how == "separate":
+        return list(chosen)
+    result = list(chosen)
+    keys = {key for group in chosen for key in groups[group.tensor].keys.values()}
+    owner = {key: name for name, group in groups.items() for key in group.keys.values()}
+    for names in source.tied():
+        touched = [name for name in names if name in keys]
+        if not touched:
+            continue
+        if how is None and len(touched) < len(names):
+            raise InputRefused(
+                f"{' and '.join(printable(n) for n in names)} are one tensor (they share storage); editing one would untie them",
+                hint="--tied together edits each of them alike, --tied separate unties them",
+                tensor=touched[0],
+                path=source.path,
+            )
+        members = dict.fromkeys(owner[name] for name in names)
+        have = {group.tensor for group in result}
+        result += [now[member] for member in members if member not in have]
+        first = next(iter(members))
+        result = [replace(group, twin=first) if group.tensor in members else group for group in result]
+    return result

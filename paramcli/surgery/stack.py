@@ -1,0 +1,108 @@
+"""Many small matrices in one call: what surrounds the maths of a 64 x 64 matrix costs ten times the maths.
+
+Tensors of one shape, dtype, chain and view become one batch, for chains all of whose links say that they stack. Up
+to SIDE the batched kernels give every matrix the bits that it gets alone; above it there is nothing to gain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import measure
+from ..chain import Chain
+from ..errors import CheckFailed
+from ..maths.base import CannotReach, Check, compute_dtype, wide
+from ..registry import constraint, target_class
+from ..view import View
+from .fit import EXACT, EXACT_MEMBER, NOTED, Fitted
+
+SIDE = 128
+
+
+def stackable(chain: Chain, view: View, shape: Sequence[int], dtype: torch.dtype) -> bool:
+    """Can tensors of this kind be computed together?"""
+    seen = view.shape(shape)
+    if len(seen) < 2 or not 0 < max(seen[-2:]) <= SIDE or 0 in seen or not dtype.is_floating_point:
+        return False
+    if chain.constraint is not None and constraint(chain.constraint).whole:
+        return False
+    return all(target_class(link.entry).stacks for link in chain.links)
+
+
+def evaluate_stack(chain: Chain, X: Tensor, compute: str = "same") -> Tensor:
+    """The chain's values from stacked originals as the view shows them: as `fit.evaluate`, on each."""
+    value = X.to(compute_dtype(X.dtype, compute))
+    for link in chain.links:
+        value = link.make(value).map(value)
+    return value.to(X.dtype)
+
+
+def measured(chain: Chain, values: Tensor, compute: str) -> list[Check | None]:
+    """`measure.image_check` of each value; details are left to who measures one alone."""
+    spec = chain.constraint
+    if spec is None:
+        return [None] * len(values)
+    wanted = constraint(spec)
+    tolerance = wanted.tolerance(values.shape, values.dtype, compute_dtype(values.dtype, compute))
+    return [Check(spec, residual, tolerance) for residual in _worst(wanted.residual(values.to(wide(values.dtype, values.device))))]
+
+
+def _worst(residuals: Tensor) -> list[float]:
+    return residuals.reshape(len(residuals), -1).amax(-1).tolist()
+
+
+def moved(after: Tensor, before: Tensor) -> list[float]:
+    """`measure.moved` of each."""
+    double = wide(before.dtype, before.device)
+    after, before = after.to(double).flatten(1), before.to(double).flatten(1)
+    distances, sizes = torch.linalg.vector_norm(after - before, dim=1).tolist(), torch.linalg.vector_norm(before, dim=1).tolist()
+    return [0.0 if not d else d / size if size else float("inf") for d, size in zip(distances, sizes)]
+
+
+def bake_stack(tensors: Sequence[Tensor], chain: Chain, view: View, device: object, compute: str) -> list[tuple[Tensor, Check | None]]:
+    """(value, its check) of each original."""
+    with torch.no_grad():
+        shape = tensors[0].shape
+        X = torch.stack([view.into(X) for X in tensors]).to(device)
+        measure.require_finite(X)
+        values = evaluate_stack(chain, X, compute)
+        measure.require_finite(values)
+        return [(view.back(value, shape), check) for value, check in zip(values, measured(chain, values, compute))]
+
+
+def fit_stack(
+    tensors: Sequence[Tensor], chain: Chain, view: View, *, init: str, max_change: float | None, device: object, compute: str
+) -> list[Fitted]:
+    """`fit` of each tensor; raises where one of them needs to be told something."""
+    with torch.no_grad():
+        shape, dtype = tensors[0].shape, tensors[0].dtype
+        W = torch.stack([view.into(W) for W in tensors]).to(device)
+        measure.require_finite(W)
+        target = Y = W.to(wide(dtype, W.device))
+        if chain.constraint is not None:
+            residuals = _worst(constraint(chain.constraint).residual(Y))
+            if init == "strict" and not all(check.ok for check in measured(chain, W, "same")):
+                raise CheckFailed("one of them is not on the constraint")
+            off = [index for index, residual in enumerate(residuals) if residual > EXACT_MEMBER]
+            if off:
+                target = Y = Y.clone()
+                Y[off] = measure.project(chain.constraint, Y[off])
+        for link in reversed(chain.links):
+            part, wanted = link.make(Y), Y
+            Y = part.inverse(wanted)
+            if not all(error <= EXACT for error in moved(part.map(Y), wanted)):
+                raise CannotReach("one of them has no preimage")
+        X = Y.to(dtype)
+        values = evaluate_stack(chain, X, compute)
+        if not all(missed <= NOTED for missed in moved(values, target)):
+            raise CannotReach("rounding the originals of one of them puts its value visibly away")
+        fits = [
+            Fitted({"original": view.back(x, shape)}, view.back(value, shape), change, check)
+            for x, value, change, check in zip(X, values, moved(values, W), measured(chain, values, compute))
+        ]
+    if any(f.check is not None and not f.check.ok or max_change is not None and not f.moved <= max_change for f in fits):
+        raise CheckFailed("one of them is off, or would move too far")
+    return fits

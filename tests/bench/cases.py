@@ -1,0 +1,294 @@
+"""The cases: what is measured, against what, and the numbers promised of it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import files
+from .harness import MB, PYTHON, Claim, Contender, Figures, Result, interleave, paramcli, remove, script
+
+
+@dataclass
+class Bench:
+    """What every case is given: a folder for its files, their size, how many rounds, and where progress goes."""
+
+    folder: Path
+    size: int
+    rounds: int
+    log: Callable[[str], None]
+
+    def place(self, name: str) -> Path:
+        return self.folder / name
+
+    def interleave(self, contenders: dict[str, Contender]) -> dict[str, Figures]:
+        return interleave(contenders, self.rounds, self.log)
+
+
+IMPORT_TORCH = Contender([PYTHON, "-c", "import torch"])
+
+
+def startup(bench: Bench) -> Result:
+    """Commands that need no torch against an interpreter that does nothing."""
+    many = files.write_many_small(bench.place("many.safetensors"))
+    reader = "import sys; from safetensors import safe_open; f = safe_open(sys.argv[1], 'np'); print([(k, f.get_slice(k).get_shape()) for k in f.keys()])"
+    figures = bench.interleave(
+        {
+            "python -c pass": Contender([PYTHON, "-c", "pass"]),
+            "paramcli --help": Contender(paramcli("--help")),
+            "paramcli registry": Contender(paramcli("registry")),
+            "paramcli inspect, 1,000 tensors": Contender(paramcli("inspect", many)),
+            "safetensors lists the same": Contender([PYTHON, "-c", reader, str(many)]),
+            "import torch": IMPORT_TORCH,
+        }
+    )
+    remove(many)
+    bare = figures["python -c pass"].median
+    claims = [
+        Claim("--help beyond python -c pass", figures["paramcli --help"].median - bare, 0.15, "s"),
+        Claim("inspect of 1,000 tensors beyond python -c pass", figures["paramcli inspect, 1,000 tensors"].median - bare, 0.2, "s"),
+    ]
+    return Result("Start-up", figures, "python -c pass", claims)
+
+
+def _edit(bench: Bench, title: str, source: Path, target: Path, limit: float, name: str) -> Result:
+    copied = bench.place("copy")
+    cp = ["cp", "-r", str(source), str(copied)]
+    contenders = {
+        "cp": Contender(cp, copied),
+        "cp, then fsync": Contender(cp, copied, synced=not source.is_dir()),
+        "import torch": IMPORT_TORCH,
+        "paramcli add, one tensor": Contender(paramcli("add", source, "-t", name, "--chain", "symmetric", "-o", target, "-q"), target),
+    }
+    if not source.is_dir():
+        contenders["load, edit, save_file"] = Contender(script("edit", source, target, name), target)
+        contenders.update(_brainsurgery(source, target, name))
+    figures = bench.interleave(contenders)
+    ours, copy, torch = figures["paramcli add, one tensor"], figures["cp"], figures["import torch"]
+    claims = [
+        Claim("(wall - import of torch) / cp", (ours.median - torch.median) / copy.median, limit),
+        Claim("peak beyond importing torch and 3 x the tensor", (ours.peak_anonymous - torch.peak_anonymous - 3 * files.EACH) / MB, 60, "MB"),
+    ]
+    return Result(title, figures, "cp", claims)
+
+
+def _brainsurgery(source: Path, target: Path, name: str) -> dict[str, Contender]:
+    """The other tool that edits checkpoints from the command line, where BRAINSURGERY names its executable."""
+    tool = os.environ.get("BRAINSURGERY")
+    if not tool or source.suffix != ".safetensors":
+        return {}
+    plan = source.with_suffix(".yaml")
+    plan.write_text(
+        f"inputs:\n  - {source}\ntransforms:\n  - scale_: {{target: '{name}', by: 2.0}}\noutput:\n  path: {target}\n"
+    )
+    return {"brainsurgery, one tensor": Contender([tool, str(plan)], target)}
+
+
+def edit_safetensors(bench: Bench) -> Result:
+    """One tensor of a safetensors file."""
+    source = files.write_safetensors(bench.place("model.safetensors"), files.plain_slots(bench.size))
+    try:
+        return _edit(bench, "One-tensor edit, safetensors", source, bench.place("out.safetensors"), 1.15, files.layers(bench.size)[1])
+    finally:
+        remove(source)
+
+
+def edit_zip(bench: Bench) -> Result:
+    """One tensor of a torch zip checkpoint, whose checksums are compared on the way."""
+    made = files.write_safetensors(bench.place("made.safetensors"), files.plain_slots(bench.size))
+    source = files.write_zip(bench.place("model.pt"), made)
+    remove(made)
+    try:
+        return _edit(bench, "One-tensor edit, torch zip", source, bench.place("out.safetensors"), 1.25, files.layers(bench.size)[1])
+    finally:
+        remove(source)
+
+
+def edit_shards(bench: Bench) -> Result:
+    """One tensor of four shards."""
+    source = files.write_shards(bench.place("model"), files.plain_slots(bench.size), 4)
+    try:
+        return _edit(bench, "One-tensor edit, four shards", source, bench.place("out"), 1.15, files.layers(bench.size)[1])
+    finally:
+        remove(source)
+
+
+def migrate(bench: Bench) -> Result:
+    """Every tensor renamed, no byte of one changed."""
+    source = files.write_safetensors(bench.place("model.safetensors"), files.weight_norm_slots(bench.size))
+    copied, target = bench.place("copy"), bench.place("out.safetensors")
+    figures = bench.interleave(
+        {
+            "cp": Contender(["cp", str(source), str(copied)], copied),
+            "cp, then fsync": Contender(["cp", str(source), str(copied)], copied, synced=True),
+            "paramcli migrate": Contender(paramcli("migrate", source, "--to", "new", "-o", target, "-q"), target),
+        }
+    )
+    remove(source)
+    ours = figures["paramcli migrate"]
+    return Result("Rename every tensor", figures, "cp", [Claim("wall / cp", ours.median / figures["cp"].median, 1.1)])
+
+
+def bake(bench: Bench) -> Result:
+    """Every weight norm baked."""
+    source = files.write_safetensors(bench.place("model.safetensors"), files.weight_norm_slots(bench.size))
+    copied, target, theirs = bench.place("copy"), bench.place("out.safetensors"), bench.place("theirs.safetensors")
+    mine = Contender(paramcli("remove", source, "--bake", "-o", target, "-q"), target)
+    users = Contender(script("bake", source, theirs), theirs)
+    figures = bench.interleave({"cp": Contender(["cp", str(source), str(copied)], copied), "load, remove, save_file": users, "paramcli remove --bake": mine, "import torch": IMPORT_TORCH})
+    differing = _differing(mine, users)
+    remove(source)
+    ours, script_ = figures["paramcli remove --bake"], figures["load, remove, save_file"]
+    claims = [
+        Claim("wall / the script's", ours.median / script_.median, 0.8),
+        Claim("peak memory / the script's", ours.peak_anonymous / script_.peak_anonymous, 1 / 8),
+        Claim("tensors whose bytes differ from the script's", differing, 0),
+    ]
+    return Result("Bake every weight norm", figures, "load, remove, save_file", claims)
+
+
+def _differing(one: Contender, two: Contender) -> int:
+    import subprocess
+
+    from safetensors import safe_open
+
+    for contender in (one, two):
+        subprocess.run(contender.argv, check=True, capture_output=True)
+    with safe_open(one.output, "pt") as a, safe_open(two.output, "pt") as b:
+        assert set(a.keys()) == set(b.keys())
+        count = sum(a.get_tensor(key).numpy().tobytes() != b.get_tensor(key).numpy().tobytes() for key in a.keys())
+    remove(one.output)
+    remove(two.output)
+    return count
+
+
+def memory(bench: Bench) -> Result:
+    """The peak of a bake does not grow with the checkpoint: eight shards of `size` against one."""
+    small = files.write_shards(bench.place("one"), files.weight_norm_slots(bench.size), 1)
+    large = files.write_shards(bench.place("eight"), files.weight_norm_slots(8 * bench.size), 8)
+    target = bench.place("out")
+    figures = bench.interleave(
+        {
+            "bake, one shard": Contender(paramcli("remove", small, "--bake", "-o", target, "-q"), target),
+            "bake, eight shards": Contender(paramcli("remove", large, "--bake", "-o", target, "-q"), target),
+        }
+    )
+    remove(small)
+    remove(large)
+    peaks = [f.peak_anonymous for f in figures.values()]
+    return Result("Memory against size", figures, "bake, one shard", [Claim("peak of eight shards / of one", peaks[1] / peaks[0], 1.1)])
+
+
+def chains(bench: Bench) -> Result:
+    """A thousand small chains: the maths of paramcli, file to file, against a loop over torch modules that touches no file."""
+    import subprocess
+
+    source = files.write_many_small(bench.place("many.safetensors"))
+    added, baked = bench.place("added.safetensors"), bench.place("baked.safetensors")
+    figures = {name: Figures() for name in ("loop over torch modules", "the loop, one thread", "paramcli add", "paramcli remove --bake", "its maths alone")}
+    subprocess.run(paramcli("add", source, "-t", "*", "--chain", "skew,cayley", "-o", added, "-q"), check=True, capture_output=True)
+    for number in range(bench.rounds):
+        for name, threads in (("loop over torch modules", "default"), ("the loop, one thread", 1)):
+            said = subprocess.run(script("cayley_loop", source, threads), check=True, capture_output=True, text=True).stdout
+            figures[name].seconds.append(float(said))
+        figures["paramcli add"].seconds.append(_executing("add", source, "-t", "*", "--chain", "skew,cayley", "-o", baked))
+        figures["paramcli remove --bake"].seconds.append(_executing("remove", added, "-o", baked))
+        figures["its maths alone"].seconds.append(_executing("remove", added, "-o", baked, what="stack.evaluate_stack"))
+        bench.log(f"  round {number + 1}/{bench.rounds}  " + ", ".join(f"{name}: {f.seconds[-1]:.3f} s" for name, f in figures.items()))
+    worst = _farthest(added, source, baked)
+    for path in (source, added):
+        remove(path)
+    maths, loop = figures["its maths alone"], figures["loop over torch modules"]
+    claims = [
+        Claim("the maths of a bake / the loop", maths.median / loop.median, 1 / 5),
+        Claim("largest difference of a value from torch's own", worst, 1e-6),
+    ]
+    return Result("1,000 chains of 64 x 64 skew,cayley", figures, "loop over torch modules", claims)
+
+
+def _executing(*command: object, what: str = "execute.execute") -> float:
+    """Seconds that one command spends in a function of its own, by default from its plan to its last byte."""
+    import subprocess
+
+    module, function = what.split(".")
+    code = (
+        "import sys, time, torch\n"
+        f"import paramcli.surgery.{module} as m\n"
+        f"real, spent = m.{function}, [0.0]\n"
+        "def timed(*a, **k):\n"
+        "    began = time.perf_counter(); out = real(*a, **k); spent[0] += time.perf_counter() - began; return out\n"
+        f"m.{function} = timed\n"
+        "from paramcli.cli.app import run\n"
+        "code = run(sys.argv[1:]); print('seconds', spent[0], file=sys.stderr); sys.exit(code)\n"
+    )
+    done = subprocess.run([PYTHON, "-c", code, *map(str, command), "-q"], check=True, capture_output=True, text=True)
+    remove(Path(command[command.index("-o") + 1]))
+    return float(done.stderr.split("seconds")[1].split()[0])
+
+
+def _farthest(added: Path, source: Path, baked: Path) -> float:
+    """The largest distance of a baked value from what tutorial modules give on the same originals."""
+    import subprocess
+
+    import torch
+    from safetensors.torch import load_file
+
+    from .scripts import CayleyMap, Skew
+
+    subprocess.run(paramcli("remove", added, "-o", baked, "-q"), check=True, capture_output=True)
+    originals, values = load_file(added), load_file(baked)
+    skew, cayley = Skew(), CayleyMap(64)
+    worst = 0.0
+    for name, value in values.items():
+        expected = cayley(skew(originals[name.replace(".weight", ".parametrizations.weight.original")].double()).float().double().to(torch.float32))
+        worst = max(worst, (value - expected).abs().max().item())
+    remove(baked)
+    return worst
+
+
+def linalg(bench: Bench) -> Result:
+    """The maps on one n x n matrix against one matrix product of the same dtype, in this process."""
+    import torch
+
+    from paramcli import host, measure
+    from paramcli.chain import parse_chain
+    from paramcli.view import IDENTITY
+
+    n = 1024
+    generator = torch.Generator().manual_seed(0)
+    W = torch.randn(n, n, generator=generator) / n**0.5
+    rotation = torch.linalg.qr(W.double()).Q.float()
+    near = rotation + 1e-3 * torch.randn(n, n, generator=generator) / n**0.5
+
+    def through(text: str) -> Callable[[], object]:
+        loaded = host.load(parse_chain(text), IDENTITY, (n, n), {"original": W})
+        return lambda: host.value(loaded)
+
+    work = {
+        "one product, float32": lambda: W @ W,
+        "one product, float64": (lambda D: lambda: D @ D)(W.double()),
+        "skew,cayley": through("skew,cayley"),
+        "skew,matrix_exp": through("skew,matrix_exp"),
+        "nearest orthogonal, a random matrix": lambda: measure.project("orthogonal", W.double()),
+        "nearest orthogonal, one that is off by 1e-3": lambda: measure.project("orthogonal", near.double()),
+        "verify orthogonal": lambda: measure.check("orthogonal", rotation),
+    }
+    figures = {name: Figures() for name in work}
+    for number in range(bench.rounds + 1):
+        for name, function in work.items():
+            began = time.perf_counter()
+            with torch.no_grad():
+                function()
+            if number:  # the first round warms up
+                figures[name].seconds.append(time.perf_counter() - began)
+        bench.log(f"  round {number}/{bench.rounds}")
+    return Result(f"Linear algebra, n = {n}", figures, "one product, float32", notes=[f"{torch.get_num_threads()} threads"])
+
+
+CASES: dict[str, Callable[[Bench], Result]] = {
+    "startup": startup, "linalg": linalg, "chains": chains, "edit": edit_safetensors, "edit-zip": edit_zip,
+    "edit-shards": edit_shards, "migrate": migrate, "bake": bake, "memory": memory,
+}  # fmt: skip

@@ -1,0 +1,81 @@
+"""What a user would write without paramcli, as commands: python -m tests.bench.scripts NAME ARGUMENT..."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize
+
+
+class Skew(nn.Module):
+    """As in PyTorch's Parametrizations Tutorial."""
+
+    def forward(self, X):
+        A = X.triu(1)
+        return A - A.transpose(-1, -2)
+
+
+class CayleyMap(nn.Module):
+    def __init__(self, n):
+        super().__init__()
+        self.register_buffer("Id", torch.eye(n), persistent=False)
+
+    def forward(self, X):
+        return torch.linalg.solve(self.Id - X, self.Id + X)
+
+
+def load(path: str) -> dict[str, torch.Tensor]:
+    if path.endswith(".pt"):
+        return torch.load(path, weights_only=True)
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def edit(source: str, target: str, name: str) -> None:
+    """One tensor made symmetric by a registered parametrization and stored as its value."""
+    from safetensors.torch import save_file
+
+    state = load(source)
+    state[name] = state[name].triu() + state[name].triu(1).mT
+    save_file(state, target, metadata={"format": "pt"})
+
+
+def bake(source: str, target: str) -> None:
+    """Every weight norm removed, by torch's own functions on a bare module."""
+    from safetensors.torch import save_file
+
+    state, baked = load(source), {}
+    for key, value in state.items():
+        if not key.endswith("_v"):
+            continue
+        name = key.removesuffix("_v")
+        host = nn.Module()
+        host.weight = nn.Parameter(torch.empty(value.shape), requires_grad=False)
+        parametrizations.weight_norm(host)
+        host.load_state_dict({"parametrizations.weight.original0": state[f"{name}_g"], "parametrizations.weight.original1": value})
+        parametrize.remove_parametrizations(host, "weight")
+        baked[name] = host.weight.detach()
+    save_file(baked, target, metadata={"format": "pt"})
+
+
+def cayley_loop(source: str, threads: str) -> None:
+    """Prints the seconds of registering skew and cayley on each tensor and removing them again, without files."""
+    state = load(source)
+    if threads != "default":
+        torch.set_num_threads(int(threads))
+    started = time.perf_counter()
+    for value in state.values():
+        host = nn.Module()
+        host.weight = nn.Parameter(value, requires_grad=False)
+        parametrize.register_parametrization(host, "weight", Skew())
+        parametrize.register_parametrization(host, "weight", CayleyMap(value.shape[0]))
+        parametrize.remove_parametrizations(host, "weight")
+    print(time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    {"edit": edit, "bake": bake, "cayley_loop": cayley_loop}[sys.argv[1]](*sys.argv[2:])

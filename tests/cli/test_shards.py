@@ -1,0 +1,110 @@
+"""Folders of shards through commands: pairs over two shards, splits kept, made and merged, exact indexes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn.utils import parametrizations
+
+INDEX = "model.safetensors.index.json"
+
+
+def shard_of(number: int, suffix: str) -> str:
+    return f"{'pytorch_model' if suffix == 'bin' else 'model'}-{number:05d}-of-00004.{suffix}"
+
+
+@pytest.fixture(params=["safetensors", "bin"])
+def folder(request, tmp_path):
+    """(a model in four shards, g and v of one weight in the first and the last; its state dict; the weight)."""
+    torch.manual_seed(0)
+    layer = parametrizations.weight_norm(nn.Linear(6, 4, bias=False))
+    state = {f"layer.{i}.weight": torch.randn(5, 5).bfloat16() for i in range(10)} | {"ids": torch.arange(7)}
+    g, v = (layer.state_dict()[f"parametrizations.weight.original{i}"] for i in (0, 1))
+    state |= {"head.weight_g": g, "head.weight_v": v}
+    home = {name: 1 + 4 * i // len(state) for i, name in enumerate(state)} | {"head.weight_g": 1, "head.weight_v": 4}
+    path = tmp_path / "model"
+    path.mkdir()
+    for number in range(1, 5):
+        part = {name: state[name] for name in state if home[name] == number}
+        place = path / shard_of(number, request.param)
+        torch.save(part, place) if request.param == "bin" else save_file(part, place, {"format": "pt"})
+    total = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    index = {"metadata": {"total_size": total}, "weight_map": {name: shard_of(home[name], request.param) for name in state}}
+    (path / (INDEX if request.param == "safetensors" else "pytorch_model.bin.index.json")).write_text(json.dumps(index))
+    (path / "config.json").write_text('{"hidden_size": 6}')
+    (path / "tokenizer.json").write_text("{}")
+    return path, state, layer.weight.detach()
+
+
+def check_index(path) -> None:
+    """The index names the union of the shards' headers, and total_size is the sum of their tensors' bytes."""
+    index = json.loads((path / INDEX).read_text())
+    union, size = {}, 0
+    for shard in sorted(path.glob("*.safetensors")):
+        with safe_open(shard, "pt") as opened:
+            union.update({key: shard.name for key in opened.keys()})
+        size += sum(tensor.numel() * tensor.element_size() for tensor in load_file(shard).values())
+    assert index["weight_map"] == union and index["metadata"]["total_size"] == size
+
+
+def test_a_pair_over_two_shards_bakes_and_merges(folder, tmp_path, paramcli):
+    """One group: verified, baked into the shard of its first key; everything else stays where it was; config comes along."""
+    path, state, weight = folder
+    paramcli("verify", path)
+    paramcli("remove", path)
+    out = tmp_path / "model.baked"
+    check_index(out)
+    assert sorted(p.name for p in out.iterdir() if p.suffix != ".json") == [shard_of(i, "safetensors") for i in range(1, 5)]
+    assert (out / "config.json").read_text() == '{"hidden_size": 6}' and (out / "tokenizer.json").exists()
+    paramcli("convert", out, "-o", tmp_path / "merged.safetensors")
+    merged = load_file(tmp_path / "merged.safetensors")
+    assert torch.equal(merged.pop("head.weight"), weight)
+    assert set(merged) == set(state) - {"head.weight_g", "head.weight_v"} and all(torch.equal(merged[name], state[name]) for name in merged)
+    assert paramcli("diff", path, tmp_path / "merged.safetensors", "--exact", "--json").json["equal"]
+    paramcli("convert", path, "-o", tmp_path / "merged.pt")
+    single = torch.load(tmp_path / "merged.pt", weights_only=True)
+    assert set(single) == set(state) and all(torch.equal(single[name], state[name]) for name in state)
+
+
+def test_a_split_is_kept_unless_a_size_is_given(folder, tmp_path, paramcli):
+    """convert to a folder keeps the shards; --max-shard-size makes others, a tensor larger than it has one to itself."""
+    path, state, _ = folder
+    paramcli("convert", path, "-o", tmp_path / "same")
+    check_index(tmp_path / "same")
+    assert len(list((tmp_path / "same").glob("*.safetensors"))) == 4
+    for size, count in (("1B", len(state)), ("100", None), ("1KB", 1)):
+        out = tmp_path / f"split{size}"
+        paramcli("convert", path, "-o", out, "--max-shard-size", size)
+        check_index(out)
+        shards = list(out.glob("*.safetensors"))
+        assert count in (None, len(shards)) and (out / "config.json").exists()
+        assert all(sum(t.numel() * t.element_size() for t in load_file(s).values()) <= 100 or len(load_file(s)) == 1 for s in shards if size != "1KB")
+        assert paramcli("diff", path, out, "--exact", "--json").json["equal"]
+
+
+def test_stale_shards_do_not_stay(folder, tmp_path, paramcli):
+    """Fewer shards over more: the old ones go, and nothing but the new checkpoint can be read."""
+    path, state, _ = folder
+    out = tmp_path / "out"
+    paramcli("convert", path, "-o", out, "--max-shard-size", "1B")
+    paramcli("convert", path, "-o", out, "--max-shard-size", "300B", "--force")
+    check_index(out)
+    assert len(list(out.glob("*.safetensors"))) < len(state)
+    paramcli("remove", path, "-o", out, "--force")
+    check_index(out)
+    paramcli("remove", tmp_path / "out", "--json", code=3)
+
+
+def test_convert_without_an_output_says_what_it_needs(folder, tmp_path, paramcli):
+    """A folder, and a file that is safetensors already, have no default name to go to."""
+    path, _, _ = folder
+    assert "convert needs -o" in paramcli("convert", path, code=2).err
+    paramcli("convert", path, "-o", tmp_path / "m.safetensors")
+    assert "is safetensors already: convert needs -o" in paramcli("convert", tmp_path / "m.safetensors", "--force", code=2).err
+    for name in ("x.safetensors", "x.pth.tar", "x.bin"):
+        assert "folder of shards" in paramcli("convert", path, "-o", tmp_path / name, "--max-shard-size", "1KB", code=2).err

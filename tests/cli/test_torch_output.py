@@ -1,0 +1,156 @@
+"""-o x.pt: what shared memory still does, and everything that is no weight comes along."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+torch.manual_seed(0)
+W, G, V = torch.randn(4, 4), torch.rand(4, 1) + 0.5, torch.randn(4, 4)
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+def one(state: dict, *names: str) -> bool:
+    """Do these names lie in the same memory?"""
+    return len({(state[name].data_ptr(), state[name].stride()) for name in names}) == 1
+
+
+TIED_EDITS = {
+    "convert": ["convert"],
+    "cast": ["convert", "--dtype", "float16"],
+    "strip": ["convert", "--strip-prefix", "m"],
+    "add": ["add", "-t", "m.*.weight", "--chain", "symmetric"],
+    "add to one": ["add", "-t", "m.a.weight", "--chain", "orthogonal", "--tied", "together"],
+    "random mask": ["add", "-t", "m.a.weight", "--chain", "prune_random:amount=0.5", "--tied", "together"],
+    "assign": ["assign", "-t", "m.b.weight", "--with", "orthogonal", "--tied", "together"],
+}
+
+
+@pytest.mark.parametrize("edit", TIED_EDITS)
+def test_ties_of_plain_tensors_survive(edit, tmp_path, paramcli):
+    """Two names of one tensor are one tensor in the result, under whatever names the edit gives them."""
+    torch.save({"m.a.weight": W, "m.b.weight": W, "m.c": V}, tmp_path / "t.pt")
+    command, *rest = TIED_EDITS[edit]
+    paramcli(command, tmp_path / "t.pt", *rest, "-o", tmp_path / "o.pt")
+    state = load(tmp_path / "o.pt")
+    for name in state:
+        if "a." in name:
+            assert one(state, name, name.replace("a.", "b."))
+    assert len(state) > 2 and not any(one(state, "m.c" if "m.c" in state else "c", name) for name in state if "a." in name)
+
+
+@pytest.mark.parametrize("command", [["remove"], ["migrate", "--to", "new"], ["remove", "-t", "a.weight", "--tied", "together"]])
+def test_ties_of_parametrized_tensors_survive(command, tmp_path, paramcli):
+    """A weight norm under two names is baked or renamed once; one that shares only v with it is a tensor of its own."""
+    other = {"c.weight_g": 2 * G, "c.weight_v": V} if "-t" not in command else {}
+    torch.save({"a.weight_g": G, "a.weight_v": V, "b.weight_g": G, "b.weight_v": V, **other}, tmp_path / "t.pt")
+    paramcli(command[0], tmp_path / "t.pt", *command[1:], "-o", tmp_path / "o.pt")
+    state = load(tmp_path / "o.pt")
+    for name in [name for name in state if name.startswith("a.")]:
+        assert one(state, name, f"b{name[1:]}")
+    if other and command[0] == "remove":
+        assert not one(state, "a.weight", "c.weight") and torch.equal(state["c.weight"], torch._weight_norm(V, 2 * G, 0))
+
+
+def test_separate_means_separate(tmp_path, paramcli):
+    """--tied separate writes one tensor for each name."""
+    torch.save({"a.weight": W, "b.weight": W}, tmp_path / "t.pt")
+    paramcli("add", tmp_path / "t.pt", "-t", "*", "--chain", "symmetric", "--tied", "separate", "-o", tmp_path / "o.pt")
+    state = load(tmp_path / "o.pt")
+    assert not one(state, *state) and torch.equal(*state.values())
+
+
+def test_tied_tensors_never_take_two_values(tmp_path, paramcli):
+    """--from a file whose two tensors differ cannot be assigned to one tensor."""
+    torch.save({"a.weight": W, "b.weight": W}, tmp_path / "t.pt")
+    torch.save({"a.weight": V, "b.weight": -V}, tmp_path / "v.pt")
+    assign = ("assign", tmp_path / "t.pt", "-t", "*", "--from", tmp_path / "v.pt", "-o", tmp_path / "o.pt")
+    assert "--tied separate" in paramcli(*assign, code=3).err and not (tmp_path / "o.pt").exists()
+    paramcli(*assign, "--tied", "separate")
+
+
+def test_packed_views_stay_packed_through_a_migration(tmp_path, paramcli):
+    """Kernels that are views of one storage are still that when only names change."""
+    flat = torch.randn(40)
+    views = {"r.weight_hh_l0_g": flat[:8].view(8, 1), "r.weight_hh_l0_v": flat[8:].view(8, 4)}
+    torch.save(views, tmp_path / "p.pt")
+    paramcli("migrate", tmp_path / "p.pt", "--to", "new", "-o", tmp_path / "o.pt")
+    state = load(tmp_path / "o.pt")
+    assert {t.untyped_storage().nbytes() for t in state.values()} == {160} and len({t.untyped_storage().data_ptr() for t in state.values()}) == 1
+    assert all(torch.equal(a, b) for a, b in zip(state.values(), views.values()))
+
+
+def test_ties_of_torch_shards_survive_a_merge(tmp_path, paramcli):
+    """Sharded .bin to one .pt: names of one tensor stay one, and what a shard holds beside its tensors is named."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    shards = {"pytorch_model-00001-of-00002.bin": {"a.weight": W, "b.weight": W, "step": 3}, "pytorch_model-00002-of-00002.bin": {"c.weight": V}}
+    for shard, state in shards.items():
+        torch.save(state, folder / shard)
+    places = {name: shard for shard, state in shards.items() for name in state if name != "step"}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    result = paramcli("convert", folder, "-o", tmp_path / "o.pt")
+    state = load(tmp_path / "o.pt")
+    assert set(state) == set(places) and one(state, "a.weight", "b.weight") and "step" in result.err
+
+
+def test_a_copy_outside_the_state_dict_shares_its_memory(tmp_path, paramcli):
+    """An EMA entry that is the model's own tensor is not stored twice."""
+    torch.save({"model": {"w.weight": torch.randn(200, 200)}, "epoch": 1}, tmp_path / "a.pt")
+    training = load(tmp_path / "a.pt")
+    training["ema"] = dict(training["model"])
+    torch.save(training, tmp_path / "b.pt")
+    paramcli("convert", tmp_path / "b.pt", "--root", "model", "-o", tmp_path / "o.pt")
+    back = load(tmp_path / "o.pt")
+    assert back["ema"]["w.weight"].data_ptr() == back["model"]["w.weight"].data_ptr()
+    assert (tmp_path / "o.pt").stat().st_size < 1.1 * (tmp_path / "a.pt").stat().st_size
+
+
+def test_a_pickled_module_becomes_its_state_dict(tmp_path, paramcli):
+    """Its code cannot be carried, which stderr says; the wrapper around it can."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    model.append(model[0])
+    torch.save({"net": model, "epoch": 7}, tmp_path / "m.pt")
+    result = paramcli("convert", tmp_path / "m.pt", "-o", tmp_path / "o.pt", "--json")
+    back = load(tmp_path / "o.pt")
+    assert back["epoch"] == 7 and list(back["net"]) == list(model.state_dict()) and one(back["net"], "0.weight", "2.weight")
+    model.load_state_dict(back["net"], strict=True)
+    assert "torch.nn.modules.container.Sequential" in result.json["dropped"][0] and "not carried over" in result.err
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_odd_neighbours_of_the_weights_come_along(tmp_path, paramcli):
+    """Quantized, sparse, complex128, fp8 and bare-storage entries beside the state dict are written again as they were."""
+    extra = {
+        "quantized": torch.quantize_per_tensor(V, 0.1, 2, torch.qint8),
+        "sparse": V.relu().to_sparse(),
+        "complex": torch.randn(3, dtype=torch.complex128),
+        "f8": V.to(torch.float8_e4m3fn),
+        "f4": torch.arange(8, dtype=torch.uint8).view(torch.float4_e2m1fn_x2),
+        "bytes": torch.arange(5, dtype=torch.uint8).untyped_storage(),
+    }
+    torch.save({"model": {"w.weight": W}, "extra": extra}, tmp_path / "a.pt")
+    paramcli("add", tmp_path / "a.pt", "--root", "model", "-t", "w.weight", "--chain", "symmetric", "-o", tmp_path / "o.pt")
+    back = load(tmp_path / "o.pt")["extra"]
+    assert torch.equal(back["quantized"].int_repr(), extra["quantized"].int_repr()) and back["quantized"].q_zero_point() == 2
+    assert torch.equal(back["sparse"].to_dense(), V.relu()) and torch.equal(back["complex"], extra["complex"])
+    assert back["f8"].dtype == torch.float8_e4m3fn and torch.equal(back["f8"].view(torch.uint8), extra["f8"].view(torch.uint8))
+    assert torch.equal(back["f4"].view(torch.uint8), torch.arange(8, dtype=torch.uint8))
+    assert back["bytes"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_4_bit_floats_go_to_safetensors_and_back(tmp_path, paramcli):
+    """Packed pairs pass through both containers, and beside an edit, byte for byte."""
+    packed = torch.arange(16, dtype=torch.uint8).view(2, 8).view(torch.float4_e2m1fn_x2)
+    torch.save({"q.weight": packed, "w.weight": W}, tmp_path / "a.pt")
+    paramcli("convert", tmp_path / "a.pt", "-o", tmp_path / "b.safetensors")
+    paramcli("add", tmp_path / "b.safetensors", "-t", "w.weight", "--chain", "symmetric", "-o", tmp_path / "c.pt")
+    got = load(tmp_path / "c.pt")["q.weight"]
+    assert got.dtype == packed.dtype and got.shape == packed.shape and torch.equal(got.view(torch.uint8), packed.view(torch.uint8))
+    assert "q.weight is F4" in paramcli("add", tmp_path / "b.safetensors", "-t", "q.weight", "--chain", "weight_norm", code=3).err

@@ -1,0 +1,142 @@
+"""Spectral bounds, AOL layers and learned spectral norms, with torch's SVD as the oracle."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from paramcli import measure
+from paramcli.chain import parse_chain
+from paramcli.errors import InputRefused
+from paramcli.host import bare, register, value
+from paramcli.maths.spectral import AlmostOrthogonal, CutSingularValues
+from paramcli.surgery.fit import evaluate, fit
+from paramcli.view import IDENTITY
+
+from .members import rotation
+
+
+def randn(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (5, 3), (3, 5), (2, 3, 3)])
+def test_cut_singular_values_has_its_derivative(shape):
+    """gradcheck of U min(S, c) V^T for square, tall, wide and batched X, cut and kept values mixed."""
+    X = randn(*shape).requires_grad_()
+    c = torch.linalg.svdvals(X.detach()).mean().item()
+    assert torch.autograd.gradcheck(lambda X: CutSingularValues.apply(X, c), X)
+
+
+def test_cutting_equal_singular_values_has_a_derivative():
+    """At an orthogonal matrix, where the derivative of an SVD is 0 / 0: gradcheck above and below the bound."""
+    for scale in (2.0, 0.5):
+        Q = (scale * rotation(4, 0)).requires_grad_()
+        assert torch.autograd.gradcheck(lambda X: CutSingularValues.apply(X, 1.0), Q)
+
+
+def test_spectral_cap_starts_from_the_nearest_point():
+    """Singular values above c are cut, as torch's SVD says; training then scales the whole matrix."""
+    X = randn(5, 4)
+    U, S, Vh = torch.linalg.svd(X, full_matrices=False)
+    fitted = fit(X, parse_chain("spectral_cap:c=1.5"), IDENTITY)
+    torch.testing.assert_close(fitted.value, (U * S.clamp(max=1.5)) @ Vh)
+    scaled = value(register(bare(X), "weight", parse_chain("spectral_cap:c=1.5")))
+    torch.testing.assert_close(scaled, X * 1.5 / S[0])
+
+
+def test_a_zero_matrix_is_within_every_cap_and_has_a_gradient():
+    """The bound is no division by zero."""
+    host = register(bare(torch.zeros(3, 3)), "weight", parse_chain("spectral_cap")).requires_grad_()
+    host.weight.sum().backward()
+    assert torch.equal(host.parametrizations.weight.original.grad, torch.ones(3, 3))
+
+
+def test_schur_stability_is_about_eigenvalues():
+    """A matrix of norm 2 and spectral radius 0.45 is stable; its singular values alone would not tell."""
+    A = torch.tensor([[0.0, 2.0], [0.1, 0.0]])
+    assert measure.check("schur_stable", A).ok and not measure.check("spectral_cap", A).ok
+    assert not measure.check("schur_stable", torch.tensor([[0.0, 2.0], [0.6, 0.0]])).ok
+
+
+def test_schur_stable_values_shrink_every_vector():
+    """Powers of the value die out, though the weight's grow."""
+    W = 2 * randn(6, 6)
+    A = fit(W, parse_chain("schur_stable:gamma=0.9"), IDENTITY).value
+    assert torch.linalg.matrix_norm(torch.linalg.matrix_power(A, 50), 2) <= 0.9**50 * 1.001
+    assert measure.check("schur_stable:gamma=0.9", A).ok
+
+
+@pytest.mark.parametrize("shape", [(8, 4), (5, 5), (4, 8), (1, 6)])
+def test_aol_bounds_the_norm_and_a_fit_keeps_proportions(shape):
+    """Any X gives sigma <= 1; a fit gives a multiple of the weight, where starting from X = W would not."""
+    W = randn(*shape)
+    for seed in range(5):
+        assert torch.linalg.matrix_norm(AlmostOrthogonal().map(randn(*shape, seed=seed)), 2) <= 1 + 1e-12
+    fitted = fit(W, parse_chain("aol"), IDENTITY)
+    rho = torch.linalg.eigvalsh((W.mT @ W).abs())[-1]
+    torch.testing.assert_close(fitted.value, W / rho.sqrt())
+    plain = AlmostOrthogonal().map(W)
+    assert torch.linalg.vector_norm(plain / W - (plain / W).mean()) > 1e-3
+
+
+def test_aol_keeps_orthonormal_columns():
+    """|Q^T Q| = I falls apart into single columns; each weighs the same."""
+    Q = rotation(6, 0)[:, :4]
+    assert fit(Q, parse_chain("aol"), IDENTITY).moved < 1e-12
+    blocks = torch.block_diag(randn(4, 2), randn(3, 2))
+    blocks = torch.cat([blocks[:, :2] / aol_norm(blocks[:, :2]), blocks[:, 2:] / aol_norm(blocks[:, 2:])], 1)
+    assert fit(blocks, parse_chain("aol"), IDENTITY).moved < 1e-9
+
+
+def aol_norm(W):
+    return torch.linalg.eigvalsh((W.mT @ W).abs())[-1].sqrt()
+
+
+@pytest.mark.parametrize("columns", [[1.0, 0.5], [1.0, 0.0]])
+def test_aol_refuses_columns_it_cannot_weigh(columns):
+    """A column orthogonal to the longer ones always comes out with length 1."""
+    with pytest.raises(InputRefused, match="column 1"):
+        fit(torch.diag(torch.tensor(columns)), parse_chain("aol"), IDENTITY)
+
+
+def test_sigma_reparam_holds_the_norm_it_stores():
+    """original0 is the exact spectral norm, and scaling it scales the weight."""
+    W = randn(6, 4)
+    state = dict(fit(W, parse_chain("sigma_reparam"), IDENTITY).state)
+    torch.testing.assert_close(state["original0"], torch.linalg.svdvals(W)[0])
+    state["original0"] = 2 * state["original0"]
+    torch.testing.assert_close(evaluate(parse_chain("sigma_reparam"), IDENTITY, W.shape, state, W.dtype), 2 * W)
+
+
+def test_a_live_sigma_reparam_starts_from_the_weight():
+    """In training mode too, where u and v take a power step."""
+    layer = nn.Linear(5, 7, bias=False)
+    W = layer.weight.detach().clone()
+    register(layer, "weight", parse_chain("sigma_reparam"), seed=0)
+    assert measure.moved(layer.weight.detach(), W) < 0.01
+
+
+def radio_state(W, scale, version):
+    """The tensors that NVIDIA's RADIO code stores, with u and v the exact singular vectors."""
+    U, S, Vh = torch.linalg.svd(W)
+    return {
+        "original": W, "0.scale": torch.full((1, 1), scale), "0._u": U[:, 0].contiguous(), "0._v": Vh[0].contiguous(),
+        "0._sn_version": torch.tensor(version),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_radio_checkpoints_evaluate_by_their_law(version):
+    """W (softplus(scale) + 0.05) / (sigma + 1e-6), or W scale / (sigma + 1e-6) for version 1."""
+    W = randn(4, 3).float()
+    sigma = torch.linalg.svdvals(W)[0] + 1e-6
+    top = torch.tensor(1.7) if version == 1 else F.softplus(torch.tensor(1.7)) + 0.05
+    got = evaluate(parse_chain("spectral_reparam"), IDENTITY, W.shape, radio_state(W, 1.7, version), torch.float32)
+    torch.testing.assert_close(got, W * top / sigma, rtol=1e-6, atol=1e-7)
+
+
+def test_spectral_reparam_has_a_least_norm():
+    """softplus + alpha never goes below alpha."""
+    with pytest.raises(InputRefused, match="spectral norms above 0.05"):
+        fit(0.01 * torch.eye(3), parse_chain("spectral_reparam"), IDENTITY)

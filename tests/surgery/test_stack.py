@@ -1,0 +1,109 @@
+"""Small tensors computed as a batch: the same bits, the same words, and an executor that keeps order and promises."""
+
+import itertools
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from paramcli import host
+from paramcli.chain import parse_chain
+from paramcli.registry import PARAMETRIZATIONS, target_class
+from paramcli.surgery import execute, stack
+from paramcli.surgery.fit import evaluate, fit
+from paramcli.view import IDENTITY, parse_view
+
+CHAINS = ("skew", "symmetric", "skew,cayley")
+
+
+def rotations(count, n, dtype=torch.float32):
+    A = torch.randn(count, n, n, generator=torch.Generator().manual_seed(n), dtype=torch.float64).triu(1) / n**0.5
+    A, I = A - A.mT, torch.eye(n, dtype=torch.float64)
+    return [Q.contiguous() for Q in torch.linalg.solve(I - A, I + A).to(dtype)]
+
+
+def test_every_entry_that_stacks_is_tested_here():
+    """The chains below hold each of them, and none has buffers, which a stack could not give back."""
+    stacking = {name for name, entry in PARAMETRIZATIONS.items() if target_class(entry).stacks}
+    assert stacking == {link.entry.name for text in CHAINS for link in parse_chain(text).links}
+    for text in CHAINS:
+        assert set(host.outline(parse_chain(text), (4, 4), torch.float32)) == {"original"}
+
+
+@pytest.mark.parametrize("text, n, dtype", list(itertools.product(CHAINS, (1, 3, 64, 128), (torch.float32, torch.float64, torch.bfloat16))))
+def test_a_stack_gives_each_tensor_the_bits_it_gets_alone(text, n, dtype):
+    """Baked and fitted: a batch of kernels and one kernel at a time agree bit for bit."""
+    chain, generator = parse_chain(text), torch.Generator().manual_seed(0)
+    tensors = [(torch.randn(n, n, generator=generator) / max(n, 1) ** 0.5).to(dtype) for _ in range(5)]
+    for X, (value, _) in zip(tensors, stack.bake_stack(tensors, chain, IDENTITY, "cpu", "same")):
+        assert torch.equal(value, evaluate(chain, IDENTITY, X.shape, {"original": X}, dtype))
+    weights = rotations(5, n, dtype) if text.endswith("cayley") else tensors
+    for W, fitted in zip(weights, stack.fit_stack(weights, chain, IDENTITY, init="project", max_change=None, device="cpu", compute="same")):
+        alone = fit(W, chain, IDENTITY)
+        assert torch.equal(fitted.state["original"], alone.state["original"]) and torch.equal(fitted.value, alone.value)
+        assert fitted.moved == pytest.approx(alone.moved, rel=1e-12)
+        assert fitted.check.residual == pytest.approx(alone.check.residual, rel=1e-6) and fitted.check.tolerance == alone.check.tolerance
+
+
+def test_views_are_stacked_as_the_maths_sees_them():
+    """The gates of several recurrent kernels are one batch of matrices."""
+    chain, view = parse_chain("skew,cayley"), parse_view("blocks=4")
+    kernels = [torch.cat(rotations(4, 8)) * (1 + 0.01 * index) for index in range(3)]
+    for W, fitted in zip(kernels, stack.fit_stack(kernels, chain, view, init="project", max_change=None, device="cpu", compute="same")):
+        alone = fit(W, chain, view)
+        assert torch.equal(fitted.state["original"], alone.state["original"]) and fitted.value.shape == W.shape
+
+
+def test_what_one_tensor_is_refused_for_is_told_of_it_alone(tmp_path, paramcli):
+    """Among twenty that work, one with determinant -1 is named with its own reason, and nothing is written."""
+    weights = rotations(20, 6)
+    weights[7] = weights[7] * torch.tensor([-1.0, 1, 1, 1, 1, 1])
+    save_file({f"l.{index:02d}.weight": W for index, W in enumerate(weights)}, tmp_path / "a.safetensors")
+    said = paramcli("add", tmp_path / "a.safetensors", "-t", "*", "--chain", "skew,cayley", code=3).err
+    assert "l.07.weight" in said and "determinant" in said
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_whole_file_of_small_tensors_is_batched_and_unchanged_in_meaning(tmp_path, paramcli, monkeypatch):
+    """Many tensors of two shapes reach the maths in few calls, are reported in order, and bake to torch's own values."""
+    weights = {f"l.{index:02d}.weight": W for index, W in enumerate(rotations(15, 6) + rotations(15, 8))}
+    save_file({**weights, "bias": torch.ones(3)}, tmp_path / "a.safetensors")
+    calls = []
+    real = stack.evaluate_stack
+    monkeypatch.setattr(stack, "evaluate_stack", lambda chain, X, compute="same": calls.append(len(X)) or real(chain, X, compute))
+    told = paramcli("add", tmp_path / "a.safetensors", "-t", "l.*", "--chain", "skew,cayley", "-o", tmp_path / "b.safetensors", "--json").json
+    assert [t["tensor"] for t in told["tensors"]] == list(weights)
+    paramcli("remove", tmp_path / "b.safetensors", "-o", tmp_path / "c.safetensors")
+    assert calls == [15, 15, 15, 15]
+    baked = load_file(tmp_path / "c.safetensors")
+    for name, W in weights.items():
+        assert (baked[name] - W).abs().max() < 2e-6
+
+
+def test_batches_keep_within_their_budget(monkeypatch):
+    """Stackable steps of one key fill batches up to the budget; another key, and a step that does not stack, stand apart."""
+    from types import SimpleNamespace
+
+    def step(key, nbytes):
+        return SimpleNamespace(stack=None if key is None else SimpleNamespace(key=key), nbytes=nbytes)
+
+    monkeypatch.setattr(execute, "STACK_BYTES", 100)
+    steps = [step("a", 40), step("b", 40), step("a", 40), step(None, 40), step("a", 40), step("a", 200), step("a", 40)]
+    got = [[number for number, _ in batch] for batch in execute.batched(list(enumerate(steps)))]
+    assert got == [[0, 2], [1], [3], [4], [5], [6]]
+
+
+def test_small_tensors_use_one_thread_and_large_ones_what_torch_has():
+    """Threads are a function of the shape, and are given back."""
+    from types import SimpleNamespace
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with execute.threads_for(SimpleNamespace(group=SimpleNamespace(shape=(64, 64)))):
+            assert torch.get_num_threads() == 1
+        with execute.threads_for(SimpleNamespace(group=SimpleNamespace(shape=(512, 512)))):
+            assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
