@@ -12,6 +12,9 @@ from .registry import CONSTRAINTS, constraint
 from .text import shape_text
 from .view import IDENTITY, View
 
+# Entries that are compared at once.
+BLOCK = 1 << 18
+
 
 def check(spec: str, W: Tensor, view: View = IDENTITY, tolerance: float | None = None, computed: torch.dtype | None = None) -> Check:
     """How far W (in its stored dtype and shape) is from the constraint, against what rounding explains.
@@ -62,9 +65,14 @@ def project(spec: str, W: Tensor) -> Tensor:
 def moved(after: Tensor, before: Tensor) -> float:
     """||after - before||_F / ||before||_F in double precision; 0 for equal tensors, inf where before is zero."""
     double = wide(before.dtype, before.device)
-    after, before = after.to(double), before.to(double)
-    distance = torch.linalg.vector_norm(after - before).item()
-    return 0.0 if distance == 0 else distance / size if (size := torch.linalg.vector_norm(before).item()) else float("inf")
+    distances, sizes = [], []
+    # In blocks: a whole tensor in double precision, three times over, would be the peak of most edits.
+    for a, b in zip(after.flatten().split(BLOCK), before.flatten().split(BLOCK)):
+        b = b.to(double)
+        distances.append(torch.linalg.vector_norm(a.to(double) - b))
+        sizes.append(torch.linalg.vector_norm(b))
+    distance = torch.linalg.vector_norm(torch.stack(distances)).item() if distances else 0.0
+    return 0.0 if distance == 0 else distance / size if (size := torch.linalg.vector_norm(torch.stack(sizes)).item()) else float("inf")
 
 
 def require_finite(W: Tensor, what: str = "the tensor") -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 
 from .dtypes import dtype_name
 from .errors import ParamcliError
@@ -41,8 +42,9 @@ def error_document(error: ParamcliError) -> dict:
 
 def edit_document(
     command: str, checkpoint: object, output: object, dry_run: bool, outcomes: Sequence, untouched: int, dropped: Sequence[str], edits: Sequence = (),
+    forecast: object = None,
     checked: bool = False,
-) -> dict:
+) -> dict:  # fmt: skip
     return {
         "command": command,
         "checkpoint": str(checkpoint),
@@ -70,6 +72,8 @@ def edit_document(
         "checked": checked,
         # What `paramcli apply` needs to do the same again.
         **({"edit": [edit_table(edit) for edit in edits]} if edits else {}),
+        # Of --dry-run.
+        **({"forecast": asdict(forecast)} if forecast else {}),
     }
 
 

@@ -102,6 +102,7 @@ PARAMETRIZATIONS = (
         "orthogonal:Cayley",
         examples=("skew,cayley", "skew_hermitian,cayley"),
         cost="one LU solve, about 4 products",
+        products=4,
         complex=_hermitian_domain,
     ),
     Entry(
@@ -121,6 +122,7 @@ PARAMETRIZATIONS = (
         "exponential:MatrixExp",
         examples=("skew,matrix_exp", "symmetric,matrix_exp", "skew_hermitian,matrix_exp", "hermitian,matrix_exp"),
         cost="about 12 products",
+        products=12,
         complex=_hermitian_domain,
     ),
     Entry(
@@ -149,6 +151,7 @@ PARAMETRIZATIONS = (
             Argument("triv", "bool", "store a base (torch's use_trivialization)", True),
         ),
         cost="as its map, on max(n, k) squared for matrix_exp and cayley",
+        products=12,
         compact="orthogonal:map=householder:triv=false",
         examples=(
             "orthogonal",

@@ -45,6 +45,8 @@ class Entry:
     target: str | type
     arguments: tuple[Argument, ...] = ()
     cost: str = ""
+    # What the map costs in products of n x n matrices, for --dry-run; 0: passes over the tensor only.
+    products: float = 0
     # More than one original: torch then wants it first in its chain.
     originals: int = 1
     # Its one original does not have the weight's shape: it too comes first, and its class tells the weight's shape.

@@ -33,6 +33,9 @@ def migrate(
 ) -> None:
     """Rename weight norm, spectral norm and pruning between the old spelling and the new one, byte for byte.
 
+    With --in-place the file is still written anew and renamed over the old one: a header patched where it stands could be
+    read half old and half new.
+
     paramcli migrate vocoder.pth --to new
 
     paramcli migrate model.safetensors --to old -o for_old_code.safetensors

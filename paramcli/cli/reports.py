@@ -9,7 +9,7 @@ from pathlib import Path
 from ..checkpoint.forms import Group
 from ..checkpoint.source import Source
 from ..errors import ParamcliError, UsageError
-from ..text import size_text
+from ..text import printable, size_text
 from .session import Opened
 
 
@@ -20,7 +20,7 @@ def check_report(report: Path | None, force: bool) -> None:
     from ..checkpoint.atomic import refuse_existing
 
     if report.suffix not in (".html", ".htm"):
-        raise UsageError(f"--report writes HTML, and {report.name} does not end in .html", hint=f"--report {report.stem}.html")
+        raise UsageError(f"--report writes HTML, and {printable(report.name)} does not end in .html", hint=f"--report {printable(report.stem)}.html")
     refuse_existing(report, force)
 
 

@@ -178,12 +178,14 @@ def finish_edit(
 ) -> None:  # fmt: skip
     """The table or document on stdout, and on stderr what was written, what was not, and what to type next."""
     from ..checkpoint.read_sharded import files_left
+    from ..surgery.forecast import forecast
     from ..surgery.output import is_file, is_torch, lost, untied
 
     source, left = opened.source, left or []
     dropped = left + lost(output, source, plan)
+    costs = forecast(plan) if dry_run else None
     if as_json:
-        screen.answer(document(edit_document(plan.command, source.path, output, dry_run, outcomes, plan.untouched, dropped, edits, checked and not dry_run)))
+        screen.answer(document(edit_document(plan.command, source.path, output, dry_run, outcomes, plan.untouched, dropped, edits, costs, checked and not dry_run)))
     else:
         screen.show(shown)
     for outcome in outcomes:
@@ -202,6 +204,7 @@ def finish_edit(
         _warn_of_optimizer(screen, source)
     if dry_run:
         screen.note(f"dry run: would write {printable_path(output)} ({size_text(plan.nbytes)}), {plan.untouched} tensors untouched")
+        screen.note(f"dry run: {costs}")
         return
     screen.note(f"wrote {printable_path(output)}: {count_text(len(outcomes), 'tensor')} changed, {plan.untouched} untouched" + (", all read back and equal" if checked else ""))
     claims = any(entry.constraint or entry.state == "parametrized" for entry in plan.record.values())

@@ -84,7 +84,7 @@ class Mask(Parametrization):
     def make(cls, value: Tensor, mask: Tensor | None = None) -> Mask:
         """The mask that is given (an entry stays where it is not 0), or the one that keeps today's zeros at zero."""
         if mask is None:
-            return cls(value != 0)
+            return cls(value.new_empty(value.shape, dtype=torch.bool) if value.is_meta else value != 0)
         if mask.shape != value.shape:
             raise InputRefused(f"the mask is {shape_text(mask.shape)}, and the tensor is {shape_text(value.shape)}")
         return cls((mask != 0).to(value.device))
@@ -121,4 +121,4 @@ class PruneL1(Mask):
     @classmethod
     def make(cls, value: Tensor, amount: float | int, scope: str = "tensor") -> PruneL1:
         """`scope` is for those who choose the tensors (surgery.allocate): one tensor alone is all there is."""
-        return cls(torch.ones_like(value, dtype=torch.bool) if value.is_meta else smallest_mask(value, amount))
+        return cls(value.new_empty(value.shape, dtype=torch.bool) if value.is_meta else smallest_mask(value, amount))

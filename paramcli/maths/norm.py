@@ -133,7 +133,12 @@ class WeightNorm(Parametrization, _WeightNorm):
         return v
 
     def right_inverse(self, W: Tensor) -> tuple[Tensor, Tensor]:
-        g, v = _WeightNorm.right_inverse(self, self.view.into(W))
+        seen = self.view.into(W)
+        if seen.is_meta and -1 <= self.dim < seen.ndim:
+            # Its shape is known; computing a norm without data would load sympy, half a second and 30 MB.
+            kept = [] if self.dim == -1 else [size if d == self.dim else 1 for d, size in enumerate(seen.shape)]
+            return W.new_empty(kept), W
+        g, v = _WeightNorm.right_inverse(self, seen)
         return g, self.view.back(v, W.shape)
 
     def inverse(self, W: Tensor) -> tuple[Tensor, Tensor]:

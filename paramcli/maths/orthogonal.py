@@ -219,7 +219,7 @@ class Orthogonal(Parametrization, _Orthogonal):
         if hasattr(self, "base"):
             n = max(Q.shape[-2:])
             self.base = Q.new_empty(*Q.shape[:-2], n, n)
-        return torch.empty_like(Q)
+        return Q.new_empty(Q.shape)
 
     def inverse(self, Q: Tensor) -> Tensor:
         if hasattr(self, "base"):

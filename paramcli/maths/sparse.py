@@ -173,4 +173,4 @@ class PruneNM(Mask):
 
     @classmethod
     def make(cls, value: Tensor, n: int = 2, m: int = 4, dim: int = -1) -> PruneNM:
-        return cls(torch.ones_like(value, dtype=torch.bool) if value.is_meta else largest_of_groups(value, n, m, dim))
+        return cls(value.new_empty(value.shape, dtype=torch.bool) if value.is_meta else largest_of_groups(value, n, m, dim))

@@ -13,6 +13,7 @@ from ..dtypes import CODE_OF_TORCH, DTYPES, torch_dtype
 from ..errors import InputRefused, UsageError
 from ..spec import select
 from ..text import closest, count_text, printable
+from .commands import check_choice
 from .plan import Plan, Step
 
 CAST_DTYPES = ("float64", "float32", "float16", "bfloat16")
@@ -116,8 +117,8 @@ class Convert:
 
 
 def check_dtype(name: str | None) -> str | None:
-    if name is not None and name not in CAST_DTYPES:
-        raise UsageError(f"--dtype {printable(name)}: not one of {', '.join(CAST_DTYPES)}")
+    if name is not None:
+        check_choice("dtype", name, CAST_DTYPES)
     return name
 
 

@@ -160,6 +160,22 @@ def test_files_of_a_pool_are_open_a_few_at_a_time(tmp_path):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_threads_that_share_a_pool_never_read_through_a_parked_descriptor(tmp_path):
+    """Eight threads over thirty files, two open at a time: every byte is its own file's."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    pool, files = OpenFiles(2), []
+    for number in range(30):
+        (tmp_path / str(number)).write_bytes(bytes([number]) * 1000)
+        files.append(InputFile(tmp_path / str(number), pool))
+    work = [number * 7 % 30 for number in range(3000)]
+    with ThreadPoolExecutor(8) as threads:
+        got = list(threads.map(lambda number: set(files[number].read(0, 1000)), work))
+    assert got == [{number} for number in work]
+    for file in files:
+        file.close()
+
+
 def test_a_sparse_8_gib_file_is_listed_from_its_header(tmp_path):
     """Opening needs the header's memory only, whatever the size of the tensors."""
     path = tmp_path / "big.safetensors"

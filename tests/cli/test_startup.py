@@ -30,6 +30,31 @@ def test_these_commands_never_import_torch(arguments, tmp_path):
     assert done.stdout
 
 
+def test_renames_and_safetensors_layouts_never_import_torch(tmp_path):
+    """migrate, and convert to one file, to shards and back, only move bytes."""
+    one, two, shards = tmp_path / "a.safetensors", tmp_path / "b.safetensors", tmp_path / "shards"
+    save_file({"fc.weight_g": torch.ones(3, 1), "fc.weight_v": torch.randn(3, 3), "fc.bias": torch.ones(3)}, one)
+    for arguments in (
+        ["migrate", one, "--to", "new", "-o", two],
+        ["convert", two, "-o", shards, "--max-shard-size", "1KB"],
+        ["convert", shards, "-o", tmp_path / "c.safetensors"],
+    ):
+        done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *map(str, arguments)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "c.safetensors").read_bytes() == two.read_bytes()
+
+
+def test_planning_without_data_loads_no_symbolic_algebra(tmp_path):
+    """The shapes a chain stores are told without sympy, which torch loads for some operations on tensors without data."""
+    chains = ("skew,cayley", "symmetric,matrix_exp", "weight_norm", "weight_norm:dim=none", "orthogonal", "mask", "prune_l1:amount=0.5")
+    code = (
+        "import sys, torch; from paramcli.host import outline; from paramcli.chain import parse_chain\n"
+        f"[outline(parse_chain(text), (6, 6), torch.float32) for text in {chains!r}]\n"
+        "sys.exit('sympy' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_inspect_of_torch_files_needs_no_torch_either(fixtures):
     """The torch container is described from its pickle."""
     done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, "inspect", str(fixtures / "facenet_pnet.pt")], capture_output=True, text=True)

@@ -1,0 +1,57 @@
+"""What a plan will cost, from headers alone: bytes written, peak memory, arithmetic. No torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..chain import parse_chain
+from ..errors import ParamcliError
+from ..text import size_text
+from ..view import parse_view
+from .plan import Plan, Step
+
+# Anonymous memory of the interpreter with paramcli alone, and with torch; measured on Linux with torch 2.13.
+BARE, WITH_TORCH = 25_000_000, 160_000_000
+# Copies in double precision of one tensor that an edit holds at its peak, measured on projections and residuals.
+COPIES = 6
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """`operations` counts multiplications and additions of the maps themselves; projections and checks come on top."""
+
+    bytes_written: int
+    peak_memory: int
+    operations: int
+
+    def __str__(self) -> str:
+        return f"about {size_text(self.peak_memory)} of memory, {count_text(self.operations)} operations"
+
+
+def forecast(plan: Plan) -> Forecast:
+    computed = [step for step in plan.steps if step.run is not None]
+    held = max((step.nbytes + COPIES * 8 * math.prod(step.group.shape) for step in computed), default=0)
+    base = WITH_TORCH if computed else BARE
+    return Forecast(plan.nbytes, base + held, sum(_operations(step) for step in computed))
+
+
+def _operations(step: Step) -> int:
+    """2 n^3 for each product of n x n that a link costs, by the table; one for each entry where it is no linear algebra."""
+    entries = math.prod(step.group.shape)
+    try:
+        shape = parse_view(step.view).shape(step.group.shape)
+        products = [link.entry.products for link in parse_chain(step.chain).links] if step.chain else [0]
+    except ParamcliError:
+        return entries
+    side = max(shape[-2:]) if len(shape) > 1 else 1
+    batch = math.prod(shape[:-2])
+    return sum(int(2 * count * batch * side**3) or entries for count in products)
+
+
+def count_text(count: int) -> str:
+    """1234567 -> '1.2 million'."""
+    for size, word in ((10**12, "trillion"), (10**9, "billion"), (10**6, "million")):
+        if count >= size:
+            return f"{count / size:.1f} {word}"
+    return str(count)

@@ -1,0 +1,91 @@
+"""The executor: work in threads, and a run that ends as one whatever fails in them."""
+
+import threading
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from paramcli.checkpoint import write_safetensors
+from paramcli.checkpoint.atomic import Abandoned
+from paramcli.checkpoint.open import open_checkpoint
+from paramcli.errors import InputRefused
+
+
+def test_a_flipped_bit_in_a_tensor_that_nobody_edits_is_refused(tmp_path, paramcli):
+    """Checksums are compared beside the copy, and nothing is published before all of them are."""
+    torch.save({"edited": torch.eye(8), **{f"other.{n}": torch.full((1000,), float(n)) for n in range(20)}}, tmp_path / "a.pt")
+    data = bytearray((tmp_path / "a.pt").read_bytes())
+    at = data.index(torch.full((1000,), 13.0).numpy().tobytes())
+    data[at + 5] ^= 1
+    (tmp_path / "a.pt").write_bytes(data)
+    for output in ("o.safetensors", "o.pt"):
+        said = paramcli("add", tmp_path / "a.pt", "-t", "edited", "--chain", "symmetric", "-o", tmp_path / output, code=3).err
+        assert "damaged" in said and "checksum" in said
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_checksums_are_compared_once_however_many_threads_ask(tmp_path, monkeypatch):
+    """Ahead of need and again at need is one comparison, and its error is kept for who needs the storage."""
+    torch.save({f"t{n}": torch.full((1000,), float(n)) for n in range(10)}, tmp_path / "a.pt")
+    with open_checkpoint(tmp_path / "a.pt") as source:
+        compared, real = [], source._compare
+        monkeypatch.setattr(source, "_compare", lambda storage: compared.append(storage.key) or real(storage))
+        source.check_ahead()
+        for name in source.tensors:
+            source.read(name)
+        assert sorted(compared) == sorted(info.storage.key for info in source.tensors.values())
+    data = bytearray((tmp_path / "a.pt").read_bytes())
+    data[data.index(torch.full((1000,), 3.0).numpy().tobytes())] ^= 1
+    (tmp_path / "a.pt").write_bytes(data)
+    with open_checkpoint(tmp_path / "a.pt") as source:
+        source.check_ahead()
+        assert source.read("t2")[0] == 2
+        for _ in range(2):
+            with pytest.raises(InputRefused, match="checksum"):
+                source.read("t3")
+
+
+def test_when_the_maths_fails_the_copy_stops_and_no_thread_or_file_stays(tmp_path, paramcli, monkeypatch):
+    """A copy in its middle is told to stop at its next block; it ends before the sink is left."""
+    monkeypatch.setattr(write_safetensors, "KERNEL_BLOCK", 1 << 12)
+    stopped = []
+    real = write_safetensors.copy_run
+
+    def slow(*arguments):
+        try:
+            for _ in range(1000):
+                real(*arguments)
+        except Abandoned:
+            stopped.append(True)
+            raise
+
+    monkeypatch.setattr(write_safetensors, "copy_run", slow)
+    save_file({"bad": torch.full((4, 4), float("nan")), "large": torch.ones(1 << 20)}, tmp_path / "a.safetensors")
+    before = threading.active_count()
+    said = paramcli("add", tmp_path / "a.safetensors", "-t", "bad", "--chain", "symmetric", "-o", tmp_path / "o.safetensors", code=3).err
+    assert "NaN" in said and stopped == [True]
+    assert threading.active_count() == before and [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_when_the_copy_fails_the_run_fails_with_its_reason(tmp_path, paramcli, monkeypatch):
+    """What a thread meets is the user's message, and the output does not appear."""
+    def cut(*arguments):
+        raise InputRefused("a.safetensors was cut while it was being read")
+
+    monkeypatch.setattr(write_safetensors, "copy_run", cut)
+    save_file({"w": torch.eye(4), "other": torch.ones(9)}, tmp_path / "a.safetensors")
+    said = paramcli("add", tmp_path / "a.safetensors", "-t", "w", "--chain", "symmetric", "-o", tmp_path / "o.safetensors", code=3).err
+    assert "was cut" in said and not (tmp_path / "o.safetensors").exists()
+
+
+def test_tensors_too_large_to_read_ahead_come_out_the_same(tmp_path, paramcli, monkeypatch):
+    """With nothing read ahead and nothing written behind, the bytes are those of a run that does both."""
+    from paramcli.surgery import execute
+
+    save_file({f"l{n}.weight_{s}": torch.rand((5, 1) if s == "g" else (5, 7)) for n in range(9) for s in "gv"}, tmp_path / "a.safetensors")
+    paramcli("remove", tmp_path / "a.safetensors", "-o", tmp_path / "1.safetensors")
+    monkeypatch.setattr(execute, "AHEAD_BYTES", 0)
+    paramcli("remove", tmp_path / "a.safetensors", "-o", tmp_path / "2.safetensors")
+    assert (tmp_path / "1.safetensors").read_bytes() == (tmp_path / "2.safetensors").read_bytes()
+    assert len(load_file(tmp_path / "1.safetensors")) == 9
