@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +20,8 @@ from .text import count_text, listing, number_text, printable, printable_path, s
 
 # Without a terminal there is no width to respect: a pipe gets whole lines.
 PIPE_WIDTH = 10_000
+# rich needs a third of a millisecond for a row.
+MANY_ROWS = 5_000
 # A picture has no lines to be whole: in a pipe it is as wide as a narrow terminal.
 PIPE_PICTURE = 80
 # Up to so many tensors each get a picture of their own.
@@ -40,11 +44,9 @@ class Screen:
     def show(self, renderable: Table | Text | str) -> None:
         if isinstance(renderable, str):
             self.answer(renderable)
-        elif isinstance(renderable, Table) and not self.out.is_terminal:
-            # In a pipe columns are as wide as their content, and no line ends in padding.
-            with self.out.capture() as captured:
-                self.out.print(renderable, crop=False)
-            self.answer("\n".join(line.rstrip() for line in captured.get().splitlines()))
+        elif isinstance(renderable, Table) and (not self.out.is_terminal or renderable.row_count > MANY_ROWS):
+            for line in plain_lines(renderable):
+                self.answer(line)
         else:
             if isinstance(renderable, Table):
                 _fit(renderable, self.out)
@@ -89,6 +91,20 @@ def _table(*columns: str | tuple[str, str]) -> Table:
         name, justify = (column, "left") if isinstance(column, str) else column
         table.add_column(Text(name), justify=justify, overflow="fold")
     return table
+
+
+def plain_lines(table: Table) -> Iterator[str]:
+    """The table for a pipe: columns as wide as their content, no line ends in padding."""
+    def lines_of(cell: object) -> list[str]:
+        return (cell.plain if isinstance(cell, Text) else str(cell)).split("\n")
+
+    columns = [[lines_of(cell) for cell in (column.header, *column.cells)] for column in table.columns]
+    widths = [max(cell_len(line) for cell in column for line in cell) for column in columns]
+    right = [column.justify == "right" for column in table.columns]
+    for row in zip(*columns):
+        for parts in zip_longest(*row, fillvalue=""):
+            padding = [" " * (width - cell_len(part)) for width, part in zip(widths, parts)]
+            yield "  ".join(pad + part if at_right else part + pad for part, pad, at_right in zip(parts, padding, right)).rstrip()
 
 
 def _fit(table: Table, console: Console) -> None:

@@ -15,18 +15,21 @@ from .text import printable_path
 
 def document(value: object) -> str:
     """Strict JSON: NaN and infinities as strings, lone surrogates escaped, keys in the order given."""
-    return json.dumps(_strict(value), allow_nan=False, indent=2)
+    return json.dumps(_strict(value), allow_nan=False, indent=2).replace("\x7f", "\\u007f")
 
 
 def _strict(value: object) -> object:
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, str) and not value.isascii():
+        # A lone surrogate is no text to strict parsers, even as an escape.
+        return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, Mapping):
-        return {str(key): _strict(item) for key, item in value.items()}
+        return {_strict(str(key)): _strict(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_strict(item) for item in value]
     if isinstance(value, os.PathLike):
-        return os.fspath(value)
+        return _strict(os.fspath(value))
     return value
 
 
@@ -40,6 +43,7 @@ def error_document(error: ParamcliError) -> dict:
 def edit_document(
     command: str, checkpoint: object, output: object, dry_run: bool, outcomes: Sequence, untouched: int, dropped: Sequence[str], edits: Sequence = (),
     forecast: object = None,
+    checked: bool = False,
 ) -> dict:  # fmt: skip
     return {
         "command": command,
@@ -65,6 +69,7 @@ def edit_document(
         ],
         "untouched": untouched,
         "dropped": list(dropped),
+        "checked": checked,
         # What `paramcli apply` needs to do the same again.
         **({"edit": [edit_table(edit) for edit in edits]} if edits else {}),
         # Of --dry-run.

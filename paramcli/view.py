@@ -89,6 +89,6 @@ def parse_view(text: str | None) -> View:
     name, equals, number = text.partition("=")
     if name in ("flatten", "transpose") and not equals:
         return View(name)
-    if name in ("blocks", "heads") and number.isascii() and number.isdigit() and 0 < int(number[:10]) < 1_000_000:
+    if name in ("blocks", "heads") and number.isascii() and number.isdigit() and len(number) <= 6 and int(number):
         return View(name, int(number))
     raise UsageError(f"no view named '{printable(text)}'", hint=f"views: {', '.join(NAMES)}")

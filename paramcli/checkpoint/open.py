@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ..dtypes import DTYPES
@@ -14,7 +15,7 @@ from .source import InputFile, Source
 def open_checkpoint(path: str | Path, root: str | None = None) -> Source:
     """Open a checkpoint for reading; raises InputRefused for what is none. Close the Source, or use `with`."""
     path = Path(path)
-    if path.is_dir() or path.name.endswith(".index.json"):
+    if os.path.isdir(path) or path.name.endswith(".index.json"):
         from .read_sharded import open_folder_or_index
 
         source = open_folder_or_index(path)

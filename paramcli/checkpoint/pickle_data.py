@@ -16,11 +16,17 @@ from ..errors import InputRefused
 from ..text import printable
 from .pickle_globals import TORCH_DTYPES, refuse_built_memory, refuse_dangerous, storage_dtype
 
-# torch.save spends about 35 opcodes and 100 bytes on a tensor: room for 140,000 of them.
+# torch.save spends about 35 opcodes and 100 bytes on a tensor: room for 125,000 of them, by each of these bounds.
 MAX_BYTES = 64 << 20
 MAX_OPCODES = 5_000_000
+# Tuples, dicts, names, storages and calls take a hundred times the bytes that spell them; a tensor needs eight.
+MAX_OBJECTS = 1_000_000
+# Objects of unknown classes cost most. The largest pickled modules and trainer states have some ten thousand.
+MAX_OPAQUE = 200_000
 # Seeds and generator states are the longest integers anyone saves; longer ones are kept as bytes.
 MAX_INTEGER_BYTES = 64
+# The longest qualified names are a few hundred characters.
+MAX_GLOBAL_NAME = 1000
 
 
 @dataclass(frozen=True)
@@ -105,39 +111,43 @@ MAX_LEAVES = 1 << 28
 
 def check_structure(top: object) -> None:
     """Raise InputRefused for dicts and lists that hold themselves, nest endlessly, or multiply by sharing."""
-    depth: dict[int, int] = {}
-    leaves: dict[int, int] = {}
+    sizes: dict[int, tuple[int, int]] = {}  # id -> (depth, leaves)
     open_now: set[int] = set()
-    todo: list[tuple[object, bool]] = [(top, False)]
+    todo: list[tuple[object, list | None, int]] = [(top, None, 0)]
     while todo:
-        value, done = todo.pop()
+        value, parts, leaves = todo.pop()
         key = id(value)
-        if done:
+        if parts is not None:  # all that it holds is known by now, but for objects that know their parent
             open_now.discard(key)
-            children = _children(value)
-            depth[key] = 1 + max((depth.get(id(c), 0) for c in children), default=0)
-            leaves[key] = sum(leaves.get(id(c), 1) for c in children) or 1
-            if depth[key] > MAX_DEPTH or leaves[key] > MAX_LEAVES:
+            known = [sizes.get(id(part), (0, 1)) for part in parts]
+            depth = 1 + max(deep for deep, _ in known)
+            leaves += sum(many for _, many in known)
+            if depth > MAX_DEPTH or leaves > MAX_LEAVES:
                 raise InputRefused("its pickle nests deeper, or shares its parts more often, than any checkpoint")
-            continue
-        if key in depth:
-            continue
-        if key in open_now:
-            if isinstance(value, Opaque):
-                continue  # an object that knows its parent; objects are not walked through without a memory
-            raise InputRefused("its pickle holds a dict or list that contains itself")
-        children = _children(value)
-        if children:
-            open_now.add(key)
-            todo.append((value, True))
-            todo.extend((child, False) for child in children if isinstance(child, (dict, list, tuple, Opaque, Key)))
+            sizes[key] = depth, leaves
+        elif key in open_now:
+            # Objects are not walked through without a memory; dicts and lists are.
+            if not isinstance(value, Opaque):
+                raise InputRefused("its pickle holds a dict or list that contains itself")
+        elif key not in sizes:
+            children = _children(value)
+            parts = [child for child in children if isinstance(child, _CONTAINERS)]
+            if parts:
+                open_now.add(key)
+                todo.append((value, parts, len(children) - len(parts)))
+                todo.extend((part, None, 0) for part in parts)
+            else:
+                sizes[key] = 1, len(children) or 1
 
 
-def _children(value: object) -> list:
+_CONTAINERS = (dict, list, tuple, Opaque, Key)
+
+
+def _children(value: object) -> list | tuple:
     if isinstance(value, dict):
-        return [*value.values(), *(k for k in value if isinstance(k, Key))]
+        return [*value.values(), *[key for key in value if type(key) is Key]] if value else ()
     if isinstance(value, (list, tuple)):
-        return list(value)
+        return value
     if isinstance(value, Key):
         return [value.value]
     if isinstance(value, Opaque):
@@ -149,8 +159,8 @@ def broken(why: str) -> InputRefused:
     return InputRefused(f"its pickle is broken: {why}", hint="copy or download the file again")
 
 
-class _Mark:
-    pass
+def _too_large() -> InputRefused:
+    return InputRefused("its pickle is larger than any checkpoint's, in bytes, opcodes or objects")
 
 
 def _sizes(values: object) -> bool:
@@ -166,7 +176,10 @@ def _tensor(arguments: tuple, dtype: str | None = None, metadata_at: int = 6) ->
     if offset < 0 or any(v < 0 for v in (*shape, *stride)):
         raise broken("a tensor with a negative size, stride or offset")
     metadata = arguments[metadata_at] if len(arguments) > metadata_at else None
-    flags = tuple(str(k) for k, v in metadata.items() if v) if isinstance(metadata, dict) else ()
+    metadata = metadata if isinstance(metadata, dict) else {}
+    if not all(isinstance(key, str) for key in metadata):
+        raise broken("a tensor whose flags are no texts")
+    flags = tuple(key for key, value in metadata.items() if value)
     return TensorRef(storage, dtype or storage.dtype, offset, tuple(shape), tuple(stride), flags)
 
 
@@ -200,8 +213,8 @@ def _parameter_with_state(arguments: tuple) -> object:
 def _from_type(arguments: tuple) -> object:
     if len(arguments) < 3 or not isinstance(arguments[0], Global) or not isinstance(arguments[2], tuple):
         raise broken("a tensor subclass without its parts")
-    if arguments[0].name == "_rebuild_from_type_v2":
-        raise broken("a tensor subclass of a tensor subclass")
+    if (arguments[0].module, arguments[0].name) in _CALLS.keys() - _TENSORS:
+        raise broken("a tensor subclass that is rebuilt as something else")
     made = _call(arguments[0], arguments[2])
     if isinstance(made, TensorRef) and isinstance(arguments[1], Global) and arguments[1] not in _PLAIN_TENSORS:
         return Opaque(arguments[1], (Global("torch._tensor", "_rebuild_from_type_v2"), *arguments), "via")
@@ -237,6 +250,9 @@ def _set(mapping: dict, key: object, value: object) -> None:
             raise broken("a dict key that cannot be one")
         # Hashing a tuple walks what is in it, which a hostile file makes endless.
         key = Key(key)
+    elif isinstance(key, int) and not -(1 << 63) <= key < 1 << 64:
+        # Python hashes integers modulo a known prime: long ones can all be made to collide.
+        key = Key(key)
     elif key in mapping:
         raise broken("a dict that sets one key twice")
     mapping[key] = value
@@ -263,6 +279,7 @@ def _size(arguments: tuple) -> Size:
     return Size(arguments[0])
 
 
+_TENSORS = {("torch._utils", name) for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")}
 _CALLS: dict[tuple[str, str], Callable[[tuple], object]] = {
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
@@ -356,12 +373,14 @@ class _Machine:
         self.outer: list[list] = []
         self.memo: dict[int, object] = {}
         self.classes: dict[Global, None] = {}
+        self.names: dict[tuple[str, str], Global] = {}
         self.copied = 0
+        self.objects = 0
+        self.opaque = 0
 
     def run(self) -> Unpickled:
         data, table = self.data, _OPCODES
-        count = 0
-        while True:
+        for _ in range(MAX_OPCODES):
             code = data[self.at]
             self.at += 1
             if code == 0x2E:  # STOP
@@ -372,9 +391,9 @@ class _Machine:
             if handler is None:
                 raise broken(f"opcode {code:#04x} is none that torch.save writes")
             handler(self)
-            count += 1
-            if count > MAX_OPCODES or self.at - self.start > MAX_BYTES:
-                raise InputRefused(f"its pickle is larger than any checkpoint's ({MAX_BYTES >> 20} MiB, {MAX_OPCODES} opcodes)")
+            if self.at - self.start > MAX_BYTES:
+                break
+        raise _too_large()
 
     def take(self, size: int) -> bytes:
         end = self.at + size
@@ -388,6 +407,17 @@ class _Machine:
         return layout.unpack(self.take(layout.size))[0]
 
     def push(self, value: object) -> None:
+        self.stack.append(value)
+
+    def push_new(self, value: object) -> None:
+        """Push an object that takes far more memory than its opcode."""
+        self.objects += 1
+        if isinstance(value, Opaque):
+            self.opaque += 1
+            if value.cls not in _FAMILIAR:
+                self.classes[value.cls] = None
+        if self.objects > MAX_OBJECTS or self.opaque > MAX_OPAQUE:
+            raise _too_large()
         self.stack.append(value)
 
     def line(self) -> str:
@@ -408,20 +438,25 @@ class _Machine:
     def named(self, module: object, name: object) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise broken("a name that is no text")
+        known = self.names.get((module, name))
+        if known is not None:
+            self.push(known)
+            return
+        if len(module) + len(name) > MAX_GLOBAL_NAME or not f"{module}{name}".isprintable():
+            raise broken("the name of a class that is none")  # a line break in it would be opcodes to who copies it
         refuse_dangerous(module, name)
-        self.push(Global(module, name))
+        known = self.names[module, name] = Global(module, name)
+        self.push_new(known)
 
     def made(self, function: object, arguments: object) -> None:
         if not isinstance(arguments, tuple):
             raise broken("a call without arguments")
         # What a call copies was written out once; copying a remembered argument over and over is a bomb.
-        self.copied += sum(len(a) for a in arguments if isinstance(a, (str, list, tuple, dict)))
+        inner = arguments[2] if len(arguments) > 2 and isinstance(arguments[2], tuple) else ()  # of a tensor subclass
+        self.copied += sum(len(a) for a in (*arguments, *inner) if isinstance(a, (str, list, tuple, dict)))
         if self.copied > len(self.data):
             raise InputRefused("its pickle would grow far beyond its own size when it is read")
-        value = _call(function, arguments)
-        if isinstance(value, Opaque) and value.cls not in _FAMILIAR:
-            self.classes[value.cls] = None
-        self.push(value)
+        self.push_new(_call(function, arguments))
 
     def remember(self, index: int) -> None:
         self.memo[index] = self.stack[-1]
@@ -464,7 +499,7 @@ class _Machine:
             raise broken("a state set on what has none")
 
     def persistent(self) -> None:
-        self.push(_persistent(self.stack.pop()))
+        self.push_new(_persistent(self.stack.pop()))
 
     def reduce(self) -> None:
         arguments = self.stack.pop()
@@ -482,8 +517,7 @@ class _Machine:
         if not isinstance(cls, Global) or not isinstance(arguments, tuple):
             raise broken("a call without arguments")
         refuse_built_memory(cls.module, cls.name, arguments)
-        self.classes[cls] = None
-        self.push(Opaque(cls, (Global("copyreg", "__newobj_ex__"), cls, arguments, keywords), "via"))
+        self.push_new(Opaque(cls, (Global("copyreg", "__newobj_ex__"), cls, arguments, keywords), "via"))
 
     def stack_global(self) -> None:
         name = self.stack.pop()
@@ -494,14 +528,16 @@ class _Machine:
             raise broken("a tuple of missing parts")
         values = tuple(self.stack[-count:])
         del self.stack[-count:]
-        self.push(values)
+        self.push_new(values)
 
     def dictionary(self) -> None:
         values = self.to_mark()
-        self.push({})
+        self.push_new({})
         self.set_items(values)
 
     def mark(self) -> None:
+        if len(self.outer) > 10 * MAX_DEPTH:
+            raise _too_large()
         self.outer.append(self.stack)
         self.stack = []
 
@@ -517,7 +553,7 @@ class _Machine:
             raise broken(f"protocol {version} is none that torch.save writes")
 
     def new_set(self, values: list) -> None:
-        self.push(Opaque(_SET, (values,)))
+        self.push_new(Opaque(_SET, (values,)))
 
     def add_to_set(self, values: list) -> None:
         target = self.stack[-1]
@@ -542,8 +578,8 @@ _OPCODES: dict[int, Callable[[_Machine], None]] = {
         0x80: _Machine.protocol,
         0x95: lambda m: m.take(8) and None,  # FRAME: its length only helps streaming readers
         "(": _Machine.mark,
-        "}": lambda m: m.push({}),
-        "]": lambda m: m.push([]),
+        "}": lambda m: m.push_new({}),
+        "]": lambda m: m.push_new([]),
         ")": lambda m: m.push(()),
         0x8F: lambda m: m.new_set([]),
         "N": lambda m: m.push(None),
@@ -576,18 +612,18 @@ _OPCODES: dict[int, Callable[[_Machine], None]] = {
         0x92: _Machine.new_ex,
         "b": _Machine.build,
         "Q": _Machine.persistent,
-        "t": lambda m: m.push(tuple(m.to_mark())),
+        "t": lambda m: m.push_new(tuple(m.to_mark())),
         0x85: lambda m: m.top(1),
         0x86: lambda m: m.top(2),
         0x87: lambda m: m.top(3),
-        "l": lambda m: m.push(m.to_mark()),
+        "l": lambda m: m.push_new(m.to_mark()),
         "d": _Machine.dictionary,
         "s": lambda m: m.set_items([m.stack.pop(-2), m.stack.pop()]),
         "u": lambda m: m.set_items(m.to_mark()),
         "a": lambda m: m.append([m.stack.pop()]),
         "e": lambda m: m.append(m.to_mark()),
         0x90: lambda m: m.add_to_set(m.to_mark()),
-        0x91: lambda m: m.push(Opaque(_FROZENSET, (m.to_mark(),))),
+        0x91: lambda m: m.push_new(Opaque(_FROZENSET, (m.to_mark(),))),
         "0": _Machine.pop,
         "1": lambda m: m.to_mark() and None,
     }.items()

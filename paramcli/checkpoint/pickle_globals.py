@@ -77,13 +77,18 @@ def refuse_dangerous(module: str, name: str) -> None:
 
 def _is_dangerous(module: str, name: str) -> bool:
     # A dotted name walks attributes: 'torch' and 'os.system' is os.system.
-    first, *rest = name.split(".")
-    return (
-        module.partition(".")[0] in _DANGEROUS_MODULES
-        or any(module in modules and first in names for modules, names in _DANGEROUS_NAMES.items())
-        or any(module == prefix or module.startswith(f"{prefix}.") for prefix in _DANGEROUS_PREFIXES)
-        or bool(rest) and (first.startswith("__") or _is_dangerous(first, ".".join(rest)))
-    )
+    while True:
+        first, dot, rest = name.partition(".")
+        if (
+            module.partition(".")[0] in _DANGEROUS_MODULES
+            or any(module in modules and first in names for modules, names in _DANGEROUS_NAMES.items())
+            or any(module == prefix or module.startswith(f"{prefix}.") for prefix in _DANGEROUS_PREFIXES)
+            or (dot and first.startswith("__"))
+        ):
+            return True
+        if not dot:
+            return False
+        module, name = first, rest
 
 
 def refuse_built_memory(module: str, name: str, arguments: tuple) -> None:

@@ -29,6 +29,8 @@ TORCH_INDEX_SUFFIX = ".bin.index.json"
 # The cap of a safetensors header, which names the same tensors.
 MAX_INDEX_BYTES = 100_000_000
 MAX_TENSORS = 500_000
+# Other tools' keys, in the index and in its metadata; transformers writes one.
+MAX_OTHER_KEYS = 10_000
 # Weights and training state, in any framework's spelling: a new checkpoint's folder must not show old ones.
 _WEIGHTS = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".tar", ".pkl", ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf",
@@ -124,9 +126,14 @@ def _parse_index(data: bytes) -> Index:
         weight_map[name] = shards.setdefault(shard, shard)
         return at
 
+    def read_other(at: int) -> tuple[object, int]:
+        others[0] += 1
+        if others[0] > MAX_OTHER_KEYS:
+            raise BrokenJson(f"it has more than {MAX_OTHER_KEYS} keys beside its weight_map")
+        return read_any(text, at)
+
     def read_metadata(key: str, at: int) -> int:
-        value, at = read_any(text, at)
-        metadata[key] = value
+        metadata[key], at = read_other(at)
         return at
 
     def read_part(key: str, at: int) -> int:
@@ -134,8 +141,9 @@ def _parse_index(data: bytes) -> Index:
             return walk_object(text, at, read_place)
         if key == "metadata" and text[at : at + 1] == "{":
             return walk_object(text, at, read_metadata)
-        return read_any(text, at)[1]
+        return read_other(at)[1]
 
+    others = [0]
     shards: dict[str, str] = {}
     text = decode_utf8(data)
     walk_document(text, read_part)
@@ -269,10 +277,12 @@ def index_name(path: str | Path) -> str:
 def sibling_files(path: str | Path) -> list[Path]:
     """The other files of a sharded checkpoint's folder (config, tokenizer) that belong beside its weights.
 
-    Not shards or anything else that holds weights or training state, not an index, not hidden, no folders.
+    Not shards or anything else that holds weights or training state, not an index, not hidden, no folders. No link
+    out of the folder either, which could carry any file of this machine into a result that is published later; but
+    for those of the hub's cache, whose snapshots are links to blobs.
     """
     folder, names, shards = _contents(path)
-    return [folder / name for name in names if name not in shards and not name.endswith(_WEIGHTS)]
+    return [folder / name for name in names if name not in shards and not name.endswith(_WEIGHTS) and _stays_inside(folder / name)]
 
 
 def files_left(source: Source) -> list[str]:
@@ -297,3 +307,10 @@ def _contents(path: str | Path) -> tuple[Path, list[str], set[str]]:
             except InputRefused:
                 pass  # an index that is not ours, and not sound: its shards are known by their endings
     return folder, names, shards
+
+
+def _stays_inside(path: Path) -> bool:
+    """Is the file in its folder, or in `blobs` of the cache in whose `snapshots` the folder is?"""
+    folder, target = Path(os.path.realpath(path.parent)), Path(os.path.realpath(path))
+    blobs = [above.parent / "blobs" for above in (folder, *folder.parents) if above.name == "snapshots"]
+    return target.parent == folder or target.parent in blobs

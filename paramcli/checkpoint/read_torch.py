@@ -7,7 +7,9 @@ ignored checksums, and calls of what a file names.
 
 from __future__ import annotations
 
-from collections.abc import Set
+import gc
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..dtypes import DTYPES
@@ -22,6 +24,8 @@ from .torch_zip import member_bytes, read_archive
 
 # A tensor expanded by stride 0 is stored whole in safetensors: allowed as long as that cannot blow up.
 EXPANSION = 64 << 20
+# So is one storage under several names: a model may be one block used over and over, but not without end.
+MAX_SHARING = 200
 # Two 4-bit values to a byte, as torch counts them.
 PAIRS = "F4x2"
 _LEGACY_PROTOCOL = 1001
@@ -34,18 +38,8 @@ def open_torch(path: Path, file: InputFile | None = None, root: str | None = Non
     """
     file = file or InputFile(path)
     try:
-        head = bytes(file.read(0, min(4, file.size)))
-        container = "torch zip" if head == b"PK\x03\x04" else "torch legacy"
-        loaded, storages, notes = _zip(file) if container == "torch zip" else _legacy(file)
-        check_structure(loaded.value)
-        for ref in walk(loaded.value):
-            if isinstance(ref, TensorRef):
-                _check_extra(ref, storages)
-        chosen = choose_root(loaded.value, root)
-        tensors = {name: _info(name, ref, storages) for name, ref in chosen.tensors.items()}
-        _check_expansion(tensors, file.size)
-        if any(name == "__metadata__" for name in tensors):
-            raise InputRefused("a tensor is named __metadata__, which safetensors cannot store", hint="rename it where it was made")
+        with _collector_paused():
+            return _open(Path(path), file, root)
     except InputRefused as error:
         file.close()
         if error.path is None:
@@ -55,17 +49,45 @@ def open_torch(path: Path, file: InputFile | None = None, root: str | None = Non
     except BaseException:
         file.close()
         raise
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """A description is many small objects and no garbage: the collector would go through all of them again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _open(path: Path, file: InputFile, root: str | None) -> Source:
+    head = bytes(file.read(0, min(4, file.size)))
+    container = "torch zip" if head == b"PK\x03\x04" else "torch legacy"
+    loaded, storages, notes = _zip(file) if container == "torch zip" else _legacy(file)
+    check_structure(loaded.value)
+    for ref in walk(loaded.value):
+        if isinstance(ref, TensorRef):
+            _check_extra(ref, storages)
+    chosen = choose_root(loaded.value, root)
+    tensors = {name: _info(name, ref, storages) for name, ref in chosen.tensors.items()}
+    _check_expansion(tensors, file.size)
+    if any(name == "__metadata__" for name in tensors):
+        raise InputRefused("a tensor is named __metadata__, which safetensors cannot store", hint="rename it where it was made")
     skipped = [str(cls) for cls in loaded.classes]
     if skipped:
         notes.append(f"read past classes paramcli does not know: {listing(skipped, 100)}")
     return Source(
-        path=Path(path),
+        path=path,
         container=container,
         files=[file],
         tensors=tensors,
         extras=chosen.extras,
         roots=[Root(name, count) for name, count in chosen.candidates],
         root=chosen.name,
+        root_path=chosen.path,
         notes=notes + chosen.notes,
         tree=loaded.value,
         storages=storages,
@@ -237,15 +259,16 @@ def _info(name: str, ref: TensorRef, storages: Storages) -> TensorInfo:
 
 
 def _check_expansion(tensors: dict[str, TensorInfo], file_size: int) -> None:
-    """Strided tensors are stored whole in safetensors: all of them together may not blow up."""
+    """Strided and shared tensors are stored whole in safetensors: all of them together may not blow up."""
     strided = [info for info in tensors.values() if info.stride is not None]
-    total = sum(info.nbytes for info in strided)
-    if total > max(EXPANSION, 2 * file_size):
-        largest = max(strided, key=lambda info: info.nbytes)
-        raise InputRefused(
-            f"{printable(largest.name, 120)} is an expanded view: written out, such views take {total} bytes, the file has {file_size}",
-            hint="save it after .contiguous()", tensor=largest.name,
-        )  # fmt: skip
+    for what, infos, factor in (("an expanded view", strided, 2), ("one of many that share a storage", tensors.values(), MAX_SHARING)):
+        total = sum(info.nbytes for info in infos)
+        if total > max(EXPANSION, factor * file_size):
+            largest = max(infos, key=lambda info: info.nbytes)
+            raise InputRefused(
+                f"{printable(largest.name, 120)} is {what}: written out, they take {total} bytes, the file has {file_size}",
+                hint="save it after .contiguous()", tensor=largest.name,
+            )  # fmt: skip
 
 
 def is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:

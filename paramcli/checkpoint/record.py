@@ -10,18 +10,22 @@ names code. What is malformed or contradicts the tensors is refused.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import InputRefused, ParamcliError
 from ..text import listing, printable
+from .strict_json import BrokenJson, read_any, read_text, walk_document, walk_object
 
 KEY = "paramcli"
 SCHEMA = 1
 STATES = ("parametrized", "baked")
 # Room for a chain on each of 100,000 tensors; nothing legitimate comes near.
 MAX_BYTES = 64 << 20
+MAX_ENTRIES = 500_000  # as many as a header may have
 _FIELDS = {"state", "chain", "view", "constraint"}
 # Only where the originals do not tell it: two factors under a view.
 _OPTIONAL = {"shape"}
@@ -49,36 +53,65 @@ def parse_record(text: str | None) -> dict[str, Entry]:
         return {}
     if len(text) > MAX_BYTES:
         raise _refuse(f"is {len(text)} characters long; {MAX_BYTES} is the limit")
+    found: dict[str, object] = {}
+    entries: dict[str, dict[str, object]] = {}
+
+    def read_part(key: str, at: int) -> int:
+        if key != "tensors" or text[at : at + 1] != "{":
+            found[key], at = read_any(text, at)
+            return at
+        found[key] = entries
+        return walk_object(text, at, read_tensor)
+
+    def read_tensor(name: str, at: int) -> int:
+        fields: dict[str, object] = {}
+
+        def read_field(key: str, at: int) -> int:
+            if key not in _FIELDS | _OPTIONAL:
+                raise _refuse(f"does not give exactly {', '.join(sorted(_FIELDS))} for {printable(name)}", name)
+            # A text or null; one field is a list of at most 64 sizes.
+            fields[key], at = read_text(text, at) if text[at : at + 1] == '"' else read_any(text, at, 2048)
+            return at
+
+        entries[name] = fields
+        if len(entries) > MAX_ENTRIES:
+            raise _refuse(f"names more than {MAX_ENTRIES} tensors", name)
+        return walk_object(text, at, read_field)
+
     try:
-        document = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        raise _refuse("is not a JSON document") from None
-    if not isinstance(document, dict) or set(document) != {"schema", "version", "tensors"}:
+        # Value by value: a hostile document of 64 MB would be gigabytes of lists before anyone could look at it.
+        walk_document(text, read_part)
+    except BrokenJson as error:
+        raise _refuse(f"is not a JSON document of this format: {error}") from None
+    if found.keys() != {"schema", "version", "tensors"}:
         raise _refuse("does not have exactly the keys schema, version and tensors")
-    if document["schema"] is True or document["schema"] != SCHEMA:
-        raise _refuse(f"has schema {printable(document['schema'], 40)}; this paramcli reads {SCHEMA}")
-    if not isinstance(document["version"], str) or not isinstance(document["tensors"], dict):
+    if type(found["schema"]) is not int or found["schema"] != SCHEMA:
+        raise _refuse(f"has another schema; this paramcli reads {SCHEMA}")
+    if not isinstance(found["version"], str) or found["tensors"] is not entries:
         raise _refuse("has a version or tensors of the wrong type")
-    return {name: _entry(name, fields) for name, fields in document["tensors"].items()}
+    # A hundred thousand tensors share a handful of chains; each is type-checked once.
+    check = functools.cache(_why_wrong)
+    return {name: _entry(name, fields, check) for name, fields in entries.items()}
 
 
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key twice")
-    return found
-
-
-def _no_constant(text: str) -> None:
-    raise ValueError(text)
-
-
-def _entry(name: str, fields: object) -> Entry:
+def _why_wrong(chain: str, view: str | None, constraint: str | None) -> str | None:
+    """Why these are no chain, view and constraint; None when they are."""
     from ..chain import parse_chain
     from ..registry import parse_constraint
     from ..view import parse_view
 
-    if not isinstance(fields, dict) or set(fields) - _OPTIONAL != _FIELDS:
+    try:
+        parse_chain(chain)
+        parse_view(view)
+        if constraint is not None:
+            parse_constraint(constraint)
+    except ParamcliError as error:
+        return error.message
+    return None
+
+
+def _entry(name: str, fields: dict[str, object], check: Callable[..., str | None]) -> Entry:
+    if set(fields) - _OPTIONAL != _FIELDS:
         raise _refuse(f"does not give exactly {', '.join(sorted(_FIELDS))} for {printable(name)}", name)
     if fields["state"] not in STATES or not isinstance(fields["chain"], str):
         raise _refuse(f"gives {printable(name)} an unknown state or a chain that is no text", name)
@@ -87,13 +120,9 @@ def _entry(name: str, fields: object) -> Entry:
     shape = fields.get("shape")
     if shape is not None and not (_is_shape(shape) and math.prod(s for s in shape if s) < 1 << 63):
         raise _refuse(f"gives {printable(name)} a shape that is none", name)
-    try:
-        parse_chain(fields["chain"])
-        parse_view(fields["view"])
-        if fields["constraint"] is not None:
-            parse_constraint(fields["constraint"])
-    except ParamcliError as error:
-        raise _refuse(f"is wrong about {printable(name)}: {error.message}", name) from None
+    wrong = check(fields["chain"], fields["view"], fields["constraint"])
+    if wrong is not None:
+        raise _refuse(f"is wrong about {printable(name)}: {wrong}", name)
     return Entry(**{**fields, "shape": None if shape is None else tuple(shape)})
 
 

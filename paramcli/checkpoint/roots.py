@@ -7,6 +7,7 @@ is taken; among several the user chooses, never we.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 
 from ..errors import InputRefused, UsageError
@@ -21,17 +22,27 @@ _NOT_MODELS = frozenset(
     "scheduler schedulers lr_scheduler lr_schedulers callbacks loops scaler grad_scaler amp rng rng_state rng_states "
     "random_state native_amp_scaling_state".split()
 )
+# Their dotted place is a few words; a longer one would be copied into the name of everything below it.
+MAX_PLACE = 200
+# More state dicts than this are no checkpoint, and nobody could choose among them.
+MAX_CANDIDATES = 1000
+# Walking a pickled module visits shared parts again: steps and characters of names, for a whole file. The names of
+# 500,000 tensors, or a safetensors header, are no more.
+MAX_STEPS = 1_000_000
+MAX_NAME_CHARACTERS = 100_000_000
 # What DeepSpeed writes beside partitioned weights.
 ZERO_MARKS = frozenset(("zero_stage", "ds_version", "ds_config"))
-# A submodule used more often than this is no model but a bomb.
-MAX_MODULES = 200_000
 
 
 @dataclass
 class Chosen:
-    """The state dict of a checkpoint: its place, its tensors, all candidates, and everything else by name."""
+    """The state dict of a checkpoint: its place, its tensors, all candidates, and everything else by name.
+
+    `path` is the place as the keys that lead there, which a dotted name alone does not tell.
+    """
 
     name: str
+    path: tuple[str, ...]
     tensors: dict[str, TensorRef]
     candidates: list[tuple[str, int]]
     extras: list[Extra]
@@ -68,38 +79,54 @@ def holds_optimizers(value: dict | list | tuple) -> bool:
     return any(isinstance(item, dict) and is_optimizer(item) for item in (value.values() if isinstance(value, dict) else value))
 
 
-def module_tensors(module: Opaque) -> dict[str, object] | None:
+class Budget:
+    """What walking pickled modules may cost, all those of one file together."""
+
+    def __init__(self) -> None:
+        self.steps, self.characters = MAX_STEPS, MAX_NAME_CHARACTERS
+
+    def spend(self, steps: int, characters: int = 0) -> None:
+        self.steps -= steps
+        self.characters -= characters
+        if self.steps < 0 or self.characters < 0:
+            raise InputRefused("its pickled module contains itself, or more submodules than any model")
+
+
+def module_tensors(module: Opaque, budget: Budget) -> dict[str, object] | None:
     """The state dict of a pickled nn.Module, by dotted names; None for any other object."""
     if not isinstance(module.state, dict) or not {"_parameters", "_buffers", "_modules"} <= set(module.state):
         return None
     found: dict[str, object] = {}
     todo: list[tuple[str, Opaque, int]] = [("", module, 0)]
-    visits = 0
     while todo:
         prefix, part, depth = todo.pop()
         # A submodule used twice has two names; one inside itself would have infinitely many.
-        visits += 1
-        if depth > 64 or visits > MAX_MODULES:
-            raise InputRefused("its pickled module contains itself, or more submodules than any model")
+        budget.spend(1 if depth <= 64 else MAX_STEPS + 1)
         state = part.state if isinstance(part.state, dict) else {}
-        transient = members(state.get("_non_persistent_buffers_set"))
+        passing = members(state.get("_non_persistent_buffers_set"))
+        budget.spend(len(passing))
+        transient = {name for name in passing if isinstance(name, str)}
         for table in ("_parameters", "_buffers"):
-            for name, value in _items(state.get(table)):
+            for name, value in _items(state.get(table), prefix, budget):
                 if value is not None and not (table == "_buffers" and name in transient):
                     found[f"{prefix}{name}"] = value
-        children = [(f"{prefix}{name}.", child, depth + 1) for name, child in _items(state.get("_modules")) if isinstance(child, Opaque)]
+        children = [(f"{prefix}{name}.", child, depth + 1) for name, child in _items(state.get("_modules"), prefix, budget) if isinstance(child, Opaque)]
         todo.extend(reversed(children))
     return found
 
 
-def _items(table: object) -> list[tuple[str, object]]:
-    return [(key, value) for key, value in table.items() if isinstance(key, str)] if isinstance(table, dict) else []
+def _items(table: object, prefix: str, budget: Budget) -> list[tuple[str, object]]:
+    if not isinstance(table, dict):
+        return []
+    named = [(key, value) for key, value in table.items() if isinstance(key, str)]
+    budget.spend(len(table), sum(len(prefix) + len(key) for key, _ in named))
+    return named
 
 
-def as_dict(value: object) -> dict | None:
+def as_dict(value: object, budget: Budget | None = None) -> dict | None:
     """The name -> value mapping of a dict, a pickled module or a dict-like object; None for anything else."""
     if isinstance(value, Opaque):
-        return module_tensors(value) or value.pairs or None
+        return module_tensors(value, budget or Budget()) or value.pairs or None
     return value if isinstance(value, dict) and not is_optimizer(value) else None
 
 
@@ -116,30 +143,38 @@ def looks_like_weights(mapping: dict) -> bool:
     )  # fmt: skip
 
 
-def candidates(value: object) -> dict[str, dict]:
-    """Dotted place -> state dict, for every one in the nested dicts; '' is the top level.
+def candidates(value: object) -> dict[str, tuple[tuple[str, ...], dict]]:
+    """Dotted place -> (its keys, state dict), for every one in the nested dicts; '' is the top level.
 
     A dict with tensors is one. Where dicts nest, those that hold only counters and the like do not count:
     {"model": {...}, "step": tensor} is a wrapper.
     """
-    found: dict[str, dict] = {}
-    todo: list[tuple[str, object, int]] = [("", value, 0)]
+    found: dict[str, tuple[tuple[str, ...], dict]] = {}
+    todo: deque[tuple[tuple[str, ...], object]] = deque([((), value)])
     seen: set[int] = set()
+    budget = Budget()
     while todo:
-        place, item, depth = todo.pop(0)
-        mapping = as_dict(item)
-        if mapping is None or id(item) in seen or depth > MAX_DEPTH:
+        path, item = todo.popleft()
+        if id(item) in seen:
             continue
         seen.add(id(item))
+        mapping = as_dict(item, budget)
+        if mapping is None:
+            continue
         if has_tensors(mapping):
+            place = ".".join(path)
             if place in found:
                 raise InputRefused(f"two of its state dicts are both at {printable(place)}", hint="save them under other names")
-            found[place] = mapping
-        if isinstance(item, dict):
-            for key, child in item.items():
-                if isinstance(key, str) and isinstance(child, (dict, Opaque)) and not _is_other(key):
-                    todo.append((f"{place}.{key}" if place else key, child, depth + 1))
-    weights = {place: mapping for place, mapping in found.items() if looks_like_weights(mapping)}
+            if len(found) == MAX_CANDIDATES:
+                raise InputRefused(f"it holds more than {MAX_CANDIDATES} state dicts", hint="save the model's state_dict() with torch.save")
+            found[place] = path, mapping
+        if isinstance(item, dict) and len(path) < MAX_DEPTH:
+            length = sum(map(len, path)) + len(path)
+            todo.extend(
+                ((*path, key), child) for key, child in item.items()
+                if isinstance(key, str) and isinstance(child, (dict, Opaque)) and length + len(key) <= MAX_PLACE and not _is_other(key)
+            )  # fmt: skip
+    weights = {place: at for place, at in found.items() if looks_like_weights(at[1])}
     return weights or found
 
 
@@ -152,7 +187,7 @@ def _is_other(key: str) -> bool:
 def choose_root(value: object, root: str | None) -> Chosen:
     """The state dict to work on; InputRefused where there is none or several, UsageError for an unknown --root."""
     found = candidates(value)
-    listed = sorted((place, _count(state)) for place, state in found.items())
+    listed = sorted((place, _count(state)) for place, (_, state) in found.items())
     if root is not None:
         place = "" if root == "." else root
         if place not in found:
@@ -166,11 +201,11 @@ def choose_root(value: object, root: str | None) -> Chosen:
         raise InputRefused(f"it holds {len(found)} state dicts: {shown}", hint=f"--root {printable(listed[0][0]) or '.'}")
     else:
         place = next(iter(found))
-    state = found[place]
+    path, state = found[place]
     tensors, extras = _split(state, place)
-    extras += _outside(value, place)
+    extras += _outside(value, path)
     notes = [f"read {printable(place)} ({count_text(len(tensors), 'tensor')})"] if place else []
-    return Chosen(place, tensors, listed, extras, notes)
+    return Chosen(place, path, tensors, listed, extras, notes)
 
 
 def _nothing(value: object) -> InputRefused:
@@ -249,17 +284,17 @@ def _check_name(name: str) -> None:
         raise InputRefused(f"a tensor's name is no Unicode text: {printable(name, 80)}") from None
 
 
-def _outside(value: object, place: str) -> list[Extra]:
+def _key_text(key: object) -> str:
+    return printable(key) if isinstance(key, str) else shown(key)
+
+
+def _outside(value: object, path: tuple[str, ...]) -> list[Extra]:
     """Everything beside the path to the root, one level at a time."""
     extras: list[Extra] = []
     here, prefix = value, ""
-    while place and isinstance(here, dict):
-        step = next(
-            key for key in sorted((k for k in here if isinstance(k, str)), key=len, reverse=True)
-            if place == key or place.startswith(f"{key}.") and isinstance(here[key], (dict, Opaque))
-        )  # fmt: skip
-        extras += [Extra(f"{prefix}{printable(key)}", type_text(item)) for key, item in here.items() if key != step]
-        here, prefix, place = here[step], f"{prefix}{step}.", place[len(step) + 1 :]
+    for step in path:
+        extras += [Extra(f"{prefix}{_key_text(key)}", type_text(item)) for key, item in here.items() if key != step]
+        here, prefix = here[step], f"{prefix}{step}."
     if isinstance(here, Opaque):
         extras.append(Extra(f"the pickled {type_text(here)}", "an object; its weights are read, its code is not", carried=False))
     return extras

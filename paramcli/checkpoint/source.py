@@ -274,6 +274,8 @@ class Source:
     extras: list[Extra] = field(default_factory=list)
     roots: list[Root] = field(default_factory=lambda: [Root("", 0)])
     root: str = ""
+    # The keys that lead to the root; its dotted name alone does not tell them apart.
+    root_path: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
     # Shard file name -> its tensors' names, in order; empty for one file.
     shards: dict[str, list[str]] = field(default_factory=dict)

@@ -102,10 +102,10 @@ def read_small_object(text: str, at: int) -> tuple[dict[str, object], int]:
         raise BrokenJson("it is not JSON") from None
 
 
-def read_any(text: str, at: int) -> tuple[object, int]:
-    """Any JSON value of at most 64 KiB, and the place behind it."""
+def read_any(text: str, at: int, limit: int = 1 << 16) -> tuple[object, int]:
+    """Any JSON value of at most `limit` characters, and the place behind it."""
     try:
-        found, end = _LENIENT.raw_decode(text[at : at + (1 << 16)])
+        found, end = _LENIENT.raw_decode(text[at : at + limit])
     except (ValueError, RecursionError):
         raise BrokenJson("a value is not JSON, or too large") from None
     return found, at + end

@@ -21,8 +21,11 @@ _LOCATOR64 = struct.Struct("<4sLQL")
 _ENTRY = struct.Struct("<4s4B4HL2L5H2L")
 _LOCAL = struct.Struct("<4s2B4HL2L2H")
 _MAX32, _MAX16 = 0xFFFFFFFF, 0xFFFF
-# A directory entry is 46 bytes and a name; a million records is ten times any real checkpoint.
-_MAX_DIRECTORY = 256 << 20
+# A member for each of 200,000 tensors: each costs a look at the header before its data.
+MAX_MEMBERS = 200_000
+# A directory entry is 46 bytes and a name of some 30.
+_MAX_DIRECTORY = 32 << 20
+_IS_FOLDER = 0x10  # among a member's attributes
 _DAMAGED = "copy or download the file again"
 
 
@@ -52,10 +55,16 @@ def broken(why: str) -> InputRefused:
 def read_archive(file: InputFile) -> Archive:
     """The directory of a torch zip checkpoint, checked against the file; InputRefused for any lie in it."""
     try:
-        offset, size, count, end = _directory_place(file)
-        entries = _directory(bytes(file.read(offset, size)), count)
+        return _read_archive(file)
     except struct.error:
         raise broken("its directory ends too early") from None
+
+
+def _read_archive(file: InputFile) -> Archive:
+    offset, size, count, _ = _directory_place(file)
+    if count > MAX_MEMBERS:
+        raise broken(f"{count} members; {MAX_MEMBERS} is the limit")
+    entries = _directory(bytes(file.read(offset, size)), count)
     names = [name for name, *_ in entries]
     if len(set(names)) != len(names):
         raise broken("a name appears twice")
@@ -151,6 +160,9 @@ def _directory(data: bytes, count: int) -> list[tuple]:
         name_size, extra_size, comment_size, local = fields[12], fields[13], fields[14], fields[18]
         if magic != b"PK\x01\x02":
             raise broken("a directory entry that is none")
+        if fields[17] & _IS_FOLDER and size:
+            # torch's reader fills such a tensor with whatever is in memory.
+            raise broken("a member with content that is marked as a folder")
         body = at + _ENTRY.size
         raw = data[body : body + name_size]
         extra = data[body + name_size : body + name_size + extra_size]

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable
 
 from ..errors import InputRefused
-from .pickle_data import Global, Items, Key, Opaque, RawInteger, Size, StorageRef, TensorRef
+from .pickle_data import MAX_BYTES, Global, Items, Key, Opaque, RawInteger, Size, StorageRef, TensorRef
 from .pickle_globals import OTHER_STORAGES, STORAGE_DTYPES, TORCH_DTYPES
 from .read_torch import element_width
 
@@ -51,6 +51,8 @@ class PickleWriter:
         self.depth += 1
         if self.depth > MAX_NESTING:
             raise InputRefused("the checkpoint is nested too deep to be written as a torch file", hint="-o FILE.safetensors")
+        if len(self.out) > MAX_BYTES:
+            raise InputRefused("the checkpoint's description is too large for a torch file", hint="-o FILE.safetensors")
         self._by_type(value)
         self.depth -= 1
 
@@ -70,8 +72,10 @@ class PickleWriter:
             self._text(value)
         elif isinstance(value, RawInteger):
             self.out += b"\x8b" + struct.pack("<I", len(value)) + value
+            self.remember(value)
         elif isinstance(value, (bytes, bytearray)):
             self._call(Global("_codecs", "encode"), (bytes(value).decode("latin-1"), "latin1"))
+            self.remember(value)
         elif isinstance(value, Global):
             self.out += f"c{value.module}\n{value.name}\n".encode()
         elif isinstance(value, TensorRef):
@@ -81,6 +85,7 @@ class PickleWriter:
             self._storage(None if value.untyped else value.dtype, key, numel)
         elif isinstance(value, Size):
             self._call(Global("torch", "Size"), (tuple(value),))
+            self.remember(value)
         elif isinstance(value, tuple):
             self._tuple(value)
         elif isinstance(value, list):

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 from .atomic import AtomicFile, failure
 from .header import Slot, build_header, layout
@@ -18,6 +19,8 @@ from .source import InputFile, OpenFiles, Source, in_use
 COPY_BLOCK = 1 << 20
 # One call of copy_file_range moves at most this much, so that signals are not held up, and the disk begins early.
 KERNEL_BLOCK = 1 << 24
+# What looks at the finished files, still under their temporary names, before they are published.
+Check = Callable[[Path, Iterable[Path]], None]
 
 
 class SafetensorsSink:
@@ -89,8 +92,10 @@ class SafetensorsSink:
         assert not self._missing, f"never written: {sorted(self._missing)[:3]}"
         self.file.finish(self.size)
 
-    def commit(self, *sources: Source) -> None:
+    def commit(self, *sources: Source, check: Check | None = None) -> None:
         self.finish()
+        if check is not None:
+            check(self.file.path, [self.file.temporary])
         check_unchanged(*self._sources.values(), *sources)
         self.file.publish()
 

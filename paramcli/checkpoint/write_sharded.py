@@ -41,7 +41,7 @@ from .atomic import (
 from .header import Slot
 from .read_sharded import INDEX_NAME, INDEX_SUFFIX, read_index
 from .source import InputFile, OpenFiles, Source
-from .write_safetensors import SafetensorsSink, check_unchanged, copy_run
+from .write_safetensors import Check, SafetensorsSink, check_unchanged, copy_run
 
 SINGLE_NAME = "model.safetensors"
 
@@ -152,9 +152,11 @@ class ShardedSink:
         for sink in self._sinks.values():
             sink.abandon()
 
-    def commit(self, *sources: Source) -> None:
+    def commit(self, *sources: Source, check: Check | None = None) -> None:
         for sink in self._sinks.values():
             sink.finish()
+        if check is not None:
+            check(self.path, [sink.file.temporary for sink in self._sinks.values()])
         for sibling in self.siblings:
             self._carry(sibling, self._building or self.folder)
         used = (*self._sources.values(), *sources)

@@ -24,7 +24,7 @@ from .read_torch import PAIRS, element_width, storage_refs
 from .roots import as_dict
 from .source import READ_BLOCK, Source, Storage
 from .write_pickle import PickleWriter, unit
-from .write_safetensors import copy_run
+from .write_safetensors import Check, check_unchanged, copy_run
 
 _ROOT = "archive"
 # torch aligns storages so that a mapped file has aligned tensors.
@@ -91,6 +91,7 @@ class TorchSink:
         for key, info in self.source.tensors.items():
             used.setdefault(_spot(info.storage), set()).add(key)
         kept = set(here.values())
+        untouched = {spot for spot, keys in used.items() if keys <= kept}
         alike: dict[tuple, _Place] = {}
         for slot in self.slots.values():
             info = self.source.tensors.get(here.get(slot.name, ""))
@@ -100,7 +101,7 @@ class TorchSink:
                 self._remember(slot, place, stride)
                 continue
             spot, width = _spot(info.storage), max(element_width(info.dtype), 1)
-            if used[spot] <= kept and info.storage.nbytes % width == 0 and info.offset % width == 0:
+            if spot in untouched and info.storage.nbytes % width == 0 and info.offset % width == 0:
                 if spot not in self._whole:
                     self._whole[spot] = self._add(info.storage.nbytes, info.storage)
                 whole = self._whole[spot]
@@ -132,7 +133,7 @@ class TorchSink:
         """The source's tree with its state dict replaced; for a source without one, a plain state dict."""
         if self.source.tree is None:
             return dict(self._refs)
-        return _replaced(self.source.tree, self.source.root, lambda state: self._new_state(state, renamed))
+        return _replaced(self.source.tree, self.source.root_path, lambda state: self._new_state(state, renamed))
 
     def _new_state(self, state: object, renamed: Mapping[str, str]) -> dict:
         """The state dict in its old order, each edited tensor's new keys where its first key stood.
@@ -245,7 +246,7 @@ class TorchSink:
     def abandon(self) -> None:
         self.file.abandon()
 
-    def commit(self) -> None:
+    def commit(self, *sources: Source, check: Check | None = None) -> None:
         for place in self._foreign.values():
             self._stream(place.record)
         missing = [record.name for record in self.records if not record.written]
@@ -256,7 +257,11 @@ class TorchSink:
             self.file.write_at(record.header, self._local(record))
             directory += self._entry(record)
         self.file.write_at(self.directory, bytes(directory) + self._end(len(directory)))
-        self.file.commit(self.directory + len(directory) + len(self._end(len(directory))))
+        self.file.finish(self.directory + len(directory) + len(self._end(len(directory))))
+        if check is not None:
+            check(self.file.path, [self.file.temporary])
+        check_unchanged(self.source, *sources)
+        self.file.publish()
 
     def _local(self, record: _Record) -> bytes:
         name = f"{_ROOT}/{record.name}".encode()
@@ -299,14 +304,11 @@ def _spot(storage: Storage) -> tuple[int, int, int]:
     return storage.file, storage.offset, storage.nbytes
 
 
-def _replaced(tree: object, place: str, new_state: Callable[[object], dict]) -> object:
+def _replaced(tree: object, path: Sequence[str], new_state: Callable[[object], dict]) -> object:
     """The tree with new dicts along the path to the state dict; everything else is the same objects."""
     steps: list[tuple[str | None, object]] = [(None, tree)]
-    while place:
-        here = steps[-1][1]
-        key = next(k for k in sorted((k for k in here if isinstance(k, str)), key=len, reverse=True) if place == k or place.startswith(f"{k}."))
-        steps.append((key, here[key]))
-        place = place[len(key) + 1 :]
+    for key in path:
+        steps.append((key, steps[-1][1][key]))
     value: dict = new_state(steps[-1][1])
     for (key, _), (_, parent) in zip(reversed(steps[1:]), reversed(steps[:-1])):
         copy = Items(parent) if isinstance(parent, Items) else dict(parent)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from .header import Slot
 from .source import Source
-from .write_safetensors import SafetensorsSink
+from .write_safetensors import Check, SafetensorsSink
 from .write_sharded import INDEX_NAME, ShardedSink, plan_shards
 
 __all__ = ["INDEX_NAME", "SafetensorsSink", "ShardedSink", "Sink", "Slot", "plan_shards"]
@@ -29,5 +29,8 @@ class Sink(Protocol):
     def abandon(self) -> None:
         """Let other threads that write here stop soon: the work has failed and the sink is about to be left."""
 
-    def commit(self, *sources: Source) -> None:
-        """Publish. Sources that were copied from, and those given, must be unchanged since they were opened."""
+    def commit(self, *sources: Source, check: Check | None = None) -> None:
+        """Publish. Sources that were copied from, and those given, must be unchanged since they were opened.
+
+        `check` gets the output's path and the finished files under their temporary names; if it raises, nothing appears.
+        """

@@ -21,6 +21,7 @@ def apply(
     output: o.Output = None,
     force: o.Force = False,
     in_place: o.InPlace = False,
+    check: o.Check = False,
     dry_run: o.DryRun = False,
     root: o.Root = None,
     device: o.Device = "cpu",
@@ -39,5 +40,5 @@ def apply(
     """
     from ..recipe import read_recipe
 
-    target = Target(output, force, in_place, dry_run, root, device, ignore_record, as_json, quiet)
+    target = Target(output, force, in_place, dry_run, root, device, ignore_record, as_json, quiet, check)
     run_edits("apply", read_recipe(recipe), ".edited", ckpt, target, as_recipe=True)

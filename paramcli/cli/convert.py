@@ -27,6 +27,7 @@ def convert(
     drop: Annotated[Optional[list[str]], typer.Option("--drop", metavar="PATTERN", help="Leave these tensors out; repeatable.", show_default=False)] = None,
     dtype: Annotated[Optional[str], typer.Option("--dtype", metavar="D", help="Cast floating tensors: float64, float32, float16, bfloat16.", show_default=False)] = None,
     force: o.Force = False,
+    check: o.Check = False,
     dry_run: o.DryRun = False,
     root: o.Root = None,
     ignore_record: o.IgnoreRecord = False,
@@ -59,5 +60,5 @@ def convert(
         if dry_run:
             outcomes = preview(plan)
         else:
-            outcomes = write_plan(screen, plan, opened, destination, force=force, in_place=False, max_shard_size=size)
-        finish_edit(screen, as_json, plan, opened, destination, outcomes, dry_run, convert_table(outcomes), left)
+            outcomes = write_plan(screen, plan, opened, destination, force=force, in_place=False, check=check, max_shard_size=size)
+        finish_edit(screen, as_json, plan, opened, destination, outcomes, dry_run, convert_table(outcomes), left, checked=check)

@@ -23,6 +23,7 @@ def migrate(
     output: o.Output = None,
     force: o.Force = False,
     in_place: o.InPlace = False,
+    check: o.Check = False,
     dry_run: o.DryRun = False,
     root: o.Root = None,
     tied: o.Tied = None,
@@ -40,4 +41,4 @@ def migrate(
     paramcli migrate model.safetensors --to old -o for_old_code.safetensors
     """
     edit = Migrate(to=to, tensor=tensor, tied=tied)
-    run_edits("migrate", [edit], edit.suffix, ckpt, Target(output, force, in_place, dry_run, root, "cpu", ignore_record, as_json, quiet))
+    run_edits("migrate", [edit], edit.suffix, ckpt, Target(output, force, in_place, dry_run, root, "cpu", ignore_record, as_json, quiet, check))

@@ -13,7 +13,8 @@ from . import complete
 # The panels of each command's help: what to work on, where the result goes, how it is computed and read.
 WHERE, HOW = "Output", "Reading and computing"
 
-Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint: a file, a folder of shards, or its index.", show_default=False)]
+# readable=False: whether a file can be read is found out by reading it, and is exit 3.
+Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint: a file, a folder of shards, or its index.", show_default=False, readable=False)]
 Tensors = Annotated[
     Optional[list[str]],
     typer.Option("--tensor", "-t", metavar="PATTERN", help="Tensor name, shell glob, or re:REGEX; repeatable.", show_default=False, autocompletion=complete.tensors),
@@ -34,9 +35,12 @@ Tied = Annotated[
     ),
 ]  # fmt: skip
 
-Output = Annotated[Optional[Path], typer.Option("--output", "-o", metavar="FILE", help="Where to write; default beside the input.", show_default=False, rich_help_panel=WHERE)]
+Output = Annotated[Optional[Path], typer.Option("--output", "-o", metavar="FILE", help="Where to write; default beside the input.", show_default=False, readable=False, rich_help_panel=WHERE)]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace an output that exists.", rich_help_panel=WHERE)]
 InPlace = Annotated[bool, typer.Option("--in-place", help="Replace the input itself, atomically.", rich_help_panel=WHERE)]
+Check = Annotated[
+    bool, typer.Option("--check", help="Read the result back and compare every tensor before it gets its name; --in-place always does.", rich_help_panel=WHERE)
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Show what would be done and write nothing.", rich_help_panel=WHERE)]
 Report = Annotated[Optional[Path], typer.Option("--report", metavar="FILE.html", help="Also write a page with tables and plots.", show_default=False, rich_help_panel=WHERE)]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.", rich_help_panel=WHERE)]

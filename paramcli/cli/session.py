@@ -130,6 +130,7 @@ class Target:
     ignore_record: bool = False
     as_json: bool = False
     quiet: bool = False
+    check: bool = False
 
 
 def run_edits(command: str, edits: Sequence[Edit], suffix: str, ckpt: Path, target: Target, as_recipe: bool = False) -> None:
@@ -149,28 +150,31 @@ def run_edits(command: str, edits: Sequence[Edit], suffix: str, ckpt: Path, targ
         if target.dry_run:
             outcomes = preview(plan)
         else:
-            outcomes = write_plan(screen, plan, opened, destination, force=target.force, in_place=target.in_place, device=device)
+            outcomes = write_plan(screen, plan, opened, destination, force=target.force, in_place=target.in_place, check=target.check, device=device)
         shown = recipe_text(edits, plan.steps) if as_recipe and target.dry_run else edit_table(outcomes)
-        finish_edit(screen, target.as_json, plan, opened, destination, outcomes, target.dry_run, edits=edits, shown=shown)
+        finish_edit(screen, target.as_json, plan, opened, destination, outcomes, target.dry_run, edits=edits, shown=shown, checked=target.check or target.in_place)
 
 
 def write_plan(
-    screen: Screen, plan, opened: Opened, output: Path, *, force: bool, in_place: bool, device: str = "cpu", max_shard_size: int | None = None
+    screen: Screen, plan, opened: Opened, output: Path, *, force: bool, in_place: bool, check: bool = False, device: str = "cpu", max_shard_size: int | None = None
 ) -> list:  # fmt: skip
-    """Execute the plan into the output, a file or a folder as the input is."""
+    """Execute the plan into the output, a file or a folder as the input is; in place never without a check."""
+    from ..surgery.check import CheckedSink
     from ..surgery.execute import execute, metadata_of
-    from ..surgery.output import open_sink
+    from ..surgery.output import is_torch, open_sink
 
     source = opened.source
     metadata = metadata_of(source, plan.record)
     with open_sink(output, source, plan, metadata, overwrite=force or in_place, in_place=in_place, max_shard_size=max_shard_size) as sink:
+        if check or in_place:
+            sink = CheckedSink(sink, plan.slots, metadata, (source.root or ".") if is_torch(output, source) else None)
         with screen.meter(plan.command, len(plan.steps), plan.nbytes) as meter:
             return execute(plan, source, sink, device, progress=meter.advance)
 
 
 def finish_edit(
     screen: Screen, as_json: bool, plan, opened: Opened, output: Path, outcomes: Sequence, dry_run: bool, shown: object,
-    left: list[str] | None = None, edits: Sequence[Edit] = (),
+    left: list[str] | None = None, edits: Sequence[Edit] = (), checked: bool = False,
 ) -> None:  # fmt: skip
     """The table or document on stdout, and on stderr what was written, what was not, and what to type next."""
     from ..checkpoint.read_sharded import files_left
@@ -181,7 +185,7 @@ def finish_edit(
     dropped = left + lost(output, source, plan)
     costs = forecast(plan) if dry_run else None
     if as_json:
-        screen.answer(document(edit_document(plan.command, source.path, output, dry_run, outcomes, plan.untouched, dropped, edits, costs)))
+        screen.answer(document(edit_document(plan.command, source.path, output, dry_run, outcomes, plan.untouched, dropped, edits, costs, checked and not dry_run)))
     else:
         screen.show(shown)
     for outcome in outcomes:
@@ -202,7 +206,7 @@ def finish_edit(
         screen.note(f"dry run: would write {printable_path(output)} ({size_text(plan.nbytes)}), {plan.untouched} tensors untouched")
         screen.note(f"dry run: {costs}")
         return
-    screen.note(f"wrote {printable_path(output)}: {count_text(len(outcomes), 'tensor')} changed, {plan.untouched} untouched")
+    screen.note(f"wrote {printable_path(output)}: {count_text(len(outcomes), 'tensor')} changed, {plan.untouched} untouched" + (", all read back and equal" if checked else ""))
     claims = any(entry.constraint or entry.state == "parametrized" for entry in plan.record.values())
     if claims and not is_torch(output, source):
         screen.note(f"next: paramcli verify {shell_path(output)}")

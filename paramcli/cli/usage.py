@@ -64,7 +64,7 @@ def usage_error(error: Exception) -> UsageError:
     """The parser's complaint in our words: what is wrong, and the nearest thing that would be right."""
     context = getattr(error, "ctx", None)
     where = context.command_path if context else "paramcli"
-    message = error.format_message().rstrip(".")
+    message = printable(error.format_message().rstrip("."))
     hint = f"{where} --help"
     if hasattr(error, "possibilities"):
         known = [name for parameter in context.command.params for name in parameter.opts] if context else []

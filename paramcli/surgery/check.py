@@ -1,0 +1,123 @@
+"""--check: the finished file, still under its temporary name, is read back and compared with the plan.
+
+    untouched tensors   against the source's bytes
+    edited tensors      against a digest of the bytes that were computed
+    names, dtypes, shapes and metadata against what was asked for
+
+A file that differs is never published, so a bad write replaces nothing. The pages are dropped from the
+system's cache first where it allows that: what is compared is what the disk gives back.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+
+from ..checkpoint.header import Slot
+from ..checkpoint.open import open_file
+from ..checkpoint.source import InputFile, Source
+from ..checkpoint.writer import Sink
+from ..errors import InputRefused, OutputFailed, UsageError, error_context
+from ..text import printable, printable_path
+
+_BLOCK = 1 << 20
+_HINT = "nothing was replaced; run it again, and if it happens again test this machine's disk and memory"
+
+
+class CheckedSink:
+    """A sink that remembers what passes through it, and compares before the result gets its name."""
+
+    def __init__(self, sink: Sink, slots: Sequence[Slot], metadata: Mapping[str, str], root: str | None = None):
+        """`metadata`: of a safetensors result; `root`: where a torch result has its state dict."""
+        self.sink = sink
+        self.slots = {slot.name: slot for slot in slots}
+        self.metadata = metadata
+        self.root = root
+        self._digests: dict[str, bytes] = {}
+        self._copies: dict[str, tuple[Source, str]] = {}
+
+    def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
+        self._digests[name] = _digest(data)
+        self.sink.write(name, data)
+
+    def copy(self, source: Source, pairs: Iterable[tuple[str, str]]) -> None:
+        pairs = list(pairs)
+        self._copies.update((name, (source, key)) for name, key in pairs)
+        self.sink.copy(source, pairs)
+
+    def abandon(self) -> None:
+        self.sink.abandon()
+
+    def commit(self, *sources: Source) -> None:
+        self.sink.commit(*sources, check=self._compare)
+
+    def _compare(self, path: Path, written: Iterable[Path]) -> None:
+        """Raise OutputFailed unless the files hold exactly the plan; `path` is the name they are to get."""
+
+        def fail(why: str, tensor: str | None = None) -> OutputFailed:
+            return OutputFailed(f"{printable_path(path)} was not written as planned: {why}", hint=_HINT, path=path, tensor=tensor)
+
+        found: set[str] = set()
+        for file in written:
+            try:
+                with open_file(file, self.root) as result:
+                    _drop_cache(result.files[0])
+                    self._compare_file(result, fail)
+                    found.update(result.tensors)
+            except (InputRefused, UsageError) as error:
+                if error.path is not None and Path(error.path) != file:
+                    raise  # the input's fault
+                raise fail("it does not read back: " + error.message.replace(printable_path(file), "the file"), error.tensor) from None
+        missing = self.slots.keys() - found
+        if missing:
+            raise fail(f"{printable(min(missing))} is not in it", min(missing))
+
+    def _compare_file(self, result: Source, fail) -> None:
+        if result.container == "safetensors" and result.metadata != dict(self.metadata):
+            raise fail("its metadata are others")
+        for name, info in result.tensors.items():
+            slot = self.slots.get(name)
+            if slot is None or (info.dtype, tuple(info.shape)) != (slot.dtype, tuple(slot.shape)):
+                raise fail(f"{printable(name)} is not in the plan with this dtype and shape", name)
+            with error_context(tensor=name):
+                same = self._same_as_source(result, name) if name in self._copies else self._as_computed(result, name)
+            if not same:
+                raise fail(f"{printable(name)} differs", name)
+        for storage in result.storages.values():  # of a torch file: those of the optimizer too
+            result.check_storage(storage)
+
+    def _as_computed(self, result: Source, name: str) -> bool:
+        return _digest(result.read_bytes(name)) == self._digests[name]
+
+    def _same_as_source(self, result: Source, name: str) -> bool:
+        source, key = self._copies[name]
+        ours, theirs = result.tensors[name].run, source.tensors[key].run
+        if ours is None or theirs is None:
+            return result.read_bytes(name) == source.read_bytes(key)
+        return ours[2] == theirs[2] and _equal(result.files[ours[0]], ours[1], source.files[theirs[0]], theirs[1], ours[2])
+
+
+def _digest(data: bytes | bytearray | memoryview) -> bytes:
+    return blake2b(data, digest_size=16).digest()
+
+
+def _equal(a: InputFile, at: int, b: InputFile, there: int, length: int) -> bool:
+    # bytearrays compare at the speed of memory; memoryviews, element by element, a hundred times slower.
+    mine, other = bytearray(min(_BLOCK, length)), bytearray(min(_BLOCK, length))
+    for done in range(0, length, _BLOCK):
+        count = min(_BLOCK, length - done)
+        a.read_into(at + done, memoryview(mine)[:count])
+        b.read_into(there + done, memoryview(other)[:count])
+        if mine != other:  # beyond the last, shorter part both hold what was equal before
+            return False
+    return True
+
+
+def _drop_cache(file: InputFile) -> None:
+    """Ask the system to forget the file's pages, which are on the disk by now; a wish that it may not grant."""
+    try:
+        os.posix_fadvise(file.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    except (AttributeError, OSError):
+        pass
