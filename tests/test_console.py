@@ -1,31 +1,23 @@
-"""Tables in a terminal."""
+"""Tables in pipes: what rich would print, without its cost."""
 
-import io
-import re
+from io import StringIO
 
-import pytest
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from paramcli.console import Screen, _console, edit_table
-from paramcli.surgery.plan import Outcome
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
+from paramcli.console import PIPE_WIDTH, plain_lines
 
 
-@pytest.mark.parametrize("name", ["lstm_cell.weight_hh", "encoder.layers.0.attention.self.query_projection.weight"])
-def test_a_narrow_terminal_loses_nothing(name, monkeypatch):
-    """80 columns hold the table: a usual name stays whole, a long one is folded, and no character is cut."""
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("NO_COLOR", "1")
-    screen, stream = Screen(), Terminal()
-    screen.out = _console(stream, True)
-    outcome = Outcome(name, "register", "skew,cayley", "blocks=4", (512, 128), "float32", (name,), (name,), 0.84, 6.4e-06, 9.2e-05)
-    screen.show(edit_table([outcome]))
-    lines = [line.rstrip() for line in re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()).splitlines()]
-    assert max(map(len, lines)) <= 80 and "(blocks=4)" in "\n".join(lines) and "6.4e-06" in lines[1]
-    first = lines[0].index("chain")
-    assert "".join(line[:first].strip() for line in lines[1:]) == name
-    assert len(name) > 40 or name in lines[1]
+def test_a_table_for_a_pipe_is_what_rich_prints():
+    """Justified columns, wide characters, cells of several lines, empty cells and styles: the same text."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column(Text("name"))
+    table.add_column("size", justify="right")
+    table.add_column("what")
+    table.add_row(Text("層.weight", "bold"), "1.0 KiB", "one\ntwo")
+    table.add_row("", "12", Text.assemble("holds", (": 3 of 4", "red")))
+    table.add_row("a.very.long.name.of.a.tensor", "", "")
+    out = StringIO()
+    Console(file=out, width=PIPE_WIDTH, markup=False, emoji=False, highlight=False).print(table, crop=False)
+    assert list(plain_lines(table)) == [line.rstrip() for line in out.getvalue().splitlines()]
