@@ -18,8 +18,12 @@ def printable(text: object, limit: int = 300) -> str:
     Bytes of a path that are no UTF-8 (surrogate escapes) come out as ``\\xNN``; what is longer
     than `limit` characters is cut with an ellipsis, so that a hostile name cannot flood a screen.
     """
+    text = str(text)
+    # Most names are plain, and a checkpoint can have a hundred thousand of them.
+    if len(text) <= limit and text.isascii() and text.isprintable():
+        return text
     out = []
-    for character in str(text)[: limit + 1]:
+    for character in text[: limit + 1]:
         if unicodedata.category(character) not in _UNPRINTABLE:
             out.append(character)
         else:
