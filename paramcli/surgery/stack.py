@@ -14,10 +14,10 @@ from torch import Tensor
 from .. import measure
 from ..chain import Chain
 from ..errors import CheckFailed
-from ..maths.base import CannotReach, Check, compute_dtype, wide
+from ..maths.base import MEMBER, CannotReach, Check, compute_dtype, wide
 from ..registry import constraint, target_class
 from ..view import View
-from .fit import EXACT, EXACT_MEMBER, NOTED, Fitted
+from .fit import EXACT, NOTED, Fitted
 
 SIDE = 128
 
@@ -86,7 +86,7 @@ def fit_stack(
             residuals = _worst(constraint(chain.constraint).residual(Y))
             if init == "strict" and not all(check.ok for check in measured(chain, W, "same")):
                 raise CheckFailed("one of them is not on the constraint")
-            off = [index for index, residual in enumerate(residuals) if residual > EXACT_MEMBER]
+            off = [index for index, residual in enumerate(residuals) if residual > MEMBER]
             if off:
                 target = Y = Y.clone()
                 Y[off] = measure.project(chain.constraint, Y[off])
