@@ -34,7 +34,7 @@ class Node:
 
 
 def grow(groups: Sequence[Group]) -> Node:
-    """The folded tree of these tensors, in the order of the file."""
+    """The folded tree of these tensors, in the order of the file; layers by their number."""
     root, places = Node(""), {}
     for group in groups:
         *modules, leaf = group.tensor.split(".")
@@ -51,7 +51,9 @@ def grow(groups: Sequence[Group]) -> Node:
 
 def _fold(node: Node) -> Node:
     folded: list[tuple[Node, tuple]] = []
-    for child in map(_fold, node.children):
+    # A file that is sorted by name has layer 10 before layer 2.
+    numbered = all(_is_number(child.name) for child in node.children)
+    for child in map(_fold, sorted(node.children, key=lambda child: int(child.name)) if numbered else node.children):
         look = child.look()
         if folded and _follows(folded[-1][0].name, child.name) and folded[-1][1] == look:
             before = folded[-1][0]
@@ -69,7 +71,11 @@ def _fold(node: Node) -> Node:
 
 def _follows(before: str, name: str) -> bool:
     last = before.rpartition("-")[2]
-    return all(word.isascii() and word.isdigit() and len(word) < 9 for word in (last, name)) and int(name) == int(last) + 1
+    return _is_number(last) and _is_number(name) and int(name) == int(last) + 1
+
+
+def _is_number(word: str) -> bool:
+    return word.isascii() and word.isdigit() and len(word) < 9
 
 
 def walk(node: Node, depth: int = 0) -> Iterator[tuple[int, str, Node | Group]]:

@@ -46,6 +46,12 @@ def test_order_numbers_and_odd_names(tmp_path, paramcli):
     assert "9-10" in shown and "12" in shown and "٣" in shown and "alike" in shown
 
 
+def test_layers_of_a_file_that_is_sorted_by_name_fold(tmp_path, paramcli):
+    """Ten comes before two in such a file, and all twelve layers are one line."""
+    save_file({f"layers.{i}.w": torch.randn(3, 3) for i in range(12)}, tmp_path / "m.safetensors")
+    assert "layers.0-11" in paramcli("inspect", tmp_path / "m.safetensors", "--tree").out
+
+
 def test_a_pipe_gets_one_line_a_tensor(tmp_path, paramcli):
     """What grep is for: the full name and all else on one line, also where --flat says so."""
     save_file(model().state_dict(), tmp_path / "m.safetensors")
