@@ -1,0 +1,84 @@
+"""The files that a reader of the documents is taken to have: small stand-ins, the same on every run."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Generator(nn.Module):
+    """A vocoder in small: one convolution in, one transposed one up, one out, all with weight norm as papers' code has it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv_pre = nn.Conv1d(8, 16, 7)
+        self.ups = nn.ModuleList([nn.ConvTranspose1d(16, 8, 4, 2)])
+        self.conv_post = nn.Conv1d(8, 1, 7)
+
+
+class Tagger(nn.Module):
+    """An LSTM and a linear layer on its last state."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.LSTM(12, 16, batch_first=True)
+        self.out = nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.out(self.rnn(x)[0][:, -1])
+
+
+def vocoder(folder: Path) -> None:
+    """vocoder.pth: {"generator": state dict with weight_g and weight_v}."""
+    torch.manual_seed(0)
+    model = Generator()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for layer in (model.conv_pre, model.ups[0], model.conv_post):
+            nn.utils.weight_norm(layer)
+    torch.save({"generator": model.state_dict()}, folder / "vocoder.pth")
+
+
+def tagger(folder: Path) -> None:
+    """tagger.pt: the state dict of an LSTM tagger."""
+    torch.manual_seed(0)
+    torch.save(Tagger().state_dict(), folder / "tagger.pt")
+
+
+def checkpoints(folder: Path) -> None:
+    """ckpt.pt, a plain state dict; training.ckpt, one inside a training checkpoint; old.pt, old spellings; model/, shards."""
+    for name, copy in (("ckpt.pt", "ckpt.pt"), ("nested.ckpt", "training.ckpt"), ("old_norms.pt", "old.pt")):
+        shutil.copy(ROOT / "fixtures" / name, folder / copy)
+    shutil.copytree(ROOT / "fixtures" / "sharded", folder / "model")
+
+
+def encoder(folder: Path) -> None:
+    """encoder.safetensors: twelve equal layers."""
+    torch.manual_seed(0)
+    layers = [nn.ModuleDict({"query": nn.Linear(16, 16), "up": nn.Linear(16, 64), "down": nn.Linear(64, 16)}) for _ in range(12)]
+    model = nn.ModuleDict({"embed": nn.Embedding(100, 16), "layers": nn.ModuleList(layers), "head": nn.Linear(16, 100)})
+    save_file(model.state_dict(), folder / "encoder.safetensors", {"format": "pt"})
+
+
+def plugin(folder: Path) -> None:
+    """halfnorm.py: the plug-in that the tests use."""
+    shutil.copy(ROOT / "tests" / "plugin" / "halfnorm.py", folder)
+
+
+def claims(folder: Path) -> None:
+    """layer.safetensors, parametrized; plain.pt, orthogonal to rounding; broken.safetensors, baked and then changed by 5 %."""
+    from paramcli.live import register, save
+
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"fc": nn.Linear(16, 16)})
+    register(model["fc"], "weight", "skew,cayley")
+    save(model, folder / "layer.safetensors")
+    torch.save({"fc.weight": model["fc"].weight.detach().clone(), "fc.bias": model["fc"].bias.detach()}, folder / "plain.pt")
+    torch.save({"fc.weight": model["fc"].weight.detach() * 1.05, "fc.bias": model["fc"].bias.detach()}, folder / "broken.pt")
