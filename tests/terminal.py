@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
 # The environment variables that decide what rich and click draw.
@@ -137,7 +138,8 @@ def _in_process(step: list[str], code: int) -> int:
     if step[0] == "echo":
         print(code)
         return 0
-    with warnings.catch_warnings():
+    # How long a run takes decides whether progress is shown; no document may depend on it.
+    with warnings.catch_warnings(), mock.patch("paramcli.progress.PATIENCE_SECONDS", 1e6):
         warnings.simplefilter("ignore")
         if step[0] == "paramcli":
             return run(step[1:])
