@@ -192,6 +192,8 @@ class Parametrization(nn.Module):
     random = False
     # The gradient with respect to the originals is the derivative of the map (not a straight-through estimate).
     differentiable = True
+    # Identity matrices that other code for this map stores as buffers; they say nothing that the shape does not.
+    identities: tuple[str, ...] = ()
     # The stored shape of the weight, known when the module is registered.
     stored_shape: tuple[int, ...] = ()
 

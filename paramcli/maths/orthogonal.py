@@ -171,6 +171,7 @@ class Cayley(Parametrization):
     """
 
     stacks = True
+    identities = ("Id",)  # of the tutorial's module
 
     def map(self, X: Tensor) -> Tensor:
         I = torch.eye(X.size(-1), dtype=X.dtype, device=X.device)

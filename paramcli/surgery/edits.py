@@ -26,7 +26,7 @@ from ..maths.base import Check, compute_dtype, wide
 from ..registry import target_class
 from ..text import number_text, printable, shape_text
 from ..view import View, parse_view
-from .evaluate import complete, read_state, require_chain, require_proportion, settle, weight_of
+from .evaluate import complete, identities, read_state, require_chain, require_proportion, settle, weight_of
 from .allocate import with_count
 from .fit import NOTED, Fitted, check_reached, evaluate, fit, invert, rounded, widened
 from .plan import Stack, Step, require_editable
@@ -106,7 +106,7 @@ class Register:
         slots = chain_slots(group, whole, view)
 
         def run(source: Source, device: object, compute: str):
-            state = read_state(source, group, device)
+            state = complete(group, read_state(source, group, device), old)
             before = weight_of(group, state, old, view, compute)
             measure.require_finite(before)
             if self.init == "strict" and whole.constraint is not None:
@@ -207,6 +207,7 @@ class Assign:
             if distance > NOTED:
                 notes.append(f"the assigned value was {number_text(distance)} from {chain.constraint}; its nearest point is stored")
             told = {**numbers(measure.moved(value, before), check), "note": "; ".join(filter(None, notes)) or None}
+            new.update({role: state[role] for role in identities(chain, state)})
             return {group.keys[role]: tensor for role, tensor in new.items()}, told
 
         return Step(group, "assign", slots, group.chain, group.view, run, record=group.record)
@@ -257,12 +258,12 @@ def check_roles(group: Group, chain: Chain, view: View) -> None:
         return
     slots = chain_slots(group, chain, view)
     wanted = {slot.name: slot.shape for slot in slots}
-    have = {parametrized_key(group.tensor, role): None for role in group.keys}
+    have = {parametrized_key(group.tensor, role): None for role in set(group.keys) - identities(chain, group.keys)}
     if set(wanted) != set(have):
         lacking, extra = sorted(set(wanted) - set(have)), sorted(set(have) - set(wanted))
-        told = [f"without {printable(k)}" for k in lacking[:2]] + [f"with {printable(k)} besides" for k in extra[:2]]
+        told = [f"lacks {printable(k)}" for k in lacking[:2]] + [f"has {printable(k)} besides" for k in extra[:2]]
         raise InputRefused(
-            f"{chain} does not fit the keys of {printable(group.tensor)}: the file is {', '.join(told)}",
+            f"{chain} does not fit the keys of {printable(group.tensor)}: the file {', '.join(told)}",
             hint="give the chain and the view it was made with: --chain, --view",
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from ..dtypes import nbytes_of
 from ..errors import InputRefused, error_context
 from ..maths.base import wide
 from ..maths.norm import as_matrix
+from ..registry import target_class
 from ..text import number_text, printable, shape_text, size_text
 from ..view import View, parse_view
 from .fit import evaluate
@@ -75,8 +78,17 @@ def _disagreement(W: Tensor, u: Tensor, v: Tensor | None, dim: int) -> float:
     return torch.linalg.vector_norm(step - u).item()
 
 
+def identities(chain: Chain, roles: Iterable[str]) -> set[str]:
+    """Those of the roles that are identity matrices other code stores beside this chain: the tutorial's `1.Id`."""
+    return {f"{i}.{name}" for i, link in enumerate(chain.links) for name in target_class(link.entry).identities} & set(roles)
+
+
 def complete(group: Group, state: dict[str, Tensor], chain: Chain) -> dict[str, Tensor]:
-    """The state as torch's current modules have it: the oldest spectral norm stored no v, so it is solved for."""
+    """The state as torch's current modules have it: without identity matrices, and with the v that the oldest spectral norm lacks."""
+    for role in identities(chain, state):
+        if not torch.equal(state[role], torch.eye(*state[role].shape[-2:], dtype=state[role].dtype, device=state[role].device)):
+            raise InputRefused(f"{printable(group.keys[role])} is no identity matrix, so this is another map than {chain}", tensor=group.tensor)
+        state = {name: tensor for name, tensor in state.items() if name != role}
     if "value" not in state:
         return state
     W, value, u = state["original"], state["value"], state["0._u"]

@@ -149,3 +149,46 @@ def test_no_file_gets_the_name_of_another_format(name, tmp_path, paramcli):
     for command in (["convert"], ["remove"], ["migrate", "--to", "new"]):
         message = paramcli(command[0], tmp_path / "p.safetensors", *command[1:], "-o", tmp_path / name, code=2).err
         assert "writes safetensors and torch checkpoints" in message and not (tmp_path / name).exists()
+
+
+class Skew(nn.Module):
+    def forward(self, X):
+        return X.triu(1) - X.triu(1).mT
+
+
+class TutorialCayley(nn.Module):
+    def __init__(self, n):
+        super().__init__()
+        self.register_buffer("Id", torch.eye(n))
+
+    def forward(self, X):
+        return torch.linalg.solve(self.Id - X, self.Id + X)
+
+
+def tutorial_layer() -> nn.Linear:
+    """As PyTorch's tutorial has it: the identity matrix is a buffer, and so a tensor of the file."""
+    layer = nn.Linear(4, 4)
+    nn.utils.parametrize.register_parametrization(layer, "weight", Skew())
+    return nn.utils.parametrize.register_parametrization(layer, "weight", TutorialCayley(4))
+
+
+def test_a_file_of_the_tutorials_code_is_read_edited_and_loaded_back(tmp_path, paramcli):
+    """--chain skew,cayley bakes it bit for bit; verify, assign and load work, and assign keeps the key its module wants."""
+    layer = tutorial_layer()
+    torch.save(layer.state_dict(), tmp_path / "t.pt")
+    chain = ["--chain", "skew,cayley"]
+    paramcli("remove", tmp_path / "t.pt", *chain)
+    assert torch.equal(load_file(tmp_path / "t.baked.safetensors")["weight"], layer.weight)
+    assert "holds" in paramcli("verify", tmp_path / "t.pt", *chain).out
+    paramcli("assign", tmp_path / "t.pt", "-t", "weight", "--with", "orthogonal", *chain)
+    state = load_file(tmp_path / "t.parametrized.safetensors")
+    layer.load_state_dict(state, strict=True)
+    torch.testing.assert_close(layer.weight.T @ layer.weight, torch.eye(4))
+
+
+def test_an_identity_matrix_that_is_none_is_another_map(tmp_path, paramcli):
+    """The key is the tutorial's, the matrix is not: refused."""
+    state = tutorial_layer().state_dict()
+    state["parametrizations.weight.1.Id"] *= 2
+    torch.save(state, tmp_path / "t.pt")
+    assert "no identity matrix" in paramcli("remove", tmp_path / "t.pt", "--chain", "skew,cayley", code=3).err
