@@ -11,6 +11,7 @@ from .. import ranks
 from ..checkpoint import record as records
 from ..checkpoint.forms import Group, detect
 from ..checkpoint.open import open_checkpoint
+from ..checkpoint.recognise import DCP
 from ..checkpoint.source import Source
 from ..console import Screen, edit_table
 from ..errors import UsageError, error_context
@@ -112,7 +113,7 @@ def output_path(source: Source, output: Path | None, in_place: bool, suffix: str
     if in_place and output is not None:
         raise UsageError("--in-place and --output exclude each other")
     if in_place:
-        return source.path if source.container != "sharded torch" else _no_in_place(source)
+        return source.path if source.container not in ("sharded torch", DCP) else _no_in_place(source)
     if output is not None and output.suffix.lower() in FOREIGN_SUFFIXES:
         raise UsageError(f"paramcli writes safetensors and torch checkpoints, not {printable(output.suffix)}", hint="-o FILE.safetensors or FILE.pt")
     path = output if output is not None else default_output(source.path, suffix)
@@ -121,7 +122,7 @@ def output_path(source: Source, output: Path | None, in_place: bool, suffix: str
 
 
 def _no_in_place(source: Source) -> Path:
-    raise UsageError("--in-place works on files and on safetensors shards; these are torch shards", hint="-o FOLDER", path=source.path)
+    raise UsageError("--in-place works on files and on safetensors shards; these are torch's own shards", hint="-o FOLDER", path=source.path)
 
 
 @dataclass(frozen=True)
