@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from . import ranks
 from .text import count_text, listing, number_text, printable, printable_path, shape_text, size_text
 
 # Without a terminal there is no width to respect: a pipe gets whole lines.
@@ -33,7 +34,9 @@ class Screen:
 
     def __init__(self, quiet: bool = False, color: bool | None = None):
         no_color = color is False or bool(os.environ.get("NO_COLOR"))
-        self.quiet = quiet
+        # Of a run's processes the first speaks; the others only where they fail.
+        self.speaks = ranks.current().leads
+        self.quiet = quiet or not self.speaks
         self.out = _console(sys.stdout, no_color)
         self.err = _console(sys.stderr, no_color)
 
@@ -69,7 +72,8 @@ class Screen:
             self.err.print(Text(text), highlight=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        self.err.print(Text.assemble(("warning: ", "yellow"), text), highlight=False, soft_wrap=True)
+        if self.speaks:
+            self.err.print(Text.assemble(("warning: ", "yellow"), text), highlight=False, soft_wrap=True)
 
     def error(self, message: str, hint: str | None) -> None:
         self.err.print(Text.assemble(("error: ", "bold red"), message), highlight=False, soft_wrap=True)

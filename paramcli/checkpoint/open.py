@@ -8,14 +8,18 @@ from pathlib import Path
 from ..dtypes import DTYPES
 from ..errors import InputRefused, UsageError
 from ..text import count_text, printable, printable_path
-from .recognise import ZERO_HINT, container_of
+from .recognise import ZERO_HINT, container_of, is_dcp
 from .source import InputFile, Source
 
 
 def open_checkpoint(path: str | Path, root: str | None = None) -> Source:
     """Open a checkpoint for reading; raises InputRefused for what is none. Close the Source, or use `with`."""
     path = Path(path)
-    if os.path.isdir(path) or path.name.endswith(".index.json"):
+    if os.path.isdir(path) and is_dcp(path):
+        from .read_dcp import open_dcp
+
+        source = open_dcp(path, root)
+    elif os.path.isdir(path) or path.name.endswith(".index.json"):
         from .read_sharded import open_folder_or_index
 
         source = open_folder_or_index(path)

@@ -19,7 +19,7 @@ from ..errors import InputRefused
 from ..text import count_text, listing, printable, printable_path
 from . import record
 from .read_safetensors import open_safetensors
-from .recognise import ZERO_HINT
+from .recognise import DCP_METADATA, ZERO_HINT
 from .source import Extra, InputFile, OpenFiles, Root, Source, Storage, TensorInfo
 from .strict_json import BrokenJson, decode_utf8, read_any, read_text, walk_document, walk_object
 
@@ -56,11 +56,10 @@ def open_folder_or_index(path: str | Path) -> Source:
 def _open_folder(path: Path) -> Source:
     shown = printable_path(path)
     names = _files_in(path)
-    if ".metadata" in names or any(name.endswith(".distcp") for name in names):
+    if any(name.endswith(".distcp") for name in names):
         raise InputRefused(
-            f"{shown} is a torch.distributed.checkpoint folder (DCP)",
-            # Its converter unpickles without weights_only.
-            hint="if you trust it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER ckpt.pt",
+            f"{shown} is a torch.distributed.checkpoint folder (DCP) without its {DCP_METADATA} file, which is written last",
+            hint="copy the whole folder again, hidden files too",
             path=path,
         )
     names = [name for name in names if not name.startswith(".")]

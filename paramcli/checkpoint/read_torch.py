@@ -38,7 +38,7 @@ def open_torch(path: Path, file: InputFile | None = None, root: str | None = Non
     """
     file = file or InputFile(path)
     try:
-        with _collector_paused():
+        with collector_paused():
             return _open(Path(path), file, root)
     except InputRefused as error:
         file.close()
@@ -52,7 +52,7 @@ def open_torch(path: Path, file: InputFile | None = None, root: str | None = Non
 
 
 @contextmanager
-def _collector_paused() -> Iterator[None]:
+def collector_paused() -> Iterator[None]:
     """A description is many small objects and no garbage: the collector would go through all of them again and again."""
     enabled = gc.isenabled()
     gc.disable()
@@ -66,14 +66,14 @@ def _collector_paused() -> Iterator[None]:
 def _open(path: Path, file: InputFile, root: str | None) -> Source:
     head = bytes(file.read(0, min(4, file.size)))
     container = "torch zip" if head == b"PK\x03\x04" else "torch legacy"
-    loaded, storages, notes = _zip(file) if container == "torch zip" else _legacy(file)
+    loaded, storages, notes = zip_parts(file) if container == "torch zip" else _legacy(file)
     check_structure(loaded.value)
     for ref in walk(loaded.value):
         if isinstance(ref, TensorRef):
             _check_extra(ref, storages)
     chosen = choose_root(loaded.value, root)
-    tensors = {name: _info(name, ref, storages) for name, ref in chosen.tensors.items()}
-    _check_expansion(tensors, file.size)
+    tensors = {name: tensor_info(name, ref, storages) for name, ref in chosen.tensors.items()}
+    check_expansion(tensors, file.size)
     if any(name == "__metadata__" for name in tensors):
         raise InputRefused("a tensor is named __metadata__, which safetensors cannot store", hint="rename it where it was made")
     skipped = [str(cls) for cls in loaded.classes]
@@ -97,7 +97,8 @@ def _open(path: Path, file: InputFile, root: str | None) -> Source:
 Storages = dict[str, Storage]
 
 
-def _zip(file: InputFile) -> tuple[Unpickled, Storages, list[str]]:
+def zip_parts(file: InputFile) -> tuple[Unpickled, Storages, list[str]]:
+    """What torch.save wrote: the description of its pickle, its storages, and what is to be noted."""
     archive = read_archive(file)
     if "data.pkl" not in archive.members:
         raise InputRefused(
@@ -234,7 +235,7 @@ def _check_extra(ref: TensorRef, storages: Storages) -> None:
             raise InputRefused(f"one of its tensors {error.message}", hint="copy or download the file again") from None
 
 
-def _info(name: str, ref: TensorRef, storages: Storages) -> TensorInfo:
+def tensor_info(name: str, ref: TensorRef, storages: Storages) -> TensorInfo:
     """The tensor as a checked byte range; raises InputRefused for one that safetensors has no form for."""
 
     def refuse(why: str, hint: str) -> InputRefused:
@@ -258,7 +259,7 @@ def _info(name: str, ref: TensorRef, storages: Storages) -> TensorInfo:
     return TensorInfo(name, "F4", (*ref.shape[:-1], 2 * ref.shape[-1]), storage, start)
 
 
-def _check_expansion(tensors: dict[str, TensorInfo], file_size: int) -> None:
+def check_expansion(tensors: dict[str, TensorInfo], file_size: int) -> None:
     """Strided and shared tensors are stored whole in safetensors: all of them together may not blow up."""
     strided = [info for info in tensors.values() if info.stride is not None]
     for what, infos, factor in (("an expanded view", strided, 2), ("one of many that share a storage", tensors.values(), MAX_SHARING)):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import codecs
+import os
+from pathlib import Path
 
 from ..errors import InputRefused
 from ..text import printable_path
@@ -13,6 +15,9 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_START = b"\x8a\x0a" + LEGACY_MAGIC.to_bytes(10, "little")
 # DeepSpeed's own way from partitioned weights to whole ones.
 ZERO_HINT = "python zero_to_fp32.py FOLDER OUT, the script DeepSpeed saved beside the checkpoint, joins the parts"
+
+# A folder of torch.distributed.checkpoint is one by this file, which is written last.
+DCP, DCP_METADATA = "torch DCP", ".metadata"
 
 # Magic bytes -> what it is, and what to do.
 _FOREIGN = (
@@ -33,6 +38,10 @@ _FOREIGN = (
     (b"\x7fELF", "a program", "look for the checkpoint itself"),
     (b"PK\x05\x06", "an empty zip archive", "copy or download the file again"),
 )
+
+
+def is_dcp(folder: Path) -> bool:
+    return os.path.lexists(folder / DCP_METADATA)
 
 
 def container_of(file: InputFile) -> str:

@@ -225,6 +225,8 @@ class TensorInfo:
     storage: Storage
     offset: int = 0
     stride: tuple[int, ...] | None = None
+    # The blocks of a tensor that was stored in several; `storage` is then that of the first.
+    pieces: tuple[Piece, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -236,10 +238,18 @@ class TensorInfo:
 
     @property
     def run(self) -> tuple[int, int, int] | None:
-        """(file, offset, length) of the row-major bytes; None when they are strided."""
-        if self.stride is not None:
+        """(file, offset, length) of the row-major bytes; None when they are strided or in pieces."""
+        if self.stride is not None or self.pieces:
             return None
         return self.storage.file, self.storage.offset + self.offset, self.nbytes
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A block of a tensor, stored by itself: its own place in the files, and its first entry's place in the tensor."""
+
+    info: TensorInfo
+    offsets: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -267,7 +277,7 @@ class Source:
     """An open checkpoint. Close it, or use it in a `with`."""
 
     path: Path
-    container: str  # "safetensors", "sharded safetensors", "torch zip", "torch legacy", "sharded torch"
+    container: str  # "safetensors", "sharded safetensors", "torch zip", "torch legacy", "sharded torch", "torch DCP"
     files: list[InputFile]
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str] = field(default_factory=dict)
@@ -381,7 +391,8 @@ class Source:
     def read_bytes(self, name: str) -> bytearray:
         """The tensor's row-major bytes in new memory; checksums are compared first."""
         info = self.tensors[name]
-        self.check_storage(info.storage)
+        if not info.pieces:
+            self.check_storage(info.storage)
         run = info.run
         if run is not None:
             file, offset, length = run
@@ -394,12 +405,24 @@ class Source:
         import torch
 
         info = self.tensors[name]
+        if not info.pieces:
+            return self._read(info)
+        whole = torch.empty(info.shape, dtype=torch_dtype(info.dtype))
+        for piece in info.pieces:
+            place = tuple(slice(at, at + size) for at, size in zip(piece.offsets, piece.info.shape))
+            whole[place] = self._read(piece.info)
+        return whole
+
+    def _read(self, info: TensorInfo):
+        import torch
+
         dtype = torch_dtype(info.dtype)
         if info.numel == 0:
             return torch.empty(info.shape, dtype=dtype)
-        if info.stride is None:
-            return torch.frombuffer(self.read_bytes(name), dtype=dtype).reshape(info.shape)
         self.check_storage(info.storage)
+        if info.stride is None:
+            file, offset, length = info.run
+            return torch.frombuffer(self.files[file].read(offset, length), dtype=dtype).reshape(info.shape)
         width = DTYPES[info.dtype].bits // 8
         span = (1 + sum((size - 1) * step for size, step in zip(info.shape, info.stride))) * width
         data = self.files[info.storage.file].read(info.storage.offset + info.offset, span)
@@ -410,7 +433,7 @@ class Source:
         """Groups of names that are one tensor: same storage, offset, shape and stride."""
         groups: dict[tuple, list[str]] = {}
         for name, info in self.tensors.items():
-            if info.numel:
+            if info.numel and not info.pieces:
                 place = (info.storage.file, info.storage.offset, info.offset, info.dtype, info.shape, info.stride)
                 groups.setdefault(place, []).append(name)
         return [names for names in groups.values() if len(names) > 1]

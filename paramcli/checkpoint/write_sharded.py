@@ -14,6 +14,9 @@ not ours to move. There the index is the switch, for what it names is the checkp
 
 At each step the index names one complete set of shards, so a kill or a power cut leaves the old
 checkpoint or the new one, and at worst some files beside it that no index names.
+
+Where a run has several processes (`ranks`) each has a sink of the same folder and writes the shards it owns, complete
+and synced, under hidden names. It hands those names to the first rank, which alone publishes: all shards or none.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import stat
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from .. import ranks
 from ..errors import InputRefused, OutputFailed
 from ..text import printable, printable_path
 from .atomic import (
@@ -51,7 +55,8 @@ class ShardedSink:
 
     `shards` is file name -> slots, and one left without slots is not written. Every shard gets the same
     `metadata`; `index_metadata` goes into the index beside total_size, which is always exact. `siblings` are
-    files to carry along under their own names.
+    files to carry along under their own names. `owner`: the rank that writes each shard, where there are several;
+    of the others' tensors this sink knows nothing.
     """
 
     def __init__(
@@ -64,6 +69,7 @@ class ShardedSink:
         *,
         overwrite: bool = False,
         index_name: str = INDEX_NAME,
+        owner: Mapping[str, int] | None = None,
     ):
         self.path = Path(folder)
         self.folder = Path(os.path.realpath(folder)) if overwrite else Path(folder).absolute()
@@ -77,6 +83,10 @@ class ShardedSink:
         self.index_metadata = {**(index_metadata or {}), "total_size": total}
         self._sinks: dict[str, SafetensorsSink] = {}
         self._sources: dict[int, Source] = {}
+        self._run = ranks.current() if owner is not None else ranks.Alone()
+        self._owner = owner or {}
+        self._files: dict[str, AtomicFile] = {}  # every shard that is ours to publish, finished
+        self._handed_over = False
         self._others: list[AtomicFile] = []  # siblings and indexes, finished but not yet published
         self._building: Path | None = None
         self._switched = False  # the index on the disk names our hidden shards: they must stay
@@ -92,21 +102,34 @@ class ShardedSink:
         return self
 
     def _start(self) -> None:
-        place = self.folder
-        try:
-            mode = os.stat(place).st_mode
-        except FileNotFoundError:
-            self._building = place = hidden_name(place.parent)
-            os.mkdir(place, 0o777)  # the mode follows the umask
-        else:
-            self._check_folder(mode)
+        building = self._run.from_first("building", self._make_folder)
+        self._building = self.folder.parent / building if building else None
+        place = self._building or self.folder
+        if self._run.size > 1 and not place.is_dir():
+            raise OutputFailed(
+                f"the folder of {printable_path(self.path)} is not one that all processes of the run see",
+                hint="the ranks of a run need one file system: -o a folder on it", path=self.path,
+            )  # fmt: skip
         pool = OpenFiles()
         for shard, slots in self.shards.items():
+            if self._owner.get(shard, 0) != self._run.rank:
+                continue
             sink = SafetensorsSink(
                 place / shard, slots, self.metadata, overwrite=self.overwrite, follow_links=False, pool=pool
             )
             self._sinks[shard] = sink
             sink.__enter__()
+
+    def _make_folder(self) -> str | None:
+        """The name of a new folder that is built beside the output; None where the output's own is there."""
+        try:
+            mode = os.stat(self.folder).st_mode
+        except FileNotFoundError:
+            self._building = hidden_name(self.folder.parent)
+            os.mkdir(self._building, 0o777)  # the mode follows the umask
+            return self._building.name
+        self._check_folder(mode)
+        return None
 
     def _check_folder(self, mode: int) -> None:
         shown = printable_path(self.path)
@@ -128,13 +151,16 @@ class ShardedSink:
             raise
 
     def _discard(self) -> None:
-        for sink in self._sinks.values():
-            if self._switched:
-                sink.file.temporary = None
-            sink.file.__exit__()
+        # What another rank publishes at this moment is not ours to remove.
+        theirs = self._handed_over and not self._run.give_up()
+        for file in [*(sink.file for sink in self._sinks.values()), *self._files.values()]:
+            if self._switched or theirs:
+                file.temporary = None
+            file.__exit__()
         for file in self._others:
             file.__exit__()
-        if self._building is not None:
+        if self._building is not None and not theirs:
+            self._run.give_up()
             shutil.rmtree(self._building, ignore_errors=True)
 
     def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
@@ -153,13 +179,21 @@ class ShardedSink:
             sink.abandon()
 
     def commit(self, *sources: Source, check: Check | None = None) -> None:
+        used = (*self._sources.values(), *sources)
         for sink in self._sinks.values():
             sink.finish()
         if check is not None:
             check(self.path, [sink.file.temporary for sink in self._sinks.values()])
+        if self._run.size > 1 and not self._take_over(used):
+            return
+        self._files.update({shard: sink.file for shard, sink in self._sinks.items()})
         for sibling in self.siblings:
             self._carry(sibling, self._building or self.folder)
-        used = (*self._sources.values(), *sources)
+        self._run.may_publish()
+        self._publish(used)
+        self._run.from_first("published", lambda: True)
+
+    def _publish(self, used: Iterable[Source]) -> None:
         with failures(self.path):
             if self._building is not None:
                 check_unchanged(*used)
@@ -170,6 +204,28 @@ class ShardedSink:
                 check_unchanged(*used)
                 with signals_held():
                     self._publish_into()
+
+    def _take_over(self, used: Iterable[Source]) -> bool:
+        """On the first rank: every finished shard of the others is found, and is ours. On the others, the opposite."""
+        check_unchanged(*used)
+        mine = {shard: (sink.file.temporary.name, sink.size) for shard, sink in self._sinks.items()}
+        self._handed_over = not self._run.leads
+        finished = self._run.exchange("finished", mine)
+        if not self._run.leads:
+            self._run.from_first("published", lambda: True)
+            return False
+        place = self._building or self.folder
+        for rank, files in enumerate(finished[1:], 1):
+            for shard, (name, size) in files.items():
+                file = AtomicFile(place / shard, overwrite=self.overwrite, follow_links=False)
+                file.temporary = place / name
+                self._files[shard] = file
+                if not file.temporary.is_file() or file.temporary.stat().st_size != size:
+                    raise OutputFailed(
+                        f"{printable(shard)}, which rank {rank} wrote, is not to be found here", path=self.path,
+                        hint="the ranks of a run need one file system: -o a folder on it",
+                    )  # fmt: skip
+        return True
 
     def _carry(self, sibling: Path, place: Path) -> None:
         """Copy one file that belongs with the checkpoint; one that is there already stays."""
@@ -202,8 +258,8 @@ class ShardedSink:
         return index
 
     def _publish_folder(self) -> None:
-        index = self._index(self._building, {shard: shard for shard in self._sinks})
-        for file in [sink.file for sink in self._sinks.values()] + self._others:
+        index = self._index(self._building, {shard: shard for shard in self._files})
+        for file in [*self._files.values(), *self._others]:
             if file is not index:
                 file.publish()
         index.publish()
@@ -214,13 +270,13 @@ class ShardedSink:
 
     def _publish_into(self) -> None:
         stale = self._stale_shards()
-        hidden = {shard: hidden_name(self.folder, ".safetensors").name for shard in self._sinks}
+        hidden = {shard: hidden_name(self.folder, ".safetensors").name for shard in self._files}
         # Both indexes are on the disk before the first name changes: a full disk is found here.
         to_hidden = self._index(self.folder, hidden)
         to_own = self._index(self.folder, {shard: shard for shard in hidden})
-        for shard, sink in self._sinks.items():
-            os.rename(sink.file.temporary, self.folder / hidden[shard])
-            sink.file.temporary = self.folder / hidden[shard]
+        for shard, file in self._files.items():
+            os.rename(file.temporary, self.folder / hidden[shard])
+            file.temporary = self.folder / hidden[shard]
         sync_folder(self.folder)
         try:
             to_hidden.publish()
@@ -268,7 +324,7 @@ class ShardedSink:
                 old = {name for name in read_index(index).weight_map.values() if name.endswith(".safetensors")}
             except InputRefused:
                 old = set()
-        return sorted(name for name in old - set(self._sinks) if (self.folder / name).is_file())
+        return sorted(name for name in old - set(self._files) if (self.folder / name).is_file())
 
 
 def plan_shards(slots: Sequence[Slot], max_shard_size: int) -> dict[str, list[Slot]]:

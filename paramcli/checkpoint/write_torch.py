@@ -101,14 +101,14 @@ class TorchSink:
                 self._remember(slot, place, stride)
                 continue
             spot, width = _spot(info.storage), max(element_width(info.dtype), 1)
-            if spot in untouched and info.storage.nbytes % width == 0 and info.offset % width == 0:
+            if not info.pieces and spot in untouched and info.storage.nbytes % width == 0 and info.offset % width == 0:
                 if spot not in self._whole:
                     self._whole[spot] = self._add(info.storage.nbytes, info.storage)
                 whole = self._whole[spot]
                 place = _Place(whole.record, whole.key, info.storage.nbytes // width, info.offset // width)
                 self._remember(slot, place, info.stride or stride)
                 continue
-            twin = (*spot, info.offset, info.dtype, info.shape, info.stride)
+            twin = (info.pieces, *spot, info.offset, info.dtype, info.shape, info.stride)
             if twin not in alike:
                 alike[twin] = self._add(slot.nbytes, None, slot)
             self._remember(slot, alike[twin], stride)

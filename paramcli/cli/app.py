@@ -12,7 +12,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from .. import __version__
+from .. import __version__, ranks
 from ..console import Screen
 from ..errors import ParamcliError
 from ..text import printable, printable_path
@@ -25,7 +25,9 @@ app = typer.Typer(
     "paramcli add ckpt.pt -t fc.weight --chain skew,cayley\n"
     "paramcli remove ckpt.parametrized.safetensors --bake\n"
     "paramcli verify ckpt.baked.safetensors",
-    epilog="Start with:  paramcli inspect ckpt.pt\n\nTab completes commands, options and tensor names: paramcli --install-completion",
+    epilog="Start with:  paramcli inspect ckpt.pt\n\nMany processes share out the shards of a folder (a single file is written by the first of them alone):\n\n"
+    "torchrun --nproc-per-node 8 -m paramcli remove FOLDER --bake -o OUT\n\n"
+    "Tab completes commands, options and tensor names: paramcli --install-completion",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -39,8 +41,13 @@ def _version(wanted: bool) -> None:
         raise typer.Exit()
 
 
+# The commands that a run of several processes shares out. In any other each process is on its own.
+SHARED = ("add", "apply", "assign", "convert", "migrate", "remove", "verify")
+
+
 @app.callback()
 def common(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     no_color: Annotated[bool, typer.Option("--no-color", help="No colour (NO_COLOR works too).")] = False,
     plugin: Annotated[Optional[list[str]], typer.Option("--plugin", metavar="FILE.py:NAME", help="Add the parametrizations of a Python file; repeatable. Installed plug-ins load by themselves.", show_default=False)] = None,
@@ -48,6 +55,10 @@ def common(
 ) -> None:
     if no_color:
         os.environ["NO_COLOR"] = "1"
+    if context.invoked_subcommand in SHARED:
+        ranks.join()
+        if not ranks.current().leads:
+            sys.stdout = open(os.devnull, "w")
     from ..plugins import load_file, load_installed
 
     for problem in load_installed():
@@ -110,10 +121,20 @@ def run(arguments: list[str]) -> int:
         what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
         report = f"report it with this command line, what it prints with --debug, and the version, {__version__}"
         return fail(_Bug(f"a bug in paramcli: {printable(what)}", hint=report))
+    finally:
+        ranks.leave()
 
 
 class _Bug(ParamcliError):
     pass
+
+
+class _Interruption(ParamcliError):
+    code = "interrupted"
+
+    def __init__(self, exit_code: int):
+        super().__init__("interrupted")
+        self.exit_code = exit_code
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -126,14 +147,16 @@ def _fail(error: ParamcliError, as_json: bool) -> int:
     from ..console import Screen
     from ..report import document, error_document
 
-    message = _whole_message(error)
-    screen = Screen()
+    error.message = _whole_message(error)
+    screen, run = Screen(), ranks.current()
+    # Of a run's processes the one that fails first says why, and the others fail in silence.
+    tells = run.fail(error) if not isinstance(error, ranks.RunFailed) or not error.told else False
     try:
         if as_json:
-            error.message = message
             screen.answer(document(error_document(error)))
             sys.stdout.flush()
-        screen.error(message, error.hint)
+        if tells:
+            screen.error(error.message if run.leads else f"rank {run.rank}: {error.message}", error.hint)
     except (OSError, ValueError):
         pass  # a closed or full stream must not hide the exit code
     return error.exit_code
@@ -159,6 +182,8 @@ def _is_told(tensor: str, message: str) -> bool:
 
 
 def _interrupted(code: int) -> int:
+    if not ranks.current().fail(_Interruption(code)):
+        return code
     try:
         sys.stderr.write("error: interrupted; nothing was left half written\n")
         sys.stderr.flush()

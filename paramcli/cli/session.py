@@ -7,9 +7,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import ranks
 from ..checkpoint import record as records
 from ..checkpoint.forms import Group, detect
 from ..checkpoint.open import open_checkpoint
+from ..checkpoint.recognise import DCP
 from ..checkpoint.source import Source
 from ..console import Screen, edit_table
 from ..errors import UsageError, error_context
@@ -79,7 +81,7 @@ def check_device(device: str) -> str:
 
     have_cuda, have_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if device == "auto":
-        return "cuda" if have_cuda else "mps" if have_mps else "cpu"
+        device = "cuda" if have_cuda else "mps" if have_mps else "cpu"
     if device.startswith("cuda"):
         count = torch.cuda.device_count() if have_cuda else 0
         if not have_cuda:
@@ -87,7 +89,13 @@ def check_device(device: str) -> str:
             raise UsageError(f"--device {device}: {why}", hint="--device cpu, or --device auto")
         if ":" in device and int(device[5:]) >= count:
             raise UsageError(f"--device {device}: there are {count}, cuda:0 to cuda:{count - 1}")
-    elif not have_mps:
+        run = ranks.current()
+        if device == "cuda" and run.local_size > 1:
+            # Of a run's processes on one machine each has a device of its own.
+            if run.local_size > count:
+                raise UsageError(f"{run.local_size} processes and {count} CUDA devices", hint=f"--nproc-per-node {count}, or --device cuda:0 for all")
+            return f"cuda:{run.local_rank}"
+    elif device == "mps" and not have_mps:
         raise UsageError("--device mps: torch finds no Metal device", hint="--device cpu, or --device auto")
     return device
 
@@ -105,7 +113,7 @@ def output_path(source: Source, output: Path | None, in_place: bool, suffix: str
     if in_place and output is not None:
         raise UsageError("--in-place and --output exclude each other")
     if in_place:
-        return source.path if source.container != "sharded torch" else _no_in_place(source)
+        return source.path if source.container not in ("sharded torch", DCP) else _no_in_place(source)
     if output is not None and output.suffix.lower() in FOREIGN_SUFFIXES:
         raise UsageError(f"paramcli writes safetensors and torch checkpoints, not {printable(output.suffix)}", hint="-o FILE.safetensors or FILE.pt")
     path = output if output is not None else default_output(source.path, suffix)
@@ -114,7 +122,7 @@ def output_path(source: Source, output: Path | None, in_place: bool, suffix: str
 
 
 def _no_in_place(source: Source) -> Path:
-    raise UsageError("--in-place works on files and on safetensors shards; these are torch shards", hint="-o FOLDER", path=source.path)
+    raise UsageError("--in-place works on files and on safetensors shards; these are torch's own shards", hint="-o FOLDER", path=source.path)
 
 
 @dataclass(frozen=True)
@@ -158,18 +166,46 @@ def run_edits(command: str, edits: Sequence[Edit], suffix: str, ckpt: Path, targ
 def write_plan(
     screen: Screen, plan, opened: Opened, output: Path, *, force: bool, in_place: bool, check: bool = False, device: str = "cpu", max_shard_size: int | None = None
 ) -> list:  # fmt: skip
-    """Execute the plan into the output, a file or a folder as the input is; in place never without a check."""
+    """Execute the plan into the output, a file or a folder as the input is; in place never without a check.
+
+    In a run of several processes each makes the tensors of its own shards; one file is written by the first alone.
+    """
     from ..surgery.check import CheckedSink
     from ..surgery.execute import execute, metadata_of
-    from ..surgery.output import is_torch, open_sink
+    from ..surgery.output import is_torch, open_sink, shards_of
 
-    source = opened.source
+    source, run, owner = opened.source, ranks.current(), None
+    part, numbers = plan, list(range(len(plan.steps)))
+    if run.size > 1:
+        from ..surgery.shares import agree, gathered, owners, part_of
+
+        agree(run, source, plan)
+        shards = shards_of(output, source, plan, in_place, max_shard_size)
+        if shards is None and not run.leads:
+            return run.from_first("outcomes", lambda: None) or []
+        if shards is None:
+            screen.note("one file is written by one process while the others wait; shards are shared out: paramcli convert -o FOLDER")
+        else:
+            owner = owners(source, plan, shards, run.size)
+            part, numbers = part_of(plan, shards, owner, run.rank)
     metadata = metadata_of(source, plan.record)
-    with open_sink(output, source, plan, metadata, overwrite=force or in_place, in_place=in_place, max_shard_size=max_shard_size) as sink:
+    how = dict(overwrite=force or in_place, in_place=in_place, max_shard_size=max_shard_size, owner=owner)
+    with open_sink(output, source, plan, metadata, **how) as sink:
         if check or in_place:
-            sink = CheckedSink(sink, plan.slots, metadata, (source.root or ".") if is_torch(output, source) else None)
-        with screen.meter(plan.command, len(plan.steps), plan.nbytes) as meter:
-            return execute(plan, source, sink, device, progress=meter.advance)
+            sink = CheckedSink(sink, part.slots, metadata, (source.root or ".") if is_torch(output, source) else None)
+        with screen.meter(plan.command, len(part.steps), part.nbytes) as meter:
+
+            def progress(nbytes: int) -> None:
+                meter.advance(nbytes)
+                run.check()
+
+            outcomes = execute(part, source, sink, device, progress=progress)
+    if run.size == 1:
+        return outcomes
+    if owner is None:
+        run.from_first("outcomes", lambda: None)
+        return outcomes
+    return gathered(run, numbers, outcomes)
 
 
 def finish_edit(

@@ -6,8 +6,9 @@ from typing import Annotated, Optional
 
 import typer
 
+from .. import ranks
 from ..chain import parse_chain
-from ..checkpoint.forms import with_chain
+from ..checkpoint.forms import Group, with_chain
 from ..console import Screen, verify_table
 from ..registry import parse_constraint
 from ..report import document, verify_document
@@ -55,7 +56,8 @@ def verify(
     check_compute(compute_dtype)
     check_report(report, force)
     with open_groups(ckpt, root, ignore_record, screen) as opened:
-        from ..verdict import select_claims, verifiable, verify_group
+        from ..surgery.shares import shared_verdicts
+        from ..verdict import Verdict, select_claims, verifiable, verify_group
 
         chosen = with_chain(opened.choose(tensor), chain, seen, named=bool(tensor))
         if not tensor:
@@ -66,13 +68,16 @@ def verify(
         elif constraint is None and not any(verifiable(group) or group.problem for group in chosen):
             select_claims(chosen, ckpt)
         where = check_device(device)
-        verdicts = []
         with screen.meter("verify", len(chosen), sum(group.nbytes for group in chosen)) as meter:
-            for group in chosen:
-                verdicts.append(verify_group(opened.source, group, constraint, tolerance, seen, where, compute_dtype))
+
+            def measured(group: Group) -> Verdict:
+                verdict = verify_group(opened.source, group, constraint, tolerance, seen, where, compute_dtype)
                 meter.advance(group.nbytes)
+                return verdict
+
+            verdicts = shared_verdicts(chosen, measured)
         opened.source.check_unchanged()
-        if report is not None:
+        if report is not None and ranks.current().leads:
             from ..html import verify_page
 
             drawn = spectra_for_report(opened.source, [(v.group, v.view) for v in verdicts], where)

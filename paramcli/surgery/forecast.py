@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..chain import parse_chain
 from ..errors import ParamcliError
 from ..text import size_text
 from ..view import parse_view
-from .plan import Plan, Step
+from .plan import Plan
 
 # Anonymous memory of the interpreter with paramcli alone, and with torch; measured on Linux with torch 2.13.
 BARE, WITH_TORCH = 25_000_000, 160_000_000
@@ -33,15 +34,15 @@ def forecast(plan: Plan) -> Forecast:
     computed = [step for step in plan.steps if step.run is not None]
     held = max((step.nbytes + COPIES * 8 * math.prod(step.group.shape) for step in computed), default=0)
     base = WITH_TORCH if computed else BARE
-    return Forecast(plan.nbytes, base + held, sum(_operations(step) for step in computed))
+    return Forecast(plan.nbytes, base + held, sum(operations(step.group.shape, step.chain, step.view) for step in computed))
 
 
-def _operations(step: Step) -> int:
+def operations(shape: Sequence[int], chain: str | None, view: str | None) -> int:
     """2 n^3 for each product of n x n that a link costs, by the table; one for each entry where it is no linear algebra."""
-    entries = math.prod(step.group.shape)
+    entries = math.prod(shape)
     try:
-        shape = parse_view(step.view).shape(step.group.shape)
-        products = [link.entry.products for link in parse_chain(step.chain).links] if step.chain else [0]
+        shape = parse_view(view).shape(shape)
+        products = [link.entry.products for link in parse_chain(chain).links] if chain else [0]
     except ParamcliError:
         return entries
     side = max(shape[-2:]) if len(shape) > 1 else 1

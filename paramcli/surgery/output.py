@@ -10,6 +10,7 @@ from ..checkpoint import record as records
 from ..checkpoint.atomic import same_place
 from ..checkpoint.header import Slot
 from ..checkpoint.read_sharded import index_name, sibling_files
+from ..checkpoint.recognise import DCP, is_dcp
 from ..checkpoint.source import Source
 from ..checkpoint.write_torch import TorchSink
 from ..checkpoint.writer import SafetensorsSink, ShardedSink, plan_shards
@@ -30,6 +31,7 @@ def default_output(path: Path, suffix: str) -> Path:
     A sharded checkpoint becomes a folder beside its own: model/ -> model.parametrized/.
     """
     path = Path(path)
+    whole = path.is_dir() and is_dcp(path)  # its split says nothing about ours
     folder = path.is_dir()
     if path.name.endswith(".index.json"):
         path, folder = path.absolute().parent, True
@@ -38,7 +40,7 @@ def default_output(path: Path, suffix: str) -> Path:
     if not folder:
         name = next((name[: -len(e)] for e in _EXTENSIONS if name.endswith(e) and len(name) > len(e)), name)
     name = next((name[: -len(s)] for s in _SUFFIXES if name.endswith(s) and len(name) > len(s)), name)
-    return parent / (f"{name}{suffix}" if folder else f"{name}{suffix}.safetensors")
+    return parent / (f"{name}{suffix}" if folder and not whole else f"{name}{suffix}.safetensors")
 
 
 def shard_name(name: str) -> str:
@@ -90,10 +92,27 @@ def is_file(output: Path) -> bool:
     return output.name.endswith((*TORCH_SUFFIXES, ".safetensors"))
 
 
+def shards_of(output: Path, source: Source, plan: Plan, in_place: bool, max_shard_size: int | None) -> dict[str, list[Slot]] | None:
+    """The plan's slots by shard; None where the result is one file: by its name, or because the input is one."""
+    if source.container == DCP:
+        max_shard_size = max_shard_size or DEFAULT_SHARD_SIZE
+    if is_torch(output, source) or is_file(output) and not in_place or not (source.shards or max_shard_size):
+        return None
+    return plan_shards(plan.slots, max_shard_size) if max_shard_size else split_like(source, plan)
+
+
+# What convert takes for a folder, and every command where the input's own split cannot be kept.
+DEFAULT_SHARD_SIZE = 5 * 10**9
+
+
 def open_sink(
-    output: Path, source: Source, plan: Plan, metadata: Mapping[str, str], *, overwrite: bool, in_place: bool, max_shard_size: int | None = None
+    output: Path, source: Source, plan: Plan, metadata: Mapping[str, str], *, overwrite: bool, in_place: bool, max_shard_size: int | None = None,
+    owner: Mapping[str, int] | None = None,
 ):  # fmt: skip
-    """The sink for a plan: a torch file or one safetensors file by the output's name, else a folder of shards."""
+    """The sink for a plan: a torch file or one safetensors file by the output's name, else a folder of shards.
+
+    `owner`: the rank that writes each shard, in a run of several.
+    """
     if not in_place:
         same_place(output, source)
     if is_torch(output, source):
@@ -102,13 +121,15 @@ def open_sink(
             renamed.update({slot.name: next(iter(step.group.keys.values())) for slot in step.writes})
         copies = [*plan.copies, *(pair for step in plan.steps for pair in step.renames.items())]
         return TorchSink(output, source, plan.slots, copies, renamed, tied_slots(source, plan), overwrite=overwrite)
-    if is_file(output) and not in_place or not (source.shards or max_shard_size):
+    shards = shards_of(output, source, plan, in_place, max_shard_size)
+    if shards is None:
         return SafetensorsSink(output, plan.slots, metadata, overwrite=overwrite)
     folder = source.folder if in_place else output
-    shards = plan_shards(plan.slots, max_shard_size) if max_shard_size else split_like(source, plan)
     siblings = sibling_files(source.path) if source.shards else []
     name = index_name(source.path)
-    return ShardedSink(folder, shards, metadata, index_metadata(source, plan), siblings, overwrite=overwrite, index_name=name)
+    return ShardedSink(
+        folder, shards, metadata, index_metadata(source, plan), siblings, overwrite=overwrite, index_name=name, owner=owner
+    )
 
 
 def index_metadata(source: Source, plan: Plan) -> dict[str, object]:

@@ -37,6 +37,7 @@ def dcp(path: Path) -> None:
     import torch.distributed.checkpoint as checkpoint
 
     checkpoint.save({"w": W}, checkpoint_id=path, no_dist=True)
+    (path / ".metadata").unlink()
 
 
 def zipped(path: Path) -> None:
@@ -67,7 +68,7 @@ EMPTY = {"fc.weight": torch.empty(0), "fc.bias": torch.empty(0), "norm.weight": 
 FOREIGN = {
     "TorchScript": (torchscript, "a TorchScript archive", "torch.jit.load"),
     "torch.package": (package, "a torch.package archive", "torch.package"),
-    "DCP folder": (dcp, "a torch.distributed.checkpoint folder", "dcp_to_torch"),
+    "DCP folder": (dcp, "a torch.distributed.checkpoint folder", "copy the whole folder"),
     "LFS pointer": (lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), "a Git LFS pointer", "git lfs pull"),
     "HTML": (lambda p: p.write_text("\n <!DOCTYPE html>\n<html>"), "a web page", "download it again"),
     "S3's error page": (lambda p: p.write_text("<?xml version='1.0'?><Error>AccessDenied</Error>"), "a web page", "download it again"),

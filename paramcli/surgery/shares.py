@@ -1,0 +1,107 @@
+"""Who does what, where a run has several processes: shards over ranks, by the bytes they move and the sums they take.
+
+A shard is written by one rank, which makes every tensor in it. `verify` writes nothing and shares out tensors. Every rank
+works the shares out for itself, from headers alone, and finds the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, replace
+from hashlib import sha256
+
+from .. import ranks
+from ..checkpoint.forms import Group
+from ..checkpoint.header import Slot
+from ..checkpoint.source import Source
+from ..errors import InputRefused
+from ..maths.base import Check
+from ..verdict import Verdict
+from .forecast import operations
+from .plan import Outcome, Plan
+
+# What one multiplication or addition is worth in bytes: a core does some fifty while it copies one.
+_BYTES_OF_OPERATION = 0.02
+
+
+def share_out(weights: Mapping[str, float], count: int) -> dict[str, int]:
+    """Name -> which of `count` gets it: the heaviest first, each to whoever has the least by then."""
+    loads = [0.0] * count
+    owner = {}
+    for name in sorted(weights, key=lambda name: -weights[name]):
+        owner[name] = loads.index(min(loads))
+        loads[owner[name]] += weights[name]
+    return owner
+
+
+def cost(group: Group, chain: str | None, view: str | None) -> float:
+    """Bytes to read, and those that the time of its arithmetic is worth."""
+    return group.nbytes + _BYTES_OF_OPERATION * operations(group.shape, chain, view)
+
+
+def owners(source: Source, plan: Plan, shards: Mapping[str, Sequence[Slot]], count: int) -> dict[str, int]:
+    """Shard -> the rank that writes it."""
+    shard_of = {slot.name: shard for shard, slots in shards.items() for slot in slots}
+    weights = {shard: 2.0 * sum(slot.nbytes for slot in slots) for shard, slots in shards.items()}
+    for step in plan.steps:
+        if step.run is not None and step.writes:
+            weights[shard_of[step.writes[0].name]] += cost(step.group, step.chain, step.view)
+    return share_out(weights, count)
+
+
+def part_of(plan: Plan, shards: Mapping[str, Sequence[Slot]], owner: Mapping[str, int], rank: int) -> tuple[Plan, list[int]]:
+    """(the plan of one rank, the places of its steps among all): the steps and copies whose results it writes.
+
+    A step's results lie in one shard; a step without any is the first rank's.
+    """
+    mine = {slot.name for shard, slots in shards.items() if owner[shard] == rank for slot in slots}
+    numbers = [n for n, step in enumerate(plan.steps) if (step.writes[0].name in mine if step.writes else rank == 0)]
+    copies = tuple(pair for pair in plan.copies if pair[0] in mine)
+    steps = tuple(plan.steps[number] for number in numbers)
+    return replace(plan, steps=steps, copies=copies, slots=tuple(slot for slot in plan.slots if slot.name in mine)), numbers
+
+
+def shared_verdicts(chosen: Sequence[Group], verify: Callable[[Group], Verdict]) -> list[Verdict]:
+    """What verify says of each group, in order; every rank measures its share, and all know the whole."""
+    run = ranks.current()
+    if run.size == 1:
+        return [verify(group) for group in chosen]
+    owner = share_out({group.tensor: cost(group, group.chain, group.view) for group in chosen}, run.size)
+    said = []
+    for group in chosen:
+        if owner[group.tensor] == run.rank:
+            run.check()
+            verdict = verify(group)
+            said.append((group.tensor, verdict.chain, verdict.view, [astuple(check) for check in verdict.checks]))
+    groups = {group.tensor: group for group in chosen}
+    every = {
+        tensor: Verdict(groups[tensor], chain, view, tuple(Check(*fields) for fields in checks))
+        for part in run.exchange("verdicts", said)
+        for tensor, chain, view, checks in part
+    }
+    return [every[group.tensor] for group in chosen]
+
+
+def agree(run: ranks.Alone, source: Source, plan: Plan) -> None:
+    """Raise InputRefused unless every rank has the same checkpoint in front of it, and the same plan."""
+    sizes = [file.size for file in source.files]
+    steps = [(step.group.tensor, step.action, step.chain, step.view) for step in plan.steps]
+    facts = repr((sizes, steps, plan.copies, plan.slots, sorted(plan.record.items())))
+    prints = run.exchange("plan", sha256(facts.encode("utf-8", "surrogatepass")).hexdigest())
+    odd = [rank for rank, print_ in enumerate(prints) if print_ != prints[0]]
+    if odd:
+        raise InputRefused(
+            f"rank {odd[0]} sees another checkpoint there than rank 0 does", path=source.path,
+            hint="every process of a run needs the same files and the same command line",
+        )  # fmt: skip
+
+
+def gathered(run: ranks.Alone, numbers: Sequence[int], outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The outcomes of all ranks, in the order of the plan's steps."""
+    parts = run.exchange("outcomes", [(number, vars(outcome)) for number, outcome in zip(numbers, outcomes)])
+    every = {number: fields for part in parts for number, fields in part}
+    return [_outcome(every[number]) for number in sorted(every)]
+
+
+def _outcome(fields: dict) -> Outcome:
+    return Outcome(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
