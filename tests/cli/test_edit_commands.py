@@ -18,7 +18,7 @@ def state(path):
     return load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
 
 
-def test_the_three_commands_of_the_brief(fc_checkpoint, tmp_path, paramcli):
+def test_the_three_commands_that_everything_hangs_on(fc_checkpoint, tmp_path, paramcli):
     """add, remove --bake and verify without -o write the default names; a row scaled by 1.01 then fails."""
     before = sha(fc_checkpoint)
     paramcli("add", fc_checkpoint, "--tensor", "fc.weight", "--chain", "skew,cayley")
