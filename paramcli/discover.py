@@ -105,7 +105,7 @@ def _weaker(name: str) -> set[str]:
 
 
 def _checks(W: Tensor) -> list[Check]:
-    if not W.numel() or not bool(torch.isfinite(W).all()):
+    if not W.numel() or not measure.all_finite(W):
         return []
     if not bool((W != 0).any()):
         return [Check("zero", 0.0, 0.0)]

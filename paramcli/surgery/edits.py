@@ -73,7 +73,7 @@ class Register:
         def give(fitted: Fitted):
             made = keyed(group.tensor, fitted.state)
             # Only raw gets here with a zero row under a norm: torch writes it, and computes NaN from it.
-            finite = bool(fitted.value.isfinite().all())
+            finite = measure.all_finite(fitted.value)
             note = fitted.note if finite else "its value is NaN or infinite: a norm it divides by is zero"
             return {names[key]: tensor for key, tensor in made.items()}, {**numbers(fitted.moved, fitted.check), "note": note}
 
@@ -147,7 +147,7 @@ class Bake:
                     measure.require_finite(tensor, f"'{role}'")
             settled, view = settle(group, state)
             value = weight_of(group, state, settled, view, compute)
-            if not bool(torch.isfinite(value).all()):
+            if not measure.all_finite(value):
                 explain_infinite(group, state)
             return {group.tensor: value}, {**numbers(0.0, measure.image_check(settled, value, view, compute)), "chain": str(settled)}
 

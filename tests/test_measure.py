@@ -1,0 +1,41 @@
+"""Measurements that every command shares."""
+
+import itertools
+
+import pytest
+import torch
+
+from paramcli import measure
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2, torch.complex64, torch.complex128)
+BAD = (float("nan"), float("inf"), float("-inf"))
+
+
+@pytest.mark.parametrize("dtype, bad, place", list(itertools.product(DTYPES, BAD, (0, 7, -1))))
+def test_one_bad_entry_is_seen_wherever_it_is(dtype, bad, place):
+    """NaN and both infinities, in every floating dtype, as torch.isfinite sees them; without it the tensor is finite."""
+    W = torch.linspace(-1, 1, 40).to(dtype)
+    assert measure.all_finite(W)
+    W[place] = bad
+    assert not measure.all_finite(W)
+
+
+def test_an_imaginary_part_a_conjugate_and_no_entry_are_looked_at_too():
+    """Complex tensors are finite where both parts are; an empty tensor and integers always."""
+    W = torch.ones(3, 3, dtype=torch.complex64)
+    assert measure.all_finite(W.mH)
+    W[1, 2] = complex(0, float("nan"))
+    assert not measure.all_finite(W) and not measure.all_finite(W.mH)
+    assert measure.all_finite(torch.ones(0)) and measure.all_finite(torch.ones(3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("size", [1, 1000, 3 * measure.BLOCK + 5])
+def test_moved_is_the_relative_distance_whatever_the_size(size):
+    """In blocks or at once: numpy's norms of the same values; equal is 0, and away from zero is infinitely far."""
+    import numpy as np
+
+    generator = torch.Generator().manual_seed(size)
+    a, b = (torch.randn(size, generator=generator) for _ in range(2))
+    x, y = a.double().numpy(), b.double().numpy()
+    assert measure.moved(a, b) == pytest.approx(np.linalg.norm(x - y) / np.linalg.norm(y), rel=1e-12)
+    assert measure.moved(a, a) == 0 and measure.moved(a, torch.zeros(size)) == float("inf")
