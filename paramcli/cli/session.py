@@ -246,6 +246,8 @@ def finish_edit(
     claims = any(entry.constraint or entry.state == "parametrized" for entry in plan.record.values())
     if claims and not is_torch(output, source):
         screen.note(f"next: paramcli verify {shell_path(output)}")
+    elif output != source.path and len(source.roots) < 2 and all(outcome.action in ("bake", "migrate") for outcome in outcomes):
+        screen.note(f"next: paramcli diff {shell_path(source.path)} {shell_path(output)}")
 
 
 def write_file(path: Path, data: bytes, overwrite: bool) -> None:
