@@ -78,7 +78,7 @@ class Screen:
     def error(self, message: str, hint: str | None) -> None:
         self.err.print(Text.assemble(("error: ", "bold red"), message), highlight=False, soft_wrap=True)
         if hint:
-            known = hint.startswith(("closest:", "known:", "options:", "families:"))
+            known = hint.startswith(("closest:", "known:", "options:", "families:", "tensors there:", "arguments:", "it has:"))
             self.err.print(Text(f"  {hint}" if known else f"  try: {hint}"), highlight=False, soft_wrap=True)
 
 
@@ -131,27 +131,28 @@ def _number(value: float | None) -> str:
 
 
 def edit_table(outcomes: Sequence) -> Table:
-    """What was done to each tensor."""
-    table = _table("tensor", "chain", "shape", "dtype", ("moved", "right"), ("residual", "right"), ("tolerance", "right"), "")
+    """What was done to each tensor; a number that none of them has (no constraint, a dry run) has no column."""
+    numbers = [name for name in ("moved", "residual", "tolerance") if any(getattr(o, name) is not None for o in outcomes)]
+    verdict = [""] if "residual" in numbers else []
+    table = _table("tensor", "chain", "shape", "dtype", *((name, "right") for name in numbers), *verdict)
     for o in outcomes:
         chain = o.chain or "-"
         if o.view:
             chain += f" ({o.view})"
-        table.add_row(
-            Text(printable(o.tensor)), Text(printable(chain)), shape_text(o.shape), o.dtype,
-            _number(o.moved), _number(o.residual), _number(o.tolerance),
-            "" if o.residual is None else _verdict(o.residual <= o.tolerance),
-        )  # fmt: skip
+        row = [Text(printable(o.tensor)), Text(printable(chain)), shape_text(o.shape), o.dtype, *(_number(getattr(o, name)) for name in numbers)]
+        if verdict:
+            row.append("" if o.residual is None else _verdict(o.residual <= o.tolerance))
+        table.add_row(*row)
     return table
 
 
-def convert_table(outcomes: Sequence) -> Table | str:
+def convert_table(outcomes: Sequence, dtype: str | None) -> Table | str:
     """The tensors whose bytes changed; copies are only counted."""
     if not outcomes:
         return "every tensor is copied byte for byte"
     table = _table("tensor", "from", "to", "shape")
     for o in outcomes:
-        table.add_row(Text(printable(o.tensor)), o.dtype, "cast", shape_text(o.shape))
+        table.add_row(Text(printable(o.tensor)), o.dtype, dtype, shape_text(o.shape))
     return table
 
 

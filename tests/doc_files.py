@@ -67,9 +67,14 @@ def encoder(folder: Path) -> None:
     save_file(model.state_dict(), folder / "encoder.safetensors", {"format": "pt"})
 
 
-def plugin(folder: Path) -> None:
-    """halfnorm.py: the plug-in that the tests use."""
-    shutil.copy(ROOT / "tests" / "plugin" / "halfnorm.py", folder)
+def distributed(folder: Path) -> None:
+    """dcp/: a folder of torch.distributed.checkpoint, written by one process."""
+    from torch.distributed import checkpoint
+
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        checkpoint.save(nn.Linear(8, 8).state_dict(), checkpoint_id=folder / "dcp", no_dist=True)
 
 
 def claims(folder: Path) -> None:

@@ -26,7 +26,7 @@ SESSIONS = {
     "add": [
         "paramcli add -h", "paramcli add ckpt.pt -t fc.weight --chain skew,cayley",
         "paramcli add fixtures/silero_vad_16k.safetensors -t lstm_cell.weight_hh --view blocks=4 --chain skew,cayley -n",
-        "paramcli add ckpt.pt -t out.weight --chain skew,cayley -f", "paramcli add ckpt.pt -t fc.wieght --chain skew",
+        "paramcli add ckpt.pt -t out.weight --chain skew,cayley -f", "paramcli add ckpt.pt -t fc.wieght --chain skew -f",
     ],
     "assign": [
         "paramcli assign -h", "paramcli assign layer.safetensors -t fc.weight --with orthogonal",
@@ -39,7 +39,7 @@ SESSIONS = {
     ],
     "migrate": ["paramcli migrate -h", "paramcli migrate old.pt --to new", "paramcli migrate ckpt.pt --to new"],
     "convert": ["paramcli convert -h", "paramcli convert training.ckpt", "paramcli convert ckpt.pt --dtype float8 -o x.safetensors"],
-    "diff": ["paramcli diff -h", "paramcli diff ckpt.pt training.ckpt", "paramcli diff ckpt.pt encoder.safetensors --tol x"],
+    "diff": ["paramcli diff -h", "paramcli diff layer.safetensors plain.pt", "paramcli diff ckpt.pt training.ckpt", "paramcli diff ckpt.pt encoder.safetensors --tol x"],
     "discover": ["paramcli discover -h", "paramcli discover plain.pt", "paramcli discover ckpt.pt -t nothing"],
     "spectrum": ["paramcli spectrum -h", "paramcli spectrum layer.safetensors", "paramcli spectrum ckpt.pt"],
     "apply": ["paramcli apply -h", "paramcli apply recipe.toml ckpt.pt", "paramcli apply recipe.toml ckpt.pt -n", "paramcli apply wrong.toml ckpt.pt"],

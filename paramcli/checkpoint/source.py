@@ -8,6 +8,7 @@ not a SIGBUS.
 
 from __future__ import annotations
 
+import difflib
 import fcntl
 import math
 import os
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from ..dtypes import DTYPES, bits_of, nbytes_of, torch_dtype
 from ..errors import InputRefused
-from ..text import printable, printable_path
+from ..text import listing, printable, printable_path
 
 READ_BLOCK = 1 << 20
 # Threads that compare checksums ahead of need; a checksum runs at about a gigabyte a second, without the interpreter's lock.
@@ -113,7 +114,8 @@ class InputFile:
             # Non-blocking: a FIFO named like a checkpoint must not hang us.
             return above_standard_streams(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
         except FileNotFoundError:
-            raise InputRefused(f"no such file: {printable_path(path)}", path=path) from None
+            near = _neighbours(path)
+            raise InputRefused(f"no such file: {printable_path(path)}", path=path, hint=f"closest: {listing(near)}" if near else None) from None
         except OSError as error:
             raise InputRefused(
                 f"cannot open {printable_path(path)}: {error.strerror or type(error).__name__}", path=path
@@ -190,6 +192,18 @@ class InputFile:
         if self.pool is not None:
             self.pool.forget(self)
         self.park()
+
+
+def _neighbours(path: Path) -> list[str]:
+    """The path beside a mistyped one whose name is nearest to it, if one is near."""
+    try:
+        # Of a folder with a million files the first thousands will do.
+        with os.scandir(path.parent) as entries:
+            names = [entry.name for entry, _ in zip(entries, range(10_000))]
+    except OSError:
+        return []
+    near = difflib.get_close_matches(path.name, sorted(names), n=1, cutoff=0.7)
+    return [os.fspath(path.parent / name) for name in near]
 
 
 def _identity(status: os.stat_result) -> tuple[int, int, int, int]:

@@ -27,7 +27,7 @@ app = typer.Typer(
     "paramcli verify ckpt.baked.safetensors",
     epilog="Start with:  paramcli inspect ckpt.pt\n\nMany processes share out the shards of a folder (a single file is written by the first of them alone):\n\n"
     "torchrun --nproc-per-node 8 -m paramcli remove FOLDER --bake -o OUT\n\n"
-    "Tab completes commands, options and tensor names: paramcli --install-completion",
+    "Tab completes names after:  paramcli --install-completion",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,

@@ -20,6 +20,9 @@ from ..spec import select
 from ..surgery.commands import COMPUTE_DTYPES, Edit, check_choice, choose
 from ..text import count_text, listing, number_text, printable, printable_path, size_text
 
+# What a torch result lacks of ours; a sentence of its own says what follows from that.
+OWN_RECORD = f"metadata {records.KEY}"
+
 
 @dataclass
 class Opened:
@@ -230,8 +233,8 @@ def finish_edit(
     for outcome in outcomes:
         if outcome.residual is not None and not outcome.residual <= outcome.tolerance:
             screen.warn(f"{printable(outcome.tensor)} is off its constraint (residual {number_text(outcome.residual)}): verify will exit 1")
-    if dropped:
-        screen.note(f"not carried over: {listing(dropped, len(dropped))}")
+    if set(dropped) - {OWN_RECORD}:
+        screen.note(f"not carried over: {listing([name for name in dropped if name != OWN_RECORD], len(dropped))}")
     if apart := untied(output, source, plan):
         screen.note(f"tied tensors are stored once for each name, as safetensors knows no ties: {listing(apart, 6)}")
     if source.shards and output != source.path and not is_file(output) and (files := files_left(source)):
@@ -244,8 +247,12 @@ def finish_edit(
         return
     screen.note(f"wrote {printable_path(output)}: {count_text(len(outcomes), 'tensor')} changed, {plan.untouched} untouched" + (", all read back and equal" if checked else ""))
     claims = any(entry.constraint or entry.state == "parametrized" for entry in plan.record.values())
-    if claims and not is_torch(output, source):
+    if claims and is_torch(output, source):
+        screen.note("a torch file has no place for the record: verify it with --chain (baked: --constraint), or write safetensors")
+    elif claims:
         screen.note(f"next: paramcli verify {shell_path(output)}")
+    elif outcomes and output != source.path and len(source.roots) < 2 and all(outcome.action in ("bake", "migrate") for outcome in outcomes):
+        screen.note(f"next: paramcli diff {shell_path(source.path)} {shell_path(output)}")
 
 
 def write_file(path: Path, data: bytes, overwrite: bool) -> None:

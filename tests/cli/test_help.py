@@ -79,3 +79,24 @@ def test_the_registry_is_browsed_by_family_and_by_constraint(paramcli):
     card = paramcli("registry", "special_orthogonal").out
     assert "cayley" in card and "--constraint special_orthogonal" in card and max(map(len, card.splitlines())) <= 80
     assert "special_orthogonal" in {c["name"] for c in paramcli("registry", "--json").json["constraints"]}
+
+
+def test_a_mistyped_file_meets_the_one_beside_it(fc_checkpoint, paramcli):
+    """chkpt.pt where ckpt.pt is: named as the closest; nothing near, nothing said."""
+    assert f"closest: {fc_checkpoint}" in paramcli("inspect", fc_checkpoint.parent / "chkpt.pt", code=3).err
+    assert "closest" not in paramcli("inspect", fc_checkpoint.parent / "elsewhere.bin", code=3).err
+
+
+def test_a_fold_names_the_command_that_checks_it(fixtures, tmp_path, paramcli):
+    """Where there is no constraint to verify, diff compares what was with what is, and finds it equal."""
+    told = paramcli("remove", fixtures / "old_norms.pt", "-t", "conv.weight", "-o", tmp_path / "o.safetensors").err
+    next_line = told.splitlines()[-1]
+    assert next_line == f"next: paramcli diff {fixtures / 'old_norms.pt'} {tmp_path / 'o.safetensors'}"
+    paramcli(*next_line.split()[2:])
+
+
+def test_a_table_has_no_column_that_is_empty(fixtures, tmp_path, paramcli):
+    """A rename has no numbers, and a cast names the dtype it is to."""
+    assert "residual" not in paramcli("migrate", fixtures / "old_norms.pt", "--to", "new", "-o", tmp_path / "n.safetensors").out
+    cast = paramcli("convert", fixtures / "ckpt.pt", "--dtype", "bfloat16", "-o", tmp_path / "c.safetensors").out
+    assert "float32  bfloat16" in cast
