@@ -264,6 +264,21 @@ def test_a_part_that_is_cut_or_damaged_is_refused(tmp_path, paramcli):
     paramcli("inspect", folder, code=3)
 
 
+def test_a_view_that_would_blow_up_is_refused(tmp_path, paramcli):
+    """A chunk of one number that is said to be a huge tensor by stride 0 is not written out."""
+    folder = save({"fc.weight": torch.zeros(2, 2)}, tmp_path / "a")
+    part = next(folder.glob("*.distcp"))
+    torch.save(torch.zeros(1).expand(100_000, 100_000), part)
+
+    def claim(metadata):
+        metadata.state_dict_metadata["fc.weight"].size = torch.Size((100_000, 100_000))
+        chunks_of(metadata)[0].sizes = torch.Size((100_000, 100_000))
+        info_of(metadata, "fc.weight").length = part.stat().st_size
+
+    changed(folder, claim)
+    assert "expanded view" in paramcli("inspect", folder, code=3).err
+
+
 def test_a_folder_without_its_metadata_is_half_a_checkpoint(tmp_path, paramcli):
     """Parts alone are refused with what is missing."""
     folder = save({"fc.weight": torch.randn(4, 6)}, tmp_path / "a")

@@ -197,7 +197,7 @@ def test_a_broken_shard_is_named(model):
 
 
 def test_folders_without_one_clear_checkpoint_are_refused(tmp_path):
-    """None, several files, several indexes and a DCP folder are refused, listing what is there."""
+    """None, several files, several indexes and one of torch.distributed.checkpoint among them are refused, listing what is there."""
     assert "is a folder without a checkpoint" in refusal(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
     assert "it holds pytorch_model.bin" in refusal(tmp_path)
@@ -210,7 +210,7 @@ def test_folders_without_one_clear_checkpoint_are_refused(tmp_path):
     with open_folder_or_index(tmp_path / "b.safetensors.index.json") as source:
         assert list(source.tensors) == ["t"]
     (tmp_path / ".metadata").write_bytes(b"x")
-    assert "DCP" in refusal(tmp_path)
+    assert "several checkpoints" in refusal(tmp_path)
 
 
 def test_the_hub_s_second_copy_and_hidden_files_do_not_confuse(model):
