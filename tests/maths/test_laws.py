@@ -8,9 +8,10 @@ from paramcli.chain import parse_chain
 from paramcli.dtypes import code_of
 from paramcli.errors import InputRefused
 from paramcli.host import bare, outline, register, roles, value
+from paramcli.maths.base import Parametrization
 from paramcli.registry import CONSTRAINTS, PARAMETRIZATIONS, parse_constraint, target_class, within
 from paramcli.registry import constraint as make
-from paramcli.surgery.fit import evaluate, fit, widened
+from paramcli.surgery.fit import evaluate, fit, register_raw, widened
 from paramcli.view import IDENTITY, parse_view
 
 from .devices import only_explicit_devices
@@ -245,6 +246,22 @@ def test_values_of_any_originals_lie_in_the_image(chain, shape):
         host_value = evaluate(parse_chain(chain), IDENTITY, shape, trained(chain, shape, seed)[0], widest(dtypes_of(chain)))
         check = measure.image_check(parse_chain(chain), host_value, IDENTITY)
         assert check.ok, check
+
+
+def keeps_its_weight(chain: str) -> bool:
+    """Is the first link's right inverse the identity, so that its original is the weight itself?"""
+    first = target_class(parse_chain(chain).links[0].entry)
+    own = (first.inverse, first.right_inverse) == (Parametrization.inverse, Parametrization.right_inverse)
+    return own and first.stored_originals == (0,)
+
+
+@pytest.mark.parametrize(
+    ("chain", "shape", "dtype"), [(c, s, d) for c, s in MAPS if keeps_its_weight(c) for d in dtypes_of(c)], ids=str
+)
+def test_adding_raw_and_taking_off_gives_the_weight_back(chain, shape, dtype):
+    """Where mathematics allows it the round trip is exact to the bit; everywhere else test_fit_is_idempotent states the bound."""
+    W = weight(chain, shape, 2, dtype)
+    assert torch.equal(register_raw(W, parse_chain(chain), IDENTITY, 0)["original"].to(dtype), W)
 
 
 @pytest.mark.parametrize(("chain", "shape"), MAPS, ids=str)
