@@ -31,7 +31,8 @@ JOIN_SECONDS = 120
 BEAT_SECONDS = 2
 DEAD_SECONDS = 60
 LEAVE_SECONDS = 10
-LOOK_SECONDS = 0.02
+# Between two looks at the store: while waiting, a little longer each time, and while working.
+FIRST_LOOK_SECONDS, LOOK_SECONDS = 0.01, 0.25
 # The store takes values of up to 8 MB.
 _PART = 1 << 20
 
@@ -82,12 +83,14 @@ class Alone:
 class Ranks(Alone):
     """The ranks of one run that torchrun started, as seen by one of them."""
 
-    def __init__(self, store: object, rank: int, size: int, local_rank: int = 0, local_size: int = 1):
+    def __init__(self, store: object, rank: int, size: int, local_rank: int = 0, local_size: int = 1, hosts: bool = False):
+        """`hosts`: the store lives in this process, and the others need it to the end."""
         self.store = store
+        self.hosts = hosts
         self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
         self.leads = rank == 0
         self._seen: dict[int, tuple[bytes, float]] = {}
-        self._looked = 0.0
+        self._asked = self._looked = 0.0
         self._gone = threading.Event()
         self._beating = threading.Thread(target=self._beat, daemon=True)
         self._say("beat", b"0")
@@ -122,6 +125,7 @@ class Ranks(Alone):
     def _wait(self, keys: list[str], patience: float | None = None) -> None:
         """Until the store has all keys; RunFailed where the run fails meanwhile, or after `patience` seconds."""
         until = None if patience is None else time.monotonic() + patience
+        pause = FIRST_LOOK_SECONDS
         with self._asking():
             # Asked in portions: a key list is one message, too.
             while keys:
@@ -136,13 +140,18 @@ class Ranks(Alone):
                         exit_code=2, code="usage", told=False,
                         hint="one process alone: start it without RANK, WORLD_SIZE and LOCAL_RANK in its environment",
                     )  # fmt: skip
-                time.sleep(LOOK_SECONDS)
+                time.sleep(pause)
+                pause = min(2 * pause, LOOK_SECONDS)
 
     def check(self) -> None:
+        now = time.monotonic()
+        if now - self._asked < LOOK_SECONDS:
+            return
+        self._asked = now
         with self._asking():
             if self.store.check(["failure"]):
                 raise self._failure()
-            if time.monotonic() - self._looked > BEAT_SECONDS:
+            if now - self._looked > BEAT_SECONDS:
                 self._look_for_dead()
 
     def _failure(self) -> RunFailed:
@@ -214,13 +223,13 @@ class Ranks(Alone):
             return True
 
     def leave(self) -> None:
-        """The first rank goes last, as the store may live in it."""
+        """Whoever hosts the store goes last."""
         try:
             self._say("left", b"")
             until = time.monotonic() + LEAVE_SECONDS
             keys = [f"left/{other}" for other in range(self.size)]
-            while self.leads and time.monotonic() < until and not self.store.check(keys):
-                time.sleep(LOOK_SECONDS)
+            while self.hosts and time.monotonic() < until and not self.store.check(keys):
+                time.sleep(FIRST_LOOK_SECONDS)
         except RuntimeError:
             pass
         self._gone.set()
@@ -257,7 +266,8 @@ def join() -> None:
     rank, size = numbers[:2]
     try:
         store, *_ = next(rendezvous("env://", rank, size, timeout=timedelta(seconds=JOIN_SECONDS)))
-        _current = Ranks(store, *numbers)
+        # torchrun's agent keeps the store for its processes; whoever starts them otherwise leaves it to the first.
+        _current = Ranks(store, *numbers, hosts=rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True")
     except (RuntimeError, ValueError) as error:
         raise UsageError(
             f"the processes that RANK and WORLD_SIZE speak of cannot meet ({type(error).__name__})",

@@ -45,7 +45,7 @@ import os, signal, sys
 from paramcli import ranks
 from paramcli.checkpoint.write_sharded import ShardedSink
 from paramcli.cli.app import main
-ranks.DEAD_SECONDS, ranks.BEAT_SECONDS = 3, 0.2
+ranks.DEAD_SECONDS, ranks.BEAT_SECONDS, ranks.LEAVE_SECONDS = 3, 0.2, 1
 write = ShardedSink.write
 def once(self, name, data):
     write(self, name, data)
@@ -246,7 +246,7 @@ def together(size: int, work) -> list:
     store, answers = HashStore(), [None] * size
 
     def one(rank: int) -> None:
-        member = ranks.Ranks(store, rank, size)
+        member = ranks.Ranks(store, rank, size, hosts=rank == 0)
         try:
             answers[rank] = work(member)
         except Exception as error:
