@@ -32,6 +32,10 @@ _FILES = "torch.distributed.checkpoint.filesystem"
 MAX_ENTRIES = 500_000
 # Pairs of chunks of one tensor that are compared; chunks cut along one dimension need one comparison each.
 _MAX_COMPARED = 2_000_000
+# Dicts that may stand above an entry, on average.
+_STEPS = 8
+# What a small archive is whole, and the pickle and the directory of a larger one.
+_END_BYTES = 1 << 13
 _AGAIN = "copy the whole folder again"
 # What a value that is no tensor is called in lists: its type is known to its pickle alone.
 _PICKLED = type("pickled object", (), {})()
@@ -258,10 +262,14 @@ def _tree(entries: Mapping[str, _Tensor | None], paths: object) -> dict:
     """The nested dicts that were saved, as .metadata's planner data has their paths; flat where it has none."""
     paths = paths if isinstance(paths, dict) else {}
     tree: dict = {}
+    room = _STEPS * len(entries) + 1000
     for name, tensor in entries.items():
         path = paths.get(name, (name,))
         if not isinstance(path, tuple) or not path or not all(type(step) in (str, int) for step in path) or len(path) > 100:
             raise _broken(f"{printable(name, 80)} has no path")
+        room -= len(path)
+        if room < 0:
+            raise _broken("its entries nest deeper than any checkpoint's")
         leaf = _PICKLED if tensor is None else _ref(name, tensor)
         # A list is no state dict, whatever is in it: its values are listed, not named.
         steps, in_list = path[:-1], False
@@ -294,11 +302,19 @@ def _ref(name: str, tensor: _Tensor) -> TensorRef:
 
 
 class _Window(InputFile):
-    """One range of an open file, as a file by itself."""
+    """One range of an open file, as a file by itself. Its two ends, where an archive describes itself, are read at once."""
 
     def __init__(self, file: InputFile, r: _Range):
         self._file, self._base = file, r.offset
         self.path, self.size = file.path, r.length
+        ends = {0: min(r.length, _END_BYTES), max(0, r.length - _END_BYTES): min(r.length, _END_BYTES)}
+        self._ends = {offset: file.read(r.offset + offset, length) for offset, length in ends.items()}
+
+    def read(self, offset: int, length: int) -> bytearray:
+        for start, data in self._ends.items():
+            if 0 <= offset - start and offset - start + length <= len(data):
+                return data[offset - start : offset - start + length]
+        return super().read(offset, length)
 
     def read_into(self, offset: int, view: memoryview) -> None:
         self._file.read_into(self._base + offset, view)

@@ -41,7 +41,7 @@ _FOREIGN = (
 
 
 def is_dcp(folder: Path) -> bool:
-    return os.path.lexists(folder / DCP_METADATA)
+    return os.path.isfile(folder / DCP_METADATA)
 
 
 def container_of(file: InputFile) -> str:

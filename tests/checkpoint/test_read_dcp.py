@@ -22,9 +22,9 @@ from paramcli.errors import InputRefused
 # Two processes save tensors cut along either dimension, unevenly, one replicated and one that is not sharded.
 SHARDED = """
 import sys, torch, torch.distributed as dist, torch.distributed.checkpoint as dcp
-import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+SHAPES = {"rows": (7, 5), "columns": (4, 6), "same": (2, 2), "one": (1, 8)}
 def work(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}.store", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
@@ -38,9 +38,7 @@ def work(rank, folder):
     }
     dcp.save({"model": state, "step": 7}, checkpoint_id=folder)
     dist.destroy_process_group()
-SHAPES = {"rows": (7, 5), "columns": (4, 6), "same": (2, 2), "one": (1, 8)}
-if __name__ == "__main__":
-    mp.spawn(work, args=(sys.argv[1],), nprocs=2)
+work(int(sys.argv[1]), sys.argv[2])
 """
 
 
@@ -55,8 +53,10 @@ def save(state: dict, folder: Path) -> Path:
 def sharded(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("dcp")
     (place / "save.py").write_text(SHARDED)
-    done = subprocess.run([sys.executable, "save.py", str(place / "model")], cwd=place, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
+    lines = [[sys.executable, "save.py", str(rank), str(place / "model")] for rank in (0, 1)]
+    started = [subprocess.Popen(line, cwd=place, stderr=subprocess.PIPE, text=True) for line in lines]
+    errors = [process.communicate(timeout=240)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], errors
     return place / "model"
 
 
@@ -310,3 +310,11 @@ def test_thousands_of_chunks_cost_linear_time(tmp_path):
         _check_tiling("w", tensor)
 
 
+
+
+@pytest.mark.parametrize("numel", [1, 2000, 4000, 300_000])
+def test_archives_of_every_size_are_read(tmp_path, numel):
+    """Archives smaller than what is read of their ends, about as large, and much larger."""
+    state = {f"w{i}": torch.arange(numel, dtype=torch.float32) + i for i in range(3)}
+    with open_checkpoint(save(state, tmp_path / "a")) as source:
+        assert same({name: source.read(name) for name in source.tensors}, state)
