@@ -20,6 +20,11 @@ def test_each_help_opens_with_two_examples_that_fit(command, shell):
     assert examples[1] < panel and sum(map(bool, lines[: examples[0]])) <= 4
 
 
+def test_help_in_a_pipe_is_plain_on_a_ci_machine_too(shell):
+    """GitHub Actions is no terminal."""
+    assert "\x1b" not in shell("add", "--help", GITHUB_ACTIONS="true").out
+
+
 def test_brackets_in_a_help_are_no_markup(shell):
     """The extra that --png needs is named in full."""
     assert "paramcli[plot]" in shell("spectrum", "-h", COLUMNS="140").out
