@@ -59,6 +59,11 @@ def checkpoints(folder: Path) -> None:
     shutil.copytree(ROOT / "fixtures" / "sharded", folder / "model")
 
 
+def recipe(folder: Path) -> None:
+    """recipe.toml: one edit of ckpt.pt."""
+    (folder / "recipe.toml").write_text('[[edit]]\ncommand = "add"\ntensor = ["fc.weight"]\nchain = "skew,cayley"\n')
+
+
 def encoder(folder: Path) -> None:
     """encoder.safetensors: twelve equal layers."""
     torch.manual_seed(0)

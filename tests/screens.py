@@ -45,7 +45,6 @@ SESSIONS = {
     "apply": ["paramcli apply -h", "paramcli apply recipe.toml ckpt.pt", "paramcli apply recipe.toml ckpt.pt -n", "paramcli apply wrong.toml ckpt.pt"],
     "snippet": ["paramcli snippet -h", "paramcli snippet layer.safetensors", "paramcli snippet nothing.safetensors"],
 }  # fmt: skip
-RECIPE = '[[edit]]\ncommand = "add"\ntensor = ["fc.weight"]\nchain = "skew,cayley"\n'
 
 
 def screens() -> dict[Path, str]:
@@ -58,10 +57,9 @@ def screen(name: str, mode: str) -> str:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "work"
         shutil.copytree(ROOT / "fixtures", folder / "fixtures")
-        for make in (doc_files.checkpoints, doc_files.vocoder, doc_files.encoder, doc_files.claims):
+        for make in (doc_files.checkpoints, doc_files.vocoder, doc_files.encoder, doc_files.claims, doc_files.recipe):
             make(folder)
-        (folder / "recipe.toml").write_text(RECIPE)
-        (folder / "wrong.toml").write_text(RECIPE.replace("chain", "chian"))
+        (folder / "wrong.toml").write_text((folder / "recipe.toml").read_text().replace("chain", "chian"))
         parts = []
         for line in SESSIONS[name]:
             code, printed = run_line(line, folder, columns, colour)

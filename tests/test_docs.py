@@ -77,21 +77,14 @@ def test_all_guides_are_reached_from_the_readme():
 @pytest.mark.parametrize("document", docs.DOCUMENTS, ids=lambda path: path.name)
 def test_commands_in_the_prose_parse(document):
     """`paramcli X --option` between backticks names a command and options that exist."""
-    group, text = _command(), document.read_text()
-    known = {*group.params[0].opts, *(option for parameter in group.params for option in parameter.opts)}
-    for command in re.findall(r"`paramcli ([^`\n]+)`", text):
+    group = _command()
+    for command in re.findall(r"`paramcli ([^`\n]+)`", document.read_text()):
         words = shlex.split(command)
-        while words[0].startswith("-"):
-            assert words[0] in known or words[0] in ("-h", "--help"), command
-            words = words[2:] if words[0] == "--plugin" else words[1:]
-            if not words:
-                break
-        if not words or words[0] == "NAME":
-            continue
-        assert words[0] in group.commands, command
-        options = {option for p in group.commands[words[0]].params for option in (*p.opts, *p.secondary_opts)} | {"-h", "--help"}
-        for word in words[1:]:
-            assert not word.startswith("-") or word in options, f"{command}: {word}"
+        name = next((word for word in words if word in group.commands), None)
+        assert name or words[0].startswith("-"), command
+        parsers = [group] if name is None else [group, group.commands[name]]
+        known = {option for parser in parsers for p in parser.params for option in (*p.opts, *p.secondary_opts)} | {"-h", "--help"}
+        assert all(word in known for word in words if word.startswith("-")), command
 
 
 def test_each_family_is_described():

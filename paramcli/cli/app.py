@@ -138,6 +138,11 @@ class _Interruption(ParamcliError):
 
 
 def _dispatch(arguments: list[str]) -> int:
+    if not arguments or not {"-h", "--help"}.isdisjoint(arguments):
+        from typer import rich_utils
+
+        # It would colour the help in a pipe or file where it sees GitHub Actions; rich asks the stream.
+        rich_utils.FORCE_TERMINAL = None
     code = _command().main(args=arguments, prog_name="paramcli", standalone_mode=False)
     sys.stdout.flush()
     return code if isinstance(code, int) else 0

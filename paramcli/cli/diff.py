@@ -12,7 +12,7 @@ from ..report import diff_document, document
 from ..text import printable_path
 from . import options as o
 from .reports import check_report, spectra_of_pairs
-from .session import open_groups, write_file
+from .session import check_tolerance, open_groups, write_file
 
 
 def attach(app: typer.Typer) -> None:
@@ -23,7 +23,7 @@ def diff(
     a: Annotated[Path, typer.Argument(metavar="A", help="A checkpoint.", show_default=False)],
     b: Annotated[Path, typer.Argument(metavar="B", help="Another one.", show_default=False)],
     tensor: o.Tensors = None,
-    tolerance: Annotated[Optional[float], typer.Option("--tol", metavar="X", min=0.0, help="Relative distance that counts as equal; default 16 eps of the dtype.", show_default=False)] = None,
+    tolerance: Annotated[Optional[float], typer.Option("--tol", metavar="X", help="Relative distance that counts as equal; default 16 eps of the dtype.", show_default=False)] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Equal means every bit of every value.")] = False,
     root: o.Root = None,
     root_b: Annotated[Optional[str], typer.Option("--root-b", metavar="A.B", help="Which state dict of B; default that of --root.", show_default=False)] = None,
@@ -43,6 +43,7 @@ def diff(
 
     screen = Screen(quiet)
     check_report(report, force)
+    check_tolerance(tolerance)
     with open_groups(a, root, ignore_record, screen) as one, open_groups(b, root_b or root, ignore_record, screen) as two:
         if tensor:
             names = {group.tensor for side in (one, two) for group in side.choose_any(tensor, (one, two))}

@@ -108,6 +108,11 @@ def check_compute(name: str) -> str:
     return name
 
 
+def check_tolerance(value: float | None) -> None:
+    if value is not None and not value >= 0:
+        raise UsageError(f"--tol {value:g}: must be at least 0")
+
+
 def output_path(source: Source, output: Path | None, in_place: bool, suffix: str, overwrite: bool) -> Path:
     """Where the result goes; refused early where it could not be written there."""
     from ..checkpoint.atomic import refuse_existing

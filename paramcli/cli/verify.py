@@ -17,7 +17,7 @@ from ..view import parse_view
 from . import complete
 from . import options as o
 from .reports import check_report, facts, spectra_for_report
-from .session import check_compute, check_device, open_groups, write_file
+from .session import check_compute, check_device, check_tolerance, open_groups, write_file
 
 
 def attach(app: typer.Typer) -> None:
@@ -28,7 +28,7 @@ def verify(
     ckpt: o.Checkpoint,
     tensor: o.Tensors = None,
     constraint: Annotated[Optional[str], typer.Option("--constraint", metavar="SET", help="What to hold the tensors to, e.g. orthogonal; default what the record says.", show_default=False, autocompletion=complete.constraint)] = None,
-    tolerance: Annotated[Optional[float], typer.Option("--tol", metavar="X", min=0.0, help="Tolerance in place of the constraint's own.", show_default=False)] = None,
+    tolerance: Annotated[Optional[float], typer.Option("--tol", metavar="X", help="Tolerance in place of the constraint's own.", show_default=False)] = None,
     chain: o.Chain = None,
     view: o.View = None,
     root: o.Root = None,
@@ -54,6 +54,7 @@ def verify(
     chain = str(parse_chain(chain)) if chain else None
     seen = parse_view(view).text if view is not None else None
     check_compute(compute_dtype)
+    check_tolerance(tolerance)
     check_report(report, force)
     with open_groups(ckpt, root, ignore_record, screen) as opened:
         from ..surgery.shares import shared_verdicts

@@ -20,6 +20,16 @@ def test_each_help_opens_with_two_examples_that_fit(command, shell):
     assert examples[1] < panel and sum(map(bool, lines[: examples[0]])) <= 4
 
 
+def test_help_in_a_pipe_is_plain_on_a_ci_machine_too(shell):
+    """GitHub Actions is no terminal."""
+    assert "\x1b" not in shell("add", "--help", GITHUB_ACTIONS="true").out
+
+
+def test_brackets_in_a_help_are_no_markup(shell):
+    """The extra that --png needs is named in full."""
+    assert "paramcli[plot]" in shell("spectrum", "-h", COLUMNS="140").out
+
+
 def test_commands_are_listed_by_what_they_are_for(shell):
     """Every command is in one panel, with one line each at 80 columns."""
     out = shell("--help", COLUMNS="80").out
@@ -36,6 +46,8 @@ def test_commands_are_listed_by_what_they_are_for(shell):
         (["add"], "paramcli add needs CKPT", "paramcli add --help"),
         (["add", "x", "-t", "a", "--chain", "skew", "--seed", "a"], "--seed 'a' is not a whole number", "--help"),
         (["add", "x", "-t", "a", "--chain", "skew", "--seed", "-1"], "--seed -1: must be at least 0", None),
+        (["verify", "x", "--tol", "-1"], "--tol -1: must be at least 0", None),
+        (["diff", "x", "y", "--tol", "nan"], "--tol nan: must be at least 0", None),
         (["add", "x", "-t", "a", "--chain", "skew", "--init", "projekt"], "--init projekt: not one of", "--init project"),
         (["add", "x", "-t", "a", "--chain", "cayly"], "no parametrization named 'cayly'", "closest: cayley"),
         (["verify", "x", "--constraint", "orthgonal"], "no constraint named 'orthgonal'", "closest: orthogonal"),
