@@ -115,7 +115,7 @@ class Register:
                     raise CheckFailed(f"the tensor is not {check.constraint} (residual {number_text(check.residual)})")
             dtype = compute_dtype(before.dtype, compute)
             seed = hosting.tensor_seed(self.seed, group.twin or group.tensor)
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            with torch.no_grad():
                 host = hosting.load(old, view, group.shape, widened(state, dtype))
                 hosting.register(host, "weight", more, view, seed)
             state = {**widened(hosting.roles(host), before.dtype), **state}
@@ -216,7 +216,7 @@ class Assign:
         stored = next(t for role, t in state.items() if role.startswith("original")).dtype
         double = wide(stored, wanted.device)
         seed = hosting.tensor_seed(self.seed, group.twin or group.tensor)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), hosting.generators_kept(wanted.device):
             parts = hosting.parts(hosting.load(chain, view, group.shape, widened(complete(group, state, chain), double)))
             seen = view.into(wanted.to(double))
             free = chain.constraint is None or parts[-1].is_projection

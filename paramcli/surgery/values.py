@@ -17,7 +17,7 @@ from ..checkpoint.open import open_checkpoint
 from ..checkpoint.source import Source
 from ..dtypes import torch_dtype
 from ..errors import InputRefused, error_context
-from ..host import tensor_seed
+from ..host import generators_kept, start_generators, tensor_seed
 from ..spec import select
 from ..text import listing, printable, printable_path, shape_text
 from ..view import parse_view
@@ -36,8 +36,9 @@ class Initialised:
         self._fill(group, torch.empty(group.shape, device="meta"))
 
     def __call__(self, group: Group, device: object) -> Tensor:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(tensor_seed(self.seed, group.twin or group.tensor))
+        cpu = torch.device("cpu")
+        with generators_kept(cpu):
+            start_generators(tensor_seed(self.seed, group.twin or group.tensor), cpu)
             # Drawn on the CPU in float32 or wider, so that every device and half type gets the same numbers.
             value = torch.empty(group.shape, dtype=torch.promote_types(torch_dtype(group.dtype), torch.float32))
             self._fill(group, value)
