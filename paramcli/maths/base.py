@@ -238,7 +238,13 @@ class Parametrization(nn.Module):
 
     def right_inverse(self, value: Tensor) -> Tensor | tuple[Tensor, ...]:
         seen = self.view.into(value)
-        originals = self.outline(seen) if value.is_meta else self.inverse(seen.to(compute_dtype(value.dtype)))
+        try:
+            originals = self.outline(seen) if value.is_meta else self.inverse(seen.to(compute_dtype(value.dtype)))
+        except CannotReach as error:
+            if self.stored_originals == (0,):
+                raise
+            # torch would take the tensor for the original, and this map has others.
+            raise InputRefused(error.message, hint=error.hint) from None
         made = self.out_of_view(originals if isinstance(originals, tuple) else (originals,), value.shape)
         made = tuple(X.to(value.dtype) for X in made)
         return made if isinstance(originals, tuple) else made[0]

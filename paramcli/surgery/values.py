@@ -33,6 +33,8 @@ class Initialised:
 
     def check(self, group: Group) -> None:
         """Raise InputRefused where the initialiser has no values of this shape; nothing is drawn."""
+        if torch_dtype(group.dtype).is_complex and self.name.removesuffix("_") == "orthogonal":
+            raise InputRefused("torch.nn.init.orthogonal_ has no complex values", hint="--with normal gives some, which the chain then projects")
         self._fill(group, torch.empty(group.shape, device="meta"))
 
     def __call__(self, group: Group, device: object) -> Tensor:
@@ -53,9 +55,11 @@ class Initialised:
         view = parse_view(group.view)
         try:
             for block in list(view.into(value)) if view.count else [value]:
-                function(block)
-                if self._wants_rotation(group) and not value.is_meta and bool(torch.linalg.slogdet(block).sign < 0):
-                    block[0] *= -1
+                # Blocks of the last dimension are no contiguous tensors, which some initialisers want.
+                filled = function(block.contiguous())
+                if self._wants_rotation(group) and not value.is_meta and bool(torch.linalg.slogdet(filled).sign < 0):
+                    filled[0] *= -1
+                block.copy_(filled)
         except ValueError as error:
             raise InputRefused(f"{self.name} does not fit a tensor of shape {shape_text(group.shape)}: {error}") from None
 
