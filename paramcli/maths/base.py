@@ -164,6 +164,12 @@ def square(shape: torch.Size | tuple[int, ...], who: str) -> None:
         raise InputRefused(f"{who} needs a square matrix (or a batch of them); the maths {seen}")
 
 
+def matrix(shape: torch.Size | tuple[int, ...], who: str) -> None:
+    if len(shape) < 2:
+        seen = f"a vector of {shape[0]}" if shape else "a scalar"
+        raise InputRefused(f"{who} needs a matrix (or a batch of them); the maths sees {seen}")
+
+
 class Parametrization(nn.Module):
     """A map onto a constraint, as torch's parametrize wants it.
 
