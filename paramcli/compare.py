@@ -70,6 +70,7 @@ def _distance(name: str, a: Source, one: Group, b: Source, other: Group, toleran
 
     with torch.no_grad():
         x, y = effective(a, one), effective(b, other)
+        same_bits = exact and torch.equal(*(W.contiguous().reshape(-1).view(torch.uint8) for W in (x, y)))
         eps = max(torch.finfo(x.dtype).eps, torch.finfo(y.dtype).eps)
         wide = torch.complex128 if x.is_complex() or y.is_complex() else torch.float64
         x, y = x.to(wide), y.to(wide)
@@ -78,10 +79,13 @@ def _distance(name: str, a: Source, one: Group, b: Source, other: Group, toleran
         same_infinite = torch.where(torch.isfinite(x) | torch.isfinite(y), torch.zeros_like(x), torch.ones_like(x)).abs() * (x == y)
         gap = torch.where((x == y) | torch.isnan(x) | (same_infinite > 0), torch.zeros_like(x), x - y)
         largest = gap.abs().max().item() if gap.numel() else 0.0
-        size = torch.linalg.vector_norm(torch.nan_to_num(x)).item()
+        size = torch.linalg.vector_norm(torch.where(torch.isfinite(x), x, torch.zeros_like(x))).item()
         distance = torch.linalg.vector_norm(gap).item()
     relative = 0.0 if distance == 0 else distance / size if size else float("inf")
-    limit = 0.0 if exact else tolerance if tolerance is not None else DEFAULT_EPS * eps
+    if exact:
+        bits = "the same numbers in other bits (the sign of a zero, a NaN's payload)" if distance == 0 and not same_bits else None
+        return Difference(name, same_bits, largest, relative, bits or detail)
+    limit = tolerance if tolerance is not None else DEFAULT_EPS * eps
     return Difference(name, relative <= limit, largest, relative, detail)
 
 

@@ -13,7 +13,7 @@ from . import measure
 from .checkpoint.forms import Group
 from .checkpoint.source import Source
 from .dtypes import DTYPES, dtype_name
-from .errors import InputRefused
+from .errors import InputRefused, error_context
 from .maths.base import Check, Constraint, compute_dtype, eps, wide
 from .registry import CONSTRAINTS, spec_of, target_class, within
 from .surgery.evaluate import effective
@@ -44,11 +44,12 @@ def findings(
         if DTYPES[group.dtype].kind not in ("float", "half", "complex"):
             continue
         try:
-            W = effective(source, group, device)
+            with error_context(tensor=group.tensor, path=source.path):
+                W = effective(source, group, device)
+                checks = _checks(W)
         except InputRefused as error:
             skipped.append((group.tensor, error.message))
             continue
-        checks = _checks(W)
         digest = (W.shape, hashlib.sha256(source_bytes(W)).digest())
         if W.numel() > 1 and digest in seen and bool((W != 0).any()):
             checks.append(Check(f"duplicate of {seen[digest]}", 0.0, 0.0))

@@ -60,7 +60,10 @@ class OutputFailed(ParamcliError):
 
 @contextmanager
 def error_context(*, tensor: str | None = None, path: str | PathLike | None = None) -> Iterator[None]:
-    """Add the tensor and file that low code did not know; what is already set stays."""
+    """Add the tensor and file that low code did not know; what is already set stays.
+
+    A decomposition that does not converge, or meets numbers beyond the range of its dtype, is a fact about the tensor.
+    """
     try:
         yield
     except ParamcliError as error:
@@ -69,3 +72,8 @@ def error_context(*, tensor: str | None = None, path: str | PathLike | None = No
         if error.path is None:
             error.path = path
         raise
+    except RuntimeError as error:
+        if type(error).__name__ != "_LinAlgError":  # torch's, which this module does not import
+            raise
+        why = str(error).splitlines()[0]
+        raise InputRefused(f"its linear algebra fails: {why}", hint="leave it out with -t", tensor=tensor, path=path) from None

@@ -8,7 +8,8 @@ checkpoint's keys spell (`original`, `original0`, `1.base`, ...).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,23 @@ def tensor_seed(seed: int, tensor: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{tensor}".encode("utf-8", "surrogatepass")).digest()[:8], "little") >> 1
 
 
+@contextmanager
+def generators_kept(device: torch.device) -> Iterator[None]:
+    """torch's generators go on afterwards as if nothing had been drawn or seeded in between."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+def start_generators(seed: int, device: torch.device) -> None:
+    """torch.manual_seed for what is drawn on this device or on the CPU; the generators of other devices are not ours."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
 def bare(weight: Tensor) -> nn.Module:
     """A module with one parameter, `weight`, in eval mode: spectral norm then takes no power step."""
     host = nn.Module()
@@ -39,21 +57,23 @@ def register(module: nn.Module, name: str, chain: Chain, view: View = IDENTITY, 
 
     With a seed, torch's generator starts from it before each step that can draw: the module's own
     start (u and v of spectral norm, a mask) and the registration (the columns that complete a base).
+    The caller's random numbers go on afterwards as they would have.
     """
     start = getattr(module, name).detach()
-    for link in chain.links:
-        # Maps keep shape and dtype, and without data there is nothing to evaluate.
-        value = start if start.is_meta else getattr(module, name).detach()
-        if seed is not None:
-            torch.manual_seed(seed)
-        part = link.make(view.into(value))
-        part.view = view
-        part.stored_shape = tuple(value.shape)
-        part.train(module.training)
-        if seed is not None:
-            torch.manual_seed(seed)
-        # Shapes and dtypes are ours to promise, so torch need not evaluate every map to check them.
-        parametrize.register_parametrization(module, name, part, unsafe=not part.evaluated_on_registration)
+    with generators_kept(start.device):
+        for link in chain.links:
+            # Maps keep shape and dtype, and without data there is nothing to evaluate.
+            value = start if start.is_meta else getattr(module, name).detach()
+            if seed is not None:
+                start_generators(seed, value.device)
+            part = link.make(view.into(value))
+            part.view = view
+            part.stored_shape = tuple(value.shape)
+            part.train(module.training)
+            if seed is not None:
+                start_generators(seed, value.device)
+            # Shapes and dtypes are ours to promise, so torch need not evaluate every map to check them.
+            parametrize.register_parametrization(module, name, part, unsafe=not part.evaluated_on_registration)
     return module
 
 
@@ -116,11 +136,8 @@ def load(chain: Chain, view: View, shape: Sequence[int], state: Mapping[str, Ten
 
 def value(host: nn.Module) -> Tensor:
     """The parametrized weight, evaluated."""
-    try:
-        with torch.no_grad():
-            return host.weight.detach()
-    except torch.linalg.LinAlgError as error:
-        raise InputRefused(f"the chain cannot be evaluated: {str(error).splitlines()[0]}") from None
+    with torch.no_grad():
+        return host.weight.detach()
 
 
 def parts(host: nn.Module, name: str = "weight") -> list[nn.Module]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -75,8 +76,10 @@ def register(
         if init not in ("project", "strict"):
             raise UsageError(f"init={init!r}: project, strict or raw")
         fitted = fit(tensor.detach(), parsed, seen, init=init, seed=seed, max_change=max_change)
-    _install(module, name, parsed, seen)
-    _fill(module, name, fitted.state)
+    with ExitStack() as undo:
+        _install(module, name, parsed, seen, undo)
+        _fill(module, name, fitted.state)
+        undo.pop_all()
     return module
 
 
@@ -89,12 +92,12 @@ def load(model: nn.Module, path: str | os.PathLike, strict: bool = True, *, root
     sees all of them.
 
     Raises InputRefused for a file that does not fit the model (`strict=False` loads what fits), UsageError for a chain
-    that nothing tells.
+    that nothing tells; the model is then as it was.
     """
-    with open_checkpoint(Path(path), root) as source, error_context(path=path):
+    with open_checkpoint(Path(path), root) as source, error_context(path=path), ExitStack() as undo:
         state: dict[str, Tensor] = {}
         for group in _groups(source).values():
-            state.update(_tensors_for(model, source, group))
+            state.update(_tensors_for(model, source, group, undo))
         source.check_unchanged()
         have = model.state_dict()
         wrong = [
@@ -111,6 +114,7 @@ def load(model: nn.Module, path: str | os.PathLike, strict: bool = True, *, root
                 hint="paramcli inspect shows the names; strict=False loads what fits",
             )
         model.load_state_dict(state, strict=False)
+        undo.pop_all()
     return model
 
 
@@ -121,7 +125,7 @@ def _groups(source: Source) -> dict[str, Group]:
     return detect(source.tensors, record) if record else plain
 
 
-def _tensors_for(model: nn.Module, source: Source, group: Group) -> dict[str, Tensor]:
+def _tensors_for(model: nn.Module, source: Source, group: Group, undo: ExitStack) -> dict[str, Tensor]:
     """The group's tensors under the keys the model has for them, its chain registered first where it is not."""
     state = read_state(source, group)
     own = {key: state[role] for role, key in group.keys.items()}
@@ -135,7 +139,7 @@ def _tensors_for(model: nn.Module, source: Source, group: Group) -> dict[str, Te
             require_chain(group)
             chain, view = settle(group, state)
             hosting.require_fit(chain, view, tuple(getattr(module, name).shape), hosting.dtype_of(state))
-            _install(module, name, chain, view)
+            _install(module, name, chain, view, undo)
             state = complete(group, state, chain)
     return {parametrized_key(group.tensor, role): tensor for role, tensor in state.items()}
 
@@ -200,13 +204,14 @@ def _verify_model(model: nn.Module, names: Sequence[str] | None, constraint: str
             continue
         chain, view = known
         with torch.no_grad(), error_context(tensor=tensor):
-            was = module.training
+            modes = [(part, part.training) for part in module.parametrizations[name].modules()]
             try:
                 # A power step would move u and v, and measuring changes nothing.
                 module.parametrizations[name].eval()
                 value = getattr(module, name).detach()
             finally:
-                module.parametrizations[name].train(was)
+                for part, was in modes:
+                    part.training = was
             group = Group(tensor, PARAMETRIZED, {}, {}, tuple(value.shape), code_of(value.dtype), str(chain), view.text, chain.constraint)
             originals = hosting.roles(module, name)
             checks = measure_parts(chain, view, value, originals, constraint, tolerance)
@@ -260,21 +265,32 @@ def _keeps_shape(module: nn.Module, name: str) -> bool:
     return bool(getattr(first, "stored_originals", (0,)))
 
 
-def _install(module: nn.Module, name: str, chain: Chain, view: View) -> None:
-    """Register the chain's structure without any arithmetic; a single original stays the same Parameter object."""
+def _install(module: nn.Module, name: str, chain: Chain, view: View, undo: ExitStack) -> None:
+    """Register the chain's structure without any arithmetic; a single original stays the same Parameter object.
+
+    `undo` gets the way back: originals made here hold no numbers yet.
+    """
     old = getattr(module, name)
+    tables = [module._parameters, module._buffers, module._modules, module._non_persistent_buffers_set]
+    undo.callback(_put_back, module, name, type(module), [(table, table.copy()) for table in tables])
     shell = torch.empty(old.shape, dtype=old.dtype, device="meta")
     is_parameter = name in module._parameters
     setattr(module, name, nn.Parameter(shell, old.requires_grad) if is_parameter else shell)
-    try:
-        hosting.register(module, name, chain, view)
-    except BaseException:
-        if not parametrize.is_parametrized(module, name):
-            setattr(module, name, old)
-        raise
+    hosting.register(module, name, chain, view)
     made = module.parametrizations[name].to_empty(device=old.device)
     if hasattr(made, "original") and made.original.shape == old.shape:
         (made._parameters if is_parameter else made._buffers)["original"] = old
+
+
+def _put_back(module: nn.Module, name: str, was: type, tables: Sequence[tuple]) -> None:
+    if type(module) is was and parametrize.is_parametrized(module, name):
+        # Other tensors of the module are parametrized and stay so.
+        del module.parametrizations[name]
+        delattr(was, name)
+    module.__class__ = was
+    for table, entries in tables:
+        table.clear()
+        table.update(entries)
 
 
 def _fill(module: nn.Module, name: str, state: Mapping[str, Tensor]) -> None:

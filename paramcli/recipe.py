@@ -46,7 +46,7 @@ def read_recipe(path: Path) -> list[Edit]:
         return _edits(_json(text, path).get("edit"), lambda index, key: f"{name} edit {index + 1}", path)
     try:
         found = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{name} is not TOML: {printable(error)}", hint="each edit is a table: [[edit]], command = \"add\", ...", path=path) from None
     lines = locate(text)
     _refuse_strangers(found, lines, name, path)

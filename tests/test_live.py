@@ -175,6 +175,44 @@ def test_load_names_what_does_not_fit(tmp_path):
         paramcli.load(model(), tmp_path / "shape.pt", strict=False)
 
 
+@pytest.mark.parametrize("already", [False, True])
+def test_a_refused_load_leaves_the_model_as_it_was(already, tmp_path):
+    """Nothing stays registered by a load that is refused, every parameter is the same object, and no number changed."""
+    other = model()
+    paramcli.register(other["fc"], "weight", "weight_norm")
+    paramcli.register(other["out"], "weight", "fixed_rank:rank=2")
+    path = paramcli.save(nn.ModuleDict({"fc": other["fc"], "out": other["out"]}), tmp_path / "part.safetensors")
+    m = model()
+    if already:
+        parametrizations.spectral_norm(m["fc"], "bias")
+    before, copies = list(m.named_parameters()), [p.detach().clone() for p in m.parameters()]
+    kinds = [type(part) for part in m.modules()]
+    with pytest.raises(InputRefused, match="lacks"):
+        paramcli.load(m, path)
+    after = list(m.named_parameters())
+    assert [name for name, _ in after] == [name for name, _ in before] and all(a is b for (_, a), (_, b) in zip(after, before))
+    assert all(torch.equal(p, copy) for p, copy in zip(m.parameters(), copies)) and [type(part) for part in m.modules()] == kinds
+    assert m["fc"](torch.ones(1, 8)).isfinite().all()
+    paramcli.load(m, path, strict=False)
+    assert torch.equal(m["fc"].weight, other["fc"].weight)
+
+
+@pytest.mark.parametrize("chain", ["skew,cayley", "prune_random:amount=0.5", "lora:rank=2", "spectral_norm", "orthogonal"])
+def test_a_user_s_random_numbers_are_left_alone(chain, tmp_path, monkeypatch):
+    """register, append, save, verify and load change no generator, of the CPU or of another device."""
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("the generators of all devices were seeded"))
+    layers = [nn.Linear(8, 8) for _ in range(4)]
+    torch.default_generator.manual_seed(3)
+    state = torch.get_rng_state()
+    for layer, init in zip(layers, ("project", "raw")):
+        paramcli.register(layer, "weight", chain, init=init)
+    paramcli.register(layers[2], "weight", "symmetric")
+    paramcli.register(layers[2], "weight", "prune_random:amount=0.5")
+    assert paramcli.verify(layers[0])
+    paramcli.load(layers[3], paramcli.save(layers[0], tmp_path / "m.safetensors"))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_save_records_torchs_own_parametrizations(tmp_path):
     """A model parametrized with stock torch is saved with a record that verify and remove act on."""
     m = model()
@@ -214,6 +252,14 @@ def test_verify_does_not_touch_the_model():
     before = {k: t.clone() for k, t in m.state_dict().items()}
     assert paramcli.verify(m)[0].ok and m["out"].parametrizations.weight.training
     assert all(torch.equal(t, before[k]) for k, t in m.state_dict().items())
+
+
+def test_verify_keeps_each_part_in_its_own_mode():
+    """A parametrization that the user froze in eval mode stays so in a model that trains."""
+    m = parametrizations.spectral_norm(nn.Linear(8, 3))
+    m.parametrizations.weight[0].eval()
+    paramcli.verify(m)
+    assert m.training and m.parametrizations.weight.training and not m.parametrizations.weight[0].training
 
 
 def test_importing_the_package_is_cheap():

@@ -6,7 +6,7 @@ import typer
 
 from ..console import Screen, discover_table
 from ..report import discover_document, document
-from ..text import count_text, printable_path
+from ..text import count_text, printable, printable_path
 from . import options as o
 from .reports import check_report, facts, spectra_for_report
 from .session import check_device, open_groups, write_file
@@ -58,4 +58,4 @@ def discover(
         if report is not None:
             screen.note(f"wrote {printable_path(report)}")
         for name, why in skipped:
-            screen.warn(f"not looked at: {name}: {why}")
+            screen.warn(f"not looked at: {printable(name)}: {why}")

@@ -72,8 +72,8 @@ class LoRA(Parametrization):
         rank = self.rank
         S = torch.linalg.svdvals((value - originals[0]).reshape(matrix_shape(value.shape)))
         # The difference of two stored tensors carries their rounding, in units of the weight's own size.
-        size = torch.linalg.matrix_norm(originals[0].reshape(matrix_shape(value.shape)), 2)
-        beyond = (S[rank] / size).item() if rank < len(S) else 0.0
+        size = torch.maximum(torch.linalg.matrix_norm(originals[0].reshape(matrix_shape(value.shape)), 2), S[0])
+        beyond = (S[rank] / size).item() if rank < len(S) and size > 0 else 0.0
         return [Check(f"change_of_rank:{rank}", beyond, 8 * eps(torch.bfloat16))]
 
 

@@ -164,6 +164,12 @@ def square(shape: torch.Size | tuple[int, ...], who: str) -> None:
         raise InputRefused(f"{who} needs a square matrix (or a batch of them); the maths {seen}")
 
 
+def matrix(shape: torch.Size | tuple[int, ...], who: str) -> None:
+    if len(shape) < 2:
+        seen = f"a vector of {shape[0]}" if shape else "a scalar"
+        raise InputRefused(f"{who} needs a matrix (or a batch of them); the maths sees {seen}")
+
+
 class Parametrization(nn.Module):
     """A map onto a constraint, as torch's parametrize wants it.
 
@@ -238,7 +244,13 @@ class Parametrization(nn.Module):
 
     def right_inverse(self, value: Tensor) -> Tensor | tuple[Tensor, ...]:
         seen = self.view.into(value)
-        originals = self.outline(seen) if value.is_meta else self.inverse(seen.to(compute_dtype(value.dtype)))
+        try:
+            originals = self.outline(seen) if value.is_meta else self.inverse(seen.to(compute_dtype(value.dtype)))
+        except CannotReach as error:
+            if self.stored_originals == (0,):
+                raise
+            # torch would take the tensor for the original, and this map has others.
+            raise InputRefused(error.message, hint=error.hint) from None
         made = self.out_of_view(originals if isinstance(originals, tuple) else (originals,), value.shape)
         made = tuple(X.to(value.dtype) for X in made)
         return made if isinstance(originals, tuple) else made[0]

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputRefused
-from .base import Check, Constraint, Parametrization
+from .base import Check, Constraint, Parametrization, matrix
 from .orthogonal import gram_error
-from .structured import matrix
 
 # U and V rounded once to half precision: a few eps of bfloat16.
 BASIS_TOLERANCE = 2e-2

@@ -197,6 +197,12 @@ class Orthogonal(Parametrization, _Orthogonal):
     def __init__(self, weight: Tensor, map: str, triv: bool):
         # The private class is the one that torch's function registers: its forward is the law here.
         _Orthogonal.__init__(self, weight, _OrthMaps[map], use_trivialization=triv)
+        if triv:
+            # Where it is not the first of its chain torch gives it no base to start from, and fails.
+            n = max(weight.shape[-2:])
+            self.base = weight.new_empty(*weight.shape[:-2], n, n)
+            if not weight.is_meta:
+                self.base.copy_(torch.eye(n, dtype=weight.dtype, device=weight.device))
 
     @classmethod
     def make(cls, value: Tensor, map: str | None = None, triv: bool = True) -> Orthogonal:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputRefused
-from .base import COMPUTED, COMPUTED_SMALL, CannotReach, Constraint, Parametrization, Singular, eps, square
+from .base import COMPUTED, COMPUTED_SMALL, CannotReach, Constraint, Parametrization, Singular, eps, matrix, square
 from .frames import Frame, tall
 from .orthogonal import RANK, row_scaled
 
@@ -38,11 +38,6 @@ def softplus_inverse(y: Tensor, what: str, otherwise: str) -> Tensor:
 def share(part: Tensor, largest: Tensor) -> Tensor:
     """part / largest, with 0 / 0 = 0."""
     return torch.where(part == 0, part, part / largest)
-
-
-def matrix(shape: torch.Size | tuple[int, ...], who: str) -> None:
-    if len(shape) < 2:
-        raise InputRefused(f"{who} needs a matrix (or a batch of them); the tensor has {len(shape)} dimension{'s' if len(shape) != 1 else ''}")
 
 
 def with_singular_values(W: Tensor, change) -> Tensor:

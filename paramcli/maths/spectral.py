@@ -8,15 +8,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 from torch.nn.utils.parametrizations import _SpectralNorm
 
-from ..errors import InputRefused
-from .base import CannotReach, Check, Constraint, Parametrization, Singular, square
+from .base import CannotReach, Check, Constraint, Parametrization, Singular, matrix, square
 from .elementwise import inverse_softplus
 from .norm import POWER_METHOD, SpectralNorm, as_matrix, largest_singular_value
-
-
-def needs_matrix(shape: torch.Size, who: str) -> None:
-    if len(shape) < 2:
-        raise InputRefused(f"{who} needs a matrix (or a batch of them); the tensor has {len(shape)} dimension")
 
 
 class SpectralCap(Constraint):
@@ -28,7 +22,7 @@ class SpectralCap(Constraint):
         self.c = c
 
     def check_shape(self, shape: torch.Size) -> None:
-        needs_matrix(shape, self.name)
+        matrix(shape, self.name)
 
     def residual(self, W: Tensor) -> Tensor:
         return (largest_singular_value(W) / self.c - 1).clamp(min=0)
@@ -56,7 +50,7 @@ class AolBound(Constraint):
     projection = "near"
 
     def check_shape(self, shape: torch.Size) -> None:
-        needs_matrix(shape, self.name)
+        matrix(shape, self.name)
 
     def residual(self, W: Tensor) -> Tensor:
         return (aol_size(W) - 1).abs()
@@ -316,7 +310,7 @@ class SpectralReparam(SpectralNorm):
 
     @classmethod
     def check_shape(cls, shape: torch.Size, alpha: float = 0.05, eps: float = 1e-6) -> None:
-        needs_matrix(shape, "spectral_reparam")
+        matrix(shape, "spectral_reparam")
 
     def set_scale(self, sigma: Tensor) -> None:
         """The scale at which the numerator is sigma + eps, so that a weight is its own value."""

@@ -8,16 +8,10 @@ import torch
 from torch import Tensor
 
 from ..errors import InputRefused
-from .base import CannotReach, Constraint, Parametrization, Singular, relative
+from .base import CannotReach, Constraint, Parametrization, Singular, matrix, relative
 
 # The diagonals that are positive are an open set: an entry that is not is raised to this share of the largest entry.
 DIAGONAL_FLOOR = 1e-3
-
-
-def matrix(shape: torch.Size | tuple[int, ...], who: str) -> None:
-    if len(shape) < 2:
-        seen = "x".join(map(str, shape)) or "a scalar"
-        raise InputRefused(f"{who} needs a matrix (or a batch of them); the maths sees {seen}")
 
 
 def places(W: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import Constraint, Parametrization, one_entry, relative, square
-from .structured import matrix
+from .base import Constraint, Parametrization, matrix, one_entry, relative, square
 
 
 def diagonal_sums(X: Tensor) -> Tensor:

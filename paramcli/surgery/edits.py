@@ -20,7 +20,7 @@ from ..checkpoint.keys import parametrized_key
 from ..checkpoint.record import Entry
 from ..checkpoint.source import Source
 from ..checkpoint.header import Slot
-from ..dtypes import code_of, torch_dtype
+from ..dtypes import code_of, dtype_name, torch_dtype
 from ..errors import CheckFailed, InputRefused, UsageError
 from ..maths.base import Check, compute_dtype, wide
 from ..registry import target_class
@@ -62,26 +62,28 @@ class Register:
             chain.with_tensors("mask")
         return with_count(chain, self.counts[group.tensor]) if group.tensor in self.counts else chain
 
+    def _with_mask(self, chain: Chain, group: Group, view: View) -> Chain:
+        return chain if self.mask_for is None else chain.with_tensors("mask", mask=view.into(self.mask_for(group)))
+
     def _plan_plain(self, group: Group) -> Step:
         chain = self._chain_of(group)
         if self.init != "raw" and (why := chain.uninvertible()):
             raise UsageError(f"{chain} has no right inverse: {why}", hint="--init raw registers it as torch does")
         slots = chain_slots(group, chain, self.view)
-        names = {slot.name: slot.name for slot in slots} if self.spelling == "new" else old_names(group.tensor, chain, slots)
+        names = {slot.name: slot.name for slot in slots} if self.spelling == "new" else old_names(group.tensor, chain, slots, self.view)
         slots = tuple(Slot(names[slot.name], slot.dtype, slot.shape) for slot in slots)
 
         def give(fitted: Fitted):
             made = keyed(group.tensor, fitted.state)
-            # Only raw gets here with a zero row under a norm: torch writes it, and computes NaN from it.
+            # Only raw gets here, with a zero row under a norm for one: torch writes it, and computes NaN from it.
             finite = measure.all_finite(fitted.value)
-            note = fitted.note if finite else "its value is NaN or infinite: a norm it divides by is zero"
+            note = fitted.note if finite else f"its value is NaN or infinite: {NOT_FINITE.format(dtype_name(group.dtype))}"
             return {names[key]: tensor for key, tensor in made.items()}, {**numbers(fitted.moved, fitted.check), "note": note}
 
         def run(source: Source, device: object, compute: str):
             W = source.read(group.keys["value"]).to(device)
-            bound = chain if self.mask_for is None else chain.with_tensors("mask", mask=self.view.into(self.mask_for(group)))
             seed = hosting.tensor_seed(self.seed, group.twin or group.tensor)
-            return give(fit(W, bound, self.view, init=self.init, seed=seed, max_change=self.max_change, compute=compute))
+            return give(fit(W, self._with_mask(chain, group, self.view), self.view, init=self.init, seed=seed, max_change=self.max_change, compute=compute))
 
         def together(tensors: Sequence[Tensor], device: object, compute: str):
             return fit_stack(tensors, chain, self.view, init=self.init, max_change=self.max_change, device=device, compute=compute)
@@ -103,7 +105,11 @@ class Register:
         if self.view.text not in (None, view.text):
             raise UsageError(f"{printable(group.tensor)} already has the view {view}; a chain has one view")
         whole, more = extend(old, self.chain)
+        if self.mask_for is not None:
+            more.with_tensors("mask")
         slots = chain_slots(group, whole, view)
+        if self.spelling == "old":
+            old_names(group.tensor, whole, slots, view)
 
         def run(source: Source, device: object, compute: str):
             state = complete(group, read_state(source, group, device), old)
@@ -115,9 +121,9 @@ class Register:
                     raise CheckFailed(f"the tensor is not {check.constraint} (residual {number_text(check.residual)})")
             dtype = compute_dtype(before.dtype, compute)
             seed = hosting.tensor_seed(self.seed, group.twin or group.tensor)
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            with torch.no_grad():
                 host = hosting.load(old, view, group.shape, widened(state, dtype))
-                hosting.register(host, "weight", more, view, seed)
+                hosting.register(host, "weight", self._with_mask(more, group, view), view, seed)
             state = {**widened(hosting.roles(host), before.dtype), **state}
             value = evaluate(whole, view, group.shape, state, before.dtype, compute)
             change = measure.moved(value, before)
@@ -143,7 +149,7 @@ class Bake:
         def run(source: Source, device: object, compute: str):
             state = read_state(source, group, device)
             for role, tensor in state.items():
-                if tensor.is_floating_point():
+                if tensor.is_floating_point() or tensor.is_complex():
                     measure.require_finite(tensor, f"'{role}'")
             settled, view = settle(group, state)
             value = weight_of(group, state, settled, view, compute)
@@ -188,6 +194,8 @@ class Assign:
             chain, view = parse_chain(group.chain), parse_view(group.view)
             if why := chain.uninvertible():
                 raise InputRefused(f"{chain} has no right inverse: {why}")
+            if "value" in group.keys:
+                raise InputRefused(f"{printable(group.tensor)} is spelt the oldest way ({group.form})", hint="paramcli migrate --to new first")
             check_roles(group, chain, view)
         self.value_for.check(group)
         slots = tuple(Slot(key, *shape_of(group, role)) for role, key in group.keys.items())
@@ -216,7 +224,7 @@ class Assign:
         stored = next(t for role, t in state.items() if role.startswith("original")).dtype
         double = wide(stored, wanted.device)
         seed = hosting.tensor_seed(self.seed, group.twin or group.tensor)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), hosting.generators_kept(wanted.device):
             parts = hosting.parts(hosting.load(chain, view, group.shape, widened(complete(group, state, chain), double)))
             seen = view.into(wanted.to(double))
             free = chain.constraint is None or parts[-1].is_projection
@@ -244,8 +252,10 @@ def _outline(chain: Chain, view: View, shape: tuple[int, ...], code: str) -> tup
     return tuple((role, code_of(tensor.dtype), tuple(tensor.shape)) for role, tensor in outline.items())
 
 
-def old_names(tensor: str, chain: Chain, slots: tuple[Slot, ...]) -> dict[str, str]:
-    """torch's current key -> the one from before parametrize; UsageError for chains that had none."""
+def old_names(tensor: str, chain: Chain, slots: tuple[Slot, ...], view: View) -> dict[str, str]:
+    """torch's current key -> the one from before parametrize; UsageError for chains that had none, and for views."""
+    if view.text is not None:
+        raise UsageError(f"the old spelling has no views, and code that reads it would see another weight than --view {view} gives")
     form = OLD_FORM.get(frozenset(slot.name.removeprefix(parametrized_key(tensor, "")) for slot in slots))
     if form is None or len(chain) != 1:
         raise UsageError(f"{chain} has no old spelling", hint="weight_norm, spectral_norm and pruning have one")
@@ -273,17 +283,22 @@ def shape_of(group: Group, role: str) -> tuple[str, tuple[int, ...]]:
     return info.dtype, info.shape
 
 
+# Why finite originals can have such a value.
+NOT_FINITE = "it is beyond the range of {}, or divided by a norm that is zero"
+
+
 def explain_infinite(group: Group, state: dict[str, Tensor]) -> None:
-    """Raise InputRefused: the originals are finite and the value is not, so some norm was divided by that is zero."""
+    """Raise InputRefused: the originals are finite and the value is not."""
     hint = "leave it out with -t, or mend the originals"
-    if "original1" in state:
-        g, v = state["original0"], state["original1"]
-        dims = [d for d in range(v.ndim) if g.ndim and g.shape[d] == v.shape[d] and v.shape[d] > 1]
-        norms = v.double().flatten() if not dims else v.double().movedim(dims[0], 0).flatten(1)
-        zero = (torch.linalg.vector_norm(norms, dim=-1) == 0).nonzero().flatten().tolist()
-        where = f"slice {zero[0]} of dimension {dims[0]}" if dims and zero else "it"
-        raise InputRefused(f"its direction v is zero ({where} has no length to divide by)", hint=hint)
-    raise InputRefused("its value is NaN or infinite though its originals are finite: a norm it divides by is zero", hint=hint)
+    if set(state) == {"original0", "original1"}:
+        g, v = state["original0"], state["original1"].abs().double()
+        dims = [d for d in range(v.ndim) if g.ndim == v.ndim and g.shape[d] == v.shape[d] and v.shape[d] > 1]
+        norms = v.flatten() if not dims else v.movedim(dims[0], 0).flatten(1)
+        zero = (torch.linalg.vector_norm(norms, dim=-1) == 0).reshape(-1).nonzero().flatten().tolist()
+        if zero and group.shape == tuple(v.shape):
+            where = f"slice {zero[0]} of dimension {dims[0]}" if dims else "it"
+            raise InputRefused(f"its direction v is zero ({where} has no length to divide by)", hint=hint)
+    raise InputRefused(f"its value is NaN or infinite though its originals are finite: {NOT_FINITE.format(dtype_name(group.dtype))}", hint=hint)
 
 
 def keyed(tensor: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

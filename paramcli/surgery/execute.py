@@ -153,7 +153,7 @@ def _computed(steps: Sequence[Step], held: Held, device: str, compute: str) -> I
     if len(steps) > 1:
         stack = steps[0].stack
         try:
-            with threads_for(steps[0]):
+            with error_context(), threads_for(steps[0]):
                 results = stack.compute([step.stack.read(held) for step in steps], device, compute)
             yield from (step.stack.give(result) for step, result in zip(steps, results))
             return

@@ -77,9 +77,9 @@ def invert(
     originals: Tensor | tuple[Tensor, ...] = Y
     for index in range(len(chain) - 1, -1, -1):
         assert isinstance(originals, Tensor), "several originals are the first link's only"
-        torch.manual_seed(seed)
+        hosting.start_generators(seed, Y.device)
         part = chain.links[index].make(originals) if existing is None else existing[index]
-        torch.manual_seed(seed)
+        hosting.start_generators(seed, Y.device)
         wanted = originals
         originals = part.inverse(wanted)
         _check_round_trip(part, chain.links[index].entry.name, originals, wanted)
@@ -113,7 +113,7 @@ def fit(
     it is on the constraint. raw: as torch's registration. Raises CannotReach, Singular, CheckFailed.
     """
     measure.require_finite(W)
-    with torch.no_grad(), torch.random.fork_rng(devices=[] if W.device.type == "cpu" else None):
+    with torch.no_grad(), hosting.generators_kept(W.device):
         if init == "raw":
             state, target = register_raw(W, chain, view, seed, compute), None
         else:
@@ -131,7 +131,7 @@ def _fitted_state(W: Tensor, chain: Chain, view: View, init: str, seed: int) -> 
     """(the state in double precision, the value it is made for; None where the last map itself decides what that is)"""
     seen = view.into(W).to(wide(W.dtype, W.device))
     on = chain.constraint is None or (before := measure.check(chain.constraint, W, view)).ok
-    torch.manual_seed(seed)
+    hosting.start_generators(seed, W.device)
     last = chain.links[-1].make(seen)
     if init == "strict":
         kept = last.map(seen) if last.is_projection else seen

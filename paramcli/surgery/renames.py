@@ -60,6 +60,11 @@ class Migrate:
             raise InputRefused(group.problem, hint=group.hint, tensor=group.tensor)
         if "value" in group.keys:
             return self._plan_oldest(group)
+        if self.to == "old" and group.view is not None:
+            raise InputRefused(
+                f"the old spelling has no views, and {printable(group.tensor)} has {group.view}: code that reads it would see another weight",
+                hint="leave it out with -t",
+            )
         names = {role: self._name(group, role) for role in group.keys}
         slots = tuple(Slot(names[role], info.dtype, info.shape) for role, info in group.infos.items())
         renames = {names[role]: key for role, key in group.keys.items()}

@@ -17,7 +17,7 @@ from ..checkpoint.open import open_checkpoint
 from ..checkpoint.source import Source
 from ..dtypes import torch_dtype
 from ..errors import InputRefused, error_context
-from ..host import tensor_seed
+from ..host import generators_kept, start_generators, tensor_seed
 from ..spec import select
 from ..text import listing, printable, printable_path, shape_text
 from ..view import parse_view
@@ -33,11 +33,14 @@ class Initialised:
 
     def check(self, group: Group) -> None:
         """Raise InputRefused where the initialiser has no values of this shape; nothing is drawn."""
+        if torch_dtype(group.dtype).is_complex and self.name.removesuffix("_") == "orthogonal":
+            raise InputRefused("torch.nn.init.orthogonal_ has no complex values", hint="--with normal gives some, which the chain then projects")
         self._fill(group, torch.empty(group.shape, device="meta"))
 
     def __call__(self, group: Group, device: object) -> Tensor:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(tensor_seed(self.seed, group.twin or group.tensor))
+        cpu = torch.device("cpu")
+        with generators_kept(cpu):
+            start_generators(tensor_seed(self.seed, group.twin or group.tensor), cpu)
             # Drawn on the CPU in float32 or wider, so that every device and half type gets the same numbers.
             value = torch.empty(group.shape, dtype=torch.promote_types(torch_dtype(group.dtype), torch.float32))
             self._fill(group, value)
@@ -52,9 +55,11 @@ class Initialised:
         view = parse_view(group.view)
         try:
             for block in list(view.into(value)) if view.count else [value]:
-                function(block)
-                if self._wants_rotation(group) and not value.is_meta and bool(torch.linalg.slogdet(block).sign < 0):
-                    block[0] *= -1
+                # Blocks of the last dimension are no contiguous tensors, which some initialisers want.
+                filled = function(block.contiguous())
+                if self._wants_rotation(group) and not value.is_meta and bool(torch.linalg.slogdet(filled).sign < 0):
+                    filled[0] *= -1
+                block.copy_(filled)
         except ValueError as error:
             raise InputRefused(f"{self.name} does not fit a tensor of shape {shape_text(group.shape)}: {error}") from None
 
