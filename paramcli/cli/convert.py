@@ -61,4 +61,4 @@ def convert(
             outcomes = preview(plan)
         else:
             outcomes = write_plan(screen, plan, opened, destination, force=force, in_place=False, check=check, max_shard_size=size)
-        finish_edit(screen, as_json, plan, opened, destination, outcomes, dry_run, convert_table(outcomes), left, checked=check)
+        finish_edit(screen, as_json, plan, opened, destination, outcomes, dry_run, convert_table(outcomes, dtype), left, checked=check)
