@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from ..report import document, edit_document
 from ..spec import select
 from ..surgery.commands import COMPUTE_DTYPES, Edit, check_choice, choose
 from ..text import count_text, listing, number_text, printable, printable_path, size_text
+
+# Steps after which every effective weight is what it was.
+SAME_WEIGHT = ("bake", "migrate")
 
 
 @dataclass
@@ -210,6 +214,9 @@ def finish_edit(
     claims = any(entry.constraint or entry.state == "parametrized" for entry in plan.record.values())
     if claims and not is_torch(output, source):
         screen.note(f"next: paramcli verify {shell_path(output)}")
+    elif plan.steps and output != source.path and all(step.action in SAME_WEIGHT for step in plan.steps):
+        root = f" --root {shlex.quote(printable(source.root or '.'))}" if len(source.roots) > 1 else ""
+        screen.note(f"next: paramcli diff {shell_path(source.path)} {shell_path(output)}{root}")
 
 
 def write_file(path: Path, data: bytes, overwrite: bool) -> None:
@@ -229,6 +236,4 @@ def _warn_of_optimizer(screen: Screen, source: Source) -> None:
 
 
 def shell_path(path: Path) -> str:
-    import shlex
-
     return shlex.quote(printable_path(path))
