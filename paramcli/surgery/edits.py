@@ -75,6 +75,8 @@ class Register:
             # Only raw gets here with a zero row under a norm: torch writes it, and computes NaN from it.
             finite = bool(fitted.value.isfinite().all())
             note = fitted.note if finite else "its value is NaN or infinite: a norm it divides by is zero"
+            if self.mask_for is None and any(link.entry.name == "mask" for link in chain.links) and bool(fitted.value.all()):
+                note = note or "nothing is masked: without --mask FILE, `mask` keeps the zeros a tensor has, and it has none"
             return {names[key]: tensor for key, tensor in made.items()}, {**numbers(fitted.moved, fitted.check), "note": note}
 
         def run(source: Source, device: object, compute: str):
