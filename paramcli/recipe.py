@@ -18,6 +18,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from .checkpoint.source import no_such_file
 from .dtypes import dtype_name
 from .errors import InputRefused, ParamcliError, UsageError
 from .surgery.commands import EDITS, Edit
@@ -64,7 +65,7 @@ def _read(path: Path) -> str:
             raise InputRefused(f"{printable_path(path)} is no recipe: not a text file of at most {MAX_BYTES >> 20} MiB", path=path)
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputRefused(f"no such file: {printable_path(path)}", path=path) from None
+        raise no_such_file(path) from None
     except OSError as error:
         raise InputRefused(f"cannot open {printable_path(path)}: {error.strerror}", path=path) from None
     except ValueError:

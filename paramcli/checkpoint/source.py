@@ -17,6 +17,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from ..dtypes import DTYPES, bits_of, nbytes_of, torch_dtype
@@ -26,6 +27,19 @@ from ..text import listing, printable, printable_path
 READ_BLOCK = 1 << 20
 # Threads that compare checksums ahead of need; a checksum runs at about a gigabyte a second, without the interpreter's lock.
 CHECKERS = 2
+
+
+def no_such_file(path: Path) -> InputRefused:
+    """The refusal of a path that leads nowhere, with what its folder has under a similar name."""
+    try:
+        with os.scandir(path.parent) as entries:
+            names = [Path(entry.name) for entry in islice(entries, 1000)]
+    except OSError:
+        names = []
+    # By the stem: a common extension is no likeness, and another one is none the less.
+    stems = difflib.get_close_matches(path.stem, {name.stem for name in names})
+    near = [str(name) for stem in stems for name in names if name.stem == stem]
+    return InputRefused(f"no such file: {printable_path(path)}", hint=f"closest: {listing(near, 3)}" if near else None, path=path)
 
 
 def above_standard_streams(descriptor: int) -> int:
@@ -114,8 +128,7 @@ class InputFile:
             # Non-blocking: a FIFO named like a checkpoint must not hang us.
             return above_standard_streams(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
         except FileNotFoundError:
-            near = _neighbours(path)
-            raise InputRefused(f"no such file: {printable_path(path)}", path=path, hint=f"closest: {listing(near)}" if near else None) from None
+            raise no_such_file(path) from None
         except OSError as error:
             raise InputRefused(
                 f"cannot open {printable_path(path)}: {error.strerror or type(error).__name__}", path=path
@@ -192,18 +205,6 @@ class InputFile:
         if self.pool is not None:
             self.pool.forget(self)
         self.park()
-
-
-def _neighbours(path: Path) -> list[str]:
-    """The path beside a mistyped one whose name is nearest to it, if one is near."""
-    try:
-        # Of a folder with a million files the first thousands will do.
-        with os.scandir(path.parent) as entries:
-            names = [entry.name for entry, _ in zip(entries, range(10_000))]
-    except OSError:
-        return []
-    near = difflib.get_close_matches(path.name, sorted(names), n=1, cutoff=0.7)
-    return [os.fspath(path.parent / name) for name in near]
 
 
 def _identity(status: os.stat_result) -> tuple[int, int, int, int]:

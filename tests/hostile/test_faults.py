@@ -164,7 +164,7 @@ def in_shell(line: str) -> int:
 def test_streams_that_fail_never_harm_the_output(streams, place):
     """Closed, full and broken standard streams: the file is whole and nothing of the streams is in it."""
     in_shell(f"paramcli add in.safetensors -t w --chain symmetric -o out.safetensors {streams}")
-    in_shell(f"paramcli add in.safetensors -t w --chain symmetric -o other.safetensors")
+    in_shell("paramcli add in.safetensors -t w --chain symmetric -o other.safetensors")
     assert (place / "out.safetensors").read_bytes() == (place / "other.safetensors").read_bytes()
     assert not [name for name in os.listdir(place) if name.startswith(".paramcli")]
 
