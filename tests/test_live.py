@@ -54,6 +54,21 @@ def test_register_raw_is_torchs_own_registration():
         assert list(a) == list(b) and all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.parametrize("init", ["project", "raw"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("chain", [f"orthogonal:map={name}{triv}" for name in ("matrix_exp", "cayley", "householder") for triv in ("", ":triv=false")])
+def test_a_half_precision_model_has_the_value_that_its_file_bakes_to(chain, dtype, init, tmp_path, paramcli_run):
+    """torch has no such maps in half precision on the CPU: they are computed in float32 and rounded once, as in a bake."""
+    m = model()["fc"].to(dtype)
+    with torch.no_grad():
+        m.weight[0] *= torch.linalg.det(m.weight.float()).sign().to(dtype)
+    paramcli.register(m, "weight", chain, init=init)
+    paramcli.save(m, tmp_path / "m.safetensors")
+    assert paramcli.verify(m)[0].ok
+    paramcli_run("remove", tmp_path / "m.safetensors", "-o", tmp_path / "b.safetensors")
+    assert torch.equal(load_file(tmp_path / "b.safetensors")["weight"], m.weight)
+
+
 def test_register_refuses_with_the_fact():
     """Unknown names, ill-typed chains, shapes and strict members are refused by type, and the module stays as it was."""
     m = model()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 from torch.nn.utils.parametrizations import _Orthogonal, _OrthMaps
 
 from ..errors import InputRefused
-from .base import CannotReach, Constraint, Parametrization, Singular, row_scaled, square
+from .base import CannotReach, Constraint, Parametrization, Singular, compute_dtype, row_scaled, square
 from .rotation import cayley_inverse, rotation_log
 
 
@@ -214,12 +215,21 @@ class Orthogonal(Parametrization, _Orthogonal):
         return _Orthogonal.forward(self, X)
 
     def forward(self, X: Tensor) -> Tensor:
-        # torch's own arithmetic in the tensor's own dtype: a half-precision base would not match a widened X.
+        wider = compute_dtype(X.dtype)
+        if wider != X.dtype:
+            # torch has these maps in half precision not at all, or wrong (matrix_exp); the base is widened with X.
+            buffers = {name: tensor.to(wider) for name, tensor in self.named_buffers()}
+            return functional_call(self, buffers, (X.to(wider),)).to(X.dtype)
         return self.view.back(self.map(self.view.into(X)), X.shape)
 
     def right_inverse(self, Q: Tensor) -> Tensor:
         seen = self.view.into(Q)
-        return self.view.back(self._start(seen) if seen.is_meta else _Orthogonal.right_inverse(self, seen), Q.shape)
+        if seen.is_meta:
+            return self.view.back(self._start(seen), Q.shape)
+        X = _Orthogonal.right_inverse(self, seen.to(compute_dtype(Q.dtype))).to(Q.dtype)
+        if hasattr(self, "base"):
+            self.base = self.base.to(Q.dtype)
+        return self.view.back(X, Q.shape)
 
     def _start(self, Q: Tensor) -> Tensor:
         """torch's starting point without its arithmetic, for tensors that have a shape only."""
