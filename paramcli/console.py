@@ -52,7 +52,7 @@ class Screen:
                 self.answer(line)
         else:
             if isinstance(renderable, Table):
-                _fit(renderable, self.out)
+                renderable = _fit(renderable, self.out)
             self.out.print(renderable, highlight=False, markup=False, soft_wrap=not isinstance(renderable, Table))
 
     @property
@@ -111,15 +111,45 @@ def plain_lines(table: Table) -> Iterator[str]:
             yield "  ".join(pad + part if at_right else part + pad for part, pad, at_right in zip(parts, padding, right)).rstrip()
 
 
-def _fit(table: Table, console: Console) -> None:
-    """In a terminal too narrow for the table: less air between columns, and names are the last thing to be folded."""
-    if table.__rich_measure__(console, console.options.update(width=PIPE_WIDTH)).maximum <= console.width:
-        return
-    table.padding = (0, 1, 0, 0)
+def _fit(table: Table, console: Console) -> Table:
+    """In a terminal too narrow for the table: less air, then no column that says nothing new, and words are folded last.
+
+    Without news are a column of dashes, and the tolerance where a verdict stands beside it.
+    """
+
+    def fits() -> bool:
+        return table.__rich_measure__(console, console.options.update(width=PIPE_WIDTH)).maximum <= console.width
+
+    if fits():
+        return table
+    mute = [column.header.plain for column in table.columns if column.header.plain and set(map(str, column.cells)) <= {"-", ""}]
+    for spare in (mute, ["tolerance"] if _judged(table) else []):
+        if not fits():
+            table = _without(table, spare)
+            table.padding = (0, 1, 0, 0)
+    for column in table.columns:
+        column.no_wrap = column.justify == "right" or column.header.plain in ("shape", "dtype")
     names = table.columns[0]
     longest = max(cell.cell_len for cell in names.cells if isinstance(cell, Text))
     if longest <= console.width // 2:
         names.no_wrap = True
+    return table
+
+
+def _judged(table: Table) -> bool:
+    """Does every row with a tolerance have its verdict, and a good one?"""
+    columns = {column.header.plain: list(map(str, column.cells)) for column in table.columns}
+    last = list(columns.values())[-1]
+    return all(verdict == "holds" or tolerance in ("-", "") for tolerance, verdict in zip(columns.get("tolerance", ()), last))
+
+
+def _without(table: Table, headings: Sequence[str]) -> Table:
+    """The table with these columns left out."""
+    columns = [column for column in table.columns if column.header.plain not in headings]
+    rest = _table(*((column.header.plain, column.justify) for column in columns))
+    for row in zip(*(column.cells for column in columns)):
+        rest.add_row(*row)
+    return rest
 
 
 def _verdict(ok: bool) -> Text:

@@ -34,6 +34,35 @@ def test_a_narrow_terminal_loses_nothing(name, monkeypatch):
     assert len(name) > 40 or name in lines[1]
 
 
+def narrow(table, monkeypatch) -> list[str]:
+    """The lines of the table on a terminal of 80 columns."""
+    for name, value in {"COLUMNS": "80", "TERM": "xterm", "NO_COLOR": "1"}.items():
+        monkeypatch.setenv(name, value)
+    screen, stream = Screen(), Terminal()
+    screen.out = _console(stream, True)
+    screen.show(table)
+    return [line.rstrip() for line in re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()).splitlines()]
+
+
+def edited(name, chain, view, *measured):
+    return Outcome(name, "bake", chain, view, (512, 256, 16), "float32", (name,), (name,), 0.0, *measured)
+
+
+def test_a_narrow_terminal_drops_columns_of_dashes(monkeypatch):
+    """Folded weight norm has no residual: without its two empty columns each tensor is one line."""
+    lines = narrow(edit_table([edited(f"resblocks.0.convs1.{n}.weight", "weight_norm:dim=0", None) for n in range(3)]), monkeypatch)
+    assert len(lines) == 4 and "residual" not in lines[0] and "moved" in lines[0]
+    assert all("weight_norm:dim=0" in line and "512x256x16" in line for line in lines[1:])
+
+
+def test_a_narrow_terminal_leaves_the_tolerance_to_the_verdict(monkeypatch):
+    """What holds needs no tolerance beside it; what fails keeps it, and the numbers are whole either way."""
+    for residual, judged in ((1.6e-06, "holds"), (0.25, "FAILS")):
+        lines = narrow(edit_table([edited("rnn.weight_hh_l0_reverse", "orthogonal", "blocks=4", residual, 4.6e-05)]), monkeypatch)
+        assert ("tolerance" in lines[0], "4.6e-05" in lines[1]) == (judged == "FAILS",) * 2
+        assert judged in lines[1] and "512x256x16" in lines[1] and max(map(len, lines)) <= 80
+
+
 def drawn(table) -> list[str]:
     out = io.StringIO()
     Console(file=out, width=10_000, markup=False, highlight=False, emoji=False).print(table, crop=False)

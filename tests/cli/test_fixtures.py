@@ -133,6 +133,7 @@ def test_keep_drop_and_cast(fixtures, tmp_path, paramcli):
     result = paramcli("convert", source, "--keep", "*.weight", "--drop", "out*", "--dtype", "bfloat16", "-o", tmp_path / "k.safetensors")
     got, wanted = load_file(tmp_path / "k.safetensors"), tensors_of(source)
     assert set(got) == {"fc.weight", "conv.weight"} and "out.weight" in result.err
+    assert result.out.splitlines()[1].split() == ["fc.weight", "float32", "bfloat16", "16x16"]
     assert all(torch.equal(got[n], wanted[n].bfloat16()) for n in got)
 
 
