@@ -8,11 +8,12 @@ from typing import Annotated, Optional
 import typer
 
 from ..console import Screen, diff_table
+from ..errors import ParamcliError, UsageError
 from ..report import diff_document, document
 from ..text import printable_path
 from . import options as o
 from .reports import check_report, spectra_of_pairs
-from .session import check_tolerance, open_groups, write_file
+from .session import Opened, check_tolerance, open_groups, write_file
 
 
 def attach(app: typer.Typer) -> None:
@@ -26,7 +27,7 @@ def diff(
     tolerance: Annotated[Optional[float], typer.Option("--tol", metavar="X", help="Relative distance that counts as equal; default 16 eps of the dtype.", show_default=False)] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Equal means every bit of every value.")] = False,
     root: o.Root = None,
-    root_b: Annotated[Optional[str], typer.Option("--root-b", metavar="A.B", help="Which state dict of B; default that of --root.", show_default=False)] = None,
+    root_b: Annotated[Optional[str], typer.Option("--root-b", metavar="A.B", help="Which state dict of B; default that of --root, or the only one there is.", show_default=False)] = None,
     ignore_record: o.IgnoreRecord = False,
     report: o.Report = None,
     force: o.Force = False,
@@ -44,7 +45,7 @@ def diff(
     screen = Screen(quiet)
     check_report(report, force)
     check_tolerance(tolerance)
-    with open_groups(a, root, ignore_record, screen) as one, open_groups(b, root_b or root, ignore_record, screen) as two:
+    with open_groups(a, root, ignore_record, screen) as one, _open_second(b, root, root_b, ignore_record, screen) as two:
         if tensor:
             names = {group.tensor for side in (one, two) for group in side.choose_any(tensor, (one, two))}
             one.groups = {n: g for n, g in one.groups.items() if n in names}
@@ -78,3 +79,16 @@ def diff(
             screen.note(hint)
         if not equal:
             raise typer.Exit(1)
+
+
+def _open_second(b: Path, root: str | None, root_b: str | None, ignore_record: bool, screen: Screen) -> Opened:
+    """B at --root-b, else where --root says, else at the only state dict it has: a result has fewer levels than its input."""
+    try:
+        return open_groups(b, root_b or root, ignore_record, screen)
+    except UsageError as unknown:
+        if root_b or not root:
+            raise
+        try:
+            return open_groups(b, None, ignore_record, screen)
+        except ParamcliError:
+            raise unknown from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from ..text import count_text, listing, number_text, printable, printable_path, 
 
 # What a torch result lacks of ours; a sentence of its own says what follows from that.
 OWN_RECORD = f"metadata {records.KEY}"
+# Steps after which every effective weight is what it was.
+SAME_WEIGHT = ("bake", "migrate")
 
 
 @dataclass
@@ -256,8 +259,9 @@ def finish_edit(
         screen.note("a torch file has no place for the record: verify it with --chain (baked: --constraint), or write safetensors")
     elif claims:
         screen.note(f"next: paramcli verify {shell_path(output)}")
-    elif outcomes and output != source.path and len(source.roots) < 2 and all(outcome.action in ("bake", "migrate") for outcome in outcomes):
-        screen.note(f"next: paramcli diff {shell_path(source.path)} {shell_path(output)}")
+    elif plan.steps and output != source.path and all(step.action in SAME_WEIGHT for step in plan.steps):
+        root = f" --root {shlex.quote(printable(source.root or '.'))}" if len(source.roots) > 1 else ""
+        screen.note(f"next: paramcli diff {shell_path(source.path)} {shell_path(output)}{root}")
 
 
 def write_file(path: Path, data: bytes, overwrite: bool) -> None:
@@ -277,6 +281,4 @@ def _warn_of_optimizer(screen: Screen, source: Source) -> None:
 
 
 def shell_path(path: Path) -> str:
-    import shlex
-
     return shlex.quote(printable_path(path))

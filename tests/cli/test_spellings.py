@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -192,3 +194,25 @@ def test_an_identity_matrix_that_is_none_is_another_map(tmp_path, paramcli):
     state["parametrizations.weight.1.Id"] *= 2
     torch.save(state, tmp_path / "t.pt")
     assert "no identity matrix" in paramcli("remove", tmp_path / "t.pt", "--chain", "skew,cayley", code=3).err
+
+
+@pytest.mark.parametrize("command", [["remove"], ["migrate", "--to", "new"]], ids=lambda c: c[0])
+@pytest.mark.parametrize("roots", [["state_dict"], ["ema", "state_dict"]], ids=len)
+def test_the_next_step_after_the_same_weights_is_a_diff(command, roots, tmp_path, paramcli):
+    """What makes no claim for verify names the command that proves the result, and that command runs as it is shown."""
+    torch.manual_seed(0)
+    state = {"l.weight_v": torch.randn(3, 4), "l.weight_g": torch.rand(3, 1)}
+    torch.save({name: dict(state) for name in roots}, tmp_path / "some model.pt")
+    err = paramcli(*command, tmp_path / "some model.pt", "--root", "state_dict").err
+    line = err.strip().splitlines()[-1].removeprefix("next: ")
+    assert ("--root" in line) == (len(roots) > 1)
+    assert "equal: 1 equal" in paramcli(*shlex.split(line)[1:]).err
+
+
+def test_root_of_a_is_not_asked_of_b_where_b_has_none(tmp_path, paramcli):
+    """A file made from one root compares with it; a wrong --root is refused on either side, and --root-b is taken at its word."""
+    torch.save({"ema": {"w": torch.ones(2)}, "model": {"w": torch.zeros(2)}}, tmp_path / "two.pt")
+    paramcli("convert", tmp_path / "two.pt", "--root", "ema", "-o", tmp_path / "one.safetensors")
+    assert "equal: 1 equal" in paramcli("diff", tmp_path / "two.pt", tmp_path / "one.safetensors", "--root", "ema").err
+    assert "known: ema" in paramcli("diff", tmp_path / "two.pt", tmp_path / "one.safetensors", "--root", "em", code=2).err
+    assert "one level" in paramcli("diff", tmp_path / "two.pt", tmp_path / "one.safetensors", "--root", "ema", "--root-b", "ema", code=2).err
