@@ -123,8 +123,8 @@ def _ill_typed(entry: Entry, links: list[Link], image: str) -> None:
     wanted = " or ".join(domain for domain, _ in entry.maps)
     before = f"after {links[-1].entry.name} it gets {CONSTRAINTS[image.partition(':')[0]].name}" if links else "nothing before it gives that"
     sources = [e.name for e in PARAMETRIZATIONS.values() for _, made in e.maps if isinstance(made, str) and any(within(made.partition(":")[0], d) for d, _ in entry.maps)]
-    working = ", ".join(f"{name},{entry.name}" for name in dict.fromkeys(sources) if name != entry.name)
-    raise UsageError(f"{entry.name} wants {wanted} values; {before}", hint=f"chains that work: {working}")
+    working = " or ".join(f"{name},{entry.name}" for name in dict.fromkeys(sources) if name != entry.name)
+    raise UsageError(f"{entry.name} wants {wanted} values; {before}", hint=working)
 
 
 def check_items(text: str) -> None:

@@ -192,7 +192,7 @@ def choose_root(value: object, root: str | None) -> Chosen:
         place = "" if root == "." else root
         if place not in found:
             near = closest(place, [name or "." for name in found]) or [name or "." for name in found]
-            raise UsageError(f"no state dict at --root {printable(root)}", hint=f"there are: {listing(near)}" if near else None)
+            raise UsageError(f"no state dict at --root {printable(root)}", hint=f"known: {listing(near)}" if near else None)
     elif not found:
         raise _nothing(value)
     elif len(found) > 1:

@@ -116,6 +116,8 @@ def run(arguments: list[str]) -> int:
     except MemoryError:
         return fail(_Bug("out of memory", hint="close other programs, or use a machine with more memory"))
     except Exception as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            return 2  # the help has been shown, and there is no mistake to name
         if type(error).__module__.startswith("typer") and hasattr(error, "format_message"):
             return fail(usage_error(error))
         what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")

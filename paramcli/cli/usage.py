@@ -72,8 +72,8 @@ def usage_error(error: Exception) -> UsageError:
         return UsageError(f"{where} has no option '{printable(error.option_name)}'", hint=f"closest: {near[0]}" if near else hint)
     if message.startswith("No such command"):
         name = message.split("'")[1] if "'" in message else message
-        near = closest(name, context.command.commands, 1) if context else []
-        return UsageError(f"no command '{printable(name)}'", hint=f"closest: {where} {near[0]}" if near else hint)
+        near = closest(name, context.command.commands, 1)
+        return UsageError(f"no command '{printable(name)}'", hint=f"closest: {where} {near[0]}" if near else f"known: {', '.join(context.command.commands)}")
     if message.startswith("Missing argument"):
         return UsageError(f"{where} needs {message.removeprefix('Missing argument ').strip(chr(39))}", hint=hint)
     message = message.removeprefix("Invalid value for ").removeprefix("Invalid value: ")

@@ -78,6 +78,8 @@ class Register:
             # Only raw gets here, with a zero row under a norm for one: torch writes it, and computes NaN from it.
             finite = measure.all_finite(fitted.value)
             note = fitted.note if finite else f"its value is NaN or infinite: {NOT_FINITE.format(dtype_name(group.dtype))}"
+            if self.mask_for is None and any(link.entry.name == "mask" for link in chain.links) and bool(fitted.value.all()):
+                note = note or "nothing is masked: without --mask FILE, `mask` keeps the zeros a tensor has, and it has none"
             return {names[key]: tensor for key, tensor in made.items()}, {**numbers(fitted.moved, fitted.check), "note": note}
 
         def run(source: Source, device: object, compute: str):

@@ -42,6 +42,7 @@ def test_commands_are_listed_by_what_they_are_for(shell):
     ("arguments", "message", "hint"),
     [
         (["ad"], "no command 'ad'", "closest: paramcli add"),
+        (["fix", "x"], "no command 'fix'", "known: inspect, discover"),
         (["add", "x", "--chian", "skew"], "paramcli add has no option '--chian'", "closest: --chain"),
         (["add"], "paramcli add needs CKPT", "paramcli add --help"),
         (["add", "x", "-t", "a", "--chain", "skew", "--seed", "a"], "--seed 'a' is not a whole number", "--help"),
@@ -62,6 +63,12 @@ def test_mistakes_are_met_with_the_nearest_right_thing(arguments, message, hint,
     result = paramcli(*arguments, code=2)
     assert message in result.err and (hint is None or hint in result.err)
     assert result.err.count("\n") <= 2 and "try: closest" not in result.err
+
+
+def test_no_command_at_all_shows_the_help_and_no_error(paramcli):
+    """There is no mistake to name, but nothing was done either: exit 2."""
+    result = paramcli(code=2)
+    assert "inspect" in result.out + result.err and "error" not in result.err
 
 
 def test_debug_works_in_any_place_and_keeps_the_exit_code(shell):

@@ -78,3 +78,10 @@ def test_two_of_four(tmp_path, paramcli):
     kept = W.reshape(-1, 4).abs().topk(2, dim=1).indices
     wanted = torch.zeros_like(W.reshape(-1, 4)).scatter(1, kept, W.reshape(-1, 4).gather(1, kept)).reshape(W.shape)
     assert torch.equal(P, wanted)
+
+
+def test_a_mask_that_masks_nothing_says_so(tmp_path, paramcli):
+    """`mask` without --mask on a tensor without zeros is most often a forgotten option; with zeros it is silent."""
+    torch.save({"dense": torch.ones(3, 4), "sparse": torch.eye(4)}, tmp_path / "m.pt")
+    err = paramcli("add", tmp_path / "m.pt", "-t", "*", "--chain", "mask").err
+    assert "dense: nothing is masked: without --mask FILE" in err and "sparse:" not in err
