@@ -194,6 +194,8 @@ def test_an_identity_matrix_that_is_none_is_another_map(tmp_path, paramcli):
     state["parametrizations.weight.1.Id"] *= 2
     torch.save(state, tmp_path / "t.pt")
     assert "no identity matrix" in paramcli("remove", tmp_path / "t.pt", "--chain", "skew,cayley", code=3).err
+
+
 @pytest.mark.parametrize("command", [["remove"], ["migrate", "--to", "new"]], ids=lambda c: c[0])
 @pytest.mark.parametrize("roots", [["state_dict"], ["ema", "state_dict"]], ids=len)
 def test_the_next_step_after_the_same_weights_is_a_diff(command, roots, tmp_path, paramcli):
