@@ -33,7 +33,7 @@ def no_such_file(path: Path) -> InputRefused:
     """The refusal of a path that leads nowhere, with what its folder has under a similar name."""
     try:
         with os.scandir(path.parent) as entries:
-            names = [Path(entry.name) for entry in islice(entries, 1000)]
+            names = sorted(Path(entry.name) for entry in islice(entries, 1000))
     except OSError:
         names = []
     # By the stem: a common extension is no likeness, and another one is none the less.
