@@ -127,6 +127,7 @@ class Register:
                 host = hosting.load(old, view, group.shape, widened(state, dtype))
                 hosting.register(host, "weight", self._with_mask(more, group, view), view, seed)
             state = {**widened(hosting.roles(host), before.dtype), **state}
+            hosting.release(host)
             value = evaluate(whole, view, group.shape, state, before.dtype, compute)
             change = measure.moved(value, before)
             if self.max_change is not None and not change <= self.max_change:

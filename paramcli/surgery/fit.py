@@ -55,14 +55,19 @@ def evaluate(
 ) -> Tensor:
     """The chain's value from its stored tensors: computed in one dtype, rounded once to `stored`."""
     dtype = compute_dtype(stored, compute)
-    return hosting.value(hosting.load(chain, view, shape, widened(state, dtype))).to(stored).contiguous()
+    host = hosting.load(chain, view, shape, widened(state, dtype))
+    value = hosting.value(host).to(stored).contiguous()
+    hosting.release(host)
+    return value
 
 
 def register_raw(W: Tensor, chain: Chain, view: View, seed: int, compute: str = "same") -> dict[str, Tensor]:
     """What registering the links one after another on a live module gives, bit for bit."""
     # In training mode, as a new module is: spectral norm takes a power step while it is registered.
     host = hosting.bare(W.to(compute_dtype(W.dtype, compute))).train()
-    return hosting.roles(hosting.register(host, "weight", chain, view, seed))
+    state = hosting.roles(hosting.register(host, "weight", chain, view, seed))
+    hosting.release(host)
+    return state
 
 
 def invert(
