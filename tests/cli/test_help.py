@@ -101,8 +101,8 @@ def test_the_registry_is_browsed_by_family_and_by_constraint(paramcli):
 
 
 def test_a_mistyped_file_meets_the_one_beside_it(fc_checkpoint, paramcli):
-    """chkpt.pt where ckpt.pt is: named as the closest; nothing near, nothing said."""
-    assert "closest: ckpt.pt" in paramcli("inspect", fc_checkpoint.parent / "chkpt.pt", code=3).err
+    """chkpt.pt where ckpt.pt is: named as it can be typed; nothing near, nothing said."""
+    assert f"closest: {fc_checkpoint}" in paramcli("inspect", fc_checkpoint.parent / "chkpt.pt", code=3).err
     assert "closest" not in paramcli("inspect", fc_checkpoint.parent / "elsewhere.bin", code=3).err
 
 

@@ -202,7 +202,7 @@ def test_a_directory_and_a_missing_file(tmp_path, refused):
     assert "folder without a checkpoint" in refused(3, "inspect", tmp_path / "empty")
     assert "no such file" in refused(3, "inspect", tmp_path / "nothing.pt")
     (tmp_path / "generator.pth").write_bytes(b"")
-    assert refused(3, "inspect", tmp_path / "genrator.pt").endswith("closest: generator.pth")
+    assert refused(3, "inspect", tmp_path / "genrator.pt").endswith(f"closest: {tmp_path / 'generator.pth'}")
     assert "closest" not in refused(3, "inspect", tmp_path / "else.pth")
 
 
