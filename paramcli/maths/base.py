@@ -204,6 +204,11 @@ class Parametrization(nn.Module):
     stored_shape: tuple[int, ...] = ()
 
     @classmethod
+    def threads_matter(cls, **arguments) -> bool:
+        """Does the map gain from several threads, or do its bits depend on their number? Passes over memory do neither."""
+        return True
+
+    @classmethod
     def make(cls, value: Tensor, **arguments) -> Parametrization:
         """The module for a tensor with this value (seen through the view); random parts use torch's generator."""
         return cls(**arguments)

@@ -81,6 +81,10 @@ class Mask(Parametrization):
         self.register_buffer("mask", mask)
 
     @classmethod
+    def threads_matter(cls, **arguments) -> bool:
+        return False
+
+    @classmethod
     def make(cls, value: Tensor, mask: Tensor | None = None) -> Mask:
         """The mask that is given (an entry stays where it is not 0), or the one that keeps today's zeros at zero."""
         if mask is None:

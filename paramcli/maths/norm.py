@@ -114,6 +114,11 @@ class WeightNorm(Parametrization, _WeightNorm):
     stored_originals = (1,)
     whole = True
 
+    @classmethod
+    def threads_matter(cls, dim: int | None = 0) -> bool:
+        # Only the norm of a whole tensor is summed by several threads, and its bits depend on how many.
+        return dim is None
+
     def __init__(self, dim: int | None = 0):
         _WeightNorm.__init__(self, dim)
 

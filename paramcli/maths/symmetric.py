@@ -67,6 +67,10 @@ class Symmetric(Parametrization):
 
     stacks = True
 
+    @classmethod
+    def threads_matter(cls, **arguments) -> bool:
+        return False
+
     def map(self, X: Tensor) -> Tensor:
         return X.triu() + X.triu(1).mT
 
@@ -83,6 +87,10 @@ class Skew(Parametrization):
     """
 
     stacks = True
+
+    @classmethod
+    def threads_matter(cls, **arguments) -> bool:
+        return False
 
     def map(self, X: Tensor) -> Tensor:
         A = X.triu(1)

@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from .. import __version__
+from ..chain import parse_chain
 from ..checkpoint import record as records
 from ..checkpoint.atomic import signals_held
 from ..checkpoint.header import Slot
 from ..checkpoint.source import Source, tensor_bytes
 from ..checkpoint.writer import Sink
 from ..errors import ParamcliError, error_context
+from ..registry import target_class
 from .plan import Outcome, Plan, Step
 
 if TYPE_CHECKING:
@@ -168,11 +170,15 @@ def _computed(steps: Sequence[Step], held: Held, device: str, compute: str) -> I
 
 @contextmanager
 def threads_for(step: Step) -> Iterator[None]:
-    """One thread for small tensors, torch's number for others: a function of the shape, so that bytes are reproducible."""
+    """One thread for small tensors and for mere passes over memory, torch's number for others.
+
+    A function of shape and chain alone, so that bytes are reproducible; while a pass runs, the reader and the writer
+    have the other cores.
+    """
     import torch
 
     threads = torch.get_num_threads()
-    if threads == 1 or math.prod(step.group.shape) > ONE_THREAD:
+    if threads == 1 or math.prod(step.group.shape) > ONE_THREAD and _threads_matter(step):
         yield
         return
     torch.set_num_threads(1)
@@ -180,6 +186,12 @@ def threads_for(step: Step) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def _threads_matter(step: Step) -> bool:
+    if step.chain is None or len(step.edits) > 1:
+        return True
+    return any(target_class(link.entry).threads_matter(**link.arguments) for link in parse_chain(step.chain).links)
 
 
 def _promised(tensor: object, slot: Slot) -> object:

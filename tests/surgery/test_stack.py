@@ -93,18 +93,40 @@ def test_batches_keep_within_their_budget(monkeypatch):
     assert got == [[0, 2], [1], [3], [4], [5], [6]]
 
 
-def test_small_tensors_use_one_thread_and_large_ones_what_torch_has():
-    """Threads are a function of the shape, and are given back."""
+@pytest.mark.parametrize(
+    "shape, chain, expected",
+    [
+        ((64, 64), "skew,cayley", 1), ((512, 512), "skew,cayley", 2), ((512, 512), "weight_norm:dim=0", 1), ((512, 512), "symmetric", 1),
+        ((512, 512), "weight_norm:dim=none", 2), ((512, 512), None, 2),
+    ],
+)  # fmt: skip
+def test_threads_are_a_function_of_shape_and_chain(shape, chain, expected):
+    """One for what is small or a mere pass over memory, torch's number where it matters; it is given back."""
     from types import SimpleNamespace
 
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        with execute.threads_for(SimpleNamespace(group=SimpleNamespace(shape=(64, 64)))):
-            assert torch.get_num_threads() == 1
-        with execute.threads_for(SimpleNamespace(group=SimpleNamespace(shape=(512, 512)))):
-            assert torch.get_num_threads() == 2
+        with execute.threads_for(SimpleNamespace(group=SimpleNamespace(shape=shape), chain=chain, edits=())):
+            assert torch.get_num_threads() == expected
         assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_bakes_called_independent_of_threads_are():
+    """Weight norm by rows and masks give the same bits with one thread and with two."""
+    before = torch.get_num_threads()
+    v, g = torch.randn(700, 300, generator=torch.Generator().manual_seed(0)), torch.rand(700, 1)
+    mask = torch.rand(700, 300) > 0.5
+    cases = [("weight_norm", {"original0": g, "original1": v}), ("mask", {"original": v, "0.mask": mask}), ("symmetric", {"original": v[:300]})]
+    try:
+        for text, state in cases:
+            values = []
+            for threads in (1, 2):
+                torch.set_num_threads(threads)
+                values.append(evaluate(parse_chain(text), IDENTITY, (700, 300) if text != "symmetric" else (300, 300), state, torch.float32))
+            assert torch.equal(*values)
     finally:
         torch.set_num_threads(before)
 
