@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,11 @@ import pytest
 import torch
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
+# A run in the background (nohup, a shell's &) ignores these, its children do too, and tests of signals would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Values must not depend on how many cores a machine has.
 torch.set_num_threads(1)
 
