@@ -35,12 +35,16 @@ RUNS = {
 }
 
 
+# The exit code of a child that something stopped outside of the run itself.
+OUTSIDE = 99
+
+
 def quietly(arguments: list[str], folder: Path) -> int:
     """The pid of a fork that runs the command line in the folder."""
     child = os.fork()
     if child:
         return child
-    code = 99
+    code = OUTSIDE
     try:
         os.chdir(folder)
         null = os.open(os.devnull, os.O_RDWR)
@@ -133,7 +137,9 @@ def stopped(what: str, models: Path, folder: Path, how: int, chance: random.Rand
         left = {name for name in after if Path(name).name.startswith(".paramcli-") or ".paramcli-" in name}
         if how != signal.SIGKILL:
             assert not left, f"{what}: {left} stayed after signal {how} (exit {code})"
-            assert code in (0, 128 + how), f"{what}: exit {code}"
+            # Before the work begins and once it is done the signal has its default meaning: a shell reports that death as
+            # 128 + signal too, and an interrupt then meets the code around the run, which ends the child with OUTSIDE.
+            assert code in (0, 128 + how, -how, *([OUTSIDE] if how == signal.SIGINT else [])), f"{what}: exit {code}"
         # The next run works, and trips over nothing.
         if output or there == old:
             assert wait(quietly([*arguments, "-f"], place)) == 0
