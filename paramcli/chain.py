@@ -83,6 +83,23 @@ class Chain:
             return originals[0]
         return target_class(first.entry).weight_shape(*originals, **first.arguments)
 
+    def stores(self, shape: tuple[int, ...]) -> dict[str, tuple[str | None, tuple[int, ...]]] | None:
+        """Role -> (dtype code, None for the weight's own; shape) by the table alone, without a view; None where it cannot tell."""
+        roles = {}
+        for index, link in enumerate(self.links):
+            if link.entry.stores is None:
+                return None
+            try:
+                stored = link.entry.stores(shape, link.arguments)
+            except (IndexError, ValueError, ZeroDivisionError):
+                return None  # a shape that the link does not take; planning says why
+            for name, what in stored.items():
+                if not name.startswith("original"):
+                    roles[f"{index}.{name}"] = what
+                elif index == 0:
+                    roles[name] = what
+        return roles
+
     def uninvertible(self) -> str | None:
         """Why assignment through the chain cannot work whatever the value; None when it can.
 

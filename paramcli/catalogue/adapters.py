@@ -24,6 +24,7 @@ PARAMETRIZATIONS = (
         cost="one thin product",
         examples=("lora:rank=1", "lora:rank=2:alpha=6"),
         spelt=("alpha",),
+        stores=None,
     ),
     Entry(
         "minlora",
@@ -38,6 +39,7 @@ PARAMETRIZATIONS = (
         cost="one thin product",
         examples=("minlora:rank=1", "minlora:rank=2:alpha=6:embedding=true"),
         spelt=("alpha",),
+        stores=None,
     ),
     Entry(
         "dora",
@@ -52,6 +54,7 @@ PARAMETRIZATIONS = (
         cost="one thin product and one pass",
         examples=("dora:rank=1",),
         spelt=("alpha",),
+        stores=None,
     ),
     Entry(
         "oft",
@@ -65,5 +68,6 @@ PARAMETRIZATIONS = (
         (Argument("blocks", "int", "how many rotations the outputs are split over", 1, minimum=1, maximum=1 << 20),),
         cost="a solve for each block and one product",
         examples=("oft", "oft:blocks=2"),
+        stores=None,
     ),
 )

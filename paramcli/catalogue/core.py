@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from ..spec import Argument, value_text
-from .entry import ConstraintEntry, Entry
+import math
+from collections.abc import Mapping
+
+from ..spec import Argument, Value, value_text
+from .entry import ConstraintEntry, Entry, Shape, Stored, based, itself, masked
 
 AMOUNT = Argument("amount", "amount", "share of the entries to drop (0.3), or their number (300)", required=True, minimum=0)
 DIM = Argument("dim", "int", "the dimension in front when the tensor is flattened to a matrix (outputs)", 0, minimum=-64, maximum=63)
@@ -13,6 +16,23 @@ TUTORIAL = "PyTorch's Parametrizations Tutorial"
 def _hermitian_domain(domain: str, arguments: object) -> bool:
     """In complex numbers the map keeps its promise after ^H, not after ^T."""
     return domain in ("hermitian", "skew_hermitian")
+
+
+def _orthogonal_stores(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
+    return based(shape, arguments) if arguments.get("triv", True) else itself(shape, arguments)
+
+
+def _weight_norm_stores(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
+    dim = arguments.get("dim", 0)
+    lengths = () if dim in (None, -1) else tuple(size if axis == dim % len(shape) else 1 for axis, size in enumerate(shape))
+    return {"original0": (None, lengths), "original1": (None, shape)}
+
+
+def _spectral_norm_stores(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
+    if len(shape) == 1:
+        return itself(shape, arguments)
+    outputs = shape[arguments.get("dim", 0)]
+    return {"original": (None, shape), "_u": (None, (outputs,)), "_v": (None, (math.prod(shape) // outputs,))}
 
 
 CONSTRAINTS = (
@@ -161,6 +181,7 @@ PARAMETRIZATIONS = (
         # torch's reflectors are real only; without a base its complex maps reach no special orthogonal set but all
         # unitary matrices, which skew_hermitian,matrix_exp and skew_hermitian,cayley do with right inverses.
         complex=lambda domain, a: a.get("map") != "householder" and a.get("triv", True),
+        stores=_orthogonal_stores,
     ),
     Entry(
         "weight_norm",
@@ -177,6 +198,7 @@ PARAMETRIZATIONS = (
         spelt=("dim",),
         old_form="weight_norm_old",
         examples=("weight_norm", "weight_norm:dim=1", "weight_norm:dim=-1", "weight_norm:dim=none"),
+        stores=_weight_norm_stores,
     ),
     Entry(
         "spectral_norm",
@@ -195,6 +217,7 @@ PARAMETRIZATIONS = (
         examples=("spectral_norm", "spectral_norm:dim=1"),
         old_form="spectral_norm_v1",
         complex=True,
+        stores=_spectral_norm_stores,
     ),
     Entry(
         "mask",
@@ -208,6 +231,7 @@ PARAMETRIZATIONS = (
         cost="one pass",
         old_form="prune_old",
         complex=True,
+        stores=masked,
     ),
     Entry(
         "prune_random",
@@ -223,6 +247,7 @@ PARAMETRIZATIONS = (
         examples=("prune_random:amount=0.3",),
         old_form="prune_old",
         complex=True,
+        stores=masked,
     ),
     Entry(
         "prune_l1",
@@ -241,5 +266,6 @@ PARAMETRIZATIONS = (
         examples=("prune_l1:amount=0.4", "prune_l1:amount=3"),
         old_form="prune_old",
         complex=True,
+        stores=masked,
     ),
 )

@@ -51,5 +51,6 @@ PARAMETRIZATIONS = (
         "Glow: Kingma and Dhariwal 2018, arXiv:1807.03039; nflows",
         "definite:LU",
         cost="one product; the inverse one LU decomposition",
+        stores=None,
     ),
 )

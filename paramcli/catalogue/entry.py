@@ -8,6 +8,27 @@ from dataclasses import dataclass
 from ..spec import Argument, Value, value_text
 
 
+Shape = tuple[int, ...]
+# Role -> (dtype code, or None for the weight's own; shape): what a parametrization stores for a weight.
+Stored = dict[str, tuple[str | None, Shape]]
+
+
+def itself(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
+    """One original in the weight's shape and nothing beside it."""
+    return {"original": (None, shape)}
+
+
+def masked(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
+    """The weight as it was, and which of its entries count."""
+    return {"original": (None, shape), "mask": ("BOOL", shape)}
+
+
+def based(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
+    """An original, and a square matrix that it moves."""
+    side = max(shape[-2:])
+    return {"original": (None, shape), "base": (None, (*shape[:-2], side, side))}
+
+
 @dataclass(frozen=True)
 class ConstraintEntry:
     """A set of tensors by name. `within`: the sets that contain it; `target`: as of `Entry`."""
@@ -51,6 +72,9 @@ class Entry:
     originals: int = 1
     # Its one original does not have the weight's shape: it too comes first, and its class tells the weight's shape.
     reshapes: bool = False
+    # What it stores, by shape alone: a hint by which copying begins before the maths is there, so a wrong one costs time
+    # and nothing else. None: only the class can tell.
+    stores: Callable[[Shape, Mapping[str, Value]], Stored] | None = itself
     # Arguments that are always written in a chain's text, given or not.
     spelt: tuple[str, ...] = ()
     # Chains that the laws are tested on, each mode once; the bare name where nothing must come before it.

@@ -6,7 +6,7 @@ The laws and the stored tensors are geotorch's; the start is the trained weight 
 from __future__ import annotations
 
 from ..spec import Argument, value_text
-from .entry import ConstraintEntry, Entry
+from .entry import ConstraintEntry, Entry, based
 
 TRIV = Argument("triv", "choice", "from skew-symmetric to rotations", "expm", choices=("expm", "cayley"))
 RANK = Argument("rank", "int", "number of singular values that may differ from 0", required=True, minimum=1, maximum=1_000_000)
@@ -115,6 +115,7 @@ PARAMETRIZATIONS = (
         (TRIV,),
         cost="matrix_exp or an LU solve, and a product",
         examples=("so:triv=cayley",),
+        stores=based,
     ),
     Entry(
         "stiefel",
@@ -129,6 +130,7 @@ PARAMETRIZATIONS = (
         cost="f and a product on max(n, k) squared",
         examples=("stiefel", "stiefel:triv=cayley"),
         compact="orthogonal:map=householder:triv=false",
+        stores=based,
     ),
     Entry(
         "grassmannian",
@@ -142,6 +144,7 @@ PARAMETRIZATIONS = (
         (TRIV,),
         cost="f and a product on max(n, k) squared",
         compact="orthogonal:map=householder:triv=false",
+        stores=based,
     ),
     Entry(
         "low_rank",
@@ -156,6 +159,7 @@ PARAMETRIZATIONS = (
         cost="f on n squared and on k squared; the inverse one SVD",
         examples=("low_rank:rank=2",),
         compact="factored:rank={rank}",
+        stores=None,
     ),
     Entry(
         "fixed_rank",
@@ -169,6 +173,7 @@ PARAMETRIZATIONS = (
         (RANK, TRIV),
         cost="as low_rank",
         examples=("fixed_rank:rank=2",),
+        stores=None,
     ),
     Entry(
         "almost_orthogonal",
@@ -186,6 +191,7 @@ PARAMETRIZATIONS = (
         ),
         cost="as low_rank",
         examples=("almost_orthogonal:lam=0.3", "almost_orthogonal:f=tanh", "almost_orthogonal:f=scaled_sigmoid:lam=0.5"),
+        stores=None,
     ),
     Entry(
         "invertible",
@@ -198,6 +204,7 @@ PARAMETRIZATIONS = (
         "singular_values:SoftplusValues",
         (TRIV,),
         cost="as low_rank",
+        stores=None,
     ),
     Entry(
         "sln",
@@ -210,6 +217,7 @@ PARAMETRIZATIONS = (
         "singular_values:UnitDeterminant",
         (TRIV,),
         cost="as low_rank",
+        stores=None,
     ),
     Entry(
         "spd",
@@ -222,6 +230,7 @@ PARAMETRIZATIONS = (
         "semidefinite:SoftplusEigenvalues",
         (TRIV,),
         cost="f on n squared; the inverse one eigh",
+        stores=None,
     ),
     Entry(
         "psd",
@@ -234,6 +243,7 @@ PARAMETRIZATIONS = (
         "semidefinite:Eigenvalues",
         (TRIV,),
         cost="as spd",
+        stores=None,
     ),
     Entry(
         "psd_low_rank",
@@ -247,6 +257,7 @@ PARAMETRIZATIONS = (
         (RANK, TRIV),
         cost="as spd",
         examples=("psd_low_rank:rank=2",),
+        stores=None,
     ),
     Entry(
         "psd_fixed_rank",
@@ -260,6 +271,7 @@ PARAMETRIZATIONS = (
         (RANK, TRIV),
         cost="as spd",
         examples=("psd_fixed_rank:rank=2",),
+        stores=None,
     ),
     Entry(
         "alpha_stable",
@@ -274,6 +286,7 @@ PARAMETRIZATIONS = (
         cost="two f and a few products; the inverse some 15 inversions",
         originals=3,
         examples=("alpha_stable:alpha=0.1",),
+        stores=None,
     ),
     Entry(
         "sphere_exp",
@@ -287,5 +300,6 @@ PARAMETRIZATIONS = (
         (RADIUS,),
         cost="a few passes",
         examples=("sphere_exp:radius=2.5",),
+        stores=None,
     ),
 )

@@ -240,6 +240,7 @@ PARAMETRIZATIONS = (
         cost="a matrix-vector product; the inverse one SVD",
         originals=2,
         examples=("sigma_reparam", "sigma_reparam:dim=1"),
+        stores=None,
     ),
     Entry(
         "spectral_reparam",
@@ -255,5 +256,6 @@ PARAMETRIZATIONS = (
             Argument("eps", "float", "added to sigma (RADIO: 1e-6, or 1e-12 where configured)", 1e-6, minimum=0, maximum=1),
         ),
         cost="a matrix-vector product; the inverse one SVD",
+        stores=None,
     ),
 )

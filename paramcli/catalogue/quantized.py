@@ -65,6 +65,7 @@ PARAMETRIZATIONS = (
         ),
         cost="one pass",
         examples=("fake_quant", "fake_quant:bits=4:dim=0"),
+        stores=None,
     ),
     Entry(
         "ternary",

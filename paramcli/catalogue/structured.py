@@ -184,6 +184,7 @@ PARAMETRIZATIONS = (
         cost="one pass",
         originals=2,
         complex=True,
+        stores=None,
     ),
     Entry(
         "circulant_compact",
@@ -197,6 +198,7 @@ PARAMETRIZATIONS = (
         cost="one pass",
         reshapes=True,
         complex=True,
+        stores=None,
     ),
     Entry(
         "kronecker",
@@ -212,6 +214,7 @@ PARAMETRIZATIONS = (
         originals=2,
         examples=("kronecker:p=2:q=2", "kronecker:p=1:q=4"),
         complex=True,
+        stores=None,
     ),
     Entry(
         "factored",
@@ -227,6 +230,7 @@ PARAMETRIZATIONS = (
         originals=2,
         examples=("factored:rank=2",),
         complex=True,
+        stores=None,
     ),
     Entry(
         "rank_one",
@@ -240,6 +244,7 @@ PARAMETRIZATIONS = (
         cost="one pass; the inverse one SVD",
         originals=2,
         complex=True,
+        stores=None,
     ),
     Entry(
         "svd_vals",
@@ -253,5 +258,6 @@ PARAMETRIZATIONS = (
         cost="one product; the inverse one SVD",
         reshapes=True,
         complex=True,
+        stores=None,
     ),
 )

@@ -51,7 +51,7 @@ UNSUPPORTED = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.
 # What is written in one call, so that a thread that fills a file can be told to stop.
 WRITE_BLOCK = 1 << 26
 # Bytes after which the disk is set to work on what has arrived.
-WRITEBACK = 1 << 24
+WRITEBACK = 1 << 26
 
 
 class Abandoned(Exception):

@@ -24,7 +24,8 @@ from ..dtypes import DTYPES, bits_of, nbytes_of, torch_dtype
 from ..errors import InputRefused
 from ..text import listing, printable, printable_path
 
-READ_BLOCK = 1 << 20
+# Each block costs two turns of the interpreter's lock, which an import in another thread keeps for milliseconds.
+READ_BLOCK = 2 << 20
 # Threads that compare checksums ahead of need; a checksum runs at about a gigabyte a second, without the interpreter's lock.
 CHECKERS = 2
 
@@ -313,6 +314,7 @@ class Source:
     # (file, offset) of a storage -> the Future of its comparison, made by whoever asked first.
     _checks: dict = field(default_factory=dict, repr=False)
     _checking: list[threading.Thread] = field(default_factory=list, repr=False)
+    _kept: threading.local = field(default_factory=threading.local, repr=False)
     _closing: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def __enter__(self) -> Source:
@@ -388,7 +390,7 @@ class Source:
         import zlib
 
         file, crc, end = self.files[storage.file], 0, storage.offset + storage.nbytes
-        buffer = memoryview(bytearray(min(READ_BLOCK, storage.nbytes)))
+        buffer = self._buffer(min(READ_BLOCK, storage.nbytes))
         for offset in range(storage.offset, end, READ_BLOCK):
             if self._closing.is_set():
                 raise ValueError(f"{file.path} is closed")
@@ -402,6 +404,13 @@ class Source:
                 hint="copy or download the file again",
                 path=file.path,
             )
+
+    def _buffer(self, size: int) -> memoryview:
+        """Memory of this thread's own, kept from one storage to the next: new memory costs as much as the sum of it."""
+        buffer = getattr(self._kept, "buffer", None)
+        if buffer is None or len(buffer) < size:
+            buffer = self._kept.buffer = memoryview(bytearray(size))
+        return buffer
 
     def read_bytes(self, name: str) -> bytearray:
         """The tensor's row-major bytes in new memory; checksums are compared first."""

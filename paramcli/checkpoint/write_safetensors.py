@@ -18,7 +18,7 @@ from .source import InputFile, OpenFiles, Source, in_use
 
 COPY_BLOCK = 1 << 20
 # One call of copy_file_range moves at most this much, so that signals are not held up, and the disk begins early.
-KERNEL_BLOCK = 1 << 24
+KERNEL_BLOCK = 1 << 26
 # What looks at the finished files, still under their temporary names, before they are published.
 Check = Callable[[Path, Iterable[Path]], None]
 

@@ -9,7 +9,7 @@ import typer
 from ..console import Screen, convert_table
 from ..errors import UsageError
 from . import options as o
-from .session import finish_edit, open_groups, output_path, write_plan
+from .session import Output, finish_edit, open_groups, output_path, write_plan
 
 DEFAULT_SHARD = "5GB"
 
@@ -60,5 +60,5 @@ def convert(
         if dry_run:
             outcomes = preview(plan)
         else:
-            outcomes = write_plan(screen, plan, opened, destination, force=force, in_place=False, check=check, max_shard_size=size)
+            outcomes = write_plan(screen, plan, Output(opened, destination, overwrite=force, check=check, max_shard_size=size))
         finish_edit(screen, as_json, plan, opened, destination, outcomes, dry_run, convert_table(outcomes, edit.dtype), left, checked=check)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .. import ranks
 from ..checkpoint import record as records
@@ -15,11 +16,15 @@ from ..checkpoint.open import open_checkpoint
 from ..checkpoint.recognise import DCP
 from ..checkpoint.source import Source
 from ..console import Screen, edit_table
-from ..errors import UsageError, error_context
+from ..errors import ParamcliError, UsageError, error_context
 from ..report import document, edit_document
 from ..spec import select
 from ..surgery.commands import COMPUTE_DTYPES, Edit, check_choice, choose
 from ..text import count_text, listing, number_text, printable, printable_path, size_text
+
+if TYPE_CHECKING:
+    from ..surgery.execute import Writing
+    from ..surgery.plan import Plan
 
 # What a torch result lacks of ours; a sentence of its own says what follows from that.
 OWN_RECORD = f"metadata {records.KEY}"
@@ -150,6 +155,7 @@ class Target:
     as_json: bool = False
     quiet: bool = False
     check: bool = False
+    verify: bool = False
 
 
 def run_edits(command: str, edits: Sequence[Edit], suffix: str, ckpt: Path, target: Target, as_recipe: bool = False) -> None:
@@ -160,7 +166,10 @@ def run_edits(command: str, edits: Sequence[Edit], suffix: str, ckpt: Path, targ
     screen = Screen(target.quiet)
     with open_groups(ckpt, target.root, target.ignore_record, screen, not target.dry_run) as opened, ExitStack() as stack, error_context(path=ckpt):
         destination = output_path(opened.source, target.output, target.in_place, suffix, target.force or target.dry_run)
-        device = check_device(target.device) if any(edit.computes for edit in edits) else "cpu"
+        output = Output(opened, destination, overwrite=target.force, in_place=target.in_place, check=target.check)
+        computes = any(edit.computes for edit in edits)
+        early = begin_early(command, edits, output, stack) if computes and not target.dry_run else None
+        device = check_device(target.device) if computes else "cpu"
         from ..recipe import recipe_text
         from ..surgery.execute import preview
         from ..surgery.sequence import plan_edits
@@ -169,29 +178,74 @@ def run_edits(command: str, edits: Sequence[Edit], suffix: str, ckpt: Path, targ
         if target.dry_run:
             outcomes = preview(plan)
         else:
-            outcomes = write_plan(screen, plan, opened, destination, force=target.force, in_place=target.in_place, check=target.check, device=device)
+            outcomes = write_plan(screen, plan, output, device, early, target.verify)
         shown = recipe_text(edits, plan.steps) if as_recipe and target.dry_run else edit_table(outcomes)
         finish_edit(screen, target.as_json, plan, opened, destination, outcomes, target.dry_run, edits=edits, shown=shown, checked=target.check or target.in_place)
 
 
-def write_plan(
-    screen: Screen, plan, opened: Opened, output: Path, *, force: bool, in_place: bool, check: bool = False, device: str = "cpu", max_shard_size: int | None = None
-) -> list:  # fmt: skip
-    """Execute the plan into the output, a file or a folder as the input is; in place never without a check.
+@dataclass(frozen=True)
+class Output:
+    """Where a plan's result goes, a file or a folder as the input is, and how; in place never without a check."""
+
+    opened: Opened
+    path: Path
+    overwrite: bool = False
+    in_place: bool = False
+    check: bool = False
+    max_shard_size: int | None = None
+
+    def begin(self, plan: Plan, part: Plan, owner: dict[str, int] | None = None) -> Writing:
+        """Open the sink, of `part` of the plan where other processes write the rest, and begin to copy. Use in a `with`."""
+        from ..surgery.check import CheckedSink
+        from ..surgery.execute import Writing, metadata_of
+        from ..surgery.output import is_torch, open_sink
+
+        source = self.opened.source
+        metadata = metadata_of(source, plan.record)
+        sink = open_sink(
+            self.path, source, plan, metadata, overwrite=self.overwrite or self.in_place, in_place=self.in_place,
+            max_shard_size=self.max_shard_size, owner=owner,
+        )  # fmt: skip
+        checked = None
+        if self.check or self.in_place:
+            checked = CheckedSink(sink, part.slots, metadata, (source.root or ".") if is_torch(self.path, source) else None)
+        return Writing(part, source, sink, checked)
+
+
+def begin_early(command: str, edits: Sequence[Edit], output: Output, stack: ExitStack) -> Writing | None:
+    """Begin to copy what no edit touches before torch is imported, where headers and tables foretell the plan."""
+    from ..checkpoint.atomic import signals_held
+    from ..surgery.foretell import foretell
+    from ..surgery.output import is_torch
+
+    # Several processes agree on a plan first; which tensors of a torch file are one, the edits' chains tell.
+    if ranks.current().size > 1 or is_torch(output.path, output.opened.source):
+        return None
+    plan = foretell(command, edits, output.opened.source, output.opened.groups)
+    if plan is None or not plan.copies:
+        return None
+    try:
+        with signals_held():
+            return stack.enter_context(output.begin(plan, plan))
+    except ParamcliError:
+        return None  # the output cannot be written: said after the plan, if that has nothing to say
+
+
+def write_plan(screen: Screen, plan: Plan, output: Output, device: str = "cpu", early: Writing | None = None, verify: bool = False) -> list:
+    """Execute the plan into the output; `early` is what was begun for it, and is given up where it is for another.
 
     In a run of several processes each makes the tensors of its own shards; one file is written by the first alone.
     """
-    from ..surgery.check import CheckedSink
-    from ..surgery.execute import execute, metadata_of
-    from ..surgery.output import is_torch, open_sink, shards_of
+    from ..surgery.execute import execute
+    from ..surgery.output import shards_of
 
-    source, run, owner = opened.source, ranks.current(), None
+    source, run, owner = output.opened.source, ranks.current(), None
     part, numbers = plan, list(range(len(plan.steps)))
     if run.size > 1:
         from ..surgery.shares import agree, gathered, owners, part_of
 
         agree(run, source, plan)
-        shards = shards_of(output, source, plan, in_place, max_shard_size)
+        shards = shards_of(output.path, source, plan, output.in_place, output.max_shard_size)
         if shards is None and not run.leads:
             return run.from_first("outcomes", lambda: None) or []
         if shards is None:
@@ -199,18 +253,17 @@ def write_plan(
         else:
             owner = owners(source, plan, shards, run.size)
             part, numbers = part_of(plan, shards, owner, run.rank)
-    metadata = metadata_of(source, plan.record)
-    how = dict(overwrite=force or in_place, in_place=in_place, max_shard_size=max_shard_size, owner=owner)
-    with open_sink(output, source, plan, metadata, **how) as sink:
-        if check or in_place:
-            sink = CheckedSink(sink, part.slots, metadata, (source.root or ".") if is_torch(output, source) else None)
-        with screen.meter(plan.command, len(part.steps), part.nbytes) as meter:
+    if early and not early.serves(plan):
+        early.__exit__(None, None, None)
+        early = None
+    with ExitStack() as stack, screen.meter(plan.command, len(part.steps), part.nbytes) as meter:
+        writing = early or stack.enter_context(output.begin(plan, part, owner))
 
-            def progress(nbytes: int) -> None:
-                meter.advance(nbytes)
-                run.check()
+        def progress(nbytes: int) -> None:
+            meter.advance(nbytes)
+            run.check()
 
-            outcomes = execute(part, source, sink, device, progress=progress)
+        outcomes = execute(part, writing, device, progress=progress, verify=verify)
     if run.size == 1:
         return outcomes
     if owner is None:

@@ -15,12 +15,15 @@ from typing import ClassVar
 
 from ..chain import check_items, parse_chain
 from ..checkpoint.forms import Group, with_chain
+from ..checkpoint.header import Slot
+from ..checkpoint.keys import parametrized_key
+from ..checkpoint.record import Entry
 from ..checkpoint.source import Source
 from ..errors import InputRefused, UsageError
 from ..spec import select
 from ..text import closest, printable
 from ..view import parse_view
-from .plan import Step
+from .plan import Promise, Step, assigned, baked
 
 Planner = Callable[[Group], Step]
 COMPUTE_DTYPES = ("same", "float32", "float64")
@@ -111,6 +114,10 @@ class Edit:
         """The function that plans one group; what it holds open is closed with `work.stack`."""
         raise NotImplementedError
 
+    def foretell(self, group: Group) -> Promise | None:
+        """What the planner will promise of this group, as far as the tables tell without torch; None where they do not."""
+        return None
+
     def _need_tensors(self, purpose: str) -> None:
         if not self.tensor:
             raise UsageError(f"{self.command} needs -t/--tensor: which tensors to {purpose}", hint="paramcli inspect lists them")
@@ -146,6 +153,14 @@ class Add(Edit):
         shares = counts(self.chain, work.source, work.chosen, work.edited)
         view = parse_view(self.view)
         return Register(self.chain, view, self.init, self.seed, self.max_change, self.spelling, mask_for, shares).plan
+
+    def foretell(self, group: Group) -> Promise | None:
+        chain, view = parse_chain(self.chain), parse_view(self.view)
+        roles = chain.stores(group.shape)
+        if not group.is_plain or self.spelling == "old" or roles is None or view.name and set(roles) != {"original"}:
+            return None
+        slots = tuple(Slot(parametrized_key(group.tensor, role), code or group.dtype, shape) for role, (code, shape) in roles.items())
+        return slots, Entry("parametrized", str(chain), view.text, chain.constraint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +198,9 @@ class Assign(Edit):
         else:
             values = work.stack.enter_context(taken_from(self.from_, self.compute_dtype))
         return Step(values, self.seed).plan
+
+    def foretell(self, group: Group) -> Promise | None:
+        return assigned(group)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +241,9 @@ class Remove(Edit):
         else:
             from .renames import Unparametrize as Step
         return Step().plan
+
+    def foretell(self, group: Group) -> Promise | None:
+        return baked(group) if self.bake and not group.problem else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ from ..view import View, parse_view
 from .evaluate import complete, identities, read_state, require_chain, require_proportion, settle, weight_of
 from .allocate import with_count
 from .fit import NOTED, Fitted, check_reached, evaluate, fit, invert, rounded, widened
-from .plan import Stack, Step, require_editable
+from .plan import Stack, Step, assigned, baked, require_editable
 from .stack import bake_stack, fit_stack, stackable
 
 
@@ -160,8 +160,7 @@ class Bake:
                 explain_infinite(group, state)
             return {group.tensor: value}, {**numbers(0.0, measure.image_check(settled, value, view, compute)), "chain": str(settled)}
 
-        record = Entry("baked", str(chain), group.view, group.constraint or chain.constraint) if chain else None
-        slots = (Slot(group.tensor, group.dtype, group.shape),)
+        slots, record = baked(group)
         return Step(group, "bake", slots, group.chain, group.view, run, record=record, stack=self._stack(group, chain))
 
     def _stack(self, group: Group, chain: Chain | None) -> Stack | None:
@@ -201,7 +200,7 @@ class Assign:
                 raise InputRefused(f"{printable(group.tensor)} is spelt the oldest way ({group.form})", hint="paramcli migrate --to new first")
             check_roles(group, chain, view)
         self.value_for.check(group)
-        slots = tuple(Slot(key, *shape_of(group, role)) for role, key in group.keys.items())
+        slots, record = assigned(group)
 
         def run(source: Source, device: object, compute: str):
             state = read_state(source, group, device)
@@ -221,7 +220,7 @@ class Assign:
             new.update({role: state[role] for role in identities(chain, state)})
             return {group.keys[role]: tensor for role, tensor in new.items()}, told
 
-        return Step(group, "assign", slots, group.chain, group.view, run, record=group.record)
+        return Step(group, "assign", slots, group.chain, group.view, run, record=record)
 
     def _inverted(self, group: Group, state: dict[str, Tensor], chain: Chain, view: View, wanted: Tensor):
         stored = next(t for role, t in state.items() if role.startswith("original")).dtype
@@ -279,11 +278,6 @@ def check_roles(group: Group, chain: Chain, view: View) -> None:
             f"{chain} does not fit the keys of {printable(group.tensor)}: the file {', '.join(told)}",
             hint="give the chain and the view it was made with: --chain, --view",
         )
-
-
-def shape_of(group: Group, role: str) -> tuple[str, tuple[int, ...]]:
-    info = group.infos[role]
-    return info.dtype, info.shape
 
 
 # Why finite originals can have such a value.

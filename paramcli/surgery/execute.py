@@ -14,8 +14,9 @@ from ..checkpoint.atomic import signals_held
 from ..checkpoint.header import Slot
 from ..checkpoint.source import Source, tensor_bytes
 from ..checkpoint.writer import Sink
-from ..errors import ParamcliError, error_context
+from ..errors import CheckFailed, ParamcliError, error_context
 from ..registry import target_class
+from ..text import count_text, number_text
 from .plan import Outcome, Plan, Step
 
 if TYPE_CHECKING:
@@ -31,46 +32,106 @@ def metadata_of(source: Source, record: Mapping[str, records.Entry]) -> dict[str
     return metadata
 
 
-def execute(plan: Plan, source: Source, sink: Sink, device: str = "cpu", compute: str = "same",
-            progress: Callable[[int], None] = lambda nbytes: None) -> list[Outcome]:
-    """Write everything the plan says into an open sink and commit it. The sink cleans up after any failure.
+class Writing:
+    """An output while it is filled: its open sink, the threads that work for it, and the copying, begun at once.
 
-    Three threads beside this one: one copies what is untouched, one reads the next tensors, one writes the last ones.
+    Three threads beside the main one: one copies what is untouched, one reads the next tensors, one writes the last ones.
+    Use in a `with`; what is not committed by then is given up. What is written passes `checked`, where that is given.
+    """
+
+    def __init__(self, plan: Plan, source: Source, sink: Sink, checked: Sink | None = None):
+        self.plan, self.source = plan, source
+        self.sink = checked or sink
+        self._opened = sink
+        self._finished = False
+
+    def __enter__(self) -> Writing:
+        from concurrent.futures import ThreadPoolExecutor
+
+        self._opened.__enter__()
+        self._pool = ThreadPoolExecutor(3)
+        renames = [pair for step in self.plan.steps for pair in step.renames.items()]
+        self.copying = self.begin(self.sink.copy, self.source, [*self.plan.copies, *renames])
+        return self
+
+    def begin(self, function: Callable, *arguments: object) -> Future:
+        return self._pool.submit(function, *arguments)
+
+    def serves(self, plan: Plan) -> bool:
+        """Is what was begun for one plan right for this one too?"""
+        mine = self.plan
+        return sorted(mine.slots, key=_name) == sorted(plan.slots, key=_name) and mine.copies == plan.copies and mine.record == plan.record
+
+    def finish(self) -> None:
+        """Wait until everything that was begun is done, and raise what went wrong in it."""
+        self.copying.result()
+        self._pool.shutdown()
+        self._finished = True
+
+    def __exit__(self, *exception: object) -> None:
+        # A signal must not leave a thread writing to a descriptor that the sink is about to close.
+        with signals_held():
+            if not self._finished:
+                self.sink.abandon()
+            self._pool.shutdown(cancel_futures=True)
+        self._opened.__exit__(*exception)
+
+
+def _name(slot: Slot) -> str:
+    return slot.name
+
+
+def execute(plan: Plan, writing: Writing, device: str = "cpu", compute: str = "same",
+            progress: Callable[[int], None] = lambda nbytes: None, verify: bool = False) -> list[Outcome]:
+    """Write everything the plan says and commit it. The sink cleans up after any failure.
+
+    `verify`: nothing is committed unless every residual that was measured is within its tolerance; CheckFailed says which.
     """
     outcomes: dict[int, Outcome] = {}
-    renames = [(step, pair) for step in plan.steps if step.run is None for pair in step.renames.items()]
+    source, sink, copying = writing.source, writing.sink, writing.copying
     batches = batched([(number, step) for number, step in enumerate(plan.steps) if step.run is not None])
-    with Workers(sink) as workers:
-        copying = workers.begin(sink.copy, source, [*plan.copies, *(pair for _, pair in renames)])
-        ahead = written = None
-        for index, batch in enumerate(batches):
-            held = ahead.result() if ahead else _read(source, batch)
-            ahead = None
-            if index + 1 < len(batches) and _nbytes(batches[index + 1]) <= AHEAD_BYTES:
-                ahead = workers.begin(_read, source, batches[index + 1])
-            for (number, step), (tensors, told) in zip(batch, _computed([step for _, step in batch], held, device, compute)):
-                with error_context(tensor=step.group.tensor, path=source.path):
-                    outcomes[number] = step.outcome(**told)
-                    ready = [(slot.name, tensor_bytes(_promised(tensors[slot.name], slot))) for slot in step.writes]
-                if written:
-                    written.result()
-                written = workers.begin(_write, sink, ready)
-                del tensors, ready
-                if step.nbytes > AHEAD_BYTES:
-                    written.result()
-                progress(sum(slot.nbytes for slot in step.writes))
-            if copying.done():
-                copying.result()  # a failure there ends the work here
-        for number, step in enumerate(plan.steps):
-            if step.run is None:
-                outcomes[number] = step.outcome(moved=None)
-                progress(sum(slot.nbytes for slot in step.writes))
-        if written:
-            written.result()
-        copying.result()
+    ahead = written = None
+    for index, batch in enumerate(batches):
+        held = ahead.result() if ahead else _read(source, batch)
+        ahead = None
+        if index + 1 < len(batches) and _nbytes(batches[index + 1]) <= AHEAD_BYTES:
+            ahead = writing.begin(_read, source, batches[index + 1])
+        for (number, step), (tensors, told) in zip(batch, _computed([step for _, step in batch], held, device, compute)):
+            with error_context(tensor=step.group.tensor, path=source.path):
+                outcomes[number] = step.outcome(**told)
+                ready = [(slot.name, tensor_bytes(_promised(tensors[slot.name], slot))) for slot in step.writes]
+            if written:
+                written.result()
+            written = writing.begin(_write, sink, ready)
+            del tensors, ready
+            if step.nbytes > AHEAD_BYTES:
+                written.result()
+            progress(sum(slot.nbytes for slot in step.writes))
+        if copying.done():
+            copying.result()  # a failure there ends the work here
+    for number, step in enumerate(plan.steps):
+        if step.run is None:
+            outcomes[number] = step.outcome(moved=None)
+            progress(sum(slot.nbytes for slot in step.writes))
+    if written:
+        written.result()
+    writing.finish()
+    if verify:
+        require_all_hold([outcomes[number] for number in range(len(plan.steps))])
     source.check_unchanged()
     sink.commit()
     return [outcomes[number] for number in range(len(plan.steps))]
+
+
+def require_all_hold(outcomes: Sequence[Outcome]) -> None:
+    off = [o for o in outcomes if o.residual is not None and not o.residual <= o.tolerance]
+    if off:
+        worst = max(off, key=lambda o: o.residual / o.tolerance if o.tolerance else math.inf)
+        more = f" ({count_text(len(off) - 1, 'more tensor')} off too)" if len(off) > 1 else ""
+        raise CheckFailed(
+            f"the constraint does not hold (residual {number_text(worst.residual)}, tolerance {number_text(worst.tolerance)}){more}",
+            tensor=worst.tensor, hint="without --verify it is written all the same",
+        )  # fmt: skip
 
 
 # Tensors up to this size are read ahead of need and written behind the work; larger ones would double the memory.
@@ -80,29 +141,6 @@ STACK_BYTES = 8 << 20
 # Up to this many entries torch's own loops use one thread; its linear algebra then uses one too, as threads that wait
 # for each other cost more than they bring, a hundred times more where other programs want the cores.
 ONE_THREAD = 1 << 15
-
-
-class Workers:
-    """Threads for one run, all ended before its sink is left, whatever happens."""
-
-    def __init__(self, sink: Sink):
-        from concurrent.futures import ThreadPoolExecutor
-
-        self.sink = sink
-        self.pool = ThreadPoolExecutor(3)
-
-    def __enter__(self) -> Workers:
-        return self
-
-    def begin(self, function: Callable, *arguments: object) -> Future:
-        return self.pool.submit(function, *arguments)
-
-    def __exit__(self, kind: object, *exception: object) -> None:
-        # A signal must not leave a thread writing to a descriptor that the sink is about to close.
-        with signals_held():
-            if kind is not None:
-                self.sink.abandon()
-            self.pool.shutdown(cancel_futures=True)
 
 
 class Held:

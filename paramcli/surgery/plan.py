@@ -118,6 +118,22 @@ class Plan:
         return sum(slot.nbytes for slot in self.slots)
 
 
+# What a step will write, and what the record will say of its tensor.
+Promise = tuple[tuple[Slot, ...], Entry | None]
+
+
+def baked(group: Group) -> Promise:
+    """The value in place of its originals; the record keeps the constraint that it satisfies, where a chain says one."""
+    chain = parse_chain(group.chain) if group.chain else None
+    record = Entry("baked", str(chain), group.view, group.constraint or chain.constraint) if chain else None
+    return (Slot(group.tensor, group.dtype, group.shape),), record
+
+
+def assigned(group: Group) -> Promise:
+    """Other values under the same keys."""
+    return tuple(Slot(key, group.infos[role].dtype, group.infos[role].shape) for role, key in group.keys.items()), group.record
+
+
 def slot_of(source: Source, key: str, name: str | None = None) -> Slot:
     info = source.tensors[key]
     return Slot(name or key, info.dtype, info.shape)

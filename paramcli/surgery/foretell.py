@@ -1,0 +1,32 @@
+"""What a plan will be, told from headers and tables before torch is there to make it.
+
+Importing torch takes as long as copying four gigabytes. What no edit touches is copied meanwhile, to where the plan
+foretold puts it. The plan itself is made all the same and decides: where it is another, what was begun is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ..checkpoint.forms import Group
+from ..checkpoint.source import Source
+from ..errors import ParamcliError
+from .commands import Edit
+from .plan import Plan, Step, assemble
+from .sequence import tie
+
+
+def foretell(command: str, edits: Sequence[Edit], source: Source, groups: Mapping[str, Group]) -> Plan | None:
+    """The plan as far as its slots, copies and record go; None where torch, or the data, have a say in them."""
+    steps: dict[str, Step] = {}
+    try:
+        for edit in edits:
+            for group in tie(source, groups, groups, edit.choose(groups, ""), edit.tied):
+                promise = edit.foretell(group)
+                if promise is None or group.tensor in steps:
+                    return None
+                slots, record = promise
+                steps[group.tensor] = Step(group, edit.command, slots, record=record)
+        return assemble(command, source, groups, list(steps.values()))
+    except ParamcliError:
+        return None  # the plan will say it, with all the others of its kind
