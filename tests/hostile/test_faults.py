@@ -300,9 +300,10 @@ def order(lines: list[str], folder: Path, name: str) -> list[str]:
             said.append("create")
         elif "openat(" in line and "O_DIRECTORY" in line and f'"{folder}"' in line.replace('"."', f'"{folder}"') and "= -1" not in line:
             folder_descriptor.add(line.rsplit("= ", 1)[1].strip())
-        elif any(f"fsync({d})" in line for d in folder_descriptor):
+        # A thread that ends at this moment makes strace say it in two lines: the call, unfinished, and its result.
+        elif any(f"fsync({d}{end}" in line for d in folder_descriptor for end in (")", " <unfinished")):
             said.append("sync folder")
-        elif any(f"fsync({d})" in line for d in descriptors):
+        elif any(f"fsync({d}{end}" in line for d in descriptors for end in (")", " <unfinished")):
             said.append("sync")
         elif temporary and ("pwrite64(" in line or "copy_file_range(" in line) and (not said or said[-1] != "write"):
             said.append("write")
