@@ -30,6 +30,7 @@ def add(
     force: o.Force = False,
     in_place: o.InPlace = False,
     check: o.Check = False,
+    verify: o.Verify = False,
     dry_run: o.DryRun = False,
     root: o.Root = None,
     tied: o.Tied = None,
@@ -51,4 +52,4 @@ def add(
         tensor=tensor, chain=chain, view=view, init=init, mask=mask, max_change=max_change, spelling=spelling, seed=seed, tied=tied,
         compute_dtype=compute_dtype,
     )  # fmt: skip
-    run_edits("add", [edit], edit.suffix, ckpt, Target(output, force, in_place, dry_run, root, device, ignore_record, as_json, quiet, check))
+    run_edits("add", [edit], edit.suffix, ckpt, Target(output, force, in_place, dry_run, root, device, ignore_record, as_json, quiet, check, verify))

@@ -22,6 +22,7 @@ def apply(
     force: o.Force = False,
     in_place: o.InPlace = False,
     check: o.Check = False,
+    verify: o.Verify = False,
     dry_run: o.DryRun = False,
     root: o.Root = None,
     device: o.Device = "cpu",
@@ -40,5 +41,5 @@ def apply(
     """
     from ..recipe import read_recipe
 
-    target = Target(output, force, in_place, dry_run, root, device, ignore_record, as_json, quiet, check)
+    target = Target(output, force, in_place, dry_run, root, device, ignore_record, as_json, quiet, check, verify)
     run_edits("apply", read_recipe(recipe), ".edited", ckpt, target, as_recipe=True)

@@ -28,6 +28,7 @@ def assign(
     force: o.Force = False,
     in_place: o.InPlace = False,
     check: o.Check = False,
+    verify: o.Verify = False,
     dry_run: o.DryRun = False,
     root: o.Root = None,
     tied: o.Tied = None,
@@ -46,4 +47,4 @@ def assign(
     edit = Assign(
         tensor=tensor, from_=from_file, with_=with_init, chain=chain, view=view, seed=seed, tied=tied, compute_dtype=compute_dtype
     )
-    run_edits("assign", [edit], edit.suffix, ckpt, Target(output, force, in_place, dry_run, root, device, ignore_record, as_json, quiet, check))
+    run_edits("assign", [edit], edit.suffix, ckpt, Target(output, force, in_place, dry_run, root, device, ignore_record, as_json, quiet, check, verify))

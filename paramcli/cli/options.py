@@ -41,6 +41,9 @@ InPlace = Annotated[bool, typer.Option("--in-place", help="Replace the input its
 Check = Annotated[
     bool, typer.Option("--check", help="Read the result back and compare every tensor before it gets its name; --in-place always does.", rich_help_panel=WHERE)
 ]
+Verify = Annotated[
+    bool, typer.Option("--verify", help="Exit 1 and write nothing unless every constraint holds.", rich_help_panel=WHERE)
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Show what would be done and write nothing.", rich_help_panel=WHERE)]
 Report = Annotated[Optional[Path], typer.Option("--report", metavar="FILE.html", help="Also write a page with tables and plots.", show_default=False, rich_help_panel=WHERE)]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.", rich_help_panel=WHERE)]

@@ -25,6 +25,7 @@ def remove(
     force: o.Force = False,
     in_place: o.InPlace = False,
     check: o.Check = False,
+    verify: o.Verify = False,
     dry_run: o.DryRun = False,
     root: o.Root = None,
     tied: o.Tied = None,
@@ -43,4 +44,4 @@ def remove(
     paramcli remove ckpt.parametrized.safetensors --no-bake -t fc.weight
     """
     edit = Remove(tensor=tensor, bake=bake, chain=chain, view=view, tied=tied, compute_dtype=compute_dtype)
-    run_edits("remove", [edit], edit.suffix, ckpt, Target(output, force, in_place, dry_run, root, device, ignore_record, as_json, quiet, check))
+    run_edits("remove", [edit], edit.suffix, ckpt, Target(output, force, in_place, dry_run, root, device, ignore_record, as_json, quiet, check, verify))

@@ -265,3 +265,24 @@ def test_assigning_an_orthogonal_draw_works_for_every_seed(fc_checkpoint, tmp_pa
     for seed in range(4):
         paramcli("assign", made, "-t", "fc.weight", "--with", "orthogonal", "--seed", seed, "-f", "-o", tmp_path / "o.safetensors")
         assert "holds" in paramcli("verify", tmp_path / "o.safetensors").out
+
+
+@pytest.mark.parametrize("options", [[], ["--in-place"]])
+def test_verify_writes_nothing_that_is_off(options, tmp_path, paramcli):
+    """--verify is the gate: exit 1, the tensor and its numbers named, and no output where a constraint does not hold."""
+    save_file({"m.w": torch.zeros(4, 4), "m.b": torch.ones(3)}, tmp_path / "in.safetensors")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    command = ["add", tmp_path / "in.safetensors", "-t", "m.w", "--chain", "orthogonal", "--init", "raw", "--verify", *options]
+    result = paramcli(*command, code=1)
+    assert "error: m.w: the constraint does not hold (residual " in result.err and not result.out
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_verify_lets_pass_what_holds(tmp_path, paramcli):
+    """With --verify the bytes are those of a run without it, and the baked result verifies too."""
+    save_file({"m.w": torch.randn(6, 6), "m.b": torch.ones(3)}, tmp_path / "in.safetensors")
+    for name, more in (("a", []), ("b", ["--verify"])):
+        paramcli("add", tmp_path / "in.safetensors", "-t", "m.w", "--chain", "skew,cayley", "-o", tmp_path / f"{name}.safetensors", *more)
+        paramcli("remove", tmp_path / f"{name}.safetensors", "-o", tmp_path / f"{name}.baked.safetensors", *more)
+    for kind in ("", ".baked"):
+        assert (tmp_path / f"a{kind}.safetensors").read_bytes() == (tmp_path / f"b{kind}.safetensors").read_bytes()
