@@ -17,7 +17,7 @@ from ..checkpoint.writer import Sink
 from ..errors import CheckFailed, ParamcliError, error_context
 from ..registry import target_class
 from ..text import count_text, number_text
-from .plan import Outcome, Plan, Step
+from .plan import Outcome, Plan, Stack, Step
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -141,6 +141,8 @@ STACK_BYTES = 8 << 20
 # Up to this many entries torch's own loops use one thread; its linear algebra then uses one too, as threads that wait
 # for each other cost more than they bring, a hundred times more where other programs want the cores.
 ONE_THREAD = 1 << 15
+# Stacks of at least this many entries are worth several threads.
+SHARED_OUT = 1 << 18
 
 
 class Held:
@@ -193,8 +195,11 @@ def _computed(steps: Sequence[Step], held: Held, device: str, compute: str) -> I
     if len(steps) > 1:
         stack = steps[0].stack
         try:
-            with error_context(), threads_for(steps[0]):
-                results = stack.compute([step.stack.read(held) for step in steps], device, compute)
+            inputs = [step.stack.read(held) for step in steps]
+            with error_context(), threads_for(steps[0]) as threads:
+                if device != "cpu" or len(inputs) * math.prod(steps[0].group.shape) < SHARED_OUT:
+                    threads = 1
+                results = by_parts(stack, inputs, device, compute, threads)
             yield from (step.stack.give(result) for step, result in zip(steps, results))
             return
         except ParamcliError:
@@ -206,9 +211,25 @@ def _computed(steps: Sequence[Step], held: Held, device: str, compute: str) -> I
         del made
 
 
+def by_parts(stack: Stack, inputs: Sequence[object], device: str, compute: str, threads: int) -> list[object]:
+    """The results for all inputs. Kernels go through a stack one matrix after another, so each thread gets a part of it."""
+    if threads == 1:
+        return list(stack.compute(inputs, device, compute))
+    import torch
+    from concurrent.futures import ThreadPoolExecutor
+
+    size, before = -(-len(inputs) // threads), torch.get_num_threads()
+    parts = [inputs[at : at + size] for at in range(0, len(inputs), size)]
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return [result for part in pool.map(lambda part: stack.compute(part, device, compute), parts) for result in part]
+    finally:
+        torch.set_num_threads(before)  # torch keeps one number for all threads
+
+
 @contextmanager
-def threads_for(step: Step) -> Iterator[None]:
-    """One thread for small tensors and for mere passes over memory, torch's number for others.
+def threads_for(step: Step) -> Iterator[int]:
+    """One thread for small tensors and for mere passes over memory, torch's number for others; gives torch's number.
 
     A function of shape and chain alone, so that bytes are reproducible; while a pass runs, the reader and the writer
     have the other cores.
@@ -217,11 +238,11 @@ def threads_for(step: Step) -> Iterator[None]:
 
     threads = torch.get_num_threads()
     if threads == 1 or math.prod(step.group.shape) > ONE_THREAD and _threads_matter(step):
-        yield
+        yield threads
         return
     torch.set_num_threads(1)
     try:
-        yield
+        yield threads
     finally:
         torch.set_num_threads(threads)
 

@@ -11,6 +11,7 @@ from paramcli.chain import parse_chain
 from paramcli.registry import PARAMETRIZATIONS, target_class
 from paramcli.surgery import execute, stack
 from paramcli.surgery.fit import evaluate, fit
+from paramcli.surgery.plan import Stack
 from paramcli.view import IDENTITY, parse_view
 
 CHAINS = ("skew", "symmetric", "skew,cayley")
@@ -78,6 +79,18 @@ def test_a_whole_file_of_small_tensors_is_batched_and_unchanged_in_meaning(tmp_p
     baked = load_file(tmp_path / "c.safetensors")
     for name, W in weights.items():
         assert (baked[name] - W).abs().max() < 2e-6
+
+
+@pytest.mark.parametrize("threads", [2, 3, 40])
+def test_parts_of_a_stack_give_the_bits_of_the_whole(threads):
+    """However many threads share a stack, each matrix comes out as it does alone, and in its place."""
+    chain, Xs = parse_chain("skew,cayley"), list(torch.randn(17, 12, 12))
+    work = Stack(None, None, lambda tensors, device, compute: stack.bake_stack(tensors, chain, IDENTITY, device, compute), None)
+    before = torch.get_num_threads()
+    got = execute.by_parts(work, Xs, "cpu", "same", threads)
+    assert len(got) == 17 and torch.get_num_threads() == before
+    for X, (value, check) in zip(Xs, got):
+        assert torch.equal(value, evaluate(chain, IDENTITY, X.shape, {"original": X}, X.dtype)) and check.ok
 
 
 def test_batches_keep_within_their_budget(monkeypatch):
