@@ -43,7 +43,7 @@ class Reading:
     alternatives: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Group:
     """One tensor and the keys that spell it.
 

@@ -31,7 +31,7 @@ _FIELDS = {"dtype", "shape", "data_offsets"}
 _AGAIN = "copy or download the file again"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Slot:
     """A tensor's place in a file to be written: name, dtype code, shape."""
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from .. import __version__
+from ..allocator import share_one_heap
 from ..chain import parse_chain
 from ..checkpoint import record as records
 from ..checkpoint.atomic import signals_held
@@ -48,6 +49,7 @@ class Writing:
     def __enter__(self) -> Writing:
         from concurrent.futures import ThreadPoolExecutor
 
+        share_one_heap()
         self._opened.__enter__()
         self._pool = ThreadPoolExecutor(3)
         renames = [pair for step in self.plan.steps for pair in step.renames.items()]

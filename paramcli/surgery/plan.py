@@ -23,7 +23,7 @@ from ..text import count_text, listing, printable, size_text
 GROWTH, WORTH_A_WORD, TOO_MUCH = 16, 16 << 20, 1 << 30
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of one tensor; numbers are None where nothing was computed."""
 
@@ -41,7 +41,7 @@ class Outcome:
     note: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Stack:
     """How a step is computed together with others of an equal `key`: the same shape, dtype, chain and options.
 
@@ -55,7 +55,7 @@ class Stack:
     give: Callable[[object], tuple[Mapping[str, object], dict[str, object]]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Step:
     """One tensor's edit: the keys it reads, the slots it writes, and the work between them.
 

@@ -7,7 +7,7 @@ works the shares out for itself, from headers alone, and finds the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, replace
+from dataclasses import astuple, fields, replace
 from hashlib import sha256
 
 from .. import ranks
@@ -98,10 +98,14 @@ def agree(run: ranks.Alone, source: Source, plan: Plan) -> None:
 
 def gathered(run: ranks.Alone, numbers: Sequence[int], outcomes: Sequence[Outcome]) -> list[Outcome]:
     """The outcomes of all ranks, in the order of the plan's steps."""
-    parts = run.exchange("outcomes", [(number, vars(outcome)) for number, outcome in zip(numbers, outcomes)])
-    every = {number: fields for part in parts for number, fields in part}
+    parts = run.exchange("outcomes", [(number, _fields(outcome)) for number, outcome in zip(numbers, outcomes)])
+    every = {number: given for part in parts for number, given in part}
     return [_outcome(every[number]) for number in sorted(every)]
 
 
-def _outcome(fields: dict) -> Outcome:
-    return Outcome(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+def _fields(outcome: Outcome) -> dict:
+    return {field.name: getattr(outcome, field.name) for field in fields(outcome)}
+
+
+def _outcome(given: dict) -> Outcome:
+    return Outcome(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
