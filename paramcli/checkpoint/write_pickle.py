@@ -20,7 +20,7 @@ MAX_NESTING = 200
 _ORDERED = Global("collections", "OrderedDict")
 _STORAGE_NAMES = {code: name for name, code in STORAGE_DTYPES.items() if name != "UntypedStorage"}
 _STORAGE_NAMES |= {code: name for name, (code, _) in OTHER_STORAGES.items()}
-_DTYPE_NAMES = {code: name for name, code in reversed(TORCH_DTYPES.items())}
+DTYPE_NAMES = {code: name for name, code in reversed(TORCH_DTYPES.items())}
 
 
 def unit(dtype: str) -> int:
@@ -182,9 +182,9 @@ class PickleWriter:
             self.write(part)
         self._call(_ORDERED, ())
         if not by_class:
-            if ref.dtype not in _DTYPE_NAMES:
+            if ref.dtype not in DTYPE_NAMES:
                 raise InputRefused(f"a {ref.dtype.lstrip('?')} tensor that cannot be written as a torch file", hint="-o FILE.safetensors")
-            self.write(Global("torch", _DTYPE_NAMES[ref.dtype]))
+            self.write(Global("torch", DTYPE_NAMES[ref.dtype]))
         self.out += b"tR"
         self.remember(ref)
 
