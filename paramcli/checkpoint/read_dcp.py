@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -63,12 +64,12 @@ class _Tensor:
     chunks: tuple[_Chunk, ...]
 
 
-def open_dcp(path: Path, root: str | None = None) -> Source:
-    """Open a DCP folder; `root` names the state dict where it holds several."""
+def open_dcp(path: Path, root: str | None = None, metadata: str = METADATA) -> Source:
+    """Open a DCP folder; `root` names the state dict where it holds several, `metadata` its .metadata file."""
     files: dict[str, InputFile] = {}
     try:
         with collector_paused():
-            return _open(path, root, files)
+            return _open(path, root, files, metadata)
     except InputRefused as error:
         _close(files)
         if error.path is None:
@@ -85,8 +86,17 @@ def _close(files: Mapping[str, InputFile]) -> None:
         file.close()
 
 
-def _open(path: Path, root: str | None, files: dict[str, InputFile]) -> Source:
-    files[METADATA] = metadata = InputFile(path / METADATA)
+def part_names(path: Path) -> set[str]:
+    """The part files that a folder's .metadata names; none where it is broken."""
+    try:
+        with collector_paused(), closing(InputFile(path / METADATA)) as metadata:
+            return {r.part for r in _described(metadata)[2].values()}
+    except InputRefused:
+        return set()
+
+
+def _described(metadata: InputFile) -> tuple[dict, dict[str, _Tensor | None], dict[tuple, _Range]]:
+    """What .metadata says: its fields, the entries, and where they lie."""
     if metadata.size > MAX_BYTES:
         raise InputRefused(f"its .metadata is {metadata.size} bytes long; {MAX_BYTES} is the limit")
     data = bytes(metadata.read(0, metadata.size))
@@ -96,7 +106,12 @@ def _open(path: Path, root: str | None, files: dict[str, InputFile]) -> Source:
     check_structure(loaded.value)
     top = _record(loaded.value, _MODULE, "Metadata")
     entries = _entries(top.get("state_dict_metadata"))
-    ranges = _ranges(top.get("storage_data"), entries)
+    return top, entries, _ranges(top.get("storage_data"), entries)
+
+
+def _open(path: Path, root: str | None, files: dict[str, InputFile], metadata: str) -> Source:
+    files[metadata] = InputFile(path / metadata)
+    top, entries, ranges = _described(files[metadata])
     tree = _tree(entries, top.get("planner_data"))
     chosen = choose_root(tree, root)
     if "__metadata__" in chosen.tensors:

@@ -20,12 +20,17 @@ MAX_NESTING = 200
 _ORDERED = Global("collections", "OrderedDict")
 _STORAGE_NAMES = {code: name for name, code in STORAGE_DTYPES.items() if name != "UntypedStorage"}
 _STORAGE_NAMES |= {code: name for name, (code, _) in OTHER_STORAGES.items()}
-_DTYPE_NAMES = {code: name for name, code in reversed(TORCH_DTYPES.items())}
+DTYPE_NAMES = {code: name for name, code in reversed(TORCH_DTYPES.items())}
 
 
 def unit(dtype: str) -> int:
     """What a storage is counted in: 1 for its own elements, or their bytes where torch has no class for the dtype."""
     return 1 if dtype in _STORAGE_NAMES else element_width(dtype)
+
+
+def _key(value: object) -> object:
+    """What an object is remembered by: the names of classes and functions by what they say, all others by identity."""
+    return value if isinstance(value, Global) else id(value)
 
 
 class PickleWriter:
@@ -35,7 +40,7 @@ class PickleWriter:
         # -> (storage key, elements of the storage, element offset in it)
         self.place = place
         self.out = bytearray(b"\x80\x02")
-        self.memo: dict[int, int] = {}
+        self.memo: dict[object, int] = {}
         self.alive: list[object] = []  # ids stay unique while their objects live
         self.depth = 0
 
@@ -44,7 +49,7 @@ class PickleWriter:
         return bytes(self.out + b".")
 
     def write(self, value: object) -> None:
-        known = self.memo.get(id(value))
+        known = self.memo.get(_key(value))
         if known is not None:
             self.out += b"j" + struct.pack("<I", known)
             return
@@ -57,9 +62,9 @@ class PickleWriter:
         self.depth -= 1
 
     def remember(self, value: object) -> None:
-        self.memo[id(value)] = len(self.memo)
+        self.memo[_key(value)] = number = len(self.memo)
         self.alive.append(value)
-        self.out += b"r" + struct.pack("<I", self.memo[id(value)])
+        self.out += b"r" + struct.pack("<I", number)
 
     def _by_type(self, value: object) -> None:
         if value is None or value is True or value is False:
@@ -78,6 +83,7 @@ class PickleWriter:
             self.remember(value)
         elif isinstance(value, Global):
             self.out += f"c{value.module}\n{value.name}\n".encode()
+            self.remember(value)
         elif isinstance(value, TensorRef):
             self._tensor(value)
         elif isinstance(value, StorageRef):
@@ -176,9 +182,9 @@ class PickleWriter:
             self.write(part)
         self._call(_ORDERED, ())
         if not by_class:
-            if ref.dtype not in _DTYPE_NAMES:
+            if ref.dtype not in DTYPE_NAMES:
                 raise InputRefused(f"a {ref.dtype.lstrip('?')} tensor that cannot be written as a torch file", hint="-o FILE.safetensors")
-            self.write(Global("torch", _DTYPE_NAMES[ref.dtype]))
+            self.write(Global("torch", DTYPE_NAMES[ref.dtype]))
         self.out += b"tR"
         self.remember(ref)
 

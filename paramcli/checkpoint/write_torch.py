@@ -8,7 +8,6 @@ stay what they were.
 from __future__ import annotations
 
 import math
-import struct
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,26 +24,14 @@ from .roots import as_dict
 from .source import READ_BLOCK, Source, Storage
 from .write_pickle import PickleWriter, unit
 from .write_safetensors import Check, check_unchanged, copy_run
-
-_ROOT = "archive"
-# torch aligns storages so that a mapped file has aligned tensors.
-_ALIGNMENT = 64
-_LOCAL = struct.Struct("<4s5H3L2H")
-_ENTRY = struct.Struct("<4s6H3L5H2L")
-_MAX32 = 0xFFFFFFFF
+from .write_zip import Member, directory, lay_out, members_of
 
 
 @dataclass
-class _Record:
-    """One member of the archive: its bytes' place in the file, known before they are."""
+class _Record(Member):
+    """A member whose bytes are copied from a storage of the source, or written."""
 
-    name: str
-    size: int
-    data: bytes | None = None  # small members; storages stream
     source: Storage | None = None
-    header: int = 0
-    start: int = 0
-    crc: int = 0
     written: bool = False
 
 
@@ -78,9 +65,8 @@ class TorchSink:
         tree = self._tree(renamed)
         self._plan_foreign(tree)
         pickle = PickleWriter(self._place_of).finish(tree)
-        small = [_Record("data.pkl", len(pickle), pickle), _Record("byteorder", 6, b"little")]
-        self.records = [*small, *self.records, _Record("version", 2, b"3\n")]
-        self._lay_out()
+        self.members = members_of(pickle, self.records)
+        self.directory = lay_out(self.members)
 
     # --- what goes where -------------------------------------------------------------------------
 
@@ -95,7 +81,7 @@ class TorchSink:
         alike: dict[tuple, _Place] = {}
         for slot in self.slots.values():
             info = self.source.tensors.get(here.get(slot.name, ""))
-            stride = _strides(slot.shape)
+            stride = strides(slot.shape)
             if info is None:
                 place = self._tensors[tied[slot.name]] if slot.name in tied else self._add(slot.nbytes, None, slot)
                 self._remember(slot, place, stride)
@@ -115,17 +101,15 @@ class TorchSink:
 
     def _add(self, size: int, storage: Storage | None, slot: Slot | None = None) -> _Place:
         key = str(len(self.records))
-        record = _Record(f"data/{key}", size, None, storage)
+        record = _Record(f"data/{key}", size, source=storage)
         self.records.append(record)
         return _Place(record, key, math.prod(slot.shape) if slot else 0)
 
     def _remember(self, slot: Slot, place: _Place, stride: tuple[int, ...]) -> None:
-        dtype, shape, numel = slot.dtype, slot.shape, place.numel
-        if dtype == "F4" and shape and shape[-1] % 2 == 0:
-            # torch counts bytes, each two values; the format counts values.
-            dtype, shape, stride, numel = PAIRS, (*shape[:-1], shape[-1] // 2), _strides((*shape[:-1], shape[-1] // 2)), place.record.size
-        elif DTYPES[dtype].torch_name is None:
-            raise InputRefused(f"{printable(slot.name)} is {dtype}, which torch files cannot hold", hint="-o FILE.safetensors", tensor=slot.name)
+        dtype, shape = as_torch(slot)
+        numel = place.numel
+        if dtype == PAIRS:
+            stride, numel = strides(shape), place.record.size
         self._tensors[slot.name] = place
         self._refs[slot.name] = TensorRef(StorageRef(place.key, dtype, numel, "cpu"), dtype, place.offset, shape, stride)
 
@@ -176,25 +160,15 @@ class TorchSink:
             return place.key, place.record.size if ref.untyped else numel, 0
         return place.key, numel, (storage.view[1] if storage.view else 0) + ref.offset
 
-    def _lay_out(self) -> None:
-        position = 0
-        for record in self.records:
-            record.header = position
-            fixed = position + _LOCAL.size + len(_ROOT) + 1 + len(record.name) + (20 if record.size >= _MAX32 else 0) + 4
-            record.start = fixed + -fixed % _ALIGNMENT
-            position = record.start + record.size
-        self.directory = position
-
     # --- writing ---------------------------------------------------------------------------------
 
     def __enter__(self) -> TorchSink:
         self.file.__enter__()
         try:
             self.file.reserve(self.directory)
-            for record in self.records:
-                if record.data is not None:
-                    self._put(record, 0, memoryview(record.data))
-                    record.written = True
+            for member in self.members:
+                if member.data is not None:
+                    self.file.write_at(member.start, member.data)
         except BaseException:
             self.file.__exit__()
             raise
@@ -252,51 +226,35 @@ class TorchSink:
         missing = [record.name for record in self.records if not record.written]
         if missing:
             raise AssertionError(f"never written: {missing[:3]}")
-        directory = bytearray()
-        for record in self.records:
-            self.file.write_at(record.header, self._local(record))
-            directory += self._entry(record)
-        self.file.write_at(self.directory, bytes(directory) + self._end(len(directory)))
-        self.file.finish(self.directory + len(directory) + len(self._end(len(directory))))
+        for member in self.members:
+            self.file.write_at(member.header, member.local_header())
+        end = directory(self.members, self.directory)
+        self.file.write_at(self.directory, end)
+        self.file.finish(self.directory + len(end))
         if check is not None:
             check(self.file.path, [self.file.temporary])
         check_unchanged(self.source, *sources)
         self.file.publish()
 
-    def _local(self, record: _Record) -> bytes:
-        name = f"{_ROOT}/{record.name}".encode()
-        large = record.size >= _MAX32
-        extra = struct.pack("<HHQQ", 1, 16, record.size, record.size) if large else b""
-        padding = record.start - record.header - _LOCAL.size - len(name) - len(extra) - 4
-        extra += struct.pack("<HH", 0x4246, padding) + b"Z" * padding
-        size = _MAX32 if large else record.size
-        return _LOCAL.pack(b"PK\x03\x04", 45 if large else 20, 0, 0, 0, 0x21, record.crc, size, size, len(name), len(extra)) + name + extra
 
-    def _entry(self, record: _Record) -> bytes:
-        name = f"{_ROOT}/{record.name}".encode()
-        wide = [value for value in (record.size, record.size, record.header) if value >= _MAX32]
-        extra = struct.pack(f"<HH{len(wide)}Q", 1, 8 * len(wide), *wide) if wide else b""
-        size, header = min(record.size, _MAX32), min(record.header, _MAX32)
-        version = 45 if wide else 20
-        fields = (b"PK\x01\x02", version, version, 0, 0, 0, 0x21, record.crc, size, size, len(name), len(extra), 0, 0, 0, 0, header)
-        return _ENTRY.pack(*fields) + name + extra
-
-    def _end(self, size: int) -> bytes:
-        count, end = len(self.records), self.directory + size
-        out = b""
-        if count >= 0xFFFF or size >= _MAX32 or self.directory >= _MAX32:
-            out += struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, size, self.directory)
-            out += struct.pack("<4sLQL", b"PK\x06\x07", 0, end, 1)
-        few = min(count, 0xFFFF)
-        return out + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, few, few, min(size, _MAX32), min(self.directory, _MAX32), 0)
+def as_torch(slot: Slot) -> tuple[str, tuple[int, ...]]:
+    """(dtype, shape) as torch has them; InputRefused for a dtype that torch lacks."""
+    dtype, shape = slot.dtype, tuple(slot.shape)
+    if dtype == "F4" and shape and shape[-1] % 2 == 0:
+        # torch counts bytes, each two values; the format counts values.
+        return PAIRS, (*shape[:-1], shape[-1] // 2)
+    if DTYPES[dtype].torch_name is None:
+        raise InputRefused(f"{printable(slot.name)} is {dtype}, which torch files cannot hold", hint="-o FILE.safetensors", tensor=slot.name)
+    return dtype, shape
 
 
-def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    strides, step = [], 1
+def strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of a row-major tensor."""
+    steps, step = [], 1
     for size in reversed(shape):
-        strides.append(step)
+        steps.append(step)
         step *= max(size, 1)
-    return tuple(reversed(strides))
+    return tuple(reversed(steps))
 
 
 def _spot(storage: Storage) -> tuple[int, int, int]:

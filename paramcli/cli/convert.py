@@ -15,7 +15,7 @@ DEFAULT_SHARD = "5GB"
 
 
 def attach(app: typer.Typer) -> None:
-    app.command("convert", epilog="Write: ckpt.pt -> ckpt.safetensors; -o x.pt writes a torch checkpoint, -o FOLDER shards.")(convert)
+    app.command("convert", epilog="Write: ckpt.pt -> ckpt.safetensors; -o x.pt writes a torch checkpoint, -o FOLDER shards, -o FOLDER.dcp a folder of torch.distributed.checkpoint.")(convert)
 
 
 def convert(
@@ -50,7 +50,7 @@ def convert(
     with open_groups(ckpt, root, ignore_record, screen, writes=not dry_run) as opened:
         if output is None and (opened.source.shards or default_output(ckpt, "") == ckpt):
             what = "a folder of shards" if opened.source.shards else "safetensors already"
-            raise UsageError(f"{opened.where} is {what}: convert needs -o", hint="-o FILE.safetensors, FILE.pt, or a FOLDER for shards")
+            raise UsageError(f"{opened.where} is {what}: convert needs -o", hint="-o FILE.safetensors, FILE.pt, FOLDER.dcp, or a FOLDER for shards")
         destination = output_path(opened.source, output, False, "", force or dry_run)
         if size is None and output is not None and destination.suffix == "" and not opened.source.shards:
             size = parse_size(DEFAULT_SHARD)

@@ -131,14 +131,16 @@ def output_path(source: Source, output: Path | None, in_place: bool, suffix: str
     if in_place:
         return source.path if source.container not in ("sharded torch", DCP) else _no_in_place(source)
     if output is not None and output.suffix.lower() in FOREIGN_SUFFIXES:
-        raise UsageError(f"paramcli writes safetensors and torch checkpoints, not {printable(output.suffix)}", hint="-o FILE.safetensors or FILE.pt")
+        raise UsageError(
+            f"paramcli writes safetensors and torch checkpoints, not {printable(output.suffix)}", hint="-o FILE.safetensors, FILE.pt or FOLDER.dcp"
+        )
     path = output if output is not None else default_output(source.path, suffix)
     refuse_existing(path, overwrite)
     return path
 
 
 def _no_in_place(source: Source) -> Path:
-    raise UsageError("--in-place works on files and on safetensors shards; these are torch's own shards", hint="-o FOLDER", path=source.path)
+    raise UsageError("--in-place works on files and on safetensors shards; these are torch's own shards", hint="-o FOLDER or FOLDER.dcp", path=source.path)
 
 
 @dataclass(frozen=True)
@@ -279,7 +281,7 @@ def finish_edit(
     """The table or document on stdout, and on stderr what was written, what was not, and what to type next."""
     from ..checkpoint.read_sharded import files_left
     from ..surgery.forecast import forecast
-    from ..surgery.output import is_file, is_torch, lost, untied
+    from ..surgery.output import has_record, is_dcp_folder, is_file, is_torch, lost, untied
 
     source, left = opened.source, left or []
     dropped = left + lost(output, source, plan)
@@ -297,7 +299,8 @@ def finish_edit(
     if set(dropped) - {OWN_RECORD}:
         screen.note(f"not carried over: {listing([name for name in dropped if name != OWN_RECORD], len(dropped))}")
     if apart := untied(output, source, plan):
-        screen.note(f"tied tensors are stored once for each name, as safetensors knows no ties: {listing(apart, 6)}")
+        what = "a DCP folder" if is_dcp_folder(output, source) else "safetensors"
+        screen.note(f"tied tensors are stored once for each name, as {what} knows no ties: {listing(apart, 6)}")
     if source.shards and output != source.path and not is_file(output) and (files := files_left(source)):
         screen.note(f"left where they are: {listing(files, 12)}")
     if is_torch(output, source) and (plan.steps or left):
@@ -308,8 +311,9 @@ def finish_edit(
         return
     screen.note(f"wrote {printable_path(output)}: {count_text(len(outcomes), 'tensor')} changed, {plan.untouched} untouched" + (", all read back and equal" if checked else ""))
     claims = any(entry.constraint or entry.state == "parametrized" for entry in plan.record.values())
-    if claims and is_torch(output, source):
-        screen.note("a torch file has no place for the record: verify it with --chain (baked: --constraint), or write safetensors")
+    if claims and not has_record(output, source):
+        what = "DCP folder" if is_dcp_folder(output, source) else "torch file"
+        screen.note(f"a {what} has no place for the record: verify it with --chain (baked: --constraint), or write safetensors")
     elif claims:
         screen.note(f"next: paramcli verify {shell_path(output)}")
     elif plan.steps and output != source.path and all(step.action in SAME_WEIGHT for step in plan.steps):

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from ..checkpoint.header import Slot
 from ..checkpoint.open import open_file
+from ..checkpoint.read_dcp import open_dcp
+from ..checkpoint.recognise import DCP_METADATA
 from ..checkpoint.source import InputFile, Source
 from ..checkpoint.writer import Sink
 from ..errors import InputRefused, OutputFailed, UsageError, error_context
@@ -62,12 +64,13 @@ class CheckedSink:
         found: set[str] = set()
         for file in written:
             try:
-                with open_file(file, self.root) as result:
-                    _drop_cache(result.files[0])
+                with _opened(file, self.root) as result:
+                    for part in result.files:
+                        _drop_cache(part)
                     self._compare_file(result, fail)
                     found.update(result.tensors)
             except (InputRefused, UsageError) as error:
-                if error.path is not None and Path(error.path) != file:
+                if error.path is not None and Path(error.path) not in (file, file.parent):
                     raise  # the input's fault
                 raise fail("it does not read back: " + error.message.replace(printable_path(file), "the file"), error.tensor) from None
         missing = self.slots.keys() - found
@@ -97,6 +100,10 @@ class CheckedSink:
         if ours is None or theirs is None:
             return result.read_bytes(name) == source.read_bytes(key)
         return ours[2] == theirs[2] and _equal(result.files[ours[0]], ours[1], source.files[theirs[0]], theirs[1], ours[2])
+
+
+def _opened(file: Path, root: str | None) -> Source:
+    return open_dcp(file.parent, ".", file.name) if file.suffix == DCP_METADATA else open_file(file, root)
 
 
 def _digest(data: bytes | bytearray | memoryview) -> bytes:

@@ -12,6 +12,7 @@ from ..checkpoint.header import Slot
 from ..checkpoint.read_sharded import index_name, sibling_files
 from ..checkpoint.recognise import DCP, is_dcp
 from ..checkpoint.source import Source
+from ..checkpoint.write_dcp import DcpSink, part_name
 from ..checkpoint.write_torch import TorchSink
 from ..checkpoint.writer import SafetensorsSink, ShardedSink, plan_shards
 from ..text import printable
@@ -20,8 +21,10 @@ from .plan import Plan, Step
 # Longest first: .pth.tar before .tar.
 _EXTENSIONS = (".pth.tar", ".pt.tar", ".safetensors", ".ckpt", ".pth", ".bin", ".pt", ".tar")
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pth.tar")
+# A folder of torch.distributed.checkpoint is asked for by its name, as every other container is.
+DCP_SUFFIX = ".dcp"
 # Names of formats that paramcli does not write.
-FOREIGN_SUFFIXES = (".h5", ".hdf5", ".keras", ".onnx", ".gguf", ".ggml", ".npz", ".npy", ".pkl", ".pickle", ".msgpack", ".json", ".zip", ".jit", ".pt2")
+FOREIGN_SUFFIXES = (".h5", ".hdf5", ".keras", ".onnx", ".gguf", ".ggml", ".npz", ".npy", ".pkl", ".pickle", ".msgpack", ".json", ".zip", ".jit", ".pt2", ".distcp")
 _SUFFIXES = (".parametrized", ".baked", ".unparametrized", ".migrated", ".edited")
 
 
@@ -39,6 +42,8 @@ def default_output(path: Path, suffix: str) -> Path:
     parent = path.absolute().parent if folder and path.name in ("", ".", "..") else path.parent
     if not folder:
         name = next((name[: -len(e)] for e in _EXTENSIONS if name.endswith(e) and len(name) > len(e)), name)
+    elif whole and len(name) > len(DCP_SUFFIX):
+        name = name.removesuffix(DCP_SUFFIX)
     name = next((name[: -len(s)] for s in _SUFFIXES if name.endswith(s) and len(name) > len(s)), name)
     return parent / (f"{name}{suffix}" if folder and not whole else f"{name}{suffix}.safetensors")
 
@@ -87,6 +92,11 @@ def is_torch(path: Path, source: Source) -> bool:
     return path.name.endswith(TORCH_SUFFIXES)
 
 
+def is_dcp_folder(path: Path, source: Source) -> bool:
+    """Is the result a folder of torch.distributed.checkpoint?"""
+    return path != source.path and path.name.endswith(DCP_SUFFIX)
+
+
 def is_file(output: Path) -> bool:
     """Does this output name ask for one file, where a sharded input would otherwise give a folder?"""
     return output.name.endswith((*TORCH_SUFFIXES, ".safetensors"))
@@ -94,11 +104,13 @@ def is_file(output: Path) -> bool:
 
 def shards_of(output: Path, source: Source, plan: Plan, in_place: bool, max_shard_size: int | None) -> dict[str, list[Slot]] | None:
     """The plan's slots by shard; None where the result is one file: by its name, or because the input is one."""
-    if source.container == DCP:
+    to_dcp = is_dcp_folder(output, source)
+    if source.container == DCP or to_dcp and not source.shards:
         max_shard_size = max_shard_size or DEFAULT_SHARD_SIZE
     if is_torch(output, source) or is_file(output) and not in_place or not (source.shards or max_shard_size):
         return None
-    return plan_shards(plan.slots, max_shard_size) if max_shard_size else split_like(source, plan)
+    shards = plan_shards(plan.slots, max_shard_size) if max_shard_size else split_like(source, plan)
+    return {part_name(number): slots for number, slots in enumerate(filter(None, shards.values()))} if to_dcp else shards
 
 
 # What convert takes for a folder, and every command where the input's own split cannot be kept.
@@ -109,7 +121,7 @@ def open_sink(
     output: Path, source: Source, plan: Plan, metadata: Mapping[str, str], *, overwrite: bool, in_place: bool, max_shard_size: int | None = None,
     owner: Mapping[str, int] | None = None,
 ):  # fmt: skip
-    """The sink for a plan: a torch file or one safetensors file by the output's name, else a folder of shards.
+    """The sink for a plan: a torch file, a DCP folder or one safetensors file by the output's name, else a folder of shards.
 
     `owner`: the rank that writes each shard, in a run of several.
     """
@@ -126,6 +138,8 @@ def open_sink(
         return SafetensorsSink(output, plan.slots, metadata, overwrite=overwrite)
     folder = source.folder if in_place else output
     siblings = sibling_files(source.path) if source.shards else []
+    if is_dcp_folder(output, source):
+        return DcpSink(output, shards, siblings, overwrite=overwrite, owner=owner)
     name = index_name(source.path)
     return ShardedSink(
         folder, shards, metadata, index_metadata(source, plan), siblings, overwrite=overwrite, index_name=name, owner=owner
@@ -145,14 +159,19 @@ def _is_scalar(value: object) -> bool:
     return value is None or isinstance(value, (str, int)) or isinstance(value, float) and math.isfinite(value)
 
 
+def has_record(output: Path, source: Source) -> bool:
+    """Has the result a place for metadata, and so for the record? torch's containers have none."""
+    return not is_torch(output, source) and not is_dcp_folder(output, source)
+
+
 def lost(output: Path, source: Source, plan: Plan) -> list[str]:
     """What the input holds beside tensors and the output does not, by name."""
     to_torch = is_torch(output, source)
     keeps_rest = to_torch and source.tree is not None
     names = [extra.name for extra in source.extras if not (keeps_rest and extra.carried)]
-    if to_torch:
+    if not has_record(output, source):
         names += [f"metadata {name}" for name in sorted({*source.metadata, *([records.KEY] if plan.record else [])} - {"format"})]
-    kept = {} if is_file(output) else index_metadata(source, plan)
+    kept = {} if is_file(output) or is_dcp_folder(output, source) else index_metadata(source, plan)
     return names + [f"index metadata {name}" for name in source.index_metadata if name not in kept]
 
 

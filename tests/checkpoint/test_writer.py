@@ -16,9 +16,11 @@ import torch
 from safetensors.torch import save, save_file
 
 from paramcli.checkpoint import write_safetensors
+from paramcli.checkpoint.open import open_checkpoint
 from paramcli.checkpoint.read_safetensors import open_safetensors
 from paramcli.checkpoint.read_sharded import open_folder_or_index, sibling_files
 from paramcli.checkpoint.source import InputFile, Source, Storage, TensorInfo
+from paramcli.checkpoint.write_dcp import DcpSink, part_name
 from paramcli.checkpoint.write_safetensors import joined
 from paramcli.checkpoint.writer import INDEX_NAME, SafetensorsSink, ShardedSink, Slot, plan_shards
 from paramcli.dtypes import CODE_OF_TORCH
@@ -224,11 +226,15 @@ def test_shards_are_filled_in_order_up_to_the_size():
 NAMES = ["a", "b", "c", "d"]
 
 
-def write_model(folder: Path, value: int, *, shards: int = 2, overwrite: bool = False, **options) -> None:
-    """Four one-element tensors of one value, over so many shards."""
+def write_model(folder: Path, value: int, *, shards: int = 2, overwrite: bool = False, dcp: bool = False, **options) -> None:
+    """Four one-element tensors of one value, over so many shards, or parts of a DCP folder."""
     slots = [Slot(name, "F32", (1,)) for name in NAMES]
     plan = plan_shards(slots, 16 // shards)
-    with ShardedSink(folder, plan, {"format": "pt"}, overwrite=overwrite, **options) as sink:
+    if dcp:
+        sink = DcpSink(folder, {part_name(number): slots for number, slots in enumerate(plan.values())}, overwrite=overwrite)
+    else:
+        sink = ShardedSink(folder, plan, {"format": "pt"}, overwrite=overwrite, **options)
+    with sink:
         for name in NAMES:
             sink.write(name, torch.tensor([float(value)]).numpy().tobytes())
         sink.commit()
@@ -236,7 +242,7 @@ def write_model(folder: Path, value: int, *, shards: int = 2, overwrite: bool = 
 
 def value_of(folder: Path) -> float:
     """The one value that all tensors of a folder have; an assertion fails where shards are mixed."""
-    with open_folder_or_index(folder) as source:
+    with open_checkpoint(folder) as source:
         assert sorted(source.tensors) == NAMES and not source.notes
         values = {source.read(name).item() for name in NAMES}
     assert len(values) == 1, "old and new shards are mixed"
@@ -368,6 +374,9 @@ STEPS = (
 )  # fmt: skip
 
 
+BOTH_FOLDERS = pytest.mark.parametrize("dcp", [False, True], ids=["shards", "DCP folder"])
+
+
 class Killed(BaseException):
     pass
 
@@ -393,19 +402,19 @@ class Step:
             monkeypatch.setattr(os, name, call)
 
 
-def outcomes(tmp_path, monkeypatch, error: BaseException, existing: bool, links_work: bool = True):
+def outcomes(tmp_path, monkeypatch, error: BaseException, existing: bool, dcp: bool, links_work: bool = True):
     """For a failure at each step in turn: (folder, whether the write finished)."""
     template = tmp_path / "template"
     template.mkdir()
     if existing:
-        write_model(template / "out", 1, shards=4)
+        write_model(template / "out", 1, shards=4, dcp=dcp)
     for number in range(1, 500):
         folder = tmp_path / str(number)
         shutil.copytree(template, folder)
         with monkeypatch.context() as patch:
             step = Step(patch, number, error, links_work)
             try:
-                write_model(folder / "out", 2, overwrite=existing)
+                write_model(folder / "out", 2, overwrite=existing, dcp=dcp)
             except (OutputFailed, Killed, KeyboardInterrupt):
                 pass
         yield folder
@@ -415,25 +424,28 @@ def outcomes(tmp_path, monkeypatch, error: BaseException, existing: bool, links_
     raise AssertionError("no end of steps")
 
 
-def test_a_kill_at_any_step_leaves_no_folder_or_a_whole_one(tmp_path, monkeypatch):
+@BOTH_FOLDERS
+def test_a_kill_at_any_step_leaves_no_folder_or_a_whole_one(tmp_path, monkeypatch, dcp):
     """A new folder is absent until it is complete."""
     seen = []
-    for folder in outcomes(tmp_path, monkeypatch, Killed(), existing=False):
+    for folder in outcomes(tmp_path, monkeypatch, Killed(), False, dcp):
         seen.append((folder / "out").exists())
         assert not seen[-1] or value_of(folder / "out") == 2
     assert seen == sorted(seen) and set(seen) == {False, True}
 
 
-def test_a_kill_at_any_step_leaves_the_old_checkpoint_or_the_new(tmp_path, monkeypatch):
+@BOTH_FOLDERS
+def test_a_kill_at_any_step_leaves_the_old_checkpoint_or_the_new(tmp_path, monkeypatch, dcp):
     """In a folder that exists, every instant shows all old shards or all new ones, by an index that names them."""
-    seen = [value_of(folder / "out") for folder in outcomes(tmp_path, monkeypatch, Killed(), existing=True)]
+    seen = [value_of(folder / "out") for folder in outcomes(tmp_path, monkeypatch, Killed(), True, dcp)]
     assert seen == sorted(seen) and set(seen) == {1, 2}
 
 
-def test_without_hard_links_a_kill_never_leaves_a_mixture(tmp_path, monkeypatch):
+@BOTH_FOLDERS
+def test_without_hard_links_a_kill_never_leaves_a_mixture(tmp_path, monkeypatch, dcp):
     """Where links do not work there is a moment without an index: refused, and never mixed."""
     seen = []
-    for folder in outcomes(tmp_path, monkeypatch, Killed(), existing=True, links_work=False):
+    for folder in outcomes(tmp_path, monkeypatch, Killed(), True, dcp, links_work=False):
         try:
             seen.append(value_of(folder / "out"))
         except InputRefused:
@@ -443,9 +455,10 @@ def test_without_hard_links_a_kill_never_leaves_a_mixture(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()], ids=["disk full", "Ctrl-C"])
 @pytest.mark.parametrize("existing", [False, True])
-def test_an_error_at_any_step_cleans_up(tmp_path, monkeypatch, error, existing):
+@BOTH_FOLDERS
+def test_an_error_at_any_step_cleans_up(tmp_path, monkeypatch, dcp, error, existing):
     """A failing step leaves the old state without any other file, or the new checkpoint whole."""
-    for folder in outcomes(tmp_path, monkeypatch, error, existing):
+    for folder in outcomes(tmp_path, monkeypatch, error, existing, dcp):
         if not (folder / "out").exists() or value_of(folder / "out") == 1:
             left = [name for _, _, names in os.walk(folder) for name in names if name.startswith(".paramcli-")]
             assert len(left) <= 1, "one unlink may be the step that fails"

@@ -114,6 +114,8 @@ def pair(tmp_path_factory):
         "one file": ["convert", str(folder), "-o", str(place / "whole.safetensors")],
         "split": ["convert", str(place / "one.safetensors"), "-o", str(place / "split"), "--max-shard-size", "80"],
         "migrate": ["migrate", str(folder), "--to", "new", "-o", str(place / "new")],
+        "to DCP": ["remove", str(folder), "--bake", "-o", str(place / "two.dcp"), "--check"],
+        "one part": ["convert", str(place / "one.safetensors"), "-o", str(place / "part.dcp"), "--check"],
         "no such": ["remove", str(place / "absent"), "--json"],
     }
     script = json.dumps(list(zip(free_ports(len(lines)), lines.values())))
@@ -140,6 +142,16 @@ def test_two_ranks_write_the_bytes_of_one(pair, capsys):
     (code, out, _), (other_code, other_out, other_err) = told["bake"]
     assert (code, other_code, other_out, other_err) == (0, 0, "", "")
     assert json.loads(out)["tensors"] == alone["tensors"]
+
+
+def test_two_ranks_write_one_dcp_folder(pair):
+    """Each rank writes and checks its parts of a DCP folder, and the first one the .metadata of all: the bytes of one process."""
+    place, told = pair
+    assert [code for code, *_ in told["to DCP"]] == [0, 0]
+    assert run(["remove", str(place / "model"), "--bake", "-o", str(place / "single.dcp"), "-q"]) == 0
+    assert contents(place / "two.dcp") == contents(place / "single.dcp")
+    assert {".metadata", "__0_7.distcp", "config.json"} <= contents(place / "two.dcp").keys()
+    assert [code for code, *_ in told["one part"]] == [0, 0]
 
 
 def test_in_place_two_ranks_replace_the_shards(pair):

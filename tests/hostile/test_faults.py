@@ -22,7 +22,8 @@ from .test_hostile import check_one_line, state_of
 from .test_kills import quietly, wait
 
 ADD = ["-t", "w", "--chain", "symmetric"]
-OUTPUTS = ["out.safetensors", "out.pt", "folder"]
+FOLDERS = ["folder", "folder.dcp"]
+OUTPUTS = ["out.safetensors", "out.pt", *FOLDERS]
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def place(tmp_path, monkeypatch) -> Path:
 
 
 def command(output: str) -> list[str]:
-    return ["add", "shards" if output == "folder" else "in.safetensors", "-o", output, *ADD]
+    return ["add", "shards" if output in FOLDERS else "in.safetensors", "-o", output, *ADD]
 
 
 FAULTS = {
@@ -70,7 +71,7 @@ def test_a_failing_call_leaves_the_folder_as_it_was(output, function, existing, 
             assert result.code == 4
             check_one_line(result.err, function)
             after = state_of(place)
-            if after != before and (existing and output == "folder" or function == "fsync" and nth == 2):
+            if after != before and (existing and output in FOLDERS or function == "fsync" and nth == 2):
                 # The names had changed by then, and what they lead to is complete: only the folder's own sync failed.
                 check_whole(place / output)
                 assert {n: c for n, c in after.items() if not n.startswith(output)} == {n: c for n, c in before.items() if not n.startswith(output)}
@@ -210,19 +211,19 @@ def test_an_output_on_another_file_system(place, paramcli):
         assert (Path(there) / "out.safetensors").read_bytes() == (place / "out.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("output", ["out.safetensors", "folder"])
+@pytest.mark.parametrize("output", ["out.safetensors", *FOLDERS])
 def test_runs_that_race_for_one_output(output, place):
     """Four runs with different results on one output: one wins, the others say that it exists, and the result is one of theirs."""
     chains = ["symmetric", "skew", "weight_norm", "spectral_norm"]
     children = [quietly([*command(output)[:-1], chain], place) for chain in chains]
     codes = sorted(wait(child) for child in children)
     assert codes == [0, 4, 4, 4]
-    raced = state_of(place / output) if output == "folder" else (place / output).read_bytes()
+    raced = state_of(place / output) if output in FOLDERS else (place / output).read_bytes()
     alone = []
     for chain in chains:
-        shutil.rmtree(place / output) if output == "folder" else (place / output).unlink()
+        shutil.rmtree(place / output) if output in FOLDERS else (place / output).unlink()
         assert wait(quietly([*command(output)[:-1], chain], place)) == 0
-        alone.append(state_of(place / output) if output == "folder" else (place / output).read_bytes())
+        alone.append(state_of(place / output) if output in FOLDERS else (place / output).read_bytes())
     assert raced in alone
     assert not [name for name in os.listdir(place) if name.startswith(".paramcli")]
 
@@ -373,7 +374,7 @@ def test_every_file_is_synced_before_it_gets_its_name_and_the_index_last(output,
         monkeypatch.setattr(os, name, naming(name))
     paramcli(*command(output))
     assert synced_folders >= 1
-    if output == "folder":
-        assert named[-1].endswith(".index.json") and len(named) >= 3
+    if output in FOLDERS:
+        assert named[-1].endswith((".index.json", ".metadata")) and len(named) >= 3
     else:
         assert named == [output]

@@ -1,6 +1,6 @@
 """SIGKILL and stop signals at random moments: the input intact, the output old or whole, the next run sound.
 
-Twenty kills run always, 200 with -m slow. Each run is a fork of this process, so that torch is loaded once.
+Two kills of each kind of run always, twenty with -m slow. Each run is a fork of this process, so that torch is loaded once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ RUNS = {
     "remove in place": (["remove", "-q", "--in-place"], "w.safetensors", ""),
     "migrate": (["migrate", "--to", "old", "-q"], "w.safetensors", "out.safetensors"),
     "convert": (["convert", "-q"], "m.pt", "out.safetensors"),
-    "convert to shards": (["convert", "--max-shard-size", "300KB", "-q"], "m.pt", "out"),
+    "convert to shards": (["convert", "-q"], "m.pt", "out"),
+    "add to a DCP folder": (["add", *ADD], "shards", "out.dcp"),
 }
 
 
@@ -170,7 +171,7 @@ def test_a_few_kills(what, models, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("what", RUNS)
 def test_two_hundred_kills(what, models, tmp_path):
-    """Twenty kills of each of ten kinds of run that really hit a running one."""
+    """Twenty kills of each kind of run that really hit a running one."""
     hits = stopped(what, models, tmp_path, signal.SIGKILL, random.Random(f"slow {what}"), 20)
     print(what, hits)
     assert hits == 20
