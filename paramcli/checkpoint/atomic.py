@@ -133,8 +133,11 @@ def refuse_existing(path: str | os.PathLike, overwrite: bool) -> None:
         raise _exists(path)
 
 
-def same_place(path: str | os.PathLike, source: Source) -> None:
-    """Raise UsageError where the output is one of the input's files, or its folder, under any name."""
+def same_place(path: str | os.PathLike, source: Source, replaceable: bool) -> None:
+    """Raise UsageError where the output is one of the input's files, or its folder, under any name.
+
+    `replaceable`: the command has an --in-place that takes this input.
+    """
     def is_at(place: str | os.PathLike) -> bool:
         try:
             return os.path.samefile(place, path)
@@ -147,7 +150,8 @@ def same_place(path: str | os.PathLike, source: Source) -> None:
         inside = is_at(source.path) or any(is_at(file.path) for file in source.files)
     if inside:
         shown = printable_path(path)
-        raise UsageError(f"{shown} is the input itself", hint=f"--in-place replaces it, or {_ELSEWHERE}", path=path)
+        hint = f"--in-place replaces it, or {_ELSEWHERE}" if replaceable else _ELSEWHERE
+        raise UsageError(f"{shown} is the input itself", hint=hint, path=path)
 
 
 def hidden_name(folder: Path, suffix: str = ".tmp") -> Path:

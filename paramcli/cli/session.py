@@ -13,7 +13,6 @@ from .. import ranks
 from ..checkpoint import record as records
 from ..checkpoint.forms import Group, detect
 from ..checkpoint.open import open_checkpoint
-from ..checkpoint.recognise import DCP
 from ..checkpoint.source import Source
 from ..console import Screen, edit_table
 from ..errors import ParamcliError, UsageError, error_context
@@ -124,12 +123,12 @@ def check_tolerance(value: float | None) -> None:
 def output_path(source: Source, output: Path | None, in_place: bool, suffix: str, overwrite: bool) -> Path:
     """Where the result goes; refused early where it could not be written there."""
     from ..checkpoint.atomic import refuse_existing
-    from ..surgery.output import FOREIGN_SUFFIXES, default_output
+    from ..surgery.output import FOREIGN_SUFFIXES, NOT_IN_PLACE, default_output
 
     if in_place and output is not None:
         raise UsageError("--in-place and --output exclude each other")
     if in_place:
-        return source.path if source.container not in ("sharded torch", DCP) else _no_in_place(source)
+        return source.path if source.container not in NOT_IN_PLACE else _no_in_place(source)
     if output is not None and output.suffix.lower() in FOREIGN_SUFFIXES:
         raise UsageError(
             f"paramcli writes safetensors and torch checkpoints, not {printable(output.suffix)}", hint="-o FILE.safetensors, FILE.pt or FOLDER.dcp"

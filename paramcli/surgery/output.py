@@ -113,6 +113,8 @@ def shards_of(output: Path, source: Source, plan: Plan, in_place: bool, max_shar
     return {part_name(number): slots for number, slots in enumerate(filter(None, shards.values()))} if to_dcp else shards
 
 
+# Containers whose other contents a result could not hold.
+NOT_IN_PLACE = ("sharded torch", DCP)
 # What convert takes for a folder, and every command where the input's own split cannot be kept.
 DEFAULT_SHARD_SIZE = 5 * 10**9
 
@@ -126,7 +128,7 @@ def open_sink(
     `owner`: the rank that writes each shard, in a run of several.
     """
     if not in_place:
-        same_place(output, source)
+        same_place(output, source, plan.command != "convert" and source.container not in NOT_IN_PLACE)
     if is_torch(output, source):
         renamed = {name: key for name, key in plan.copies}
         for step in plan.steps:

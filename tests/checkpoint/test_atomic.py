@@ -425,7 +425,7 @@ def test_the_input_is_recognised_under_every_name(tmp_path, monkeypatch):
     with open_safetensors(Path("in.safetensors")) as source:
         for name in (path, "in.safetensors", "folder/../in.safetensors", "symlink", "hardlink", ".", tmp_path):
             with pytest.raises(UsageError, match="is the input itself") as caught:
-                same_place(name, source)
+                same_place(name, source, True)
             assert "--in-place" in caught.value.hint
         for name in ("copy", "new", "folder", "missing/x"):
-            same_place(name, source)
+            same_place(name, source, True)

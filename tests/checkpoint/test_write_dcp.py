@@ -179,7 +179,8 @@ def test_the_way_back_is_named_after_the_folder(model, tmp_path, paramcli):
     paramcli("convert", tmp_path / "x.dcp")
     assert bits(load_file(tmp_path / "x.safetensors")) == bits(state)
     assert "FOLDER.dcp" in paramcli("add", tmp_path / "x.dcp", "-t", "fc.weight", "--chain", "skew", "--in-place", code=2).err
-    assert "is the input itself" in paramcli("convert", tmp_path / "x.dcp", "-o", tmp_path / "x.dcp", "-f", code=2).err
+    said = paramcli("convert", tmp_path / "x.dcp", "-o", tmp_path / "x.dcp", "-f", code=2).err
+    assert "is the input itself" in said and "--in-place" not in said  # which neither convert nor this container has
     assert ".distcp" in paramcli("convert", path, "-o", tmp_path / "x.distcp", code=2).err
 
 
