@@ -437,6 +437,21 @@ class Source:
             whole[place] = self._read(piece.info)
         return whole
 
+    def read_rows(self, name: str, begin: int, end: int):
+        """Rows [begin, end) of a row-major tensor, indices of dimension 0, as a new torch.Tensor on the CPU.
+
+        The checksum of its storage is left to who asks for the rows: it covers more than these, and is compared once.
+        """
+        import torch
+
+        info = self.tensors[name]
+        file, offset, _ = info.run
+        shape = (end - begin, *info.shape[1:])
+        each = nbytes_of(info.dtype, info.shape[1:])
+        data = self.files[file].read(offset + begin * each, nbytes_of(info.dtype, shape))
+        dtype = torch_dtype(info.dtype)
+        return torch.frombuffer(data, dtype=dtype).reshape(shape) if data else torch.empty(shape, dtype=dtype)
+
     def _read(self, info: TensorInfo):
         import torch
 

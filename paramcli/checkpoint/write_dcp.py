@@ -92,6 +92,8 @@ class PartFile:
         self._slots = {slot.name: slot for slot in slots}
         self._places = places
         self._missing = set(self._slots)
+        # Tensors that have come in part: their archive's place, itself, and the bytes so far.
+        self._begun: dict[str, tuple[int, _Archive, int]] = {}
         self.size = max(offset + length for offset, length in places.values())
         self.file = AtomicFile(path, overwrite=overwrite, follow_links=False, pool=pool)
 
@@ -118,6 +120,18 @@ class PartFile:
             return
         self.file.write_at(begin + archive.storage.start, data)
         self._close(begin, archive)
+
+    def write_part(self, name: str, at: int, data: bytes | bytearray | memoryview) -> None:
+        begin, archive, come = self._begun.pop(name) if at else (*self._take(name), 0)
+        data = memoryview(data).cast("B") if memoryview(data).nbytes else memoryview(b"")
+        end = at + data.nbytes
+        assert at == come and end <= archive.storage.size, (name, at, come, end, archive.storage.size)
+        self.file.write_at(begin + archive.storage.start + at, data)
+        archive.storage.crc = zlib.crc32(data, archive.storage.crc)
+        if end == archive.storage.size:
+            self._close(begin, archive)
+        else:
+            self._begun[name] = begin, archive, end
 
     def copy(self, source: Source, pairs: Iterable[tuple[str, str]]) -> None:
         for name, key in pairs:
@@ -158,7 +172,8 @@ class PartFile:
 
     def finish(self) -> None:
         """Put the complete file on the disk, under its temporary name."""
-        assert not self._missing, f"never written: {sorted(self._missing)[:3]}"
+        unfinished = sorted({*self._missing, *self._begun})
+        assert not unfinished, f"never written: {unfinished[:3]}"
         self.file.finish(self.size)
 
 

@@ -57,6 +57,8 @@ class PartSink(Protocol):
 
     def write(self, name: str, data: bytes | bytearray | memoryview) -> None: ...
 
+    def write_part(self, name: str, at: int, data: bytes | bytearray | memoryview) -> None: ...
+
     def copy(self, source: Source, pairs: Iterable[tuple[str, str]]) -> None: ...
 
     def abandon(self) -> None: ...
@@ -185,6 +187,9 @@ class FolderSink:
 
     def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
         self._sinks[self.home[name]].write(name, data)
+
+    def write_part(self, name: str, at: int, data: bytes | bytearray | memoryview) -> None:
+        self._sinks[self.home[name]].write_part(name, at, data)
 
     def copy(self, source: Source, pairs: Iterable[tuple[str, str]]) -> None:
         self._sources[id(source)] = source

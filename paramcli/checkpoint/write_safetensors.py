@@ -38,7 +38,8 @@ class SafetensorsSink:
     ):
         self._head = build_header(slots, metadata)
         self._places = layout(slots)
-        self._missing = set(self._places)
+        # Bytes that have come of each tensor; one that is complete is no longer here.
+        self._missing = dict.fromkeys(self._places, 0)
         self._sources: dict[int, Source] = {}
         self.size = len(self._head) + max((end for _, end in self._places.values()), default=0)
         self.file = AtomicFile(path, overwrite=overwrite, follow_links=follow_links, pool=pool)
@@ -58,6 +59,9 @@ class SafetensorsSink:
 
     def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
         self.file.write_at(self._take(name, memoryview(data).nbytes), data)
+
+    def write_part(self, name: str, at: int, data: bytes | bytearray | memoryview) -> None:
+        self.file.write_at(self._take_part(name, at, memoryview(data).nbytes), data)
 
     def copy(self, source: Source, pairs: Iterable[tuple[str, str]]) -> None:
         self._sources[id(source)] = source
@@ -82,10 +86,19 @@ class SafetensorsSink:
     def _take(self, name: str, length: int) -> int:
         """The file offset of a tensor that is written now: once, and with exactly its bytes."""
         begin, end = self._places[name]
-        assert name in self._missing, f"{name} is written twice"
         assert length == end - begin, f"{name} has {end - begin} bytes, {length} were given"
-        self._missing.remove(name)
-        return len(self._head) + begin
+        return self._take_part(name, 0, length)
+
+    def _take_part(self, name: str, at: int, length: int) -> int:
+        """The same for a part, which begins where the one before it ended."""
+        begin, end = self._places[name]
+        assert name in self._missing, f"{name} is written twice"
+        assert at == self._missing[name], f"{name} has {self._missing[name]} bytes so far, and a part for byte {at} came"
+        assert at + length <= end - begin, f"{name} has {end - begin} bytes, {at + length} were given"
+        self._missing[name] += length
+        if self._missing[name] == end - begin:
+            del self._missing[name]
+        return len(self._head) + begin + at
 
     def finish(self) -> None:
         """Put the complete file on the disk, under its temporary name."""

@@ -60,6 +60,8 @@ class TorchSink:
         self._whole: dict[tuple, _Place] = {}
         self._foreign: dict[str, _Place] = {}
         self._refs: dict[str, TensorRef] = {}
+        # Tensors that have come in part: bytes so far, and their checksum.
+        self._parts: dict[str, tuple[int, int]] = {}
         self._plan_storages(copies, tied)
         self._own = {id(ref) for ref in self._refs.values()}
         tree = self._tree(renamed)
@@ -182,14 +184,26 @@ class TorchSink:
         record.crc = zlib.crc32(data, record.crc)
 
     def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
+        size = self._tensors[name].record.size
+        assert memoryview(data).nbytes == size, (name, memoryview(data).nbytes, size)
+        self.write_part(name, 0, data)
+
+    def write_part(self, name: str, at: int, data: bytes | bytearray | memoryview) -> None:
         record = self._tensors[name].record
         view = memoryview(data).cast("B") if len(memoryview(data)) else memoryview(b"")
-        assert view.nbytes == record.size, (name, view.nbytes, record.size)
+        come, crc = self._parts.pop(name, (0, 0))
+        assert at == come and at + view.nbytes <= record.size, (name, at, come, view.nbytes, record.size)
         if not record.written:
-            self._put(record, 0, view)
-            record.written = True
-        elif zlib.crc32(view) != record.crc:
+            self._put(record, at, view)
+            crc = record.crc
+        else:
+            crc = zlib.crc32(view, crc)
+        if at + view.nbytes < record.size:
+            self._parts[name] = at + view.nbytes, crc
+        elif record.written and crc != record.crc:
             raise InputRefused(f"{printable(name)} is tied to another tensor, and would get other values than that", hint="--tied separate", tensor=name)
+        else:
+            record.written = True
 
     def copy(self, source: Source, pairs: Iterable[tuple[str, str]]) -> None:
         for name, key in pairs:

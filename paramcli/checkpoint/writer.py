@@ -23,6 +23,9 @@ class Sink(Protocol):
     def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
         """The row-major bytes of one tensor."""
 
+    def write_part(self, name: str, at: int, data: bytes | bytearray | memoryview) -> None:
+        """Some of a tensor's bytes, from byte `at` of it on; its parts come in order, without a gap."""
+
     def copy(self, source: Source, pairs: Iterable[tuple[str, str]]) -> None:
         """Tensors (name here, name in the source), byte for byte."""
 

@@ -37,12 +37,19 @@ class CheckedSink:
         self.slots = {slot.name: slot for slot in slots}
         self.metadata = metadata
         self.root = root
-        self._digests: dict[str, bytes] = {}
+        self._digests: dict[str, blake2b] = {}
         self._copies: dict[str, tuple[Source, str]] = {}
 
     def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
         self._digests[name] = _digest(data)
         self.sink.write(name, data)
+
+    def write_part(self, name: str, at: int, data: bytes | bytearray | memoryview) -> None:
+        if at:
+            self._digests[name].update(data)
+        else:
+            self._digests[name] = _digest(data)
+        self.sink.write_part(name, at, data)
 
     def copy(self, source: Source, pairs: Iterable[tuple[str, str]]) -> None:
         pairs = list(pairs)
@@ -92,7 +99,14 @@ class CheckedSink:
             result.check_storage(storage)
 
     def _as_computed(self, result: Source, name: str) -> bool:
-        return _digest(result.read_bytes(name)) == self._digests[name]
+        run = result.tensors[name].run
+        if run is None:
+            found = _digest(result.read_bytes(name))
+        else:
+            found, (file, offset, length) = _digest(b""), run
+            for done in range(0, length, _BLOCK):
+                found.update(result.files[file].read(offset + done, min(_BLOCK, length - done)))
+        return found.digest() == self._digests[name].digest()
 
     def _same_as_source(self, result: Source, name: str) -> bool:
         source, key = self._copies[name]
@@ -106,8 +120,8 @@ def _opened(file: Path, root: str | None) -> Source:
     return open_dcp(file.parent, ".", file.name) if file.suffix == DCP_METADATA else open_file(file, root)
 
 
-def _digest(data: bytes | bytearray | memoryview) -> bytes:
-    return blake2b(data, digest_size=16).digest()
+def _digest(data: bytes | bytearray | memoryview) -> blake2b:
+    return blake2b(data, digest_size=16)
 
 
 def _equal(a: InputFile, at: int, b: InputFile, there: int, length: int) -> bool:

@@ -145,6 +145,27 @@ def test_every_slot_is_written_once_and_whole(tmp_path):
     assert (tmp_path / "out").read_bytes() == save({"a": torch.zeros(2), "b": torch.zeros(0, dtype=torch.uint8)})
 
 
+def test_a_tensor_that_comes_in_parts_is_whole_or_the_file_is_none(tmp_path):
+    """Parts come in order; a gap, a part twice, one too many and one too few are bugs, not a file."""
+    with SafetensorsSink(tmp_path / "out", [Slot("a", "U8", (4,))], {}) as sink:
+        with pytest.raises(AssertionError, match="0 bytes so far"):
+            sink.write_part("a", 2, b"cd")
+        sink.write_part("a", 0, b"ab")
+        with pytest.raises(AssertionError, match="2 bytes so far"):
+            sink.write_part("a", 0, b"ab")
+        with pytest.raises(AssertionError, match="2 bytes so far"):
+            sink.write("a", b"abcd")
+        with pytest.raises(AssertionError, match="never written: \\['a'\\]"):
+            sink.commit()
+        with pytest.raises(AssertionError, match="has 4 bytes, 5"):
+            sink.write_part("a", 2, b"cde")
+        sink.write_part("a", 2, b"cd")
+        with pytest.raises(AssertionError, match="written twice"):
+            sink.write_part("a", 4, b"")
+        sink.commit()
+    assert (tmp_path / "out").read_bytes() == save({"a": torch.tensor(list(b"abcd"), dtype=torch.uint8)})
+
+
 @pytest.mark.parametrize("how", ["grown", "replaced", "cut"])
 def test_an_input_that_changes_meanwhile_gives_no_output(tmp_path, input_path, copying, how):
     """A changed input is refused at commit or while copying, and the folder is as it was."""
