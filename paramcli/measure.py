@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -52,6 +53,33 @@ def require_scalars(spec: str, dtype: torch.dtype) -> None:
         raise InputRefused(f"{entry.name} is a set of {'real' if dtype.is_complex else 'complex'} tensors, and this one is {str(dtype)[6:]}")
 
 
+class GatheredCheck:
+    """`image_check` of a value of which a block of rows is seen at a time, for constraints that can be measured so."""
+
+    def __init__(self, spec: str | None, shape: torch.Size, stored: torch.dtype, computed: torch.dtype):
+        """`shape`: the whole tensor's, as the view shows it."""
+        self.spec, self.shape, self.finite = spec, shape, True
+        self._wanted = constraint(spec or "any")
+        self._tolerance = self._wanted.tolerance(shape, stored, computed)
+        self._parts: list = []  # numbers, as in `Moved`
+
+    def add(self, block: Tensor) -> float:
+        """Take note of a block (in its stored dtype, as the view shows it); its own residual, where all is finite so far."""
+        self.finite = self.finite and all_finite(block)
+        if not self.finite or self.spec is None:
+            return 0.0
+        part = self._wanted.part(block.to(wide(block.dtype, block.device)))
+        self._parts.append(part.tolist())
+        return self._wanted.joined(part.unsqueeze(0), block.shape).item()
+
+    def result(self) -> Check | None:
+        if not self.finite:
+            return Check(self.spec or "any", float("nan"), self._tolerance, "NaN or infinity in the tensor")
+        if self.spec is None:
+            return None
+        return Check(self.spec, self._wanted.joined(torch.tensor(self._parts, dtype=torch.float64, device="cpu"), self.shape).item(), self._tolerance)
+
+
 def image_check(chain: Chain, value: Tensor, view: View, compute: str = "same") -> Check | None:
     """The chain's own claim on its value; None where there is nothing to measure: any finite tensor, or no entry."""
     if not value.numel() or chain.constraint is None and all_finite(value):
@@ -64,17 +92,59 @@ def project(spec: str, W: Tensor) -> Tensor:
     return constraint(spec).project(W)
 
 
+class Moved:
+    """`moved` of tensors of which one part after another is seen; the same number however they are parted."""
+
+    def __init__(self):
+        # Of each BLOCK of entries. No tensors: small ones that stay, between large ones that go, would leave holes in
+        # the heap that no large one fits into again, a gigabyte of them for a tensor of half that size.
+        self._distances: list[float] = []
+        self._sizes: list[float] = []
+        # Entries that do not fill a block yet.
+        self._rest: tuple[Tensor, Tensor] | None = None
+
+    def add(self, after: Tensor, before: Tensor) -> None:
+        after, before = after.flatten(), before.flatten()
+        if self._rest is not None:
+            missing = BLOCK - len(self._rest[0])
+            first = tuple(torch.cat([rest, more[:missing]]) for rest, more in zip(self._rest, (after, before)))
+            after, before, self._rest = after[missing:], before[missing:], None
+            self._take(*first)
+        self._take(after, before)
+
+    def _take(self, after: Tensor, before: Tensor) -> None:
+        full = len(after) - len(after) % BLOCK
+        self._measure(after[:full], before[:full])
+        if full < len(after):
+            self._rest = after[full:].clone(), before[full:].clone()  # no view, which would keep all of it in memory
+
+    def _measure(self, after: Tensor, before: Tensor) -> None:
+        double = wide(before.dtype, before.device)
+        distances, sizes = [], []
+        # In blocks: a whole tensor in double precision, three times over, would be the peak of most edits.
+        for a, b in zip(after.split(BLOCK), before.split(BLOCK)):
+            b = b.to(double)
+            distances.append(torch.linalg.vector_norm(a.to(double) - b))
+            sizes.append(torch.linalg.vector_norm(b))
+        if len(after):
+            self._distances += torch.stack(distances).tolist()
+            self._sizes += torch.stack(sizes).tolist()
+
+    def result(self) -> float:
+        if self._rest is not None:
+            self._measure(*self._rest)
+            self._rest = None
+        distance, size = (
+            torch.linalg.vector_norm(torch.tensor(parts, dtype=torch.float64, device="cpu")).item() for parts in (self._distances, self._sizes)
+        )
+        return 0.0 if distance == 0 else distance / size if size else float("inf")
+
+
 def moved(after: Tensor, before: Tensor) -> float:
     """||after - before||_F / ||before||_F in double precision; 0 for equal tensors, inf where before is zero."""
-    double = wide(before.dtype, before.device)
-    distances, sizes = [], []
-    # In blocks: a whole tensor in double precision, three times over, would be the peak of most edits.
-    for a, b in zip(after.flatten().split(BLOCK), before.flatten().split(BLOCK)):
-        b = b.to(double)
-        distances.append(torch.linalg.vector_norm(a.to(double) - b))
-        sizes.append(torch.linalg.vector_norm(b))
-    distance = torch.linalg.vector_norm(torch.stack(distances)).item() if distances else 0.0
-    return 0.0 if distance == 0 else distance / size if (size := torch.linalg.vector_norm(torch.stack(sizes)).item()) else float("inf")
+    both = Moved()
+    both.add(after, before)
+    return both.result()
 
 
 def all_finite(W: Tensor) -> bool:
@@ -88,8 +158,17 @@ def all_finite(W: Tensor) -> bool:
 
 def require_finite(W: Tensor, what: str = "the tensor") -> None:
     """Raise InputRefused naming how many entries are NaN or infinite."""
-    if not all_finite(W):
-        bad = int((~torch.isfinite(W)).sum())
-        nans = int(torch.isnan(W).sum())
+    require_finite_parts([W], what)
+
+
+def require_finite_parts(parts: Iterable[Tensor], what: str = "the tensor") -> None:
+    """The same for a tensor that is seen part by part."""
+    bad = nans = entries = 0
+    for W in parts:
+        entries += W.numel()
+        if not all_finite(W):
+            bad += int((~torch.isfinite(W)).sum())
+            nans += int(torch.isnan(W).sum())
+    if bad:
         kinds = "NaN" if nans == bad else "infinite" if not nans else "NaN or infinite"
-        raise InputRefused(f"{what} has {bad} {kinds} of {W.numel()} entries", hint="leave it out with -t, or mend it first")
+        raise InputRefused(f"{what} has {bad} {kinds} of {entries} entries", hint="leave it out with -t, or mend it first")

@@ -57,6 +57,11 @@ class View:
             )
         return (self.count, size, *shape[1:]) if self.name == "blocks" else (self.count, *shape[:-1], size)
 
+    @property
+    def keeps_rows(self) -> bool:
+        """Is a row of what the maths sees, an index of dimension 0, that row of the stored tensor, entry for entry?"""
+        return self.name in (None, "flatten")
+
     def into(self, tensor):
         """The stored tensor as the maths sees it."""
         if self.name is None:

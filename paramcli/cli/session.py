@@ -260,8 +260,8 @@ def write_plan(screen: Screen, plan: Plan, output: Output, device: str = "cpu", 
     with ExitStack() as stack, screen.meter(plan.command, len(part.steps), part.nbytes) as meter:
         writing = early or stack.enter_context(output.begin(plan, part, owner))
 
-        def progress(nbytes: int) -> None:
-            meter.advance(nbytes)
+        def progress(nbytes: int, tensors: int = 1) -> None:
+            meter.advance(nbytes, tensors)
             run.check()
 
         outcomes = execute(part, writing, device, progress=progress, verify=verify)

@@ -11,6 +11,7 @@ names of tensors in files are none of this package's business.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +56,28 @@ class CannotReach(InputRefused, NotImplementedError):
 
 class Singular(InputRefused):
     """A nearest point that does not exist or is not unique."""
+
+
+# Entries at whose multiples blocks of rows begin: what the widest vector unit takes of the narrowest dtype in one turn.
+ROW_STEP = 64
+
+
+def row_blocks(shape: tuple[int, ...] | torch.Size, entries: int) -> list[tuple[int, int]]:
+    """Row ranges of about so many entries each, every one beginning at a multiple of ROW_STEP entries."""
+    rows, width = shape[0], math.prod(shape[1:])
+    step = ROW_STEP // math.gcd(ROW_STEP, width)
+    count = max(entries // width // step, 1) * step
+    return [(begin, min(begin + count, rows)) for begin in range(0, rows, count)]
+
+
+def within_row(shape: tuple[int, ...] | torch.Size, dim: int | None) -> bool:
+    """Does dimension `dim` of a tensor of this shape run within its rows?"""
+    return dim is not None and dim % len(shape) != 0
+
+
+def is_row(shape: tuple[int, ...] | torch.Size, dim: int | None) -> bool:
+    """Is `dim` the dimension that counts the rows?"""
+    return dim is not None and dim % len(shape) == 0
 
 
 def wide(dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.dtype:
@@ -115,6 +138,8 @@ class Constraint:
     projection = "nearest"
     # The residual is one number for the whole tensor, not one for each matrix of a batch.
     whole = False
+    # `project` too acts on each row alone, and leaves members as they are, where `by_rows` holds.
+    projects_by_rows = False
 
     def residual(self, W: Tensor) -> Tensor:
         """A number >= 0 for each matrix of the batch, 0 on the set; W is double precision."""
@@ -127,6 +152,21 @@ class Constraint:
     def project(self, W: Tensor) -> Tensor:
         """The point of the set nearest to W in the Frobenius norm; raises Singular without one."""
         raise NotImplementedError
+
+    def by_rows(self, shape: torch.Size) -> bool:
+        """Can a tensor of this shape be measured a block of rows (indices of dimension 0) at a time?
+
+        Its residual is then, to the bit, `joined` of the `part` of every block.
+        """
+        return False
+
+    def part(self, W: Tensor) -> Tensor:
+        """What a block of rows has to say about the residual of the whole: its own, unless that needs more."""
+        return self.residual(W).amax()
+
+    def joined(self, parts: Tensor, shape: torch.Size) -> Tensor:
+        """The residual of a tensor of this shape from the parts of its blocks, stacked: the worst of them."""
+        return parts.amax()
 
     def detail(self, W: Tensor) -> str | None:
         """What a person wants to know of a tensor that is off, beyond the residual."""
@@ -202,6 +242,23 @@ class Parametrization(nn.Module):
     identities: tuple[str, ...] = ()
     # The stored shape of the weight, known when the module is registered.
     stored_shape: tuple[int, ...] = ()
+    # The row of the whole tensor that a block's first row is, so that messages name rows as its owner counts them.
+    first_row: int | None = None
+
+    @classmethod
+    def by_rows(cls, shape: torch.Size, **arguments) -> frozenset[str]:
+        """Where each row of the value (an index of dimension 0) comes from that row of the originals alone, bit for bit,
+        in a tensor of this shape: the map's own tensors that have such rows, by name. The others are given whole.
+
+        Empty where a row of the value needs other rows. "Bit for bit" is for one thread, and for blocks that begin at a
+        multiple of `ROW_STEP` entries: kernels compute the entries beyond their last full vector by other code.
+        """
+        return frozenset()
+
+    @classmethod
+    def made_by_rows(cls, shape: torch.Size, **arguments) -> bool:
+        """Do `make` and `inverse` too act on each row alone, where the map does?"""
+        return False
 
     @classmethod
     def threads_matter(cls, **arguments) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputRefused
-from .base import CannotReach, Constraint, Parametrization, Singular, eps, started
+from .base import CannotReach, Constraint, Parametrization, Singular, eps, is_row, started, within_row
 from .norm import check_dim
 
 # Open sets have no nearest point to what lies outside: it is put this share of the bound inside, where a squashing
@@ -72,6 +72,9 @@ class UnitNorm(Constraint):
     def check_shape(self, shape: torch.Size) -> None:
         check_dim(shape, self.dim, self.name)
 
+    def by_rows(self, shape: torch.Size) -> bool:
+        return within_row(shape, self.dim)
+
     def residual(self, W: Tensor) -> Tensor:
         return (norms(W, dims_along(W, self.dim)) / self.r - 1).abs().amax()
 
@@ -105,6 +108,9 @@ class UnitRms(Constraint):
 
     def check_shape(self, shape: torch.Size) -> None:
         check_slices(shape, self.dim, self.name)
+
+    def by_rows(self, shape: torch.Size) -> bool:
+        return is_row(shape, self.dim)
 
     def residual(self, W: Tensor) -> Tensor:
         return (rms(W, self.dim) - 1).abs().amax()
@@ -152,6 +158,9 @@ class Ball(Constraint):
     def check_shape(self, shape: torch.Size) -> None:
         check_dim(shape, self.dim, self.name)
 
+    def by_rows(self, shape: torch.Size) -> bool:
+        return within_row(shape, self.dim)
+
     def residual(self, W: Tensor) -> Tensor:
         return beyond(norms(W, dims_along(W, self.dim)), self.c).amax()
 
@@ -198,6 +207,14 @@ class ToUnitNorm(Parametrization):
     is_projection = True
     whole = True
 
+    @classmethod
+    def threads_matter(cls, **arguments) -> bool:
+        return False
+
+    @classmethod
+    def by_rows(cls, shape: torch.Size, dim: int | None = -1, r: float = 1.0) -> frozenset[str]:
+        return frozenset({"original"} if within_row(shape, dim) else ())
+
     def __init__(self, dim: int | None = -1, r: float = 1.0):
         super().__init__()
         self.dim, self.r = dim, r
@@ -221,6 +238,14 @@ class MagnitudePreserving(Parametrization):
 
     is_projection = True
     whole = True
+
+    @classmethod
+    def threads_matter(cls, **arguments) -> bool:
+        return False
+
+    @classmethod
+    def by_rows(cls, shape: torch.Size, dim: int = 0) -> frozenset[str]:
+        return frozenset({"original"} if is_row(shape, dim) else ())
 
     def __init__(self, dim: int = 0):
         super().__init__()
@@ -269,6 +294,18 @@ class CutNorm(Parametrization):
 
     is_projection = True
     whole = True
+
+    @classmethod
+    def threads_matter(cls, **arguments) -> bool:
+        return False
+
+    @classmethod
+    def by_rows(cls, shape: torch.Size, dim: int | None = -1, c: float = 1.0) -> frozenset[str]:
+        return frozenset({"original"} if within_row(shape, dim) else ())
+
+    @classmethod
+    def made_by_rows(cls, shape: torch.Size, **arguments) -> bool:
+        return True
 
     def __init__(self, dim: int | None = -1, c: float = 1.0):
         super().__init__()

@@ -40,10 +40,20 @@ class Positive(Constraint):
     def __init__(self, floor: float = 0.0):
         self.floor = floor
 
+    def by_rows(self, shape: torch.Size) -> bool:
+        return True
+
+    def part(self, W: Tensor) -> Tensor:
+        return torch.stack([W.amin(), W.abs().amax()])
+
+    def joined(self, parts: Tensor, shape: torch.Size) -> Tensor:
+        least, size = parts[..., 0].amin(), parts[..., 1].amax()
+        unit = self.floor if self.floor > 0 else size.clamp(min=torch.finfo(parts.dtype).tiny)
+        below = (self.floor - least) / unit
+        return torch.where(least > self.floor, torch.zeros_like(below), below.clamp(min=EDGE))
+
     def residual(self, W: Tensor) -> Tensor:
-        unit = self.floor if self.floor > 0 else W.abs().amax().clamp(min=torch.finfo(W.dtype).tiny)
-        below = (self.floor - W.amin()) / unit
-        return torch.where(W.amin() > self.floor, torch.zeros_like(below), below.clamp(min=EDGE))
+        return self.joined(self.part(W), W.shape)
 
     def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
         return super().tolerance(shape, stored, computed) if self.floor > 0 else 0.0
@@ -74,11 +84,15 @@ class Interval(Constraint):
     name = "interval"
     projection = "inside"
     whole = True
+    projects_by_rows = True
 
     def __init__(self, a: float = 0.0, b: float = 1.0):
         if not a < b:
             raise UsageError(f"interval needs a < b, and {a:g} is not below {b:g}", hint="e.g. interval:a=-1:b=1")
         self.a, self.b = a, b
+
+    def by_rows(self, shape: torch.Size) -> bool:
+        return True
 
     def residual(self, W: Tensor) -> Tensor:
         violation = torch.maximum(self.a - W.amin(), W.amax() - self.b) / (self.b - self.a)
@@ -200,6 +214,14 @@ class ToPositive(Parametrization):
 
     whole = True
 
+    @classmethod
+    def threads_matter(cls, **arguments) -> bool:
+        return False
+
+    @classmethod
+    def by_rows(cls, shape: torch.Size, **arguments) -> frozenset[str]:
+        return frozenset({"original"})
+
     def __init__(self, f: str = "softplus", floor: float = 0.0):
         super().__init__()
         self.f, self.floor = f, floor
@@ -222,6 +244,18 @@ class ToInterval(Parametrization):
     """
 
     whole = True
+
+    @classmethod
+    def threads_matter(cls, **arguments) -> bool:
+        return False
+
+    @classmethod
+    def by_rows(cls, shape: torch.Size, **arguments) -> frozenset[str]:
+        return frozenset({"original"})
+
+    @classmethod
+    def made_by_rows(cls, shape: torch.Size, **arguments) -> bool:
+        return True
 
     def __init__(self, a: float = 0.0, b: float = 1.0):
         super().__init__()
@@ -272,6 +306,18 @@ class Identity(Parametrization):
     """
 
     is_projection = True
+
+    @classmethod
+    def threads_matter(cls, **arguments) -> bool:
+        return False
+
+    @classmethod
+    def by_rows(cls, shape: torch.Size, **arguments) -> frozenset[str]:
+        return frozenset({"original"})
+
+    @classmethod
+    def made_by_rows(cls, shape: torch.Size, **arguments) -> bool:
+        return True
 
     def map(self, X: Tensor) -> Tensor:
         return X

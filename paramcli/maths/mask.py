@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -31,9 +33,18 @@ class Sparse(Constraint):
     def __init__(self, amount: float | int):
         self.amount = amount
 
+    def by_rows(self, shape: torch.Size) -> bool:
+        return True
+
+    def part(self, W: Tensor) -> Tensor:
+        return (W == 0).sum()
+
+    def joined(self, parts: Tensor, shape: torch.Size) -> Tensor:
+        numel = math.prod(shape)
+        return torch.tensor(max(0, prune_count(self.amount, numel) - int(parts.sum())) / max(numel, 1), dtype=torch.float64, device=parts.device)
+
     def residual(self, W: Tensor) -> Tensor:
-        wanted = prune_count(self.amount, W.numel())
-        return torch.tensor(max(0, wanted - int((W == 0).sum())) / max(W.numel(), 1), dtype=torch.float64, device=W.device)
+        return self.joined(self.part(W), W.shape)
 
     def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
         # Rounding never turns a zero into something else.
@@ -83,6 +94,15 @@ class Mask(Parametrization):
     @classmethod
     def threads_matter(cls, **arguments) -> bool:
         return False
+
+    @classmethod
+    def by_rows(cls, shape: torch.Size, **arguments) -> frozenset[str]:
+        return frozenset({"original", "mask"})
+
+    @classmethod
+    def made_by_rows(cls, shape: torch.Size, **arguments) -> bool:
+        # Masks that count or draw entries look at the whole tensor.
+        return not cls.whole
 
     @classmethod
     def make(cls, value: Tensor, mask: Tensor | None = None) -> Mask:

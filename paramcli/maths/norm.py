@@ -22,6 +22,9 @@ class AnyTensor(Constraint):
     name = "any"
     whole = True
 
+    def by_rows(self, shape: torch.Size) -> bool:
+        return True
+
     def residual(self, W: Tensor) -> Tensor:
         return torch.zeros((), dtype=torch.float64, device=W.device)
 
@@ -119,6 +122,14 @@ class WeightNorm(Parametrization, _WeightNorm):
         # Only the norm of a whole tensor is summed by several threads, and its bits depend on how many.
         return dim is None
 
+    @classmethod
+    def by_rows(cls, shape: torch.Size, dim: int | None = 0) -> frozenset[str]:
+        return frozenset({"original0", "original1"} if dim == 0 else ())
+
+    @classmethod
+    def made_by_rows(cls, shape: torch.Size, dim: int | None = 0) -> bool:
+        return dim == 0
+
     def __init__(self, dim: int | None = 0):
         _WeightNorm.__init__(self, dim)
 
@@ -150,7 +161,8 @@ class WeightNorm(Parametrization, _WeightNorm):
         g, v = _WeightNorm.right_inverse(self, W)
         zero = (g == 0).reshape(-1).nonzero().reshape(-1).tolist()
         if zero and not W.is_meta:
-            where = "the whole tensor is zero" if g.numel() == 1 else f"slice {zero[0]} of dimension {self.dim} is zero"
+            row = zero[0] + (self.first_row or 0)
+            where = "the whole tensor is zero" if g.numel() == 1 and self.first_row is None else f"slice {row} of dimension {self.dim} is zero"
             raise CannotReach(f"weight_norm needs a direction, and {where}", hint="leave this tensor out with -t")
         return g, v
 

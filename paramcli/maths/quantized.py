@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import CannotReach, Check, Constraint, Parametrization, eps
+from .base import CannotReach, Check, Constraint, Parametrization, eps, is_row
 from .norm import check_dim
 
 FLOAT8 = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
@@ -41,6 +41,9 @@ class Levels(Constraint):
 
     def __init__(self, count: int, dim: int | None = None):
         self.count, self.dim = count, dim
+
+    def by_rows(self, shape: torch.Size) -> bool:
+        return is_row(shape, self.dim)
 
     def _values(self, W: Tensor) -> Tensor:
         ordered = slices(W, self.dim).sort(dim=1).values
@@ -104,6 +107,19 @@ class FakeQuant(Parametrization):
         super().__init__()
         self.largest, self.dim = 2 ** (bits - 1) - 1, dim
         self.register_buffer("scale", scale)
+
+    @classmethod
+    def threads_matter(cls, **arguments) -> bool:
+        return False
+
+    @classmethod
+    def by_rows(cls, shape: torch.Size, bits: int = 8, dim: int | None = None) -> frozenset[str]:
+        # The scales along another dimension, or the one there is, belong to every row.
+        return frozenset({"original", "scale"} if is_row(shape, dim) else {"original"})
+
+    @classmethod
+    def made_by_rows(cls, shape: torch.Size, bits: int = 8, dim: int | None = None) -> bool:
+        return is_row(shape, dim)
 
     @classmethod
     def check_shape(cls, shape: torch.Size, bits: int = 8, dim: int | None = None) -> None:
@@ -255,6 +271,9 @@ class Float8(Constraint):
     def __init__(self, format: str = "e4m3"):
         self.format = format
 
+    def by_rows(self, shape: torch.Size) -> bool:
+        return True
+
     def residual(self, W: Tensor) -> Tensor:
         gap = (W - cast_float8(W, self.format)).abs()
         return torch.where(gap == 0, gap, gap / W.abs()).amax() if W.numel() else W.new_zeros(())
@@ -290,6 +309,18 @@ class ToFloat8(Parametrization):
 
     is_projection = True
     differentiable = False
+
+    @classmethod
+    def threads_matter(cls, **arguments) -> bool:
+        return False
+
+    @classmethod
+    def by_rows(cls, shape: torch.Size, **arguments) -> frozenset[str]:
+        return frozenset({"original"})
+
+    @classmethod
+    def made_by_rows(cls, shape: torch.Size, **arguments) -> bool:
+        return True
 
     def __init__(self, format: str = "e4m3"):
         super().__init__()

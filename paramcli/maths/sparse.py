@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from ..errors import InputRefused
-from .base import Constraint
+from .base import Constraint, within_row
 from .mask import Mask, prune_count
 from .norm import check_dim
 
@@ -90,9 +92,17 @@ class NofM(Constraint):
     def __init__(self, n: int = 2, m: int = 4, dim: int = -1):
         self.n, self.m, self.dim = n, m, dim
 
+    def by_rows(self, shape: torch.Size) -> bool:
+        return within_row(shape, self.dim)
+
+    def part(self, W: Tensor) -> Tensor:
+        return ((_groups(W, self.m, self.dim) != 0).sum(-1) > self.n).sum()
+
+    def joined(self, parts: Tensor, shape: torch.Size) -> Tensor:
+        return parts.sum().to(torch.float64) / (math.prod(shape) // self.m)
+
     def residual(self, W: Tensor) -> Tensor:
-        over = (_groups(W, self.m, self.dim) != 0).sum(-1) > self.n
-        return over.to(torch.float64).mean()
+        return self.joined(self.part(W), W.shape)
 
     def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
         return 0.0
@@ -170,6 +180,10 @@ class PruneNM(Mask):
     """
 
     whole = True
+
+    @classmethod
+    def made_by_rows(cls, shape: torch.Size, n: int = 2, m: int = 4, dim: int = -1) -> bool:
+        return within_row(shape, dim)
 
     @classmethod
     def make(cls, value: Tensor, n: int = 2, m: int = 4, dim: int = -1) -> PruneNM:

@@ -26,10 +26,11 @@ from ..maths.base import Check, compute_dtype, wide
 from ..registry import target_class
 from ..text import number_text, printable, shape_text
 from ..view import View, parse_view
-from .evaluate import complete, identities, read_state, require_chain, require_proportion, settle, weight_of
+from .evaluate import NOT_FINITE, complete, explain_infinite, identities, read_state, require_chain, require_proportion, settle, weight_of
 from .allocate import with_count
 from .fit import NOTED, Fitted, check_reached, evaluate, fit, invert, rounded, widened
-from .plan import Stack, Step, assigned, baked, require_editable
+from .plan import Rows, Stack, Step, assigned, baked, require_editable
+from .rows import bake_rows, fit_rows
 from .stack import bake_stack, fit_stack, stackable
 
 
@@ -73,14 +74,21 @@ class Register:
         names = {slot.name: slot.name for slot in slots} if self.spelling == "new" else old_names(group.tensor, chain, slots, self.view)
         slots = tuple(Slot(names[slot.name], slot.dtype, slot.shape) for slot in slots)
 
-        def give(fitted: Fitted):
-            made = keyed(group.tensor, fitted.state)
-            # Only raw gets here, with a zero row under a norm for one: torch writes it, and computes NaN from it.
-            finite = measure.all_finite(fitted.value)
-            note = fitted.note if finite else f"its value is NaN or infinite: {NOT_FINITE.format(dtype_name(group.dtype))}"
-            if self.mask_for is None and any(link.entry.name == "mask" for link in chain.links) and bool(fitted.value.all()):
+        keeps_zeros = self.mask_for is None and any(link.entry.name == "mask" for link in chain.links)
+
+        def named(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {names[key]: tensor for key, tensor in keyed(group.tensor, state).items()}
+
+        def say(moved: float, check: Check | None, note: str | None, finite: bool, full: bool) -> dict[str, object]:
+            # Only raw gets here with such a value, with a zero row under a norm for one: torch writes it, and computes NaN from it.
+            note = note if finite else f"its value is NaN or infinite: {NOT_FINITE.format(dtype_name(group.dtype))}"
+            if full:
                 note = note or "nothing is masked: without --mask FILE, `mask` keeps the zeros a tensor has, and it has none"
-            return {names[key]: tensor for key, tensor in made.items()}, {**numbers(fitted.moved, fitted.check), "note": note}
+            return {**numbers(moved, check), "note": note}
+
+        def give(fitted: Fitted):
+            full = keeps_zeros and bool(fitted.value.all())
+            return named(fitted.state), say(fitted.moved, fitted.check, fitted.note, measure.all_finite(fitted.value), full)
 
         def run(source: Source, device: object, compute: str):
             W = source.read(group.keys["value"]).to(device)
@@ -94,7 +102,11 @@ class Register:
         if self.init != "raw" and stackable(chain, self.view, group.shape, torch_dtype(group.dtype)):
             key = ("register", str(chain), self.view.text, self.init, self.max_change, group.shape, group.dtype)
             stack = Stack(key, lambda source: source.read(group.keys["value"]), together, give)
-        return Step(group, "register", slots, str(chain), self.view.text, run, record=record_of(chain, self.view, group), stack=stack)
+        rows = None if self.mask_for is not None else fit_rows(
+            group, chain, self.view, init=self.init, seed=hosting.tensor_seed(self.seed, group.twin or group.tensor), max_change=self.max_change,
+            keeps_zeros=keeps_zeros, give=named, say=say,
+        )  # fmt: skip
+        return Step(group, "register", slots, str(chain), self.view.text, run, record=record_of(chain, self.view, group), stack=stack, rows=rows)
 
     def _plan_append(self, group: Group) -> Step:
         require_chain(group)
@@ -157,14 +169,21 @@ class Bake:
             settled, view = settle(group, state)
             value = weight_of(group, state, settled, view, compute)
             if not measure.all_finite(value):
-                explain_infinite(group, state)
+                explain_infinite(group, [(0, state)])
             return {group.tensor: value}, {**numbers(0.0, measure.image_check(settled, value, view, compute)), "chain": str(settled)}
 
         slots, record = baked(group)
-        return Step(group, "bake", slots, group.chain, group.view, run, record=record, stack=self._stack(group, chain))
+        stack, rows = (self._stack(group, chain), self._rows(group, chain)) if chain else (None, None)
+        return Step(group, "bake", slots, group.chain, group.view, run, record=record, stack=stack, rows=rows)
 
-    def _stack(self, group: Group, chain: Chain | None) -> Stack | None:
-        if chain is None or group.alternatives or set(group.keys) != {"original"}:
+    def _rows(self, group: Group, chain: Chain) -> Rows | None:
+        if group.alternatives:
+            return None
+        view = parse_view(group.view)
+        return bake_rows(group, chain, view, lambda check: {**numbers(0.0, check), "chain": str(chain)})
+
+    def _stack(self, group: Group, chain: Chain) -> Stack | None:
+        if group.alternatives or set(group.keys) != {"original"}:
             return None
         view = parse_view(group.view)
         if not stackable(chain, view, group.shape, torch_dtype(group.dtype)):
@@ -280,22 +299,6 @@ def check_roles(group: Group, chain: Chain, view: View) -> None:
         )
 
 
-# Why finite originals can have such a value.
-NOT_FINITE = "it is beyond the range of {}, or divided by a norm that is zero"
-
-
-def explain_infinite(group: Group, state: dict[str, Tensor]) -> None:
-    """Raise InputRefused: the originals are finite and the value is not."""
-    hint = "leave it out with -t, or mend the originals"
-    if set(state) == {"original0", "original1"}:
-        g, v = state["original0"], state["original1"].abs().double()
-        dims = [d for d in range(v.ndim) if g.ndim == v.ndim and g.shape[d] == v.shape[d] and v.shape[d] > 1]
-        norms = v.flatten() if not dims else v.movedim(dims[0], 0).flatten(1)
-        zero = (torch.linalg.vector_norm(norms, dim=-1) == 0).reshape(-1).nonzero().flatten().tolist()
-        if zero and group.shape == tuple(v.shape):
-            where = f"slice {zero[0]} of dimension {dims[0]}" if dims else "it"
-            raise InputRefused(f"its direction v is zero ({where} has no length to divide by)", hint=hint)
-    raise InputRefused(f"its value is NaN or infinite though its originals are finite: {NOT_FINITE.format(dtype_name(group.dtype))}", hint=hint)
 
 
 def keyed(tensor: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

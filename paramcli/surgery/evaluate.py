@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from ..chain import Chain, parse_chain
 from ..checkpoint.forms import Group
 from ..checkpoint.source import Source
-from ..dtypes import nbytes_of
+from ..dtypes import dtype_name, nbytes_of
 from ..errors import InputRefused, error_context
 from ..maths.base import wide
 from ..maths.norm import as_matrix
@@ -126,3 +126,32 @@ def weight_of(group: Group, state: dict[str, Tensor], chain: Chain, view: View, 
             hint="give the chain and the view it was made with: --chain, --view",
             tensor=group.tensor,
         ) from None
+
+
+# Why finite originals can have such a value.
+NOT_FINITE = "it is beyond the range of {}, or divided by a norm that is zero"
+
+
+def explain_infinite(group: Group, states: Iterable[tuple[int, Mapping[str, Tensor]]]) -> None:
+    """Raise InputRefused: the originals are finite and the value is not. `states`: blocks of rows, each with its first row."""
+    hint = "leave it out with -t, or mend the originals"
+    if set(group.keys) == {"original0", "original1"} and group.shape == tuple(group.infos["original1"].shape):
+        g, v = group.infos["original0"].shape, group.shape
+        dims = [d for d in range(len(v)) if len(g) == len(v) and g[d] == v[d] and v[d] > 1]
+        zero = _zero_slice(((first, state["original1"]) for first, state in states), dims[0] if dims else None)
+        if zero is not None:
+            where = f"slice {zero} of dimension {dims[0]}" if dims else "it"
+            raise InputRefused(f"its direction v is zero ({where} has no length to divide by)", hint=hint)
+    raise InputRefused(f"its value is NaN or infinite though its originals are finite: {NOT_FINITE.format(dtype_name(group.dtype))}", hint=hint)
+
+
+def _zero_slice(blocks: Iterable[tuple[int, Tensor]], dim: int | None) -> int | None:
+    """The first slice along `dim` (of rows, where there are several blocks) whose norm is zero; 0 for a whole tensor that is."""
+    if dim is None:
+        return None if any(bool(v.any()) for _, v in blocks) else 0
+    for first, v in blocks:
+        norms = torch.linalg.vector_norm(v.abs().double().movedim(dim, 0).flatten(1), dim=-1)
+        zero = (norms == 0).nonzero().flatten().tolist()
+        if zero:
+            return first + zero[0]
+    return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .. import __version__
@@ -84,7 +85,7 @@ def _name(slot: Slot) -> str:
 
 
 def execute(plan: Plan, writing: Writing, device: str = "cpu", compute: str = "same",
-            progress: Callable[[int], None] = lambda nbytes: None, verify: bool = False) -> list[Outcome]:
+            progress: Callable[..., None] = lambda nbytes, tensors=1: None, verify: bool = False) -> list[Outcome]:
     """Write everything the plan says and commit it. The sink cleans up after any failure.
 
     `verify`: nothing is committed unless every residual that was measured is within its tolerance; CheckFailed says which.
@@ -94,9 +95,16 @@ def execute(plan: Plan, writing: Writing, device: str = "cpu", compute: str = "s
     batches = batched([(number, step) for number, step in enumerate(plan.steps) if step.run is not None])
     ahead = written = None
     for index, batch in enumerate(batches):
+        if (step := batch[0][1]).rows is not None:
+            if written:
+                written.result()
+            with error_context(tensor=step.group.tensor, path=source.path):
+                told, written = _by_rows(step, writing, device, compute, progress)
+                outcomes[batch[0][0]] = step.outcome(**told)
+            continue
         held = ahead.result() if ahead else _read(source, batch)
         ahead = None
-        if index + 1 < len(batches) and _nbytes(batches[index + 1]) <= AHEAD_BYTES:
+        if index + 1 < len(batches) and batches[index + 1][0][1].rows is None and _nbytes(batches[index + 1]) <= AHEAD_BYTES:
             ahead = writing.begin(_read, source, batches[index + 1])
         for (number, step), (tensors, told) in zip(batch, _computed([step for _, step in batch], held, device, compute)):
             with error_context(tensor=step.group.tensor, path=source.path):
@@ -190,6 +198,50 @@ def _read(source: Source, batch: Sequence[tuple[int, Step]]) -> Held:
 def _write(sink: Sink, ready: Sequence[tuple[str, memoryview]]) -> None:
     for name, data in ready:
         sink.write(name, data)
+
+
+def _by_rows(step: Step, writing: Writing, device: str, compute: str, progress: Callable[..., None]) -> tuple[dict[str, object], Future]:
+    """(a large step's numbers, the writing of its last block): one block is computed while the next is read and the last written."""
+    source, begin, ranges = writing.source, writing.begin, step.rows.ranges
+    work = step.rows.begin(source, device, compute)
+    ahead, written, done = begin(work.read, *ranges[0]), None, dict.fromkeys((slot.name for slot in step.writes), 0)
+    try:
+        for index, (first, end) in enumerate(ranges):
+            block, ahead = ahead.result(), None
+            if index + 1 < len(ranges):
+                ahead = begin(work.read, *ranges[index + 1])
+            with threads_for(step):
+                made = work.make(first, block)
+            del block
+            parts = [replace(slot, shape=(end - first, *slot.shape[1:])) for slot in step.writes]
+            ready = [(slot.name, done[slot.name], tensor_bytes(_promised(made[slot.name], slot))) for slot in parts]
+            if written:
+                written.result()
+            written = begin(_write_parts, writing.sink, ready)
+            for slot in parts:
+                done[slot.name] += slot.nbytes
+            del made, ready
+            progress(sum(slot.nbytes for slot in parts), int(end == ranges[-1][1]))
+            if writing.copying.done():
+                writing.copying.result()  # a failure there ends the work here
+        with threads_for(step):
+            told = work.told()
+    except ParamcliError:
+        _compare_checksums(step, source)  # what is wrong with damaged bytes is the damage
+        raise
+    _compare_checksums(step, source)
+    return told, written
+
+
+def _compare_checksums(step: Step, source: Source) -> None:
+    """Raise InputRefused where a tensor's bytes are not those that its container recorded; they were read without asking."""
+    for info in step.group.infos.values():
+        source.check_storage(info.storage)
+
+
+def _write_parts(sink: Sink, ready: Sequence[tuple[str, int, memoryview]]) -> None:
+    for name, at, data in ready:
+        sink.write_part(name, at, data)
 
 
 def _computed(steps: Sequence[Step], held: Held, device: str, compute: str) -> Iterator[tuple[Mapping[str, object], dict[str, object]]]:

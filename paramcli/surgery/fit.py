@@ -6,7 +6,8 @@ stored dtype, as a reader of the written file would see them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ from .. import host as hosting
 from .. import measure
 from ..chain import Chain
 from ..errors import CheckFailed
-from ..maths.base import MEMBER, CannotReach, Check, Parametrization, compute_dtype, eps, wide
+from ..maths.base import MEMBER, CannotReach, Check, compute_dtype, eps, wide
 from ..text import number_text
 from ..view import View
 
@@ -71,23 +72,29 @@ def register_raw(W: Tensor, chain: Chain, view: View, seed: int, compute: str = 
 
 
 def invert(
-    chain: Chain, Y: Tensor, seed: int, view: View, shape: Sequence[int], existing: Sequence[nn.Module] | None = None
-) -> dict[str, Tensor]:
+    chain: Chain, Y: Tensor, seed: int, view: View, shape: Sequence[int], existing: Sequence[nn.Module] | None = None,
+    first_row: int | None = None, judge: Callable[[int, Tensor, Tensor], None] | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
     """Right inverses from the last link to the first, in double precision; Y is what the view shows.
 
     Returns tensors by role, the originals in the stored `shape`. Y is expected on the last link's image. With `existing` modules their buffers (a mask) stay in use.
-    Raises CannotReach where a link has no preimage.
+    Raises CannotReach where a link has no preimage: `judge` is given each link's index, the value that its inverse comes
+    back with, and the one it was asked for. Of a block of rows Y starts at `first_row` of the whole.
     """
+    judge = judge or functools.partial(_check_round_trip, chain)
     state: dict[str, Tensor] = {}
     originals: Tensor | tuple[Tensor, ...] = Y
     for index in range(len(chain) - 1, -1, -1):
         assert isinstance(originals, Tensor), "several originals are the first link's only"
         hosting.start_generators(seed, Y.device)
         part = chain.links[index].make(originals) if existing is None else existing[index]
+        part.first_row = first_row
         hosting.start_generators(seed, Y.device)
         wanted = originals
         originals = part.inverse(wanted)
-        _check_round_trip(part, chain.links[index].entry.name, originals, wanted)
+        if not part.is_projection:
+            part.eval()
+            judge(index, part.map(*(originals if isinstance(originals, tuple) else (originals,))), wanted)
         state.update({f"{index}.{name}": tensor for name, tensor in part.state_dict().items()})
     made = originals if isinstance(originals, tuple) else (originals,)
     stored = [view.back(X, shape) if i in part.stored_originals else X for i, X in enumerate(made)]
@@ -96,12 +103,13 @@ def invert(
     return {**{f"original{i}": X for i, X in enumerate(stored)}, **state}
 
 
-def _check_round_trip(part: Parametrization, name: str, originals: Tensor | tuple[Tensor, ...], wanted: Tensor) -> None:
-    if part.is_projection:
-        return
-    part.eval()
-    back = part.map(*(originals if isinstance(originals, tuple) else (originals,)))
-    error = measure.moved(back, wanted)
+def _check_round_trip(chain: Chain, index: int, back: Tensor, wanted: Tensor) -> None:
+    require_preimage(chain, index, measure.moved(back, wanted))
+
+
+def require_preimage(chain: Chain, index: int, error: float) -> None:
+    """Raise CannotReach where a link's value of its right inverse is so far from what was asked for."""
+    name = chain.links[index].entry.name
     if not error <= EXACT:
         raise CannotReach(
             f"{name} cannot reach this tensor: its right inverse comes back {number_text(error)} away",
@@ -126,10 +134,15 @@ def fit(
         state = widened(state, W.dtype)
         value = evaluate(chain, view, W.shape, state, W.dtype, compute)
     change, check = measure.moved(value, W), measure.image_check(chain, value, view, compute)
-    if max_change is not None and not change <= max_change:
-        raise CheckFailed(f"the chain would move it by {number_text(change)}, more than --max-change {max_change:g}")
+    require_change(change, max_change)
     note = None if init == "raw" else check_reached(chain, view, value, target, check)
     return Fitted(state, value, change, check, note)
+
+
+def require_change(change: float, max_change: float | None) -> None:
+    """Raise CheckFailed where a tensor would be moved farther than --max-change."""
+    if max_change is not None and not change <= max_change:
+        raise CheckFailed(f"the chain would move it by {number_text(change)}, more than --max-change {max_change:g}")
 
 
 def _fitted_state(W: Tensor, chain: Chain, view: View, init: str, seed: int) -> tuple[dict[str, Tensor], Tensor | None]:
@@ -140,16 +153,21 @@ def _fitted_state(W: Tensor, chain: Chain, view: View, init: str, seed: int) -> 
     last = chain.links[-1].make(seen)
     if init == "strict":
         kept = last.map(seen) if last.is_projection else seen
-        if not on or measure.moved(kept, seen) > 4 * eps(W.dtype):
-            detail = f"residual {number_text(before.residual)}, tolerance {number_text(before.tolerance)}" if not on else "its mask is another"
-            raise CheckFailed(
-                f"the tensor is not {before.constraint} ({detail})" if not on else f"the chain would change the tensor ({detail})",
-                hint="--init project moves it to the nearest point and reports how far",
-            )
+        require_member(None if on else before, measure.moved(kept, seen), W.dtype)
     # Also a member: rounded to its storage it is off by more than an exact inverse can bring back.
     if chain.constraint is not None and before.residual > MEMBER and not last.is_projection:
         seen = measure.project(chain.constraint, seen)
     return invert(chain, seen, seed, view, W.shape), None if last.is_projection else seen
+
+
+def require_member(off: Check | None, changed: float, stored: torch.dtype) -> None:
+    """--init strict: raise CheckFailed for a tensor that is off its constraint, or that the last map would change."""
+    if off is None and not changed > 4 * eps(stored):
+        return
+    what = "the chain would change the tensor (its mask is another)"
+    if off is not None:
+        what = f"the tensor is not {off.constraint} (residual {number_text(off.residual)}, tolerance {number_text(off.tolerance)})"
+    raise CheckFailed(what, hint="--init project moves it to the nearest point and reports how far")
 
 
 def check_reached(chain: Chain, view: View, value: Tensor, target: Tensor | None, check: Check | None) -> str | None:
@@ -157,7 +175,12 @@ def check_reached(chain: Chain, view: View, value: Tensor, target: Tensor | None
 
     `target`, as the view shows it, is the value they were made for. Returns a note where the two differ visibly.
     """
-    stored = f"{chain} stored in {str(value.dtype).removeprefix('torch.')}"
+    return require_reached(chain, value.dtype, lambda: 0.0 if target is None else measure.moved(view.into(value), target), check)
+
+
+def require_reached(chain: Chain, dtype: torch.dtype, missed_by: Callable[[], float], check: Check | None) -> str | None:
+    """The same from numbers: the relative distance of the value from its target, and the value's own check."""
+    stored = f"{chain} stored in {str(dtype).removeprefix('torch.')}"
     steep = chain.constraint in ("orthogonal", "special_orthogonal")
     hint = "--chain skew,matrix_exp, or --chain orthogonal, which stores the weight itself as its base" if steep else None
     if check is not None and not check.ok:
@@ -167,7 +190,7 @@ def check_reached(chain: Chain, view: View, value: Tensor, target: Tensor | None
             f"(residual {number_text(check.residual)}, tolerance {number_text(check.tolerance)}{detail})",
             hint=hint,
         )
-    missed = 0.0 if target is None else measure.moved(view.into(value), target)
+    missed = missed_by()
     if not missed <= MISSED:
         raise CannotReach(f"{stored} cannot keep this tensor: rounding its originals puts the value {number_text(missed)} away", hint=hint)
     return f"{stored}, its value is {number_text(missed)} from the nearest point (relatively)" if missed > NOTED else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from ..chain import parse_chain
 from ..checkpoint.forms import Group
@@ -55,6 +56,30 @@ class Stack:
     give: Callable[[object], tuple[Mapping[str, object], dict[str, object]]]
 
 
+class RowWork(Protocol):
+    """A step at work on one block of rows after another, in order; `read` may run ahead in another thread."""
+
+    def read(self, first: int, end: int) -> object:
+        """The block's tensors."""
+
+    def make(self, first: int, block: object) -> Mapping[str, object]:
+        """What is written for it, by key."""
+
+    def told(self) -> dict[str, object]:
+        """The numbers for the report, after the last block; refusals that need the whole tensor come here."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How a step on a large tensor is computed a block of rows at a time: the same bytes and numbers as by its `run`.
+
+    `ranges` are the blocks, [first, end) along dimension 0 of what is read and written.
+    """
+
+    ranges: tuple[tuple[int, int], ...]
+    begin: Callable[[Source, object, str], RowWork]
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One tensor's edit: the keys it reads, the slots it writes, and the work between them.
@@ -77,6 +102,7 @@ class Step:
     # What the headers alone tell that a person should know.
     note: str | None = None
     stack: Stack | None = None
+    rows: Rows | None = None
 
     @property
     def nbytes(self) -> int:

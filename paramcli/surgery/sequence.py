@@ -16,7 +16,7 @@ from ..checkpoint.source import Source, Storage, TensorInfo
 from ..errors import InputRefused, UsageError
 from ..text import printable, printable_path
 from .commands import Edit, Work
-from .plan import Plan, Stack, Step, assemble, together, with_growth
+from .plan import Plan, Step, assemble, together, with_growth
 
 
 def plan_edits(command: str, edits: Sequence[Edit], source: Source, groups: Mapping[str, Group], stack: ExitStack) -> Plan:
@@ -33,7 +33,7 @@ def plan_edits(command: str, edits: Sequence[Edit], source: Source, groups: Mapp
         for group in chosen:
             try:
                 step = with_growth(plan_step(group))
-                step = replace(step, edits=(edit,), run=_computing(step.run, edit), stack=_computing_stack(step.stack, edit))
+                step = replace(step, edits=(edit,), **_computing(step, edit))
                 before = steps.get(group.tensor)
                 steps[group.tensor] = step if before is None else compose(before, step)
                 now[group.tensor] = group_after(step)
@@ -51,20 +51,17 @@ def _located(error: InputRefused | UsageError, edit: Edit):
     return error
 
 
-def _computing(run, edit: Edit):
-    """The work in the dtype that this edit asks for, where it asks."""
+def _computing(step: Step, edit: Edit) -> dict[str, object]:
+    """The step's work in the dtype that this edit asks for, where it asks: alone, in a stack, and by rows."""
     wanted = getattr(edit, "compute_dtype", "same")
-    if run is None or wanted == "same":
-        return run
-    return lambda source, device, compute: run(source, device, wanted)
-
-
-def _computing_stack(stack: Stack | None, edit: Edit) -> Stack | None:
-    """The same for tensors computed together."""
-    wanted = getattr(edit, "compute_dtype", "same")
-    if stack is None or wanted == "same":
-        return stack
-    return replace(stack, key=(stack.key, wanted), compute=lambda tensors, device, compute: stack.compute(tensors, device, wanted))
+    if step.run is None or wanted == "same":
+        return {}
+    run, stack, rows = step.run, step.stack, step.rows
+    return {
+        "run": lambda source, device, compute: run(source, device, wanted),
+        "stack": stack and replace(stack, key=(stack.key, wanted), compute=lambda tensors, device, compute: stack.compute(tensors, device, wanted)),
+        "rows": rows and replace(rows, begin=lambda source, device, compute: rows.begin(source, device, wanted)),
+    }
 
 
 def group_after(step: Step) -> Group:
@@ -96,7 +93,7 @@ def _between(tensors: Mapping[str, object], source: object) -> Between:
 
 def compose(first: Step, second: Step) -> Step:
     """One step that does both; `moved` is then the way from the file's weight to the last one."""
-    joined = replace(second, group=first.group, stack=None, action=f"{first.action}, {second.action}", edits=first.edits + second.edits)
+    joined = replace(second, group=first.group, stack=None, rows=None, action=f"{first.action}, {second.action}", edits=first.edits + second.edits)
     if first.run is None and second.run is None:
         return replace(joined, renames={name: first.renames[key] for name, key in second.renames.items()})
 

@@ -1,5 +1,7 @@
 """Laws that every entry of the table keeps: sets first, then maps. Abilities, examples and tolerances come from the entries."""
 
+import math
+
 import pytest
 import torch
 
@@ -8,11 +10,12 @@ from paramcli.chain import parse_chain
 from paramcli.dtypes import code_of
 from paramcli.errors import InputRefused
 from paramcli.host import bare, outline, register, roles, value
-from paramcli.maths.base import Parametrization
+from paramcli.maths.base import ROW_STEP, Parametrization, compute_dtype, row_blocks
 from paramcli.registry import CONSTRAINTS, PARAMETRIZATIONS, parse_constraint, target_class, within
 from paramcli.registry import constraint as make
+from paramcli.surgery import rows
 from paramcli.surgery.fit import evaluate, fit, register_raw, widened
-from paramcli.view import IDENTITY, parse_view
+from paramcli.view import IDENTITY, View, parse_view
 
 from .devices import only_explicit_devices
 
@@ -333,3 +336,80 @@ def test_views_keep_the_stored_shape(chain, view):
         assert measure.check(fitted.check.constraint, seen_through.into(fitted.value)).ok
     again = evaluate(parse_chain(chain), seen_through, shape, widened(fitted.state, W.dtype), W.dtype)
     assert torch.equal(again, fitted.value)
+
+
+# --- rows -------------------------------------------------------------------------------------------
+
+# Many rows, few, odd widths, kernels, a vector: each of several blocks.
+TALL = [(131, 24), (96, 4, 3, 3), (77, 6, 5), (300,), (70, 128)]
+
+
+def row_claims(chain: str, shape: tuple[int, ...], view: View) -> frozenset[str] | None:
+    return rows.sliced_roles(parse_chain(chain), view, shape)
+
+
+def views_of(shape: tuple[int, ...]) -> list[View]:
+    return [IDENTITY, parse_view("flatten")] if len(shape) > 2 else [IDENTITY]
+
+
+ROWS = [(c, n, v) for c in CHAINS for n in TALL for v in views_of(n) if chain_fits(c, v.shape(n)) and row_claims(c, n, v)]
+
+
+def blocks_of(shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    ranges = row_blocks(shape, 256)
+    assert len(ranges) > 1 and ranges[0][0] == 0 and ranges[-1][1] == shape[0]
+    assert all(a[1] == b[0] for a, b in zip(ranges, ranges[1:]))
+    return ranges
+
+
+def test_blocks_begin_where_no_kernel_can_tell():
+    """Every block begins at a multiple of ROW_STEP entries, whatever the width; rows of any size have blocks."""
+    for shape, entries in (((1000, 77), 300), ((1000, 64), 64), ((9, 3, 1024), 10**6), ((5000,), 100), ((130, 96), 1)):
+        for first, end in row_blocks(shape, entries):
+            assert first < end and first * math.prod(shape[1:]) % ROW_STEP == 0
+    assert row_blocks((10, 64), 128) == [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10)]
+    assert row_blocks((10, 1), 10) == [(0, 10)]
+
+
+@pytest.mark.parametrize(("chain", "shape", "view", "dtype"), [(*row, d) for row in ROWS for d in dtypes_of(row[0])], ids=str)
+def test_rows_alone_give_the_rows_of_the_whole(chain, shape, view, dtype):
+    """Who claims to act by rows does, bit for bit and in one thread: values, the residual and, where claimed, what it stores."""
+    parsed, roles = parse_chain(chain), row_claims(chain, shape, view)
+    assert not any(target_class(link.entry).threads_matter(**link.arguments) for link in parsed.links)
+    try:
+        state = fit(weight(chain, shape, 0, dtype), parsed, view).state
+    except InputRefused:
+        state = register_raw(torch.randn(shape, generator=generator(0), dtype=double(dtype)).to(dtype), parsed, view, 0)
+        state = widened(state, dtype)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        value = evaluate(parsed, view, shape, state, dtype)
+        made, check = [], measure.GatheredCheck(parsed.constraint, torch.Size(view.shape(shape)), dtype, compute_dtype(dtype))
+        for first, end in blocks_of(shape):
+            part = {role: tensor[first:end] if role in roles else tensor for role, tensor in state.items()}
+            made.append(evaluate(parsed, view, (end - first, *shape[1:]), part, dtype))
+            check.add(view.into(made[-1]))
+        assert torch.equal(torch.cat(made), value)
+        whole = measure.image_check(parsed, value, view)
+        assert (whole and (whole.residual, whole.tolerance)) == (check.result() and (check.result().residual, check.result().tolerance))
+        if rows.made_by_rows(parsed, view, shape):
+            again = fit(value, parsed, view)
+            parts = [fit(value[first:end].clone(), parsed, view).state for first, end in blocks_of(shape)]
+            for role, tensor in again.state.items():
+                assert torch.equal(tensor, torch.cat([part[role] for part in parts])), role
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("spec", "shape"), [(s, n) for s in SPECS for n in TALL if fits(s, n) and make(s).by_rows(torch.Size(n))], ids=str)
+def test_a_set_measured_by_rows_finds_what_it_finds_in_the_whole(spec, shape):
+    """Members and near-misses: equal residuals, to the bit."""
+    W = member(spec, shape, 0)
+    for label, tensor in {"member": W, **make(spec).near_misses(W)}.items():
+        check = measure.GatheredCheck(spec, torch.Size(shape), W.dtype, W.dtype)
+        for first, end in blocks_of(shape):
+            check.add(tensor[first:end])
+        whole, by_rows = measure.check(spec, tensor), check.result()
+        assert (whole.ok, whole.tolerance) == (by_rows.ok, by_rows.tolerance), label
+        assert whole.residual == by_rows.residual or whole.residual != whole.residual and by_rows.residual != by_rows.residual, label
