@@ -10,7 +10,7 @@ from ..chain import parse_chain
 from ..errors import ParamcliError
 from ..text import size_text
 from ..view import parse_view
-from .plan import Plan
+from .plan import Plan, Step
 
 # Anonymous memory of the interpreter with paramcli alone, and with torch; measured on Linux with torch 2.13.
 BARE, WITH_TORCH = 25_000_000, 160_000_000
@@ -32,9 +32,18 @@ class Forecast:
 
 def forecast(plan: Plan) -> Forecast:
     computed = [step for step in plan.steps if step.run is not None]
-    held = max((step.nbytes + COPIES * 8 * math.prod(step.group.shape) for step in computed), default=0)
+    held = max(map(held_by, computed), default=0)
     base = WITH_TORCH if computed else BARE
     return Forecast(plan.nbytes, base + held, sum(operations(step.group.shape, step.chain, step.view) for step in computed))
+
+
+def held_by(step: Step) -> int:
+    """Bytes that a step's tensors take at its peak: those of the whole, or of three blocks of rows, as one is read and one written meanwhile."""
+    entries = math.prod(step.group.shape)
+    if step.rows is None:
+        return step.nbytes + COPIES * 8 * entries
+    share = max(end - first for first, end in step.rows.ranges) / step.group.shape[0]
+    return int(share * (3 * step.nbytes + COPIES * 8 * entries))
 
 
 def operations(shape: Sequence[int], chain: str | None, view: str | None) -> int:

@@ -38,3 +38,18 @@ def test_memory_grows_with_the_largest_tensor_that_is_edited_alone(tmp_path, par
     one = peak(w0=torch.ones(64, 64))
     assert peak(w0=torch.ones(64, 64), w1=torch.ones(64, 64), untouched=torch.ones(1000, 1000)) == one
     assert peak(w0=torch.ones(128, 128)) - one == 3 * 64 * 64 * (4 + 4 + 6 * 8)
+
+
+def test_a_tensor_that_is_computed_by_rows_costs_its_blocks(tmp_path, paramcli, monkeypatch):
+    """Twice the rows cost no more; a map that needs all of them does."""
+    from paramcli.surgery import rows
+
+    monkeypatch.setattr(rows, "LARGE", 1 << 20)
+    monkeypatch.setattr(rows, "BLOCK_BYTES", 1 << 18)
+
+    def peak(side, chain):
+        save_file({"w": torch.ones(side, 1024)}, tmp_path / "a.safetensors")
+        return paramcli("add", tmp_path / "a.safetensors", "-t", "w", "--chain", chain, "--dry-run", "--json").json["forecast"]["peak_memory"]
+
+    assert peak(2048, "weight_norm") == peak(1024, "weight_norm") < 0.2 * (peak(1024, "weight_norm:dim=1") - 160_000_000) + 160_000_000
+    assert peak(2048, "weight_norm:dim=1") > 1.2 * peak(1024, "weight_norm:dim=1")
