@@ -182,6 +182,26 @@ def memory(bench: Bench) -> Result:
     return Result("Memory against size", figures, "bake, one shard", [Claim("peak of eight shards / of one", peaks[1] / peaks[0], 1.1)])
 
 
+def large(bench: Bench) -> Result:
+    """One tensor of `size`: what a bake and an add hold of it, when it is computed by rows."""
+    source, target = bench.place("large.safetensors"), bench.place("out.safetensors")
+    files.write_safetensors(source, files.large_slots(bench.size))
+    figures = bench.interleave(
+        {
+            "import torch": IMPORT_TORCH,
+            "bake, weight norm": Contender(paramcli("remove", source, "-t", "norm", "--bake", "-o", target, "-q"), target),
+            "add, a mask": Contender(paramcli("add", source, "-t", "plain", "--chain", "mask", "-o", target, "-q"), target),
+        }
+    )
+    remove(source)
+    bare = figures["import torch"].peak_anonymous
+    claims = [
+        Claim(f"peak of {name} beyond importing torch", (f.peak_anonymous - bare) / MB, 200, "MB")
+        for name, f in figures.items() if name != "import torch"
+    ]  # fmt: skip
+    return Result("One large tensor", figures, "bake, weight norm", claims)
+
+
 def chains(bench: Bench) -> Result:
     """A thousand small chains: the maths of paramcli, file to file, against a loop over torch modules that touches no file."""
     import subprocess
@@ -294,5 +314,5 @@ def linalg(bench: Bench) -> Result:
 
 CASES: dict[str, Callable[[Bench], Result]] = {
     "startup": startup, "linalg": linalg, "chains": chains, "edit": edit_safetensors, "edit-zip": edit_zip,
-    "edit-shards": edit_shards, "migrate": migrate, "bake": bake, "memory": memory,
+    "edit-shards": edit_shards, "migrate": migrate, "bake": bake, "memory": memory, "large": large,
 }  # fmt: skip

@@ -31,6 +31,12 @@ def weight_norm_slots(nbytes: int) -> list[Slot]:
     return [slot for name in layers(nbytes) for slot in (Slot(f"{name}_g", "F32", (SIDE, 1)), Slot(f"{name}_v", "F32", (SIDE, SIDE)))]
 
 
+def large_slots(nbytes: int) -> list[Slot]:
+    """One matrix of so many bytes as weight norm stores it, and a plain one as large."""
+    rows = max(1, nbytes // EACH) * SIDE
+    return [Slot("norm_g", "F32", (rows, 1)), Slot("norm_v", "F32", (rows, SIDE)), Slot("plain", "F32", (rows, SIDE))]
+
+
 def write_safetensors(path: Path, slots: Iterable[Slot]) -> Path:
     """Random values, made quickly: one matrix of them, rolled on and scaled from tensor to tensor."""
     slots = list(slots)
@@ -38,8 +44,9 @@ def write_safetensors(path: Path, slots: Iterable[Slot]) -> Path:
     with path.open("wb") as file:
         file.write(build_header(slots, {"format": "pt"}))
         for index, slot in enumerate(file_order(slots)):
-            value = block.roll(index, 0)[: slot.shape[0], : slot.shape[1]] * (1 + index / len(slots))
-            file.write(tensor_bytes(value.contiguous()))
+            for _ in range(0, slot.shape[0], SIDE):
+                value = block.roll(index, 0)[: slot.shape[0], : slot.shape[1]] * (1 + index / len(slots))
+                file.write(tensor_bytes(value.contiguous()))
     return path
 
 
