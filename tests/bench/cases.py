@@ -132,13 +132,16 @@ def migrate(bench: Bench) -> Result:
     return Result("Rename every tensor", figures, "cp", [Claim("wall / cp", ours.median / figures["cp"].median, 1.1)])
 
 
-def bake(bench: Bench) -> Result:
-    """Every weight norm baked."""
-    source = files.write_safetensors(bench.place("model.safetensors"), files.weight_norm_slots(bench.size))
-    copied, target, theirs = bench.place("copy"), bench.place("out.safetensors"), bench.place("theirs.safetensors")
+def _bake(bench: Bench, title: str, source: Path, target: Path) -> Result:
+    copied, theirs = bench.place("copy"), bench.place("theirs.safetensors")
     mine = Contender(paramcli("remove", source, "--bake", "-o", target, "-q"), target)
     users = Contender(script("bake", source, theirs), theirs)
-    figures = bench.interleave({"cp": Contender(["cp", str(source), str(copied)], copied), "load, remove, save_file": users, "paramcli remove --bake": mine, "import torch": IMPORT_TORCH})
+    figures = bench.interleave(
+        {
+            "cp": Contender(["cp", "-r", str(source), str(copied)], copied), "load, remove, save_file": users,
+            "paramcli remove --bake": mine, "import torch": IMPORT_TORCH,
+        }
+    )  # fmt: skip
     differing = _differing(mine, users)
     remove(source)
     ours, script_ = figures["paramcli remove --bake"], figures["load, remove, save_file"]
@@ -147,7 +150,27 @@ def bake(bench: Bench) -> Result:
         Claim("peak memory / the script's", ours.peak_anonymous / script_.peak_anonymous, 1 / 8),
         Claim("tensors whose bytes differ from the script's", differing, 0),
     ]
-    return Result("Bake every weight norm", figures, "load, remove, save_file", claims)
+    return Result(title, figures, "load, remove, save_file", claims)
+
+
+def bake(bench: Bench) -> Result:
+    """Every weight norm of a safetensors file baked."""
+    source = files.write_safetensors(bench.place("model.safetensors"), files.weight_norm_slots(bench.size))
+    return _bake(bench, "Bake every weight norm, safetensors", source, bench.place("out.safetensors"))
+
+
+def bake_zip(bench: Bench) -> Result:
+    """The same of a torch zip checkpoint."""
+    made = files.write_safetensors(bench.place("made.safetensors"), files.weight_norm_slots(bench.size))
+    source = files.write_zip(bench.place("model.pt"), made)
+    remove(made)
+    return _bake(bench, "Bake every weight norm, torch zip", source, bench.place("out.safetensors"))
+
+
+def bake_shards(bench: Bench) -> Result:
+    """The same of four shards; the script makes one file of them."""
+    source = files.write_shards(bench.place("model"), files.weight_norm_slots(bench.size), 4)
+    return _bake(bench, "Bake every weight norm, four shards", source, bench.place("out"))
 
 
 def _differing(one: Contender, two: Contender) -> int:
@@ -157,9 +180,14 @@ def _differing(one: Contender, two: Contender) -> int:
 
     for contender in (one, two):
         subprocess.run(contender.argv, check=True, capture_output=True)
-    with safe_open(one.output, "pt") as a, safe_open(two.output, "pt") as b:
-        assert set(a.keys()) == set(b.keys())
-        count = sum(a.get_tensor(key).numpy().tobytes() != b.get_tensor(key).numpy().tobytes() for key in a.keys())
+    ours = sorted(one.output.glob("*.safetensors")) if one.output.is_dir() else [one.output]
+    count, seen = 0, set()
+    with safe_open(two.output, "pt") as b:
+        for part in ours:
+            with safe_open(part, "pt") as a:
+                seen.update(a.keys())
+                count += sum(a.get_tensor(key).numpy().tobytes() != b.get_tensor(key).numpy().tobytes() for key in a.keys())
+        assert seen == set(b.keys())
     remove(one.output)
     remove(two.output)
     return count
@@ -314,5 +342,6 @@ def linalg(bench: Bench) -> Result:
 
 CASES: dict[str, Callable[[Bench], Result]] = {
     "startup": startup, "linalg": linalg, "chains": chains, "edit": edit_safetensors, "edit-zip": edit_zip,
-    "edit-shards": edit_shards, "migrate": migrate, "bake": bake, "memory": memory, "large": large,
+    "edit-shards": edit_shards, "migrate": migrate, "bake": bake, "bake-zip": bake_zip, "bake-shards": bake_shards, "memory": memory,
+    "large": large,
 }  # fmt: skip

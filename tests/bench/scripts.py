@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -32,7 +33,8 @@ def load(path: str) -> dict[str, torch.Tensor]:
         return torch.load(path, weights_only=True)
     from safetensors.torch import load_file
 
-    return load_file(path)
+    parts = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else [path]
+    return {key: value for part in parts for key, value in load_file(part).items()}
 
 
 def edit(source: str, target: str, name: str) -> None:
