@@ -39,10 +39,10 @@ from .atomic import (
     hidden_name,
     refuse_existing,
     rename_to_new,
-    signals_held,
     sync_folder,
 )
 from .header import Slot
+from .interrupts import signals_held
 from .source import InputFile, OpenFiles, Source
 from .write_safetensors import Check, check_unchanged, copy_run
 

@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """The exit code of one command line; every error has been printed."""
-    from ..checkpoint.atomic import Interrupted, signals_as_exceptions
+    from ..checkpoint.interrupts import Interrupted, signals_as_exceptions
 
     debug, as_json = "--debug" in arguments, "--json" in arguments
 

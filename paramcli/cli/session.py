@@ -215,7 +215,7 @@ class Output:
 
 def begin_early(command: str, edits: Sequence[Edit], output: Output, stack: ExitStack) -> Writing | None:
     """Begin to copy what no edit touches before torch is imported, where headers and tables foretell the plan."""
-    from ..checkpoint.atomic import signals_held
+    from ..checkpoint.interrupts import signals_held
     from ..surgery.foretell import foretell
     from ..surgery.output import is_torch
 

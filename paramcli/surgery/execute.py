@@ -12,7 +12,7 @@ from .. import __version__
 from ..allocator import share_one_heap
 from ..chain import parse_chain
 from ..checkpoint import record as records
-from ..checkpoint.atomic import signals_held
+from ..checkpoint.interrupts import signals_held
 from ..checkpoint.header import Slot
 from ..checkpoint.source import Source, tensor_bytes
 from ..checkpoint.writer import Sink

@@ -18,9 +18,8 @@ import torch
 from safetensors.torch import save_file
 
 from paramcli.checkpoint import atomic
-from paramcli.checkpoint.atomic import (
-    AtomicFile, Interrupted, refuse_existing, rename_to_new, same_place, signals_as_exceptions, signals_held,
-)  # fmt: skip
+from paramcli.checkpoint.atomic import AtomicFile, refuse_existing, rename_to_new, same_place
+from paramcli.checkpoint.interrupts import Interrupted, signals_as_exceptions, signals_held
 from paramcli.checkpoint.read_safetensors import open_safetensors
 from paramcli.errors import OutputFailed, UsageError
 
@@ -302,7 +301,7 @@ def test_held_signals_come_after_the_block():
 def run(code: str, folder: Path, **options) -> subprocess.Popen:
     prelude = (
         "import os, sys, time, signal\n"
-        "from paramcli.checkpoint.atomic import *\nfrom paramcli.errors import *\n"
+        "from paramcli.checkpoint.atomic import *\nfrom paramcli.checkpoint.interrupts import *\nfrom paramcli.errors import *\n"
     )  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(Path(atomic.__file__).parents[2])}
     command = [sys.executable, "-c", prelude + textwrap.dedent(code)]

@@ -1,0 +1,54 @@
+"""Signals that end a run, as exceptions, so that every `finally` runs; and held back where steps belong together."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Interrupted(BaseException):
+    """SIGTERM or SIGHUP, as an exception, so that every `finally` runs; the exit code is 128 + signal."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.signal = number
+
+
+@contextmanager
+def _handlers(numbers: tuple[int, ...], handler, replaces) -> Iterator[None]:
+    """Within the block `handler` stands for those signals whose present handler `replaces` accepts."""
+    previous = {}
+    try:
+        for number in numbers:
+            if replaces(signal.getsignal(number)):
+                previous[number] = signal.signal(number, handler)
+    except ValueError:
+        pass  # Python handles signals in the main thread only, and no other is ever interrupted
+    try:
+        yield
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)
+
+
+@contextmanager
+def signals_as_exceptions() -> Iterator[None]:
+    """Within the block SIGTERM and SIGHUP raise Interrupted; one that is ignored (nohup) stays so."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Interrupted(number)
+
+    with _handlers((signal.SIGTERM, signal.SIGHUP), stop, lambda old: old is signal.SIG_DFL):
+        yield
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Signals that would raise wait until the block is done: for steps that belong together."""
+    arrived: list[int] = []
+    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    with _handlers(stops, lambda number, frame: arrived.append(number), callable):
+        yield
+    if arrived:
+        signal.raise_signal(arrived[0])
