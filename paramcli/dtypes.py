@@ -6,6 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+# What --compute-dtype takes.
+COMPUTE_DTYPES = ("same", "float32", "float64")
+
 
 @dataclass(frozen=True)
 class DType:

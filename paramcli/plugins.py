@@ -16,7 +16,6 @@ from importlib import util
 from pathlib import Path
 
 from .errors import UsageError
-from .registry import add_family
 from .text import printable
 
 GROUP = "paramcli.parametrizations"
@@ -27,6 +26,8 @@ def load_installed() -> list[str]:
     if not any(map(_announces, sys.path)):
         return []
     from importlib import metadata
+
+    from .registry import add_family
 
     problems = []
     for point in metadata.entry_points(group=GROUP):
@@ -75,4 +76,6 @@ def load_file(spec: str) -> None:
         raise UsageError(f"--plugin {printable(spec)}: {printable(error)}", hint="--plugin FILE.py:NAME") from None
     except Exception as error:
         raise UsageError(f"--plugin {printable(spec)} does not load: {type(error).__name__}: {printable(error)}") from None
+    from .registry import add_family
+
     add_family(family, f"plug-in {Path(path).name}")

@@ -127,6 +127,14 @@ def value_text(value: Value) -> str:
     return str(value).lower() if isinstance(value, bool) else repr(value) if isinstance(value, float) else str(value)
 
 
+def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        near = closest(value, choices, 1)
+        raise UsageError(
+            f"--{option} {printable(value)}: not one of {', '.join(choices)}", hint=f"--{option} {near[0]}" if near else None
+        )
+
+
 def select(names: Sequence[str], patterns: Iterable[str], where: str, everything: Iterable[str] = ()) -> list[str]:
     """The names that the patterns choose, in the order of `names`.
 

@@ -8,8 +8,11 @@ import shlex
 import subprocess
 
 import pytest
+import typer
 
-from paramcli.cli.app import _command
+from paramcli.cli.app import app
+from paramcli.cli.group import built
+from paramcli.cli.usage import COMMANDS
 
 from . import docs, doc_tables, screens
 from .terminal import ROOT, run_line
@@ -33,7 +36,7 @@ def test_the_screens_are_what_a_terminal_shows(name):
 
 def test_every_command_has_its_screens_and_no_other_file_is_there():
     """Sessions are the commands, and the folder holds what they wrote."""
-    assert set(screens.SESSIONS) == {"paramcli", *_command().commands}
+    assert set(screens.SESSIONS) == {"paramcli", *COMMANDS}
     wanted = {screens.FOLDER / mode / f"{name}.txt" for mode in screens.MODES for name in screens.SESSIONS}
     assert set(screens.FOLDER.rglob("*.txt")) == wanted
 
@@ -77,12 +80,12 @@ def test_all_guides_are_reached_from_the_readme():
 @pytest.mark.parametrize("document", docs.DOCUMENTS, ids=lambda path: path.name)
 def test_commands_in_the_prose_parse(document):
     """`paramcli X --option` between backticks names a command and options that exist."""
-    group = _command()
+    group = typer.main.get_command(app)
     for command in re.findall(r"`paramcli ([^`\n]+)`", document.read_text()):
         words = shlex.split(command)
-        name = next((word for word in words if word in group.commands), None)
+        name = next((word for word in words if word in COMMANDS), None)
         assert name or words[0].startswith("-"), command
-        parsers = [group] if name is None else [group, group.commands[name]]
+        parsers = [group] if name is None else [group, built(name)]
         known = {option for parser in parsers for p in parser.params for option in (*p.opts, *p.secondary_opts)} | {"-h", "--help"}
         assert all(word in known for word in words if word.startswith("-")), command
 

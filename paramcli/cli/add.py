@@ -6,7 +6,6 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..surgery.commands import Add
 from . import complete
 from . import options as o
 from .session import Target, run_edits
@@ -48,6 +47,8 @@ def add(
 
     paramcli add rnn.pt -t '*.weight_hh*' --view blocks=4 --chain skew,cayley
     """
+    from ..surgery.commands import Add
+
     edit = Add(
         tensor=tensor, chain=chain, view=view, init=init, mask=mask, max_change=max_change, spelling=spelling, seed=seed, tied=tied,
         compute_dtype=compute_dtype,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import sys
@@ -13,13 +12,14 @@ from typing import Annotated, Optional
 import typer
 
 from .. import __version__, ranks
-from ..console import Screen
 from ..errors import ParamcliError
 from ..text import printable, printable_path
-from .usage import arrange, hoisted, usage_error
+from .group import Group
+from .usage import hoisted, usage_error
 
 app = typer.Typer(
     name="paramcli",
+    cls=Group,
     help="Put torch parametrizations on the tensors of a checkpoint file, bake them, and prove that they hold: "
     "no model code needed.\n\n\b\n"
     "paramcli add ckpt.pt -t fc.weight --chain skew,cayley\n"
@@ -31,6 +31,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
@@ -62,20 +63,11 @@ def common(
     from ..plugins import load_file, load_installed
 
     for problem in load_installed():
+        from ..console import Screen
+
         Screen().warn(problem)
     for spec in plugin or ():
         load_file(spec)
-
-
-@functools.cache
-def _command():
-    """The parser with every command, built once; each module imports torch inside its function, if at all."""
-    from . import add, apply, assign, convert, diff, discover, inspect_command, migrate, registry_command, remove, snippet, spectrum, verify
-
-    for module in (inspect_command, registry_command, add, assign, remove, verify, migrate, convert, apply, diff, discover, spectrum, snippet):
-        module.attach(app)
-    arrange(app)
-    return typer.main.get_command(app)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -117,7 +109,8 @@ def run(arguments: list[str]) -> int:
         return fail(_Bug("out of memory", hint="close other programs, or use a machine with more memory"))
     except Exception as error:
         if type(error).__name__ == "NoArgsIsHelpError":
-            return 2  # the help has been shown, and there is no mistake to name
+            typer.echo(error.format_message(), color=error.ctx.color)
+            return 2  # there is no mistake to name, but nothing was done either
         if type(error).__module__.startswith("typer") and hasattr(error, "format_message"):
             return fail(usage_error(error))
         what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
@@ -140,12 +133,7 @@ class _Interruption(ParamcliError):
 
 
 def _dispatch(arguments: list[str]) -> int:
-    if not arguments or not {"-h", "--help"}.isdisjoint(arguments):
-        from typer import rich_utils
-
-        # It would colour the help in a pipe or file where it sees GitHub Actions; rich asks the stream.
-        rich_utils.FORCE_TERMINAL = None
-    code = _command().main(args=arguments, prog_name="paramcli", standalone_mode=False)
+    code = typer.main.get_command(app).main(args=arguments, prog_name="paramcli", standalone_mode=False)
     sys.stdout.flush()
     return code if isinstance(code, int) else 0
 

@@ -6,7 +6,6 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..surgery.commands import Assign
 from . import complete
 from . import options as o
 from .session import Target, run_edits
@@ -44,6 +43,8 @@ def assign(
 
     paramcli assign ckpt.safetensors -t fc.weight --from other.pt:head.weight
     """
+    from ..surgery.commands import Assign
+
     edit = Assign(
         tensor=tensor, from_=from_file, with_=with_init, chain=chain, view=view, seed=seed, tied=tied, compute_dtype=compute_dtype
     )

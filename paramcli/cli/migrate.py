@@ -6,7 +6,6 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..surgery.commands import Migrate
 from . import complete
 from . import options as o
 from .session import Target, run_edits
@@ -40,5 +39,7 @@ def migrate(
 
     paramcli migrate model.safetensors --to old -o for_old_code.safetensors
     """
+    from ..surgery.commands import Migrate
+
     edit = Migrate(to=to, tensor=tensor, tied=tied)
     run_edits("migrate", [edit], edit.suffix, ckpt, Target(output, force, in_place, dry_run, root, "cpu", ignore_record, as_json, quiet, check))

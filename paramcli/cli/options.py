@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..surgery.commands import COMPUTE_DTYPES
+from ..dtypes import COMPUTE_DTYPES
 from . import complete
 
 # The panels of each command's help: what to work on, where the result goes, how it is computed and read.

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from ..surgery.commands import Remove
 from . import options as o
 from .session import Target, run_edits
 
@@ -43,5 +42,7 @@ def remove(
 
     paramcli remove ckpt.parametrized.safetensors --no-bake -t fc.weight
     """
+    from ..surgery.commands import Remove
+
     edit = Remove(tensor=tensor, bake=bake, chain=chain, view=view, tied=tied, compute_dtype=compute_dtype)
     run_edits("remove", [edit], edit.suffix, ckpt, Target(output, force, in_place, dry_run, root, device, ignore_record, as_json, quiet, check, verify))

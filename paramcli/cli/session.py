@@ -15,13 +15,14 @@ from ..checkpoint.forms import Group, detect
 from ..checkpoint.open import open_checkpoint
 from ..checkpoint.source import Source
 from ..console import Screen, edit_table
+from ..dtypes import COMPUTE_DTYPES
 from ..errors import ParamcliError, UsageError, error_context
 from ..report import document, edit_document
-from ..spec import select
-from ..surgery.commands import COMPUTE_DTYPES, Edit, check_choice, choose
+from ..spec import check_choice, select
 from ..text import count_text, listing, number_text, printable, printable_path, size_text
 
 if TYPE_CHECKING:
+    from ..surgery.commands import Edit
     from ..surgery.execute import Writing
     from ..surgery.plan import Plan
 
@@ -51,7 +52,7 @@ class Opened:
     def choose(self, patterns: Sequence[str] | None, default: Callable[[Group], bool] | None = None) -> list[Group]:
         """The groups that -t names, or without -t those that `default` accepts."""
         if patterns:
-            return choose(self.groups, patterns, self.where)
+            return [self.groups[name] for name in select(list(self.groups), patterns, self.where)]
         return [group for group in self.groups.values() if default is None or default(group)]
 
     def choose_any(self, patterns: Sequence[str], sides: Sequence[Opened]) -> list[Group]:

@@ -29,7 +29,7 @@ def spectrum(
     view: o.View = None,
     chain: o.Chain = None,
     svg: Annotated[Optional[Path], typer.Option("--svg", metavar="FILE", help="Write the picture as SVG.", show_default=False)] = None,
-    png: Annotated[Optional[Path], typer.Option("--png", metavar="FILE", help="Write the picture as PNG; needs paramcli\\[plot].", show_default=False)] = None,
+    png: Annotated[Optional[Path], typer.Option("--png", metavar="FILE", help="Write the picture as PNG; needs paramcli[plot].", show_default=False)] = None,
     force: o.Force = False,
     root: o.Root = None,
     device: o.Device = "cpu",

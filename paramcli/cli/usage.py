@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import re
-
-import typer
 
 from ..errors import UsageError
 from ..text import closest, printable
@@ -34,16 +31,9 @@ PANELS = {
         "snippet": "the Python that registers a file's chains on a live model",
     },
 }
+# Command -> its short text.
+COMMANDS = {name: short for commands in PANELS.values() for name, short in commands.items()}
 GLOBAL_FLAGS = ("--debug", "--no-color")
-
-
-def arrange(app: typer.Typer) -> None:
-    """Put the commands into their panels, and each one's examples right under its first sentence."""
-    order = {name: (panel, short) for panel, commands in PANELS.items() for name, short in commands.items()}
-    for command in app.registered_commands:
-        command.rich_help_panel, command.short_help = order[command.name]
-        command.help = with_examples_first(inspect.getdoc(command.callback))
-    app.registered_commands.sort(key=lambda command: list(order).index(command.name))
 
 
 def with_examples_first(docstring: str) -> str:

@@ -19,14 +19,14 @@ from ..checkpoint.header import Slot
 from ..checkpoint.keys import parametrized_key
 from ..checkpoint.record import Entry
 from ..checkpoint.source import Source
+from ..dtypes import COMPUTE_DTYPES
 from ..errors import InputRefused, UsageError
-from ..spec import select
+from ..spec import check_choice, select
 from ..text import closest, printable
 from ..view import parse_view
 from .plan import Promise, Step, assigned, baked
 
 Planner = Callable[[Group], Step]
-COMPUTE_DTYPES = ("same", "float32", "float64")
 # The initialisers of torch.nn.init that need nothing but the tensor.
 INITS = (
     "dirac", "eye", "kaiming_normal", "kaiming_uniform", "normal", "ones", "orthogonal", "trunc_normal",
@@ -42,14 +42,6 @@ def option(default: object, kind: str, *, choices: Sequence[str] = (), minimum: 
 def option_name(attribute: str) -> str:
     """max_change -> max-change; from_ -> from (words of Python carry an underscore)."""
     return attribute.rstrip("_").replace("_", "-")
-
-
-def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        near = closest(value, choices, 1)
-        raise UsageError(
-            f"--{option} {printable(value)}: not one of {', '.join(choices)}", hint=f"--{option} {near[0]}" if near else None
-        )
 
 
 def choose(groups: Mapping[str, Group], patterns: Sequence[str], where: str) -> list[Group]:

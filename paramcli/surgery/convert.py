@@ -11,9 +11,8 @@ from ..checkpoint.header import Slot
 from ..checkpoint.source import Source
 from ..dtypes import CODE_OF_TORCH, DTYPES, torch_dtype
 from ..errors import InputRefused, UsageError
-from ..spec import select
+from ..spec import check_choice, select
 from ..text import closest, count_text, printable
-from .commands import check_choice
 from .plan import Plan, Step
 
 CAST_DTYPES = ("float64", "float32", "float16", "bfloat16")

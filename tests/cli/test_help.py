@@ -4,9 +4,7 @@ import re
 
 import pytest
 
-from paramcli.cli.usage import PANELS
-
-COMMANDS = [name for commands in PANELS.values() for name in commands]
+from paramcli.cli.usage import COMMANDS, PANELS
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -7,6 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from paramcli.cli.usage import COMMANDS
+
 WITHOUT_TORCH = """
 import sys
 class Block:
@@ -28,6 +30,49 @@ def test_these_commands_never_import_torch(arguments, tmp_path):
     done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+MODULES = """
+import sys
+from paramcli.cli.app import run
+code = run(sys.argv[1:])
+print(*sys.modules, file=sys.stderr)
+sys.exit(code)
+"""
+# What typer's own help imports, and what only a chain or a table in a terminal needs.
+HEAVY = {"typer.rich_utils", "rich.markdown", "rich.syntax", "rich.traceback", "markdown_it", "pygments", "torch", "numpy", "asyncio", "importlib.metadata"}
+CHAINS = {"paramcli.chain", "paramcli.registry", "paramcli.catalogue", "paramcli.surgery", "paramcli.maths"}
+
+
+def imported(*arguments: object) -> set[str]:
+    """The modules, and the packages they are in, that a command has imported when it is done."""
+    done = subprocess.run([sys.executable, "-c", MODULES, *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout, done.stderr
+    names = done.stderr.splitlines()[-1].split()
+    return {".".join(name.split(".")[: n + 1]) for name in names for n in range(name.count(".") + 1)}
+
+
+def test_the_list_of_commands_imports_none_of_them():
+    """--help is there at once: no rich, no catalogue, no file format, and no command's module."""
+    modules = imported("--help")
+    assert not modules & (HEAVY | CHAINS | {"rich", "paramcli.console", "paramcli.report"})
+    assert {name for name in modules if name.startswith("paramcli.cli.")} <= {f"paramcli.cli.{name}" for name in ("app", "group", "help", "usage")}
+    assert {name for name in modules if name.startswith("paramcli.checkpoint.")} == {"paramcli.checkpoint.interrupts"}
+
+
+def test_the_help_of_a_command_imports_that_command_alone():
+    """Its options are known without the catalogue, and drawn without rich's Markdown."""
+    modules = imported("add", "--help")
+    assert not modules & (HEAVY | CHAINS)
+    assert not modules & {f"paramcli.cli.{name}" for name in COMMANDS if name != "add"}
+
+
+def test_inspect_of_plain_tensors_needs_no_catalogue(tmp_path):
+    """A safetensors header without a record says all there is to show; writing and pickles are not imported either."""
+    save_file({f"layers.{n}.weight": torch.zeros(2) for n in range(10)}, tmp_path / "a.safetensors")
+    for way in ((), ("--json",)):
+        modules = imported("inspect", tmp_path / "a.safetensors", *way)
+        assert not modules & (HEAVY | CHAINS | {"paramcli.checkpoint.atomic", "paramcli.checkpoint.pickle_data", "hashlib", "secrets", "ctypes"})
 
 
 def test_renames_and_safetensors_layouts_never_import_torch(tmp_path):

@@ -1,0 +1,55 @@
+"""The commands as the parser sees them: listed by name, and each built only when it is the one that runs.
+
+What is listed (the help, Tab, "no command 'ad'") comes from the table of names and short texts; a command's module,
+with all that it imports, waits until `resolve_command` has found that its name was typed.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from importlib import import_module
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from .help import page, wants_colour
+from .usage import COMMANDS, PANELS, with_examples_first
+
+# Command -> its module in this package; two names would shadow the standard library's and the table's. No other name is imported.
+MODULES = {**{name: f".{name}" for name in COMMANDS}, "inspect": ".inspect_command", "registry": ".registry_command"}
+
+
+class Command(TyperCommand):
+    """A command whose help is our page."""
+
+    def format_help(self, ctx, formatter) -> None:
+        ctx.color = wants_colour()
+        formatter.write(page(self, ctx, {}))
+
+
+class Group(TyperGroup):
+    """All commands by name, without what they do."""
+
+    def __init__(self, **settings):
+        listed = {name: Command(name, short_help=short) for name, short in COMMANDS.items()}
+        super().__init__(**{**settings, "commands": listed})
+
+    def resolve_command(self, ctx, args):
+        name, listed, rest = super().resolve_command(ctx, args)
+        return name, listed and built(name), rest
+
+    def format_help(self, ctx, formatter) -> None:
+        ctx.color = wants_colour()
+        formatter.write(page(self, ctx, {title: [([name], short) for name, short in commands.items()] for title, commands in PANELS.items()}))
+
+
+@functools.cache
+def built(name: str) -> Command:
+    """The parser of one command; its module imports torch inside its function, if at all."""
+    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    import_module(MODULES[name], __package__).attach(alone)
+    (command,) = alone.registered_commands
+    command.cls = Command
+    command.help = with_examples_first(inspect.getdoc(command.callback))
+    return typer.main.get_command(alone)
