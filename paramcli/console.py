@@ -1,4 +1,4 @@
-"""Results -> terminal. With progress.py the only module that imports rich.
+"""Results -> terminal or pipe. With progress.py the only module that imports rich, and only for a terminal.
 
 stdout gets the answer, stderr everything else. Text that comes from files is escaped (text.printable)
 and never read as markup; styles are only ever ours.
@@ -6,15 +6,13 @@ and never read as markup; styles are only ever ours.
 
 from __future__ import annotations
 
+import functools
+import io
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
-
-from rich.cells import cell_len
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from . import ranks
 from .text import count_text, listing, number_text, printable, printable_path, shape_text, size_text
@@ -27,6 +25,96 @@ MANY_ROWS = 5_000
 PIPE_PICTURE = 80
 # Up to so many tensors each get a picture of their own.
 FEW_TENSORS = 3
+# With one of these set rich may take a pipe for a terminal.
+FORCING = ("FORCE_COLOR", "TTY_COMPATIBLE")
+
+
+class Styled:
+    """Text with styles: pieces of (text, style), or plain text."""
+
+    def __init__(self, *pieces: tuple[str, str] | str | Styled):
+        self.pieces: list[tuple[str, str]] = []
+        for piece in pieces:
+            self.pieces += piece.pieces if isinstance(piece, Styled) else [(piece, "") if isinstance(piece, str) else piece]
+
+    def __str__(self) -> str:
+        return "".join(text for text, _ in self.pieces)
+
+    def rich(self):
+        from rich.text import Text
+
+        # The style of a single piece is the whole cell's, its padding too.
+        return Text(*self.pieces[0]) if len(self.pieces) == 1 else Text.assemble(*self.pieces)
+
+
+class Column:
+    """A heading and the cells under it. `whole`: in a narrow terminal its cells are not folded."""
+
+    def __init__(self, header: str, justify: str, cells: list[Styled | str]):
+        self.header, self.justify, self.cells = header, justify, cells
+        self.whole = False
+
+
+class Table:
+    """Columns of text; a heading is given alone, or with the side its cells keep to."""
+
+    def __init__(self, *headings: str | tuple[str, str]):
+        self.columns = [Column(*((heading, "left") if isinstance(heading, str) else heading), []) for heading in headings]
+        # Blank columns after each column.
+        self.air = 2
+
+    def add_row(self, *cells: Styled | str) -> None:
+        """Columns for which there is no cell are left empty."""
+        for column, cell in zip_longest(self.columns, cells, fillvalue=""):
+            column.cells.append(cell)
+
+    @property
+    def row_count(self) -> int:
+        return len(self.columns[0].cells)
+
+    def without(self, headings: Sequence[str]) -> Table:
+        """The same with these columns left out."""
+        rest = Table()
+        rest.columns, rest.air = [column for column in self.columns if column.header not in headings], self.air
+        return rest
+
+    def rich(self):
+        from rich.table import Table as Drawn
+        from rich.text import Text
+
+        drawn = Drawn(box=None, pad_edge=False, padding=(0, self.air, 0, 0), header_style="bold")
+        for column in self.columns:
+            drawn.add_column(Text(column.header), justify=column.justify, overflow="fold", no_wrap=column.whole)
+        for row in zip(*(column.cells for column in self.columns)):
+            drawn.add_row(*(cell.rich() if isinstance(cell, Styled) else cell for cell in row))
+        return drawn
+
+
+class Stream:
+    """stdout or stderr: plain text for a pipe, and for a terminal rich's console."""
+
+    def __init__(self, file: object, no_color: bool):
+        self.file = io.StringIO() if file is None else file  # a stream that is closed takes everything
+        self._no_color = no_color
+        self._terminal = hasattr(file, "isatty") and file.isatty()
+
+    @functools.cached_property
+    def console(self):
+        from rich.console import Console
+
+        width = None if self._terminal else PIPE_WIDTH
+        return Console(file=self.file, no_color=self._no_color, highlight=False, markup=False, emoji=False, width=width)
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.console.is_terminal if self._terminal or any(name in os.environ for name in FORCING) else False
+
+    def print(self, shown: Table | Styled | str) -> None:
+        if self.is_terminal and not isinstance(shown, str):
+            self.console.print(shown.rich(), highlight=False, markup=False, soft_wrap=isinstance(shown, Styled))
+            return
+        for line in plain_lines(shown) if isinstance(shown, Table) else (str(shown),):
+            self.file.write(line + "\n")
 
 
 class Screen:
@@ -37,123 +125,102 @@ class Screen:
         # Of a run's processes the first speaks; the others only where they fail.
         self.speaks = ranks.current().leads
         self.quiet = quiet or not self.speaks
-        self.out = _console(sys.stdout, no_color)
-        self.err = _console(sys.stderr, no_color)
+        self.out = Stream(sys.stdout, no_color)
+        self.err = Stream(sys.stderr, no_color)
 
     def answer(self, text: str) -> None:
         """Plain text on stdout, exactly as it is."""
         self.out.file.write(text + "\n")
 
-    def show(self, renderable: Table | Text | str) -> None:
-        if isinstance(renderable, str):
-            self.answer(renderable)
-        elif isinstance(renderable, Table) and (not self.out.is_terminal or renderable.row_count > MANY_ROWS):
-            for line in plain_lines(renderable):
+    def show(self, shown: Table | Styled | str) -> None:
+        if isinstance(shown, Table) and shown.row_count > MANY_ROWS:
+            for line in plain_lines(shown):
                 self.answer(line)
+        elif isinstance(shown, Table) and self.out.is_terminal:
+            self.out.print(_fit(shown, self.out.console))
         else:
-            if isinstance(renderable, Table):
-                renderable = _fit(renderable, self.out)
-            self.out.print(renderable, highlight=False, markup=False, soft_wrap=not isinstance(renderable, Table))
+            self.out.print(shown)
 
     @property
     def columns(self) -> int:
         """The width of a picture on stdout."""
-        return self.out.width if self.out.is_terminal else PIPE_PICTURE
+        return self.out.console.width if self.out.is_terminal else PIPE_PICTURE
 
     def meter(self, what: str, tensors: int, nbytes: int):
         """A `progress.Meter` on stderr, which draws only there and only for a person."""
         from .progress import Meter
 
-        return Meter(None if self.quiet or not self.err.is_terminal else self.err, what, tensors, nbytes)
+        return Meter(None if self.quiet or not self.err.is_terminal else self.err.console, what, tensors, nbytes)
 
     def note(self, text: str) -> None:
         """A message for the person at the terminal; -q silences it."""
         if not self.quiet:
-            self.err.print(Text(text), highlight=False, soft_wrap=True)
+            self.err.print(text)
 
     def warn(self, text: str) -> None:
         if self.speaks:
-            self.err.print(Text.assemble(("warning: ", "yellow"), text), highlight=False, soft_wrap=True)
+            self.err.print(Styled(("warning: ", "yellow"), text))
 
     def error(self, message: str, hint: str | None) -> None:
-        self.err.print(Text.assemble(("error: ", "bold red"), message), highlight=False, soft_wrap=True)
+        self.err.print(Styled(("error: ", "bold red"), message))
         if hint:
             known = hint.startswith(("closest:", "known:", "options:", "families:", "tensors there:", "arguments:", "it has:"))
-            self.err.print(Text(f"  {hint}" if known else f"  try: {hint}"), highlight=False, soft_wrap=True)
+            self.err.print(f"  {hint}" if known else f"  try: {hint}")
 
 
-def _console(stream: object, no_color: bool) -> Console:
-    terminal = hasattr(stream, "isatty") and stream.isatty()
-    return Console(
-        file=stream, no_color=no_color, highlight=False, markup=False, emoji=False, width=None if terminal else PIPE_WIDTH
-    )
+def _columns(text: str) -> int:
+    """How wide a terminal shows it; nearly every name is ASCII."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
 
-
-def _table(*columns: str | tuple[str, str]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        name, justify = (column, "left") if isinstance(column, str) else column
-        table.add_column(Text(name), justify=justify, overflow="fold")
-    return table
+    return cell_len(text)
 
 
 def plain_lines(table: Table) -> Iterator[str]:
     """The table for a pipe: columns as wide as their content, no line ends in padding."""
-    def lines_of(cell: object) -> list[str]:
-        return (cell.plain if isinstance(cell, Text) else str(cell)).split("\n")
-
-    columns = [[lines_of(cell) for cell in (column.header, *column.cells)] for column in table.columns]
-    widths = [max(cell_len(line) for cell in column for line in cell) for column in columns]
+    columns = [[str(cell).split("\n") for cell in (column.header, *column.cells)] for column in table.columns]
+    widths = [max(_columns(line) for cell in column for line in cell) for column in columns]
     right = [column.justify == "right" for column in table.columns]
     for row in zip(*columns):
         for parts in zip_longest(*row, fillvalue=""):
-            padding = [" " * (width - cell_len(part)) for width, part in zip(widths, parts)]
+            padding = [" " * (width - _columns(part)) for width, part in zip(widths, parts)]
             yield "  ".join(pad + part if at_right else part + pad for part, pad, at_right in zip(parts, padding, right)).rstrip()
 
 
-def _fit(table: Table, console: Console) -> Table:
+def _fit(table: Table, console) -> Table:
     """In a terminal too narrow for the table: less air, then no column that says nothing new, and words are folded last.
 
     Without news are a column of dashes, and the tolerance where a verdict stands beside it.
     """
 
     def fits() -> bool:
-        return table.__rich_measure__(console, console.options.update(width=PIPE_WIDTH)).maximum <= console.width
+        return table.rich().__rich_measure__(console, console.options.update(width=PIPE_WIDTH)).maximum <= console.width
 
     if fits():
         return table
-    mute = [column.header.plain for column in table.columns if column.header.plain and set(map(str, column.cells)) <= {"-", ""}]
+    mute = [column.header for column in table.columns if column.header and set(map(str, column.cells)) <= {"-", ""}]
     for spare in (mute, ["tolerance"] if _judged(table) else []):
         if not fits():
-            table = _without(table, spare)
-            table.padding = (0, 1, 0, 0)
+            table = table.without(spare)
+            table.air = 1
     for column in table.columns:
-        column.no_wrap = column.justify == "right" or column.header.plain in ("shape", "dtype")
+        column.whole = column.justify == "right" or column.header in ("shape", "dtype")
     names = table.columns[0]
-    longest = max(cell.cell_len for cell in names.cells if isinstance(cell, Text))
-    if longest <= console.width // 2:
-        names.no_wrap = True
+    if max((_columns(str(cell)) for cell in names.cells), default=0) <= console.width // 2:
+        names.whole = True
     return table
 
 
 def _judged(table: Table) -> bool:
     """Does every row with a tolerance have its verdict, and a good one?"""
-    columns = {column.header.plain: list(map(str, column.cells)) for column in table.columns}
+    columns = {column.header: list(map(str, column.cells)) for column in table.columns}
     last = list(columns.values())[-1]
     return all(verdict == "holds" or tolerance in ("-", "") for tolerance, verdict in zip(columns.get("tolerance", ()), last))
 
 
-def _without(table: Table, headings: Sequence[str]) -> Table:
-    """The table with these columns left out."""
-    columns = [column for column in table.columns if column.header.plain not in headings]
-    rest = _table(*((column.header.plain, column.justify) for column in columns))
-    for row in zip(*(column.cells for column in columns)):
-        rest.add_row(*row)
-    return rest
-
-
-def _verdict(ok: bool) -> Text:
-    return Text("holds", "green") if ok else Text("FAILS", "bold red")
+def _verdict(ok: bool) -> Styled:
+    return Styled(("holds", "green")) if ok else Styled(("FAILS", "bold red"))
 
 
 def _number(value: float | None) -> str:
@@ -164,12 +231,12 @@ def edit_table(outcomes: Sequence) -> Table:
     """What was done to each tensor; a number that none of them has (no constraint, a dry run) has no column."""
     numbers = [name for name in ("moved", "residual", "tolerance") if any(getattr(o, name) is not None for o in outcomes)]
     verdict = [""] if "residual" in numbers else []
-    table = _table("tensor", "chain", "shape", "dtype", *((name, "right") for name in numbers), *verdict)
+    table = Table("tensor", "chain", "shape", "dtype", *((name, "right") for name in numbers), *verdict)
     for o in outcomes:
         chain = o.chain or "-"
         if o.view:
             chain += f" ({o.view})"
-        row = [Text(printable(o.tensor)), Text(printable(chain)), shape_text(o.shape), o.dtype, *(_number(getattr(o, name)) for name in numbers)]
+        row = [printable(o.tensor), printable(chain), shape_text(o.shape), o.dtype, *(_number(getattr(o, name)) for name in numbers)]
         if verdict:
             row.append("" if o.residual is None else _verdict(o.residual <= o.tolerance))
         table.add_row(*row)
@@ -180,22 +247,22 @@ def convert_table(outcomes: Sequence, dtype: str | None) -> Table | str:
     """The tensors whose bytes changed; copies are only counted."""
     if not outcomes:
         return "every tensor is copied byte for byte"
-    table = _table("tensor", "from", "to", "shape")
+    table = Table("tensor", "from", "to", "shape")
     for o in outcomes:
-        table.add_row(Text(printable(o.tensor)), o.dtype, dtype, shape_text(o.shape))
+        table.add_row(printable(o.tensor), o.dtype, dtype, shape_text(o.shape))
     return table
 
 
 def verify_table(verdicts: Sequence) -> Table:
-    table = _table("tensor", "constraint", ("residual", "right"), ("tolerance", "right"), "verdict")
+    table = Table("tensor", "constraint", ("residual", "right"), ("tolerance", "right"), "verdict")
     for v in verdicts:
         for i, c in enumerate(v.checks):
             constraint = c.constraint + (f" ({v.view})" if v.view and i == 0 else "")
             verdict = _verdict(c.ok)
             if c.detail:
-                verdict = Text.assemble(verdict, f": {printable(c.detail)}")
+                verdict = Styled(verdict, f": {printable(c.detail)}")
             table.add_row(
-                Text(printable(v.group.tensor) if i == 0 else ""), Text(constraint), number_text(c.residual),
+                printable(v.group.tensor) if i == 0 else "", constraint, number_text(c.residual),
                 number_text(c.tolerance), verdict,
             )
     return table
@@ -214,13 +281,12 @@ def inspect_table(groups: Sequence) -> Table:
     """One line a tensor."""
     from .dtypes import dtype_name
 
-    table = _table("tensor", "form", "chain", "shape", "dtype", ("bytes", "right"))
+    table = Table("tensor", "form", "chain", "shape", "dtype", ("bytes", "right"))
     for g in groups:
         form, chain = _spelling(g)
         table.add_row(
-            Text(printable(g.tensor)), form, Text(printable(chain)), shape_text(g.shape), dtype_name(g.dtype),
-            size_text(g.nbytes),
-        )
+            printable(g.tensor), form, printable(chain), shape_text(g.shape), dtype_name(g.dtype), size_text(g.nbytes),
+        )  # fmt: skip
     return table
 
 
@@ -229,17 +295,17 @@ def inspect_tree(groups: Sequence) -> Table:
     from .dtypes import dtype_name
     from .tree import Node, grow, walk
 
-    table = _table("module, tensor", "parametrized as", "shape", "dtype", ("size", "right"))
+    table = Table("module, tensor", "parametrized as", "shape", "dtype", ("size", "right"))
     for depth, name, item in walk(grow(groups)):
         indent = "  " * depth
         if isinstance(item, Node):
             alike = f"{item.count} alike, {size_text(item.nbytes // item.count)} each" if item.count > 1 else ""
-            table.add_row(Text(indent + printable(name), "bold"), Text(alike, "dim"), "", "", Text(size_text(item.nbytes), "bold"))
+            table.add_row(Styled((indent + printable(name), "bold")), Styled((alike, "dim")), "", "", Styled((size_text(item.nbytes), "bold")))
             continue
         form, chain = _spelling(item)
         how = "" if form == "plain" else chain if form == "parametrized" else f"{chain} [{form}]"
         table.add_row(
-            Text(indent + printable(name)), Text(printable(how), "cyan"), shape_text(item.shape), dtype_name(item.dtype),
+            indent + printable(name), Styled((printable(how), "cyan")), shape_text(item.shape), dtype_name(item.dtype),
             size_text(item.nbytes),
         )
     return table
@@ -270,39 +336,39 @@ def inspect_tail(source, groups: Sequence, tied: Iterable[Sequence[str]]) -> Ite
 
 def diff_table(differences: Sequence, only_a: Sequence[str], only_b: Sequence[str], limit: int = 200) -> Table:
     """Tensors that differ, or that are spelt another way; equal ones of one spelling are only counted."""
-    table = _table("tensor", ("max abs", "right"), ("relative", "right"), "verdict")
+    table = Table("tensor", ("max abs", "right"), ("relative", "right"), "verdict")
     shown = [d for d in differences if not d.equal] + [d for d in differences if d.equal and d.detail]
     for d in shown[:limit]:
-        verdict = Text("equal", "green") if d.equal else Text("DIFFERENT", "bold red")
+        verdict = Styled(("equal", "green")) if d.equal else Styled(("DIFFERENT", "bold red"))
         table.add_row(
-            Text(printable(d.tensor)), _number(d.max_abs), _number(d.relative),
-            Text.assemble(verdict, f": {printable(d.detail)}") if d.detail else verdict,
+            printable(d.tensor), _number(d.max_abs), _number(d.relative),
+            Styled(verdict, f": {printable(d.detail)}") if d.detail else verdict,
         )  # fmt: skip
     for label, names in (("A", only_a), ("B", only_b)):
         for name in names[:limit]:
-            table.add_row(Text(printable(name)), "-", "-", Text(f"only in {label}", "bold red"))
+            table.add_row(printable(name), "-", "-", Styled((f"only in {label}", "bold red")))
     return table
 
 
 def discover_table(findings: Sequence) -> Table:
-    table = _table("tensor", "shape", "dtype", "structure", ("residual", "right"), ("tolerance", "right"))
+    table = Table("tensor", "shape", "dtype", "structure", ("residual", "right"), ("tolerance", "right"))
     for f in findings:
         rows = [(c, "holds") for c in f.holds] + [(c, "nearly") for c in f.nearly]
         for i, (check, how) in enumerate(rows):
-            name = Text(check.constraint) if how == "holds" else Text.assemble(("nearly ", "yellow"), check.constraint)
-            head = (Text(printable(f.tensor)), shape_text(f.shape), f.dtype) if i == 0 else ("", "", "")
+            name = check.constraint if how == "holds" else Styled(("nearly ", "yellow"), check.constraint)
+            head = (printable(f.tensor), shape_text(f.shape), f.dtype) if i == 0 else ("", "", "")
             table.add_row(*head, name, number_text(check.residual), number_text(check.tolerance))
     return table
 
 
-def spectrum_plot(found: Sequence, columns: int) -> Iterable[Text]:
+def spectrum_plot(found: Sequence, columns: int) -> Iterable[Styled]:
     """Each tensor's curves and planes; many tensors as one field of curves."""
     from .drawing.braille import BEFORE, lay_out
     from .drawing.panels import panels
 
     if len(found) <= FEW_TENSORS:
         for s in found:
-            yield Text.assemble((printable(s.tensor), "bold"), f"  {printable(s.title)}")
+            yield Styled((printable(s.tensor), "bold"), f"  {printable(s.title)}")
             shown = panels(s)
             yield _picture(lay_out(shown, columns, len(shown) // sum(m.of == "value" for m in s.matrices)))
     else:
@@ -311,23 +377,21 @@ def spectrum_plot(found: Sequence, columns: int) -> Iterable[Text]:
         yield _picture([f"{BEFORE} is the original, ⠶ the value"])
 
 
-def _picture(lines: Sequence[str]) -> Text:
+def _picture(lines: Sequence[str]) -> Styled:
     """Colour only repeats what the characters say."""
-    picture = Text("\n".join(lines) + "\n")
-    picture.highlight_regex("[\u2801-\u28ff]+", "cyan")
-    picture.highlight_regex("·+", "yellow")
-    picture.highlight_regex("[│─┼]+", "dim")
-    return picture
+    styles = {"│": "dim", "─": "dim", "┼": "dim", "·": "yellow"}
+    parts = re.split("([\u2801-\u28ff]+|·+|[│─┼]+)", "\n".join(lines) + "\n")
+    return Styled(*((part, styles.get(part[0], "cyan")) if n % 2 else part for n, part in enumerate(parts)))
 
 
 def spectrum_table(found: Sequence) -> Table:
     headings = ("sigma max", "sigma min", "condition", "stable rank", "max |eig|")
     names = len(found) > 1  # the picture of a single one is headed by its name
-    table = _table(*(["tensor"] if names else []), "matrix", *((heading, "right") for heading in headings))
+    table = Table(*(["tensor"] if names else []), "matrix", *((heading, "right") for heading in headings))
     for s in found:
         for i, m in enumerate(s.matrices):
             which = m.of + (f" {m.block}" if m.block is not None else "") + (f" x{m.count}" if m.count > 1 else "")
-            name = [Text(printable(s.tensor) if i == 0 else "")] if names else []
+            name = [printable(s.tensor) if i == 0 else ""] if names else []
             numbers = (m.largest, m.smallest, m.condition, m.stable_rank, m.radius)
             table.add_row(*name, which, *("-" if value is None else f"{value:.3g}" for value in numbers))
     return table
@@ -335,23 +399,23 @@ def spectrum_table(found: Sequence) -> Table:
 
 def registry_table(entries: Sequence) -> Table:
     """Family by family, in the order of the table."""
-    table = _table("name", "domain", "image", "summary")
+    table = Table("name", "domain", "image", "summary")
     from .registry import domains_and_images
 
     for family in dict.fromkeys(entry.family for entry in entries):
-        table.add_row(Text(family, "cyan"))
+        table.add_row(Styled((family, "cyan")))
         for entry in entries:
             if entry.family == family:
                 sets = domains_and_images(entry)
-                table.add_row(Text(f"  {entry.name}", "bold"), "\n".join(sets["domain"]), "\n".join(sets["image"]), Text(entry.summary))
+                table.add_row(Styled((f"  {entry.name}", "bold")), "\n".join(sets["domain"]), "\n".join(sets["image"]), entry.summary)
     return table
 
 
 def constraint_table(entries: Iterable) -> Table:
-    table = _table("constraint", "within", "summary", "residual")
+    table = Table("constraint", "within", "summary", "residual")
     for entry in entries:
         within = ", ".join(name for name in entry.within if name != entry.name)
-        table.add_row(Text(entry.name, "bold"), within, Text(entry.summary), Text(entry.residual))
+        table.add_row(Styled((entry.name, "bold")), within, entry.summary, entry.residual)
     return table
 
 

@@ -6,9 +6,8 @@ import time
 
 import pytest
 from rich.console import Console
-from rich.text import Text
 
-from paramcli.console import Screen, _console, _table, edit_table, plain_lines
+from paramcli.console import Screen, Stream, Styled, Table, edit_table, plain_lines
 from paramcli.surgery.plan import Outcome
 
 
@@ -24,7 +23,7 @@ def test_a_narrow_terminal_loses_nothing(name, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", "1")
     screen, stream = Screen(), Terminal()
-    screen.out = _console(stream, True)
+    screen.out = Stream(stream, True)
     outcome = Outcome(name, "register", "skew,cayley", "blocks=4", (512, 128), "float32", (name,), (name,), 0.84, 6.4e-06, 9.2e-05)
     screen.show(edit_table([outcome]))
     lines = [line.rstrip() for line in re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()).splitlines()]
@@ -39,7 +38,7 @@ def narrow(table, monkeypatch) -> list[str]:
     for name, value in {"COLUMNS": "80", "TERM": "xterm", "NO_COLOR": "1"}.items():
         monkeypatch.setenv(name, value)
     screen, stream = Screen(), Terminal()
-    screen.out = _console(stream, True)
+    screen.out = Stream(stream, True)
     screen.show(table)
     return [line.rstrip() for line in re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()).splitlines()]
 
@@ -65,14 +64,14 @@ def test_a_narrow_terminal_leaves_the_tolerance_to_the_verdict(monkeypatch):
 
 def drawn(table) -> list[str]:
     out = io.StringIO()
-    Console(file=out, width=10_000, markup=False, highlight=False, emoji=False).print(table, crop=False)
+    Console(file=out, width=10_000, markup=False, highlight=False, emoji=False).print(table.rich(), crop=False)
     return [line.rstrip() for line in out.getvalue().splitlines()]
 
 
-@pytest.mark.parametrize("rows", [[], [("a", "1"), ("層層", "22")], [(Text("[red]x", "bold"), "a\nbb"), ("y\n\nz", "")]])
+@pytest.mark.parametrize("rows", [[], [("a", "1"), ("層層", "22")], [(Styled(("[red]x", "bold")), "a\nbb"), ("y\n\nz", "")]])
 def test_plain_lines_are_rich_s(rows):
     """Wide characters, markup in data, cells of several lines and numbers on the right come out alike."""
-    table = _table("tensor", ("bytes", "right"), "")
+    table = Table("tensor", ("bytes", "right"), "")
     for row in rows:
         table.add_row(*row)
     assert list(plain_lines(table)) == drawn(table)
@@ -80,9 +79,9 @@ def test_plain_lines_are_rich_s(rows):
 
 def test_a_hundred_thousand_rows_are_quick():
     """A listing in a pipe costs microseconds a row."""
-    table = _table("tensor", "form", "chain", "shape", "dtype", ("bytes", "right"))
+    table = Table("tensor", "form", "chain", "shape", "dtype", ("bytes", "right"))
     for n in range(100_000):
-        table.add_row(Text(f"layer.{n}.weight"), "plain", Text(""), "4x4", "float32", "64 B")
+        table.add_row(f"layer.{n}.weight", "plain", "", "4x4", "float32", "64 B")
     start = time.process_time()
     assert sum(1 for _ in plain_lines(table)) == 100_001
     assert time.process_time() - start < 8
