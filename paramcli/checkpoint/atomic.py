@@ -15,7 +15,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,7 +107,7 @@ def same_place(path: str | os.PathLike, source: Source, replaceable: bool) -> No
 
 def hidden_name(folder: Path, suffix: str = ".tmp") -> Path:
     """A new name in `folder`: short, as 255-byte output names must work, and random, as leftovers must not matter."""
-    return folder / f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}{suffix}"
+    return folder / f"{TEMPORARY_PREFIX}{os.urandom(4).hex()}{suffix}"
 
 
 def sync_folder(folder: str | os.PathLike) -> None:

@@ -172,7 +172,6 @@ def run_edits(command: str, edits: Sequence[Edit], suffix: str, ckpt: Path, targ
         computes = any(edit.computes for edit in edits)
         early = begin_early(command, edits, output, stack) if computes and not target.dry_run else None
         device = check_device(target.device) if computes else "cpu"
-        from ..recipe import recipe_text
         from ..surgery.execute import preview
         from ..surgery.sequence import plan_edits
 
@@ -181,7 +180,11 @@ def run_edits(command: str, edits: Sequence[Edit], suffix: str, ckpt: Path, targ
             outcomes = preview(plan)
         else:
             outcomes = write_plan(screen, plan, output, device, early, target.verify)
-        shown = recipe_text(edits, plan.steps) if as_recipe and target.dry_run else edit_table(outcomes)
+        shown = edit_table(outcomes)
+        if as_recipe and target.dry_run:
+            from ..recipe import recipe_text
+
+            shown = recipe_text(edits, plan.steps)
         finish_edit(screen, target.as_json, plan, opened, destination, outcomes, target.dry_run, edits=edits, shown=shown, checked=target.check or target.in_place)
 
 
