@@ -54,8 +54,6 @@ def common(
     plugin: Annotated[Optional[list[str]], typer.Option("--plugin", metavar="FILE.py:NAME", help="Add the parametrizations of a Python file; repeatable. Installed plug-ins load by themselves.", show_default=False)] = None,
     version: Annotated[Optional[bool], typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = None,
 ) -> None:
-    if no_color:
-        os.environ["NO_COLOR"] = "1"
     if context.invoked_subcommand in SHARED:
         ranks.join()
         if not ranks.current().leads:
@@ -133,6 +131,8 @@ class _Interruption(ParamcliError):
 
 
 def _dispatch(arguments: list[str]) -> int:
+    if "--no-color" in arguments:  # before the parser, which shows a help or a mistake before it looks at other options
+        os.environ["NO_COLOR"] = "1"
     code = typer.main.get_command(app).main(args=arguments, prog_name="paramcli", standalone_mode=False)
     sys.stdout.flush()
     return code if isinstance(code, int) else 0

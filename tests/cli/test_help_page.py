@@ -69,13 +69,19 @@ def test_a_pipe_has_colour_only_where_it_is_forced(environment, coloured, shell)
         assert ("\x1b[" in out) is coloured and "--help" in CODES.sub("", out)
 
 
-@pytest.mark.parametrize(("environment", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)])
-def test_a_terminal_has_colour_unless_it_wants_none(environment, coloured, tmp_path):
-    """NO_COLOR and a dumb terminal are honoured."""
+@pytest.mark.parametrize(
+    ("environment", "arguments", "coloured"),
+    [
+        ({}, ["add", "--help"], True), ({"NO_COLOR": "1"}, ["add", "--help"], False), ({"TERM": "dumb"}, ["add", "--help"], False),
+        ({}, ["--help", "--no-color"], False), ({}, ["add", "--help", "--no-color"], False),
+    ],
+)  # fmt: skip
+def test_a_terminal_has_colour_unless_it_wants_none(environment, arguments, coloured):
+    """NO_COLOR, --no-color wherever it stands, and a dumb terminal are honoured."""
     code = (
         "import os, pty, sys\n"
         f"os.environ.pop('NO_COLOR', None); os.environ.update({{'TERM': 'xterm', 'COLUMNS': '80', **{environment!r}}})\n"
-        "pty.spawn([sys.executable, '-m', 'paramcli', 'add', '--help'])"
+        f"pty.spawn([sys.executable, '-m', 'paramcli', *{arguments!r}])"
     )
     out = subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True).stdout
-    assert ("\x1b[" in out) is coloured and "--chain" in CODES.sub("", out)
+    assert ("\x1b[" in out) is coloured and "--help" in CODES.sub("", out)
