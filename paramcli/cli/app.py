@@ -68,12 +68,18 @@ def common(
         load_file(spec)
 
 
+# How long a thread that moves bytes waits for the interpreter's lock, in seconds. Python's own 5 ms are longer than a
+# block takes: while torch is imported, copying and checksums would mostly wait.
+SWITCH = 5e-5
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit with its code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not sys.warnoptions and "--debug" not in arguments:
         # What libraries warn of (torch: that numpy is not installed) is nothing a user of the command can act on.
         warnings.simplefilter("ignore")
+    sys.setswitchinterval(SWITCH)
     sys.exit(run(arguments))
 
 
