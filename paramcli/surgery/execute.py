@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from ..text import count_text, number_text
 from .plan import Outcome, Plan, Stack, Step
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 
 def metadata_of(source: Source, record: Mapping[str, records.Entry]) -> dict[str, str]:
@@ -270,15 +271,23 @@ def by_parts(stack: Stack, inputs: Sequence[object], device: str, compute: str, 
     if threads == 1:
         return list(stack.compute(inputs, device, compute))
     import torch
-    from concurrent.futures import ThreadPoolExecutor
 
     size, before = -(-len(inputs) // threads), torch.get_num_threads()
     parts = [inputs[at : at + size] for at in range(0, len(inputs), size)]
     try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return [result for part in pool.map(lambda part: stack.compute(part, device, compute), parts) for result in part]
+        return [result for part in _pool(threads).map(lambda part: stack.compute(part, device, compute), parts) for result in part]
     finally:
         torch.set_num_threads(before)  # torch keeps one number for all threads
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads for `by_parts`, each of which lets torch use itself alone; kept, as linear algebra is slow in a new thread."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import torch
+
+    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
 
 @contextmanager

@@ -236,7 +236,7 @@ def chains(bench: Bench) -> Result:
 
     source = files.write_many_small(bench.place("many.safetensors"))
     added, baked = bench.place("added.safetensors"), bench.place("baked.safetensors")
-    figures = {name: Figures() for name in ("loop over torch modules", "the loop, one thread", "paramcli add", "paramcli remove --bake", "its maths alone")}
+    figures = {name: Figures() for name in ("loop over torch modules", "the loop, one thread", "paramcli add", "paramcli remove --bake", "its maths alone", "its maths and checks")}
     subprocess.run(paramcli("add", source, "-t", "*", "--chain", "skew,cayley", "-o", added, "-q"), check=True, capture_output=True)
     for number in range(bench.rounds):
         for name, threads in (("loop over torch modules", "default"), ("the loop, one thread", 1)):
@@ -244,7 +244,8 @@ def chains(bench: Bench) -> Result:
             figures[name].seconds.append(float(said))
         figures["paramcli add"].seconds.append(_executing("add", source, "-t", "*", "--chain", "skew,cayley", "-o", baked))
         figures["paramcli remove --bake"].seconds.append(_executing("remove", added, "-o", baked))
-        figures["its maths alone"].seconds.append(_executing("remove", added, "-o", baked, what="stack.evaluate_stack"))
+        figures["its maths alone"].seconds.append(_computing(added, checks=False))
+        figures["its maths and checks"].seconds.append(_computing(added, checks=True))
         bench.log(f"  round {number + 1}/{bench.rounds}  " + ", ".join(f"{name}: {f.seconds[-1]:.3f} s" for name, f in figures.items()))
     worst = _farthest(added, source, baked)
     for path in (source, added):
@@ -258,26 +259,62 @@ def chains(bench: Bench) -> Result:
     return Result("1,000 chains of 64 x 64 skew,cayley", figures, "loop over torch modules", claims)
 
 
-def _executing(*command: object, what: str = "execute.execute") -> float:
-    """Seconds that one command spends in a function of its own, by default from its plan to its last byte."""
-    import subprocess
-
-    module, function = what.split(".")
+def _executing(*command: object) -> float:
+    """Seconds that one command spends from its plan to its last byte."""
     code = (
         "import sys, time, torch\n"
-        f"import paramcli.surgery.{module} as m\n"
-        f"real, spans = m.{function}, []\n"
+        "import paramcli.surgery.execute as m\n"
+        "real, spent = m.execute, [0.0]\n"
         "def timed(*a, **k):\n"
-        "    began = time.perf_counter(); out = real(*a, **k); spans.append((began, time.perf_counter())); return out\n"
-        f"m.{function} = timed\n"
+        "    began = time.perf_counter(); out = real(*a, **k); spent[0] += time.perf_counter() - began; return out\n"
+        "m.execute = timed\n"
         "from paramcli.cli.app import run\n"
-        "code, spent, end = run(sys.argv[1:]), 0, 0\n"
-        "for began, ended in sorted(spans):\n"  # calls in several threads at once count once
-        "    spent, end = spent + max(0, ended - max(began, end)), max(end, ended)\n"
-        "print('seconds', spent, file=sys.stderr); sys.exit(code)\n"
+        "code = run(sys.argv[1:]); print('seconds', spent[0], file=sys.stderr); sys.exit(code)\n"
     )
-    done = subprocess.run([PYTHON, "-c", code, *map(str, command), "-q"], check=True, capture_output=True, text=True)
+    seconds = _said(code, *command, "-q")
     remove(Path(command[command.index("-o") + 1]))
+    return seconds
+
+
+def _computing(added: Path, checks: bool) -> float:
+    """Seconds that a bake computes, its batches as they are and their tensors in memory, as the loop's are.
+
+    Without `checks` the values alone, which is what the loop gives; with them the residuals too.
+    """
+    return _said(
+        "import sys, time, torch\n"
+        "from dataclasses import replace\n"
+        "from contextlib import ExitStack\n"
+        "from paramcli.checkpoint.forms import detect\n"
+        "from paramcli.checkpoint.open import open_checkpoint\n"
+        "from paramcli.checkpoint.record import KEY, parse_record\n"
+        "from paramcli.surgery.commands import Remove\n"
+        "from paramcli.surgery.execute import batched, by_parts, threads_for\n"
+        "from paramcli.surgery.sequence import plan_edits\n"
+        "from paramcli.surgery.stack import evaluate_stack\n"
+        "from paramcli.chain import parse_chain\n"
+        "def values(tensors, device, compute):\n"
+        "    with torch.no_grad(): return evaluate_stack(chain, torch.stack(list(tensors)))\n"
+        "spent, chain = 0, parse_chain('skew,cayley')\n"
+        "with open_checkpoint(sys.argv[1]) as source:\n"
+        "    groups = detect(source.tensors, parse_record(source.metadata[KEY]))\n"
+        "    plan = plan_edits('remove', [Remove()], source, groups, ExitStack())\n"
+        "    for batch in batched(list(enumerate(plan.steps))):\n"
+        "        stack, inputs = batch[0][1].stack, [step.stack.read(source) for _, step in batch]\n"
+        "        stack = stack if sys.argv[2] == 'True' else replace(stack, compute=values)\n"
+        "        began = time.perf_counter()\n"
+        "        with threads_for(batch[0][1]) as threads:\n"
+        "            by_parts(stack, inputs, 'cpu', 'same', threads)\n"
+        "        spent += time.perf_counter() - began\n"
+        "print('seconds', spent, file=sys.stderr)\n",
+        added, checks,
+    )  # fmt: skip
+
+
+def _said(code: str, *arguments: object) -> float:
+    import subprocess
+
+    done = subprocess.run([PYTHON, "-c", code, *map(str, arguments)], check=True, capture_output=True, text=True)
     return float(done.stderr.split("seconds")[1].split()[0])
 
 
