@@ -114,8 +114,15 @@ def _refuse_strangers(found: Mapping, lines: Mapping, name: str, path: Path) -> 
             line = lines.get((-1, key), 1)
             raise UsageError(
                 f"{name} line {line}: a recipe is a list of [[edit]] tables and has no '{printable(key)}'",
-                hint="[[edit]]" if isinstance(found[key], (dict, list)) else "put it under an [[edit]]", path=path,
+                hint="[[edit]]" if isinstance(found[key], (dict, list)) else _WHOLE.get(key, "put it under an [[edit]]"), path=path,
             )  # fmt: skip
+
+
+# What is said of the run as a whole stands on the command line, not in the recipe.
+_WHOLE = {
+    key: f"it is for the whole run: paramcli apply RECIPE CKPT --{key}"
+    for key in ("verify", "check", "force", "in-place", "dry-run", "output", "device", "root", "ignore-record", "json", "quiet")
+}
 
 
 def _edits(tables: object, origin, path: Path) -> list[Edit]:
@@ -158,7 +165,8 @@ def _edit(table: Mapping[str, object], index: int, origin) -> Edit:
             continue
         if key not in declared:
             near = closest(key, declared, 1)
-            raise wrong(key, f"{command} has no option '{printable(key)}'", f"closest: {near[0]}" if near else f"options: {', '.join(declared)}")
+            closest_or_all = f"closest: {near[0]}" if near else f"options: {', '.join(declared)}"
+            raise wrong(key, f"{command} has no option '{printable(key)}'", _WHOLE.get(key, closest_or_all))
         kind = declared[key].metadata["kind"]
         if kind == "texts" and isinstance(value, str):
             value = [value]

@@ -82,10 +82,12 @@ def edit_table(edit) -> dict:
     return {"command": edit.command, **edit.options()}
 
 
-def verify_document(checkpoint: object, verdicts: Sequence) -> dict:
+def verify_document(checkpoint: object, verdicts: Sequence, unread: Sequence = ()) -> dict:
+    """`unread`: groups that claim something which their keys do not tell."""
     return {
         "checkpoint": str(checkpoint),
-        "ok": all(v.ok for v in verdicts),
+        "ok": all(v.ok for v in verdicts) and not unread,
+        **({"unverified": [{"tensor": group.tensor, "reason": group.problem} for group in unread]} if unread else {}),
         "tensors": [
             {
                 "tensor": v.group.tensor,

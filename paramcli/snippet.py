@@ -6,7 +6,7 @@ can become code or reach a terminal as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .chain import Chain, parse_chain
@@ -14,8 +14,12 @@ from .checkpoint.forms import PARAMETRIZED, Group
 from .view import parse_view
 
 
-def snippet(groups: Iterable[Group], path: Path) -> str:
-    """A function `parametrize(model)` and the line that loads the file; the chains must all be known."""
+def snippet(groups: Iterable[Group], path: Path, root: Sequence[str] = ()) -> str:
+    """A function `parametrize(model)` and the line that loads the file; the chains must all be known.
+
+    `root`: the keys that lead to the state dict in a torch file.
+    """
+    levels = "".join(f"[{ascii(key)}]" for key in root)
     parametrized = [group for group in groups if not group.is_plain]
     calls = [_call(group) for group in parametrized]
     lines = ["import paramcli"] if any("paramcli." in call for call in calls) else []
@@ -25,7 +29,7 @@ def snippet(groups: Iterable[Group], path: Path) -> str:
     lines += [f"    {call}" for call in calls] or ["    pass  # no tensor is parametrized"]
     lines += ["    return model", "", ""]
     if all(group.form == PARAMETRIZED for group in parametrized) and path.is_file():
-        read = f"load_file({ascii(str(path))})" if path.suffix == ".safetensors" else f"torch.load({ascii(str(path))}, weights_only=True)"
+        read = f"load_file({ascii(str(path))})" if path.suffix == ".safetensors" else f"torch.load({ascii(str(path))}, weights_only=True){levels}"
         lines += ["model = parametrize(model)", f"model.load_state_dict({read}, strict=True)"]
     else:
         # Older spellings, shards: paramcli.load registers what it reads, so the function above only shows it.

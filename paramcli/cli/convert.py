@@ -8,6 +8,7 @@ import typer
 
 from ..console import Screen, convert_table
 from ..errors import UsageError
+from ..text import listing
 from . import options as o
 from .session import Output, finish_edit, open_groups, output_path, write_plan
 
@@ -57,6 +58,8 @@ def convert(
         if size is not None and is_file(destination):
             raise UsageError("--max-shard-size writes a folder of shards", hint="-o FOLDER")
         plan, left = edit.plan(opened.source, opened.groups, opened.where)
+        if max_shard_size and (larger := [slot.name for slot in plan.slots if slot.nbytes > size]):
+            screen.note(f"larger than --max-shard-size, and each in a file of its own: {listing(larger, 4)}")
         if dry_run:
             outcomes = preview(plan)
         else:

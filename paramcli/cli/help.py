@@ -36,7 +36,9 @@ def page(command, context, listed: dict[str, list[Row]]) -> str:
             usual = "Arguments" if parameter.param_type_name == "argument" else "Options"
             panels.setdefault(getattr(parameter, "rich_help_panel", None) or usual, []).append((_cells(parameter, context), record[1]))
     first, *rest = command.help.split("\n\n")
-    paragraphs = [(first, ""), *((paragraph.removeprefix("\b\n"), DIM) for paragraph in rest)]
+    # Lines are kept where the parser's own mark says so, and flow elsewhere.
+    flowing = (paragraph.removeprefix("\b\n") if paragraph.startswith("\b\n") else " ".join(paragraph.split()) for paragraph in rest)
+    paragraphs = [(first, ""), *((paragraph, DIM) for paragraph in flowing)]
     lines = ["", f" {_paint('Usage:', USAGE)}{_paint(command.get_usage(context).removeprefix('Usage:'), BOLD)}"]
     for paragraph, style in paragraphs:
         lines += ["", *_paragraph(paragraph, width, style)]

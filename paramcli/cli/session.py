@@ -126,6 +126,8 @@ def output_path(source: Source, output: Path | None, in_place: bool, suffix: str
     from ..checkpoint.atomic import refuse_existing
     from ..surgery.output import FOREIGN_SUFFIXES, NOT_IN_PLACE, default_output
 
+    if output is not None and str(output) == "-":
+        raise UsageError("-o -: a checkpoint is written to a file, never to a pipe", hint="-o FILE.safetensors")
     if in_place and output is not None:
         raise UsageError("--in-place and --output exclude each other")
     if in_place:
@@ -167,6 +169,8 @@ def run_edits(command: str, edits: Sequence[Edit], suffix: str, ckpt: Path, targ
     """
     screen = Screen(target.quiet)
     with open_groups(ckpt, target.root, target.ignore_record, screen, not target.dry_run) as opened, ExitStack() as stack, error_context(path=ckpt):
+        if len(edits) == 1:
+            edits[0].choose(opened.groups, opened.where)  # a name that is not there is said before anything of the output
         destination = output_path(opened.source, target.output, target.in_place, suffix, target.force or target.dry_run)
         output = Output(opened, destination, overwrite=target.force, in_place=target.in_place, check=target.check)
         computes = any(edit.computes for edit in edits)
@@ -301,6 +305,8 @@ def finish_edit(
             screen.warn(f"{printable(outcome.tensor)} is off its constraint (residual {number_text(outcome.residual)}): verify will exit 1")
     if set(dropped) - {OWN_RECORD}:
         screen.note(f"not carried over: {listing([name for name in dropped if name != OWN_RECORD], len(dropped))}")
+    if source.root and has_record(output, source):
+        screen.note(f"the names begin below {printable(source.root)}: safetensors has one level")
     if apart := untied(output, source, plan):
         what = "a DCP folder" if is_dcp_folder(output, source) else "safetensors"
         screen.note(f"tied tensors are stored once for each name, as {what} knows no ties: {listing(apart, 6)}")
@@ -316,7 +322,9 @@ def finish_edit(
     claims = any(entry.constraint or entry.state == "parametrized" for entry in plan.record.values())
     if claims and not has_record(output, source):
         what = "DCP folder" if is_dcp_folder(output, source) else "torch file"
-        screen.note(f"a {what} has no place for the record: verify it with --chain (baked: --constraint), or write safetensors")
+        views = {entry.view for entry in plan.record.values()}
+        view = "" if views == {None} else f" --view {views.pop()}" if len(views) == 1 else " and --view"
+        screen.note(f"a {what} has no place for the record: verify it with --chain (baked: --constraint){view}, or write safetensors")
     elif claims:
         screen.note(f"next: paramcli verify {shell_path(output)}")
     elif plan.steps and output != source.path and all(step.action in SAME_WEIGHT for step in plan.steps):

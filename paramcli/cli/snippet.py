@@ -36,7 +36,7 @@ def snippet(
     screen = Screen(quiet)
     with open_groups(ckpt, root, ignore_record, screen) as opened:
         chosen = opened.choose(tensor, lambda group: not group.is_plain)
-        screen.answer(text([_settled(opened.source, group) for group in chosen], ckpt))
+        screen.answer(text([_settled(opened.source, group) for group in chosen], ckpt, opened.source.root_path))
 
 
 def _settled(source: Source, group: Group) -> Group:

@@ -12,7 +12,7 @@ from ..checkpoint.forms import Group, with_chain
 from ..console import Screen, verify_table
 from ..registry import parse_constraint
 from ..report import document, verify_document
-from ..text import count_text, printable_path
+from ..text import count_text, listing, printable, printable_path
 from ..view import parse_view
 from . import complete
 from . import options as o
@@ -21,7 +21,7 @@ from .session import check_compute, check_device, check_tolerance, open_groups, 
 
 
 def attach(app: typer.Typer) -> None:
-    app.command("verify", epilog="Exit code: 0 all hold, 1 one does not.")(verify)
+    app.command("verify", epilog="Exit code: 0 all hold, 1 one does not, 3 some could not be read.")(verify)
 
 
 def verify(
@@ -61,11 +61,11 @@ def verify(
         from ..verdict import Verdict, select_claims, verifiable, verify_group
 
         chosen = with_chain(opened.choose(tensor), chain, seen, named=bool(tensor))
+        unread = [] if tensor else [group for group in chosen if group.problem]
         if not tensor:
-            unread = [group for group in chosen if group.problem]
             chosen = select_claims(chosen, ckpt)
             for group in unread:
-                screen.warn(f"not verified: {group.problem}")
+                screen.warn(f"{printable(group.tensor)} is not verified: {group.problem}")
         elif constraint is None and not any(verifiable(group) or group.problem for group in chosen):
             select_claims(chosen, ckpt)
         where = check_device(device)
@@ -84,7 +84,7 @@ def verify(
             drawn = spectra_for_report(opened.source, [(v.group, v.view) for v in verdicts], where)
             write_file(report, verify_page(printable_path(ckpt), verdicts, *drawn, facts(opened.source)), force)
         if as_json:
-            screen.answer(document(verify_document(ckpt, verdicts)))
+            screen.answer(document(verify_document(ckpt, verdicts, unread)))
         else:
             screen.show(verify_table(verdicts))
         if report is not None:
@@ -93,4 +93,8 @@ def verify(
         if failed:
             screen.note(f"{count_text(failed, 'tensor')} of {len(verdicts)} in {printable_path(ckpt)}: the constraint does not hold")
             raise typer.Exit(1)
+        if unread:
+            screen.note(f"{count_text(len(verdicts), 'tensor')} in {printable_path(ckpt)}: the constraint holds; {len(unread)} not verified: {listing([g.tensor for g in unread], 4)}")
+            screen.note("say what they are with --chain, or name with -t what is to be verified")
+            raise typer.Exit(3)
         screen.note(f"{count_text(len(verdicts), 'tensor')} in {printable_path(ckpt)}: every constraint holds")

@@ -23,7 +23,7 @@ from ..checkpoint.header import Slot
 from ..dtypes import code_of, dtype_name, torch_dtype
 from ..errors import CheckFailed, InputRefused, UsageError
 from ..maths.base import Check, compute_dtype, wide
-from ..registry import target_class
+from ..registry import target_class, within
 from ..text import number_text, printable, shape_text
 from ..view import View, parse_view
 from .evaluate import NOT_FINITE, complete, explain_infinite, identities, read_state, require_chain, require_proportion, settle, weight_of
@@ -129,10 +129,9 @@ class Register:
             state = complete(group, read_state(source, group, device), old)
             before = weight_of(group, state, old, view, compute)
             measure.require_finite(before)
-            if self.init == "strict" and whole.constraint is not None:
-                check = measure.check(whole.constraint, before, view)
-                if not check.ok:
-                    raise CheckFailed(f"the tensor is not {check.constraint} (residual {number_text(check.residual)})")
+            held = measure.check(whole.constraint, before, view) if self.init != "raw" and whole.constraint is not None else None
+            if self.init == "strict" and held is not None and not held.ok:
+                raise CheckFailed(f"the tensor is not {held.constraint} (residual {number_text(held.residual)})")
             dtype = compute_dtype(before.dtype, compute)
             seed = hosting.tensor_seed(self.seed, group.twin or group.tensor)
             with torch.no_grad():
@@ -144,9 +143,16 @@ class Register:
             change = measure.moved(value, before)
             if self.max_change is not None and not change <= self.max_change:
                 raise CheckFailed(f"the chain would move it by {number_text(change)}, more than --max-change {self.max_change:g}")
-            return keyed(group.tensor, state), numbers(change, measure.image_check(whole, value, view, compute))
+            told = numbers(change, measure.image_check(whole, value, view, compute))
+            if held is not None and held.ok and change > NOTED:
+                # As in torch: what is appended gets the value of the chain before it, and no right inverse is asked.
+                what, hint = f"it is {held.constraint} already, and {more} after {old} moves it by {number_text(change)}", "remove --bake first: add then keeps it"
+                if self.init == "strict":
+                    raise CheckFailed(what, hint=hint)
+                told["note"] = f"{what}; {hint}"
+            return keyed(group.tensor, state), told
 
-        return Step(group, "append", slots, str(whole), view.text, run, record=record_of(whole, view, group))
+        return Step(group, "append", slots, str(whole), view.text, run, record=record_of(whole, view, group), note=no_longer_promised(old, more, whole))
 
 
 @dataclass(frozen=True)
@@ -253,6 +259,14 @@ class Assign:
             new = widened(invert(chain, target, seed, view, group.shape, parts), stored)
         projects = parts[-1].is_projection
         return {role: new[role] for role in state if role in new}, None if projects else target, measure.moved(target, seen)
+
+
+def no_longer_promised(old: Chain, more: Chain, whole: Chain) -> str | None:
+    """What to say where a chain's set is given up by what is appended: the last map's set is all that a chain promises."""
+    before, after, wanted = ((spec or "any").partition(":")[0] for spec in (old.constraint, whole.constraint, more.links[0].domain))
+    if before == "any" or within(after, before) or within(wanted, before):
+        return None
+    return f"{old.constraint} is no longer promised, nor verified: {more} after it may leave that set"
 
 
 def chain_slots(group: Group, chain: Chain, view: View) -> tuple[Slot, ...]:

@@ -181,6 +181,7 @@ def untied(output: Path, source: Source, plan: Plan) -> list[str]:
     """Groups of names that were one tensor and have each their own in the output."""
     if is_torch(output, source):
         return []
-    there = {key for _, key in plan.copies} | {key for step in plan.steps for key in step.group.keys.values()}
-    groups = [[name for name in names if name in there] for names in source.tied()]
+    copied, edited = {key for _, key in plan.copies}, {key for step in plan.steps for key in step.group.keys.values()}
+    # Of a tie that an edit has parted, those names are told that still are equal.
+    groups = [[name for name in names if name in alike] for names in source.tied() for alike in (copied, edited)]
     return [" = ".join(map(printable, names)) for names in groups if len(names) > 1]

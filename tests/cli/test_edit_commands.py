@@ -286,3 +286,66 @@ def test_verify_lets_pass_what_holds(tmp_path, paramcli):
         paramcli("remove", tmp_path / f"{name}.safetensors", "-o", tmp_path / f"{name}.baked.safetensors", *more)
     for kind in ("", ".baked"):
         assert (tmp_path / f"a{kind}.safetensors").read_bytes() == (tmp_path / f"b{kind}.safetensors").read_bytes()
+
+
+def test_what_is_appended_to_a_weight_that_is_on_the_set_already_says_so(tmp_path, paramcli):
+    """torch asks no right inverse of what is appended: a kept promise that would break is refused by strict, and told by project."""
+    save_file({"m.w": torch.randn(6, 6)}, tmp_path / "in.safetensors")
+    paramcli("add", tmp_path / "in.safetensors", "-t", "m.w", "--chain", "orthogonal", "-o", tmp_path / "one.safetensors")
+    again = ["add", tmp_path / "one.safetensors", "-t", "m.w", "--chain", "orthogonal", "-o", tmp_path / "two.safetensors"]
+    assert "orthogonal already" in paramcli(*again, "--init", "strict", code=1).err and not (tmp_path / "two.safetensors").exists()
+    told = paramcli(*again)
+    assert "m.w: it is orthogonal already, and orthogonal after orthogonal moves it by" in told.err and "remove --bake first" in told.err
+    told = paramcli("add", tmp_path / "one.safetensors", "-t", "m.w", "--chain", "prune_l1:amount=0.5", "-o", tmp_path / "three.safetensors")
+    assert "orthogonal is no longer promised, nor verified" in told.err
+    paramcli("add", tmp_path / "in.safetensors", "-t", "m.w", "--chain", "skew", "-o", tmp_path / "skew.safetensors")
+    told = paramcli("add", tmp_path / "skew.safetensors", "-t", "m.w", "--chain", "cayley", "-o", tmp_path / "rotation.safetensors")
+    assert "promised" not in told.err  # cayley is made for what skew gives
+
+
+def test_what_verify_cannot_read_is_no_pass(tmp_path, paramcli):
+    """Beside tensors that hold, one whose keys do not tell its chain: exit 3, named on stderr and in the document."""
+    save_file({"m.w": torch.randn(6, 6), "n.w": torch.randn(6, 6)}, tmp_path / "in.safetensors")
+    paramcli("add", tmp_path / "in.safetensors", "-t", "m.w", "--chain", "mask", "-o", tmp_path / "a.safetensors")
+    paramcli("add", tmp_path / "a.safetensors", "-t", "n.w", "--chain", "orthogonal", "-o", tmp_path / "b.safetensors")
+    assert paramcli("verify", tmp_path / "b.safetensors", "--json").json["ok"]
+    save_file(load_file(tmp_path / "b.safetensors"), tmp_path / "bare.safetensors")
+    said = paramcli("verify", tmp_path / "bare.safetensors", code=3)
+    assert "n.w is not verified" in said.err and "1 not verified: n.w" in said.err and "m.w" in said.out
+    document = paramcli("verify", tmp_path / "bare.safetensors", "--json", code=3).json
+    assert not document["ok"] and [entry["tensor"] for entry in document["unverified"]] == ["n.w"]
+    paramcli("verify", tmp_path / "bare.safetensors", "-t", "m.w")
+
+
+def test_an_output_is_a_file(tmp_path, paramcli):
+    """-o - would be a file of that name, which nobody means."""
+    save_file({"w": torch.randn(6, 6)}, tmp_path / "in.safetensors")
+    assert "never to a pipe" in paramcli("add", tmp_path / "in.safetensors", "-t", "w", "--chain", "symmetric", "-o", "-", code=2).err
+
+
+def test_a_wrong_name_is_said_before_an_output_that_exists(tmp_path, paramcli):
+    """Of two mistakes the one that --force would not mend comes first."""
+    save_file({"w": torch.randn(6, 6)}, tmp_path / "in.safetensors")
+    (tmp_path / "o.safetensors").write_bytes(b"")
+    assert "no tensor named" in paramcli("add", tmp_path / "in.safetensors", "-t", "x", "--chain", "symmetric", "-o", tmp_path / "o.safetensors", code=2).err
+
+
+def test_a_tie_that_an_edit_parts_is_not_called_one(tmp_path, paramcli):
+    """With --tied separate two names hold two tensors: the note on ties is of those that stay equal."""
+    W = torch.randn(6, 6)
+    torch.save({"a": W, "b": W, "c": W}, tmp_path / "t.pt")
+    said = paramcli("add", tmp_path / "t.pt", "-t", "c", "--chain", "symmetric", "--tied", "separate", "-o", tmp_path / "o.safetensors").err
+    assert "a = b" in said and "b = c" not in said
+
+
+def test_a_level_that_is_left_behind_is_told(tmp_path, paramcli):
+    """A nested state dict becomes one level in safetensors; a script that indexes the level would not find it."""
+    torch.save({"generator": {"w": torch.randn(6, 6)}}, tmp_path / "t.pt")
+    assert "names begin below generator" in paramcli("convert", tmp_path / "t.pt", "-o", tmp_path / "o.safetensors").err
+    assert "names begin" not in paramcli("convert", tmp_path / "t.pt", "-o", tmp_path / "o.pt").err
+
+
+def test_a_shard_larger_than_asked_is_told(tmp_path, paramcli):
+    """A tensor is never cut, so its shard can pass --max-shard-size: that is said, with its name."""
+    save_file({"w": torch.randn(60, 60), "b": torch.ones(3)}, tmp_path / "in.safetensors")
+    assert "each in a file of its own: w" in paramcli("convert", tmp_path / "in.safetensors", "-o", tmp_path / "f", "--max-shard-size", "1KB").err
