@@ -55,6 +55,16 @@ def test_older_spellings_are_loaded_by_paramcli(tmp_path, paramcli):
     assert torch.equal(names["model"]["conv"](x), old["conv"](x))
 
 
+def test_a_nested_state_dict_is_loaded_from_its_level(tmp_path, paramcli):
+    """Of a training checkpoint the code loads the state dict that was meant, by the keys that lead to it."""
+    made = model()
+    nn.utils.parametrizations.weight_norm(made["conv"])
+    torch.save({"epoch": 3, "net's": {"state": made.state_dict()}}, tmp_path / "t.pt")
+    names = {"model": model()}
+    exec(compile(paramcli("snippet", tmp_path / "t.pt").out, "snippet", "exec"), names)
+    assert torch.equal(names["model"]["conv"].weight, made["conv"].weight)
+
+
 def test_names_from_a_file_cannot_become_code(tmp_path, paramcli):
     """A quote, a newline and an escape sequence in a tensor's name stay inside an ASCII literal."""
     from torch.nn.utils.parametrizations import weight_norm

@@ -169,7 +169,7 @@ def run_edits(command: str, edits: Sequence[Edit], suffix: str, ckpt: Path, targ
     """
     screen = Screen(target.quiet)
     with open_groups(ckpt, target.root, target.ignore_record, screen, not target.dry_run) as opened, ExitStack() as stack, error_context(path=ckpt):
-        if len(edits) == 1:
+        if len(edits) == 1 and not edits[0].origin:
             edits[0].choose(opened.groups, opened.where)  # a name that is not there is said before anything of the output
         destination = output_path(opened.source, target.output, target.in_place, suffix, target.force or target.dry_run)
         output = Output(opened, destination, overwrite=target.force, in_place=target.in_place, check=target.check)

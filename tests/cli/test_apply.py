@@ -130,6 +130,8 @@ def test_remove_and_migrate_are_replayed_too(fixtures, tmp_path, recipe, paramcl
         ("[edit]\ncommand = 1\n", "holds no list of edits", "[[edit]]"),
         ("seed = 3\n", "line 1: a recipe is a list", "[[edit]]"),
         ("[[edit]]\na = \n", "line 2, column 5", None),
+        ("verify = true\n", "line 1: a recipe is a list", "apply RECIPE CKPT --verify"),
+        ('[[edit]]\ncommand = "add"\ncheck = true\n', "line 3: add has no option 'check'", "apply RECIPE CKPT --check"),
         ('[[edit]]\ncommand = "add"\ntensor = "nope"\nchain = "skew"\n', "line 1: no tensor named 'nope'", None),
         ('[[edit]]\ncommand = "add"\ntensor = "out.weight"\nchain = "skew"\n', "line 1: skew", "square"),
         ('[[edit]]\ncommand = "assign"\ntensor = "fc.bias"\nwith = "xavier_normal"\n', "line 1: xavier_normal does not fit", None),
