@@ -60,6 +60,8 @@ def quietly(arguments: list[str], folder: Path) -> int:
                 return work(arguments)
             finally:
                 signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+                # Threads that live on (the disk's, torch's) do not block it, and would have it raised here.
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
 
         app._dispatch = dispatch
         for number in STOPS:
