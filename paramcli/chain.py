@@ -91,8 +91,8 @@ class Chain:
                 return None
             try:
                 stored = link.entry.stores(shape, link.arguments)
-            except (IndexError, ValueError, ZeroDivisionError):
-                return None  # a shape that the link does not take; planning says why
+            except Exception:
+                return None  # a shape that the link does not take, or a plug-in's mistake; planning says what matters of it
             for name, what in stored.items():
                 if not name.startswith("original"):
                     roles[f"{index}.{name}"] = what

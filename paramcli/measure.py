@@ -63,14 +63,20 @@ class GatheredCheck:
         self._tolerance = self._wanted.tolerance(shape, stored, computed)
         self._parts: list = []  # numbers, as in `Moved`
 
-    def add(self, block: Tensor) -> float:
-        """Take note of a block (in its stored dtype, as the view shows it); its own residual, where all is finite so far."""
+    def add(self, block: Tensor) -> None:
+        """Take note of a block (in its stored dtype, as the view shows it), where all is finite so far."""
         self.finite = self.finite and all_finite(block)
-        if not self.finite or self.spec is None:
+        if self.finite and self.spec is not None:
+            self._parts.append(self._wanted.part(block.to(wide(block.dtype, block.device))).tolist())
+
+    def last(self, shape: torch.Size) -> float:
+        """The residual of the last block, of this shape, as a tensor by itself: for sets that each row is in or not.
+
+        A count of entries over the whole tensor says nothing of a block, so this is asked only where blocks are projected.
+        """
+        if not self._parts:
             return 0.0
-        part = self._wanted.part(block.to(wide(block.dtype, block.device)))
-        self._parts.append(part.tolist())
-        return self._wanted.joined(part.unsqueeze(0), block.shape).item()
+        return self._wanted.joined(torch.tensor(self._parts[-1:], dtype=torch.float64, device="cpu"), shape).item()
 
     def result(self) -> Check | None:
         if not self.finite:

@@ -7,6 +7,7 @@ the disk's queue is full, so a thread of its own makes it, and the copying goes 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
 import os
 import queue
@@ -48,7 +49,7 @@ def begin_writeback(descriptor: int) -> None:
     if _sync_file_range() is None or _hints().full():
         return
     try:
-        own = os.dup(descriptor)
+        own = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)  # never the number of a closed standard stream
     except OSError:
         return  # no descriptor is free for a mere hint
     try:

@@ -245,6 +245,7 @@ def write_plan(screen: Screen, plan: Plan, output: Output, device: str = "cpu", 
 
     In a run of several processes each makes the tensors of its own shards; one file is written by the first alone.
     """
+    from ..checkpoint.interrupts import signals_held
     from ..surgery.execute import execute
     from ..surgery.output import shards_of
 
@@ -266,7 +267,8 @@ def write_plan(screen: Screen, plan: Plan, output: Output, device: str = "cpu", 
         early.__exit__(None, None, None)
         early = None
     with ExitStack() as stack, screen.meter(plan.command, len(part.steps), part.nbytes) as meter:
-        writing = early or stack.enter_context(output.begin(plan, part, owner))
+        with signals_held():
+            writing = early or stack.enter_context(output.begin(plan, part, owner))
 
         def progress(nbytes: int, tensors: int = 1) -> None:
             meter.advance(nbytes, tensors)

@@ -148,6 +148,8 @@ class Add(Edit):
 
     def foretell(self, group: Group) -> Promise | None:
         chain, view = parse_chain(self.chain), parse_view(self.view)
+        if any(link.arguments.get("scope") == "global" for link in chain.links):
+            return None  # the share of each tensor is in its data
         roles = chain.stores(group.shape)
         if not group.is_plain or self.spelling == "old" or roles is None or view.name and set(roles) != {"original"}:
             return None

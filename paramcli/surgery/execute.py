@@ -17,7 +17,7 @@ from ..checkpoint.interrupts import signals_held
 from ..checkpoint.header import Slot
 from ..checkpoint.source import Source, tensor_bytes
 from ..checkpoint.writer import Sink
-from ..errors import CheckFailed, ParamcliError, error_context
+from ..errors import CheckFailed, InputRefused, ParamcliError, error_context
 from ..registry import target_class
 from ..text import count_text, number_text
 from .plan import Outcome, Plan, Stack, Step
@@ -47,15 +47,20 @@ class Writing:
         self.sink = checked or sink
         self._opened = sink
         self._finished = False
+        self._pool: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> Writing:
         from concurrent.futures import ThreadPoolExecutor
 
         share_one_heap()
         self._opened.__enter__()
-        self._pool = ThreadPoolExecutor(3)
-        renames = [pair for step in self.plan.steps for pair in step.renames.items()]
-        self.copying = self.begin(self.sink.copy, self.source, [*self.plan.copies, *renames])
+        try:
+            self._pool = ThreadPoolExecutor(3)
+            renames = [pair for step in self.plan.steps for pair in step.renames.items()]
+            self.copying = self.begin(self.sink.copy, self.source, [*self.plan.copies, *renames])
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def begin(self, function: Callable, *arguments: object) -> Future:
@@ -73,12 +78,15 @@ class Writing:
         self._finished = True
 
     def __exit__(self, *exception: object) -> None:
-        # A signal must not leave a thread writing to a descriptor that the sink is about to close.
-        with signals_held():
-            if not self._finished:
-                self.sink.abandon()
-            self._pool.shutdown(cancel_futures=True)
-        self._opened.__exit__(*exception)
+        try:
+            # A signal must not leave a thread writing to a descriptor that the sink is about to close.
+            with signals_held():
+                if not self._finished:
+                    self.sink.abandon()
+                if self._pool is not None:
+                    self._pool.shutdown(cancel_futures=True)
+        finally:  # the signal that was held is raised here
+            self._opened.__exit__(*exception)
 
 
 def _name(slot: Slot) -> str:
@@ -227,7 +235,7 @@ def _by_rows(step: Step, writing: Writing, device: str, compute: str, progress: 
                 writing.copying.result()  # a failure there ends the work here
         with threads_for(step):
             told = work.told()
-    except ParamcliError:
+    except (InputRefused, CheckFailed):
         _compare_checksums(step, source)  # what is wrong with damaged bytes is the damage
         raise
     _compare_checksums(step, source)

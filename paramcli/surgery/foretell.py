@@ -16,6 +16,11 @@ from .plan import Plan, Step, assemble
 from .sequence import tie
 
 
+# What is written of a tensor, against what is stored of it: squares and masks stay within, a few numbers that stand for a
+# weight of gigabytes do not.
+MOST = 4
+
+
 def foretell(command: str, edits: Sequence[Edit], source: Source, groups: Mapping[str, Group]) -> Plan | None:
     """The plan as far as its slots, copies and record go; None where torch, or the data, have a say in them."""
     steps: dict[str, Step] = {}
@@ -26,6 +31,8 @@ def foretell(command: str, edits: Sequence[Edit], source: Source, groups: Mappin
                 if promise is None or group.tensor in steps:
                     return None
                 slots, record = promise
+                if sum(slot.nbytes for slot in slots) > MOST * group.nbytes:
+                    return None  # planning may refuse it, and no space is asked for until it has not
                 steps[group.tensor] = Step(group, edit.command, slots, record=record)
         return assemble(command, source, groups, list(steps.values()))
     except ParamcliError:

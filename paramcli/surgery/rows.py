@@ -216,7 +216,8 @@ class _Fitting(_Work):
     def _look(self, W: Tensor) -> tuple[Tensor, float]:
         """A block as the maths sees it, in double precision, and how far it is from the constraint."""
         shown = self.view.into(W)
-        residual = self.before.add(shown)
+        self.before.add(shown)
+        residual = 0.0 if self.projects else self.before.last(shown.shape)
         seen = shown.to(wide(W.dtype, W.device))
         if self.init == "strict":
             hosting.start_generators(self.seed, W.device)

@@ -1,6 +1,10 @@
 """What is copied before torch is there: foretold plans against the plans that are made."""
 
+import json
 import os
+import signal
+import subprocess
+import sys
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -13,11 +17,14 @@ from paramcli.checkpoint.atomic import AtomicFile
 from paramcli.checkpoint.forms import detect
 from paramcli.checkpoint.open import open_checkpoint
 from paramcli.checkpoint.record import KEY, parse_record
+from paramcli.checkpoint.header import Slot
+from paramcli.checkpoint.write_safetensors import SafetensorsSink
 from paramcli.errors import ParamcliError
 from paramcli.registry import PARAMETRIZATIONS
 from paramcli.surgery.commands import Add, Assign, Remove
 from paramcli.surgery.execute import Writing
 from paramcli.surgery.foretell import foretell
+from paramcli.surgery.plan import Plan
 from paramcli.surgery.sequence import plan_edits
 
 CHAINS = [text for entry in PARAMETRIZATIONS.values() if not entry.same_as for text in entry.examples or (entry.name,)]
@@ -138,3 +145,58 @@ def test_copying_has_begun_when_the_plan_is_made(tmp_path, paramcli, monkeypatch
     paramcli("add", path, "-t", "l3.weight", "--chain", "symmetric", "-o", tmp_path / "o.safetensors")
     assert order == ["output", "plan"]
     assert len(load_file(tmp_path / "o.safetensors")) == 9
+
+
+def test_no_space_is_asked_for_what_planning_may_refuse(tmp_path, paramcli, monkeypatch):
+    """A few numbers that stand for a huge weight, by a record or by a square base: refused before the disk hears of it."""
+    asked = []
+    monkeypatch.setattr(os, "posix_fallocate", lambda descriptor, at, size: asked.append(size))
+    for size in (65536, 1 << 31):
+        entry = {"state": "parametrized", "chain": "mask", "view": None, "constraint": None, "shape": [size, size]}
+        record = json.dumps({"schema": 1, "version": "0", "tensors": {"w.weight": entry}})
+        tensors = {"w.parametrizations.weight.original": torch.ones(2, 2), "w.parametrizations.weight.0.mask": torch.ones(2, 2, dtype=torch.bool), "b": torch.ones(3)}
+        save_file(tensors, tmp_path / "over.safetensors", {KEY: record})
+        for output in ("o.safetensors", "o.dcp"):
+            paramcli("remove", tmp_path / "over.safetensors", "-o", tmp_path / output, code=3)
+    save_file({"e": torch.randn(100_000, 1), "b": torch.ones(3)}, tmp_path / "tall.safetensors")
+    paramcli("add", tmp_path / "tall.safetensors", "-t", "e", "--chain", "orthogonal", "-o", tmp_path / "o.safetensors", code=3)
+    assert not asked and sorted(os.listdir(tmp_path)) == ["over.safetensors", "tall.safetensors"]
+
+
+def test_a_share_over_all_tensors_is_left_to_the_plan(tensors):
+    """How many entries each tensor drops is in the data: nothing is begun that would be dropped."""
+    early, plan = both(tensors((6, 6)), Add(tensor=["w"], chain="prune_l1:amount=0.3:scope=global"))
+    assert early is None and plan.record["w"].chain == "prune_l1:amount=11"
+
+
+@pytest.mark.parametrize("moment", ["abandon", "submit"])
+def test_a_signal_while_it_begins_or_cleans_up_leaves_nothing(moment, tensors, tmp_path, monkeypatch):
+    """A second Ctrl-C during the clean-up of the first, and one between the open file and its first thread."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with open_checkpoint(tensors((8, 4))) as source:
+        slots = tuple(Slot(key, info.dtype, info.shape) for key, info in source.tensors.items())
+        sink = SafetensorsSink(tmp_path / "o.safetensors", slots, {})
+        real = getattr(sink if moment == "abandon" else ThreadPoolExecutor, moment)
+
+        def interrupted(*arguments):
+            real(*arguments)
+            signal.raise_signal(signal.SIGINT)
+
+        monkeypatch.setattr(sink if moment == "abandon" else ThreadPoolExecutor, moment, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            with Writing(Plan("x", (), tuple((key, key) for key in source.tensors), slots, {}), source, sink):
+                raise KeyboardInterrupt
+    assert sorted(os.listdir(tmp_path)) == ["a.safetensors"]
+
+
+def test_a_hint_to_the_disk_takes_no_standard_stream(tmp_path):
+    """Where stdin is closed, the copy of a descriptor that waits for the disk does not become descriptor 0."""
+    code = (
+        "import os, fcntl, paramcli.checkpoint.writeback as w\n"
+        "taken, real = [], fcntl.fcntl\n"
+        "w.fcntl.fcntl = lambda *a: taken.append(real(*a)) or taken[-1]\n"
+        f"w.begin_writeback(os.open({str(tmp_path / 'x')!r}, os.O_RDWR | os.O_CREAT) + 0)\n"
+        "assert taken and min(taken) > 2, taken\n"
+    )
+    assert subprocess.run(["sh", "-c", 'exec "$0" -c "$1" <&-', sys.executable, code], timeout=60).returncode == 0

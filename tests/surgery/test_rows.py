@@ -83,7 +83,7 @@ def test_weight_norm_is_put_on_and_baked(tmp_path, both_ways, shape, dtype, spel
 
 # Each family that acts by rows, and chains of two; those that --init project puts on by rows are also put on so.
 BAKED = [
-    "mask", "prune_l1:amount=0.4", "prune_random:amount=0.3", "nm", "positive", "positive:f=exp:floor=0.5", "interval:a=-2.0:b=0.5",
+    "mask", "prune_l1:amount=0.4", "prune_l1:amount=9000", "prune_random:amount=0.3", "nm", "positive", "positive:f=exp:floor=0.5", "interval:a=-2.0:b=0.5",
     "identity", "fake_quant:dim=0", "fp8", "unit_norm", "mp_norm", "max_norm", "weight_norm,mask", "weight_norm,unit_norm", "weight_norm,interval", "identity,positive",
 ]  # fmt: skip
 ADDED = {"mask", "nm", "interval:a=-2.0:b=0.5", "identity", "fake_quant:dim=0", "fp8", "max_norm", "weight_norm,mask", "weight_norm,interval"}
