@@ -160,8 +160,8 @@ STACK_BYTES = 8 << 20
 # Up to this many entries torch's own loops use one thread; its linear algebra then uses one too, as threads that wait
 # for each other cost more than they bring, a hundred times more where other programs want the cores.
 ONE_THREAD = 1 << 15
-# Stacks of at least this many entries are worth several threads.
-SHARED_OUT = 1 << 18
+# Stacks of at least this many entries are worth several threads, which take parts of about PART entries.
+SHARED_OUT, PART = 1 << 18, 1 << 17
 
 
 class Held:
@@ -260,9 +260,7 @@ def _computed(steps: Sequence[Step], held: Held, device: str, compute: str) -> I
         try:
             inputs = [step.stack.read(held) for step in steps]
             with error_context(), threads_for(steps[0]) as threads:
-                if device != "cpu" or len(inputs) * math.prod(steps[0].group.shape) < SHARED_OUT:
-                    threads = 1
-                results = by_parts(stack, inputs, device, compute, threads)
+                results = by_parts(stack, inputs, math.prod(steps[0].group.shape), device, compute, threads)
             yield from (step.stack.give(result) for step, result in zip(steps, results))
             return
         except ParamcliError:
@@ -274,13 +272,17 @@ def _computed(steps: Sequence[Step], held: Held, device: str, compute: str) -> I
         del made
 
 
-def by_parts(stack: Stack, inputs: Sequence[object], device: str, compute: str, threads: int) -> list[object]:
-    """The results for all inputs. Kernels go through a stack one matrix after another, so each thread gets a part of it."""
-    if threads == 1:
+def by_parts(stack: Stack, inputs: Sequence[object], entries: int, device: str, compute: str, threads: int) -> list[object]:
+    """The results for all inputs, each of so many entries.
+
+    Kernels go through a stack one matrix after another, so threads take parts of it in turn, each small enough for what
+    is between its input and its result to stay in a core's cache.
+    """
+    if device != "cpu" or threads == 1 or len(inputs) * entries < SHARED_OUT:
         return list(stack.compute(inputs, device, compute))
     import torch
 
-    size, before = -(-len(inputs) // threads), torch.get_num_threads()
+    size, before = max(1, PART // entries), torch.get_num_threads()
     parts = [inputs[at : at + size] for at in range(0, len(inputs), size)]
     try:
         return [result for part in _pool(threads).map(lambda part: stack.compute(part, device, compute), parts) for result in part]

@@ -304,7 +304,7 @@ def _computing(added: Path, checks: bool) -> float:
         "        stack = stack if sys.argv[2] == 'True' else replace(stack, compute=values)\n"
         "        began = time.perf_counter()\n"
         "        with threads_for(batch[0][1]) as threads:\n"
-        "            by_parts(stack, inputs, 'cpu', 'same', threads)\n"
+        "            by_parts(stack, inputs, 64 * 64, 'cpu', 'same', threads)\n"
         "        spent += time.perf_counter() - began\n"
         "print('seconds', spent, file=sys.stderr)\n",
         added, checks,

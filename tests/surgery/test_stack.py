@@ -82,12 +82,15 @@ def test_a_whole_file_of_small_tensors_is_batched_and_unchanged_in_meaning(tmp_p
 
 
 @pytest.mark.parametrize("threads", [2, 3, 40])
-def test_parts_of_a_stack_give_the_bits_of_the_whole(threads):
-    """However many threads share a stack, each matrix comes out as it does alone, and in its place."""
+@pytest.mark.parametrize("part", [1, 144, 1000, 1 << 17])
+def test_parts_of_a_stack_give_the_bits_of_the_whole(threads, part, monkeypatch):
+    """However many threads share a stack, in whatever parts, each matrix comes out as it does alone, and in its place."""
+    monkeypatch.setattr(execute, "SHARED_OUT", 0)
+    monkeypatch.setattr(execute, "PART", part)
     chain, Xs = parse_chain("skew,cayley"), list(torch.randn(17, 12, 12))
     work = Stack(None, None, lambda tensors, device, compute: stack.bake_stack(tensors, chain, IDENTITY, device, compute), None)
     before = torch.get_num_threads()
-    got = execute.by_parts(work, Xs, "cpu", "same", threads)
+    got = execute.by_parts(work, Xs, 12 * 12, "cpu", "same", threads)
     assert len(got) == 17 and torch.get_num_threads() == before
     for X, (value, check) in zip(Xs, got):
         assert torch.equal(value, evaluate(chain, IDENTITY, X.shape, {"original": X}, X.dtype)) and check.ok
