@@ -98,10 +98,14 @@ def script(name: str, *arguments: object) -> list[str]:
 
 
 def interleave(contenders: Mapping[str, Contender], rounds: int, log: Callable[[str], None]) -> dict[str, Figures]:
-    """Every contender once a round, in turn, so that a slow minute of the machine falls on all of them."""
-    figures = {name: Figures() for name in contenders}
+    """Every contender once a round, in turn, so that a slow minute of the machine falls on all of them.
+
+    Each round begins with another one: a contender runs faster in the memory that one of the others has just given back.
+    """
+    figures, order = {name: Figures() for name in contenders}, list(contenders.items())
     for number in range(rounds):
-        for name, contender in contenders.items():
+        first = number % len(order)
+        for name, contender in order[first:] + order[:first]:
             seconds, cpu, peak = run(contender)
             figures[name].seconds.append(seconds)
             figures[name].cpu.append(cpu)
