@@ -14,7 +14,7 @@ import math
 import os
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -24,8 +24,10 @@ from ..dtypes import DTYPES, bits_of, nbytes_of, torch_dtype
 from ..errors import InputRefused
 from ..text import listing, printable, printable_path
 
-# Each block costs two turns of the interpreter's lock, which an import in another thread keeps for milliseconds.
-READ_BLOCK = 2 << 20
+# Small enough for a core's cache; every block costs a few turns of the interpreter's lock, for which an import in another
+# thread makes it wait. Writing 2 MB at a time is no better: the kernel then takes whole huge pages for it, and those a
+# virtual machine's host has often taken back.
+READ_BLOCK = 1 << 20
 # Threads that compare checksums ahead of need; a checksum runs at about a gigabyte a second, without the interpreter's lock.
 CHECKERS = 2
 
@@ -346,27 +348,39 @@ class Source:
 
     def check_storage(self, storage: Storage) -> None:
         """Compare a storage with the checksum its container recorded: once, and for all threads that ask."""
-        if storage.crc is None:
-            return
+        if storage.crc is not None:
+            self.pass_through(storage)
+
+    def pass_through(self, storage: Storage, each: Callable[[int, memoryview], None] | None = None) -> None:
+        """Give `each` a storage's bytes, as (place in it, block), and compare its checksum as `check_storage` does.
+
+        Both in one pass, unless another thread has begun the comparison: the sum of a block that was just read, and is
+        about to be written, costs no second way from memory.
+        """
         from concurrent.futures import Future
 
         mine: Future = Future()
-        check = self._checks.setdefault((storage.file, storage.offset), mine)
-        if check is mine:
-            try:
-                self._compare(storage)
-            except BaseException as error:
-                mine.set_exception(error)
-            else:
-                mine.set_result(None)
-        check.result()
+        check = mine if storage.crc is None else self._checks.setdefault((storage.file, storage.offset), mine)
+        if check is not mine:
+            if each is not None:
+                self._pass(storage, each, compare=False)
+            check.result()
+            return
+        try:
+            self._pass(storage, each, compare=storage.crc is not None)
+        except BaseException as error:
+            mine.set_exception(error)
+        else:
+            mine.set_result(None)
+        mine.result()
 
-    def check_ahead(self) -> None:
-        """Begin comparing all checksums in threads of their own: the sums take as long as importing torch does.
+    def check_ahead(self, names: Iterable[str]) -> None:
+        """Begin comparing the checksums of tensors that will be read, in threads of their own.
 
         What is wrong with a storage is raised when it is needed.
         """
-        waiting = {(s.file, s.offset): s for s in (info.storage for info in self.tensors.values()) if s.crc is not None}
+        storages = [self.tensors[name].storage for name in names]
+        waiting = {(s.file, s.offset): s for s in storages if s.crc is not None}
         # Largest first, so that the threads end together.
         queue = iter(sorted(waiting.values(), key=lambda storage: -storage.nbytes))
         lock = threading.Lock()
@@ -386,18 +400,21 @@ class Source:
             self._checking.append(threading.Thread(target=work, daemon=True))
             self._checking[-1].start()
 
-    def _compare(self, storage: Storage) -> None:
+    def _pass(self, storage: Storage, each: Callable[[int, memoryview], None] | None, compare: bool) -> None:
         import zlib
 
-        file, crc, end = self.files[storage.file], 0, storage.offset + storage.nbytes
+        file, crc = self.files[storage.file], 0
         buffer = self._buffer(min(READ_BLOCK, storage.nbytes))
-        for offset in range(storage.offset, end, READ_BLOCK):
+        for at in range(0, storage.nbytes, READ_BLOCK):
             if self._closing.is_set():
                 raise ValueError(f"{file.path} is closed")
-            part = buffer[: min(READ_BLOCK, end - offset)]
-            file.read_into(offset, part)
-            crc = zlib.crc32(part, crc)
-        if crc != storage.crc:
+            part = buffer[: min(READ_BLOCK, storage.nbytes - at)]
+            file.read_into(storage.offset + at, part)
+            if compare:
+                crc = zlib.crc32(part, crc)
+            if each is not None:
+                each(at, part)
+        if compare and crc != storage.crc:
             shown, key = printable_path(file.path), printable(storage.key)
             raise InputRefused(
                 f"{shown} is damaged: the checksum of '{key}' does not match its bytes",

@@ -26,7 +26,7 @@ from .recognise import DCP_METADATA, is_dcp
 from .source import READ_BLOCK, OpenFiles, Source
 from .write_folder import FolderSink
 from .write_pickle import DTYPE_NAMES, PickleWriter, unit
-from .write_safetensors import Check, copy_run
+from .write_safetensors import Check, copy_storage
 from .write_torch import as_torch, strides
 from .write_zip import ALIGNMENT, Member, directory, lay_out, members_of
 
@@ -143,10 +143,8 @@ class PartFile:
             place = begin + archive.storage.start
             number, offset, length = info.run
             if info.storage.crc is not None and length == info.storage.nbytes:
-                # The recorded sum is the sum of the same bytes here, and it is compared beside the copy.
-                copy_run(source.files[number], offset, self.file, place, length)
-                source.check_storage(info.storage)
-                archive.storage.crc = info.storage.crc
+                copy_storage(source, info.storage, self.file, place)
+                archive.storage.crc = info.storage.crc  # the recorded sum is the sum of the same bytes here
             else:
                 source.check_storage(info.storage)
                 buffer = memoryview(bytearray(min(READ_BLOCK, length)))

@@ -14,11 +14,13 @@ from pathlib import Path
 
 from .atomic import AtomicFile, failure
 from .header import Slot, build_header, layout
-from .source import InputFile, OpenFiles, Source, in_use
+from .source import InputFile, OpenFiles, Source, Storage, in_use
 
 COPY_BLOCK = 1 << 20
 # One call of copy_file_range moves at most this much, so that signals are not held up, and the disk begins early.
 KERNEL_BLOCK = 1 << 26
+# Threads that copy storages and compare their checksums: the sum takes as long as the copy.
+COPIERS = 2
 # What looks at the finished files, still under their temporary names, before they are published.
 Check = Callable[[Path, Iterable[Path]], None]
 
@@ -65,19 +67,24 @@ class SafetensorsSink:
 
     def copy(self, source: Source, pairs: Iterable[tuple[str, str]]) -> None:
         self._sources[id(source)] = source
-        runs, storages = [], {}
+        runs, whole, parts = [], [], []
         for name, key in pairs:
             info = source.tensors[key]
             if info.run is None:
                 self.write(name, source.read_bytes(key))
                 continue
             number, offset, length = info.run
-            storages[info.storage.file, info.storage.offset] = info.storage
-            runs.append((number, offset, self._take(name, length), length))
+            place = self._take(name, length)
+            if info.storage.crc is not None and length == info.storage.nbytes:
+                whole.append((number, offset, place, info.storage))
+                continue
+            runs.append((number, offset, place, length))
+            if info.storage.crc is not None:
+                parts.append(info.storage)
+        copy_storages(source, self.file, [(storage, place) for _, _, place, storage in sorted(whole, key=lambda item: item[:3])])
         for number, offset, place, length in joined(runs):
             copy_run(source.files[number], offset, self.file, place, length)
-        # Checksums after the bytes: they are compared in threads meanwhile, and nothing is published before.
-        for storage in storages.values():
+        for storage in parts:
             source.check_storage(storage)
 
     def abandon(self) -> None:
@@ -137,6 +144,28 @@ _TRY_PLAIN = {
     errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM, errno.ETXTBSY, errno.EOVERFLOW,
     errno.EIO,
 }  # fmt: skip
+
+
+def copy_storage(source: Source, storage: Storage, target: AtomicFile, place: int) -> None:
+    """Copy a storage whole, its checksum compared on the way."""
+    source.pass_through(storage, lambda at, block: target.write_at(place + at, block))
+
+
+def copy_storages(source: Source, target: AtomicFile, places: Sequence[tuple[Storage, int]]) -> None:
+    """The same for many, in several threads where there is much."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def copy(item: tuple[Storage, int]) -> None:
+        copy_storage(source, item[0], target, item[1])
+
+    if sum(storage.nbytes for storage, _ in places) <= KERNEL_BLOCK:
+        for item in places:
+            copy(item)
+        return
+    with ThreadPoolExecutor(COPIERS) as pool:
+        # The first failure is raised at once, and what still waits then never begins.
+        for _ in pool.map(copy, places):
+            pass
 
 
 def copy_run(source: InputFile, offset: int, target: AtomicFile, place: int, length: int) -> None:

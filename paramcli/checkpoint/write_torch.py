@@ -23,7 +23,7 @@ from .read_torch import PAIRS, element_width, storage_refs
 from .roots import as_dict
 from .source import READ_BLOCK, Source, Storage
 from .write_pickle import PickleWriter, unit
-from .write_safetensors import Check, check_unchanged, copy_run
+from .write_safetensors import Check, check_unchanged, copy_storage
 from .write_zip import Member, directory, lay_out, members_of
 
 
@@ -219,16 +219,10 @@ class TorchSink:
             return
         storage = record.source
         if storage.crc is not None:
-            # The recorded sum is the sum of the same bytes here, and it is compared beside the copy.
-            copy_run(self.source.files[storage.file], storage.offset, self.file, record.start, record.size)
-            self.source.check_storage(storage)
-            record.crc = storage.crc
+            copy_storage(self.source, storage, self.file, record.start)
+            record.crc = storage.crc  # the recorded sum is the sum of the same bytes here
         else:
-            buffer = memoryview(bytearray(min(READ_BLOCK, record.size)))
-            for at in range(0, record.size, READ_BLOCK):
-                part = buffer[: min(READ_BLOCK, record.size - at)]
-                self.source.files[storage.file].read_into(storage.offset + at, part)
-                self._put(record, at, part)
+            self.source.pass_through(storage, lambda at, block: self._put(record, at, block))
         record.written = True
 
     def abandon(self) -> None:

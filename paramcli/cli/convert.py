@@ -48,7 +48,7 @@ def convert(
     screen = Screen(quiet)
     edit = Convert(strip_prefix or (), keep or (), drop or (), check_dtype(dtype))
     size = parse_size(max_shard_size) if max_shard_size else None
-    with open_groups(ckpt, root, ignore_record, screen, writes=not dry_run) as opened:
+    with open_groups(ckpt, root, ignore_record, screen) as opened:
         if output is None and (opened.source.shards or default_output(ckpt, "") == ckpt):
             what = "a folder of shards" if opened.source.shards else "safetensors already"
             raise UsageError(f"{opened.where} is {what}: convert needs -o", hint="-o FILE.safetensors, FILE.pt, FOLDER.dcp, or a FOLDER for shards")

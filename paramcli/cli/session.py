@@ -62,16 +62,14 @@ class Opened:
         return [group for name, group in self.groups.items() if name in chosen]
 
 
-def open_groups(path: Path, root: str | None, ignore_record: bool, screen: Screen, writes: bool = False) -> Opened:
-    """Open and group a checkpoint; one that `writes` a new file begins to compare the checksums of this one."""
+def open_groups(path: Path, root: str | None, ignore_record: bool, screen: Screen) -> Opened:
+    """Open and group a checkpoint."""
     source = open_checkpoint(path, root)
     try:
         with error_context(path=path):
             for note in source.notes:
                 screen.note(note)
             record = {} if ignore_record else records.parse_record(source.metadata.get(records.KEY))
-            if writes and ranks.current().size == 1:  # of several processes each compares what it reads
-                source.check_ahead()
             plain = detect(source.tensors)
             records.check_against(record, {name: group.form for name, group in plain.items()})
             return Opened(source, detect(source.tensors, record) if record else plain)
@@ -168,13 +166,15 @@ def run_edits(command: str, edits: Sequence[Edit], suffix: str, ckpt: Path, targ
     `as_recipe`: --dry-run shows the plan as a recipe instead of a table.
     """
     screen = Screen(target.quiet)
-    with open_groups(ckpt, target.root, target.ignore_record, screen, not target.dry_run) as opened, ExitStack() as stack, error_context(path=ckpt):
+    with open_groups(ckpt, target.root, target.ignore_record, screen) as opened, ExitStack() as stack, error_context(path=ckpt):
         if len(edits) == 1 and not edits[0].origin:
             edits[0].choose(opened.groups, opened.where)  # a name that is not there is said before anything of the output
         destination = output_path(opened.source, target.output, target.in_place, suffix, target.force or target.dry_run)
         output = Output(opened, destination, overwrite=target.force, in_place=target.in_place, check=target.check)
         computes = any(edit.computes for edit in edits)
         early = begin_early(command, edits, output, stack) if computes and not target.dry_run else None
+        if computes and early is None and not target.dry_run and ranks.current().size == 1:  # of several processes each compares what it reads
+            opened.source.check_ahead(opened.source.tensors)  # the sums take as long as importing torch does
         device = check_device(target.device) if computes else "cpu"
         from ..surgery.execute import preview
         from ..surgery.sequence import plan_edits

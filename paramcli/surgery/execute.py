@@ -56,6 +56,7 @@ class Writing:
         self._opened.__enter__()
         try:
             self._pool = ThreadPoolExecutor(3)
+            self.source.check_ahead(key for step in self.plan.steps if not step.renames for key in step.group.keys.values())
             renames = [pair for step in self.plan.steps for pair in step.renames.items()]
             self.copying = self.begin(self.sink.copy, self.source, [*self.plan.copies, *renames])
         except BaseException:

@@ -6,9 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from paramcli.checkpoint import source as source_module
 from paramcli.checkpoint import write_safetensors
 from paramcli.checkpoint.atomic import Abandoned
 from paramcli.checkpoint.open import open_checkpoint
+from paramcli.checkpoint.source import Source
 from paramcli.errors import InputRefused
 
 
@@ -29,9 +31,9 @@ def test_checksums_are_compared_once_however_many_threads_ask(tmp_path, monkeypa
     """Ahead of need and again at need is one comparison, and its error is kept for who needs the storage."""
     torch.save({f"t{n}": torch.full((1000,), float(n)) for n in range(10)}, tmp_path / "a.pt")
     with open_checkpoint(tmp_path / "a.pt") as source:
-        compared, real = [], source._compare
-        monkeypatch.setattr(source, "_compare", lambda storage: compared.append(storage.key) or real(storage))
-        source.check_ahead()
+        compared, real = [], source._pass
+        monkeypatch.setattr(source, "_pass", lambda storage, *how, **also: compared.append(storage.key) or real(storage, *how, **also))
+        source.check_ahead(source.tensors)
         for name in source.tensors:
             source.read(name)
         assert sorted(compared) == sorted(info.storage.key for info in source.tensors.values())
@@ -39,11 +41,42 @@ def test_checksums_are_compared_once_however_many_threads_ask(tmp_path, monkeypa
     data[data.index(torch.full((1000,), 3.0).numpy().tobytes())] ^= 1
     (tmp_path / "a.pt").write_bytes(data)
     with open_checkpoint(tmp_path / "a.pt") as source:
-        source.check_ahead()
+        source.check_ahead(source.tensors)
         assert source.read("t2")[0] == 2
         for _ in range(2):
             with pytest.raises(InputRefused, match="checksum"):
                 source.read("t3")
+
+
+@pytest.mark.parametrize("output", ["o.safetensors", "o.pt", "o.dcp"])
+@pytest.mark.parametrize("much", [False, True])
+def test_a_copy_and_its_checksum_are_one_pass(tmp_path, paramcli, monkeypatch, output, much):
+    """Every block of an untouched storage is read once, whatever is written, by one thread or several."""
+    if much:
+        monkeypatch.setattr(write_safetensors, "KERNEL_BLOCK", 1)
+    monkeypatch.setattr(source_module, "READ_BLOCK", 1000)
+    tensors = {f"t{n}": torch.rand(9000) for n in range(9)}
+    torch.save(tensors, tmp_path / "a.pt")
+    passes, real = [], Source._pass
+    monkeypatch.setattr(Source, "_pass", lambda self, storage, *how, **also: passes.append(storage.key) or real(self, storage, *how, **also))
+    paramcli("convert", tmp_path / "a.pt", "-o", tmp_path / output)
+    assert len(passes) == len(set(passes)) == 9
+    with open_checkpoint(tmp_path / output) as got:
+        assert all(torch.equal(got.read(name), tensors[name]) for name in tensors)
+
+
+def test_what_another_thread_compares_is_copied_and_waits_for_its_verdict(tmp_path):
+    """A storage whose comparison has begun elsewhere is given block by block all the same; damage is told to both."""
+    torch.save({"a": torch.arange(1000.0)}, tmp_path / "a.pt")
+    data = bytearray((tmp_path / "a.pt").read_bytes())
+    data[data.index(torch.arange(1000.0).numpy().tobytes())] ^= 1
+    (tmp_path / "a.pt").write_bytes(data)
+    with open_checkpoint(tmp_path / "a.pt") as source:
+        storage, came = source.tensors["a"].storage, []
+        for _ in range(2):
+            with pytest.raises(InputRefused, match="checksum"):
+                source.pass_through(storage, lambda at, block: came.append((at, bytes(block))))
+        assert came[0] == came[1] and came[0][0] == 0 and len(came[0][1]) == 4000
 
 
 def test_when_the_maths_fails_the_copy_stops_and_no_thread_or_file_stays(tmp_path, paramcli, monkeypatch):
