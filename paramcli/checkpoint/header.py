@@ -27,6 +27,8 @@ MAX_HEADER_BYTES = 100_000_000
 MAX_TENSORS = 500_000
 MAX_METADATA_KEYS = 100_000
 MAX_DIMENSIONS = 64
+# What kernels and file systems move and share whole, and the bytes of which there must be some to pad a header for them.
+PAGE, WORTH_PADDING = 4096, 1 << 20
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _AGAIN = "copy or download the file again"
 
@@ -174,6 +176,21 @@ def layout(slots: Iterable[Slot]) -> dict[str, tuple[int, int]]:
     return places
 
 
+def congruent_end(places: Mapping[str, tuple[int, int]], origins: Mapping[str, int]) -> int | None:
+    """Where the header should end, modulo PAGE, for copied tensors to lie in their pages as they do in the input.
+
+    Whole pages can then be moved, or shared where the file system can. `origins` is each copied tensor's place in its
+    file; where they differ the most bytes decide. None where there is little to gain, or it would cost the alignment.
+    """
+    votes: dict[int, int] = {}
+    for name, origin in origins.items():
+        if name in places:
+            begin, end = places[name]
+            votes[(origin - begin) % PAGE] = votes.get((origin - begin) % PAGE, 0) + end - begin
+    best = max(votes, key=lambda value: (votes[value], -value), default=0)
+    return best if votes.get(best, 0) >= WORTH_PADDING and best % 8 == 0 else None
+
+
 def _check_slot(slot: Slot) -> None:
     """Raise InputRefused for what no safetensors file can hold."""
 
@@ -192,10 +209,11 @@ def _check_slot(slot: Slot) -> None:
         raise refuse(f"is {slot.dtype} {shape_text(slot.shape)}, which does not fill whole bytes")
 
 
-def build_header(slots: Iterable[Slot], metadata: Mapping[str, str]) -> bytes:
+def build_header(slots: Iterable[Slot], metadata: Mapping[str, str], end: int | None = None) -> bytes:
     """Length and JSON of the header, padded to 8 bytes; with one metadata key the bytes of `safetensors.torch.save`.
 
-    The library writes several keys in random order; here they are sorted.
+    The library writes several keys in random order; here they are sorted. With `end`, a multiple of 8, the header is
+    padded on until its length modulo PAGE is that.
     """
     slots = list(slots)
     document: dict[str, object] = {METADATA_KEY: dict(sorted(metadata.items()))} if metadata else {}
@@ -205,6 +223,8 @@ def build_header(slots: Iterable[Slot], metadata: Mapping[str, str]) -> bytes:
         document[name] = {"dtype": slot.dtype, "shape": list(slot.shape), "data_offsets": list(place)}
     text = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % 8)
+    if end is not None:
+        text += b" " * ((end - 8 - len(text)) % PAGE)
     if len(text) > MAX_HEADER_BYTES:
         raise InputRefused(
             f"the names and metadata need a header of {len(text)} bytes; safetensors allows {MAX_HEADER_BYTES}",

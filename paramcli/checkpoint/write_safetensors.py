@@ -11,9 +11,10 @@ import errno
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from .atomic import AtomicFile, failure
-from .header import Slot, build_header, layout
+from .header import PAGE, Slot, build_header, congruent_end, layout
 from .source import InputFile, OpenFiles, Source, Storage, in_use
 
 COPY_BLOCK = 1 << 20
@@ -26,7 +27,7 @@ Check = Callable[[Path, Iterable[Path]], None]
 
 
 class SafetensorsSink:
-    """One .safetensors file being written."""
+    """One .safetensors file being written. `origins` is where tensors that will be copied lie in their files."""
 
     def __init__(
         self,
@@ -37,9 +38,10 @@ class SafetensorsSink:
         overwrite: bool = False,
         follow_links: bool = True,
         pool: OpenFiles | None = None,
+        origins: Mapping[str, int] = MappingProxyType({}),
     ):
-        self._head = build_header(slots, metadata)
         self._places = layout(slots)
+        self._head = build_header(slots, metadata, congruent_end(self._places, origins))
         # Bytes that have come of each tensor; one that is complete is no longer here.
         self._missing = dict.fromkeys(self._places, 0)
         self._sources: dict[int, Source] = {}
@@ -180,14 +182,19 @@ def copy_run(source: InputFile, offset: int, target: AtomicFile, place: int, len
 
 
 def _kernel_copy(source: InputFile, offset: int, target: AtomicFile, place: int, length: int) -> int:
-    """Bytes that copy_file_range moved; fewer than asked where the system cannot, or the input ended."""
+    """Bytes that copy_file_range moved; fewer than asked where the system cannot, or the input ended.
+
+    From a page's begin on, where both sides have one there: file systems share only whole pages.
+    """
     done = 0
     if not hasattr(os, "copy_file_range"):
         return done
+    first = -offset % PAGE if (offset - place) % PAGE == 0 else 0
     with in_use(source) as reading, in_use(target) as writing:
         while done < length:
+            count = min(first - done if done < first else KERNEL_BLOCK, length - done)
             try:
-                got = os.copy_file_range(reading, writing, min(KERNEL_BLOCK, length - done), offset + done, place + done)
+                got = os.copy_file_range(reading, writing, count, offset + done, place + done)
             except OSError as error:
                 if error.errno in _TRY_PLAIN:
                     return done

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from ..errors import InputRefused, OutputFailed
 from ..text import printable, printable_path
@@ -39,15 +40,19 @@ class ShardedSink(FolderSink):
         overwrite: bool = False,
         index_name: str = INDEX_NAME,
         owner: Mapping[str, int] | None = None,
+        origins: Mapping[str, int] = MappingProxyType({}),
     ):
         super().__init__(folder, shards, siblings, overwrite=overwrite, owner=owner)
         self.index_name = index_name
         self.metadata = metadata
+        self.origins = origins
         total = sum(slot.nbytes for slots in self.parts.values() for slot in slots)
         self.index_metadata = {**(index_metadata or {}), "total_size": total}
 
     def part_sink(self, path: Path, part: str, pool: OpenFiles) -> SafetensorsSink:
-        return SafetensorsSink(path, self.parts[part], self.metadata, overwrite=self.overwrite, follow_links=False, pool=pool)
+        return SafetensorsSink(
+            path, self.parts[part], self.metadata, overwrite=self.overwrite, follow_links=False, pool=pool, origins=self.origins
+        )
 
     def index_bytes(self, names: Mapping[str, str]) -> bytes:
         weight_map = {name: names[shard] for name, shard in self.home.items()}

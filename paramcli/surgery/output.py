@@ -129,23 +129,27 @@ def open_sink(
     """
     if not in_place:
         same_place(output, source, plan.command != "convert" and source.container not in NOT_IN_PLACE)
+    copies = [*plan.copies, *(pair for step in plan.steps for pair in step.renames.items())]
     if is_torch(output, source):
         renamed = {name: key for name, key in plan.copies}
         for step in plan.steps:
             renamed.update({slot.name: next(iter(step.group.keys.values())) for slot in step.writes})
-        copies = [*plan.copies, *(pair for step in plan.steps for pair in step.renames.items())]
         return TorchSink(output, source, plan.slots, copies, renamed, tied_slots(source, plan), overwrite=overwrite)
     shards = shards_of(output, source, plan, in_place, max_shard_size)
+    # Bytes with a checksum to compare go through memory in any case.
+    runs = {name: source.tensors[key].run for name, key in copies if source.tensors[key].storage.crc is None}
+    origins = {name: run[1] for name, run in runs.items() if run is not None}
     if shards is None:
-        return SafetensorsSink(output, plan.slots, metadata, overwrite=overwrite)
+        return SafetensorsSink(output, plan.slots, metadata, overwrite=overwrite, origins=origins)
     folder = source.folder if in_place else output
     siblings = sibling_files(source.path) if source.shards else []
     if is_dcp_folder(output, source):
         return DcpSink(output, shards, siblings, overwrite=overwrite, owner=owner)
     name = index_name(source.path)
     return ShardedSink(
-        folder, shards, metadata, index_metadata(source, plan), siblings, overwrite=overwrite, index_name=name, owner=owner
-    )
+        folder, shards, metadata, index_metadata(source, plan), siblings, overwrite=overwrite, index_name=name, owner=owner,
+        origins=origins,
+    )  # fmt: skip
 
 
 def index_metadata(source: Source, plan: Plan) -> dict[str, object]:

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from paramcli.checkpoint.header import Slot, build_header, file_order, header_length, parse_header
+from paramcli.checkpoint.header import PAGE, Slot, build_header, congruent_end, file_order, header_length, parse_header
 from paramcli.dtypes import CODE_OF_TORCH, DTYPES
 from paramcli.errors import InputRefused
 
@@ -107,6 +107,41 @@ def test_a_header_reads_back():
     header = parse_header(build_header([Slot("b", "F16", (2, 3)), Slot("a", "F32", ())], {"k": "v"})[8:], 16)
     assert header.tensors == {"a": ("F32", (), 0, 4), "b": ("F16", (2, 3), 4, 16)}
     assert header.metadata == {"k": "v"}
+
+
+@pytest.mark.parametrize("end", [0, 8, 96, 4088])
+def test_a_header_can_be_padded_to_end_anywhere_in_a_page(end, tmp_path):
+    """Spaces follow the JSON; the library reads the file, and no more is added than needed."""
+    slots = [Slot("b", "F16", (2, 3)), Slot("a", "F32", ())]
+    plain, padded = build_header(slots, {"k": "v"}), build_header(slots, {"k": "v"}, end)
+    assert len(padded) % PAGE == end and 0 <= len(padded) - len(plain) < PAGE
+    assert padded[8:].rstrip() == plain[8:].rstrip() and parse_header(padded[8:], 16) == parse_header(plain[8:], 16)
+    (tmp_path / "a.safetensors").write_bytes(padded + bytes(16))
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        assert sorted(file.keys()) == ["a", "b"] and file.metadata() == {"k": "v"}
+
+
+MB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    "sizes, origins, expected",
+    [
+        ([2 * MB], [5000], 904),  # 5000 - 4096
+        ([8, 2 * MB], [None, 5000], 896),  # 8 new bytes before it
+        ([MB, 3 * MB, MB], [800, 5000 + MB, 800 + 4 * MB], 904),  # the most bytes have their way
+        ([MB - 1], [5000], None),  # not worth the spaces
+        ([2 * MB], [5004], None),  # a header ends at a multiple of 8
+        ([2 * MB], [None], None),
+    ],
+)
+def test_the_header_ends_where_copied_bytes_keep_their_place_in_a_page(sizes, origins, expected):
+    """(the header's end + a tensor's place) and its place in the input are congruent modulo a page for most bytes."""
+    places, at = {}, 0
+    for number, size in enumerate(sizes):
+        places[f"t{number}"] = (at, at + size)
+        at += size
+    assert congruent_end(places, {f"t{n}": origin for n, origin in enumerate(origins) if origin is not None} | {"elsewhere": 8}) == expected
 
 
 ENTRY = '{"dtype":"U8","shape":[2],"data_offsets":[0,2]}'

@@ -1,10 +1,11 @@
 """Dialects of weight norm, spectral norm and pruning, written by stock torch: migrate both ways, bake as torch does."""
 
+import os
 import warnings
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
@@ -263,3 +264,30 @@ def test_what_add_spells_the_old_way_old_code_loads(chain, dtype, tmp_path, para
     # Half types are computed wider and rounded once; torch computes in them.
     tolerance = dict(rtol=0, atol=0) if dtype != torch.bfloat16 else dict(rtol=2e-2, atol=1e-3)
     torch.testing.assert_close(baked, conv.weight.detach(), **tolerance)
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_untouched_bytes_keep_their_place_in_a_page(shards, tmp_path, paramcli, monkeypatch):
+    """Whole pages are asked for page by page, which file systems that share blocks need; and back is the file it was."""
+    from paramcli.checkpoint.open import open_checkpoint
+
+    state = {f"l{n}.weight_{part}": torch.rand((400, 1) if part == "g" else (400, 900)) for n in range(2) for part in "gv"}
+    save_file(state, tmp_path / "a.safetensors", {"format": "pt"})
+    before, new, back = tmp_path / "a.safetensors", tmp_path / "new.safetensors", tmp_path / "back.safetensors"
+    if shards:
+        before, new, back = tmp_path / "a", tmp_path / "new", tmp_path / "back"
+        paramcli("convert", tmp_path / "a.safetensors", "-o", before, "--max-shard-size", "1442KB")
+    calls, real = [], os.copy_file_range
+    monkeypatch.setattr(os, "copy_file_range", lambda *call: calls.append(call[2:]) or real(*call))
+    paramcli("migrate", before, "--to", "new", "-o", new)
+    assert sum(size for size, *_ in calls) == sum(t.nbytes for t in state.values())
+    whole = [(source, target) for size, source, target in calls if size >= 4096]
+    assert len(whole) >= 1 + shards and all(source % 4096 == target % 4096 == 0 for source, target in whole)
+    with open_checkpoint(new) as got:
+        for name, value in state.items():
+            key = name.replace("weight_g", "parametrizations.weight.original0").replace("weight_v", "parametrizations.weight.original1")
+            assert torch.equal(got.read(key), value)
+    paramcli("migrate", new, "--to", "old", "-o", back)
+    for path in [before, *before.rglob("*.safetensors")] if shards else [before]:
+        if path.is_file():
+            assert (back / path.name if shards else back).read_bytes() == path.read_bytes()
