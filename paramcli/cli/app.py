@@ -80,6 +80,9 @@ COLLECT = (20_000, 50, 1000)
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit with its code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    # A stream that was closed (`>&-`) is None here, and its number would go to the next file that is opened.
+    sys.stdout = sys.stdout or open(os.devnull, "w")
+    sys.stderr = sys.stderr or open(os.devnull, "w")
     if not sys.warnoptions and "--debug" not in arguments:
         # What libraries warn of (torch: that numpy is not installed) is nothing a user of the command can act on.
         warnings.simplefilter("ignore")
@@ -103,7 +106,9 @@ def run(arguments: list[str]) -> int:
 
     try:
         with signals_as_exceptions():
-            return _dispatch(hoisted(arguments))
+            code = _dispatch(hoisted(arguments))
+        # What the parser's library makes of a Ctrl-C.
+        return _interrupted(code) if code == 130 else code
     except ParamcliError as error:
         return fail(error)
     except typer.Exit as stop:

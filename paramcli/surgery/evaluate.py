@@ -150,7 +150,7 @@ def _zero_slice(blocks: Iterable[tuple[int, Tensor]], dim: int | None) -> int | 
     if dim is None:
         return None if any(bool(v.any()) for _, v in blocks) else 0
     for first, v in blocks:
-        norms = torch.linalg.vector_norm(v.abs().double().movedim(dim, 0).flatten(1), dim=-1)
+        norms = torch.linalg.vector_norm(v.abs().double().movedim(dim, 0).reshape(v.size(dim), -1), dim=-1)
         zero = (norms == 0).nonzero().flatten().tolist()
         if zero:
             return first + zero[0]

@@ -56,9 +56,13 @@ class Initialised:
         try:
             for block in list(view.into(value)) if view.count else [value]:
                 # Blocks of the last dimension are no contiguous tensors, which some initialisers want.
-                filled = function(block.contiguous())
-                if self._wants_rotation(group) and not value.is_meta and bool(torch.linalg.slogdet(filled).sign < 0):
-                    filled[0] *= -1
+                filled = block.contiguous()
+                rotation = self._wants_rotation(group)
+                # A chain onto rotations takes a batch of matrices; the initialiser would see one wide matrix.
+                for matrix in filled.flatten(0, -3) if rotation and filled.dim() > 2 else [filled]:
+                    function(matrix)
+                    if rotation and not value.is_meta and bool(torch.linalg.slogdet(matrix).sign < 0):
+                        matrix[0] *= -1
                 block.copy_(filled)
         except ValueError as error:
             raise InputRefused(f"{self.name} does not fit a tensor of shape {shape_text(group.shape)}: {error}") from None

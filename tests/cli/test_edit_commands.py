@@ -258,6 +258,18 @@ def test_a_result_off_its_constraint_is_warned_of(chain, tmp_path, paramcli):
     paramcli("verify", tmp_path / "z.parametrized.safetensors", code=1)
 
 
+def test_an_orthogonal_draw_for_a_batch_is_one_for_each_matrix(tmp_path, paramcli):
+    """A batch under a chain onto rotations gets rotations, and different ones."""
+    save_file({"w": torch.randn(4, 2, 8, 8)}, tmp_path / "w.safetensors")
+    paramcli("add", tmp_path / "w.safetensors", "-t", "w", "--chain", "skew,matrix_exp", "-o", tmp_path / "p.safetensors")
+    for seed in range(4):
+        paramcli("assign", tmp_path / "p.safetensors", "-t", "w", "--with", "orthogonal", "--seed", seed, "-f", "-o", tmp_path / "a.safetensors")
+        paramcli("remove", tmp_path / "a.safetensors", "-f", "-o", tmp_path / "b.safetensors")
+        Q = load_file(tmp_path / "b.safetensors")["w"].double().reshape(8, 8, 8)
+        assert (Q.mT @ Q - torch.eye(8)).abs().max() < 1e-5 and (torch.linalg.det(Q) - 1).abs().max() < 1e-5
+        assert min((Q[i] - Q[j]).abs().max() for i in range(8) for j in range(i)) > 0.1
+
+
 def test_assigning_an_orthogonal_draw_works_for_every_seed(fc_checkpoint, tmp_path, paramcli):
     """Chains onto rotations get a draw with determinant +1, whatever the seed; other chains get torch's own draw."""
     made = tmp_path / "ckpt.parametrized.safetensors"

@@ -146,3 +146,10 @@ def test_a_number_too_long_for_python_is_no_bug(fc_checkpoint, tmp_path, paramcl
     """A recipe with an integer of 5,000 digits is refused as text that is no recipe."""
     (tmp_path / "r.toml").write_text('[[edit]]\ncommand = "add"\ntensor = "w"\nchain = "skew"\nseed = ' + "1" * 5000)
     paramcli("apply", tmp_path / "r.toml", fc_checkpoint, code=2)
+
+
+def test_a_zero_in_a_direction_of_one_dimension_is_named(tmp_path, paramcli):
+    """Weight norm on a vector divides by each entry: the one that is zero is said."""
+    save_file({"m.weight_g": torch.ones(3), "m.weight_v": torch.tensor([1.0, 0.0, 2.0])}, tmp_path / "z.safetensors")
+    said = paramcli("remove", tmp_path / "z.safetensors", code=3).err
+    assert "m.weight: its direction v is zero (slice 1 of dimension 0 has no length to divide by)" in said

@@ -130,6 +130,26 @@ def test_nothing_but_a_closed_stdout_is_lost(fc_checkpoint, tmp_path):
     assert "fc.parametrizations.weight.original" in load_file(tmp_path / "o.safetensors")
 
 
+@pytest.mark.parametrize("streams", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_do_not_change_the_exit_code(streams, fc_checkpoint, tmp_path):
+    """What cannot be said is no failure of the work, and no success of what failed."""
+    line = f"{sys.executable} -m paramcli convert {{}} -o {tmp_path}/o.safetensors {streams}"
+    done = [subprocess.run(["sh", "-c", line.format(path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for path in (fc_checkpoint, "nosuch.pt")]
+    assert [d.returncode for d in done] == [0, 3]
+
+
+def test_a_ctrl_c_is_told(fc_checkpoint, paramcli, monkeypatch):
+    """Exit 130 with one line that says how things stand, also where the parser's library has caught the interrupt."""
+    from paramcli.cli import session
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session, "open_checkpoint", interrupted)
+    said = paramcli("inspect", fc_checkpoint, code=130)
+    assert said.out == "" and said.err == "error: interrupted; nothing was left half written\n"
+
+
 def test_a_reader_that_leaves_early_is_no_error(fixtures):
     """paramcli inspect | head -1 ends quietly."""
     done = subprocess.run(
