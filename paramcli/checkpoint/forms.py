@@ -158,7 +158,6 @@ OLD_FORM = {
     frozenset(("original", "0._u", "0._v")): "spectral_norm_v1",
     frozenset(("original", "0.mask")): "prune_old",
 }
-FORMS = (PLAIN, PARAMETRIZED, *FORM_OF_SPELLING)
 
 
 def detect(tensors: Mapping[str, TensorInfo], record: Mapping[str, Entry] | None = None) -> dict[str, Group]:

@@ -183,9 +183,6 @@ class InputFile:
                 )
             done += got
 
-    def same_file(self, other: os.stat_result) -> bool:
-        return self._identity[:2] == (other.st_dev, other.st_ino)
-
     def check_unchanged(self) -> None:
         """Raise InputRefused if the file was cut, appended to, rewritten or replaced since it was opened."""
         try:

@@ -12,8 +12,6 @@ from ..text import listing
 from . import options as o
 from .session import Output, finish_edit, open_groups, output_path, write_plan
 
-DEFAULT_SHARD = "5GB"
-
 
 def attach(app: typer.Typer) -> None:
     app.command("convert", epilog="Write: ckpt.pt -> ckpt.safetensors; -o x.pt writes a torch checkpoint, -o FOLDER shards, -o FOLDER.dcp a folder of torch.distributed.checkpoint.")(convert)
@@ -43,7 +41,7 @@ def convert(
     """
     from ..surgery.convert import Convert, check_dtype, parse_size
     from ..surgery.execute import preview
-    from ..surgery.output import default_output, is_file
+    from ..surgery.output import DEFAULT_SHARD_SIZE, default_output, is_file
 
     screen = Screen(quiet)
     edit = Convert(strip_prefix or (), keep or (), drop or (), check_dtype(dtype))
@@ -54,7 +52,7 @@ def convert(
             raise UsageError(f"{opened.where} is {what}: convert needs -o", hint="-o FILE.safetensors, FILE.pt, FOLDER.dcp, or a FOLDER for shards")
         destination = output_path(opened.source, output, False, "", force or dry_run)
         if size is None and output is not None and destination.suffix == "" and not opened.source.shards:
-            size = parse_size(DEFAULT_SHARD)
+            size = DEFAULT_SHARD_SIZE
         if size is not None and is_file(destination):
             raise UsageError("--max-shard-size writes a folder of shards", hint="-o FOLDER")
         plan, left = edit.plan(opened.source, opened.groups, opened.where)

@@ -11,8 +11,6 @@ from .base import Constraint, Parametrization, started
 from .bounded import EDGE, MARGIN
 from .norm import check_dim
 
-POSITIVE_MAPS = ("softplus", "exp", "square", "abs")
-
 
 def inverse_softplus(y: Tensor) -> Tensor:
     """log(exp(y) - 1), written so that large y do not overflow and small ones keep their digits."""

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from paramcli.chain import parse_chain
-from paramcli.checkpoint.forms import FORMS, detect
+from paramcli.checkpoint.forms import FORM_OF_SPELLING, PARAMETRIZED, PLAIN, detect
 from paramcli.checkpoint.keys import parametrized_key, split_parametrized
 from paramcli.checkpoint.record import Entry
 from paramcli.checkpoint.source import Storage, TensorInfo
@@ -164,7 +164,7 @@ LAYOUTS = {
 def test_every_kind_of_layout_is_in_the_table():
     """All forms occur, and all the roles that a half pair can lack."""
     forms = {form for _, expected in LAYOUTS.values() for form, _ in expected.values()}
-    assert forms == set(FORMS)
+    assert forms == {PLAIN, PARAMETRIZED, *FORM_OF_SPELLING}
     kinds = Counter(label.partition(":")[0] if ":" in label else "spelling" for label in LAYOUTS)
     assert kinds["half"] >= 6 and kinds["look-alike"] >= 12 and kinds["spelling"] >= 15
 
