@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -189,7 +190,10 @@ def run_edits(command: str, edits: Sequence[Edit], suffix: str, ckpt: Path, targ
             from ..recipe import recipe_text
 
             shown = recipe_text(edits, plan.steps)
-        finish_edit(screen, target.as_json, plan, opened, destination, outcomes, target.dry_run, edits=edits, shown=shown, checked=target.check or target.in_place)
+        finish_edit(
+            screen, target.as_json, plan, opened, destination, outcomes, target.dry_run, edits=edits, shown=shown,
+            checked=target.check or target.in_place, replaces=target.force or target.in_place,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -285,7 +289,7 @@ def write_plan(screen: Screen, plan: Plan, output: Output, device: str = "cpu", 
 
 def finish_edit(
     screen: Screen, as_json: bool, plan, opened: Opened, output: Path, outcomes: Sequence, dry_run: bool, shown: object,
-    left: list[str] | None = None, edits: Sequence[Edit] = (), checked: bool = False,
+    left: list[str] | None = None, edits: Sequence[Edit] = (), checked: bool = False, replaces: bool = False,
 ) -> None:  # fmt: skip
     """The table or document on stdout, and on stderr what was written, what was not, and what to type next."""
     from ..checkpoint.read_sharded import files_left
@@ -319,6 +323,8 @@ def finish_edit(
     if dry_run:
         screen.note(f"dry run: would write {printable_path(output)} ({size_text(plan.nbytes)}), {plan.untouched} tensors untouched")
         screen.note(f"dry run: {costs}")
+        if not replaces and os.path.lexists(output):
+            screen.note(f"dry run: {printable_path(output)} exists already, and only --force replaces it")
         return
     screen.note(f"wrote {printable_path(output)}: {count_text(len(outcomes), 'tensor')} changed, {plan.untouched} untouched" + (", all read back and equal" if checked else ""))
     claims = any(entry.constraint or entry.state == "parametrized" for entry in plan.record.values())

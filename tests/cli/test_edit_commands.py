@@ -181,6 +181,16 @@ def test_assign_keeps_a_mask(fc_checkpoint, tmp_path, paramcli):
     assert torch.equal(load_file(tmp_path / "b.safetensors")["fc.weight"], mask.float())
 
 
+@pytest.mark.parametrize("command", [["add", "-t", "fc.weight", "--chain", "symmetric"], ["convert"]])
+def test_dry_run_says_that_the_output_exists(command, fc_checkpoint, tmp_path, paramcli):
+    """What the real run would refuse is told by the dry one too, unless --force is given."""
+    (tmp_path / "o.safetensors").write_bytes(b"mine")
+    line = [command[0], fc_checkpoint, *command[1:], "-o", tmp_path / "o.safetensors", "-n"]
+    assert "o.safetensors exists already, and only --force replaces it" in paramcli(*line).err
+    assert "exists already" not in paramcli(*line, "--force").err
+    assert (tmp_path / "o.safetensors").read_bytes() == b"mine"
+
+
 def test_dry_run_writes_nothing_and_says_what_it_would(fc_checkpoint, tmp_path, paramcli):
     """-n prints the plan: keys read and written, and no numbers that need data."""
     files = sorted(tmp_path.iterdir())
