@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import random
 import resource
 import shutil
 import statistics
@@ -98,14 +99,16 @@ def script(name: str, *arguments: object) -> list[str]:
 
 
 def interleave(contenders: Mapping[str, Contender], rounds: int, log: Callable[[str], None]) -> dict[str, Figures]:
-    """Every contender once a round, in turn, so that a slow minute of the machine falls on all of them.
+    """Every contender once a round, so that a slow minute of the machine falls on all of them.
 
-    Each round begins with another one: a contender runs faster in the memory that one of the others has just given back.
+    Each round has an order of its own: a run is fast in memory that the one before it has just given back, and slow where
+    a virtual machine's host has to give it first.
     """
-    figures, order = {name: Figures() for name in contenders}, list(contenders.items())
+    figures = {name: Figures() for name in contenders}
     for number in range(rounds):
-        first = number % len(order)
-        for name, contender in order[first:] + order[:first]:
+        order = list(contenders.items())
+        random.Random(number).shuffle(order)
+        for name, contender in order:
             seconds, cpu, peak = run(contender)
             figures[name].seconds.append(seconds)
             figures[name].cpu.append(cpu)
