@@ -169,7 +169,7 @@ def save(model: nn.Module, path: str | os.PathLike, *, overwrite: bool = False, 
         text[records.KEY] = records.record_text(entries, __version__)
     with SafetensorsSink(path, slots, text, overwrite=overwrite) as sink:
         for key, tensor in state.items():
-            sink.write(key, tensor_bytes(tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()))
+            sink.write(key, tensor_bytes(tensor.detach().cpu().contiguous()))
         sink.commit()
     return path
 

@@ -496,6 +496,9 @@ def tensor_bytes(tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, without numpy; they keep the tensor alive."""
     import ctypes
 
+    # A conjugate or negated view is contiguous too, over memory that holds other values than it has.
+    tensor = tensor.resolve_conj().resolve_neg()
+
     if not tensor.numel():
         return memoryview(b"")
     size = tensor.numel() * tensor.element_size()

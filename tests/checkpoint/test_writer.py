@@ -19,7 +19,7 @@ from paramcli.checkpoint import write_safetensors
 from paramcli.checkpoint.open import open_checkpoint
 from paramcli.checkpoint.read_safetensors import open_safetensors
 from paramcli.checkpoint.read_sharded import open_folder_or_index, sibling_files
-from paramcli.checkpoint.source import InputFile, Source, Storage, TensorInfo
+from paramcli.checkpoint.source import InputFile, Source, Storage, TensorInfo, tensor_bytes
 from paramcli.checkpoint.write_dcp import DcpSink, part_name
 from paramcli.checkpoint.write_safetensors import joined
 from paramcli.checkpoint.writer import INDEX_NAME, SafetensorsSink, ShardedSink, Slot, plan_shards
@@ -65,6 +65,13 @@ def copying(request, monkeypatch) -> str:
 
         monkeypatch.setattr(os, "copy_file_range", give_up)
     return request.param
+
+
+def test_the_bytes_of_a_lazy_conjugate_are_its_values():
+    """torch's conj() and the imaginary part of one are views that change values on reading; bytes must not miss that."""
+    X = torch.randn(3, 4, dtype=torch.complex64)
+    for view, real in ((X.conj(), torch.conj_physical(X)), (X.conj().imag.contiguous(), -X.imag), (torch._neg_view(X.real.contiguous()), -X.real)):
+        assert bytes(tensor_bytes(view)) == real.contiguous().numpy().tobytes()
 
 
 def test_a_copy_of_everything_is_the_same_file(tmp_path, input_path, copying):
