@@ -223,8 +223,9 @@ def build_header(slots: Iterable[Slot], metadata: Mapping[str, str], end: int | 
         document[name] = {"dtype": slot.dtype, "shape": list(slot.shape), "data_offsets": list(place)}
     text = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % 8)
-    if end is not None:
-        text += b" " * ((end - 8 - len(text)) % PAGE)
+    padding = (end - 8 - len(text)) % PAGE if end is not None else 0
+    if len(text) + padding <= MAX_HEADER_BYTES:
+        text += b" " * padding
     if len(text) > MAX_HEADER_BYTES:
         raise InputRefused(
             f"the names and metadata need a header of {len(text)} bytes; safetensors allows {MAX_HEADER_BYTES}",
