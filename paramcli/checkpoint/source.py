@@ -310,7 +310,7 @@ class Source:
     tree: object = None
     # Every storage of a torch file by its key, those outside the state dict too.
     storages: dict[str, Storage] = field(default_factory=dict)
-    # (file, offset) of a storage -> the Future of its comparison, made by whoever asked first.
+    # (file, offset) of a storage -> the Future of its comparison, made by whoever asked first: True, or why it is refused.
     _checks: dict = field(default_factory=dict, repr=False)
     _checking: list[threading.Thread] = field(default_factory=list, repr=False)
     _kept: threading.local = field(default_factory=threading.local, repr=False)
@@ -356,20 +356,28 @@ class Source:
         """
         from concurrent.futures import Future
 
-        mine: Future = Future()
-        check = mine if storage.crc is None else self._checks.setdefault((storage.file, storage.offset), mine)
-        if check is not mine:
+        place = storage.file, storage.offset
+        while True:
+            mine: Future[bool] = Future()
+            check = mine if storage.crc is None else self._checks.setdefault(place, mine)
+            if check is mine:
+                break
             if each is not None:
                 self._pass(storage, each, compare=False)
-            check.result()
-            return
+                each = None
+            if check.result():
+                return
+            # Who had begun the comparison was stopped by something else, and it is still to be made.
         try:
             self._pass(storage, each, compare=storage.crc is not None)
-        except BaseException as error:
+        except InputRefused as error:
             mine.set_exception(error)
-        else:
-            mine.set_result(None)
-        mine.result()
+            raise
+        except BaseException:
+            self._checks.pop(place, None)
+            mine.set_result(False)
+            raise
+        mine.set_result(True)
 
     def check_ahead(self, names: Iterable[str]) -> None:
         """Begin comparing the checksums of tensors that will be read, in threads of their own.

@@ -21,7 +21,7 @@ from .header import Slot
 from .pickle_data import Items, StorageRef, TensorRef
 from .read_torch import PAIRS, element_width, storage_refs
 from .roots import as_dict
-from .source import READ_BLOCK, Source, Storage
+from .source import Source, Storage
 from .write_pickle import PickleWriter, unit
 from .write_safetensors import Check, check_unchanged, copy_storage
 from .write_zip import Member, directory, lay_out, members_of

@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -13,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from paramcli.catalogue.entry import itself
+from paramcli.checkpoint import source as source_module
 from paramcli.checkpoint.atomic import AtomicFile
 from paramcli.checkpoint.forms import detect
 from paramcli.checkpoint.open import open_checkpoint
@@ -200,3 +203,32 @@ def test_a_hint_to_the_disk_takes_no_standard_stream(tmp_path):
         "assert taken and min(taken) > 2, taken\n"
     )
     assert subprocess.run(["sh", "-c", 'exec "$0" -c "$1" <&-', sys.executable, code], timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("output", ["o.safetensors", "o.dcp"])
+def test_an_early_copy_given_up_in_a_storage_does_not_decide_its_checksum(output, tmp_path, paramcli, monkeypatch):
+    """What was begun for another plan stops in the middle of a storage; the copy that counts compares it itself."""
+    tensors = {"w": torch.randn(8, 8), **{f"t{n}": torch.randn(300_000) for n in range(4)}}
+    torch.save(tensors, tmp_path / "a.pt")
+    monkeypatch.setattr(source_module, "READ_BLOCK", 20_000)
+    begun, real = threading.Event(), AtomicFile.write_at
+
+    def slow(self, offset, data):
+        begun.set()
+        time.sleep(0.005)
+        real(self, offset, data)
+
+    given_up = []
+
+    def other(self, plan):
+        assert begun.wait(10)
+        monkeypatch.setattr(AtomicFile, "write_at", real)
+        given_up.append(True)
+        return False
+
+    monkeypatch.setattr(AtomicFile, "write_at", slow)
+    monkeypatch.setattr(Writing, "serves", other)
+    paramcli("add", tmp_path / "a.pt", "-t", "w", "--chain", "symmetric", "-o", tmp_path / output)
+    assert given_up
+    with open_checkpoint(tmp_path / output) as got:
+        assert all(torch.equal(got.read(name), value) for name, value in tensors.items() if name != "w")
