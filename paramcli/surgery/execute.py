@@ -38,7 +38,8 @@ def metadata_of(source: Source, record: Mapping[str, records.Entry]) -> dict[str
 class Writing:
     """An output while it is filled: its open sink, the threads that work for it, and the copying, begun at once.
 
-    Three threads beside the main one: one copies what is untouched, one reads the next tensors, one writes the last ones.
+    Three threads beside the main one: one copies what is untouched (two more help it with checksums), one reads the next
+    tensors, one writes the last ones; others compare the checksums of what will be read.
     Use in a `with`; what is not committed by then is given up. What is written passes `checked`, where that is given.
     """
 

@@ -1,6 +1,7 @@
 """The executor: work in threads, and a run that ends as one whatever fails in them."""
 
 import threading
+import time
 
 import pytest
 import torch
@@ -57,6 +58,7 @@ def test_a_copy_and_its_checksum_are_one_pass(tmp_path, paramcli, monkeypatch, o
     monkeypatch.setattr(source_module, "READ_BLOCK", 1000)
     tensors = {f"t{n}": torch.rand(9000) for n in range(9)}
     torch.save(tensors, tmp_path / "a.pt")
+    monkeypatch.setattr(write_safetensors, "copy_run", lambda *run: pytest.fail("copied without its checksum"))
     passes, real = [], Source._pass
     monkeypatch.setattr(Source, "_pass", lambda self, storage, *how, **also: passes.append(storage.key) or real(self, storage, *how, **also))
     paramcli("convert", tmp_path / "a.pt", "-o", tmp_path / output)
@@ -77,6 +79,48 @@ def test_what_another_thread_compares_is_copied_and_waits_for_its_verdict(tmp_pa
             with pytest.raises(InputRefused, match="checksum"):
                 source.pass_through(storage, lambda at, block: came.append((at, bytes(block))))
         assert came[0] == came[1] and came[0][0] == 0 and len(came[0][1]) == 4000
+
+
+def test_a_comparison_that_was_stopped_is_made_by_who_waits_for_it(tmp_path):
+    """One thread's copy fails in the middle of a damaged storage; the thread that waited for its verdict compares it itself."""
+    torch.save({"a": torch.arange(1000.0)}, tmp_path / "a.pt")
+    data = bytearray((tmp_path / "a.pt").read_bytes())
+    data[data.index(torch.arange(1000.0).numpy().tobytes())] ^= 1
+    (tmp_path / "a.pt").write_bytes(data)
+    begun, told = threading.Event(), []
+    with open_checkpoint(tmp_path / "a.pt") as source:
+        storage = source.tensors["a"].storage
+
+        def stopped(at, block):
+            begun.set()
+            time.sleep(0.3)  # the other thread is waiting by now
+            raise Abandoned
+
+        def wait():
+            begun.wait()
+            try:
+                source.check_storage(storage)
+            except Exception as error:
+                told.append(error)
+
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        with pytest.raises(Abandoned):
+            source.pass_through(storage, stopped)
+        waiter.join()
+        assert [type(error) for error in told] == [InputRefused] and "checksum" in str(told[0])
+
+
+@pytest.mark.parametrize("output", ["o.safetensors", "o.pt", "o.dcp"])
+def test_a_flipped_bit_beside_a_copied_view_is_refused(output, tmp_path, paramcli):
+    """Of a storage whose tensors are parts of it the whole is compared, what no tensor shows too."""
+    base = torch.randn(1000)
+    torch.save({"a": base[:300], "b": base[200:500]}, tmp_path / "a.pt")
+    data = bytearray((tmp_path / "a.pt").read_bytes())
+    data[data.index(base[900:].numpy().tobytes())] ^= 1
+    (tmp_path / "a.pt").write_bytes(data)
+    assert "checksum" in paramcli("convert", tmp_path / "a.pt", "-o", tmp_path / output, "-f", code=3).err
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
 
 
 def test_when_the_maths_fails_the_copy_stops_and_no_thread_or_file_stays(tmp_path, paramcli, monkeypatch):
