@@ -22,7 +22,8 @@ from pathlib import Path
 
 from ..errors import OutputFailed, UsageError
 from ..text import printable_path
-from .source import OpenFiles, Source, above_standard_streams, in_use
+from .input_file import OpenFiles, above_standard_streams, in_use
+from .source import Source
 from .writeback import begin_writeback
 
 TEMPORARY_PREFIX = ".paramcli-"

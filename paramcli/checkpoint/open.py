@@ -9,7 +9,8 @@ from ..dtypes import DTYPES
 from ..errors import InputRefused, UsageError
 from ..text import count_text, printable, printable_path
 from .recognise import ZERO_HINT, container_of, is_dcp
-from .source import InputFile, Source
+from .input_file import InputFile
+from .source import Source
 
 
 def open_checkpoint(path: str | Path, root: str | None = None) -> Source:

@@ -26,7 +26,8 @@ from .read_torch import PAIRS, check_expansion, collector_paused, tensor_info, z
 from .recognise import DCP
 from .recognise import DCP_METADATA as METADATA
 from .roots import choose_root
-from .source import InputFile, OpenFiles, Piece, Root, Source, Storage, TensorInfo
+from .input_file import InputFile, OpenFiles
+from .source import Piece, Root, Source, Storage, TensorInfo
 
 _MODULE = "torch.distributed.checkpoint.metadata"
 _FILES = "torch.distributed.checkpoint.filesystem"

@@ -7,7 +7,8 @@ from pathlib import Path
 from ..errors import InputRefused
 from ..text import printable_path
 from .header import header_length, parse_header
-from .source import InputFile, Root, Source, Storage, TensorInfo
+from .input_file import InputFile
+from .source import Root, Source, Storage, TensorInfo
 
 
 def open_safetensors(path: str | Path, file: InputFile | None = None) -> Source:

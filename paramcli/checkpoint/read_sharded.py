@@ -20,7 +20,8 @@ from ..text import count_text, listing, printable, printable_path
 from . import record
 from .read_safetensors import open_safetensors
 from .recognise import DCP_METADATA, ZERO_HINT
-from .source import Extra, InputFile, OpenFiles, Root, Source, Storage, TensorInfo
+from .input_file import InputFile, OpenFiles
+from .source import Extra, Root, Source, Storage, TensorInfo
 from .strict_json import BrokenJson, decode_utf8, read_any, read_text, walk_document, walk_object
 
 INDEX_SUFFIX = ".safetensors.index.json"

@@ -19,7 +19,8 @@ from .pickle_data import MAX_BYTES, PARTITIONED, Key, Opaque, StorageRef, Tensor
 from .pickle_globals import OTHER_WIDTHS
 from .recognise import LEGACY_MAGIC, ZERO_HINT
 from .roots import choose_root
-from .source import InputFile, Root, Source, Storage, TensorInfo
+from .input_file import InputFile
+from .source import Root, Source, Storage, TensorInfo
 from .torch_zip import member_bytes, read_archive
 
 # A tensor expanded by stride 0 is stored whole in safetensors: allowed as long as that cannot blow up.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import InputRefused
 from ..text import printable_path
-from .source import InputFile
+from .input_file import InputFile
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 

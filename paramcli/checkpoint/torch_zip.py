@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ..errors import InputRefused
 from ..text import printable
-from .source import InputFile
+from .input_file import InputFile
 
 _END = struct.Struct("<4s4H2LH")
 _END64 = struct.Struct("<4sQ2H2L4Q")

@@ -23,7 +23,8 @@ from .header import Slot
 from .pickle_data import Global, Key, Opaque, Size, StorageRef, TensorRef
 from .read_dcp import part_names
 from .recognise import DCP_METADATA, is_dcp
-from .source import READ_BLOCK, OpenFiles, Source
+from .input_file import OpenFiles
+from .source import READ_BLOCK, Source
 from .write_folder import FolderSink
 from .write_pickle import DTYPE_NAMES, PickleWriter, unit
 from .write_safetensors import Check, copy_storage

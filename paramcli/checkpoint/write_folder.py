@@ -43,7 +43,8 @@ from .atomic import (
 )
 from .header import Slot
 from .interrupts import signals_held
-from .source import InputFile, OpenFiles, Source
+from .input_file import InputFile, OpenFiles
+from .source import Source
 from .write_safetensors import Check, check_unchanged, copy_run
 
 

@@ -15,7 +15,8 @@ from types import MappingProxyType
 
 from .atomic import AtomicFile, failure
 from .header import PAGE, Slot, build_header, congruent_end, layout
-from .source import InputFile, OpenFiles, Source, Storage, in_use
+from .input_file import InputFile, OpenFiles, in_use
+from .source import Source, Storage
 
 COPY_BLOCK = 1 << 20
 # One call of copy_file_range moves at most this much, so that signals are not held up, and the disk begins early.

@@ -13,7 +13,7 @@ from ..text import printable, printable_path
 from .header import Slot
 from .read_sharded import INDEX_NAME, INDEX_SUFFIX, read_index
 from .recognise import is_dcp
-from .source import OpenFiles
+from .input_file import OpenFiles
 from .write_folder import FolderSink
 from .write_safetensors import SafetensorsSink
 

@@ -19,7 +19,8 @@ from ..checkpoint.header import Slot
 from ..checkpoint.open import open_file
 from ..checkpoint.read_dcp import open_dcp
 from ..checkpoint.recognise import DCP_METADATA
-from ..checkpoint.source import InputFile, Source
+from ..checkpoint.input_file import InputFile
+from ..checkpoint.source import Source
 from ..checkpoint.writer import Sink
 from ..errors import InputRefused, OutputFailed, UsageError, error_context
 from ..text import printable, printable_path

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save, save_file
 
 from paramcli.checkpoint.read_safetensors import open_safetensors
-from paramcli.checkpoint.source import InputFile, OpenFiles
+from paramcli.checkpoint.input_file import InputFile, OpenFiles
 from paramcli.dtypes import CODE_OF_TORCH
 from paramcli.errors import InputRefused
 
@@ -192,7 +192,7 @@ def test_closed_standard_streams_are_never_the_input():
     """With fds 0 to 2 closed, the input is opened above them."""
     code = (
         "import os\nfor n in (0, 1, 2): os.close(n)\n"
-        "from paramcli.checkpoint.source import InputFile\n"
+        "from paramcli.checkpoint.input_file import InputFile\n"
         "f = InputFile(os.__file__)\n"
         "os._exit(0 if f.descriptor > 2 else 1)"
     )

@@ -19,7 +19,8 @@ from paramcli.checkpoint import write_safetensors
 from paramcli.checkpoint.open import open_checkpoint
 from paramcli.checkpoint.read_safetensors import open_safetensors
 from paramcli.checkpoint.read_sharded import open_folder_or_index, sibling_files
-from paramcli.checkpoint.source import InputFile, Source, Storage, TensorInfo, tensor_bytes
+from paramcli.checkpoint.input_file import InputFile
+from paramcli.checkpoint.source import Source, Storage, TensorInfo, tensor_bytes
 from paramcli.checkpoint.write_dcp import DcpSink, part_name
 from paramcli.checkpoint.write_safetensors import joined
 from paramcli.checkpoint.writer import INDEX_NAME, SafetensorsSink, ShardedSink, Slot, plan_shards
