@@ -7,7 +7,8 @@ import time
 import pytest
 from rich.console import Console
 
-from paramcli.console import Screen, Stream, Styled, Table, edit_table, plain_lines
+from paramcli.console import Screen, Stream, Styled, Table, plain_lines
+from paramcli.tables import edit_table
 from paramcli.surgery.plan import Outcome
 
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from paramcli.chain import parse_chain
-from paramcli.console import registry_card
+from paramcli.tables import registry_card
 from paramcli.maths.base import Constraint, Parametrization
 from paramcli.registry import _FAMILIES, CONSTRAINTS, PARAMETRIZATIONS, parse_constraint, target_class
 

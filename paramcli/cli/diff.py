@@ -7,7 +7,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..console import Screen, diff_table
+from ..console import Screen
+from ..tables import diff_table
 from ..errors import ParamcliError, UsageError
 from ..report import diff_document, document
 from ..text import printable_path

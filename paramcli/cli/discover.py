@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from ..console import Screen, discover_table
+from ..console import Screen
+from ..tables import discover_table
 from ..report import discover_document, document
 from ..text import count_text, printable, printable_path
 from . import options as o

@@ -6,7 +6,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..console import Screen, inspect_head, inspect_table, inspect_tail, inspect_tree
+from ..console import Screen
+from ..tables import inspect_head, inspect_table, inspect_tail, inspect_tree
 from ..report import document, inspect_document
 from . import options as o
 from .session import open_groups

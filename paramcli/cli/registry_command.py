@@ -6,7 +6,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..console import Screen, constraint_card, constraint_table, registry_card, registry_table
+from ..console import Screen
+from ..tables import constraint_card, constraint_table, registry_card, registry_table
 from ..errors import UsageError
 from ..registry import CONSTRAINTS, PARAMETRIZATIONS, look_up
 from ..report import document, registry_document

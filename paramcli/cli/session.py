@@ -15,7 +15,8 @@ from ..checkpoint import record as records
 from ..checkpoint.forms import Group, detect
 from ..checkpoint.open import open_checkpoint
 from ..checkpoint.source import Source
-from ..console import Screen, edit_table
+from ..console import Screen
+from ..tables import edit_table
 from ..dtypes import COMPUTE_DTYPES
 from ..errors import ParamcliError, UsageError, error_context
 from ..report import document, edit_document

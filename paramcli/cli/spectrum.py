@@ -9,7 +9,8 @@ import typer
 
 from ..checkpoint.atomic import refuse_existing
 from ..checkpoint.forms import with_chain
-from ..console import Screen, spectrum_plot, spectrum_table
+from ..console import Screen
+from ..tables import spectrum_plot, spectrum_table
 from ..errors import InputRefused, UsageError
 from ..report import document, spectrum_document
 from ..surgery.commands import reading

@@ -9,7 +9,8 @@ import typer
 from .. import ranks
 from ..chain import parse_chain
 from ..checkpoint.forms import Group, with_chain
-from ..console import Screen, verify_table
+from ..console import Screen
+from ..tables import verify_table
 from ..registry import parse_constraint
 from ..report import document, verify_document
 from ..text import count_text, listing, printable, printable_path
