@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..errors import InputRefused
+from ..errors import InputRefused, error_context
 from ..text import count_text, listing, printable, printable_path
 from . import record
 from .read_safetensors import open_safetensors
@@ -242,19 +242,21 @@ def _combine(path: Path, index_path: Path, index: Index, parts: Mapping[str, Sou
 
 
 def _merged_metadata(path: Path, by_shard: Mapping[str, Mapping[str, str]], notes: list[str]) -> dict[str, str]:
-    """The shards' metadata as one; a key they disagree about belongs to a shard and not to the checkpoint."""
+    """The shards' metadata as one; a key they disagree about belongs to a shard and not to the checkpoint.
+
+    But for the record, of which each shard has the part that speaks of its tensors.
+    """
     merged: dict[str, str] = {}
-    disputed: dict[str, str] = {}
-    for shard, metadata in by_shard.items():
+    disputed: set[str] = set()
+    for metadata in by_shard.values():
         for key, value in metadata.items():
             if merged.setdefault(key, value) != value:
-                disputed[key] = shard
-    if record.KEY in disputed:
-        raise InputRefused(
-            f"{printable(disputed[record.KEY])} holds another paramcli record than the shards before it",
-            hint="shards of different runs are mixed here; write the checkpoint again",
-            path=path,
-        )
+                disputed.add(key)
+    records = {shard: metadata[record.KEY] for shard, metadata in by_shard.items() if record.KEY in metadata}
+    if records:
+        with error_context(path=path):
+            merged[record.KEY] = record.join_records(records)
+    disputed.discard(record.KEY)
     for key in disputed:
         del merged[key]
     if disputed:

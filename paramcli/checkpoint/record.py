@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ..errors import InputRefused, ParamcliError
@@ -49,8 +49,38 @@ def _refuse(why: str, tensor: str | None = None) -> InputRefused:
 
 def parse_record(text: str | None) -> dict[str, Entry]:
     """Tensor name -> Entry; {} where there is no record. Raises InputRefused for anything malformed."""
-    if text is None:
-        return {}
+    return {} if text is None else _parse(text)[1]
+
+
+def join_records(texts: Mapping[str, str]) -> str:
+    """One record for a checkpoint of several files, from each file's own, by file name; every one speaks of tensors in it.
+
+    One that is malformed stands for the whole, for `parse_record` to refuse where the record is asked for. Raises
+    InputRefused where two files say different things of one tensor.
+    """
+    first = next(iter(texts.values()))
+    if all(text == first for text in texts.values()):
+        return first
+    version, joined = None, {}
+    for file, text in texts.items():
+        try:
+            its_version, entries = _parse(text)
+        except InputRefused:
+            return text
+        for name, entry in entries.items():
+            if joined.setdefault(name, entry) != entry:
+                raise InputRefused(
+                    f"{printable(file)} has another paramcli record of {printable(name)} than the files before it",
+                    hint="shards of different runs are mixed here; write the checkpoint again", tensor=name,
+                )  # fmt: skip
+        version = version or its_version
+        if len(joined) > MAX_ENTRIES:
+            break
+    return record_text(joined, version)
+
+
+def _parse(text: str) -> tuple[str, dict[str, Entry]]:
+    """(the version that wrote it, tensor name -> Entry)."""
     if len(text) > MAX_BYTES:
         raise _refuse(f"is {len(text)} characters long; {MAX_BYTES} is the limit")
     found: dict[str, object] = {}
@@ -91,7 +121,7 @@ def parse_record(text: str | None) -> dict[str, Entry]:
         raise _refuse("has a version or tensors of the wrong type")
     # A hundred thousand tensors share a handful of chains; each is type-checked once.
     check = functools.cache(_why_wrong)
-    return {name: _entry(name, fields, check) for name, fields in entries.items()}
+    return found["version"], {name: _entry(name, fields, check) for name, fields in entries.items()}
 
 
 def _why_wrong(chain: str, view: str | None, constraint: str | None) -> str | None:

@@ -25,6 +25,8 @@ KERNEL_BLOCK = 1 << 26
 COPIERS = 2
 # What looks at the finished files, still under their temporary names, before they are published.
 Check = Callable[[Path, Iterable[Path]], None]
+# The metadata of a file that holds tensors of these names.
+MetadataOf = Callable[[Iterable[str]], Mapping[str, str]]
 
 
 class SafetensorsSink:
@@ -42,11 +44,12 @@ class SafetensorsSink:
         origins: Mapping[str, int] = MappingProxyType({}),
     ):
         self._places = layout(slots)
-        self._head = build_header(slots, metadata, congruent_end(self._places, origins))
+        self._head: bytes | None = build_header(slots, metadata, congruent_end(self._places, origins))
+        self._data = len(self._head)  # where the tensors begin
         # Bytes that have come of each tensor; one that is complete is no longer here.
         self._missing = dict.fromkeys(self._places, 0)
         self._sources: dict[int, Source] = {}
-        self.size = len(self._head) + max((end for _, end in self._places.values()), default=0)
+        self.size = self._data + max((end for _, end in self._places.values()), default=0)
         self.file = AtomicFile(path, overwrite=overwrite, follow_links=follow_links, pool=pool)
 
     def __enter__(self) -> SafetensorsSink:
@@ -54,6 +57,7 @@ class SafetensorsSink:
         try:
             self.file.reserve(self.size)
             self.file.write_at(0, self._head)
+            self._head = None  # of a checkpoint of many shards they are many
         except BaseException:
             self.file.__exit__()
             raise
@@ -108,7 +112,7 @@ class SafetensorsSink:
         self._missing[name] += length
         if self._missing[name] == end - begin:
             del self._missing[name]
-        return len(self._head) + begin + at
+        return self._data + begin + at
 
     def finish(self) -> None:
         """Put the complete file on the disk, under its temporary name."""

@@ -15,7 +15,7 @@ from .read_sharded import INDEX_NAME, INDEX_SUFFIX, read_index
 from .recognise import is_dcp
 from .input_file import OpenFiles
 from .write_folder import FolderSink
-from .write_safetensors import SafetensorsSink
+from .write_safetensors import MetadataOf, SafetensorsSink
 
 SINGLE_NAME = "model.safetensors"
 
@@ -23,8 +23,8 @@ SINGLE_NAME = "model.safetensors"
 class ShardedSink(FolderSink):
     """A folder of shards being written; the same interface as SafetensorsSink.
 
-    `shards` is file name -> slots. Every shard gets the same `metadata`; `index_metadata` goes into the index beside
-    total_size, which is always exact. The rest is FolderSink's.
+    `shards` is file name -> slots. `metadata` gives that of a shard with these keys; `index_metadata` goes into the index
+    beside total_size, which is always exact. The rest is FolderSink's.
     """
 
     part_suffix = ".safetensors"
@@ -33,7 +33,7 @@ class ShardedSink(FolderSink):
         self,
         folder: str | os.PathLike,
         shards: Mapping[str, Sequence[Slot]],
-        metadata: Mapping[str, str],
+        metadata: MetadataOf,
         index_metadata: Mapping[str, object] | None = None,
         siblings: Iterable[str | os.PathLike] = (),
         *,
@@ -50,9 +50,9 @@ class ShardedSink(FolderSink):
         self.index_metadata = {**(index_metadata or {}), "total_size": total}
 
     def part_sink(self, path: Path, part: str, pool: OpenFiles) -> SafetensorsSink:
-        return SafetensorsSink(
-            path, self.parts[part], self.metadata, overwrite=self.overwrite, follow_links=False, pool=pool, origins=self.origins
-        )
+        slots = self.parts[part]
+        metadata = self.metadata(slot.name for slot in slots)
+        return SafetensorsSink(path, slots, metadata, overwrite=self.overwrite, follow_links=False, pool=pool, origins=self.origins)
 
     def index_bytes(self, names: Mapping[str, str]) -> bytes:
         weight_map = {name: names[shard] for name, shard in self.home.items()}

@@ -7,10 +7,10 @@ from typing import Protocol
 
 from .header import Slot
 from .source import Source
-from .write_safetensors import Check, SafetensorsSink
+from .write_safetensors import Check, MetadataOf, SafetensorsSink
 from .write_sharded import INDEX_NAME, ShardedSink, plan_shards
 
-__all__ = ["INDEX_NAME", "SafetensorsSink", "ShardedSink", "Sink", "Slot", "plan_shards"]
+__all__ = ["INDEX_NAME", "MetadataOf", "SafetensorsSink", "ShardedSink", "Sink", "Slot", "plan_shards"]
 
 
 class Sink(Protocol):

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -215,7 +216,7 @@ class Output:
         from ..surgery.output import is_torch, open_sink
 
         source = self.opened.source
-        metadata = metadata_of(source, plan.record)
+        metadata = partial(metadata_of, source, plan)
         sink = open_sink(
             self.path, source, plan, metadata, overwrite=self.overwrite or self.in_place, in_place=self.in_place,
             max_shard_size=self.max_shard_size, owner=owner,

@@ -11,7 +11,7 @@ system's cache first where it allows that: what is compared is what the disk giv
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from ..checkpoint.read_dcp import open_dcp
 from ..checkpoint.recognise import DCP_METADATA
 from ..checkpoint.input_file import InputFile
 from ..checkpoint.source import Source
-from ..checkpoint.writer import Sink
+from ..checkpoint.writer import MetadataOf, Sink
 from ..errors import InputRefused, OutputFailed, UsageError, error_context
 from ..text import printable, printable_path
 
@@ -32,8 +32,8 @@ _HINT = "nothing was replaced; run it again, and if it happens again test this m
 class CheckedSink:
     """A sink that remembers what passes through it, and compares before the result gets its name."""
 
-    def __init__(self, sink: Sink, slots: Sequence[Slot], metadata: Mapping[str, str], root: str | None = None):
-        """`metadata`: of a safetensors result; `root`: where a torch result has its state dict."""
+    def __init__(self, sink: Sink, slots: Sequence[Slot], metadata: MetadataOf, root: str | None = None):
+        """`metadata`: of a safetensors file with the keys it is given; `root`: where a torch result has its state dict."""
         self.sink = sink
         self.slots = {slot.name: slot for slot in slots}
         self.metadata = metadata
@@ -86,7 +86,7 @@ class CheckedSink:
             raise fail(f"{printable(min(missing))} is not in it", min(missing))
 
     def _compare_file(self, result: Source, fail) -> None:
-        if result.container == "safetensors" and result.metadata != dict(self.metadata):
+        if result.container == "safetensors" and result.metadata != dict(self.metadata(result.tensors)):
             raise fail("its metadata are others")
         for name, info in result.tensors.items():
             slot = self.slots.get(name)

@@ -43,10 +43,12 @@ class Convert:
         # Keys apart can still meet in one tensor: m.w.weight_g stripped beside w.weight reads as neither.
         self._check_names({group.tensor: self._stripped(group.tensor) for group in carried})
         twins = {name: tied[0] for tied in source.tied() for name in tied} if self.dtype else {}
-        steps, copies, record = [], [], {}
+        steps, copies, record, recorded = [], [], {}, {}
         for group in carried:
             if group.record is not None:
-                record[self._stripped(group.tensor)] = group.record
+                name = self._stripped(group.tensor)
+                record[name] = group.record
+                recorded.update((names[key], name) for key in group.keys.values())
             for key in group.keys.values():
                 step = self._cast(group, key, names[key], source, twins.get(key))
                 if step is None:
@@ -57,7 +59,7 @@ class Convert:
         slots += [slot for step in steps for slot in step.writes]
         kept = {group.tensor for group in carried}
         left = [key for name, group in groups.items() if name not in kept for key in group.keys.values()]
-        return Plan("convert", tuple(steps), tuple(copies), tuple(slots), record), left
+        return Plan("convert", tuple(steps), tuple(copies), tuple(slots), record, recorded), left
 
     def _carried(self, groups: Mapping[str, Group], where: str) -> list[Group]:
         names = list(groups)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -26,12 +26,16 @@ if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
 
-def metadata_of(source: Source, record: Mapping[str, records.Entry]) -> dict[str, str]:
-    """The input's metadata with the new record; `format: pt` is what loaders look for."""
+def metadata_of(source: Source, plan: Plan, keys: Iterable[str]) -> dict[str, str]:
+    """The metadata of a file with these of the plan's keys: the input's, and the record of the tensors they belong to.
+
+    `format: pt` is what loaders look for.
+    """
     metadata = {key: value for key, value in source.metadata.items() if key != records.KEY}
     metadata.setdefault("format", "pt")
-    if record:
-        metadata[records.KEY] = records.record_text(dict(record), __version__)
+    names = {plan.recorded[key] for key in keys if key in plan.recorded}
+    if names:
+        metadata[records.KEY] = records.record_text({name: plan.record[name] for name in names}, __version__)
     return metadata
 
 
@@ -71,7 +75,7 @@ class Writing:
     def serves(self, plan: Plan) -> bool:
         """Is what was begun for one plan right for this one too?"""
         mine = self.plan
-        return sorted(mine.slots, key=_name) == sorted(plan.slots, key=_name) and mine.copies == plan.copies and mine.record == plan.record
+        return sorted(mine.slots, key=_name) == sorted(plan.slots, key=_name) and mine.copies == plan.copies and mine.record == plan.record and mine.recorded == plan.recorded
 
     def finish(self) -> None:
         """Wait until everything that was begun is done, and raise what went wrong in it."""

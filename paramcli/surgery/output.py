@@ -14,7 +14,7 @@ from ..checkpoint.recognise import DCP, is_dcp
 from ..checkpoint.source import Source
 from ..checkpoint.write_dcp import DcpSink, part_name
 from ..checkpoint.write_torch import TorchSink
-from ..checkpoint.writer import SafetensorsSink, ShardedSink, plan_shards
+from ..checkpoint.writer import MetadataOf, SafetensorsSink, ShardedSink, plan_shards
 from ..text import printable
 from .plan import Plan, Step
 
@@ -120,12 +120,12 @@ DEFAULT_SHARD_SIZE = 5 * 10**9
 
 
 def open_sink(
-    output: Path, source: Source, plan: Plan, metadata: Mapping[str, str], *, overwrite: bool, in_place: bool, max_shard_size: int | None = None,
+    output: Path, source: Source, plan: Plan, metadata: MetadataOf, *, overwrite: bool, in_place: bool, max_shard_size: int | None = None,
     owner: Mapping[str, int] | None = None,
 ):  # fmt: skip
     """The sink for a plan: a torch file, a DCP folder or one safetensors file by the output's name, else a folder of shards.
 
-    `owner`: the rank that writes each shard, in a run of several.
+    `metadata`: of a safetensors file with the keys it is given. `owner`: the rank that writes each shard, in a run of several.
     """
     if not in_place:
         same_place(output, source, plan.command != "convert" and source.container not in NOT_IN_PLACE)
@@ -140,7 +140,7 @@ def open_sink(
     runs = {name: source.tensors[key].run for name, key in copies if source.tensors[key].storage.crc is None}
     origins = {name: run[1] for name, run in runs.items() if run is not None}
     if shards is None:
-        return SafetensorsSink(output, plan.slots, metadata, overwrite=overwrite, origins=origins)
+        return SafetensorsSink(output, plan.slots, metadata(slot.name for slot in plan.slots), overwrite=overwrite, origins=origins)
     folder = source.folder if in_place else output
     siblings = sibling_files(source.path) if source.shards else []
     if is_dcp_folder(output, source):

@@ -134,6 +134,8 @@ class Plan:
     copies: tuple[tuple[str, str], ...]  # (key in the output, key in the input)
     slots: tuple[Slot, ...]
     record: Mapping[str, Entry]
+    # Key in the output -> the tensor of the record that it is a part of.
+    recorded: Mapping[str, str]
 
     @property
     def untouched(self) -> int:
@@ -171,12 +173,16 @@ def assemble(command: str, source: Source, groups: Mapping[str, Group], steps: S
     copies = tuple((key, key) for key in source.tensors if key not in consumed)
     slots = [slot_of(source, key) for _, key in copies] + [slot for step in steps for slot in step.writes]
     _refuse_collisions(slots)
-    record = {name: group.record for name, group in groups.items() if group.record is not None}
+    record, parts = {}, {}
+    for name, group in groups.items():
+        if group.record is not None:
+            record[name], parts[name] = group.record, group.keys.values()
     for step in steps:
         record.pop(step.group.tensor, None)
         if step.record is not None:
-            record[step.group.tensor] = step.record
-    return Plan(command, tuple(steps), copies, tuple(slots), record)
+            record[step.group.tensor], parts[step.group.tensor] = step.record, [slot.name for slot in step.writes]
+    recorded = {key: name for name in record for key in parts[name]}
+    return Plan(command, tuple(steps), copies, tuple(slots), record, recorded)
 
 
 def with_growth(step: Step) -> Step:

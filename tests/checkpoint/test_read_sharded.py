@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from paramcli.checkpoint.record import Entry, record_text
 from paramcli.checkpoint.read_sharded import index_name, open_folder_or_index, sibling_files
 from paramcli.errors import InputRefused
 
@@ -224,14 +225,16 @@ def test_the_hub_s_second_copy_and_hidden_files_do_not_confuse(model):
 
 
 def test_metadata_of_shards_is_merged(model):
-    """Keys with one value are the checkpoint's, disputed ones are told; a disputed record is refused."""
+    """Keys with one value are the checkpoint's, disputed ones are told; records are joined, and refused where they disagree."""
     a, b = SPLIT
     save_file({n: TENSORS[n] for n in SPLIT[a]}, model / a, {"format": "pt", "part": "1", "paramcli": "{}", "x": "y"})
     save_file({n: TENSORS[n] for n in SPLIT[b]}, model / b, {"format": "pt", "part": "2", "paramcli": "{}"})
     with open_folder_or_index(model) as source:
         assert source.metadata == {"format": "pt", "paramcli": "{}", "x": "y"}
         assert "part" in source.notes[0]
-    save_file({n: TENSORS[n] for n in SPLIT[b]}, model / b, {"paramcli": "{ }"})
+    first, other = (record_text({SPLIT[a][0]: Entry("baked", chain)}, "1") for chain in ("skew", "symmetric"))
+    for shard, text in ((a, first), (b, other)):
+        save_file({n: TENSORS[n] for n in SPLIT[shard]}, model / shard, {"paramcli": text})
     assert "another paramcli record" in refusal(model)
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from paramcli.checkpoint.record import Entry, check_against, parse_record, record_text
+from paramcli.checkpoint.record import Entry, check_against, join_records, parse_record, record_text
 from paramcli.errors import InputRefused
 
 GOOD = {"schema": 1, "version": "0.1.0", "tensors": {"fc.weight": {"state": "parametrized", "chain": "skew,cayley", "view": None, "constraint": "special_orthogonal"}}}
@@ -64,3 +64,39 @@ def test_a_record_that_contradicts_the_tensors_is_refused():
         check_against(entries, {"other": "plain"})
     with pytest.raises(InputRefused, match="calls fc.weight parametrized"):
         check_against(entries, {"fc.weight": "plain"})
+
+
+def text_of(version: str = "1", **chains: str) -> str:
+    return record_text({name: Entry("parametrized", chain) for name, chain in chains.items()}, version)
+
+
+def test_records_of_several_files_are_one():
+    """Each file speaks of its own tensors, or all of them of all; the first file's version stays."""
+    joined = join_records({"1": text_of("0.1", a="skew"), "2": text_of("0.2", b="symmetric"), "3": text_of("0.2", a="skew")})
+    assert joined == text_of("0.1", a="skew", b="symmetric")
+    whole = text_of(a="skew", b="symmetric")
+    assert join_records({"1": whole, "2": whole}) == whole
+
+
+def test_records_of_several_files_may_not_contradict_each_other():
+    """Two words on one tensor are refused, with the file and the tensor."""
+    with pytest.raises(InputRefused) as caught:
+        join_records({"one": text_of(a="skew"), "two": text_of(a="symmetric")})
+    assert "two has another paramcli record of a" in caught.value.message and caught.value.tensor == "a"
+
+
+@pytest.mark.parametrize("text", BAD.values(), ids=BAD.keys())
+def test_a_malformed_record_among_others_is_refused_when_it_is_read(text):
+    """It can still be ignored, as that of a single file."""
+    joined = join_records({"1": text_of(a="skew"), "2": text})
+    with pytest.raises(InputRefused) as caught:
+        parse_record(joined)
+    assert "--ignore-record" in caught.value.hint
+
+
+def test_records_of_several_files_have_one_limit(monkeypatch):
+    """As many tensors as one record may name, in all."""
+    monkeypatch.setattr("paramcli.checkpoint.record.MAX_ENTRIES", 3)
+    texts = {str(part): text_of(**{f"t{part}_{i}": "skew" for i in range(2)}) for part in range(3)}
+    with pytest.raises(InputRefused, match="more than 3"):
+        parse_record(join_records(texts))

@@ -108,3 +108,26 @@ def test_convert_without_an_output_says_what_it_needs(folder, tmp_path, paramcli
     assert "is safetensors already: convert needs -o" in paramcli("convert", tmp_path / "m.safetensors", "--force", code=2).err
     for name in ("x.safetensors", "x.pth.tar", "x.bin"):
         assert "folder of shards" in paramcli("convert", path, "-o", tmp_path / name, "--max-shard-size", "1KB", code=2).err
+
+
+def test_a_shard_has_the_record_of_its_own_tensors(folder, tmp_path, paramcli):
+    """Headers together grow with the checkpoint, not with its square; the folder and each shard alone verify."""
+    path, state, _ = folder
+    added = tmp_path / "added"
+    paramcli("add", path, "-t", "layer.*.weight", "--chain", "skew", "--max-change", "2", "-o", added, "--check")
+    named = []
+    for shard in sorted(added.glob("*.safetensors")):
+        with safe_open(shard, "pt") as opened:
+            keys, text = set(opened.keys()), opened.metadata().get("paramcli", '{"tensors": {}}')
+        tensors = json.loads(text)["tensors"]
+        assert {f"{name.removesuffix('.weight')}.parametrizations.weight.original" for name in tensors} <= keys
+        named += tensors
+    assert sorted(named) == sorted(f"layer.{i}.weight" for i in range(10))
+    assert len(paramcli("verify", added, "-t", "layer.*", "--json").json["tensors"]) == 10
+    assert paramcli("verify", added / shard_of(2, "safetensors"), "--json").json["tensors"]
+    # A group over two shards has its record in both.
+    paramcli("add", path, "-t", "layer.1.weight", "--chain", "weight_norm", "-o", tmp_path / "pair.safetensors")
+    paramcli("convert", tmp_path / "pair.safetensors", "-o", tmp_path / "split", "--max-shard-size", "1")
+    with_record = [shard for shard in (tmp_path / "split").glob("*.safetensors") if b"weight_norm" in shard.read_bytes()]
+    assert len(with_record) == 2
+    assert paramcli("inspect", tmp_path / "split", "-t", "layer.1.weight", "--json").json["tensors"][0]["chain"] == "weight_norm:dim=0"

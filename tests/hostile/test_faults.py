@@ -183,15 +183,15 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_an_input_that_changes_while_it_is_read(change, output, place, paramcli, monkeypatch):
     """Cut, grown, rewritten, replaced or gone between the header and the data: exit 3, no output, no signal."""
-    from paramcli.surgery import execute
+    from paramcli.surgery import output as outputs
 
-    real = execute.metadata_of
+    real = outputs.open_sink
 
-    def then(source, record):
+    def then(path, source, *rest, **options):
         CHANGES[change](source.files[0].path)
-        return real(source, record)
+        return real(path, source, *rest, **options)
 
-    monkeypatch.setattr(execute, "metadata_of", then)
+    monkeypatch.setattr(outputs, "open_sink", then)
     before = set(os.listdir(place))
     result = paramcli(*command(output), code=3)
     check_one_line(result.err, change)
