@@ -145,12 +145,16 @@ class InputFile:
             self._descriptor = -1
 
     def read(self, offset: int, length: int) -> bytearray:
-        """`length` bytes at `offset`; a file that no longer has them is refused."""
-        if offset < 0 or length < 0 or offset + length > self.size:
-            raise InputRefused(f"{printable_path(self.path)} is cut short", path=self.path)
+        """`length` bytes at `offset`; a file that does not have them is refused."""
+        self.require(offset, length)
         data = bytearray(length)
         self.read_into(offset, memoryview(data))
         return data
+
+    def require(self, offset: int, length: int) -> None:
+        """Raise InputRefused where the file was too short for these bytes when it was opened: no memory is asked for then."""
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise InputRefused(f"{printable_path(self.path)} is cut short", path=self.path)
 
     def read_into(self, offset: int, view: memoryview) -> None:
         done = 0

@@ -17,6 +17,7 @@ from ..dtypes import DTYPES, bits_of, nbytes_of, torch_dtype
 from ..errors import InputRefused
 from ..text import printable, printable_path
 from .input_file import InputFile
+from .memory import Blocks
 
 # Small enough for a core's cache; every block costs a few turns of the interpreter's lock, for which an import in another
 # thread makes it wait. Writing 2 MB at a time is no better: the kernel then takes whole huge pages for it, and those a
@@ -129,6 +130,7 @@ class Source:
     _checks: dict = field(default_factory=dict, repr=False)
     _checking: list[threading.Thread] = field(default_factory=list, repr=False)
     _kept: threading.local = field(default_factory=threading.local, repr=False)
+    _blocks: Blocks = field(default_factory=Blocks, repr=False)
     _closing: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def __enter__(self) -> Source:
@@ -285,9 +287,10 @@ class Source:
         file, offset, _ = info.run
         shape = (end - begin, *info.shape[1:])
         each = nbytes_of(info.dtype, info.shape[1:])
-        data = self.files[file].read(offset + begin * each, nbytes_of(info.dtype, shape))
         dtype = torch_dtype(info.dtype)
-        return torch.frombuffer(data, dtype=dtype).reshape(shape) if data else torch.empty(shape, dtype=dtype)
+        if not math.prod(shape):
+            return torch.empty(shape, dtype=dtype)
+        return torch.frombuffer(self._read_block(file, offset + begin * each, nbytes_of(info.dtype, shape)), dtype=dtype).reshape(shape)
 
     def _read(self, info: TensorInfo):
         import torch
@@ -298,12 +301,19 @@ class Source:
         self.check_storage(info.storage)
         if info.stride is None:
             file, offset, length = info.run
-            return torch.frombuffer(self.files[file].read(offset, length), dtype=dtype).reshape(info.shape)
+            return torch.frombuffer(self._read_block(file, offset, length), dtype=dtype).reshape(info.shape)
         width = DTYPES[info.dtype].bits // 8
         span = (1 + sum((size - 1) * step for size, step in zip(info.shape, info.stride))) * width
         data = self.files[info.storage.file].read(info.storage.offset + info.offset, span)
         flat = torch.frombuffer(data, dtype=dtype)
         return flat.as_strided(info.shape, info.stride).contiguous()
+
+    def _read_block(self, file: int, offset: int, length: int) -> memoryview:
+        """Bytes of a file for a tensor to lie over."""
+        self.files[file].require(offset, length)
+        view = self._blocks.take(length)
+        self.files[file].read_into(offset, view)
+        return view
 
     def tied(self) -> list[list[str]]:
         """Groups of names that are one tensor: same storage, offset, shape and stride."""
