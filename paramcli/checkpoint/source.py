@@ -19,10 +19,9 @@ from ..text import printable, printable_path
 from .input_file import InputFile
 from .memory import Blocks
 
-# Small enough for a core's cache; every block costs a few turns of the interpreter's lock, for which an import in another
-# thread makes it wait. Writing 2 MB at a time is no better: the kernel then takes whole huge pages for it, and those a
-# virtual machine's host has often taken back.
-READ_BLOCK = 1 << 20
+# Every block costs a few turns of the interpreter's lock, for which an import in another thread makes it wait; each of
+# several threads holds one.
+READ_BLOCK = 1 << 21
 # Threads that compare checksums ahead of need, without the interpreter's lock.
 CHECKERS = 2
 

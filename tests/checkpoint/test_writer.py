@@ -6,6 +6,8 @@ import errno
 import os
 import shutil
 import stat
+import threading
+import time
 import zlib
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from paramcli.checkpoint import write_safetensors
 from paramcli.checkpoint.read_safetensors import open_safetensors
 from paramcli.checkpoint.input_file import InputFile
 from paramcli.checkpoint.source import Source, Storage, TensorInfo, tensor_bytes
-from paramcli.checkpoint.write_safetensors import joined
+from paramcli.checkpoint.write_safetensors import copy_storages, joined, stretches
 from paramcli.checkpoint.writer import SafetensorsSink, Slot
 from paramcli.dtypes import CODE_OF_TORCH
 from paramcli.errors import InputRefused, OutputFailed
@@ -232,3 +234,32 @@ def test_copying_does_not_depend_on_the_size(tmp_path):
             sink.commit()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000
     assert os.path.getsize(tmp_path / "out") == os.path.getsize(path)
+
+
+@pytest.mark.parametrize("sizes", [[], [5], [1, 1, 1, 1], [7, 0, 1, 1, 1, 90, 3], [100, 1, 1], [1, 1, 100]])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_stretches_are_in_order_and_of_alike_sizes(sizes, count):
+    """Every storage once, neighbours together; none has more than its share and one storage."""
+    places = [(Storage(0, number, size, str(number)), number) for number, size in enumerate(sizes)]
+    parts = stretches(places, sum(sizes) or 1, count)
+    assert len(parts) == count and [item for part in parts for item in part] == places
+    assert all(sum(storage.nbytes for storage, _ in part) <= sum(sizes) / count + max(sizes) for part in parts if part)
+
+
+def test_a_failure_ends_the_other_stretches(tmp_path, monkeypatch):
+    """What is damaged is said at once, not when the rest of a terabyte is copied."""
+    copied, began = [], threading.Event()
+
+    def copy(source, storage, target, place):
+        if storage.key == "0":
+            began.wait(10)
+            raise InputRefused("damaged")
+        copied.append(storage.key)
+        began.set()
+        time.sleep(0.01)
+
+    monkeypatch.setattr(write_safetensors, "copy_storage", copy)
+    places = [(Storage(0, number, write_safetensors.KERNEL_BLOCK, str(number)), number) for number in range(1000)]
+    with pytest.raises(InputRefused, match="damaged"):
+        copy_storages(None, None, places)
+    assert 0 < len(copied) < 400
