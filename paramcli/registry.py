@@ -56,7 +56,7 @@ def look_up(table: Mapping[str, Entry] | Mapping[str, ConstraintEntry], name: st
         near = closest(name, table)
         raise UsageError(
             f"no {kind} named '{printable(name)}'",
-            hint=f"closest: {', '.join(near)}" if near else f"known: {', '.join(table)}",
+            hint=f"closest: {', '.join(near)}" if near else f"paramcli registry lists them, {len(table)} in all",
         )
     return table[name]
 

@@ -219,6 +219,7 @@ def registry_document(entries: Sequence, constraints: Iterable = ()) -> dict:
                 **domains_and_images(entry),
                 "law": entry.law,
                 "right_inverse": entry.right_inverse,
+                "verifies": entry.verifies or None,
                 "cost": entry.cost,
                 "source": entry.source,
             }

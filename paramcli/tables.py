@@ -238,6 +238,7 @@ def registry_card(entry) -> str:
     for image in dict.fromkeys(image.partition(":")[0] for image in sets["image"]):
         if CONSTRAINTS[image].residual and image != "any":
             rows.append(("residual", f"{image}: {CONSTRAINTS[image].residual}"))
+    rows += [("verify", entry.verifies)] if entry.verifies else []
     rows += [("cost", entry.cost), ("source", entry.source)]
     if entry.name in ORIGINS:
         rows.append(("from", ORIGINS[entry.name]))

@@ -1,5 +1,7 @@
 """The table itself: complete cards, targets that exist, no torch."""
 
+import inspect
+import re
 import subprocess
 import sys
 
@@ -64,3 +66,11 @@ def test_the_table_imports_no_torch():
     """Reading the catalogue, parsing chains and detecting forms leave torch alone."""
     code = "import paramcli.chain, paramcli.checkpoint.forms, paramcli.checkpoint.record, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("entry", PARAMETRIZATIONS.values(), ids=lambda e: e.name)
+def test_what_verify_measures_is_on_the_card(entry):
+    """Each name that its table can show beside the image's residual."""
+    own = [kind for kind in target_class(entry).__mro__ if "checks" in vars(kind) and kind is not Parametrization]
+    shown = {name for kind in own[:1] for name in re.findall(r'Check\(f?"(\w+)', inspect.getsource(kind.checks))}
+    assert shown <= set(re.findall(r"\w+", entry.verifies)) and bool(shown) == bool(entry.verifies)

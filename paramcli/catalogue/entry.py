@@ -72,6 +72,8 @@ class Entry:
     originals: int = 1
     # Its one original does not have the weight's shape: it too comes first, and its class tells the weight's shape.
     reshapes: bool = False
+    # What verify measures of its tensors beside the image's residual, by the name that its table shows.
+    verifies: str = ""
     # What it stores, by shape alone: a hint by which copying begins before the maths is there, so a wrong one costs time
     # and nothing else. None: only the class can tell.
     stores: Callable[[Shape, Mapping[str, Value]], Stored] | None = itself

@@ -285,6 +285,7 @@ PARAMETRIZATIONS = (
         (_alpha(0.001), TRIV),
         cost="two f and a few products; the inverse some 15 inversions",
         originals=3,
+        verifies="alpha: how far the stored alpha falls short of the chain's",
         examples=("alpha_stable:alpha=0.1",),
         stores=None,
     ),

@@ -239,6 +239,7 @@ PARAMETRIZATIONS = (
         ),
         cost="a matrix-vector product; the inverse one SVD",
         originals=2,
+        verifies="unit_u_v: how far the stored u and v are from length 1; sigma: | sigma(W) - |gamma| | / |gamma|",
         examples=("sigma_reparam", "sigma_reparam:dim=1"),
         stores=None,
     ),
@@ -257,5 +258,6 @@ PARAMETRIZATIONS = (
         ),
         cost="a matrix-vector product; the inverse one SVD",
         stores=None,
+        verifies="unit_u_v: how far the stored u and v are from length 1",
     ),
 )

@@ -64,6 +64,7 @@ PARAMETRIZATIONS = (
             SLICES,
         ),
         cost="one pass",
+        verifies="grid: largest distance of W / scale from a whole number",
         examples=("fake_quant", "fake_quant:bits=4:dim=0"),
         stores=None,
     ),

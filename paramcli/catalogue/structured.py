@@ -259,5 +259,6 @@ PARAMETRIZATIONS = (
         reshapes=True,
         complex=True,
         stores=None,
+        verifies="orthonormal_u_v: the stored U^T U and V^T V against I",
     ),
 )
