@@ -119,7 +119,7 @@ def load(model: nn.Module, path: str | os.PathLike, strict: bool = True, *, root
 
 
 def _groups(source: Source) -> dict[str, Group]:
-    record = records.parse_record(source.metadata.get(records.KEY))
+    record = records.record_in(source)
     plain = detect(source.tensors)
     records.check_against(record, {name: group.form for name, group in plain.items()})
     return detect(source.tensors, record) if record else plain
@@ -141,6 +141,10 @@ def _tensors_for(model: nn.Module, source: Source, group: Group, undo: ExitStack
             hosting.require_fit(chain, view, tuple(getattr(module, name).shape), hosting.dtype_of(state))
             _install(module, name, chain, view, undo)
             state = complete(group, state, chain)
+            # What is not in the file would stay as memory happened to be.
+            lacking = [parametrized_key(group.tensor, role) for role in hosting.roles(module, name) if role not in state]
+            if lacking:
+                raise InputRefused(f"the file lacks {listing(lacking, 3)}", hint="if it is a shard, give its folder or index")
     return {parametrized_key(group.tensor, role): tensor for role, tensor in state.items()}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from .checkpoint.record import KEY as RECORD
 from .console import Styled, Table
 from .text import count_text, listing, number_text, printable, printable_path, shape_text, size_text
 
@@ -121,8 +122,8 @@ def inspect_tail(source, groups: Sequence, tied: Iterable[Sequence[str]]) -> Ite
     for group in groups:
         if group.problem:
             yield f"{printable(group.tensor)}: {group.problem}"
-    if source.metadata:
-        yield f"metadata: {listing(sorted(source.metadata), len(source.metadata))}"
+    if named := sorted({*source.metadata, *([RECORD] if source.shard_records else [])}):
+        yield f"metadata: {listing(named, len(named))}"
     if source.extras:
         yield "not tensors of the state dict: " + listing([f"{e.name} ({e.type})" for e in source.extras], len(source.extras))
 

@@ -74,8 +74,8 @@ class Entry:
     reshapes: bool = False
     # What verify measures of its tensors beside the image's residual, by the name that its table shows.
     verifies: str = ""
-    # What it stores, by shape alone: a hint by which copying begins before the maths is there, so a wrong one costs time
-    # and nothing else. None: only the class can tell.
+    # What it stores, by shape alone: a hint by which copying begins before the maths is there, so a wrong one of a plug-in
+    # costs time and nothing else. The built-in ones also tell a shard that has half a tensor. None: only the class can tell.
     stores: Callable[[Shape, Mapping[str, Value]], Stored] | None = itself
     # Arguments that are always written in a chain's text, given or not.
     spelt: tuple[str, ...] = ()

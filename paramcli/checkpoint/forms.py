@@ -16,13 +16,14 @@ keys and shapes alone decide; where they decide nothing the group says so, and n
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..dtypes import EDITABLE, DTYPES
-from ..text import printable
+from ..text import listing, printable
 from .keys import parametrized_key, split_parametrized
 from .record import Entry
 from .source import TensorInfo
@@ -180,7 +181,9 @@ def detect(tensors: Mapping[str, TensorInfo], record: Mapping[str, Entry] | None
             groups.update((key, Group(key, PLAIN, {"value": key}, {"value": tensors[key]}, tensors[key].shape, tensors[key].dtype)) for key in keys.values())
         else:
             groups[tensor] = _parametrized(tensor, keys, tensors, clash=tensor in groups)
-    return {name: _recorded(group, record.get(name)) for name, group in groups.items()}
+    # A hundred thousand tensors share a handful of chains and shapes.
+    stored_roles = functools.cache(_stored_roles)
+    return {name: _recorded(group, record.get(name), stored_roles) for name, group in groups.items()}
 
 
 def _is_packed(keys: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> bool:
@@ -328,13 +331,32 @@ def read_roles(parts: Mapping[str, TensorInfo]) -> Reading:
     return Reading(problem=f"a parametrization paramcli does not recognise (beside the original: {extra or 'nothing'})")
 
 
-def _recorded(group: Group, entry: Entry | None) -> Group:
+def _recorded(group: Group, entry: Entry | None, stored_roles: Callable[[str, tuple[int, ...]], frozenset[str]]) -> Group:
     if entry is None:
         return group
     known = dict(chain=entry.chain, view=entry.view, constraint=entry.constraint, record=entry)
     if entry.shape is not None:
         known["shape"] = entry.shape
-    return replace(group, **known, problem=None, hint=None, alternatives=())
+    group = replace(group, **known, problem=None, hint=None, alternatives=())
+    if group.is_plain or group.view or "value" in group.keys:
+        return group
+    # Of a tensor whose parts lie in several shards, one shard alone has some.
+    lacking = sorted(stored_roles(entry.chain, group.shape) - group.keys.keys())
+    if not any(role.startswith("original") for role in group.keys):
+        lacking = lacking or ["original"]
+    if not lacking:
+        return group
+    problem = f"the record says {entry.chain}, and this file lacks its {listing(lacking, 3)}"
+    return replace(group, problem=problem, hint="if it is a shard, give its folder or index; --ignore-record reads it as it is")
+
+
+def _stored_roles(text: str, shape: tuple[int, ...]) -> frozenset[str]:
+    """The roles that a weight of this shape has under a chain of the built-in table; none where the table cannot tell."""
+    from ..chain import parse_chain
+
+    chain = parse_chain(text)
+    stored = None if any(isinstance(link.entry.target, type) for link in chain.links) else chain.stores(shape)
+    return frozenset(stored or ())
 
 
 def with_chain(groups: Sequence[Group], chain: str | None, view: str | None, named: bool) -> list[Group]:

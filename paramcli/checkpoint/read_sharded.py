@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..errors import InputRefused, error_context
+from ..errors import InputRefused
 from ..text import count_text, listing, printable, printable_path
 from . import record
 from .read_safetensors import open_safetensors
@@ -227,24 +227,28 @@ def _combine(path: Path, index_path: Path, index: Index, parts: Mapping[str, Sou
     total = sum(info.nbytes for info in tensors.values())
     if index.total_size is not None and index.total_size != total:
         notes.append(f"{printable_path(index_path)} promises {index.total_size} bytes of tensors; there are {total}")
+    by_shard = {shard: part.metadata for shard, part in parts.items()}
+    metadata = _merged_metadata(by_shard, notes)
+    records = {shard: its[record.KEY] for shard, its in by_shard.items() if record.KEY in its}
     return Source(
         path,
         "sharded torch" if index_path.name.endswith(TORCH_INDEX_SUFFIX) else "sharded safetensors",
         files,
         tensors,
-        _merged_metadata(path, {shard: part.metadata for shard, part in parts.items()}, notes),
+        metadata,
         extras,
         [Root("", len(tensors))],
         notes=notes,
         shards={shard: list(part.tensors) for shard, part in parts.items()},
+        shard_records=records if record.KEY not in metadata else {},
         index_metadata=index.metadata,
     )
 
 
-def _merged_metadata(path: Path, by_shard: Mapping[str, Mapping[str, str]], notes: list[str]) -> dict[str, str]:
+def _merged_metadata(by_shard: Mapping[str, Mapping[str, str]], notes: list[str]) -> dict[str, str]:
     """The shards' metadata as one; a key they disagree about belongs to a shard and not to the checkpoint.
 
-    But for the record, of which each shard has the part that speaks of its tensors.
+    But for the record, of which each shard has the part that speaks of its tensors: `Source.shard_records`.
     """
     merged: dict[str, str] = {}
     disputed: set[str] = set()
@@ -252,13 +256,9 @@ def _merged_metadata(path: Path, by_shard: Mapping[str, Mapping[str, str]], note
         for key, value in metadata.items():
             if merged.setdefault(key, value) != value:
                 disputed.add(key)
-    records = {shard: metadata[record.KEY] for shard, metadata in by_shard.items() if record.KEY in metadata}
-    if records:
-        with error_context(path=path):
-            merged[record.KEY] = record.join_records(records)
-    disputed.discard(record.KEY)
     for key in disputed:
         del merged[key]
+    disputed.discard(record.KEY)
     if disputed:
         keys = f"{count_text(len(disputed), 'metadata key')}, not carried over: {listing(sorted(disputed), 6)}"
         notes.append(f"the shards disagree about {keys}")

@@ -15,10 +15,14 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ..errors import InputRefused, ParamcliError
+from ..errors import InputRefused, ParamcliError, error_context
 from ..text import listing, printable
 from .strict_json import BrokenJson, read_any, read_text, walk_document, walk_object
+
+if TYPE_CHECKING:
+    from .source import Source
 
 KEY = "paramcli"
 SCHEMA = 1
@@ -49,38 +53,8 @@ def _refuse(why: str, tensor: str | None = None) -> InputRefused:
 
 def parse_record(text: str | None) -> dict[str, Entry]:
     """Tensor name -> Entry; {} where there is no record. Raises InputRefused for anything malformed."""
-    return {} if text is None else _parse(text)[1]
-
-
-def join_records(texts: Mapping[str, str]) -> str:
-    """One record for a checkpoint of several files, from each file's own, by file name; every one speaks of tensors in it.
-
-    One that is malformed stands for the whole, for `parse_record` to refuse where the record is asked for. Raises
-    InputRefused where two files say different things of one tensor.
-    """
-    first = next(iter(texts.values()))
-    if all(text == first for text in texts.values()):
-        return first
-    version, joined = None, {}
-    for file, text in texts.items():
-        try:
-            its_version, entries = _parse(text)
-        except InputRefused:
-            return text
-        for name, entry in entries.items():
-            if joined.setdefault(name, entry) != entry:
-                raise InputRefused(
-                    f"{printable(file)} has another paramcli record of {printable(name)} than the files before it",
-                    hint="shards of different runs are mixed here; write the checkpoint again", tensor=name,
-                )  # fmt: skip
-        version = version or its_version
-        if len(joined) > MAX_ENTRIES:
-            break
-    return record_text(joined, version)
-
-
-def _parse(text: str) -> tuple[str, dict[str, Entry]]:
-    """(the version that wrote it, tensor name -> Entry)."""
+    if text is None:
+        return {}
     if len(text) > MAX_BYTES:
         raise _refuse(f"is {len(text)} characters long; {MAX_BYTES} is the limit")
     found: dict[str, object] = {}
@@ -121,7 +95,31 @@ def _parse(text: str) -> tuple[str, dict[str, Entry]]:
         raise _refuse("has a version or tensors of the wrong type")
     # A hundred thousand tensors share a handful of chains; each is type-checked once.
     check = functools.cache(_why_wrong)
-    return found["version"], {name: _entry(name, fields, check) for name, fields in entries.items()}
+    return {name: _entry(name, fields, check) for name, fields in entries.items()}
+
+
+def join_records(texts: Mapping[str, str]) -> dict[str, Entry]:
+    """The record of a checkpoint of several files from each file's own, by file name; InputRefused where two disagree on a tensor."""
+    if (total := sum(map(len, texts.values()))) > MAX_BYTES:
+        raise _refuse(f"is {total} characters long in all files; {MAX_BYTES} is the limit")
+    joined: dict[str, Entry] = {}
+    for text, file in {text: file for file, text in texts.items()}.items():
+        with error_context(path=file):
+            entries = parse_record(text)
+        for name, entry in entries.items():
+            if joined.setdefault(name, entry) != entry:
+                raise InputRefused(
+                    f"{printable(file)} has another paramcli record of {printable(name)} than the files before it",
+                    hint=f"shards of different runs are mixed here; {IGNORE_HINT}", tensor=name,
+                )  # fmt: skip
+        if len(joined) > MAX_ENTRIES:
+            raise _refuse(f"names more than {MAX_ENTRIES} tensors")
+    return joined
+
+
+def record_in(source: Source) -> dict[str, Entry]:
+    """Tensor name -> Entry, of a checkpoint in one file or in many."""
+    return join_records(source.shard_records) if source.shard_records else parse_record(source.metadata.get(KEY))
 
 
 def _why_wrong(chain: str, view: str | None, constraint: str | None) -> str | None:

@@ -119,6 +119,8 @@ class Source:
     notes: list[str] = field(default_factory=list)
     # Shard file name -> its tensors' names, in order; empty for one file.
     shards: dict[str, list[str]] = field(default_factory=dict)
+    # Shard file name -> its paramcli record, where they are not all one text; each speaks of the tensors in its shard.
+    shard_records: dict[str, str] = field(default_factory=dict)
     # What a sharded checkpoint's index says beside total_size.
     index_metadata: dict[str, object] = field(default_factory=dict)
     # The whole decoded pickle of a torch file (pickle_data values), for outputs that keep it.

@@ -72,7 +72,7 @@ def open_groups(path: Path, root: str | None, ignore_record: bool, screen: Scree
         with error_context(path=path):
             for note in source.notes:
                 screen.note(note)
-            record = {} if ignore_record else records.parse_record(source.metadata.get(records.KEY))
+            record = {} if ignore_record else records.record_in(source)
             plain = detect(source.tensors)
             records.check_against(record, {name: group.form for name, group in plain.items()})
             return Opened(source, detect(source.tensors, record) if record else plain)

@@ -115,9 +115,15 @@ def weight_of(group: Group, state: dict[str, Tensor], chain: Chain, view: View, 
     """The chain's value on this state; a shape the chain cannot have is refused with the keys it wants."""
     require_proportion(group)
     state = complete(group, state, chain)
-    original = state.get("original", next(reversed([state[r] for r in sorted(state) if r.startswith("original")])))
+    originals = [role for role in sorted(state) if role.startswith("original")]
+    if not originals:
+        raise InputRefused(
+            f"{printable(group.tensor)} has no original here, only {', '.join(map(printable, group.keys.values()))}",
+            hint="if this is a shard, give its folder or index", tensor=group.tensor,
+        )  # fmt: skip
+    dtype = state["original" if "original" in state else originals[-1]].dtype
     try:
-        return evaluate(chain, view, group.shape, state, original.dtype, compute)
+        return evaluate(chain, view, group.shape, state, dtype, compute)
     except RuntimeError as error:
         if "state_dict" not in str(error):
             raise

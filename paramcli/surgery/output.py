@@ -176,7 +176,7 @@ def lost(output: Path, source: Source, plan: Plan) -> list[str]:
     keeps_rest = to_torch and source.tree is not None
     names = [extra.name for extra in source.extras if not (keeps_rest and extra.carried)]
     if not has_record(output, source):
-        names += [f"metadata {name}" for name in sorted({*source.metadata, *([records.KEY] if plan.record else [])} - {"format"})]
+        names += [f"metadata {name}" for name in sorted({*source.metadata, *([records.KEY] if plan.record or source.shard_records else [])} - {"format"})]
     kept = {} if is_file(output) or is_dcp_folder(output, source) else index_metadata(source, plan)
     return names + [f"index metadata {name}" for name in source.index_metadata if name not in kept]
 

@@ -74,7 +74,7 @@ class TakenFrom:
     def __init__(self, source: Source, name: str | None, compute: str):
         self.source, self.name, self.compute = source, name, compute
         with error_context(path=source.path):
-            self.groups = detect(source.tensors, records.parse_record(source.metadata.get(records.KEY)))
+            self.groups = detect(source.tensors, records.record_in(source))
 
     def check(self, group: Group) -> None:
         """Raise where the other checkpoint has no such tensor, or one of another shape."""

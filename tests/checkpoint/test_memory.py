@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import threading
+import weakref
 
 import pytest
 import torch
@@ -51,17 +53,37 @@ def test_a_block_is_not_taken_while_a_tensor_lies_over_it():
 def test_what_is_small_or_large_is_not_kept(length):
     """It comes from the heap, or goes back to the system at once."""
     blocks = Blocks()
-    assert isinstance(blocks.take(length).obj, bytearray) and not blocks._free
+    assert isinstance(blocks.take(length).obj, bytearray) and not blocks._taken
 
 
 def test_few_blocks_wait():
-    """However many were in use at once; one too small for what is asked is let go."""
+    """However many were in use at once; a new block takes the place of one that is too small."""
     blocks = Blocks()
     views = [blocks.take(MB) for _ in range(5)]
+    places = {place(view) for view in views}
     views.clear()
-    assert len(blocks._free) == memory.KEPT
-    taken = blocks.take(2 * MB)
-    assert not blocks._free and len(taken) == 2 * MB
+    larger = blocks.take(2 * MB)
+    assert len(blocks._taken) == memory.KEPT and len(larger) == 2 * MB
+    again = blocks.take(MB)
+    assert place(again) in places and len(blocks._taken) == memory.KEPT
+
+
+def test_no_code_runs_when_memory_is_freed():
+    """A signal that is handled there, Ctrl-C, would be dropped with its exception."""
+    blocks = Blocks()
+    view = blocks.take(MB)
+    assert [reference.__callback__ for reference in weakref.getweakrefs(view)] == [None]
+
+
+def test_no_memory_is_no_bug(monkeypatch):
+    """It is said as where Python itself has none left."""
+
+    def none_left(*arguments):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(memory.mmap, "mmap", none_left)
+    with pytest.raises(MemoryError):
+        Blocks().take(MB)
 
 
 def test_threads_never_share_a_block():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from paramcli.checkpoint.record import Entry, record_text
+from paramcli.checkpoint.record import Entry, record_in, record_text
 from paramcli.checkpoint.read_sharded import index_name, open_folder_or_index, sibling_files
 from paramcli.errors import InputRefused
 
@@ -235,7 +235,10 @@ def test_metadata_of_shards_is_merged(model):
     first, other = (record_text({SPLIT[a][0]: Entry("baked", chain)}, "1") for chain in ("skew", "symmetric"))
     for shard, text in ((a, first), (b, other)):
         save_file({n: TENSORS[n] for n in SPLIT[shard]}, model / shard, {"paramcli": text})
-    assert "another paramcli record" in refusal(model)
+    with open_folder_or_index(model) as source:
+        assert source.shard_records == {a: first, b: other} and not source.metadata and not source.notes
+        with pytest.raises(InputRefused, match="another paramcli record"):
+            record_in(source)
 
 
 def test_torch_shards_are_read_through_open_torch(tmp_path):

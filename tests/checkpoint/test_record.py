@@ -71,32 +71,32 @@ def text_of(version: str = "1", **chains: str) -> str:
 
 
 def test_records_of_several_files_are_one():
-    """Each file speaks of its own tensors, or all of them of all; the first file's version stays."""
+    """Each file speaks of its own tensors, or all of them of all."""
     joined = join_records({"1": text_of("0.1", a="skew"), "2": text_of("0.2", b="symmetric"), "3": text_of("0.2", a="skew")})
-    assert joined == text_of("0.1", a="skew", b="symmetric")
-    whole = text_of(a="skew", b="symmetric")
-    assert join_records({"1": whole, "2": whole}) == whole
+    assert joined == {"a": Entry("parametrized", "skew"), "b": Entry("parametrized", "symmetric")}
 
 
 def test_records_of_several_files_may_not_contradict_each_other():
-    """Two words on one tensor are refused, with the file and the tensor."""
+    """Two words on one tensor are refused, with the file, the tensor and the way out."""
     with pytest.raises(InputRefused) as caught:
         join_records({"one": text_of(a="skew"), "two": text_of(a="symmetric")})
     assert "two has another paramcli record of a" in caught.value.message and caught.value.tensor == "a"
-
-
-@pytest.mark.parametrize("text", BAD.values(), ids=BAD.keys())
-def test_a_malformed_record_among_others_is_refused_when_it_is_read(text):
-    """It can still be ignored, as that of a single file."""
-    joined = join_records({"1": text_of(a="skew"), "2": text})
-    with pytest.raises(InputRefused) as caught:
-        parse_record(joined)
     assert "--ignore-record" in caught.value.hint
 
 
-def test_records_of_several_files_have_one_limit(monkeypatch):
-    """As many tensors as one record may name, in all."""
-    monkeypatch.setattr("paramcli.checkpoint.record.MAX_ENTRIES", 3)
+@pytest.mark.parametrize("text", BAD.values(), ids=BAD.keys())
+def test_a_malformed_record_among_others_is_refused(text):
+    """With the file that has it, and the way out."""
+    with pytest.raises(InputRefused) as caught:
+        join_records({"1": text_of(a="skew"), "2": text})
+    assert caught.value.path == "2" and "--ignore-record" in caught.value.hint
+
+
+@pytest.mark.parametrize(("limit", "value"), [("MAX_ENTRIES", 3), ("MAX_BYTES", 300)])
+def test_records_of_several_files_have_one_limit(limit, value, monkeypatch):
+    """As many tensors as one record may name, and as many characters, in all."""
+    monkeypatch.setattr(f"paramcli.checkpoint.record.{limit}", value)
     texts = {str(part): text_of(**{f"t{part}_{i}": "skew" for i in range(2)}) for part in range(3)}
-    with pytest.raises(InputRefused, match="more than 3"):
-        parse_record(join_records(texts))
+    assert all(len(text) < 300 for text in texts.values())
+    with pytest.raises(InputRefused, match="more than 3|characters long in all files"):
+        join_records(texts)
