@@ -124,6 +124,9 @@ def run(arguments: list[str]) -> int:
     except MemoryError:
         return fail(_Bug("out of memory", hint="close other programs, or use a machine with more memory"))
     except Exception as error:
+        # Python 3.11 wraps what is raised while a class is being made, as in an import, in a RuntimeError.
+        if isinstance(error.__cause__, (KeyboardInterrupt, Interrupted)):
+            return _interrupted(128 + getattr(error.__cause__, "signal", 2))
         if type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(error.format_message(), color=error.ctx.color)
             return 2  # there is no mistake to name, but nothing was done either
