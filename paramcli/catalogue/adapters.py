@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..spec import Argument
 from .entry import Entry
 
+CHANGE_OF_RANK = "change_of_rank:R: singular value R + 1 of W - original / the largest of either"
 RANK = Argument("rank", "int", "rank of the change", required=True, minimum=1, maximum=1 << 20)
 ALPHA = Argument("alpha", "float", "the change is scaled by alpha / rank", 1.0, minimum=0)
 
@@ -22,7 +23,7 @@ PARAMETRIZATIONS = (
         "adapters:LoRA",
         (RANK, ALPHA),
         cost="one thin product",
-        verifies="change_of_rank:R: singular value R + 1 of W - original / the largest of either",
+        verifies=CHANGE_OF_RANK,
         examples=("lora:rank=1", "lora:rank=2:alpha=6"),
         spelt=("alpha",),
         stores=None,
@@ -38,7 +39,7 @@ PARAMETRIZATIONS = (
         "adapters:MinLoRA",
         (RANK, ALPHA, Argument("embedding", "bool", "the weight is (fan in, fan out), as of an embedding", False)),
         cost="one thin product",
-        verifies="change_of_rank:R: singular value R + 1 of W - original / the largest of either",
+        verifies=CHANGE_OF_RANK,
         examples=("minlora:rank=1", "minlora:rank=2:alpha=6:embedding=true"),
         spelt=("alpha",),
         stores=None,

@@ -6,9 +6,11 @@ import math
 from collections.abc import Mapping
 
 from ..spec import Argument, Value, value_text
-from .entry import ConstraintEntry, Entry, Shape, Stored, based, itself, masked
+from .entry import OUTSIDE_THE_MASK, ConstraintEntry, Entry, Shape, Stored, based, itself, masked
 
 AMOUNT = Argument("amount", "amount", "share of the entries to drop (0.3), or their number (300)", required=True, minimum=0)
+# What verify measures of the u and v of every spectral norm.
+UNIT_U_V = "unit_u_v: how far the stored u and v are from length 1"
 DIM = Argument("dim", "int", "the dimension in front when the tensor is flattened to a matrix (outputs)", 0, minimum=-64, maximum=63)
 TUTORIAL = "PyTorch's Parametrizations Tutorial"
 
@@ -215,7 +217,7 @@ PARAMETRIZATIONS = (
             Argument("n_power_iterations", "int", "steps of the power method in training", 1, minimum=1, maximum=1000),
         ),
         cost="a matrix-vector product; the inverse one SVD",
-        verifies="unit_u_v: how far the stored u and v are from length 1",
+        verifies=UNIT_U_V,
         examples=("spectral_norm", "spectral_norm:dim=1"),
         old_form="spectral_norm_v1",
         complex=True,
@@ -234,7 +236,7 @@ PARAMETRIZATIONS = (
         old_form="prune_old",
         complex=True,
         stores=masked,
-        verifies="mask: share of entries outside the mask that are not zero",
+        verifies=OUTSIDE_THE_MASK,
     ),
     Entry(
         "prune_random",
@@ -247,7 +249,7 @@ PARAMETRIZATIONS = (
         "mask:PruneRandom",
         (AMOUNT,),
         cost="one pass",
-        verifies="mask: share of entries outside the mask that are not zero",
+        verifies=OUTSIDE_THE_MASK,
         examples=("prune_random:amount=0.3",),
         old_form="prune_old",
         complex=True,
@@ -267,7 +269,7 @@ PARAMETRIZATIONS = (
             Argument("scope", "choice", "of each tensor, or of all that `add` names together", "tensor", choices=("tensor", "global")),
         ),
         cost="one sort",
-        verifies="mask: share of entries outside the mask that are not zero",
+        verifies=OUTSIDE_THE_MASK,
         examples=("prune_l1:amount=0.4", "prune_l1:amount=3"),
         old_form="prune_old",
         complex=True,

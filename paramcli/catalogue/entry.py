@@ -18,6 +18,10 @@ def itself(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
     return {"original": (None, shape)}
 
 
+# What verify measures of every mask.
+OUTSIDE_THE_MASK = "mask: share of entries outside the mask that are not zero"
+
+
 def masked(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
     """The weight as it was, and which of its entries count."""
     return {"original": (None, shape), "mask": ("BOOL", shape)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..spec import Argument, value_text
-from .core import DIM
+from .core import DIM, UNIT_U_V
 from .entry import ConstraintEntry, Entry, image_of
 
 # repr of a larger float has a + in its exponent, which no spec has.
@@ -239,7 +239,7 @@ PARAMETRIZATIONS = (
         ),
         cost="a matrix-vector product; the inverse one SVD",
         originals=2,
-        verifies="unit_u_v: how far the stored u and v are from length 1; sigma: | sigma(W) - |gamma| | / |gamma|",
+        verifies=f"{UNIT_U_V}; sigma: | sigma(W) - |gamma| | / |gamma|",
         examples=("sigma_reparam", "sigma_reparam:dim=1"),
         stores=None,
     ),
@@ -258,6 +258,6 @@ PARAMETRIZATIONS = (
         ),
         cost="a matrix-vector product; the inverse one SVD",
         stores=None,
-        verifies="unit_u_v: how far the stored u and v are from length 1",
+        verifies=UNIT_U_V,
     ),
 )

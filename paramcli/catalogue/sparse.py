@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..spec import Argument, value_text
-from .entry import ConstraintEntry, Entry, masked
+from .entry import OUTSIDE_THE_MASK, ConstraintEntry, Entry, masked
 
 SLICES = Argument("amount", "amount", "share of the slices to drop (0.3), or their number (30)", required=True, minimum=0)
 DIM = Argument("dim", "int", "the dimension whose slices are dropped; 0: outputs", 0, minimum=-64, maximum=63)
@@ -57,7 +57,7 @@ PARAMETRIZATIONS = (
             DIM,
         ),
         cost="one pass",
-        verifies="mask: share of entries outside the mask that are not zero",
+        verifies=OUTSIDE_THE_MASK,
         examples=("prune_structured:amount=0.5", "prune_structured:amount=1:n=1:dim=1"),
         old_form="prune_old",
         complex=True,
@@ -74,7 +74,7 @@ PARAMETRIZATIONS = (
         "sparse:PruneNM",
         NM,
         cost="one sort of each group",
-        verifies="mask: share of entries outside the mask that are not zero",
+        verifies=OUTSIDE_THE_MASK,
         examples=("nm", "nm:n=1:m=2:dim=0"),
         old_form="prune_old",
         complex=True,

@@ -338,7 +338,7 @@ def _recorded(group: Group, entry: Entry | None, stored_roles: Callable[[str, tu
     if entry.shape is not None:
         known["shape"] = entry.shape
     group = replace(group, **known, problem=None, hint=None, alternatives=())
-    if group.is_plain or group.view or "value" in group.keys:
+    if group.is_plain or "value" in group.keys:
         return group
     # Of a tensor whose parts lie in several shards, one shard alone has some.
     lacking = sorted(stored_roles(entry.chain, group.shape) - group.keys.keys())

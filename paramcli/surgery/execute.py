@@ -75,8 +75,7 @@ class Writing:
     def serves(self, plan: Plan) -> bool:
         """Is what was begun for one plan right for this one too?"""
         mine = self.plan
-        same = (mine.copies, mine.record, mine.recorded) == (plan.copies, plan.record, plan.recorded)
-        return same and sorted(mine.slots, key=_name) == sorted(plan.slots, key=_name)
+        return sorted(mine.slots, key=_name) == sorted(plan.slots, key=_name) and mine.copies == plan.copies and mine.record == plan.record
 
     def finish(self) -> None:
         """Wait until everything that was begun is done, and raise what went wrong in it."""

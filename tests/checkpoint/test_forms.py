@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,7 @@ from paramcli.checkpoint.forms import FORM_OF_SPELLING, PARAMETRIZED, PLAIN, det
 from paramcli.checkpoint.keys import parametrized_key, split_parametrized
 from paramcli.checkpoint.record import Entry
 from paramcli.checkpoint.source import Storage, TensorInfo
+from paramcli.registry import PARAMETRIZATIONS, target_class
 
 S = Storage(0, 0, 0, "x")
 
@@ -220,3 +222,13 @@ def test_what_is_said_to_fit_can_be_typed():
                 parse_chain(re.sub("=[NX]$", "=1", chain.rstrip(",:.")))
                 named += 1
     assert named > 20
+
+
+@pytest.mark.parametrize("of_a_plugin", [False, True])
+def test_the_table_tells_half_a_tensor_and_a_plugin_s_hint_does_not(of_a_plugin, monkeypatch):
+    """What a plug-in says that it stores may be wrong, and a whole tensor is not refused for it."""
+    skew = PARAMETRIZATIONS["skew"]
+    stores = lambda shape, arguments: {"original": (None, shape), "extra": (None, shape)}  # noqa: E731
+    monkeypatch.setitem(PARAMETRIZATIONS, "skew", replace(skew, stores=stores, target=target_class(skew) if of_a_plugin else skew.target))
+    group = detect(infos(**{f"{P}original": (3, 3)}), {"fc.weight": Entry("parametrized", "skew", None, "skew")})["fc.weight"]
+    assert group.chain == "skew" and (group.problem is None if of_a_plugin else "lacks its 0.extra" in group.problem)

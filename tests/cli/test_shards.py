@@ -136,6 +136,21 @@ def test_a_shard_has_the_record_of_its_own_tensors(folder, tmp_path, paramcli):
     assert paramcli("inspect", tmp_path / "split", "-t", "layer.1.weight", "--json").json["tensors"][0]["chain"] == "weight_norm:dim=0"
 
 
+def test_the_record_follows_names_that_change(folder, tmp_path, paramcli):
+    """A stripped prefix, into shards and into one file; a torch file has no place for it, and that is told."""
+    path, _, _ = folder
+    added = tmp_path / "added"
+    paramcli("add", path, "-t", "layer.*.weight", "--chain", "skew", "--max-change", "2", "-o", added)
+    for output in ("stripped", "stripped.safetensors"):
+        paramcli("convert", added, "--keep", "layer.*", "--strip-prefix", "layer", "-o", tmp_path / output)
+        tensors = paramcli("verify", tmp_path / output, "--json").json["tensors"]
+        assert sorted(entry["tensor"] for entry in tensors) == [f"{i}.weight" for i in range(10)]
+    assert "metadata: format, paramcli" in paramcli("inspect", added).out
+    assert "no place for the record" in paramcli("convert", added, "-o", tmp_path / "x.pt").err
+    lost = paramcli("convert", added, "--ignore-record", "-o", tmp_path / "y.pt", "--json").json["dropped"]
+    assert "metadata paramcli" in lost
+
+
 HALVES = [("weight_norm", "original0"), ("weight_norm", "original1"), ("spectral_norm", "original"), ("spectral_norm", "0._u"),
           ("lora:rank=2:alpha=4", "original"), ("lora:rank=2:alpha=4", "0.lora_A"), ("mask", "0.mask")]  # fmt: skip
 
