@@ -29,7 +29,8 @@ def no_such_file(path: Path) -> InputRefused:
     # By the stem: a common extension is no likeness, and another one is none the less.
     stems = difflib.get_close_matches(path.stem, {name.stem for name in names})
     near = [str(path.parent / name) for stem in stems for name in names if name.stem == stem]
-    return InputRefused(f"no such file: {printable_path(path)}", hint=f"closest: {listing(near, 3)}" if near else None, path=path)
+    hint = f"closest: {listing(near, 3)}" if near else "check the path: a file, a folder of shards, or its index"
+    return InputRefused(f"no such file: {printable_path(path)}", hint=hint, path=path)
 
 
 def above_standard_streams(descriptor: int) -> int:

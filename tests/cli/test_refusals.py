@@ -273,3 +273,10 @@ def test_debug_shows_the_traceback(fc_checkpoint, capfd):
     assert run(["--debug", "add", str(fc_checkpoint), "-t", "nope", *CHAIN]) == 2
     shown = capfd.readouterr().err
     assert shown.startswith("Traceback") and "UsageError" in shown and "error: no tensor named 'nope'" in shown
+
+
+def test_a_path_that_leads_nowhere_has_a_next_step(tmp_path, paramcli):
+    """The closest name, and where there is none what may be given."""
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert "closest: " in paramcli("inspect", tmp_path / "modl.safetensors", code=3).err
+    assert "try: check the path" in paramcli("inspect", tmp_path / "qqqq.pt", code=3).err
