@@ -23,6 +23,8 @@ from pathlib import Path
 
 from ..errors import OutputFailed, UsageError
 from ..text import printable_path
+from .direct import Direct, Disk
+from .header import PAGE
 from .input_file import OpenFiles, above_standard_streams, in_use
 from .source import Source
 from .writeback import begin_writeback
@@ -165,7 +167,7 @@ class AtomicFile:
 
     With `overwrite` an existing file is replaced and keeps its mode (where `path` is a symlink, the file it names
     is, unless `follow_links` is off: then the link is); without, a file that is there, or appears meanwhile, is
-    never touched.
+    never touched. `disk`: that of an output of which this is one file.
     """
 
     def __init__(
@@ -175,10 +177,12 @@ class AtomicFile:
         overwrite: bool = False,
         follow_links: bool = True,
         pool: OpenFiles | None = None,
+        disk: Disk | None = None,
     ):
         self.path = Path(path)
         self.overwrite = overwrite
         self.pool = pool
+        self.disk = disk
         follow = overwrite and follow_links and os.path.islink(path)
         self.target = Path(os.path.realpath(path)) if follow else self.path
         self.folder = self.target.parent
@@ -187,6 +191,7 @@ class AtomicFile:
         self._replaced: os.stat_result | None = None
         # The kernel lets one thread at a time write to a file, and has the others spin for it; here they sleep.
         self.turn = threading.Lock()
+        self._direct: Direct | None = None
         self._arrived = 0
         self._abandoned = False
 
@@ -234,6 +239,8 @@ class AtomicFile:
         return self._descriptor
 
     def park(self) -> None:
+        if self._direct is not None:
+            self._direct.park()
         if self._descriptor >= 0:
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)
@@ -248,18 +255,33 @@ class AtomicFile:
             # Some file systems cannot reserve; there, writing will tell.
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise failure(error, self.path) from None
+            return
+        # In space that is reserved a file grows by nothing that is written, so threads need not wait for each other.
+        self._direct = Direct(self.temporary, self.disk or Disk(size))
 
     def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         view = memoryview(data).cast("B") if memoryview(data).nbytes else memoryview(b"")
         done = 0
         with failures(self.path), in_use(self) as descriptor:
             while done < len(view):
+                rest = view[done:]
+                if self.goes_direct and (past := self._direct.write(offset + done, rest)):
+                    done += past
+                    self.arrived(0, descriptor)
+                    continue
+                first = -(offset + done) % PAGE if self.goes_direct else 0  # from the next page on there is the other way
                 with self.turn:
-                    done += os.pwrite(descriptor, view[done : done + WRITE_BLOCK], offset + done)
-                self.arrived(min(WRITE_BLOCK, len(view)), descriptor)
+                    got = os.pwrite(descriptor, rest[: first or WRITE_BLOCK], offset + done)
+                done += got
+                self.arrived(got, descriptor)
+
+    @property
+    def goes_direct(self) -> bool:
+        """Do whole pages go past the page cache at present?"""
+        return self._direct is not None and self._direct.disk.direct
 
     def arrived(self, count: int, descriptor: int) -> None:
-        """`count` bytes more are in the file: from time to time the disk is set to work on them, ahead of the fsync.
+        """`count` bytes more are in the cache: from time to time the disk is set to work on them, ahead of the fsync.
 
         Raises Abandoned where the file is given up, so that a thread that fills it ends.
         """

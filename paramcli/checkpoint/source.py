@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..dtypes import DTYPES, bits_of, nbytes_of, torch_dtype
 from ..errors import InputRefused
@@ -19,9 +20,9 @@ from ..text import printable, printable_path
 from .input_file import InputFile
 from .memory import Blocks
 
-# Every block costs a few turns of the interpreter's lock, for which an import in another thread makes it wait; each of
-# several threads holds one.
-READ_BLOCK = 1 << 21
+if TYPE_CHECKING:
+    from .stream import Stream
+
 # Threads that compare checksums ahead of need, without the interpreter's lock.
 CHECKERS = 2
 
@@ -130,6 +131,7 @@ class Source:
     # (file, offset) of a storage -> the Future of its comparison, made by whoever asked first: True, or why it is refused.
     _checks: dict = field(default_factory=dict, repr=False)
     _checking: list[threading.Thread] = field(default_factory=list, repr=False)
+    # Each thread's stream of what is only summed up.
     _kept: threading.local = field(default_factory=threading.local, repr=False)
     _blocks: Blocks = field(default_factory=Blocks, repr=False)
     _closing: threading.Event = field(default_factory=threading.Event, repr=False)
@@ -166,8 +168,8 @@ class Source:
         if storage.crc is not None:
             self.pass_through(storage)
 
-    def pass_through(self, storage: Storage, each: Callable[[int, memoryview], None] | None = None) -> None:
-        """Give `each` a storage's bytes, as (place in it, block), and compare its checksum as `check_storage` does.
+    def pass_through(self, storage: Storage, stream: Stream | None = None) -> int | None:
+        """Send a storage's bytes along `stream`, and compare their checksum as `check_storage` does; gives the checksum.
 
         Both in one pass, unless another thread has begun the comparison: the sum of a block that was just read, and is
         about to be written, costs no second way from memory.
@@ -180,14 +182,14 @@ class Source:
             check = mine if storage.crc is None else self._checks.setdefault(place, mine)
             if check is mine:
                 break
-            if each is not None:
-                self._pass(storage, each, compare=False)
-                each = None
+            if stream is not None:
+                self._pass(storage, stream, compare=False)
+                stream = None
             if check.result():
-                return
+                return storage.crc
             # Who had begun the comparison was stopped by something else, and it is still to be made.
         try:
-            self._pass(storage, each, compare=storage.crc is not None)
+            crc = self._pass(storage, stream, compare=storage.crc is not None)
         except InputRefused as error:
             mine.set_exception(error)
             raise
@@ -196,6 +198,7 @@ class Source:
             mine.set_result(False)
             raise
         mine.set_result(True)
+        return crc
 
     def check_ahead(self, names: Iterable[str]) -> None:
         """Begin comparing the checksums of tensors that will be read, in threads of their own.
@@ -223,20 +226,26 @@ class Source:
             self._checking.append(threading.Thread(target=work, daemon=True))
             self._checking[-1].start()
 
-    def _pass(self, storage: Storage, each: Callable[[int, memoryview], None] | None, compare: bool) -> None:
+    def _pass(self, storage: Storage, stream: Stream | None, compare: bool) -> int:
         import zlib
 
-        file, crc = self.files[storage.file], 0
-        buffer = self._buffer(min(READ_BLOCK, storage.nbytes))
-        for at in range(0, storage.nbytes, READ_BLOCK):
+        if stream is None:
+            if not hasattr(self._kept, "stream"):
+                from .stream import Stream
+
+                self._kept.stream = Stream()
+            stream = self._kept.stream
+        file, crc, at = self.files[storage.file], 0, 0
+        summed = compare or storage.crc is None
+        while at < storage.nbytes:
             if self._closing.is_set():
                 raise ValueError(f"{file.path} is closed")
-            part = buffer[: min(READ_BLOCK, storage.nbytes - at)]
+            part = stream.room(storage.nbytes - at)
             file.read_into(storage.offset + at, part)
-            if compare:
+            if summed:
                 crc = zlib.crc32(part, crc)
-            if each is not None:
-                each(at, part)
+            stream.came(len(part))
+            at += len(part)
         if compare and crc != storage.crc:
             shown, key = printable_path(file.path), printable(storage.key)
             raise InputRefused(
@@ -244,13 +253,7 @@ class Source:
                 hint="copy or download the file again",
                 path=file.path,
             )
-
-    def _buffer(self, size: int) -> memoryview:
-        """Memory of this thread's own, kept from one storage to the next: new memory costs as much as the sum of it."""
-        buffer = getattr(self._kept, "buffer", None)
-        if buffer is None or len(buffer) < size:
-            buffer = self._kept.buffer = memoryview(bytearray(size))
-        return buffer
+        return crc
 
     def read_bytes(self, name: str) -> bytearray:
         """The tensor's row-major bytes in new memory; checksums are compared first."""

@@ -19,12 +19,14 @@ from pathlib import Path
 from ..errors import OutputFailed
 from ..text import printable_path
 from .atomic import AtomicFile, failures, hidden_name
+from .direct import Disk
 from .header import Slot
 from .pickle_data import Global, Key, Opaque, Size, StorageRef, TensorRef
 from .read_dcp import part_names
 from .recognise import DCP_METADATA, is_dcp
 from .input_file import OpenFiles
-from .source import READ_BLOCK, Source
+from .source import Source, Storage
+from .stream import Stream
 from .write_folder import FolderSink
 from .write_pickle import DTYPE_NAMES, PickleWriter, unit
 from .write_safetensors import Check, copy_storage
@@ -88,7 +90,7 @@ class PartFile:
     """One part being written: the same interface as SafetensorsSink."""
 
     def __init__(
-        self, path: Path, slots: Sequence[Slot], places: Mapping[str, tuple[int, int]], *, overwrite: bool, pool: OpenFiles
+        self, path: Path, slots: Sequence[Slot], places: Mapping[str, tuple[int, int]], *, overwrite: bool, pool: OpenFiles, disk: Disk
     ):  # fmt: skip
         self._slots = {slot.name: slot for slot in slots}
         self._places = places
@@ -96,7 +98,7 @@ class PartFile:
         # Tensors that have come in part: their archive's place, itself, and the bytes so far.
         self._begun: dict[str, tuple[int, _Archive, int]] = {}
         self.size = max(offset + length for offset, length in places.values())
-        self.file = AtomicFile(path, overwrite=overwrite, follow_links=False, pool=pool)
+        self.file = AtomicFile(path, overwrite=overwrite, follow_links=False, pool=pool, disk=disk)
 
     def __enter__(self) -> PartFile:
         self.file.__enter__()
@@ -135,26 +137,19 @@ class PartFile:
             self._begun[name] = begin, archive, end
 
     def copy(self, source: Source, pairs: Iterable[tuple[str, str]]) -> None:
-        for name, key in pairs:
-            info = source.tensors[key]
-            if info.run is None or info.nbytes <= _WHOLE:
-                self.write(name, source.read_bytes(key))
-                continue
-            begin, archive = self._take(name)
-            place = begin + archive.storage.start
-            number, offset, length = info.run
-            if info.storage.crc is not None and length == info.storage.nbytes:
-                copy_storage(source, info.storage, self.file, place)
-                archive.storage.crc = info.storage.crc  # the recorded sum is the sum of the same bytes here
-            else:
-                source.check_storage(info.storage)
-                buffer = memoryview(bytearray(min(READ_BLOCK, length)))
-                for at in range(0, length, READ_BLOCK):
-                    block = buffer[: min(READ_BLOCK, length - at)]
-                    source.files[number].read_into(offset + at, block)
-                    self.file.write_at(place + at, block)
-                    archive.storage.crc = zlib.crc32(block, archive.storage.crc)
-            self._close(begin, archive)
+        with Stream(self.file) as stream:
+            for name, key in pairs:
+                info = source.tensors[key]
+                if info.run is None or info.nbytes <= _WHOLE:
+                    self.write(name, source.read_bytes(key))
+                    continue
+                begin, archive = self._take(name)
+                storage, (number, offset, length) = info.storage, info.run
+                if storage.crc is None or length != storage.nbytes:
+                    source.check_storage(storage)
+                    storage = Storage(number, offset, length, storage.key)
+                archive.storage.crc = copy_storage(source, storage, stream, begin + archive.storage.start)
+                self._close(begin, archive)
 
     def _take(self, name: str) -> tuple[int, _Archive]:
         assert name in self._missing, f"{name} is written twice"
@@ -189,8 +184,8 @@ class DcpSink(FolderSink):
         super().__init__(folder, parts, siblings, overwrite=overwrite, owner=owner)
         self.places = {part: places_of(slots) for part, slots in self.parts.items()}
 
-    def part_sink(self, path: Path, part: str, pool: OpenFiles) -> PartFile:
-        return PartFile(path, self.parts[part], self.places[part], overwrite=self.overwrite, pool=pool)
+    def part_sink(self, path: Path, part: str, pool: OpenFiles, disk: Disk) -> PartFile:
+        return PartFile(path, self.parts[part], self.places[part], overwrite=self.overwrite, pool=pool, disk=disk)
 
     def index_bytes(self, names: Mapping[str, str]) -> bytes:
         tensors, data, paths = {}, {}, {}

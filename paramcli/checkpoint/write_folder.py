@@ -41,10 +41,12 @@ from .atomic import (
     rename_to_new,
     sync_folder,
 )
+from .direct import Disk
 from .header import Slot
 from .interrupts import signals_held
 from .input_file import InputFile, OpenFiles
 from .source import Source
+from .stream import Stream
 from .write_safetensors import Check, check_unchanged, copy_run
 
 
@@ -106,7 +108,7 @@ class FolderSink:
 
     # --- what a kind of folder says --------------------------------------------------------------
 
-    def part_sink(self, path: Path, part: str, pool: OpenFiles) -> PartSink:
+    def part_sink(self, path: Path, part: str, pool: OpenFiles, disk: Disk) -> PartSink:
         """The sink of one part, to be written at `path`."""
         raise NotImplementedError
 
@@ -147,10 +149,10 @@ class FolderSink:
                 f"the folder of {printable_path(self.path)} is not one that all processes of the run see",
                 hint="the ranks of a run need one file system: -o a folder on it", path=self.path,
             )  # fmt: skip
-        pool = OpenFiles()
+        pool, disk = OpenFiles(), Disk(sum(slot.nbytes for slots in self.parts.values() for slot in slots))
         for part in self.parts:
             if self._owner.get(part, 0) == self._run.rank:
-                self._sinks[part] = self.part_sink(place / part, part, pool)
+                self._sinks[part] = self.part_sink(place / part, part, pool, disk)
                 self._sinks[part].__enter__()
 
     def _make_folder(self) -> str | None:
@@ -261,7 +263,8 @@ class FolderSink:
         original = InputFile(sibling)
         try:
             copy = self._other(target)
-            copy_run(original, 0, copy, 0, original.size)
+            with Stream(copy) as stream:
+                copy_run(original, stream, 0, 0, original.size)
             copy.finish(original.size)
             copy.park()
         finally:

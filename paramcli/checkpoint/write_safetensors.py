@@ -8,22 +8,25 @@ once and whose inputs are still what they were.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import struct
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
 from .atomic import AtomicFile, failure
+from .direct import Disk
 from .header import PAGE, Slot, build_header, congruent_end, layout
 from .input_file import InputFile, OpenFiles, in_use
 from .source import Source, Storage
+from .stream import Stream
 
-COPY_BLOCK = 1 << 20
 # One call of copy_file_range moves at most this much, so that signals are not held up, and the disk begins early.
 KERNEL_BLOCK = 1 << 26
 # Threads that copy storages and compare their checksums: the sum takes as long as the copy.
-COPIERS = 2
+COPIERS = 4
 # What looks at the finished files, still under their temporary names, before they are published.
 Check = Callable[[Path, Iterable[Path]], None]
 # The metadata of a file that holds tensors of these names.
@@ -42,6 +45,7 @@ class SafetensorsSink:
         overwrite: bool = False,
         follow_links: bool = True,
         pool: OpenFiles | None = None,
+        disk: Disk | None = None,
         origins: Mapping[str, int] = MappingProxyType({}),
     ):
         self._places = layout(slots)
@@ -51,7 +55,7 @@ class SafetensorsSink:
         self._missing = dict.fromkeys(self._places, 0)
         self._sources: dict[int, Source] = {}
         self.size = self._data + max((end for _, end in self._places.values()), default=0)
-        self.file = AtomicFile(path, overwrite=overwrite, follow_links=follow_links, pool=pool)
+        self.file = AtomicFile(path, overwrite=overwrite, follow_links=follow_links, pool=pool, disk=disk)
 
     def __enter__(self) -> SafetensorsSink:
         self.file.__enter__()
@@ -90,8 +94,7 @@ class SafetensorsSink:
             if info.storage.crc is not None:
                 parts.append(info.storage)
         copy_storages(source, self.file, [(storage, place) for _, _, place, storage in sorted(whole, key=lambda item: item[:3])])
-        for number, offset, place, length in joined(runs):
-            copy_run(source.files[number], offset, self.file, place, length)
+        copy_runs(source, self.file, joined(runs))
         for storage in parts:
             source.check_storage(storage)
 
@@ -147,6 +150,8 @@ def joined(runs: Iterable[tuple[int, int, int, int]]) -> list[tuple[int, int, in
     return merged
 
 
+# ioctl(2) of Linux: struct file_clone_range, from a descriptor, an offset and a length there, to an offset here.
+_FICLONERANGE = 0x4020940D
 # Errors of copy_file_range after which reading and writing may still work, or will say whose fault it is.
 _TRY_PLAIN = {
     errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM, errno.ETXTBSY, errno.EOVERFLOW,
@@ -154,13 +159,42 @@ _TRY_PLAIN = {
 }  # fmt: skip
 
 
-def copy_storage(source: Source, storage: Storage, target: AtomicFile, place: int) -> None:
-    """Copy a storage whole, its checksum compared on the way."""
-    source.pass_through(storage, lambda at, block: target.write_at(place + at, block))
+def copy_storage(source: Source, storage: Storage, stream: Stream, place: int) -> int:
+    """Copy a storage whole, its checksum compared on the way; gives the checksum."""
+    stream.go(place)
+    return source.pass_through(storage, stream)
 
 
 def copy_storages(source: Source, target: AtomicFile, places: Sequence[tuple[Storage, int]]) -> None:
-    """The same for many, in several threads where there is much.
+    """The same for many, in several threads where there is much."""
+    def copy(stream: Stream, storage: Storage, place: int) -> None:
+        copy_storage(source, storage, stream, place)
+
+    _in_threads(copy, target, [(storage.nbytes, (storage, place)) for storage, place in places])
+
+
+def copy_runs(source: Source, target: AtomicFile, runs: Iterable[tuple[int, int, int, int]]) -> None:
+    """Copy runs (file, offset there, offset here, length); several threads keep a disk busy that is written past the cache."""
+    def copy(stream: Stream, number: int, *run: int) -> None:
+        copy_run(source.files[number], stream, *run)
+
+    if not target.goes_direct:
+        with Stream(target) as stream:
+            for run in runs:
+                copy(stream, *run)
+        return
+    pieces = []
+    for number, offset, place, length in runs:
+        done = 0
+        while done < length:
+            count = min(length - done, KERNEL_BLOCK - (place + done) % PAGE)
+            pieces.append((count, (number, offset + done, place + done, count)))
+            done += count
+    _in_threads(copy, target, pieces)
+
+
+def _in_threads(copy: Callable[..., None], target: AtomicFile, items: Sequence[tuple[int, tuple]]) -> None:
+    """copy(stream, *arguments) for (bytes, arguments) of each item, in several threads where there is much.
 
     Each has a stretch of its own: threads that write next to each other take three times as long as those far apart.
     """
@@ -168,45 +202,59 @@ def copy_storages(source: Source, target: AtomicFile, places: Sequence[tuple[Sto
 
     failed = threading.Event()
 
-    def copy(stretch: Sequence[tuple[Storage, int]]) -> None:
+    def work(stretch: Sequence[tuple]) -> None:
         try:
-            for storage, place in stretch:
-                if failed.is_set():
-                    return
-                copy_storage(source, storage, target, place)
+            with Stream(target) as stream:
+                for arguments in stretch:
+                    if failed.is_set():
+                        return
+                    copy(stream, *arguments)
         except BaseException:
             failed.set()
             raise
 
-    total = sum(storage.nbytes for storage, _ in places)
-    if total <= KERNEL_BLOCK:
-        copy(places)
+    if sum(nbytes for nbytes, _ in items) <= KERNEL_BLOCK:
+        work([arguments for _, arguments in items])
         return
     with ThreadPoolExecutor(COPIERS) as pool:
-        for _ in pool.map(copy, stretches(places, total, COPIERS)):
+        for _ in pool.map(work, stretches(items, COPIERS)):
             pass
 
 
-def stretches(places: Sequence[tuple[Storage, int]], total: int, count: int) -> list[list[tuple[Storage, int]]]:
-    """`count` parts of as many bytes each as whole storages allow, in order."""
-    parts: list[list[tuple[Storage, int]]] = [[] for _ in range(count)]
-    before = 0
-    for item in places:
-        middle = before + item[0].nbytes // 2
-        parts[min(count * middle // total, count - 1)].append(item)
-        before += item[0].nbytes
+def stretches(items: Sequence[tuple[int, tuple]], count: int) -> list[list[tuple]]:
+    """The items' arguments in `count` parts of as many bytes each as whole items allow, in order."""
+    parts: list[list[tuple]] = [[] for _ in range(count)]
+    total, before = sum(nbytes for nbytes, _ in items), 0
+    for nbytes, arguments in items:
+        parts[min(count * (before + nbytes // 2) // max(total, 1), count - 1)].append(arguments)
+        before += nbytes
     return parts
 
 
-def copy_run(source: InputFile, offset: int, target: AtomicFile, place: int, length: int) -> None:
-    """Copy bytes from file to file, in the kernel where it can."""
-    done = _kernel_copy(source, offset, target, place, length)
-    buffer = memoryview(bytearray(min(COPY_BLOCK, length - done)))
+def copy_run(source: InputFile, stream: Stream, offset: int, place: int, length: int) -> None:
+    """Copy bytes from file to file: shared, past the cache, in the kernel, or as any program would, whichever is there."""
+    done, target = 0, stream.target
+    if not target.goes_direct or _shares(source, offset, target, place, length):
+        done = _kernel_copy(source, offset, target, place, length)
+    stream.go(place + done)
     while done < length:
-        part = buffer[: length - done]
+        part = stream.room(length - done)
         source.read_into(offset + done, part)
-        target.write_at(place + done, part)
+        stream.came(len(part))
         done += len(part)
+
+
+def _shares(source: InputFile, offset: int, target: AtomicFile, place: int, length: int) -> bool:
+    """Does the file system let both files have one block? Tried with the first whole page, which is copied by it."""
+    first = -offset % PAGE
+    if (offset - place) % PAGE or first + PAGE > length:
+        return False
+    with in_use(source) as reading, in_use(target) as writing:
+        try:
+            fcntl.ioctl(writing, _FICLONERANGE, struct.pack("=qQQQ", reading, offset + first, PAGE, place + first))
+        except OSError:
+            return False
+    return True
 
 
 def _kernel_copy(source: InputFile, offset: int, target: AtomicFile, place: int, length: int) -> int:

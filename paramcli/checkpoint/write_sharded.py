@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from ..errors import InputRefused, OutputFailed
 from ..text import printable, printable_path
+from .direct import Disk
 from .header import Slot
 from .read_sharded import INDEX_NAME, INDEX_SUFFIX, read_index
 from .recognise import is_dcp
@@ -49,10 +50,12 @@ class ShardedSink(FolderSink):
         total = sum(slot.nbytes for slots in self.parts.values() for slot in slots)
         self.index_metadata = {**(index_metadata or {}), "total_size": total}
 
-    def part_sink(self, path: Path, part: str, pool: OpenFiles) -> SafetensorsSink:
+    def part_sink(self, path: Path, part: str, pool: OpenFiles, disk: Disk) -> SafetensorsSink:
         slots = self.parts[part]
         metadata = self.metadata(slot.name for slot in slots)
-        return SafetensorsSink(path, slots, metadata, overwrite=self.overwrite, follow_links=False, pool=pool, origins=self.origins)
+        return SafetensorsSink(
+            path, slots, metadata, overwrite=self.overwrite, follow_links=False, pool=pool, disk=disk, origins=self.origins
+        )
 
     def index_bytes(self, names: Mapping[str, str]) -> bytes:
         weight_map = {name: names[shard] for name, shard in self.home.items()}

@@ -22,6 +22,7 @@ from .pickle_data import Items, StorageRef, TensorRef
 from .read_torch import PAIRS, element_width, storage_refs
 from .roots import as_dict
 from .source import Source, Storage
+from .stream import Stream
 from .write_pickle import PickleWriter, unit
 from .write_safetensors import Check, check_unchanged, copy_storage
 from .write_zip import Member, directory, lay_out, members_of
@@ -206,31 +207,28 @@ class TorchSink:
             record.written = True
 
     def copy(self, source: Source, pairs: Iterable[tuple[str, str]]) -> None:
-        for name, key in pairs:
-            record = self._tensors[name].record
-            if record.source is not None:
-                self._stream(record)
-            else:
-                self.write(name, source.read_bytes(key))
+        with Stream(self.file) as stream:
+            for name, key in pairs:
+                record = self._tensors[name].record
+                if record.source is not None:
+                    self._copy(record, stream)
+                else:
+                    self.write(name, source.read_bytes(key))
 
-    def _stream(self, record: _Record) -> None:
+    def _copy(self, record: _Record, stream: Stream) -> None:
         """A whole storage of the source, its recorded checksum compared."""
         if record.written:
             return
-        storage = record.source
-        if storage.crc is not None:
-            copy_storage(self.source, storage, self.file, record.start)
-            record.crc = storage.crc  # the recorded sum is the sum of the same bytes here
-        else:
-            self.source.pass_through(storage, lambda at, block: self._put(record, at, block))
+        record.crc = copy_storage(self.source, record.source, stream, record.start)
         record.written = True
 
     def abandon(self) -> None:
         self.file.abandon()
 
     def commit(self, *sources: Source, check: Check | None = None) -> None:
-        for place in self._foreign.values():
-            self._stream(place.record)
+        with Stream(self.file) as stream:
+            for place in self._foreign.values():
+                self._copy(place.record, stream)
         missing = [record.name for record in self.records if not record.written]
         if missing:
             raise AssertionError(f"never written: {missing[:3]}")

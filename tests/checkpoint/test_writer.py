@@ -19,6 +19,7 @@ from paramcli.checkpoint import write_safetensors
 from paramcli.checkpoint.read_safetensors import open_safetensors
 from paramcli.checkpoint.input_file import InputFile
 from paramcli.checkpoint.source import Source, Storage, TensorInfo, tensor_bytes
+from paramcli.checkpoint.stream import Stream
 from paramcli.checkpoint.write_safetensors import copy_storages, joined, stretches
 from paramcli.checkpoint.writer import SafetensorsSink, Slot
 from paramcli.dtypes import CODE_OF_TORCH
@@ -229,7 +230,8 @@ def test_copying_does_not_depend_on_the_size(tmp_path):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with open_safetensors(path) as source:
         with SafetensorsSink(tmp_path / "out", slots_of(source), {}) as sink:
-            write_safetensors.copy_run(source.files[0], 0, sink.file, 0, 1000)
+            with Stream(sink.file) as stream:
+                write_safetensors.copy_run(source.files[0], stream, 0, 0, 1000)
             sink.copy(source, [("a", "a")])
             sink.commit()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000
@@ -240,17 +242,17 @@ def test_copying_does_not_depend_on_the_size(tmp_path):
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_stretches_are_in_order_and_of_alike_sizes(sizes, count):
     """Every storage once, neighbours together; none has more than its share and one storage."""
-    places = [(Storage(0, number, size, str(number)), number) for number, size in enumerate(sizes)]
-    parts = stretches(places, sum(sizes) or 1, count)
-    assert len(parts) == count and [item for part in parts for item in part] == places
-    assert all(sum(storage.nbytes for storage, _ in part) <= sum(sizes) / count + max(sizes) for part in parts if part)
+    items = [(size, (number,)) for number, size in enumerate(sizes)]
+    parts = stretches(items, count)
+    assert len(parts) == count and [item for part in parts for item in part] == [arguments for _, arguments in items]
+    assert all(sum(sizes[number] for number, in part) <= sum(sizes) / count + max(sizes) for part in parts if part)
 
 
 def test_a_failure_ends_the_other_stretches(tmp_path, monkeypatch):
     """What is damaged is said at once, not when the rest of a terabyte is copied."""
     copied, began = [], threading.Event()
 
-    def copy(source, storage, target, place):
+    def copy(source, storage, stream, place):
         if storage.key == "0":
             began.wait(10)
             raise InputRefused("damaged")

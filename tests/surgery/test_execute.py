@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from paramcli.checkpoint import source as source_module
-from paramcli.checkpoint import write_safetensors
+from paramcli.checkpoint import direct, write_safetensors
 from paramcli.checkpoint.atomic import Abandoned
 from paramcli.checkpoint.open import open_checkpoint
 from paramcli.checkpoint.source import Source
+from paramcli.checkpoint.stream import Stream
 from paramcli.errors import InputRefused
 
 
@@ -55,7 +55,7 @@ def test_a_copy_and_its_checksum_are_one_pass(tmp_path, paramcli, monkeypatch, o
     """Every block of an untouched storage is read once, whatever is written, by one thread or several."""
     if much:
         monkeypatch.setattr(write_safetensors, "KERNEL_BLOCK", 1)
-    monkeypatch.setattr(source_module, "READ_BLOCK", 1000)
+    monkeypatch.setattr(direct, "BLOCK", 4096)
     tensors = {f"t{n}": torch.rand(9000) for n in range(9)}
     torch.save(tensors, tmp_path / "a.pt")
     monkeypatch.setattr(write_safetensors, "copy_run", lambda *run: pytest.fail("copied without its checksum"))
@@ -75,10 +75,16 @@ def test_what_another_thread_compares_is_copied_and_waits_for_its_verdict(tmp_pa
     (tmp_path / "a.pt").write_bytes(data)
     with open_checkpoint(tmp_path / "a.pt") as source:
         storage, came = source.tensors["a"].storage, []
+
+        class Recorder(Stream):
+            def came(self, count):
+                came.append(bytes(self.room(count)))
+                super().came(count)
+
         for _ in range(2):
             with pytest.raises(InputRefused, match="checksum"):
-                source.pass_through(storage, lambda at, block: came.append((at, bytes(block))))
-        assert came[0] == came[1] and came[0][0] == 0 and len(came[0][1]) == 4000
+                source.pass_through(storage, Recorder())
+        assert len(came) == 2 and came[0] == came[1] and len(came[0]) == 4000
 
 
 def test_a_comparison_that_was_stopped_is_made_by_who_waits_for_it(tmp_path):
@@ -91,10 +97,11 @@ def test_a_comparison_that_was_stopped_is_made_by_who_waits_for_it(tmp_path):
     with open_checkpoint(tmp_path / "a.pt") as source:
         storage = source.tensors["a"].storage
 
-        def stopped(at, block):
-            begun.set()
-            time.sleep(0.3)  # the other thread is waiting by now
-            raise Abandoned
+        class Stopped(Stream):
+            def came(self, count):
+                begun.set()
+                time.sleep(0.3)  # the other thread is waiting by now
+                raise Abandoned
 
         def wait():
             begun.wait()
@@ -106,7 +113,7 @@ def test_a_comparison_that_was_stopped_is_made_by_who_waits_for_it(tmp_path):
         waiter = threading.Thread(target=wait)
         waiter.start()
         with pytest.raises(Abandoned):
-            source.pass_through(storage, stopped)
+            source.pass_through(storage, Stopped())
         waiter.join()
         assert [type(error) for error in told] == [InputRefused] and "checksum" in str(told[0])
 

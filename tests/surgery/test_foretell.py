@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from paramcli.catalogue.entry import itself
-from paramcli.checkpoint import source as source_module
+from paramcli.checkpoint import direct
 from paramcli.checkpoint.atomic import AtomicFile
 from paramcli.checkpoint.forms import detect
 from paramcli.checkpoint.open import open_checkpoint
@@ -210,7 +210,7 @@ def test_an_early_copy_given_up_in_a_storage_does_not_decide_its_checksum(output
     """What was begun for another plan stops in the middle of a storage; the copy that counts compares it itself."""
     tensors = {"w": torch.randn(8, 8), **{f"t{n}": torch.randn(300_000) for n in range(4)}}
     torch.save(tensors, tmp_path / "a.pt")
-    monkeypatch.setattr(source_module, "READ_BLOCK", 20_000)
+    monkeypatch.setattr(direct, "BLOCK", 5 * 4096)
     begun, real = threading.Event(), AtomicFile.write_at
 
     def slow(self, offset, data):
