@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .. import __version__
-from ..allocator import share_one_heap
+from ..allocator import Holes, share_one_heap
 from ..chain import parse_chain
 from ..checkpoint import record as records
 from ..checkpoint.interrupts import signals_held
@@ -109,6 +109,7 @@ def execute(plan: Plan, writing: Writing, device: str = "cpu", compute: str = "s
     source, sink, copying = writing.source, writing.sink, writing.copying
     batches = batched([(number, step) for number, step in enumerate(plan.steps) if step.run is not None])
     ahead = written = None
+    holes = Holes()
     for index, batch in enumerate(batches):
         if (step := batch[0][1]).rows is not None:
             if written:
@@ -132,6 +133,7 @@ def execute(plan: Plan, writing: Writing, device: str = "cpu", compute: str = "s
             if step.nbytes > AHEAD_BYTES:
                 written.result()
             progress(sum(slot.nbytes for slot in step.writes))
+        holes.tidy(_nbytes(batch))
         if copying.done():
             copying.result()  # a failure there ends the work here
     for number, step in enumerate(plan.steps):
