@@ -19,6 +19,8 @@ from . import ranks
 PIPE_WIDTH = 10_000
 # rich needs a third of a millisecond for a row.
 MANY_ROWS = 5_000
+# More rows than this are folded, where they are alike, for a person.
+SCREENFUL = 40
 # A picture has no lines to be whole: in a pipe it is as wide as a narrow terminal.
 PIPE_PICTURE = 80
 # With one of these set rich may take a pipe for a terminal.
@@ -136,6 +138,10 @@ class Screen:
             self.out.print(_fit(shown, self.out.console))
         else:
             self.out.print(shown)
+
+    def folds(self, rows: int) -> bool:
+        """Is a table of so many rows more than a person at a terminal wants? A pipe gets them all."""
+        return self.out.is_terminal and rows > SCREENFUL
 
     @property
     def columns(self) -> int:

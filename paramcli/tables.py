@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
+from .alike import alike
 from .checkpoint.record import KEY as RECORD
 from .console import Styled, Table
 from .text import count_text, listing, number_text, printable, printable_path, shape_text, size_text
 
+# What is said under a table of which rows are folded.
+FOLDED = "alike tensors share a line, with their largest numbers; a pipe lists each"
 # Up to so many tensors each get a picture of their own.
 FEW_TENSORS = 3
 
@@ -21,44 +25,72 @@ def _number(value: float | None) -> str:
     return "-" if value is None else number_text(value)
 
 
-def edit_table(outcomes: Sequence) -> Table:
-    """What was done to each tensor; a number that none of them has (no constraint, a dry run) has no column."""
+def edit_table(outcomes: Sequence, fold: bool = False) -> Table:
+    """What was done to each tensor; a number that none of them has (no constraint, a dry run) has no column.
+
+    `fold`: tensors alike are one row, with the largest numbers among them.
+    """
     numbers = [name for name in ("moved", "residual", "tolerance") if any(getattr(o, name) is not None for o in outcomes)]
     verdict = [""] if "residual" in numbers else []
     table = Table("tensor", "chain", "shape", "dtype", *((name, "right") for name in numbers), *verdict)
-    for o in outcomes:
+
+    def look(o) -> tuple:
+        return o.chain, o.view, o.shape, o.dtype, o.moved is None, None if o.residual is None else o.residual <= o.tolerance
+
+    for name, group in _rows(outcomes, look, fold):
+        o = max(group, key=lambda o: _excess(o.residual, o.tolerance))
         chain = o.chain or "-"
         if o.view:
             chain += f" ({o.view})"
-        row = [printable(o.tensor), printable(chain), shape_text(o.shape), o.dtype, *(_number(getattr(o, name)) for name in numbers)]
+        moved = max((o.moved for o in group if o.moved is not None), default=None)
+        row = [_times(name, group), printable(chain), shape_text(o.shape), o.dtype]
+        row += [_number(moved if number == "moved" else getattr(o, number)) for number in numbers]
         if verdict:
             row.append("" if o.residual is None else _verdict(o.residual <= o.tolerance))
         table.add_row(*row)
     return table
 
 
-def convert_table(outcomes: Sequence, dtype: str | None) -> Table | str:
-    """The tensors whose bytes changed; copies are only counted."""
+def _rows(results: Sequence, look: Callable[..., Hashable], fold: bool) -> list[tuple[str, list]]:
+    """(name, results) of each row of a table."""
+    return alike(results, lambda result: result.tensor, look) if fold else [(result.tensor, [result]) for result in results]
+
+
+def _excess(residual: float | None, tolerance: float | None) -> float:
+    """How much of its tolerance a residual takes."""
+    return 0.0 if residual is None or not residual else residual / tolerance if tolerance else math.inf
+
+
+def _times(name: str, group: Sequence) -> str:
+    return printable(name) + (f" x{len(group)}" if len(group) > 1 else "")
+
+
+def convert_table(outcomes: Sequence, dtype: str | None, fold: bool = False) -> Table | str:
+    """The tensors whose bytes changed; copies are only counted. `fold`: tensors alike are one row."""
     if not outcomes:
         return "every tensor is copied byte for byte"
     table = Table("tensor", "from", "to", "shape")
-    for o in outcomes:
-        table.add_row(printable(o.tensor), o.dtype, dtype, shape_text(o.shape))
+    for name, group in _rows(outcomes, lambda o: (o.dtype, o.shape), fold):
+        table.add_row(_times(name, group), group[0].dtype, dtype, shape_text(group[0].shape))
     return table
 
 
-def verify_table(verdicts: Sequence) -> Table:
+def verify_table(verdicts: Sequence, fold: bool = False) -> Table:
+    """Each check of each tensor; `fold`: tensors alike are one, with the largest residual of each check."""
     table = Table("tensor", "constraint", ("residual", "right"), ("tolerance", "right"), "verdict")
-    for v in verdicts:
-        for i, c in enumerate(v.checks):
-            constraint = c.constraint + (f" ({v.view})" if v.view and i == 0 else "")
+
+    def look(v) -> tuple:
+        return v.view, v.group.shape, v.group.dtype, tuple((c.constraint, c.ok, c.detail) for c in v.checks)
+
+    for name, group in _rows(verdicts, look, fold):
+        view = group[0].view
+        for i, same in enumerate(zip(*(v.checks for v in group))):
+            c = max(same, key=lambda c: _excess(c.residual, c.tolerance))
+            constraint = c.constraint + (f" ({view})" if view and i == 0 else "")
             verdict = _verdict(c.ok)
             if c.detail:
                 verdict = Styled(verdict, f": {printable(c.detail)}")
-            table.add_row(
-                printable(v.group.tensor) if i == 0 else "", constraint, number_text(c.residual),
-                number_text(c.tolerance), verdict,
-            )
+            table.add_row(_times(name, group) if i == 0 else "", constraint, number_text(c.residual), number_text(c.tolerance), verdict)
     return table
 
 

@@ -63,4 +63,4 @@ def convert(
             outcomes = preview(plan)
         else:
             outcomes = write_plan(screen, plan, Output(opened, destination, overwrite=force, check=check, max_shard_size=size))
-        finish_edit(screen, as_json, plan, opened, destination, outcomes, dry_run, convert_table(outcomes, edit.dtype), left, checked=check, replaces=force)
+        finish_edit(screen, as_json, plan, opened, destination, outcomes, dry_run, convert_table(outcomes, edit.dtype, fold=screen.folds(len(outcomes))), left, checked=check, replaces=force)

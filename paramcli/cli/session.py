@@ -17,7 +17,7 @@ from ..checkpoint.forms import Group, detect
 from ..checkpoint.open import open_checkpoint
 from ..checkpoint.source import Source
 from ..console import Screen
-from ..tables import edit_table
+from ..tables import FOLDED, edit_table
 from ..dtypes import COMPUTE_DTYPES
 from ..errors import ParamcliError, UsageError, error_context
 from ..report import document, edit_document
@@ -187,7 +187,7 @@ def run_edits(command: str, edits: Sequence[Edit], suffix: str, ckpt: Path, targ
             outcomes = preview(plan)
         else:
             outcomes = write_plan(screen, plan, output, device, early, target.verify)
-        shown = edit_table(outcomes)
+        shown = edit_table(outcomes, fold=screen.folds(len(outcomes)))
         if as_recipe and target.dry_run:
             from ..recipe import recipe_text
 
@@ -305,6 +305,8 @@ def finish_edit(
         screen.answer(document(edit_document(plan.command, source.path, output, dry_run, outcomes, plan.untouched, dropped, edits, costs, checked and not dry_run)))
     else:
         screen.show(shown)
+        if screen.folds(len(outcomes)) and not isinstance(shown, str):
+            screen.note(FOLDED)
     for outcome in outcomes:
         if outcome.note:
             screen.note(f"{printable(outcome.tensor)}: {outcome.note}")
