@@ -35,9 +35,13 @@ class Finding:
 
 
 def findings(
-    source: Source, groups: Sequence[Group], device: str = "cpu", progress: Callable[[int], None] = lambda nbytes: None
+    source: Source,
+    groups: Sequence[Group],
+    device: str = "cpu",
+    progress: Callable[[int], None] = lambda nbytes: None,
+    view: View | None = None,
 ) -> tuple[list[Finding], list[tuple[str, str]]]:
-    """(one Finding for each floating tensor, tensors that could not be looked at with the reason)."""
+    """(one Finding for each floating tensor, tensors that could not be looked at with the reason); `view`: as it shows them alone."""
     found, skipped, seen = [], [], {}
     for group in groups:
         progress(group.nbytes)
@@ -46,7 +50,7 @@ def findings(
         try:
             with error_context(tensor=group.tensor, path=source.path):
                 W = effective(source, group, device)
-                checks = _checks(W)
+                checks = _checks(W, view)
         except InputRefused as error:
             skipped.append((group.tensor, error.message))
             continue
@@ -87,7 +91,7 @@ def _strongest(holds: tuple[Check, ...], nearly: tuple[Check, ...]) -> tuple[tup
     """Without what a stronger finding implies: a rotation is orthogonal, has spectral norm 1 and unit rows."""
 
     def without(found: tuple[Check, ...], by: tuple[Check, ...]) -> tuple[Check, ...]:
-        gone = {implied for check in by for implied in _weaker(_name(check))}
+        gone = {(implied, view) for name, view in map(_name, by) for implied in _weaker(name)}
         return tuple(check for check in found if _name(check) not in gone)
 
     holds = without(holds, holds)
@@ -95,8 +99,10 @@ def _strongest(holds: tuple[Check, ...], nearly: tuple[Check, ...]) -> tuple[tup
     return holds, tuple(c for c in without(without(nearly, holds), nearly) if _name(c) not in named)
 
 
-def _name(check: Check) -> str:
-    return check.constraint.partition(":")[0]
+def _name(check: Check) -> tuple[str, str]:
+    """The set without its arguments, and the view that it was seen through."""
+    text, _, view = check.constraint.partition(" (")
+    return text.partition(":")[0], view
 
 
 def _weaker(name: str) -> set[str]:
@@ -105,14 +111,14 @@ def _weaker(name: str) -> set[str]:
     return above.union(*(_IMPLIED.get(one, ()) for one in (name, *above)))
 
 
-def _checks(W: Tensor) -> list[Check]:
+def _checks(W: Tensor, view: View | None) -> list[Check]:
     if not W.numel() or not measure.all_finite(W):
         return []
     if not bool((W != 0).any()):
         return [Check("zero", 0.0, 0.0)]
     double = W.to(wide(W.dtype, W.device))
-    found = [*_of_the_table(W, double, IDENTITY)]
-    if W.ndim > 2:
+    found = [*_of_the_table(W, double, view or IDENTITY)]
+    if W.ndim > 2 and view is None:
         # A convolution is one matrix to most who ask, and a batch of small ones to torch.
         found += _of_the_table(W, double, View("flatten"))
     return found + _constant(double, W.dtype)

@@ -8,6 +8,7 @@ from ..console import Screen
 from ..tables import discover_table
 from ..report import discover_document, document
 from ..text import count_text, printable, printable_path
+from ..view import parse_view
 from . import options as o
 from .reports import check_report, facts, spectra_for_report
 from .session import check_device, open_groups, write_file
@@ -20,6 +21,7 @@ def attach(app: typer.Typer) -> None:
 def discover(
     ckpt: o.Checkpoint,
     tensor: o.Tensors = None,
+    view: o.View = None,
     root: o.Root = None,
     device: o.Device = "cpu",
     ignore_record: o.IgnoreRecord = False,
@@ -32,24 +34,25 @@ def discover(
 
     paramcli discover model.safetensors
 
-    paramcli discover rnn.pt -t '*weight_hh*' --json
+    paramcli discover rnn.pt -t '*weight_hh*' --view blocks=4
     """
     from ..discover import findings
 
     screen = Screen(quiet)
+    seen = parse_view(view) if view is not None else None
     check_report(report, force)
     with open_groups(ckpt, root, ignore_record, screen) as opened:
         chosen = opened.choose(tensor)
         where = check_device(device)
         with screen.meter("discover", len(chosen), sum(group.nbytes for group in chosen)) as meter:
-            found, skipped = findings(opened.source, chosen, where, meter.advance)
+            found, skipped = findings(opened.source, chosen, where, meter.advance, seen)
         opened.source.check_unchanged()
         shown = [f for f in found if f.holds or f.nearly]
         says = f"{count_text(len(shown), 'tensor')} of {len(found)} with structure"
         if report is not None:
             from ..html import discover_page
 
-            drawn = spectra_for_report(opened.source, [(opened.groups[f.tensor], None) for f in shown], where)
+            drawn = spectra_for_report(opened.source, [(opened.groups[f.tensor], view) for f in shown], where)
             write_file(report, discover_page(opened.where, shown, says, *drawn, facts(opened.source)), force)
         if as_json:
             screen.answer(document(discover_document(found)))
