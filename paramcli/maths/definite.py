@@ -10,7 +10,8 @@ from .base import CannotReach, Constraint, Parametrization, relative, square, st
 from .elementwise import inverse_softplus
 
 # A singular correlation matrix has no Cholesky factor with a positive diagonal: this share of the identity is mixed in.
-SINGULAR = 1e-10
+# Such a one has a pivot below THIN, or none.
+SINGULAR, THIN = 1e-10, 1e-13
 
 
 class Correlation(Constraint):
@@ -128,10 +129,12 @@ class CholeskyCorrelation(Parametrization):
         C = started(Correlation(), C)
         C = (C + C.mT) / 2
         L, failed = torch.linalg.cholesky_ex(C)
-        if bool(failed.any()):
+        # Whether rounding lets a singular matrix have a factor is chance; a pivot that small is none to build on.
+        thin = (failed != 0) | (L.diagonal(dim1=-2, dim2=-1).amin(-1).square() < THIN)
+        if bool(thin.any()):
             eye = torch.eye(C.size(-1), dtype=C.dtype, device=C.device)
             mixed = torch.linalg.cholesky((1 - SINGULAR) * C + SINGULAR * eye)
-            L = torch.where((failed != 0)[..., None, None], mixed, L)
+            L = torch.where(thin[..., None, None], mixed, L)
         return lower_factor_inverse(L)
 
 

@@ -130,31 +130,45 @@ def nearest_doubly_stochastic(X: Tensor) -> Tensor:
     def dual(P: Tensor, z: Tensor) -> Tensor:
         return P.square().sum() / 2 - z.sum()
 
+    def gap(P: Tensor) -> Tensor:
+        return 1 - torch.cat([P.sum(1), P.sum(0)])
+
+    def solve(M: Tensor, ridge: Tensor | float, g: Tensor) -> Tensor:
+        """What to add to u and v so that the sums change by g, where just the entries in M follow."""
+        M = M.to(X.dtype)
+        H = torch.cat([torch.cat([M.sum(1).diag(), M], 1), torch.cat([M.mT, M.sum(0).diag()], 1)])
+        # H is singular: u + t, v - t give the same P, and far from the solution whole rows of M are zero.
+        return torch.linalg.solve(H + ridge * torch.eye(2 * n, dtype=X.dtype, device=X.device), g)
+
     P = primal(z)
     for _ in range(200):
-        g = 1 - torch.cat([P.sum(1), P.sum(0)])
+        g = gap(P)
         error = g.abs().amax()
         if error <= 1e-14 * n:
             break
-        M = (P > 0).to(X.dtype)
-        H = torch.cat([torch.cat([M.sum(1).diag(), M], 1), torch.cat([M.mT, M.sum(0).diag()], 1)])
-        # H is singular: u + t, v - t give the same P, and far from the solution whole rows of M are zero. The ridge
-        # shrinks with the error, which keeps the last steps quadratic.
-        H = H + (1e-10 + 0.01 * error.clamp(max=1)) * torch.eye(2 * n, dtype=X.dtype, device=X.device)
-        d = torch.linalg.solve(H, g)
+        # The ridge shrinks with the error, which keeps the last steps quadratic.
+        d = solve(P > 0, 1e-10 + 0.01 * error.clamp(max=1), g)
         step, here = 1.0, dual(P, z)
-        while step > 1e-6 and dual(primal(z + step * d), z + step * d) > here - 1e-4 * step * (g @ d) + 1e-15 * here.abs():
+        # What the last steps gain of the dual is less than its rounding; there the sums tell whether a step is good.
+        while step > 1e-6:
+            Q = primal(z + step * d)
+            if dual(Q, z + step * d) <= here - 1e-4 * step * (g @ d) or gap(Q).abs().amax() <= error / 2:
+                break
             step /= 2
         if step <= 1e-6:
             # Rounding of the sums is larger than what is left to gain.
             break
         z = z + step * d
         P = primal(z)
-    # X + u + v is rounded to the size of X: entries that small are zeros, and dividing by the sums mends those.
+    # X + u + v is rounded to the size of X, and entries that small are zeros. The others take up what the sums lack: from
+    # here on P, whose entries are 1 at most, is added to. Scaling would do it only where no entry has to become zero.
     P = torch.where(P > 8 * eps(X.dtype) * (1 + X.abs().amax()), P, torch.zeros_like(P))
-    for _ in range(5):
-        P = P / P.sum(1, keepdim=True)
-        P = P / P.sum(0, keepdim=True)
+    for _ in range(20):
+        g = gap(P)
+        if g.abs().amax() <= 4 * eps(X.dtype):
+            break
+        d = solve(P > 0, 1e-10, g)
+        P = torch.where(P > 0, P + d[:n].unsqueeze(1) + d[n:], P).clamp(min=0)
     return P
 
 

@@ -34,6 +34,15 @@ def test_singular_correlations_are_kept():
         assert fitted.check.ok and fitted.moved < 0.02
 
 
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_a_singular_correlation_once_fitted_stays(rank):
+    """Rounding lets some singular matrices have a Cholesky factor and others not; a fitted one is kept either way."""
+    for seed in range(30):
+        A = torch.nn.functional.normalize(randn(5, rank, seed=seed), dim=-1)
+        first = fit(A @ A.mT, parse_chain("correlation"), IDENTITY)
+        assert first.moved <= 1e-9 and fit(first.value, parse_chain("correlation"), IDENTITY).moved <= 1e-13
+
+
 def test_covariances_give_their_correlations_diagonal():
     """A positive definite matrix with diagonal 1 is a member, and its scaled form is not."""
     A = spd(5, 0)

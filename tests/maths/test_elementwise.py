@@ -122,6 +122,25 @@ def test_large_and_lopsided_matrices_converge():
         assert residual <= n * torch.finfo(torch.float64).eps * (1 + X.abs().max().item())
 
 
+@pytest.mark.parametrize("n", [2, 3, 4])
+@pytest.mark.parametrize("kind", ["a permutation and dust", "rows of far apart sizes", "many ties", "small", "large"])
+def test_sums_come_out_to_rounding_however_hard_the_matrix(n, kind):
+    """Where entries have to vanish scaling never ends, and the dual is flat. No permutation is on the far side of X - P."""
+    from itertools import permutations
+
+    for seed in range(40):
+        X = randn(n, n, seed=seed)
+        X = {
+            "a permutation and dust": lambda: torch.eye(n, dtype=X.dtype).roll(seed, 0) + 1e-9 * X,
+            "rows of far apart sizes": lambda: X * torch.logspace(-4, 4, n, dtype=X.dtype),
+            "many ties": lambda: torch.round(2 * X) / 2, "small": lambda: 1e-3 * X, "large": lambda: 100 * X,
+        }[kind]()  # fmt: skip
+        P = nearest_doubly_stochastic(X)
+        assert make("doubly_stochastic").residual(P).item() <= 1e-15 * n
+        vertices = [torch.eye(n, dtype=X.dtype)[list(order)] for order in permutations(range(n))]
+        assert max((((X - P) * (Q - P)).sum() / (1 + X.abs().max())).item() for Q in vertices) <= 1e-9
+
+
 def test_sinkhorn_is_the_division_by_sums():
     """In logarithms as without."""
     X = randn(4, 4)
