@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .checkpoint.forms import Group
+from .checkpoint.interrupts import import_torch
 from .checkpoint.source import Source
 from .dtypes import DTYPES, dtype_name
 from .errors import InputRefused
@@ -64,6 +65,7 @@ def _compare_one(name: str, a: Source, one: Group, b: Source, other: Group, tole
 
 
 def _distance(name: str, a: Source, one: Group, b: Source, other: Group, tolerance: float | None, exact: bool, detail: str | None) -> Difference:
+    import_torch()
     import torch
 
     from .surgery.evaluate import effective

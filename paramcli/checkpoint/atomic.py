@@ -23,9 +23,9 @@ from pathlib import Path
 
 from ..errors import OutputFailed, UsageError
 from ..text import printable_path
-from .direct import Direct, Disk
-from .header import PAGE
+from .direct import PAGE, Direct, Disk
 from .input_file import OpenFiles, above_standard_streams, in_use
+from .interrupts import signals_held
 from .source import Source
 from .writeback import begin_writeback
 
@@ -221,11 +221,8 @@ class AtomicFile:
         self._descriptor = above_standard_streams(os.open(self.temporary, flags, mode))
 
     def __exit__(self, *exception: object) -> None:
-        try:
+        with signals_held():  # a second Ctrl-C while the first cleans up, or a third
             self._discard()
-        except BaseException:  # a second Ctrl-C while the first cleans up
-            self._discard()
-            raise
 
     @property
     def descriptor(self) -> int:
@@ -257,7 +254,8 @@ class AtomicFile:
                 raise failure(error, self.path) from None
             return
         # In space that is reserved a file grows by nothing that is written, so threads need not wait for each other.
-        self._direct = Direct(self.temporary, self.disk or Disk(size))
+        with failures(self.path):
+            self._direct = Direct(self.temporary, os.fstat(self.descriptor), self.disk or Disk(size))
 
     def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         view = memoryview(data).cast("B") if memoryview(data).nbytes else memoryview(b"")
@@ -298,6 +296,8 @@ class AtomicFile:
 
     def finish(self, size: int) -> None:
         """Check the size, set the mode, put the bytes on the disk; the file can then be published."""
+        if self._direct is not None:
+            self._direct.park()  # nothing is written any more, and what publishes has need of descriptors
         descriptor = self.descriptor
         with failures(self.path):
             found = os.fstat(descriptor).st_size

@@ -9,15 +9,17 @@ the result next.
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import threading
 import time
 from pathlib import Path
 
-from .header import PAGE
 from .input_file import above_standard_streams
 
+# What the system moves whole, and may keep in its cache: no such piece of a file is written in both ways.
+PAGE = max(4096, mmap.PAGESIZE)
 # Outputs from this size on go past the cache, and what one call writes.
 LEAST, BLOCK = 1 << 31, 1 << 21
 # Bytes a second below which a disk is left to the cache, and the writes it is judged by.
@@ -53,7 +55,8 @@ class Disk:
         finally:
             seconds = time.monotonic() - began
             with self._lock:
-                self._judge(len(data) * self._writing / max(seconds, 1e-9))
+                if len(data) == BLOCK:  # a small one tells of the way to the disk only
+                    self._judge(len(data) * self._writing / max(seconds, 1e-9))
                 self._writing -= 1
 
     def _judge(self, rate: float) -> None:
@@ -68,9 +71,9 @@ class Disk:
 class Direct:
     """The way past the cache into one file, whose space is reserved. Threads share it."""
 
-    def __init__(self, path: Path, disk: Disk):
+    def __init__(self, path: Path, same: os.stat_result, disk: Disk):
         self.disk = disk
-        self._path = path
+        self._path, self._same = path, same  # what is there under this name is not to be another file
         self._descriptor = -1
         self._lock = threading.Lock()
 
@@ -98,15 +101,22 @@ class Direct:
         with self._lock:
             if self._descriptor < 0:
                 flags = os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC | os.O_NOFOLLOW
-                self._descriptor = above_standard_streams(os.open(self._path, flags))
+                descriptor = above_standard_streams(os.open(self._path, flags))
+                if not os.path.samestat(os.fstat(descriptor), self._same):
+                    os.close(descriptor)
+                    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+                self._descriptor = descriptor
             return self._descriptor
 
     def park(self) -> None:
         """Close the descriptor, while nobody writes; the next write opens another."""
         with self._lock:
-            if self._descriptor >= 0:
-                descriptor, self._descriptor = self._descriptor, -1
+            descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            try:
                 os.close(descriptor)
+            except OSError:
+                pass  # the writes were done when they returned, and whether all is on the disk the fsync says
 
 
 def _begins_at_a_page(data: memoryview) -> bool:

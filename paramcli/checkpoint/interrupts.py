@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -52,3 +53,10 @@ def signals_held() -> Iterator[None]:
         yield
     if arrived:
         signal.raise_signal(arrived[0])
+
+
+def import_torch() -> None:
+    """Import torch for the first time with signals held: one that raises amid its C++ aborts the process, which cleans nothing up."""
+    if "torch" not in sys.modules:
+        with signals_held():
+            import torch  # noqa: F401

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .direct import new_block
-from .header import PAGE
+from .direct import PAGE, new_block
 
 if TYPE_CHECKING:
     from .atomic import AtomicFile

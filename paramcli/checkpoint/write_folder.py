@@ -169,11 +169,8 @@ class FolderSink:
         return None
 
     def __exit__(self, *exception: object) -> None:
-        try:
+        with signals_held():  # a second Ctrl-C while the first cleans up, or a third
             self._discard()
-        except BaseException:  # a second Ctrl-C while the first cleans up
-            self._discard()
-            raise
 
     def _discard(self) -> None:
         # What another rank publishes at this moment is not ours to remove.

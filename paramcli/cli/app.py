@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+import signal
 import sys
 import traceback
 import warnings
@@ -90,6 +91,8 @@ def main(arguments: list[str] | None = None) -> None:
     gc.set_threshold(*COLLECT)
     code = run(arguments)
     gc.freeze()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # all is done and said: what is left is the interpreter's own end
     sys.exit(code)
 
 
@@ -127,6 +130,8 @@ def run(arguments: list[str]) -> int:
         # Python 3.11 wraps what is raised while a class is being made, as in an import, in a RuntimeError.
         if isinstance(error.__cause__, (KeyboardInterrupt, Interrupted)):
             return _interrupted(128 + getattr(error.__cause__, "signal", 2))
+        if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+            return fail(_Bug("this system lets no more threads start", hint="raise the limit (ulimit -u), or close other programs"))
         if type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(error.format_message(), color=error.ctx.color)
             return 2  # there is no mistake to name, but nothing was done either

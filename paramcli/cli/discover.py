@@ -36,14 +36,14 @@ def discover(
 
     paramcli discover rnn.pt -t '*weight_hh*' --view blocks=4
     """
-    from ..discover import findings
-
     screen = Screen(quiet)
     seen = parse_view(view) if view is not None else None
     check_report(report, force)
     with open_groups(ckpt, root, ignore_record, screen) as opened:
         chosen = opened.choose(tensor)
         where = check_device(device)
+        from ..discover import findings
+
         with screen.meter("discover", len(chosen), sum(group.nbytes for group in chosen)) as meter:
             found, skipped = findings(opened.source, chosen, where, meter.advance, seen)
         opened.source.check_unchanged()

@@ -87,6 +87,9 @@ def check_device(device: str) -> str:
 
     if not re.fullmatch(r"cpu|auto|mps|cuda(:[0-9]{1,3})?", device):
         raise UsageError(f"no device named '{printable(device)}'", hint="cpu, cuda, cuda:0, mps or auto")
+    from ..checkpoint.interrupts import import_torch
+
+    import_torch()
     if device == "cpu":
         return device
     import torch
@@ -251,7 +254,7 @@ def write_plan(screen: Screen, plan: Plan, output: Output, device: str = "cpu", 
 
     In a run of several processes each makes the tensors of its own shards; one file is written by the first alone.
     """
-    from ..checkpoint.interrupts import signals_held
+    from ..checkpoint.interrupts import import_torch, signals_held
     from ..surgery.execute import execute
     from ..surgery.output import shards_of
 
@@ -272,6 +275,8 @@ def write_plan(screen: Screen, plan: Plan, output: Output, device: str = "cpu", 
     if early and not early.serves(plan):
         early.__exit__(None, None, None)
         early = None
+    if any(step.run is not None for step in part.steps):
+        import_torch()
     with ExitStack() as stack, screen.meter(plan.command, len(part.steps), part.nbytes) as meter:
         with signals_held():
             writing = early or stack.enter_context(output.begin(plan, part, owner))

@@ -9,6 +9,7 @@ import typer
 
 from ..checkpoint.atomic import refuse_existing
 from ..checkpoint.forms import with_chain
+from ..checkpoint.interrupts import import_torch
 from ..console import Screen
 from ..tables import spectrum_plot, spectrum_table
 from ..errors import InputRefused, UsageError
@@ -50,6 +51,7 @@ def spectrum(
         if picture is not None:
             refuse_existing(picture, force)
     with open_groups(ckpt, root, ignore_record, screen) as opened:
+        import_torch()
         from ..spectrum import choose_groups, spectra
 
         chosen = choose_groups(with_chain(opened.choose(tensor), *reading(chain, view), named=bool(tensor)), bool(tensor))

@@ -9,6 +9,7 @@ import typer
 from .. import ranks
 from ..chain import parse_chain
 from ..checkpoint.forms import Group, with_chain
+from ..checkpoint.interrupts import import_torch
 from ..console import Screen
 from ..tables import FOLDED, verify_table
 from ..registry import parse_constraint
@@ -58,6 +59,7 @@ def verify(
     check_tolerance(tolerance)
     check_report(report, force)
     with open_groups(ckpt, root, ignore_record, screen) as opened:
+        import_torch()
         from ..surgery.shares import shared_verdicts
         from ..verdict import Verdict, select_claims, verifiable, verify_group
 

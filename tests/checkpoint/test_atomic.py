@@ -253,17 +253,18 @@ def test_an_exception_in_between_removes_the_temporary_file(tmp_path, exception)
     assert listing(tmp_path) == {"out": b"old"}
 
 
-def test_a_second_interrupt_during_cleanup_still_cleans_up(tmp_path, monkeypatch):
-    """Ctrl-C pressed twice leaves nothing behind."""
-    real, pressed = os.unlink, []
+def test_interrupts_during_cleanup_still_clean_up(tmp_path, monkeypatch):
+    """Ctrl-C pressed again and again leaves nothing behind."""
+    def pressed(function):
+        def call(*arguments):
+            for _ in range(3):
+                signal.raise_signal(signal.SIGINT)
+            return function(*arguments)
 
-    def unlink(path):
-        if not pressed:
-            pressed.append(1)
-            raise KeyboardInterrupt
-        real(path)
+        return call
 
-    monkeypatch.setattr(os, "unlink", unlink)
+    for name in ("unlink", "close"):
+        monkeypatch.setattr(os, name, pressed(getattr(os, name)))
     with pytest.raises(KeyboardInterrupt), AtomicFile(tmp_path / "out"):
         raise KeyboardInterrupt
     assert os.listdir(tmp_path) == []

@@ -183,14 +183,15 @@ def test_a_slow_disk_is_left_to_the_cache(folder, calls, monkeypatch):
     monkeypatch.setattr(direct, "ENOUGH", 10)
     monkeypatch.setattr(direct, "FAST", 2e6)
 
-    def write(disk: Disk, seconds: list[float]) -> None:
+    def write(disk: Disk, seconds: list[float], size: int = direct.BLOCK) -> None:
         moments = [moment for number, took in enumerate(seconds) for moment in (number * 10.0, number * 10.0 + took)]
         monkeypatch.setattr(time, "monotonic", iter(moments).__next__)
         for _ in seconds:
-            disk.write(os.open(folder / "out", os.O_WRONLY | os.O_CREAT), memoryview(bytes(10_000)), 0)
+            disk.write(os.open(folder / "out", os.O_WRONLY | os.O_CREAT), memoryview(bytes(size)), 0)
 
     fast, slow = Disk(1), Disk(1)
-    write(fast, [0.001, *[5.0] * 9])  # ten million bytes a second, once
+    write(fast, [0.001, *[5.0] * 9])  # eight million bytes a second, once
+    write(fast, [1.0] * 20, PAGE)
     write(slow, [0.009] * 9)
     assert fast.direct and slow.direct
     write(slow, [0.009])
@@ -237,6 +238,57 @@ def test_parked_files_have_no_descriptor_open(folder):
         file.__exit__()
     assert set(os.listdir("/proc/self/fd")) == before
     assert all((folder / str(number)).read_bytes() == data * 2 for number in range(6))
+
+
+def test_publication_needs_no_descriptor_more_than_before(folder):
+    """A finished file is one descriptor, and an error at closing the other says nothing of its bytes."""
+    with AtomicFile(folder / "out") as file:
+        file.reserve(SIZE)
+        file.write_at(0, bytes(SIZE))
+        before = len(os.listdir("/proc/self/fd"))
+        file.finish(SIZE)
+        assert len(os.listdir("/proc/self/fd")) == before - 1
+        file.publish()
+    assert (folder / "out").read_bytes() == bytes(SIZE)
+
+
+def test_an_error_at_closing_hides_nothing(folder, monkeypatch):
+    """NFS may tell of an old error there; the result is out, and what went wrong elsewhere is what is said."""
+    real, failed = os.close, []
+
+    def close(descriptor):
+        import fcntl
+
+        straight = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT
+        real(descriptor)
+        if straight:
+            failed.append(1)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "close", close)
+    for commits in (True, False):
+        with pytest.raises(ZeroDivisionError):
+            with AtomicFile(folder / "out", overwrite=True) as file:
+                file.reserve(SIZE)
+                file.write_at(0, bytes(SIZE))
+                if commits:
+                    file.commit(SIZE)
+                1 / 0
+    assert len(failed) == 2 and os.listdir(folder) == ["out"]
+
+
+def test_another_file_under_the_name_is_left_alone(folder):
+    """Whoever moves the folder away and puts a file of the same name there gets nothing written into it."""
+    inside, data = folder / "inside", os.urandom(SIZE)
+    inside.mkdir()
+    with AtomicFile(inside / "out") as file:
+        file.reserve(SIZE)
+        inside.rename(folder / "moved")
+        inside.mkdir()
+        other = inside / file.temporary.name
+        other.write_bytes(b"other" * SIZE)
+        file.write_at(0, data)
+        assert os.pread(file.descriptor, SIZE, 0) == data and other.read_bytes() == b"other" * SIZE
 
 
 @pytest.mark.parametrize("given", ["a.safetensors", "a.pt"])
