@@ -1,5 +1,6 @@
 """Start-up, streams and exit codes of the real process."""
 
+import os
 import subprocess
 import sys
 
@@ -165,3 +166,12 @@ def test_a_machine_without_numpy_sees_no_warning(fc_checkpoint, tmp_path):
     command = [sys.executable, "-c", code, "add", str(fc_checkpoint), "-t", "fc.weight", "--chain", "skew,cayley"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and [line.split()[0] for line in done.stderr.splitlines()] == ["wrote", "next:"]
+
+
+@pytest.mark.parametrize(("given", "seen"), [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)])
+def test_threads_of_linear_algebra_sleep_soon_unless_the_user_says_otherwise(given, seen):
+    """Set before torch is imported, which is when it is read; what the environment says holds."""
+    code = "import atexit, os\natexit.register(lambda: print(os.environ.get('GOMP_SPINCOUNT')))\nfrom paramcli.cli.app import main\nmain(['registry', 'skew'])"
+    environment = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment | given, timeout=60)
+    assert done.stdout.splitlines()[-1] == str(seen)
