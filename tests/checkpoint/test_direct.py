@@ -183,11 +183,13 @@ def test_a_slow_disk_is_left_to_the_cache(folder, calls, monkeypatch):
     monkeypatch.setattr(direct, "ENOUGH", 10)
     monkeypatch.setattr(direct, "FAST", 2e6)
 
+    file = os.open(folder / "out", os.O_WRONLY | os.O_CREAT)
+
     def write(disk: Disk, seconds: list[float], size: int = direct.BLOCK) -> None:
         moments = [moment for number, took in enumerate(seconds) for moment in (number * 10.0, number * 10.0 + took)]
         monkeypatch.setattr(time, "monotonic", iter(moments).__next__)
         for _ in seconds:
-            disk.write(os.open(folder / "out", os.O_WRONLY | os.O_CREAT), memoryview(bytes(size)), 0)
+            disk.write(file, memoryview(bytes(size)), 0)
 
     fast, slow = Disk(1), Disk(1)
     write(fast, [0.001, *[5.0] * 9])  # eight million bytes a second, once
@@ -195,6 +197,7 @@ def test_a_slow_disk_is_left_to_the_cache(folder, calls, monkeypatch):
     write(slow, [0.009] * 9)
     assert fast.direct and slow.direct
     write(slow, [0.009])
+    os.close(file)
     assert fast.direct and not slow.direct
 
 
