@@ -53,6 +53,4 @@ class Stream:
         if self.target is not None and self._begin < self._end:
             self.target.write_at(self._place + self._begin, self._block[self._begin : self._end])
         self._place += self._end
-        # The next byte may lie within a page, of which the first part is written now: it goes on there.
-        self._begin = self._end = self._place % PAGE
-        self._place -= self._begin
+        self._begin = self._end = 0

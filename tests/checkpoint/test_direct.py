@@ -206,8 +206,9 @@ def test_a_file_that_is_given_up_stops_its_threads(folder):
     with AtomicFile(folder / "out") as file:
         file.reserve(SIZE)
         file.abandon()
-        with pytest.raises(Abandoned):
-            file.write_at(0, bytes(SIZE))
+        for count in (SIZE, 4 * PAGE):
+            with pytest.raises(Abandoned):
+                file.write_at(0, bytes(count))
     assert os.listdir(folder) == []
 
 

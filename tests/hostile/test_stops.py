@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,3 +33,21 @@ def test_a_stop_that_comes_when_all_is_done_changes_nothing(number):
     code = f"import atexit, os\natexit.register(os.kill, os.getpid(), {int(number)})\nfrom paramcli.cli.app import main\nmain(['registry', 'skew'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and not done.stderr and "skew" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["add a.safetensors -t w --chain symmetric -o o.safetensors", "convert a.safetensors --dtype bfloat16 -o o.safetensors",
+                                     "verify a.safetensors -t w --constraint any", "discover a.safetensors", "spectrum a.safetensors -t w", "diff a.safetensors b.safetensors"])
+def test_every_command_imports_torch_with_stops_held(command, tmp_path):
+    """The first import of it in a process is that one."""
+    for name in ("a", "b"):
+        save_file({"w": torch.rand(3, 3)}, tmp_path / f"{name}.safetensors")
+    code = (
+        "import sys, paramcli.checkpoint.interrupts as module\n"
+        "real, seen = module.import_torch, []\n"
+        "module.import_torch = lambda: (seen.append('torch' in sys.modules), real())\n"
+        "from paramcli.cli.app import run\n"
+        f"run({command.split()!r})\n"
+        "assert seen and not seen[0] and 'torch' in sys.modules, seen\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -173,3 +173,14 @@ def test_tensors_too_large_to_read_ahead_come_out_the_same(tmp_path, paramcli, m
     paramcli("remove", tmp_path / "a.safetensors", "-o", tmp_path / "2.safetensors")
     assert (tmp_path / "1.safetensors").read_bytes() == (tmp_path / "2.safetensors").read_bytes()
     assert len(load_file(tmp_path / "1.safetensors")) == 9
+
+
+def test_the_heap_is_looked_after_while_tensors_are_computed(tmp_path, paramcli, monkeypatch):
+    """Every computed byte is told to what gives holes back."""
+    from paramcli.surgery import execute
+
+    told = []
+    monkeypatch.setattr(execute, "Holes", lambda: type("Recorder", (), {"tidy": lambda self, nbytes: told.append(nbytes)})())
+    save_file({"a": torch.rand(300, 300), "b": torch.rand(40, 40), "c": torch.rand(9)}, tmp_path / "a.safetensors")
+    paramcli("add", tmp_path / "a.safetensors", "-t", "[ab]", "--chain", "symmetric", "-o", tmp_path / "o.safetensors")
+    assert sum(told) >= 4 * (300 * 300 + 40 * 40)
