@@ -60,6 +60,8 @@ class Table:
         self.columns = [Column(*((heading, "left") if isinstance(heading, str) else heading), []) for heading in headings]
         # Blank columns after each column.
         self.air = 2
+        # What is to be known of its rows, for a person.
+        self.note: str | None = None
 
     def add_row(self, *cells: Styled | str) -> None:
         """Columns for which there is no cell are left empty."""
@@ -131,6 +133,11 @@ class Screen:
         self.out.file.write(text + "\n")
 
     def show(self, shown: Table | Styled | str) -> None:
+        self._show(shown)
+        if isinstance(shown, Table) and shown.note:
+            self.note(shown.note)
+
+    def _show(self, shown: Table | Styled | str) -> None:
         if isinstance(shown, Table) and shown.row_count > MANY_ROWS:
             for line in plain_lines(shown):
                 self.answer(line)

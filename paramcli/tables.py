@@ -11,8 +11,6 @@ from .checkpoint.record import KEY as RECORD
 from .console import Styled, Table
 from .text import count_text, listing, number_text, printable, printable_path, shape_text, size_text
 
-# What is said under a table of which rows are folded.
-FOLDED = "alike tensors share a line, with their largest numbers; a pipe lists each"
 # Up to so many tensors each get a picture of their own.
 FEW_TENSORS = 3
 
@@ -28,16 +26,17 @@ def _number(value: float | None) -> str:
 def edit_table(outcomes: Sequence, fold: bool = False) -> Table:
     """What was done to each tensor; a number that none of them has (no constraint, a dry run) has no column.
 
-    `fold`: tensors alike are one row, with the largest numbers among them.
+    `fold`: tensors alike are one row, with the largest numbers among them; what does not hold has its own.
     """
     numbers = [name for name in ("moved", "residual", "tolerance") if any(getattr(o, name) is not None for o in outcomes)]
     verdict = [""] if "residual" in numbers else []
     table = Table("tensor", "chain", "shape", "dtype", *((name, "right") for name in numbers), *verdict)
 
     def look(o) -> tuple:
-        return o.chain, o.view, o.shape, o.dtype, o.moved is None, None if o.residual is None else o.residual <= o.tolerance
+        off = o.residual is not None and not o.residual <= o.tolerance
+        return o.chain, o.view, o.shape, o.dtype, o.moved is None, o.residual is None, o.tensor if off else None
 
-    for name, group in _rows(outcomes, look, fold):
+    for name, group in _rows(table, outcomes, look, fold):
         o = max(group, key=lambda o: _excess(o.residual, o.tolerance))
         chain = o.chain or "-"
         if o.view:
@@ -51,9 +50,12 @@ def edit_table(outcomes: Sequence, fold: bool = False) -> Table:
     return table
 
 
-def _rows(results: Sequence, look: Callable[..., Hashable], fold: bool) -> list[tuple[str, list]]:
-    """(name, results) of each row of a table."""
-    return alike(results, lambda result: result.tensor, look) if fold else [(result.tensor, [result]) for result in results]
+def _rows(table: Table, results: Sequence, look: Callable[..., Hashable], fold: bool) -> list[tuple[str, list]]:
+    """(name, results) of each row of the table, which says so where several results are one."""
+    found = alike(results, lambda result: result.tensor, look) if fold else [(result.tensor, [result]) for result in results]
+    if len(found) < len(results):
+        table.note = "alike tensors share a line, with their largest numbers; a pipe lists each"
+    return found
 
 
 def _excess(residual: float | None, tolerance: float | None) -> float:
@@ -70,19 +72,20 @@ def convert_table(outcomes: Sequence, dtype: str | None, fold: bool = False) -> 
     if not outcomes:
         return "every tensor is copied byte for byte"
     table = Table("tensor", "from", "to", "shape")
-    for name, group in _rows(outcomes, lambda o: (o.dtype, o.shape), fold):
+    for name, group in _rows(table, outcomes, lambda o: (o.dtype, o.shape), fold):
         table.add_row(_times(name, group), group[0].dtype, dtype, shape_text(group[0].shape))
     return table
 
 
 def verify_table(verdicts: Sequence, fold: bool = False) -> Table:
-    """Each check of each tensor; `fold`: tensors alike are one, with the largest residual of each check."""
+    """Each check of each tensor; `fold`: those alike for which all hold are one, with the largest residual of each check."""
     table = Table("tensor", "constraint", ("residual", "right"), ("tolerance", "right"), "verdict")
 
     def look(v) -> tuple:
-        return v.view, v.group.shape, v.group.dtype, tuple((c.constraint, c.ok, c.detail) for c in v.checks)
+        off = not all(c.ok for c in v.checks)
+        return v.view, v.group.shape, v.group.dtype, tuple((c.constraint, c.detail) for c in v.checks), v.tensor if off else None
 
-    for name, group in _rows(verdicts, look, fold):
+    for name, group in _rows(table, verdicts, look, fold):
         view = group[0].view
         for i, same in enumerate(zip(*(v.checks for v in group))):
             c = max(same, key=lambda c: _excess(c.residual, c.tolerance))

@@ -43,6 +43,14 @@ def test_what_fails_is_never_hidden_among_what_holds(residual):
     assert [row[0] for row in found] == ["layers.*.w x99", "layers.57.w"] and [row[-1] for row in found] == ["holds", "FAILS"]
 
 
+def test_what_fails_is_named_each_by_itself():
+    """Alike or not: which ones are off is what one wants to know, and no line stands for two of them."""
+    table = edit_table([outcome(n, 0.0, 0.3 if n in (5, 6) else 1e-7) for n in range(50)], fold=True)
+    assert [row[0] for row in rows(table)] == ["layers.*.w x48", "layers.5.w", "layers.6.w"] and table.note
+    table = edit_table([outcome(n, 0.0, 0.3) for n in range(50)], fold=True)
+    assert [row[0] for row in rows(table)] == [f"layers.{n}.w" for n in range(50)] and table.note is None
+
+
 def test_folded_rows_count_every_tensor_once():
     """Without numbers too, as in a dry run, and in the tables of verify and convert."""
     class Verdict:

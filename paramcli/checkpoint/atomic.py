@@ -253,9 +253,11 @@ class AtomicFile:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise failure(error, self.path) from None
             return
-        # In space that is reserved a file grows by nothing that is written, so threads need not wait for each other.
-        with failures(self.path):
-            self._direct = Direct(self.temporary, os.fstat(self.descriptor), self.disk or Disk(size))
+        disk = self.disk or Disk(size)
+        if disk.direct:
+            # In space that is reserved a file grows by nothing that is written, so threads need not wait for each other.
+            with failures(self.path):
+                self._direct = Direct(self.temporary, os.fstat(self.descriptor), disk)
 
     def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         view = memoryview(data).cast("B") if memoryview(data).nbytes else memoryview(b"")

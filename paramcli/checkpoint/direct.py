@@ -83,7 +83,7 @@ class Direct:
         Whole pages only, so no page is written in both ways.
         """
         count = min(len(data) // PAGE * PAGE, BLOCK)
-        if not self.disk.direct or offset % PAGE or not count:
+        if offset % PAGE or not count:
             return 0
         data = data[:count]
         if not _begins_at_a_page(data):

@@ -25,7 +25,7 @@ from .stream import Stream
 
 # One call of copy_file_range moves at most this much, so that signals are not held up, and the disk begins early.
 KERNEL_BLOCK = 1 << 26
-# Threads that copy storages and compare their checksums: the sum takes as long as the copy.
+# Threads that copy where the kernel does not: some compare checksums while others wait for the disk.
 COPIERS = 4
 # What looks at the finished files, still under their temporary names, before they are published.
 Check = Callable[[Path, Iterable[Path]], None]
@@ -183,14 +183,12 @@ def copy_runs(source: Source, target: AtomicFile, runs: Iterable[tuple[int, int,
             for run in runs:
                 copy(stream, *run)
         return
-    pieces = []
-    for number, offset, place, length in runs:
-        done = 0
-        while done < length:
-            count = min(length - done, KERNEL_BLOCK - (place + done) % PAGE)
-            pieces.append((count, (number, offset + done, place + done, count)))
-            done += count
-    _in_threads(copy, target, pieces)
+    pieces = [
+        (number, offset + done, place + done, min(length - done, KERNEL_BLOCK))
+        for number, offset, place, length in runs
+        for done in range(0, length, KERNEL_BLOCK)
+    ]
+    _in_threads(copy, target, [(piece[-1], piece) for piece in pieces])
 
 
 def _in_threads(copy: Callable[..., None], target: AtomicFile, items: Sequence[tuple[int, tuple]]) -> None:

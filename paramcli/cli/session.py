@@ -17,7 +17,7 @@ from ..checkpoint.forms import Group, detect
 from ..checkpoint.open import open_checkpoint
 from ..checkpoint.source import Source
 from ..console import Screen
-from ..tables import FOLDED, edit_table
+from ..tables import edit_table
 from ..dtypes import COMPUTE_DTYPES
 from ..errors import ParamcliError, UsageError, error_context
 from ..report import document, edit_document
@@ -310,8 +310,6 @@ def finish_edit(
         screen.answer(document(edit_document(plan.command, source.path, output, dry_run, outcomes, plan.untouched, dropped, edits, costs, checked and not dry_run)))
     else:
         screen.show(shown)
-        if screen.folds(len(outcomes)) and not isinstance(shown, str):
-            screen.note(FOLDED)
     for outcome in outcomes:
         if outcome.note:
             screen.note(f"{printable(outcome.tensor)}: {outcome.note}")

@@ -11,7 +11,7 @@ from ..chain import parse_chain
 from ..checkpoint.forms import Group, with_chain
 from ..checkpoint.interrupts import import_torch
 from ..console import Screen
-from ..tables import FOLDED, verify_table
+from ..tables import verify_table
 from ..registry import parse_constraint
 from ..report import document, verify_document
 from ..text import count_text, listing, printable, printable_path
@@ -89,10 +89,7 @@ def verify(
         if as_json:
             screen.answer(document(verify_document(ckpt, verdicts, unread)))
         else:
-            fold = screen.folds(sum(len(verdict.checks) for verdict in verdicts))
-            screen.show(verify_table(verdicts, fold))
-            if fold:
-                screen.note(FOLDED)
+            screen.show(verify_table(verdicts, fold=screen.folds(sum(len(verdict.checks) for verdict in verdicts))))
         if report is not None:
             screen.note(f"wrote {printable_path(report)}")
         failed = sum(not verdict.ok for verdict in verdicts)
