@@ -14,7 +14,7 @@ from .checkpoint.forms import Group
 from .checkpoint.source import Source
 from .dtypes import DTYPES, dtype_name
 from .errors import InputRefused, error_context
-from .maths.base import Check, Constraint, compute_dtype, eps, wide
+from .maths.base import Check, eps, wide
 from .registry import CONSTRAINTS, spec_of, target_class, within
 from .surgery.evaluate import effective
 from .view import IDENTITY, View
@@ -134,15 +134,12 @@ def _of_the_table(W: Tensor, double: Tensor, view: View) -> Iterator[Check]:
         # One row is symmetric, orthogonal or of rank one for no reason; sets of whole tensors see the same in any view.
         if view.name is not None if cls.whole else seen.ndim < 2 or min(seen.shape[-2:]) < 2:
             continue
-        for candidate in cls.candidates(seen):
+        for candidate in cls.candidates(seen, W.dtype):
             try:
                 candidate.check_shape(seen.shape)
             except InputRefused:
                 continue
-            # What rounding explains, and not the slack that some sets give an iteration: structure found is there.
-            kinds = seen.shape, W.dtype, compute_dtype(W.dtype)
-            least = min(candidate.tolerance(*kinds), Constraint.tolerance(candidate, *kinds))
-            check = measure.check(spec_of(candidate), W, view, least)
+            check = measure.check(spec_of(candidate), W, view)
             yield replace(check, constraint=f"{check.constraint} ({view})") if view.name else check
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from .chain import Chain
 from .errors import InputRefused
-from .maths.base import Check, compute_dtype, wide
+from .maths.base import Check, Part, compute_dtype, norm, wide
 from .registry import CONSTRAINTS, constraint
 from .text import shape_text
 from .view import IDENTITY, View
@@ -24,26 +25,50 @@ def check(spec: str, W: Tensor, view: View = IDENTITY, tolerance: float | None =
 
     Raises InputRefused for a shape that cannot lie in the set, and for a tensor without entries.
     """
-    wanted = constraint(spec)
+    wanted = constraint(spec).as_stored(W.dtype)
     if W.numel() == 0:
         raise InputRefused(f"the tensor has no entries (it is {shape_text(W.shape)}): nothing to measure")
     require_scalars(spec, W.dtype)
     seen = view.into(W)
     wanted.check_shape(seen.shape)
-    if tolerance is None:
-        tolerance = wanted.tolerance(seen.shape, W.dtype, computed or compute_dtype(W.dtype))
+    kinds = W.dtype, computed or compute_dtype(W.dtype)
     if not all_finite(W):
-        return Check(spec, float("nan"), tolerance, "NaN or infinity in the tensor")
+        explained = wanted.tolerance(seen.shape, *kinds) if tolerance is None else tolerance
+        return Check(spec, float("nan"), explained, "NaN or infinity in the tensor")
     seen = seen.to(wide(W.dtype, W.device))
-    residuals = wanted.residual(seen).reshape(-1)
-    worst = int(residuals.nan_to_num(nan=float("inf")).argmax())
-    residual = residuals[worst].item()
-    detail = None
-    if not residual <= tolerance:
-        detail = wanted.detail(seen)
-        if detail is None and residuals.numel() > 1:
-            detail = f"matrix {worst} of {residuals.numel()} is the worst"
-    return Check(spec, residual, tolerance, detail)
+    parts = wanted.parts(seen, *kinds)
+    if tolerance is not None:
+        parts = [replace(part, tolerance=tolerance) for part in parts]
+    found = judged(parts)
+    worst = max(range(len(found)), key=lambda index: _share(*found[index]))
+    made = Check(spec, *found[worst])
+    if made.ok:
+        return made
+    detail = wanted.detail(seen)
+    if detail is None and len(found) > 1:
+        detail = f"matrix {worst} of {len(found)} is the worst"
+    return replace(made, detail=detail)
+
+
+def checks(spec: str, stack: Tensor, computed: torch.dtype) -> list[Check]:
+    """`check` of each tensor of a stack, as the view shows it; details are left to who measures one alone."""
+    parts = constraint(spec).as_stored(stack.dtype).parts(stack.to(wide(stack.dtype, stack.device)), stack.dtype, computed)
+    found = judged(parts)
+    matrices = len(found) // len(stack)
+    return [Check(spec, *max(found[first : first + matrices], key=lambda pair: _share(*pair))) for first in range(0, len(found), matrices)]
+
+
+def judged(parts: Sequence[Part]) -> list[tuple[float, float]]:
+    """(residual, tolerance) of each matrix of the batch: those of the condition that it is worst at, in proportion."""
+    by_part = [[(residual, part.tolerance) for residual in part.residual.reshape(-1).tolist()] for part in parts]
+    return [max(of_matrix, key=lambda pair: _share(*pair)) for of_matrix in zip(*by_part)]
+
+
+def _share(residual: float, tolerance: float) -> float:
+    """How much of its tolerance a residual takes; infinite where nothing explains it, NaN and numbers below 0 included."""
+    if residual == 0:
+        return 0.0
+    return residual / tolerance if residual > 0 and tolerance > 0 else math.inf
 
 
 def require_scalars(spec: str, dtype: torch.dtype) -> None:
@@ -59,7 +84,7 @@ class GatheredCheck:
     def __init__(self, spec: str | None, shape: torch.Size, stored: torch.dtype, computed: torch.dtype):
         """`shape`: the whole tensor's, as the view shows it."""
         self.spec, self.shape, self.finite = spec, shape, True
-        self._wanted = constraint(spec or "any")
+        self._wanted = constraint(spec or "any").as_stored(stored)
         self._tolerance = self._wanted.tolerance(shape, stored, computed)
         self._parts: list = []  # numbers, as in `Moved`
 
@@ -130,8 +155,8 @@ class Moved:
         # In blocks: a whole tensor in double precision, three times over, would be the peak of most edits.
         for a, b in zip(after.split(BLOCK), before.split(BLOCK)):
             b = b.to(double)
-            distances.append(torch.linalg.vector_norm(a.to(double) - b))
-            sizes.append(torch.linalg.vector_norm(b))
+            distances.append(_length(a.to(double) - b))
+            sizes.append(_length(b))
         if len(after):
             self._distances += torch.stack(distances).tolist()
             self._sizes += torch.stack(sizes).tolist()
@@ -141,9 +166,15 @@ class Moved:
             self._measure(*self._rest)
             self._rest = None
         distance, size = (
-            torch.linalg.vector_norm(torch.tensor(parts, dtype=torch.float64, device="cpu")).item() for parts in (self._distances, self._sizes)
+            _length(torch.tensor(parts, dtype=torch.float64, device="cpu")).item() for parts in (self._distances, self._sizes)
         )
         return 0.0 if distance == 0 else distance / size if size else float("inf")
+
+
+def _length(values: Tensor) -> Tensor:
+    """The norm of a vector; where its squares leave the range of numbers, with a scale taken out first."""
+    plain = torch.linalg.vector_norm(values)
+    return plain if 1e-140 < plain.item() < 1e140 else norm(values, (0,))
 
 
 def moved(after: Tensor, before: Tensor) -> float:

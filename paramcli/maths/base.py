@@ -20,13 +20,6 @@ from torch import Tensor, nn
 from ..errors import InputRefused
 from ..view import IDENTITY, View
 
-# Rounding a value once to its stored dtype moves the residuals below by about 0.3 eps of it.
-ROUNDED_ONCE = 4.0
-# A map computed in its own dtype adds error that grows with n: the condition number of I - X in a
-# Cayley map, the squarings of matrix_exp. Measured up to 0.7 n eps for random rotations (n = 1024);
-# small matrices have the same angles near a half turn, so their share does not shrink with n.
-COMPUTED, COMPUTED_SMALL = 4.0, 64
-
 # A residual in double precision below which a tensor is on its constraint for an exact inverse.
 MEMBER = 1e-9
 
@@ -42,8 +35,17 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        # Written so that a NaN residual fails.
-        return bool(self.residual <= self.tolerance)
+        # Written so that a NaN residual fails, and one below 0, which no distance is.
+        return bool(0 <= self.residual <= self.tolerance)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One condition of a set: how far each matrix of a batch is from it, and what rounding explains of that."""
+
+    what: str  # "" for the only one
+    residual: Tensor
+    tolerance: float
 
 
 class CannotReach(InputRefused, NotImplementedError):
@@ -103,15 +105,82 @@ def eps(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps
 
 
+def unit_roundoff(dtype: torch.dtype) -> float:
+    """The largest relative error of rounding a number to `dtype`: half of eps."""
+    return eps(dtype) / 2
+
+
+def rounded_bound(bound: float, dtype: torch.dtype) -> float:
+    """A bound on entries as entries of this dtype are rounded."""
+    return torch.tensor(bound, dtype=torch.float64, device="cpu").to(dtype).double().item()
+
+
+def smallest(dtype: torch.dtype) -> float:
+    """The distance of numbers near 0: what lies below half of it is stored as 0."""
+    kind = torch.finfo(dtype)
+    return kind.smallest_normal * kind.eps
+
+
+def scale_of(values: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """A power of two as large as the largest magnitude along `dims` (kept as 1), so that squares of values / scale
+    neither overflow nor vanish; 1 for zeros and for what is not finite. Dividing by it rounds nothing."""
+    largest = values.abs().amax(dim=dims, keepdim=True)
+    largest = torch.where(torch.isfinite(largest) & (largest > 0), largest, torch.ones_like(largest))
+    return largest / (2 * torch.frexp(largest).mantissa)
+
+
+def norm(values: Tensor, dims: tuple[int, ...], keepdim: bool = False) -> Tensor:
+    """The Euclidean norm along `dims`, of entries of any size: 1e-170 has one, and 1e200."""
+    if not dims or not values.numel():
+        return torch.linalg.vector_norm(values, dim=dims, keepdim=keepdim) if dims else values.abs()
+    scale = scale_of(values, dims)
+    # Not vector_norm, which adds one after another: of a million equal entries it is off by 30,000 eps.
+    sizes = (values / scale).abs().square().sum(dim=dims, keepdim=True).sqrt() * scale
+    return sizes if keepdim else sizes.squeeze(dims)
+
+
+def matrix_dims(values: Tensor) -> tuple[int, ...]:
+    """The last two dimensions, or the one of a vector."""
+    return tuple(range(max(values.ndim - 2, 0), values.ndim))
+
+
 def per_matrix(values: Tensor) -> Tensor:
     """Frobenius norm over the last two dimensions (over the whole vector of a 1-d tensor)."""
-    return torch.linalg.vector_norm(values, dim=tuple(range(max(values.ndim - 2, 0), values.ndim)))
+    return norm(values, matrix_dims(values))
+
+
+def ratio(part: Tensor, whole: Tensor) -> Tensor:
+    """|part| / |whole|, with 0 / 0 = 0. The only division by a norm: on a GPU the norm of negative zeros is -0.0, and
+    x / -0.0 = -inf would be within any tolerance. What is not 0 stays so, however small."""
+    part, whole = part.abs(), whole.abs()
+    return torch.where(part == 0, part, (part / whole).clamp(min=torch.finfo(part.dtype).tiny))
 
 
 def relative(part: Tensor, whole: Tensor) -> Tensor:
     """||part|| / ||whole|| for each matrix; 0 / 0 is 0, since a zero matrix has no wrong part."""
-    part, whole = per_matrix(part), per_matrix(whole)
-    return torch.where(part == 0, part, part / whole)
+    return ratio(per_matrix(part), per_matrix(whole))
+
+
+def spectral_norm(H: Tensor, squarings: int = 4) -> Tensor:
+    r"""||H||_2 of Hermitian matrices, from above: (sum |lambda|^p)^{1/p} with p = 2^{squarings + 1} = 32.
+
+    At least the largest |lambda|, so that no direction of an error can hide in it, and at most n^{1/32} times as
+    large (1.24 for n = 1024; 1.1 for random errors). Cost: `squarings` products, in place of an eigendecomposition.
+    """
+    size = part = per_matrix(H)
+    for step in range(1, squarings + 1):
+        # Scaled each time: at least n^{-1/2} of the largest eigenvalue is left.
+        H = H / torch.where(part > 0, part, torch.ones_like(part)).unsqueeze(-1).unsqueeze(-1)
+        H = H @ H
+        part = per_matrix(H)
+        size = size * part ** (0.5**step)
+    return size
+
+
+def asymmetry(W: Tensor) -> Tensor:
+    """max_i ||row i of W - W^H|| / max_i ||row i of W||: the one wrong row that a mean over a matrix would hide."""
+    off, whole = norm(W - W.mH, (-1,)), norm(W, (-1,))
+    return ratio(off.amax(-1), whole.amax(-1))
 
 
 def one_entry(W: Tensor, by: float = 0.2) -> Tensor:
@@ -146,8 +215,19 @@ class Constraint:
         raise NotImplementedError
 
     def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
-        """The largest residual that rounding to `stored` after computing in `computed` explains."""
-        return ROUNDED_ONCE * eps(stored) + COMPUTED * (max(shape[-2:], default=1) + COMPUTED_SMALL) * eps(computed)
+        """The largest residual that rounding to `stored` after computing in `computed` explains.
+
+        0 for a set that rounding never leaves: equal entries stay equal, zeros zero, and order stays order.
+        """
+        return 0.0
+
+    def parts(self, W: Tensor, stored: torch.dtype, computed: torch.dtype) -> list[Part]:
+        """The conditions that make up the set, each against its own tolerance: rounding leaves some of them exact."""
+        return [Part("", self.residual(W), self.tolerance(W.shape, stored, computed))]
+
+    def as_stored(self, stored: torch.dtype) -> Constraint:
+        """The set as tensors of this dtype can have it: bounds on entries are rounded as the entries are."""
+        return self
 
     def project(self, W: Tensor) -> Tensor:
         """The point of the set nearest to W in the Frobenius norm; raises Singular without one."""
@@ -184,8 +264,8 @@ class Constraint:
         raise NotImplementedError
 
     @classmethod
-    def candidates(cls, W: Tensor) -> list[Constraint]:
-        """The sets of this kind that a look at W (double precision, finite, not zero) suggests it may lie in."""
+    def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
+        """The sets of this kind that a look at W (double precision, finite, not zero; kept in `stored`) suggests it may lie in."""
         return []
 
 

@@ -6,16 +6,22 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
 from ..errors import InputRefused
-from .base import CannotReach, Constraint, Parametrization, Singular, eps, is_row, started, within_row
+from .base import CannotReach, Constraint, Parametrization, Singular, eps, is_row, norm, smallest, started, unit_roundoff, wide, within_row
 from .norm import check_dim
 
 # Open sets have no nearest point to what lies outside: it is put this share of the bound inside, where a squashing
 # map still has a thousandth of its slope left for training.
 MARGIN = 1e-3
+# Room for terms of second order and for the sum in double precision.
+ROUNDED = 1.02
+# Roundings of a norm, its root, a quotient and a product.
+NORM_STEPS = 3
 # On the edge of an open set is off it, by a share that no exact inverse brings back and rounding explains.
 EDGE = 1e-8
 
@@ -24,13 +30,32 @@ def dims_along(W: Tensor, dim: int | None) -> tuple[int, ...]:
     return tuple(range(W.ndim)) if dim is None else (dim,)
 
 
+def length_along(shape: torch.Size, dim: int | None) -> int:
+    return shape.numel() if dim is None else shape[dim]
+
+
 def dims_within(W: Tensor, dim: int) -> tuple[int, ...]:
     """The dimensions of one slice: all but `dim`."""
     return tuple(d for d in range(W.ndim) if d != dim % W.ndim)
 
 
 def norms(W: Tensor, dims: tuple[int, ...]) -> Tensor:
-    return torch.linalg.vector_norm(W, dim=dims, keepdim=True)
+    """As the maps take them: summed in double precision, since torch adds one square after another, and in float32 the norm
+    of a million equal entries would be off by a thousandth."""
+    return torch.linalg.vector_norm(W, dim=dims, keepdim=True, dtype=wide(W.dtype, W.device)).to(W.real.dtype if W.is_complex() else W.dtype)
+
+
+def norm_tolerance(length: int, stored: torch.dtype, computed: torch.dtype, roundings: int = 1) -> float:
+    r"""What rounding explains of | ||x|| / r - 1 | for a vector x of `length` entries.
+
+    Entries x_i (1 + d_i) with |d_i| <= u = eps / 2 have the norm r (1 + sum d_i x_i^2 / ||x||^2), a weighted mean of the
+    d_i: never more than u, whatever the length, and u itself where all entries are equal. Entries below the normal
+    numbers of `stored` are off by up to half of its smallest number each. A map that divides by a norm in `computed`
+    adds its roundings; the sum itself is in double precision, where equal squares that are added one after another are
+    off by length / 30 eps. `roundings`: the second is that of a stored base, which the map turns.
+    """
+    tiny = length**0.5 * smallest(stored) / 2
+    return roundings * ROUNDED * unit_roundoff(stored) + tiny + NORM_STEPS * unit_roundoff(computed) + length / 30 * eps(torch.float64)
 
 
 def beyond(size: Tensor, bound: float) -> Tensor:
@@ -61,7 +86,10 @@ def refuse_zero(sizes: Tensor, error: type[InputRefused], what: str) -> None:
 
 
 class UnitNorm(Constraint):
-    r"""{W : every vector along `dim` has norm r}: spheres. Residual max |norm / r - 1|; nearest point r x / ||x||."""
+    r"""{W : every vector along `dim` has norm r}: spheres. Residual max |norm / r - 1|; nearest point r x / ||x||.
+
+    Tolerance: `norm_tolerance` of the vectors' length.
+    """
 
     name = "unit_norm"
     whole = True
@@ -76,15 +104,18 @@ class UnitNorm(Constraint):
         return within_row(shape, self.dim)
 
     def residual(self, W: Tensor) -> Tensor:
-        return (norms(W, dims_along(W, self.dim)) / self.r - 1).abs().amax()
+        return (norm(W, dims_along(W, self.dim), keepdim=True) / self.r - 1).abs().amax()
+
+    def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
+        return norm_tolerance(length_along(shape, self.dim), stored, computed, roundings=2)
 
     def project(self, W: Tensor) -> Tensor:
-        sizes = norms(W, dims_along(W, self.dim))
+        sizes = norm(W, dims_along(W, self.dim), keepdim=True)
         refuse_zero(sizes, Singular, "is zero: every point of the sphere is as near")
-        return self.r * W / sizes
+        return self.r * (W / sizes)
 
     def detail(self, W: Tensor) -> str | None:
-        sizes = norms(W, dims_along(W, self.dim))
+        sizes = norm(W, dims_along(W, self.dim), keepdim=True)
         return worst(sizes, (sizes / self.r - 1).abs(), "norm")
 
     def near_misses(self, W: Tensor) -> dict[str, Tensor]:
@@ -92,13 +123,16 @@ class UnitNorm(Constraint):
         return {"times 1.05": 1.05 * W, "zero": 0 * W, "one slice times 1.05": one_slice(W, slices)}
 
     @classmethod
-    def candidates(cls, W: Tensor) -> list[Constraint]:
+    def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         found = [cls(dim) for dim in (-1, -2) if W.ndim >= -dim and W.size(dim) > 1]
         return [c for c in found if bool(c.residual(W) < 0.05)]
 
 
 class UnitRms(Constraint):
-    r"""{W : the entries of every slice of `dim` have root mean square 1}. Residual max |rms - 1|; nearest point x / rms."""
+    r"""{W : the entries of every slice of `dim` have root mean square 1}. Residual max |rms - 1|; nearest point x / rms.
+
+    Tolerance: `norm_tolerance` of the slices' length; the mean of squares is a norm.
+    """
 
     name = "unit_rms"
     whole = True
@@ -113,21 +147,31 @@ class UnitRms(Constraint):
         return is_row(shape, self.dim)
 
     def residual(self, W: Tensor) -> Tensor:
-        return (rms(W, self.dim) - 1).abs().amax()
+        return (slice_rms(W, self.dim) - 1).abs().amax()
+
+    def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
+        return norm_tolerance(shape.numel() // max(shape[self.dim], 1), stored, computed)
 
     def project(self, W: Tensor) -> Tensor:
-        refuse_zero(rms(W, self.dim), Singular, "is zero: every point of the sphere is as near")
-        return W / rms(W, self.dim)
+        sizes = slice_rms(W, self.dim)
+        refuse_zero(sizes, Singular, "is zero: every point of the sphere is as near")
+        return W / sizes
 
     def detail(self, W: Tensor) -> str | None:
-        return worst(rms(W, self.dim), (rms(W, self.dim) - 1).abs(), "root mean square")
+        sizes = slice_rms(W, self.dim)
+        return worst(sizes, (sizes - 1).abs(), "root mean square")
 
     def near_misses(self, W: Tensor) -> dict[str, Tensor]:
         return {"times 1.05": 1.05 * W, "zero": 0 * W, "one slice times 1.05": one_slice(W, rms(W, self.dim))}
 
     @classmethod
-    def candidates(cls, W: Tensor) -> list[Constraint]:
+    def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         return [cls()] if W.ndim > 1 and W[0].numel() > 1 and bool(cls().residual(W) < 0.05) else []
+
+
+def slice_rms(W: Tensor, dim: int) -> Tensor:
+    """`rms` of entries of any size."""
+    return norm(W, dims_within(W, dim), keepdim=True) * (W.size(dim) / W.numel()) ** 0.5
 
 
 def rms(W: Tensor, dim: int) -> Tensor:
@@ -145,7 +189,8 @@ def check_slices(shape: torch.Size, dim: int, who: str) -> None:
 class Ball(Constraint):
     r"""{W : every vector along `dim` has norm below c}, an open ball (Poincare's for c = 1).
 
-    Residual: max(norm / c - 1, 0). Outside there is no nearest point: norms from c on go to 0.999 c.
+    Residual: max(norm / c - 1, 0). Tolerance: `norm_tolerance` of the vectors' length; as stored, rounding may put what is
+    inside on the edge. Outside there is no nearest point: norms from c on go to 0.999 c.
     """
 
     name = "ball"
@@ -154,6 +199,13 @@ class Ball(Constraint):
 
     def __init__(self, dim: int | None = -1, c: float = 1.0):
         self.dim, self.c = dim, c
+        # Rounding may put what is inside on the edge.
+        self.reached = False
+
+    def as_stored(self, stored: torch.dtype) -> Ball:
+        made = copy(self)
+        made.reached = True
+        return made
 
     def check_shape(self, shape: torch.Size) -> None:
         check_dim(shape, self.dim, self.name)
@@ -162,31 +214,43 @@ class Ball(Constraint):
         return within_row(shape, self.dim)
 
     def residual(self, W: Tensor) -> Tensor:
-        return beyond(norms(W, dims_along(W, self.dim)), self.c).amax()
+        sizes = norm(W, dims_along(W, self.dim), keepdim=True)
+        return ((sizes / self.c - 1).clamp(min=0) if self.reached else beyond(sizes, self.c)).amax()
+
+    def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
+        return norm_tolerance(length_along(shape, self.dim), stored, computed)
 
     def project(self, W: Tensor) -> Tensor:
-        sizes = norms(W, dims_along(W, self.dim))
-        return torch.where(sizes < self.c, W, (1 - MARGIN) * self.c * W / sizes.clamp(min=self.c))
+        sizes = norm(W, dims_along(W, self.dim), keepdim=True)
+        return torch.where(sizes < self.c, W, (1 - MARGIN) * self.c * (W / sizes.clamp(min=self.c)))
 
     def detail(self, W: Tensor) -> str | None:
-        sizes = norms(W, dims_along(W, self.dim))
+        sizes = norm(W, dims_along(W, self.dim), keepdim=True)
         return worst(sizes, sizes, "norm")
 
     def near_misses(self, W: Tensor) -> dict[str, Tensor]:
-        return {"the longest at 1.05 c": 1.05 * self.c * W / norms(W, dims_along(W, self.dim)).amax()}
+        longest = norm(W, dims_along(W, self.dim), keepdim=True).amax()
+        return {"the longest at 1.05 c": 1.05 * self.c * W / longest}
 
 
 class MaxNorm(Ball):
-    r"""{W : every vector along `dim` has norm at most c}. Residual max(norm / c - 1, 0); nearest point: longer ones cut to c."""
+    r"""{W : every vector along `dim` has norm at most c}. Residual max(norm / c - 1, 0); nearest point: longer ones cut to c.
+
+    Tolerance: `norm_tolerance` of the vectors' length.
+    """
 
     name = "max_norm"
     projection = "nearest"
 
     def residual(self, W: Tensor) -> Tensor:
-        return (norms(W, dims_along(W, self.dim)) / self.c - 1).clamp(min=0).amax()
+        return (norm(W, dims_along(W, self.dim), keepdim=True) / self.c - 1).clamp(min=0).amax()
 
     def project(self, W: Tensor) -> Tensor:
-        return cut(W, self.dim, self.c)
+        sizes = norm(W, dims_along(W, self.dim), keepdim=True)
+        return torch.where(sizes <= self.c, W, self.c * (W / sizes.clamp(min=self.c)))
+
+    def sample(self, shape: torch.Size, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
+        return self.project(2 * self.c * torch.randn(shape, generator=generator, dtype=dtype))
 
 
 def cut(X: Tensor, dim: int | None, c: float) -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from ..errors import UsageError
-from .base import Constraint, Parametrization, started
+from .base import Constraint, Parametrization, rounded_bound, started
 from .bounded import EDGE, MARGIN
 from .norm import check_dim
 
@@ -27,8 +29,9 @@ class Positive(Constraint):
     r"""{W : every entry is above `floor`}, an open set.
 
     Residual: how far the least entry is below the floor, as a share of the floor, or where it is 0 of the largest
-    entry. With floor 0 the tolerance is 0: rounding changes no sign, and an exact zero is not positive (an entry so
-    small that its dtype stores zero is found too). Entries at the floor or below go a thousandth of the tensor's size above it.
+    entry. Tolerance 0: rounding keeps order, so entries above the floor are stored at the rounded floor or above it.
+    With floor 0 an exact zero is not positive (an entry so small that its dtype stores zero is found too).
+    Entries at the floor or below go a thousandth of the tensor's size above it.
     """
 
     name = "positive"
@@ -37,6 +40,13 @@ class Positive(Constraint):
 
     def __init__(self, floor: float = 0.0):
         self.floor = floor
+        # Rounding may put what is above the floor on it.
+        self.reached = False
+
+    def as_stored(self, stored: torch.dtype) -> Positive:
+        made = copy(self)
+        made.floor, made.reached = rounded_bound(self.floor, stored), self.floor > 0
+        return made
 
     def by_rows(self, shape: torch.Size) -> bool:
         return True
@@ -48,13 +58,11 @@ class Positive(Constraint):
         least, size = parts[..., 0].amin(), parts[..., 1].amax()
         unit = self.floor if self.floor > 0 else size.clamp(min=torch.finfo(parts.dtype).tiny)
         below = (self.floor - least) / unit
-        return torch.where(least > self.floor, torch.zeros_like(below), below.clamp(min=EDGE))
+        inside = (least >= self.floor) if self.reached else (least > self.floor)
+        return torch.where(inside, torch.zeros_like(below), below.clamp(min=EDGE))
 
     def residual(self, W: Tensor) -> Tensor:
         return self.joined(self.part(W), W.shape)
-
-    def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
-        return super().tolerance(shape, stored, computed) if self.floor > 0 else 0.0
 
     def project(self, W: Tensor) -> Tensor:
         size = W.abs().amax()
@@ -76,7 +84,8 @@ class Positive(Constraint):
 class Interval(Constraint):
     r"""{W : every entry is strictly between a and b}, an open set.
 
-    Residual: the largest violation over b - a. Entries outside or at an end go a thousandth of b - a inside.
+    Residual: the largest violation over b - a. Tolerance 0: rounding keeps order, so entries are stored between the
+    rounded ends, or at one of them. Entries outside or at an end go a thousandth of b - a inside.
     """
 
     name = "interval"
@@ -87,18 +96,22 @@ class Interval(Constraint):
     def __init__(self, a: float = 0.0, b: float = 1.0):
         if not a < b:
             raise UsageError(f"interval needs a < b, and {a:g} is not below {b:g}", hint="e.g. interval:a=-1:b=1")
-        self.a, self.b = a, b
+        self.a, self.b, self.width = a, b, b - a
+        # Rounding may put what is inside on an end.
+        self.reached = False
+
+    def as_stored(self, stored: torch.dtype) -> Interval:
+        made = copy(self)
+        made.a, made.b, made.reached = rounded_bound(self.a, stored), rounded_bound(self.b, stored), True
+        return made
 
     def by_rows(self, shape: torch.Size) -> bool:
         return True
 
     def residual(self, W: Tensor) -> Tensor:
-        violation = torch.maximum(self.a - W.amin(), W.amax() - self.b) / (self.b - self.a)
-        return torch.where(violation < 0, torch.zeros_like(violation), violation.clamp(min=EDGE))
-
-    def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
-        # Entries near an end far from 0 are rounded to its size, not to the interval's.
-        return super().tolerance(shape, stored, computed) * max(1.0, max(abs(self.a), abs(self.b)) / (self.b - self.a))
+        violation = torch.maximum(self.a - W.amin(), W.amax() - self.b) / self.width
+        inside = (violation <= 0) if self.reached else (violation < 0)
+        return torch.where(inside, torch.zeros_like(violation), violation.clamp(min=EDGE))
 
     def project(self, W: Tensor) -> Tensor:
         inside = MARGIN * (self.b - self.a)
@@ -119,9 +132,9 @@ class Interval(Constraint):
 class Increasing(Constraint):
     r"""{W : entries grow strictly along `dim`}, an open set.
 
-    Residual: the largest step down over the vector's largest entry; equal neighbours count 1e-8, which rounding of
-    float32 and narrower types explains. A vector that is off goes to the nearest one whose steps are at least
-    a thousandth of its range over n, by pooling adjacent violators.
+    Residual: the largest step down over the vector's largest entry. Tolerance 0: rounding keeps order. It may make
+    neighbours equal, so as stored those are no step down. A vector that is off goes to the nearest one whose steps are
+    at least a thousandth of its range over n, by pooling adjacent violators.
     """
 
     name = "increasing"
@@ -130,6 +143,13 @@ class Increasing(Constraint):
 
     def __init__(self, dim: int = -1):
         self.dim = dim
+        # Rounding may put neighbours on one number.
+        self.reached = False
+
+    def as_stored(self, stored: torch.dtype) -> Increasing:
+        made = copy(self)
+        made.reached = True
+        return made
 
     def check_shape(self, shape: torch.Size) -> None:
         check_dim(shape, self.dim, self.name)
@@ -140,7 +160,8 @@ class Increasing(Constraint):
             return torch.zeros_like(W).amax(self.dim)
         down = -W.diff(dim=self.dim).amin(self.dim)
         size = W.abs().amax(self.dim).clamp(min=torch.finfo(W.dtype).tiny)
-        return torch.where(down < 0, torch.zeros_like(down), (down / size).clamp(min=EDGE))
+        inside = (down <= 0) if self.reached else (down < 0)
+        return torch.where(inside, torch.zeros_like(down), (down / size).clamp(min=EDGE))
 
     def residual(self, W: Tensor) -> Tensor:
         return self.errors(W).amax()
@@ -179,7 +200,7 @@ class Increasing(Constraint):
         return {"reversed": W.flip(self.dim), "negative": -W, "ends exchanged": W.index_select(self.dim, ends)}
 
     @classmethod
-    def candidates(cls, W: Tensor) -> list[Constraint]:
+    def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         # Eight entries of a random vector are in order once in 40,000 times.
         found = [cls(dim) for dim in (-1, -2) if W.ndim >= -dim and W.size(dim) >= 8]
         return [c for c in found if bool(c.residual(W) == 0)]
@@ -285,7 +306,9 @@ class ToIncreasing(Parametrization):
 
     def map(self, X: Tensor) -> Tensor:
         first, rest = X.narrow(self.dim, 0, 1), X.narrow(self.dim, 1, X.size(self.dim) - 1)
-        return torch.cat([first, softplus(rest)], dim=self.dim).cumsum(self.dim)
+        sums = torch.cat([first, softplus(rest)], dim=self.dim).cumsum(self.dim)
+        # Sums that are taken in parallel, as on a GPU, may be rounded out of order.
+        return sums.cummax(self.dim).values
 
     def inverse(self, W: Tensor) -> Tensor:
         W = started(Increasing(self.dim), W)

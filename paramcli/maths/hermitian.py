@@ -11,7 +11,7 @@ from .orthogonal import OrthogonalMatrices
 
 
 class HermitianMatrices(Constraint):
-    r"""{A : A = A^H}. Residual ||A - A^H||_F / ||A||_F; nearest point (A + A^H) / 2."""
+    r"""{A : A = A^H}. Residual ||A - A^H||_F / ||A||_F; nearest point (A + A^H) / 2. Tolerance 0, as of `symmetric`."""
 
     name = "hermitian"
 
@@ -30,12 +30,12 @@ class HermitianMatrices(Constraint):
         return {**misses, "symmetric": W.triu() + W.triu(1).mT} if W.size(-1) > 1 else misses
 
     @classmethod
-    def candidates(cls, W: Tensor) -> list[Constraint]:
+    def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         return [cls()] if W.is_complex() else []
 
 
 class SkewHermitianMatrices(Constraint):
-    r"""{A : A = -A^H}. Residual ||A + A^H||_F / ||A||_F; nearest point (A - A^H) / 2."""
+    r"""{A : A = -A^H}. Residual ||A + A^H||_F / ||A||_F; nearest point (A - A^H) / 2. Tolerance 0, as of `skew`."""
 
     name = "skew_hermitian"
 
@@ -54,7 +54,7 @@ class SkewHermitianMatrices(Constraint):
         return {**misses, "skew": W.triu() - W.triu(1).mT} if W.size(-1) > 1 else misses
 
     @classmethod
-    def candidates(cls, W: Tensor) -> list[Constraint]:
+    def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         return [cls()] if W.is_complex() else []
 
 
@@ -67,7 +67,7 @@ class UnitaryMatrices(OrthogonalMatrices):
         square(shape, self.name)
 
     @classmethod
-    def candidates(cls, W: Tensor) -> list[Constraint]:
+    def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         return [cls()] if W.is_complex() else []
 
 
@@ -77,7 +77,7 @@ class HermitianPositiveDefinite(PositiveDefinite):
     name = "hermitian_positive_definite"
 
     @classmethod
-    def candidates(cls, W: Tensor) -> list[Constraint]:
+    def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         return [cls()] if W.is_complex() else []
 
 

@@ -46,10 +46,6 @@ class Sparse(Constraint):
     def residual(self, W: Tensor) -> Tensor:
         return self.joined(self.part(W), W.shape)
 
-    def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
-        # Rounding never turns a zero into something else.
-        return 0.0
-
     def project(self, W: Tensor) -> Tensor:
         return W * smallest_mask(W, self.amount)
 
@@ -61,7 +57,7 @@ class Sparse(Constraint):
         return {"one zero filled": W.reshape(-1).index_fill(0, first, 1.0).reshape(W.shape), "all ones": torch.ones_like(W)}
 
     @classmethod
-    def candidates(cls, W: Tensor) -> list[Constraint]:
+    def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         zeros = int((W == 0).sum())
         return [cls(zeros)] if zeros >= max(W.numel() // 10, 2) else []
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import CannotReach, Constraint, Parametrization, Singular
-from .bounded import check_slices, dims_along, dims_within, one_slice, refuse_zero, worst
+from .base import CannotReach, Constraint, Parametrization, Singular, norm, ratio, smallest, unit_roundoff
+from .bounded import check_slices, dims_along, dims_within, length_along, norm_tolerance, norms, one_slice, refuse_zero, worst
 from .norm import check_dim
+
+# Roundings that a sum of stored entries may be off by, in units of u ||x||, and those of computing it, of u sqrt(n) ||x||.
+SUM_ROUNDED, SUM_COMPUTED = 4.0, 1.0
 
 
 def shifted_to(X: Tensor, dim: int | None, c: float) -> Tensor:
@@ -22,7 +25,12 @@ def shifted_to(X: Tensor, dim: int | None, c: float) -> Tensor:
 class SumTo(Constraint):
     r"""{W : every vector along `dim` sums to c}. Nearest point: x - (sum - c) / n.
 
-    Residual: |sum - c| / (sqrt(n) ||x|| + |c|), the denominator what the sum could be.
+    Residual: |sum - c| / (||x|| + |c|).
+    Tolerance: entries x_i (1 + d_i) with |d_i| <= u = eps / 2 change the sum by sum x_i d_i. Of entries of one sign that
+    is at most u |c|. Of others the d_i are as good as independent, with a root mean square of 0.4 u, so it is about
+    0.4 u ||x||, and 4 u is ten times that: not once in all the vectors of all files. It must not be more: u sum |x_i|, which
+    errors that conspire could reach, is u sqrt(n) ||x||, and lets entries of size 1 sum to 2 in place of 1.
+    Entries below the normal numbers of `stored` are off by up to half of its smallest number each.
     """
 
     name = "sum_to"
@@ -36,13 +44,15 @@ class SumTo(Constraint):
 
     def errors(self, W: Tensor) -> Tensor:
         dims = dims_along(W, self.dim)
-        n = W.numel() if self.dim is None else W.size(self.dim)
-        off = (W.sum(dim=dims, keepdim=True) - self.c).abs()
-        size = n**0.5 * torch.linalg.vector_norm(W, dim=dims, keepdim=True) + abs(self.c)
-        return torch.where(off == 0, off, off / size)
+        return ratio(W.sum(dim=dims, keepdim=True) - self.c, norm(W, dims, keepdim=True) + abs(self.c))
 
     def residual(self, W: Tensor) -> Tensor:
         return self.errors(W).amax()
+
+    def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
+        n = length_along(shape, self.dim)
+        tiny = n * smallest(stored) / 2 / max(abs(self.c), 1e-3) if self.c else 0.0
+        return SUM_ROUNDED * unit_roundoff(stored) + tiny + SUM_COMPUTED * n**0.5 * unit_roundoff(computed)
 
     def project(self, W: Tensor) -> Tensor:
         return shifted_to(W, self.dim, self.c)
@@ -57,16 +67,18 @@ class SumTo(Constraint):
         return {"shifted": W + 0.2 * size, "one entry": off}
 
     @classmethod
-    def candidates(cls, W: Tensor) -> list[Constraint]:
-        # A random vector of n entries has a residual about 1 / sqrt(n): far less than that is no accident.
+    def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
+        # A random vector has a residual about 1: far less than that is no accident.
         found = [cls(dim) for dim in (-1, -2) if W.ndim >= -dim and W.size(dim) > 2]
-        return [c for c in found if bool(c.residual(W) < 0.05 / W.size(c.dim) ** 0.5)]
+        return [c for c in found if bool(c.residual(W) < 0.05)]
 
 
 class Standardized(Constraint):
     r"""{W : every slice of `dim` has mean 0 and standard deviation 1 (of its entries: the sum is divided by n)}.
 
-    Residual: max |mean| + |std - 1|. Nearest point: (x - mean) / std.
+    Residual: max |mean| and max |std - 1|. Nearest point: (x - mean) / std.
+    Tolerance: entries x_i (1 + d_i) with |d_i| <= u change the mean by at most u times the mean |x_i|, which is 1 or less,
+    and the deviation, a norm, by at most u (`norm_tolerance`), whatever the number of entries.
     """
 
     name = "standardized"
@@ -80,10 +92,13 @@ class Standardized(Constraint):
 
     def errors(self, W: Tensor) -> Tensor:
         mean, std = moments(W, self.dim)
-        return mean.abs() + (std - 1).abs()
+        return torch.maximum(mean.abs(), (std - 1).abs())
 
     def residual(self, W: Tensor) -> Tensor:
         return self.errors(W).amax()
+
+    def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
+        return norm_tolerance(shape.numel() // max(shape[self.dim], 1), stored, computed)
 
     def project(self, W: Tensor) -> Tensor:
         mean, std = moments(W, self.dim)
@@ -99,14 +114,14 @@ class Standardized(Constraint):
         return {"times 1.05": 1.05 * W, "shifted by 0.05": W + 0.05, "zero": 0 * W, "one slice times 1.05": one_slice(W, slices)}
 
     @classmethod
-    def candidates(cls, W: Tensor) -> list[Constraint]:
+    def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         return [cls()] if W.ndim > 1 and W[0].numel() > 1 and bool(cls().residual(W) < 0.05) else []
 
 
 def moments(X: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     dims = dims_within(X, dim)
     mean = X.mean(dim=dims, keepdim=True)
-    return mean, torch.linalg.vector_norm(X - mean, dim=dims, keepdim=True) * (X.size(dim) / X.numel()) ** 0.5
+    return mean, norms(X - mean, dims) * (X.size(dim) / X.numel()) ** 0.5
 
 
 def deviation(W: Tensor, std: Tensor) -> Tensor:

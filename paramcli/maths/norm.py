@@ -73,7 +73,7 @@ class UnitSpectralNorm(Constraint):
         return {"times 1.06": 1.06 * W, "times 0.94": 0.94 * W, "zero": 0 * W}
 
     @classmethod
-    def candidates(cls, W: Tensor) -> list[Constraint]:
+    def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         return [cls()] if W.ndim > 1 and min(as_matrix(W, 0).shape) > 1 else []
 
 

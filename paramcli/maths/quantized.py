@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import CannotReach, Check, Constraint, Parametrization, eps, is_row
+from .base import CannotReach, Check, Constraint, Parametrization, eps, is_row, ratio
 from .norm import check_dim
 
 FLOAT8 = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
@@ -53,10 +53,6 @@ class Levels(Constraint):
         rows = slices(W, self.dim)
         return ((self._values(W) - self.count).clamp(min=0).to(torch.float64) / rows.size(1)).amax()
 
-    def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
-        # Rounding makes equal values of equal values.
-        return 0.0
-
     def project(self, W: Tensor) -> Tensor:
         if bool(self.residual(W) > 0):
             raise CannotReach(
@@ -80,7 +76,7 @@ class Levels(Constraint):
         return {"all different": unslice(steps.expand(slices(W, self.dim).shape), W.shape, self.dim)} if len(steps) > self.count else {}
 
     @classmethod
-    def candidates(cls, W: Tensor) -> list[Constraint]:
+    def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         values = int(cls(1)._values(W).max())
         return [cls(values)] if 2 <= values <= 256 and values * 8 <= W.numel() else []
 
@@ -146,7 +142,8 @@ class FakeQuant(Parametrization):
 class Ternary(Constraint):
     r"""{s T : s > 0, T in {-1, 0, 1}}, with one s for each slice along `dim` (none: the whole tensor).
 
-    Residual: max | |W| - s | / s over the entries that are not zero, s their mean magnitude.
+    Residual: (the largest magnitude - the smallest that is not zero) / the largest. Tolerance 0: equal magnitudes are
+    rounded to equal ones.
     Nearest point: of the magnitudes in order, the first k with the largest (sum of k)^2 / k, all set to their mean.
     """
 
@@ -158,11 +155,10 @@ class Ternary(Constraint):
 
     def residual(self, W: Tensor) -> Tensor:
         sizes = slices(W, self.dim).abs()
-        some = (sizes != 0).sum(1)
-        s = sizes.sum(1) / some.clamp(min=1)
-        off = torch.where(sizes != 0, (sizes - s.unsqueeze(1)).abs() / s.clamp(min=1e-300).unsqueeze(1), 0.0)
+        largest = sizes.amax(1)
+        least = torch.where(sizes != 0, sizes, largest.unsqueeze(1)).amin(1)
         # s > 0: a slice of zeros is no member.
-        return torch.where(some == 0, 1.0, off.amax(1)).amax()
+        return torch.where(largest == 0, 1.0, ratio(largest - least, largest)).amax()
 
     def project(self, W: Tensor) -> Tensor:
         rows = slices(W, self.dim)
@@ -188,7 +184,7 @@ class Ternary(Constraint):
         return {"zero": 0 * W, "one entry longer": off.reshape(W.shape)} if slices(W, self.dim).size(1) > 1 else {"zero": 0 * W}
 
     @classmethod
-    def candidates(cls, W: Tensor) -> list[Constraint]:
+    def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         return [found for found in (cls(), cls(0)) if W.numel() > 8 and W.ndim > 1 and found.residual(W) < 0.05]
 
 
@@ -263,7 +259,10 @@ class ToBinary(ToTernary):
 
 
 class Float8(Constraint):
-    r"""{W : every entry is a number of an 8-bit float format}. Residual: max |W - cast(W)| / |W|. Nearest: the cast, saturated."""
+    r"""{W : every entry is a number of an 8-bit float format}. Residual: max |W - cast(W)| / |W|. Nearest: the cast, saturated.
+
+    Tolerance 0: every wider format holds these numbers exactly.
+    """
 
     name = "fp8"
     whole = True
@@ -275,12 +274,7 @@ class Float8(Constraint):
         return True
 
     def residual(self, W: Tensor) -> Tensor:
-        gap = (W - cast_float8(W, self.format)).abs()
-        return torch.where(gap == 0, gap, gap / W.abs()).amax() if W.numel() else W.new_zeros(())
-
-    def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
-        # Every wider format holds these numbers exactly.
-        return 0.0
+        return ratio(W - cast_float8(W, self.format), W).amax() if W.numel() else W.new_zeros(())
 
     def project(self, W: Tensor) -> Tensor:
         return cast_float8(W, self.format)
@@ -289,7 +283,7 @@ class Float8(Constraint):
         return {"between two": torch.full_like(W, 1 + 2.0**-5), "times 1.05": W * 1.0625}
 
     @classmethod
-    def candidates(cls, W: Tensor) -> list[Constraint]:
+    def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         return [found for found in (cls("e5m2"), cls("e4m3")) if W.numel() > 8 and found.residual(W) == 0][:1]
 
 

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from ..errors import InputRefused
-from .base import Constraint, Parametrization, Singular, one_entry, relative, square
+from .base import Constraint, Parametrization, Part, Singular, asymmetry, one_entry, ratio, square
+from .eigenvalues import beyond_zero, eigenvalue_tolerance, symmetric_tolerance
 from .frames import Frame
-from .singular_values import MARGIN, NO_VALUE, share, softplus, softplus_inverse
+from .singular_values import MARGIN, NO_VALUE, softplus, softplus_inverse
 
 
 def with_eigenvalues(W: Tensor, change) -> Tensor:
@@ -21,7 +22,8 @@ def with_eigenvalues(W: Tensor, change) -> Tensor:
 class Semidefinite(Constraint):
     r"""{A : A = A^T, no eigenvalue below 0, at most `rank` above}.
 
-    Residual: ||A - A^T||_F / ||A||_F + (the eigenvalue furthest off) / max |l|.
+    Residual: max_i ||row i of A - A^T|| / max_i ||row i of A||, and (the eigenvalue furthest off) / max |l|.
+    Tolerance: `symmetric_tolerance` and `eigenvalue_tolerance`.
     Nearest point: the `rank` largest eigenvalues of (A + A^T)/2 that are positive.
     """
 
@@ -32,11 +34,24 @@ class Semidefinite(Constraint):
         return shape[-1] if self.rank is None else min(self.rank, shape[-1])
 
     def residual(self, W: Tensor) -> Tensor:
+        return torch.maximum(asymmetry(W), self._off(torch.linalg.eigvalsh((W + W.mT) / 2).flip(-1)))
+
+    def _off(self, l: Tensor) -> Tensor:
+        """Of eigenvalues in descending order: the largest that should not be there, as a share of the largest of all."""
+        off, rank = (-l[..., -1]).clamp(min=0), self.rank_of(l.shape)
+        if rank < l.size(-1):
+            off = torch.maximum(off, l[..., rank].clamp(min=0))
+        return ratio(off, l.abs().amax(-1))
+
+    def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
+        return eigenvalue_tolerance(shape[-1], stored, computed)
+
+    def parts(self, W: Tensor, stored: torch.dtype, computed: torch.dtype) -> list[Part]:
         l = torch.linalg.eigvalsh((W + W.mT) / 2).flip(-1)
-        off = (-l[..., -1]).clamp(min=0)
-        if self.rank_of(W.shape) < l.size(-1):
-            off = torch.maximum(off, l[..., self.rank_of(W.shape)])
-        return relative(W - W.mT, W) + share(off, l.abs().amax(-1))
+        return [
+            Part("eigenvalues", self._off(l), self.tolerance(W.shape, stored, computed)),
+            Part("symmetric", asymmetry(W), symmetric_tolerance(W.size(-1), stored, computed)),
+        ]
 
     def _kept(self, l: Tensor, r: int) -> Tensor:
         return torch.where(torch.arange(l.size(-1), device=l.device) < r, l.clamp(min=0), torch.zeros_like(l))
@@ -62,7 +77,7 @@ class Semidefinite(Constraint):
         return {**misses, "negative": -W, **({"one entry": one_entry(W)} if n > 1 else {})}
 
     @classmethod
-    def candidates(cls, W: Tensor) -> list[Constraint]:
+    def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         return [cls()]
 
 
@@ -73,14 +88,15 @@ class SemidefiniteLowRank(Semidefinite):
         self.rank = rank
 
     @classmethod
-    def candidates(cls, W: Tensor) -> list[Constraint]:
+    def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         return []
 
 
 class SemidefiniteFixedRank(SemidefiniteLowRank):
     r"""{A : A = A^T, exactly `rank` eigenvalues above 0 (at least `least`), the others 0}.
 
-    Residual: as `psd_low_rank`, + max(0, least - l_r) / l_1; at least 1 where l_r is 0 to rounding.
+    Residual: as `psd_low_rank`, and how far l_r is below what it must be, as a share of l_1: `least`, and, strictly,
+    what rounding may leave of a zero.
     Nearest point: the r largest eigenvalues raised to at least 1e-6 of the largest (and twice `least`).
     """
 
@@ -92,10 +108,20 @@ class SemidefiniteFixedRank(SemidefiniteLowRank):
         self.least = least
 
     def residual(self, W: Tensor) -> Tensor:
+        last, largest = self._last(W)
+        low = torch.maximum(ratio((self.least - last).clamp(min=0), largest), beyond_zero(last, largest, NO_VALUE))
+        return torch.maximum(super().residual(W), low)
+
+    def _last(self, W: Tensor) -> tuple[Tensor, Tensor]:
+        """The r-th eigenvalue, and the largest magnitude of one."""
         l = torch.linalg.eigvalsh((W + W.mT) / 2).flip(-1)
-        last, largest = l[..., self.rank_of(W.shape) - 1], l.abs().amax(-1)
-        off = super().residual(W)
-        return torch.where(last > NO_VALUE * largest, off + (self.least - last).clamp(min=0) / largest, off + 1)
+        return l[..., self.rank_of(W.shape) - 1], l.abs().amax(-1)
+
+    def parts(self, W: Tensor, stored: torch.dtype, computed: torch.dtype) -> list[Part]:
+        last, largest = self._last(W)
+        explained = self.tolerance(W.shape, stored, computed)
+        found = [*super().parts(W, stored, computed), Part("rank", beyond_zero(last, largest, explained), 0.0)]
+        return [*found, Part("least", ratio((self.least - last).clamp(min=0), largest), explained)] if self.least else found
 
     def project(self, W: Tensor) -> Tensor:
         def raised(l: Tensor) -> Tensor:

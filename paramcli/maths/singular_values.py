@@ -6,15 +6,21 @@ import torch
 from torch import Tensor
 
 from ..errors import InputRefused
-from .base import COMPUTED, COMPUTED_SMALL, CannotReach, Constraint, Parametrization, Singular, eps, matrix, square
+from .base import (
+    CannotReach, Constraint, Parametrization, Part, Singular, compute_dtype, eps, matrix, per_matrix, ratio, square, unit_roundoff,
+)  # fmt: skip
+from .eigenvalues import beyond_zero, eigenvalue_tolerance
 from .frames import Frame, tall
-from .orthogonal import RANK, row_scaled
+from .orthogonal import MATRIX_EXP_SMALL, RANK, frame_tolerance, row_scaled
 
 # geotorch's softplus never gives less than this, so that no direction is lost.
 SOFTPLUS_FLOOR = 1e-6
 # In sets with a strict inequality (full rank, eigenvalues above a bound) nothing is nearest to a tensor outside:
 # the nearest with at least this share of the largest value, and twice the bound, is taken.
 MARGIN = 1e-6
+# Off in log |det|: by rounding, in u, and for n^{3/2} in eps of the dtype that computed the frames, of which each column adds
+# its own error and matrix_exp of angles up to two turns about n^{1/2} of them (measured: 12,000 eps at n = 512).
+DETERMINANT_ROUNDED, DETERMINANT_COMPUTED = 4.0, 1.5
 # Below this share of the largest, a singular value in double precision is rounding of zero.
 NO_VALUE = 1e-14
 
@@ -35,11 +41,6 @@ def softplus_inverse(y: Tensor, what: str, otherwise: str) -> Tensor:
     return y + (-(-y).expm1()).log()
 
 
-def share(part: Tensor, largest: Tensor) -> Tensor:
-    """part / largest, with 0 / 0 = 0."""
-    return torch.where(part == 0, part, part / largest)
-
-
 def with_singular_values(W: Tensor, change) -> Tensor:
     """U change(S) V^T."""
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)
@@ -47,7 +48,10 @@ def with_singular_values(W: Tensor, change) -> Tensor:
 
 
 class LowRank(Constraint):
-    r"""{W : rank W <= r}. Residual s_{r+1} / s_1; nearest point the r largest singular values (Eckart-Young)."""
+    r"""{W : rank W <= r}. Residual s_{r+1} / s_1; nearest point the r largest singular values (Eckart-Young).
+
+    Tolerance: `eigenvalue_tolerance`: what rounding may leave of a zero.
+    """
 
     name = "low_rank"
 
@@ -55,8 +59,14 @@ class LowRank(Constraint):
         self.rank = rank
 
     def residual(self, W: Tensor) -> Tensor:
-        S = torch.linalg.svdvals(W)
-        return share(S[..., self.rank], S[..., 0]) if self.rank < S.size(-1) else torch.zeros_like(S[..., 0])
+        return self._above(torch.linalg.svdvals(W))
+
+    def _above(self, S: Tensor) -> Tensor:
+        """The first singular value beyond the rank, as a share of the largest."""
+        return ratio(S[..., self.rank], S[..., 0]) if self.rank < S.size(-1) else torch.zeros_like(S[..., 0])
+
+    def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
+        return eigenvalue_tolerance(min(shape[-2:]), stored, computed)
 
     def project(self, W: Tensor) -> Tensor:
         return with_singular_values(W, self._kept) if self.rank < min(W.shape[-2:]) else W
@@ -80,12 +90,12 @@ class LowRank(Constraint):
         return {"one rank more": with_singular_values(W, lambda S: self._kept(S) + here * S[..., :1])}
 
     @classmethod
-    def candidates(cls, W: Tensor) -> list[Constraint]:
+    def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         if W.ndim < 2 or min(W.shape[-2:]) < 2:
             return []
         S = torch.linalg.svdvals(W).reshape(-1, min(W.shape[-2:]))
-        # Of several in a batch the highest rank holds for all. What rounding leaves of a zero in float32 counts as one.
-        rank = int((S > 4e-7 * S[:, :1]).sum(-1).max())
+        # Of several in a batch the highest rank holds for all. What rounding leaves of a zero counts as one.
+        rank = int((S > cls(1).tolerance(W.shape, stored, compute_dtype(stored)) * S[:, :1]).sum(-1).max())
         if rank < S.size(-1):
             return [cls(rank)] if rank else []
         # Nearly so: in the first half of the spectrum it drops at once; the last values of any square matrix are small.
@@ -97,7 +107,9 @@ class LowRank(Constraint):
 class FixedRank(LowRank):
     r"""{W : rank W = r, and the r-th singular value at least `least`}.
 
-    Residual: s_{r+1} / s_1 + max(0, least - s_r) / s_1; 1 where the rank is below r.
+    Residual: s_{r+1} / s_1, and how far s_r is below what it must be, as a share of s_1.
+    Tolerance: as `low_rank`, for `least` too. The rank is strict: rounding could have made a singular value of that size
+    of a zero, so s_r must be above it, and nothing explains less. Of two ranks a matrix has one.
     Nearest point: the r largest singular values, raised to at least 1e-6 of the largest (and twice `least`).
     """
 
@@ -112,12 +124,23 @@ class FixedRank(LowRank):
         return self.rank
 
     def residual(self, W: Tensor) -> Tensor:
-        S = torch.linalg.svdvals(W)
-        r = self.rank_of(W.shape)
-        last = S[..., r - 1]
-        low = (self.least - last).clamp(min=0) / S[..., 0]
-        above = share(S[..., r], S[..., 0]) if r < S.size(-1) else torch.zeros_like(last)
-        return torch.where(last > NO_VALUE * S[..., 0], above + low, torch.ones_like(last))
+        above, last, largest = self._values(W)
+        low = torch.maximum(ratio((self.least - last).clamp(min=0), largest), beyond_zero(last, largest, NO_VALUE))
+        return torch.maximum(above, low)
+
+    def _values(self, W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """s_{r+1} / s_1, s_r and s_1."""
+        S, r = torch.linalg.svdvals(W), self.rank_of(W.shape)
+        above = ratio(S[..., r], S[..., 0]) if r < S.size(-1) else torch.zeros_like(S[..., 0])
+        return above, S[..., r - 1], S[..., 0]
+
+    def parts(self, W: Tensor, stored: torch.dtype, computed: torch.dtype) -> list[Part]:
+        above, last, largest = self._values(W)
+        explained = self.tolerance(W.shape, stored, computed)
+        found = [Part("full", beyond_zero(last, largest, explained), 0.0)]
+        if self.rank_of(W.shape) < min(W.shape[-2:]):
+            found = [Part("rank", above, explained), *found]
+        return [*found, Part("least", ratio((self.least - last).clamp(min=0), largest), explained)] if self.least else found
 
     def project(self, W: Tensor) -> Tensor:
         r = self.rank_of(W.shape)
@@ -154,14 +177,15 @@ class FixedRank(LowRank):
         return {"one rank less": fewer, "zero": 0 * W, **(super().near_misses(W) if self_rank < min(W.shape[-2:]) else {})}
 
     @classmethod
-    def candidates(cls, W: Tensor) -> list[Constraint]:
+    def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         return []
 
 
 class Invertible(FixedRank):
     r"""{W square : det W != 0, and no singular value below `least`}, either sign of the determinant.
 
-    Residual: max(0, least - s_n) / s_1; 1 where a singular value is zero to rounding (1e-14 of the largest).
+    Residual: how far s_n is below what it must be, as a share of s_1: `least`, and, strictly, what rounding may leave
+    of a zero, as in `fixed_rank`.
     Nearest point: singular values raised to at least 1e-6 of the largest (and twice `least`).
     """
 
@@ -178,7 +202,11 @@ class Invertible(FixedRank):
 
 
 class AlmostOrthogonal(Constraint):
-    r"""{W : every singular value within lam of 1}. Residual max(|s - 1|) - lam, at least 0; nearest point s clipped."""
+    r"""{W : every singular value within lam of 1}. Residual max(|s - 1|) - lam, at least 0; nearest point s clipped.
+
+    Tolerance: (1 + lam) times `eigenvalue_tolerance`, three times where two stored frames are rounded before the value is,
+    and half of what frames may be off in s^2 (`frame_tolerance`).
+    """
 
     name = "almost_orthogonal"
 
@@ -187,6 +215,10 @@ class AlmostOrthogonal(Constraint):
 
     def residual(self, W: Tensor) -> Tensor:
         return ((torch.linalg.svdvals(W) - 1).abs().amax(-1) - self.lam).clamp(min=0)
+
+    def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
+        k = min(shape[-2:])
+        return (1 + self.lam) * (3 * eigenvalue_tolerance(k, stored, computed) + frame_tolerance(k, computed) / 2)
 
     def project(self, W: Tensor) -> Tensor:
         def clipped(S: Tensor) -> Tensor:
@@ -212,15 +244,19 @@ class AlmostOrthogonal(Constraint):
         return {"largest 1.05 too large": scaled, **({"zero": 0 * W} if self.lam < 0.9 else {})}
 
     @classmethod
-    def candidates(cls, W: Tensor) -> list[Constraint]:
+    def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         return []
 
 
 class SpecialLinear(Constraint):
     r"""{A : det A = 1}.
 
-    Residual: |log |det A|| / (||A||_F ||A^{-1}||_F), the relative distance to the set to first order, so that rounding
-    counts alike for every condition number; 1 where det A <= 0.
+    Residual: |log |det A|| / ||A^{-T} o A||_F (o entry by entry), the size of log |det A| that independent relative errors
+    of size 1 in the entries of A make: d log |det A| = sum (A^{-T})_ij A_ij d_ij. 1 where det A <= 0.
+    Tolerance: the d_ij of rounding have a root mean square of 0.4 u, u = eps / 2, and 4 u is ten times that; frames that a map
+    computed add to it. Errors that line up may leave more, 0.25 eps sqrt(n) where n / 2 planes are turned by one angle:
+    such a matrix, kept in few bits, is told its determinant as any other. A singular value that rounding could have made of a
+    zero is refused, as in `invertible`.
     Point given by `project`: A / det(A)^{1/n}, the multiple of A in the set, with the smallest singular direction
     mirrored where det A < 0. The nearest point is of no use: for det A > 1 it is nearly singular (that of 10 I, n = 2,
     has singular values 9.9 and 0.1).
@@ -230,14 +266,25 @@ class SpecialLinear(Constraint):
     projection = "inside"
 
     def residual(self, W: Tensor) -> Tensor:
-        S = torch.linalg.svdvals(W)
-        distance = S.log().sum(-1).abs() / (torch.linalg.vector_norm(S, dim=-1) * torch.linalg.vector_norm(1 / S, dim=-1))
+        return self._off(W)[0]
+
+    def _off(self, W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The residual, the smallest singular value and the largest."""
+        U, S, Vh = torch.linalg.svd(W)
+        # A^{-T} = U S^{-1} V^T.
+        size = per_matrix(((U / S.unsqueeze(-2)) @ Vh) * W)
         good = (torch.linalg.slogdet(W).sign > 0) & (S[..., -1] > NO_VALUE * S[..., 0])
-        return torch.where(good, distance, torch.ones_like(distance))
+        return torch.where(good, ratio(S.log().sum(-1), size), torch.ones_like(size)), S[..., -1], S[..., 0]
 
     def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
-        # Rounding to `stored` moves A by at most eps / 2 of itself, and the residual is such a share.
-        return eps(stored) + COMPUTED * (max(shape[-2:], default=1) + COMPUTED_SMALL) * eps(computed)
+        frames = max(DETERMINANT_COMPUTED * shape[-1] ** 1.5 * eps(computed), 0.9 * MATRIX_EXP_SMALL[computed])
+        return DETERMINANT_ROUNDED * unit_roundoff(stored) + frames
+
+    def parts(self, W: Tensor, stored: torch.dtype, computed: torch.dtype) -> list[Part]:
+        # Near a singular matrix any determinant is a rounding away, to first order.
+        off, last, largest = self._off(W)
+        explained = eigenvalue_tolerance(W.size(-1), stored, computed)
+        return [Part("determinant", off, self.tolerance(W.shape, stored, computed)), Part("full", beyond_zero(last, largest, explained), 0.0)]
 
     def project(self, W: Tensor) -> Tensor:
         U, S, Vh = torch.linalg.svd(W)

@@ -51,9 +51,6 @@ class StructuredSparse(Constraint):
         slices = W.size(self.dim)
         return (prune_count(self.amount, slices) - self._zero_slices(W)).clamp(min=0).to(torch.float64) / max(slices, 1)
 
-    def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
-        return 0.0
-
     def project(self, W: Tensor) -> Tensor:
         return W * slice_mask(smallest_slices(W, self.amount, self.dim, 2.0), W, self.dim)
 
@@ -72,7 +69,7 @@ class StructuredSparse(Constraint):
         return {"zeros filled": filled} if prune_count(self.amount, W.size(self.dim)) else {}
 
     @classmethod
-    def candidates(cls, W: Tensor) -> list[Constraint]:
+    def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         found = []
         for dim in (0, 1) if W.ndim > 1 else ():
             zero = int((slice_norms(W, dim, float("inf")) == 0).sum())
@@ -104,9 +101,6 @@ class NofM(Constraint):
     def residual(self, W: Tensor) -> Tensor:
         return self.joined(self.part(W), W.shape)
 
-    def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
-        return 0.0
-
     def project(self, W: Tensor) -> Tensor:
         return W * largest_of_groups(W, self.n, self.m, self.dim)
 
@@ -127,7 +121,7 @@ class NofM(Constraint):
         return {"one group full": first.movedim(-1, self.dim), "no zeros": torch.ones_like(W)} if self.n < self.m else {}
 
     @classmethod
-    def candidates(cls, W: Tensor) -> list[Constraint]:
+    def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         if W.ndim < 2 or not bool((W == 0).any()):
             return []
         for n, m in ((1, 4), (2, 4), (4, 8)):

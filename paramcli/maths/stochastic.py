@@ -5,17 +5,32 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import Constraint, Parametrization, eps, square, started
+from .base import Constraint, Parametrization, Part, eps, smallest, square, started, unit_roundoff
 from .norm import check_dim
 
 # Zeros have no logarithm: they start from this probability, which no entry of a float64 result shows.
 ZERO = 1e-13
 
 
+# Roundings of exp, a sum of such, and a quotient; and of the sums of rows and columns that Sinkhorn's scalings leave.
+SUM_STEPS, SINKHORN_STEPS = 6, 8
+
+
+def sum_tolerance(n: int, stored: torch.dtype, computed: torch.dtype, steps: int = SUM_STEPS) -> float:
+    r"""What rounding explains of |sum p_i - 1| for n numbers p_i >= 0.
+
+    Entries p_i (1 + d_i) with |d_i| <= u = eps / 2 sum to 1 + sum p_i d_i, a weighted mean of the d_i: never more than u off,
+    whatever n, and u itself where all entries are equal. Entries below the normal numbers of `stored` (float16: 6e-5,
+    the probabilities of a large vocabulary) are off by up to half of its smallest number each.
+    """
+    return 1.02 * unit_roundoff(stored) + n * smallest(stored) / 2 + steps * unit_roundoff(computed)
+
+
 class Simplex(Constraint):
     r"""{P : vectors along `dim` are non-negative and sum to 1}.
 
-    Residual: max |sum - 1| + the most negative entry. Nearest point: max(p - t, 0), t such that the sum is 1.
+    Residual: max |sum - 1|, and the most negative entry. Nearest point: max(p - t, 0), t such that the sum is 1.
+    Tolerance: `sum_tolerance` for the sums; 0 for the signs, which rounding keeps.
     """
 
     name = "simplex"
@@ -28,14 +43,23 @@ class Simplex(Constraint):
         check_dim(shape, self.dim, self.name)
 
     def residual(self, W: Tensor) -> Tensor:
-        return (W.sum(self.dim) - 1).abs().amax() + (-W.amin()).clamp(min=0)
+        return (W.sum(self.dim) - 1).abs().amax().maximum(W.amin().clamp(max=0).abs())
+
+    def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
+        return sum_tolerance(shape[self.dim], stored, computed)
+
+    def parts(self, W: Tensor, stored: torch.dtype, computed: torch.dtype) -> list[Part]:
+        sums = (W.sum(self.dim) - 1).abs().amax()
+        return [Part("sum", sums, self.tolerance(W.shape, stored, computed)), Part("sign", W.amin().clamp(max=0).abs(), 0.0)]
 
     def project(self, W: Tensor) -> Tensor:
         sorted_down = W.movedim(self.dim, -1).sort(dim=-1, descending=True).values
         counts = torch.arange(1, W.size(self.dim) + 1, dtype=W.dtype, device=W.device)
         thresholds = (sorted_down.cumsum(-1) - 1) / counts
         kept = (sorted_down > thresholds).sum(-1, keepdim=True).clamp(min=1)
-        return (W - thresholds.gather(-1, kept - 1).movedim(-1, self.dim)).clamp(min=0)
+        P = (W - thresholds.gather(-1, kept - 1).movedim(-1, self.dim)).clamp(min=0)
+        # What rounding of the cumulated sums left, shared by the entries that are not zero.
+        return torch.where(P > 0, P + ((1 - P.sum(self.dim, keepdim=True)) / (P > 0).sum(self.dim, keepdim=True)), P).clamp(min=0)
 
     def detail(self, W: Tensor) -> str | None:
         sums = W.sum(self.dim)
@@ -52,7 +76,7 @@ class Simplex(Constraint):
         return misses
 
     @classmethod
-    def candidates(cls, W: Tensor) -> list[Constraint]:
+    def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         if bool((W < -0.01).any()):
             return []
         found = [cls(dim) for dim in (-1, -2) if W.ndim >= -dim and W.size(dim) > 1]
@@ -65,22 +89,33 @@ class Stochastic(Simplex):
     name = "stochastic"
 
     @classmethod
-    def candidates(cls, W: Tensor) -> list[Constraint]:
+    def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         return []
 
 
 class DoublyStochastic(Constraint):
     r"""{P : non-negative, rows and columns sum to 1}: Birkhoff's polytope.
 
-    Residual: max |row or column sum - 1| + the most negative entry. Nearest point: by Newton's method on the dual
+    Residual: max |row or column sum - 1|, and the most negative entry. Nearest point: by Newton's method on the dual
     (Li, Sun and Toh, 2018, arXiv:1702.05934).
+    Tolerance: `sum_tolerance` for the sums; 0 for the signs, which rounding keeps.
     """
 
     name = "doubly_stochastic"
 
-    def residual(self, W: Tensor) -> Tensor:
+    def _off(self, W: Tensor) -> tuple[Tensor, Tensor]:
         sums = torch.maximum((W.sum(-1) - 1).abs().amax(-1), (W.sum(-2) - 1).abs().amax(-1))
-        return sums + (-W.amin((-1, -2))).clamp(min=0)
+        return sums, W.amin((-1, -2)).clamp(max=0).abs()
+
+    def residual(self, W: Tensor) -> Tensor:
+        return torch.maximum(*self._off(W))
+
+    def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
+        return sum_tolerance(shape[-1], stored, computed, SINKHORN_STEPS)
+
+    def parts(self, W: Tensor, stored: torch.dtype, computed: torch.dtype) -> list[Part]:
+        sums, negative = self._off(W)
+        return [Part("sums", sums, self.tolerance(W.shape, stored, computed)), Part("sign", negative, 0.0)]
 
     def project(self, W: Tensor) -> Tensor:
         flat = W.reshape(-1, *W.shape[-2:])
@@ -110,7 +145,7 @@ class DoublyStochastic(Constraint):
         return misses
 
     @classmethod
-    def candidates(cls, W: Tensor) -> list[Constraint]:
+    def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         if W.ndim < 2 or W.size(-1) != W.size(-2) or W.size(-1) < 2 or bool((W < -0.01).any()):
             return []
         return [cls()] if bool((cls().residual(W) < 0.05).all()) else []

@@ -33,9 +33,6 @@ class Pattern(Constraint):
     def residual(self, W: Tensor) -> Tensor:
         return relative(W.masked_fill(self.keep(W), 0), W)
 
-    def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
-        return 0.0
-
     def project(self, W: Tensor) -> Tensor:
         return W.masked_fill(~self.keep(W), 0)
 
@@ -121,7 +118,7 @@ class LowerTriangularMatrices(Pattern):
         return misses
 
     @classmethod
-    def candidates(cls, W: Tensor) -> list[Constraint]:
+    def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         if W.ndim < 2 or min(W.shape[-2:]) < 2:
             return []
         D = W.diagonal(dim1=-2, dim2=-1)
@@ -151,7 +148,7 @@ class BandedMatrices(Pattern):
         return (i - j).abs() <= self.b
 
     @classmethod
-    def candidates(cls, W: Tensor) -> list[Constraint]:
+    def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         """The band that holds every entry, where it leaves half of the diagonals or more empty; 0 is `diagonal`."""
         if W.ndim < 2 or min(W.shape[-2:]) < 2:
             return []
@@ -169,7 +166,7 @@ class DiagonalMatrices(BandedMatrices):
         super().__init__(0)
 
     @classmethod
-    def candidates(cls, W: Tensor) -> list[Constraint]:
+    def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         return [cls()] if W.ndim >= 2 and min(W.shape[-2:]) > 1 else []
 
 
@@ -191,7 +188,7 @@ class BlockDiagonalMatrices(Pattern):
             raise InputRefused(f"{self.name}:g={self.g} needs rows and columns that divide by {self.g}; the maths sees {shape[-2]}x{shape[-1]}")
 
     @classmethod
-    def candidates(cls, W: Tensor) -> list[Constraint]:
+    def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         """The most blocks that hold every entry; as many as rows and columns is `diagonal`."""
         if W.ndim < 2:
             return []

@@ -9,7 +9,10 @@ from .base import Constraint, Parametrization, one_entry, relative, square
 
 
 class SymmetricMatrices(Constraint):
-    r"""{A : A = A^T}. Residual ||A - A^T||_F / ||A||_F; nearest point (A + A^T) / 2."""
+    r"""{A : A = A^T}. Residual ||A - A^T||_F / ||A||_F; nearest point (A + A^T) / 2.
+
+    Tolerance 0: equal numbers are rounded to equal numbers.
+    """
 
     name = "symmetric"
 
@@ -26,12 +29,15 @@ class SymmetricMatrices(Constraint):
         return {"one entry": one_entry(W), "skew": W.triu(1) - W.triu(1).mT} if W.size(-1) > 1 else {}
 
     @classmethod
-    def candidates(cls, W: Tensor) -> list[Constraint]:
+    def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         return [cls()]
 
 
 class SkewMatrices(Constraint):
-    r"""{A : A = -A^T}. Residual ||A + A^T||_F / ||A||_F; nearest point (A - A^T) / 2."""
+    r"""{A : A = -A^T}. Residual ||A + A^T||_F / ||A||_F; nearest point (A - A^T) / 2.
+
+    Tolerance 0: rounding x and -x gives a number and its negative.
+    """
 
     name = "skew"
 
@@ -49,7 +55,7 @@ class SkewMatrices(Constraint):
         return {"one entry": one_entry(W), "diagonal": W + 0.1 * (1 + torch.linalg.vector_norm(W)) * I}
 
     @classmethod
-    def candidates(cls, W: Tensor) -> list[Constraint]:
+    def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         return [cls()]
 
 

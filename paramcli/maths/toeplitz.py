@@ -45,15 +45,28 @@ def from_wrapped(w: Tensor) -> Tensor:
 
 
 class ToeplitzMatrices(Constraint):
-    r"""{T : T_ij depends on j - i only}. Residual ||T - its nearest point||_F / ||T||_F; nearest point: the mean of each diagonal."""
+    r"""{T : T_ij depends on j - i only}. Residual ||T - its nearest point||_F / ||T||_F; nearest point: the mean of each diagonal.
+
+    Tolerance 0: equal numbers are rounded to equal numbers. Means are taken of the differences from the first entry of
+    each diagonal, which are exact zeros in a member, where the mean of equal numbers may be off by a rounding.
+    """
 
     name = "toeplitz"
 
     def residual(self, W: Tensor) -> Tensor:
-        return relative(W - self.project(W), W)
+        off = W - self.first_entries(W)
+        return relative(off - self._means(off), W)
+
+    def first_entries(self, W: Tensor) -> Tensor:
+        """The member with W's first row and first column."""
+        return from_diagonals(torch.cat([W[..., 1:, 0].flip(-1), W[..., 0, :]], dim=-1), *W.shape[-2:])
+
+    def _means(self, W: Tensor) -> Tensor:
+        return from_diagonals(diagonal_means(W), *W.shape[-2:])
 
     def project(self, W: Tensor) -> Tensor:
-        return from_diagonals(diagonal_means(W), *W.shape[-2:])
+        first = self.first_entries(W)
+        return first + self._means(W - first)
 
     def check_shape(self, shape: torch.Size) -> None:
         matrix(shape, self.name)
@@ -66,16 +79,19 @@ class ToeplitzMatrices(Constraint):
         return {"one entry": first, "rows reversed": W.flip(-2)} if min(W.shape[-2:]) > 2 else {"one entry": first}
 
     @classmethod
-    def candidates(cls, W: Tensor) -> list[Constraint]:
+    def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         return [cls()] if W.ndim >= 2 and min(W.shape[-2:]) > 1 else []
 
 
 class CirculantMatrices(ToeplitzMatrices):
-    r"""{C : C_ij depends on (j - i) modulo n only}. Residual as `toeplitz`; nearest point: the mean of each wrapped diagonal."""
+    r"""{C : C_ij depends on (j - i) modulo n only}. Residual and tolerance as `toeplitz`; nearest point: the mean of each wrapped diagonal."""
 
     name = "circulant"
 
-    def project(self, W: Tensor) -> Tensor:
+    def first_entries(self, W: Tensor) -> Tensor:
+        return from_wrapped(W[..., 0, :])
+
+    def _means(self, W: Tensor) -> Tensor:
         return from_wrapped(wrapped_means(W))
 
     def check_shape(self, shape: torch.Size) -> None:

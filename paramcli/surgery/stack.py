@@ -45,9 +45,7 @@ def measured(chain: Chain, values: Tensor, compute: str) -> list[Check | None]:
     spec = chain.constraint
     if spec is None:
         return [None] * len(values)
-    wanted = constraint(spec)
-    tolerance = wanted.tolerance(values.shape, values.dtype, compute_dtype(values.dtype, compute))
-    return [Check(spec, residual, tolerance) for residual in _worst(wanted.residual(values.to(wide(values.dtype, values.device))))]
+    return list(measure.checks(spec, values, compute_dtype(values.dtype, compute)))
 
 
 def _worst(residuals: Tensor) -> list[float]:

@@ -107,10 +107,10 @@ def test_units_are_noticed():
     from paramcli.maths.moments import Standardized, SumTo
 
     X = randn(20, 30)
-    assert [c.dim for c in UnitNorm.candidates(F.normalize(X, dim=0))] == [-2]
-    assert [c.dim for c in SumTo.candidates(X - X.mean(-1, keepdim=True))] == [-1]
-    assert Standardized.candidates(make("standardized").project(X)) and UnitRms.candidates(make("unit_rms").project(X))
-    assert not any(kind.candidates(X) for kind in (UnitNorm, UnitRms, SumTo, Standardized))
+    assert [c.dim for c in UnitNorm.candidates(F.normalize(X, dim=0), X.dtype)] == [-2]
+    assert [c.dim for c in SumTo.candidates(X - X.mean(-1, keepdim=True), X.dtype)] == [-1]
+    assert Standardized.candidates(make("standardized").project(X), X.dtype) and UnitRms.candidates(make("unit_rms").project(X), X.dtype)
+    assert not any(kind.candidates(X, X.dtype) for kind in (UnitNorm, UnitRms, SumTo, Standardized))
 
 
 def test_conv_filters_by_the_flattened_view():

@@ -164,9 +164,9 @@ def test_a_look_at_a_tensor_suggests_its_structure():
         (W.tril(-1) + torch.eye(8), [LowerTriangularMatrices("unit")]),
     ):
         for one in wanted:
-            assert any(vars(c) == vars(one) for c in type(one).candidates(made)), one.name
+            assert any(vars(c) == vars(one) for c in type(one).candidates(made, made.dtype)), one.name
             assert one.residual(made) == 0
-    assert not BandedMatrices.candidates(W) and not BlockDiagonalMatrices.candidates(W)
+    assert not BandedMatrices.candidates(W, W.dtype) and not BlockDiagonalMatrices.candidates(W, W.dtype)
 
 
 def test_zero_is_the_tolerance_of_zeros():
