@@ -106,9 +106,12 @@ def parse_header(data: bytes, data_size: int) -> Header:
     return Header(tensors, metadata)
 
 
+# A bool is an int to isinstance; its type is not.
+_WHOLE = frozenset((int,))
+
+
 def _sizes(values: object) -> bool:
-    # A bool is an int to isinstance; its type is not.
-    return type(values) is list and set(map(type, values)) <= {int}
+    return type(values) is list and _WHOLE.issuperset(map(type, values))
 
 
 def _entry(name: str, fields: dict[str, object]) -> tuple[str, tuple[int, ...], int, int]:
@@ -125,7 +128,7 @@ def _entry(name: str, fields: dict[str, object]) -> tuple[str, tuple[int, ...], 
     if not _sizes(offsets) or len(offsets) != 2:
         raise refuse("has data_offsets that are not two whole numbers")
     # A zero among the sizes does not excuse the others: no reader can hold such a shape.
-    if shape and math.prod(size for size in shape if size) >= 1 << 63:
+    if shape and math.prod(filter(None, shape)) >= 1 << 63:
         raise refuse("has a shape beyond 64 bits")
     begin, end = offsets
     bits = bits_of(dtype, shape)

@@ -78,7 +78,8 @@ class RawInteger(bytes):
     """A long integer too large to be a size, as the pickle spells it."""
 
 
-@dataclass(frozen=True, eq=False)
+# Never changed once made. Freezing them would say so, and take three times as long for each of a file's tensors.
+@dataclass(eq=False, slots=True)
 class StorageRef:
     """A persistent id: the container's storage `key`, seen as `numel` elements of a dtype."""
 
@@ -91,7 +92,7 @@ class StorageRef:
     untyped: bool = False
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class TensorRef:
     """A strided tensor over a storage; offsets and strides count elements."""
 
@@ -368,7 +369,7 @@ class _Machine:
     """The stack machine. One method for each family of opcodes torch.save and common libraries write."""
 
     def __init__(self, data: bytes, start: int):
-        self.data, self.at, self.start = data, start, start
+        self.data, self.at = data, start
         self.stack: list = []
         self.outer: list[list] = []
         self.memo: dict[int, object] = {}
@@ -379,20 +380,21 @@ class _Machine:
         self.opaque = 0
 
     def run(self) -> Unpickled:
-        data, table = self.data, _OPCODES
+        data, find, most = self.data, _OPCODES.get, self.at + MAX_BYTES
         for _ in range(MAX_OPCODES):
-            code = data[self.at]
-            self.at += 1
-            if code == 0x2E:  # STOP
-                if len(self.stack) != 1 or self.outer:
-                    raise broken("it leaves other than one value")
-                return Unpickled(self.stack.pop(), self.classes, self.at)
-            handler = table.get(code)
-            if handler is None:
-                raise broken(f"opcode {code:#04x} is none that torch.save writes")
-            handler(self)
-            if self.at - self.start > MAX_BYTES:
+            at = self.at
+            if at > most:
                 break
+            handler = find(data[at])
+            self.at = at + 1
+            if handler is not None:
+                handler(self)
+            elif data[at] != 0x2E:
+                raise broken(f"opcode {data[at]:#04x} is none that torch.save writes")
+            elif len(self.stack) != 1 or self.outer:
+                raise broken("it leaves other than one value")
+            else:  # STOP
+                return Unpickled(self.stack.pop(), self.classes, self.at)
         raise _too_large()
 
     def take(self, size: int) -> bytes:
@@ -403,11 +405,15 @@ class _Machine:
         self.at = end
         return part
 
-    def number(self, layout: struct.Struct) -> int:
-        return layout.unpack(self.take(layout.size))[0]
+    def byte(self) -> int:
+        value = self.data[self.at]
+        self.at += 1
+        return value
 
-    def push(self, value: object) -> None:
-        self.stack.append(value)
+    def number(self, layout: struct.Struct) -> int:
+        (value,) = layout.unpack_from(self.data, self.at)
+        self.at += layout.size
+        return value
 
     def push_new(self, value: object) -> None:
         """Push an object that takes far more memory than its opcode."""
@@ -440,7 +446,7 @@ class _Machine:
             raise broken("a name that is no text")
         known = self.names.get((module, name))
         if known is not None:
-            self.push(known)
+            self.stack.append(known)
             return
         if len(module) + len(name) > MAX_GLOBAL_NAME or not f"{module}{name}".isprintable():
             raise broken("the name of a class that is none")  # a line break in it would be opcodes to who copies it
@@ -462,15 +468,16 @@ class _Machine:
         self.memo[index] = self.stack[-1]
 
     def recall(self, index: int) -> None:
-        if index not in self.memo:
-            raise broken("a reference to nothing")
-        self.push(self.memo[index])
+        try:
+            self.stack.append(self.memo[index])
+        except KeyError:
+            raise broken("a reference to nothing") from None
 
     def integer(self, size: int) -> None:
         if size > MAX_INTEGER_BYTES:
-            self.push(RawInteger(self.take(size)))
+            self.stack.append(RawInteger(self.take(size)))
         else:
-            self.push(int.from_bytes(self.take(size), "little", signed=True))
+            self.stack.append(int.from_bytes(self.take(size), "little", signed=True))
 
     def append(self, values: list) -> None:
         target = self.stack[-1]
@@ -562,13 +569,18 @@ class _Machine:
         target.arguments[0].extend(values)
 
 
-def _text(layout: struct.Struct, kind: str) -> Callable[[_Machine], None]:
+def _run(layout: struct.Struct, *encoding: str) -> Callable[[_Machine], None]:
+    """Push so many bytes, or the text they spell."""
+
     def read(m: _Machine) -> None:
         part = m.take(m.number(layout))
-        # Lone surrogates are legal in a pickle's text; what becomes a tensor name is checked there.
-        m.push(part.decode("utf-8", "surrogatepass") if kind == "text" else part.decode("latin-1") if kind == "string" else part)
+        m.stack.append(part.decode(*encoding) if encoding else part)
 
     return read
+
+
+# Lone surrogates are legal in a pickle's text; what becomes a tensor name is checked there.
+_TEXT, _STRING = ("utf-8", "surrogatepass"), ("latin-1",)
 
 
 _U8 = struct.Struct("<B")
@@ -580,30 +592,30 @@ _OPCODES: dict[int, Callable[[_Machine], None]] = {
         "(": _Machine.mark,
         "}": lambda m: m.push_new({}),
         "]": lambda m: m.push_new([]),
-        ")": lambda m: m.push(()),
+        ")": lambda m: m.stack.append(()),
         0x8F: lambda m: m.new_set([]),
-        "N": lambda m: m.push(None),
-        0x88: lambda m: m.push(True),
-        0x89: lambda m: m.push(False),
-        "K": lambda m: m.push(m.number(_U8)),
-        "M": lambda m: m.push(m.number(_U16)),
-        "J": lambda m: m.push(m.number(_I32)),
-        "G": lambda m: m.push(m.number(_F64)),
-        0x8A: lambda m: m.integer(m.number(_U8)),
+        "N": lambda m: m.stack.append(None),
+        0x88: lambda m: m.stack.append(True),
+        0x89: lambda m: m.stack.append(False),
+        "K": lambda m: m.stack.append(m.byte()),
+        "M": lambda m: m.stack.append(m.number(_U16)),
+        "J": lambda m: m.stack.append(m.number(_I32)),
+        "G": lambda m: m.stack.append(m.number(_F64)),
+        0x8A: lambda m: m.integer(m.byte()),
         0x8B: lambda m: m.integer(m.number(_U32)),
-        "X": _text(_U32, "text"),
-        0x8C: _text(_U8, "text"),
-        0x8D: _text(_U64, "text"),
-        "U": _text(_U8, "string"),
-        "T": _text(_U32, "string"),
-        "C": _text(_U8, "bytes"),
-        "B": _text(_U32, "bytes"),
-        0x8E: _text(_U64, "bytes"),
-        0x96: _text(_U64, "bytes"),
-        "q": lambda m: m.remember(m.number(_U8)),
+        "X": _run(_U32, *_TEXT),
+        0x8C: _run(_U8, *_TEXT),
+        0x8D: _run(_U64, *_TEXT),
+        "U": _run(_U8, *_STRING),
+        "T": _run(_U32, *_STRING),
+        "C": _run(_U8),
+        "B": _run(_U32),
+        0x8E: _run(_U64),
+        0x96: _run(_U64),
+        "q": lambda m: m.remember(m.byte()),
         "r": lambda m: m.remember(m.number(_U32)),
         0x94: lambda m: m.remember(len(m.memo)),
-        "h": lambda m: m.recall(m.number(_U8)),
+        "h": lambda m: m.recall(m.byte()),
         "j": lambda m: m.recall(m.number(_U32)),
         "c": lambda m: m.named(m.line(), m.line()),
         0x93: _Machine.stack_global,

@@ -182,16 +182,22 @@ def storage_refs(value: object, without: Set[int] = frozenset()) -> dict[str, St
     return found
 
 
+_WORDS = frozenset((str, int, float, bool, bytes, type(None)))
+
+
 def walk(value: object) -> list[object]:
-    """Every value below `value`, each object once, without recursion."""
+    """Every object below `value` that is more than a text or number, each once, without recursion."""
     seen: set[int] = set()
     todo, out = [value], []
     while todo:
         item = todo.pop()
-        if id(item) in seen:
+        kind = type(item)
+        if kind in _WORDS or id(item) in seen:
             continue
         seen.add(id(item))
         out.append(item)
+        if kind is TensorRef or kind is StorageRef:
+            continue
         if isinstance(item, dict):
             todo.extend(item.values())
             todo.extend(key.value for key in item if isinstance(key, Key))

@@ -20,7 +20,7 @@ _space = re.compile(_SPACE).match
 _colon = re.compile(f"{_SPACE}:{_SPACE}").match
 _comma_or_brace = re.compile(f"{_SPACE}([,}}]){_SPACE}").match
 _list_in_list = re.compile(r"\[[^\]]*\[").search
-_odd_number = re.compile(r"-|[0-9]{21}").search
+_long_number = re.compile(r"[0-9]{21}").search
 # A tensor's entry: 64 sizes of 20 digits and some room for spaces.
 MAX_SMALL_OBJECT = 4096
 
@@ -92,10 +92,11 @@ def read_small_object(text: str, at: int) -> tuple[dict[str, object], int]:
     part = text[at:end]
     if not end or part.count("{") != 1 or _list_in_list(part):
         raise BrokenJson("it is not closed, too long, or nested too deep")
-    if _odd_number(part):
+    if "-" in part or _long_number(part):
         raise BrokenJson("a number is negative, or has more than 20 digits")
     try:
-        return _DECODER.decode(part), end
+        # One brace opens and one closes, at the end: whatever it reads ends there.
+        return _DECODER.raw_decode(part)[0], end
     except BrokenJson:
         raise
     except (ValueError, RecursionError):
