@@ -8,6 +8,8 @@ import pytest
 from paramcli import allocator
 from paramcli.allocator import EACH, HOLES, Holes
 
+from .pace import HANG_SECONDS
+
 
 class Process:
     """A process of so many bytes, of which going through the heap frees those in holes."""
@@ -74,4 +76,4 @@ def test_a_real_heap_gives_its_holes_back():
         "blocks = blocks[::16]; before = _anonymous(); holes.tidy(EACH); after = _anonymous()\n"
         "assert before - after > 60 << 20, (before, after)\n"
     )
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=HANG_SECONDS).returncode == 0

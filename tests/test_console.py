@@ -2,7 +2,6 @@
 
 import io
 import re
-import time
 
 import pytest
 from rich.console import Console
@@ -10,6 +9,8 @@ from rich.console import Console
 from paramcli.console import Screen, Stream, Styled, Table, plain_lines
 from paramcli.tables import edit_table
 from paramcli.surgery.plan import Outcome
+
+from .pace import times
 
 
 class Terminal(io.StringIO):
@@ -79,10 +80,10 @@ def test_plain_lines_are_rich_s(rows):
 
 
 def test_a_hundred_thousand_rows_are_quick():
-    """A listing in a pipe costs microseconds a row."""
+    """A listing in a pipe costs little more than padding its cells."""
     table = Table("tensor", "form", "chain", "shape", "dtype", ("bytes", "right"))
-    for n in range(100_000):
-        table.add_row(f"layer.{n}.weight", "plain", "", "4x4", "float32", "64 B")
-    start = time.process_time()
+    rows = [(f"layer.{n}.weight", "plain", "", "4x4", "float32", "64 B") for n in range(100_000)]
+    for row in rows:
+        table.add_row(*row)
     assert sum(1 for _ in plain_lines(table)) == 100_001
-    assert time.process_time() - start < 8
+    assert times(lambda: list(plain_lines(table)), lambda: ["  ".join(cell.ljust(9) for cell in row) for row in rows], 30) < 30

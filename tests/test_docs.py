@@ -101,7 +101,7 @@ def test_ci_finds_the_readmes_lines():
     """What .ci/run cuts out of the README is a whole command that begins with the installation."""
     script = (ROOT / ".ci" / "run").read_text()
     function = script[script.index("line() {") : script.index("tests=$")]
-    for mark, end in (("tests", "python -m pytest"), ("main-job", "paramcli verify /tmp/vad.baked.safetensors")):
+    for mark, end in (("tests", "python -m pytest -n 2 --dist worksteal"), ("main-job", "paramcli verify /tmp/vad.baked.safetensors")):
         found = subprocess.run(["bash", "-c", f"{function}\nline {mark}"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
         assert found.startswith("pip install torch==2.13.0 ") and found.rstrip().endswith(end) and found.count("\n") == 1
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from .pace import HANG_SECONDS
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here to open the page in")
 HOSTILE = '<img src=x onerror=alert(1)></script><script>fetch("http://example.com")</script>\x1b[2J"\'&'
@@ -102,7 +104,7 @@ def browse(page, tmp_path, *flags):
             "--disable-background-networking", "--disable-component-update", "--disable-sync",
             "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path}/profile", "--enable-logging=stderr", f"--log-net-log={log}", *flags, page.as_uri(),
         ],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=HANG_SECONDS,
     )  # fmt: skip
     events = [e["params"] for e in json.loads(log.read_text())["events"] if isinstance(e.get("params"), dict)]
     # What the browser asks of its maker by itself has no origin; what a page asks for has the page's.

@@ -23,6 +23,8 @@ from paramcli.checkpoint.interrupts import Interrupted, signals_as_exceptions, s
 from paramcli.checkpoint.read_safetensors import open_safetensors
 from paramcli.errors import OutputFailed, UsageError
 
+from ..pace import HANG_SECONDS
+
 
 def listing(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
@@ -330,7 +332,7 @@ def test_a_stopped_process_leaves_the_old_file(tmp_path, number):
     process = run(WRITE_SLOWLY, tmp_path, stdout=subprocess.PIPE)
     assert process.stdout.read(5) == b"ready"
     process.send_signal(number)
-    process.communicate(timeout=10)
+    process.communicate(timeout=HANG_SECONDS)
     left = listing(tmp_path)
     assert left.pop("out") == b"old"
     if number == signal.SIGKILL:
@@ -355,7 +357,7 @@ def test_a_size_limit_is_a_clear_failure(tmp_path):
         """
         limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))  # noqa: E731
         process = run(code, tmp_path, preexec_fn=limit)
-        _, err = process.communicate(timeout=10)
+        _, err = process.communicate(timeout=HANG_SECONDS)
         assert err.strip() == b"cannot write out: the file would pass the size limit" and process.returncode == 1
         assert os.listdir(tmp_path) == []
 
@@ -386,7 +388,7 @@ def test_closed_standard_streams_never_become_the_output(tmp_path):
     os._exit(0 if ok else 1)
     """
     process = run(code, tmp_path)
-    process.communicate(timeout=10)
+    process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0 and listing(tmp_path) == {"out": b"data"}
 
 

@@ -19,6 +19,8 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from paramcli.checkpoint.open import open_checkpoint
 from paramcli.errors import InputRefused
 
+from ..pace import HANG_SECONDS
+
 # Two processes save tensors cut along either dimension, unevenly, one replicated and one that is not sharded.
 SHARDED = """
 import sys, torch, torch.distributed as dist, torch.distributed.checkpoint as dcp
@@ -55,7 +57,7 @@ def sharded(tmp_path_factory) -> Path:
     (place / "save.py").write_text(SHARDED)
     lines = [[sys.executable, "save.py", str(rank), str(place / "model")] for rank in (0, 1)]
     started = [subprocess.Popen(line, cwd=place, stderr=subprocess.PIPE, text=True) for line in lines]
-    errors = [process.communicate(timeout=240)[1] for process in started]
+    errors = [process.communicate(timeout=HANG_SECONDS)[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], errors
     return place / "model"
 

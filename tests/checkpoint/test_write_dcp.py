@@ -21,6 +21,8 @@ from paramcli.checkpoint import write_dcp
 from paramcli.checkpoint.open import open_checkpoint
 from paramcli.dtypes import CODE_OF_TORCH
 
+from ..pace import HANG_SECONDS
+
 # Two processes load their halves, by rows and by columns, and put the whole together again.
 SHARDED = """
 import os, sys, torch, torch.distributed as dist, torch.distributed.checkpoint as dcp
@@ -112,7 +114,7 @@ def test_processes_load_their_shards(tmp_path, paramcli):
     (tmp_path / "load.py").write_text(SHARDED)
     lines = [[sys.executable, "load.py", str(rank), str(tmp_path / "m.dcp")] for rank in (0, 1)]
     started = [subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for line in lines]
-    errors = [process.communicate(timeout=240)[1] for process in started]
+    errors = [process.communicate(timeout=HANG_SECONDS)[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], errors
 
 

@@ -25,6 +25,8 @@ from paramcli.checkpoint.writer import SafetensorsSink, Slot
 from paramcli.dtypes import CODE_OF_TORCH
 from paramcli.errors import InputRefused, OutputFailed
 
+from ..pace import HANG_SECONDS
+
 
 def random_tensors() -> dict[str, torch.Tensor]:
     """One tensor of every dtype made of random bytes (NaN payloads, -0 and all), an empty one and a scalar."""
@@ -254,7 +256,7 @@ def test_a_failure_ends_the_other_stretches(tmp_path, monkeypatch):
 
     def copy(source, storage, stream, place):
         if storage.key == "0":
-            began.wait(10)
+            began.wait(HANG_SECONDS)
             raise InputRefused("damaged")
         copied.append(storage.key)
         began.set()

@@ -17,6 +17,8 @@ from safetensors.torch import save_file
 from paramcli import progress
 from paramcli.progress import Meter
 
+from ..pace import HANG_SECONDS
+
 
 def on_a_terminal(arguments, cwd, **environment):
     """(exit code, stdout, what the terminal at stderr showed) of a command line whose stdout is a pipe."""
@@ -36,7 +38,7 @@ def on_a_terminal(arguments, cwd, **environment):
 
     reader = threading.Thread(target=read)
     reader.start()
-    out = process.communicate(timeout=120)[0].decode()
+    out = process.communicate(timeout=HANG_SECONDS)[0].decode()
     reader.join()
     os.close(main)
     return process.returncode, out, b"".join(shown).decode()
@@ -79,7 +81,7 @@ def test_an_error_takes_the_line_away_first(monkeypatch):
     with pytest.raises(ValueError), Meter(console, "add", 3, 300) as meter:
         meter.advance(100)
         raise ValueError
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + HANG_SECONDS
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert threading.active_count() == before

@@ -23,6 +23,8 @@ from paramcli.cli.session import check_device
 from paramcli.errors import InputRefused, UsageError
 from paramcli.surgery.shares import share_out
 
+from ..pace import HANG_SECONDS
+
 ROOT = str(Path(__file__).parents[2])
 INDEX = "model.safetensors.index.json"
 # A list of command lines in one pair of processes, as importing torch takes longer than all of them.
@@ -122,7 +124,7 @@ def pair(tmp_path_factory):
     started = [
         subprocess.Popen([sys.executable, "-c", DRIVER, script], env=environment(rank, 1), stdout=subprocess.PIPE, text=True) for rank in (0, 1)
     ]
-    answers = [json.loads(process.communicate(timeout=240)[0]) for process in started]
+    answers = [json.loads(process.communicate(timeout=HANG_SECONDS)[0]) for process in started]
     return place, dict(zip(lines, zip(*answers)))
 
 
@@ -219,15 +221,15 @@ def test_a_rank_that_is_killed_is_missed(tmp_path):
     folder, (port,) = make_folder(tmp_path / "model", 4), free_ports(1)
     line = [sys.executable, "-c", KILLED, "remove", str(folder), "--bake", "-o", str(tmp_path / "out")]
     started = [subprocess.Popen(line, env=environment(rank, port), stderr=subprocess.PIPE, text=True) for rank in (0, 1)]
-    errors = [process.communicate(timeout=120)[1] for process in started]
+    errors = [process.communicate(timeout=HANG_SECONDS)[1] for process in started]
     assert [process.returncode for process in started] == [4, -signal.SIGKILL]
     assert "rank 1 has given no sign of life" in errors[0]
     assert sorted(os.listdir(tmp_path)) == ["model"]
 
 
 def torchrun(*arguments: str) -> subprocess.CompletedProcess:
-    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *arguments]
-    return subprocess.run(line, env=os.environ | {"PYTHONPATH": ROOT}, capture_output=True, text=True, timeout=240)
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    return subprocess.run(line, env=os.environ | {"PYTHONPATH": ROOT}, capture_output=True, text=True, timeout=HANG_SECONDS)
 
 
 def test_torchrun_gives_the_bytes_of_one_process(tmp_path):

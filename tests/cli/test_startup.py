@@ -10,6 +10,8 @@ from safetensors.torch import save_file
 
 from paramcli.cli.usage import COMMANDS
 
+from ..pace import HANG_SECONDS
+
 WITHOUT_TORCH = """
 import sys
 class Block:
@@ -173,5 +175,5 @@ def test_threads_of_linear_algebra_sleep_soon_unless_the_user_says_otherwise(giv
     """Set before torch is imported, which is when it is read; what the environment says holds."""
     code = "import atexit, os\natexit.register(lambda: print(os.environ.get('GOMP_SPINCOUNT')))\nfrom paramcli.cli.app import main\nmain(['registry', 'skew'])"
     environment = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment | given, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment | given, timeout=HANG_SECONDS)
     assert done.stdout.splitlines()[-1] == str(seen)

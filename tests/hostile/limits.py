@@ -9,12 +9,17 @@ import os
 import resource
 import shutil
 import sys
-import time
 from pathlib import Path
+
+from paramcli.checkpoint.pickle_data import MAX_OPCODES
+
+from ..pace import steps
 
 SECRET = b"PLANTED-SECRET-IN-THE-HEAP!"
 # What the process may grow by beyond the file itself: the constant of "its own size plus a constant".
 CONSTANT = 900 << 20
+# What it may take, in steps of a plain Python loop: fifty for each opcode of the longest pickle there may be.
+MOST_STEPS = 50 * MAX_OPCODES
 
 
 def high_water() -> int:
@@ -37,6 +42,7 @@ def main(kind: str, folder: Path) -> None:
     os.chdir(folder)
     soft = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + (3 << 30)
     resource.setrlimit(resource.RLIMIT_AS, (soft, soft))
+    code, err = 0, io.StringIO()
     for number, case in enumerate(case for case in CASES if case.kind == kind):
         place = folder / str(number)
         place.mkdir()
@@ -44,14 +50,18 @@ def main(kind: str, folder: Path) -> None:
         before = high_water()
         size = sum(f.stat().st_size for f in place.rglob("*") if f.is_file() and not f.is_symlink())
         plant()
-        out, err = io.StringIO(), io.StringIO()
-        start = time.process_time()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = run(["convert", str(path), "-o", str(place / "out.safetensors")])
-        seconds = time.process_time() - start
         made = place / "out.safetensors"
+
+        def convert() -> None:
+            nonlocal code, err
+            made.unlink(missing_ok=True)
+            err = io.StringIO()
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):
+                code = run(["convert", str(path), "-o", str(made)])
+
+        took = steps(convert, MOST_STEPS)
         leaked = made.exists() and SECRET[:12] in made.read_bytes()
-        told = {"case": case.name, "code": code, "seconds": seconds, "grown": high_water() - before - size, "err": err.getvalue(), "leaked": leaked}
+        told = {"case": case.name, "code": code, "steps": took, "grown": high_water() - before - size, "err": err.getvalue(), "leaked": leaked}
         print(json.dumps(told), flush=True)
         shutil.rmtree(place)
     print(json.dumps({"canary": [str(p) for p in folder.rglob("CANARY*")]}))

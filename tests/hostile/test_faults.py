@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from paramcli.checkpoint import source as reading
 
+from ..pace import HANG_SECONDS
 from .test_hostile import check_one_line, state_of
 from .test_kills import quietly, wait
 
@@ -96,7 +97,7 @@ def check_whole(folder: Path) -> None:
 def limited(arguments: list[str], before) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "paramcli", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(Path(reading.__file__).parents[2])}
-    return subprocess.run(command, capture_output=True, text=True, preexec_fn=before, env=environment, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, preexec_fn=before, env=environment, timeout=HANG_SECONDS)
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
@@ -158,7 +159,7 @@ def test_a_user_without_permission(output, place, paramcli):
 
 def in_shell(line: str) -> int:
     environment = {**os.environ, "PYTHONPATH": str(Path(reading.__file__).parents[2])}
-    return subprocess.run(["sh", "-c", line.replace("paramcli", f"{sys.executable} -m paramcli")], env=environment, timeout=120, stderr=subprocess.DEVNULL).returncode
+    return subprocess.run(["sh", "-c", line.replace("paramcli", f"{sys.executable} -m paramcli")], env=environment, timeout=HANG_SECONDS, stderr=subprocess.DEVNULL).returncode
 
 
 @pytest.mark.parametrize("streams", ["<&- >&- 2>&-", ">/dev/full 2>/dev/full", ">/dev/full", "| true", "2>&-"])
@@ -282,7 +283,7 @@ def test_nothing_in_the_working_folder_or_beside_the_checkpoint_is_imported(plac
     script = f"import sys; sys.path = [p for p in sys.path if p not in ('', {str(place)!r})]; from paramcli.cli.app import main; main()"
     environment = {**os.environ, "PYTHONPATH": str(Path(reading.__file__).parents[2])}
     for arguments in (["inspect", "shards"], ["add", "shards", "-o", "out", *ADD], ["verify", "out"]):
-        done = subprocess.run([sys.executable, "-P" if sys.version_info >= (3, 11) else "-I", "-c", script, *arguments], capture_output=True, text=True, env=environment, timeout=120)
+        done = subprocess.run([sys.executable, "-P" if sys.version_info >= (3, 11) else "-I", "-c", script, *arguments], capture_output=True, text=True, env=environment, timeout=HANG_SECONDS)
         assert done.returncode in (0, 1), done.stderr
     assert not (place / "CANARY").exists()
 
@@ -328,7 +329,7 @@ def test_the_order_of_system_calls(existing, place, paramcli):
     environment = {**os.environ, "PYTHONPATH": str(Path(reading.__file__).parents[2])}
     done = subprocess.run(
         ["strace", "-f", "-o", "trace", "-e", f"trace={calls}", sys.executable, "-m", "paramcli", "convert", "in.safetensors", "-o", str(output), "-f"],
-        env=environment, capture_output=True, text=True, timeout=120,
+        env=environment, capture_output=True, text=True, timeout=HANG_SECONDS,
     )  # fmt: skip
     if done.returncode and "ptrace" in done.stderr:
         pytest.skip("strace may not trace here")

@@ -16,8 +16,9 @@ import safetensors
 import torch
 from safetensors import safe_open
 
+from ..pace import HANG_SECONDS
 from .cases import CASES, KINDS
-from .limits import CONSTANT
+from .limits import CONSTANT, MOST_STEPS
 
 ROOT = Path(__file__).resolve().parents[2]
 LIGHT = [case for case in CASES if not case.heavy]
@@ -78,11 +79,11 @@ def test_refused_in_one_line_or_read(case, tmp_path, paramcli, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_within_five_seconds_and_its_size_plus_a_constant(kind, tmp_path):
-    """In a process with limited memory each file of a kind costs at most 5 s of CPU and its own size plus a constant."""
+def test_within_a_loop_s_time_and_its_size_plus_a_constant(kind, tmp_path):
+    """In a process with limited memory each file of a kind costs a bounded number of steps, and its own size plus a constant."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tests.hostile.limits", kind, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=2 * HANG_SECONDS)
     assert done.returncode == 0, done.stderr[-1000:]
     *results, last = map(json.loads, done.stdout.splitlines())
     assert last == {"canary": []}
@@ -90,7 +91,7 @@ def test_within_five_seconds_and_its_size_plus_a_constant(kind, tmp_path):
     assert [result["case"] for result in results] == [case.name for case in cases]
     for case, result in zip(cases, results):
         assert result["code"] == (3 if case.tensors is None else 0), f"{case}: {result}"
-        assert result["seconds"] < 5 and result["grown"] < CONSTANT and not result["leaked"], f"{case}: {result}"
+        assert result["steps"] < MOST_STEPS and result["grown"] < CONSTANT and not result["leaked"], f"{case}: {result}"
         if result["code"]:
             check_one_line(result["err"], str(case))
 

@@ -19,7 +19,8 @@ from safetensors.torch import save, save_file
 from paramcli.checkpoint.open import open_checkpoint
 from paramcli.errors import InputRefused
 
-SECONDS = 20  # for one small file; a noisy machine included
+from ..pace import HANG_SECONDS
+
 STATE = {"fc.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(3).half(), "n": torch.tensor([1, 2])}
 
 
@@ -78,7 +79,7 @@ def outcome(path) -> str:
         raise Hang
 
     before = signal.signal(signal.SIGALRM, alarm)
-    signal.alarm(SECONDS)
+    signal.alarm(HANG_SECONDS)
     try:
         with open_checkpoint(path) as source:
             for name in source.tensors:

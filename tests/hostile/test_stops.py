@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ..pace import HANG_SECONDS
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -23,7 +25,7 @@ def test_a_stop_waits_until_torch_is_imported(tmp_path):
         "    try: import_torch()\n"
         "    except Interrupted as stop: assert stop.signal == 15 and sys.modules['torch'].loaded; print('held')\n"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}, timeout=60)
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}, timeout=HANG_SECONDS)
     assert said.stdout == "held\n", said.stderr
 
 
@@ -31,7 +33,7 @@ def test_a_stop_waits_until_torch_is_imported(tmp_path):
 def test_a_stop_that_comes_when_all_is_done_changes_nothing(number):
     """The result is out and its exit code is known; no traceback of what ends beside the interpreter."""
     code = f"import atexit, os\natexit.register(os.kill, os.getpid(), {int(number)})\nfrom paramcli.cli.app import main\nmain(['registry', 'skew'])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_SECONDS)
     assert done.returncode == 0 and not done.stderr and "skew" in done.stdout
 
 
@@ -49,5 +51,5 @@ def test_every_command_imports_torch_with_stops_held(command, tmp_path):
         f"run({command.split()!r})\n"
         "assert seen and not seen[0] and 'torch' in sys.modules, seen\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=HANG_SECONDS)
     assert done.returncode == 0, done.stderr

@@ -30,6 +30,8 @@ from paramcli.surgery.foretell import foretell
 from paramcli.surgery.plan import Plan
 from paramcli.surgery.sequence import plan_edits
 
+from ..pace import HANG_SECONDS
+
 CHAINS = [text for entry in PARAMETRIZATIONS.values() if not entry.same_as for text in entry.examples or (entry.name,)]
 SHAPES = [(6, 6), (8, 4), (4, 8), (4, 4, 3, 3), (8,), (3, 4, 4)]
 
@@ -202,7 +204,7 @@ def test_a_hint_to_the_disk_takes_no_standard_stream(tmp_path):
         f"w.begin_writeback(os.open({str(tmp_path / 'x')!r}, os.O_RDWR | os.O_CREAT) + 0)\n"
         "assert taken and min(taken) > 2, taken\n"
     )
-    assert subprocess.run(["sh", "-c", 'exec "$0" -c "$1" <&-', sys.executable, code], timeout=60).returncode == 0
+    assert subprocess.run(["sh", "-c", 'exec "$0" -c "$1" <&-', sys.executable, code], timeout=HANG_SECONDS).returncode == 0
 
 
 @pytest.mark.parametrize("output", ["o.safetensors", "o.dcp"])
