@@ -82,8 +82,8 @@ def edit_table(edit) -> dict:
     return {"command": edit.command, **edit.options()}
 
 
-def verify_document(checkpoint: object, verdicts: Sequence, unread: Sequence = ()) -> dict:
-    """`unread`: groups that claim something which their keys do not tell."""
+def verify_document(checkpoint: object, verdicts: Sequence, unread: Sequence = (), evidence=None) -> dict:
+    """`unread`: groups that claim something which their keys do not tell; `evidence`: of --sha256."""
     return {
         "checkpoint": str(checkpoint),
         "ok": all(v.ok for v in verdicts) and not unread,
@@ -104,6 +104,7 @@ def verify_document(checkpoint: object, verdicts: Sequence, unread: Sequence = (
             }
             for v in verdicts
         ],
+        **({"evidence": evidence.document()} if evidence else {}),
     }
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -99,17 +100,19 @@ def _files_in(folder: Path) -> list[str]:
 
 def read_index(path: Path) -> Index:
     """An index file, checked by itself; raises InputRefused for anything malformed in it."""
-    file = InputFile(path)
+    with closing(InputFile(path)) as file:
+        return _index_in(file)
+
+
+def _index_in(file: InputFile) -> Index:
     try:
         if file.size > MAX_INDEX_BYTES:
             raise BrokenJson(f"it is {file.size} bytes long")
         return _parse_index(bytes(file.read(0, file.size)))
     except BrokenJson as error:
         raise InputRefused(
-            f"{printable_path(path)} is not a sound index: {error}", hint="copy or download it again", path=path
+            f"{printable_path(file.path)} is not a sound index: {error}", hint="copy or download it again", path=file.path
         ) from None
-    finally:
-        file.close()
 
 
 def _parse_index(data: bytes) -> Index:
@@ -155,14 +158,15 @@ def _parse_index(data: bytes) -> Index:
 
 def _open_index(path: Path, index_path: Path) -> Source:
     """The Source of an index file; `path` is what the user gave, the index or its folder."""
-    index = read_index(index_path)
-    expected: dict[str, list[str]] = {}
-    for name, shard in index.weight_map.items():
-        expected.setdefault(shard, []).append(name)
     open_shard = open_safetensors if not index_path.name.endswith(TORCH_INDEX_SUFFIX) else _open_torch
     parts: dict[str, Source] = {}
     pool = OpenFiles()
+    index_file = InputFile(index_path, pool)
     try:
+        index = _index_in(index_file)
+        expected: dict[str, list[str]] = {}
+        for name, shard in index.weight_map.items():
+            expected.setdefault(shard, []).append(name)
         for shard in sorted(expected):
             place = index_path.parent / shard
             if not os.path.lexists(place):
@@ -173,10 +177,10 @@ def _open_index(path: Path, index_path: Path) -> Source:
                 )
             parts[shard] = open_shard(place, InputFile(place, pool))
             _compare(index_path, index, shard, expected[shard], parts[shard])
-        return _combine(path, index_path, index, parts)
+        return _combine(path, index_file, index, parts)
     except BaseException:
-        for part in parts.values():
-            part.close()
+        for opened in (index_file, *parts.values()):
+            opened.close()
         raise
 
 
@@ -207,7 +211,7 @@ def _compare(index_path: Path, index: Index, shard: str, expected: Sequence[str]
             raise refuse(name, f"lacks '{printable(name, 80)}', which the index puts there")
 
 
-def _combine(path: Path, index_path: Path, index: Index, parts: Mapping[str, Source]) -> Source:
+def _combine(path: Path, index_file: InputFile, index: Index, parts: Mapping[str, Source]) -> Source:
     tensors: dict[str, TensorInfo] = {}
     files: list[InputFile] = []
     extras: list[Extra] = []
@@ -226,13 +230,13 @@ def _combine(path: Path, index_path: Path, index: Index, parts: Mapping[str, Sou
         notes += [f"{printable(shard)}: {note}" for note in part.notes]
     total = sum(info.nbytes for info in tensors.values())
     if index.total_size is not None and index.total_size != total:
-        notes.append(f"{printable_path(index_path)} promises {index.total_size} bytes of tensors; there are {total}")
+        notes.append(f"{printable_path(index_file.path)} promises {index.total_size} bytes of tensors; there are {total}")
     by_shard = {shard: part.metadata for shard, part in parts.items()}
     metadata = _merged_metadata(by_shard, notes)
     records = {shard: its[record.KEY] for shard, its in by_shard.items() if record.KEY in its}
     return Source(
         path,
-        "sharded torch" if index_path.name.endswith(TORCH_INDEX_SUFFIX) else "sharded safetensors",
+        "sharded torch" if index_file.path.name.endswith(TORCH_INDEX_SUFFIX) else "sharded safetensors",
         files,
         tensors,
         metadata,
@@ -241,6 +245,7 @@ def _combine(path: Path, index_path: Path, index: Index, parts: Mapping[str, Sou
         notes=notes,
         shards={shard: list(part.tensors) for shard, part in parts.items()},
         shard_records=records if record.KEY not in metadata else {},
+        index=index_file,
         index_metadata=index.metadata,
     )
 

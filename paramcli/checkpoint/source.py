@@ -122,7 +122,8 @@ class Source:
     shards: dict[str, list[str]] = field(default_factory=dict)
     # Shard file name -> its paramcli record, where they are not all one text; each speaks of the tensors in its shard.
     shard_records: dict[str, str] = field(default_factory=dict)
-    # What a sharded checkpoint's index says beside total_size.
+    # The index of a sharded checkpoint, and what it says beside total_size.
+    index: InputFile | None = None
     index_metadata: dict[str, object] = field(default_factory=dict)
     # The whole decoded pickle of a torch file (pickle_data values), for outputs that keep it.
     tree: object = None
@@ -146,8 +147,13 @@ class Source:
         self._closing.set()
         for thread in self._checking:
             thread.join()
-        for file in self.files:
+        for file in self.read_files:
             file.close()
+
+    @property
+    def read_files(self) -> list[InputFile]:
+        """Every file that was opened for this: those with tensors, and the index that names them."""
+        return [*self.files, *([self.index] if self.index else [])]
 
     @property
     def folder(self) -> Path:
@@ -160,7 +166,7 @@ class Source:
         return sum(file.size for file in self.files)
 
     def check_unchanged(self) -> None:
-        for file in self.files:
+        for file in self.read_files:
             file.check_unchanged()
 
     def check_storage(self, storage: Storage) -> None:

@@ -116,7 +116,7 @@ def run(arguments: list[str]) -> int:
 
     try:
         with signals_as_exceptions():
-            code = _dispatch(hoisted(arguments))
+            code = _dispatch(arguments)
         # What the parser's library makes of a Ctrl-C.
         return _interrupted(code) if code == 130 else code
     except ParamcliError as error:
@@ -166,7 +166,8 @@ class _Interruption(ParamcliError):
 def _dispatch(arguments: list[str]) -> int:
     if "--no-color" in arguments:  # before the parser, which shows a help or a mistake before it looks at other options
         os.environ["NO_COLOR"] = "1"
-    code = typer.main.get_command(app).main(args=arguments, prog_name="paramcli", standalone_mode=False)
+    # Commands find what was typed, before it was put in order, in their context.
+    code = typer.main.get_command(app).main(args=hoisted(arguments), obj=arguments, prog_name="paramcli", standalone_mode=False)
     sys.stdout.flush()
     return code if isinstance(code, int) else 0
 

@@ -13,7 +13,7 @@ from ..errors import ParamcliError, UsageError
 from ..report import diff_document, document
 from ..text import printable_path
 from . import options as o
-from .reports import check_report, spectra_of_pairs
+from .reports import check_report, gathering, spectra_of_pairs
 from .session import Opened, check_tolerance, open_groups, write_file
 
 
@@ -22,6 +22,7 @@ def attach(app: typer.Typer) -> None:
 
 
 def diff(
+    context: typer.Context,
     a: Annotated[Path, typer.Argument(metavar="A", help="A checkpoint.", show_default=False)],
     b: Annotated[Path, typer.Argument(metavar="B", help="Another one.", show_default=False)],
     tensor: o.Tensors = None,
@@ -46,7 +47,7 @@ def diff(
     screen = Screen(quiet)
     check_report(report, force)
     check_tolerance(tolerance)
-    with open_groups(a, root, ignore_record, screen) as one, _open_second(b, root, root_b, ignore_record, screen) as two:
+    with open_groups(a, root, ignore_record, screen) as one, _open_second(b, root, root_b, ignore_record, screen) as two, gathering(report is not None, context.obj, one.source, two.source) as gathered:
         if tensor:
             names = {group.tensor for side in (one, two) for group in side.choose_any(tensor, (one, two))}
             one.groups = {n: g for n, g in one.groups.items() if n in names}
@@ -68,7 +69,7 @@ def diff(
             from ..html import diff_page
 
             drawn = spectra_of_pairs(one, two, [d.tensor for d in found if not d.equal])
-            write_file(report, diff_page(one.where, two.where, equal, says, found, only_a, only_b, *drawn), force)
+            write_file(report, diff_page(one.where, two.where, equal, says, found, only_a, only_b, *drawn, gathered.evidence("cpu")), force)
         if as_json:
             screen.answer(document(diff_document(equal, found, only_a, only_b)))
         else:

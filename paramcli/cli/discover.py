@@ -10,7 +10,7 @@ from ..report import discover_document, document
 from ..text import count_text, printable, printable_path
 from ..view import parse_view
 from . import options as o
-from .reports import check_report, facts, spectra_for_report
+from .reports import check_report, facts, gathering, spectra_for_report
 from .session import check_device, open_groups, write_file
 
 
@@ -19,6 +19,7 @@ def attach(app: typer.Typer) -> None:
 
 
 def discover(
+    context: typer.Context,
     ckpt: o.Checkpoint,
     tensor: o.Tensors = None,
     view: o.View = None,
@@ -39,7 +40,7 @@ def discover(
     screen = Screen(quiet)
     seen = parse_view(view) if view is not None else None
     check_report(report, force)
-    with open_groups(ckpt, root, ignore_record, screen) as opened:
+    with open_groups(ckpt, root, ignore_record, screen) as opened, gathering(report is not None, context.obj, opened.source) as gathered:
         chosen = opened.choose(tensor)
         where = check_device(device)
         from ..discover import findings
@@ -53,7 +54,7 @@ def discover(
             from ..html import discover_page
 
             drawn = spectra_for_report(opened.source, [(opened.groups[f.tensor], view) for f in shown], where)
-            write_file(report, discover_page(opened.where, shown, says, *drawn, facts(opened.source)), force)
+            write_file(report, discover_page(opened.where, shown, says, *drawn, gathered.evidence(where), facts(opened.source)), force)
         if as_json:
             screen.answer(document(discover_document(found)))
         else:

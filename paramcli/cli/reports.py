@@ -1,16 +1,21 @@
-"""What verify, diff and discover gather for --report: facts of the file, and the spectra worth drawing."""
+"""What verify, diff, discover and spectrum gather for --report: facts of the file, and the spectra worth drawing."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..checkpoint.forms import Group
 from ..checkpoint.source import Source
 from ..errors import ParamcliError, UsageError
 from ..text import printable, size_text
 from .session import Opened
+
+if TYPE_CHECKING:
+    from ..evidence import Gathering
 
 
 def check_report(report: Path | None, force: bool) -> None:
@@ -22,6 +27,15 @@ def check_report(report: Path | None, force: bool) -> None:
     if report.suffix not in (".html", ".htm"):
         raise UsageError(f"--report writes HTML, and {printable(report.name)} does not end in .html", hint=f"--report {printable(report.stem)}.html")
     refuse_existing(report, force)
+
+
+def gathering(wanted: bool, typed: Sequence[str], *sources: Source) -> AbstractContextManager[Gathering | None]:
+    """The evidence of a command, gathered while its block runs where it is wanted; `typed` is the command line."""
+    if not wanted:
+        return nullcontext()
+    from ..evidence import Gathering
+
+    return Gathering(typed, *sources)
 
 
 def facts(source: Source) -> list[tuple[str, str]]:

@@ -15,9 +15,10 @@ from ..tables import spectrum_plot, spectrum_table
 from ..errors import InputRefused, UsageError
 from ..report import document, spectrum_document
 from ..surgery.commands import reading
-from ..text import printable
+from ..text import count_text, number_text, printable
 from ..view import parse_view
 from . import options as o
+from .reports import check_report, facts, gathering
 from .session import check_device, open_groups, write_file
 
 
@@ -26,12 +27,14 @@ def attach(app: typer.Typer) -> None:
 
 
 def spectrum(
+    context: typer.Context,
     ckpt: o.Checkpoint,
     tensor: o.Tensors = None,
     view: o.View = None,
     chain: o.Chain = None,
     svg: Annotated[Optional[Path], typer.Option("--svg", metavar="FILE", help="Write the picture as SVG.", show_default=False)] = None,
     png: Annotated[Optional[Path], typer.Option("--png", metavar="FILE", help="Write the picture as PNG; needs paramcli[plot].", show_default=False)] = None,
+    report: o.Report = None,
     force: o.Force = False,
     root: o.Root = None,
     device: o.Device = "cpu",
@@ -50,7 +53,8 @@ def spectrum(
     for picture in (svg, png):
         if picture is not None:
             refuse_existing(picture, force)
-    with open_groups(ckpt, root, ignore_record, screen) as opened:
+    check_report(report, force)
+    with open_groups(ckpt, root, ignore_record, screen) as opened, gathering(report is not None, context.obj, opened.source) as gathered:
         import_torch()
         from ..spectrum import choose_groups, spectra
 
@@ -71,6 +75,11 @@ def spectrum(
         opened.source.check_unchanged()
         if svg is not None or png is not None:
             _write(found, svg, png, force)
+        if report is not None:
+            from ..html import spectrum_page
+
+            says = f"{count_text(len(found), 'tensor')}: singular values from {number_text(min(m.smallest for s in found for m in s.matrices))} to {number_text(max(m.largest for s in found for m in s.matrices))}"
+            write_file(report, spectrum_page(opened.where, found, says, gathered.evidence(where), facts(opened.source)), force)
         if as_json:
             screen.answer(document(spectrum_document(ckpt, found)))
         else:
@@ -82,7 +91,7 @@ def spectrum(
         many = next((s for s in found if any(m.count > 1 for m in s.matrices)), None)
         if many is not None:
             screen.note(f"{printable(many.tensor)} is a batch of many matrices, drawn together; --view flatten shows it as one")
-        for picture in (svg, png):
+        for picture in (svg, png, report):
             if picture is not None:
                 screen.note(f"wrote {printable(picture)}")
 

@@ -18,7 +18,7 @@ from ..text import count_text, listing, printable, printable_path
 from ..view import parse_view
 from . import complete
 from . import options as o
-from .reports import check_report, facts, spectra_for_report
+from .reports import check_report, facts, gathering, spectra_for_report
 from .session import check_compute, check_device, check_tolerance, open_groups, write_file
 
 
@@ -27,6 +27,7 @@ def attach(app: typer.Typer) -> None:
 
 
 def verify(
+    context: typer.Context,
     ckpt: o.Checkpoint,
     tensor: o.Tensors = None,
     constraint: Annotated[Optional[str], typer.Option("--constraint", metavar="SET", help="What to hold the tensors to, e.g. orthogonal; default what the record says.", show_default=False, autocompletion=complete.constraint)] = None,
@@ -40,6 +41,7 @@ def verify(
     report: o.Report = None,
     force: o.Force = False,
     as_json: o.Json = False,
+    sha256: Annotated[bool, typer.Option("--sha256", help="Also say what was verified, and with what: the SHA-256 of every file that was read.", rich_help_panel=o.WHERE)] = False,
     quiet: o.Quiet = False,
 ) -> None:
     """Prove that the constraints hold: evaluate each tensor, measure its residual, compare with the tolerance.
@@ -58,7 +60,8 @@ def verify(
     check_compute(compute_dtype)
     check_tolerance(tolerance)
     check_report(report, force)
-    with open_groups(ckpt, root, ignore_record, screen) as opened:
+    proves = (report is not None or sha256) and ranks.current().leads
+    with open_groups(ckpt, root, ignore_record, screen) as opened, gathering(proves, context.obj, opened.source) as gathered:
         import_torch()
         from ..surgery.shares import shared_verdicts
         from ..verdict import Verdict, select_claims, verifiable, verify_group
@@ -81,15 +84,18 @@ def verify(
 
             verdicts = shared_verdicts(chosen, measured)
         opened.source.check_unchanged()
-        if report is not None and ranks.current().leads:
+        drawn = spectra_for_report(opened.source, [(v.group, v.view) for v in verdicts], where) if report is not None and proves else None
+        evidence = gathered.evidence(where) if gathered else None
+        if drawn is not None:
             from ..html import verify_page
 
-            drawn = spectra_for_report(opened.source, [(v.group, v.view) for v in verdicts], where)
-            write_file(report, verify_page(printable_path(ckpt), verdicts, *drawn, facts(opened.source)), force)
+            write_file(report, verify_page(printable_path(ckpt), verdicts, *drawn, evidence, facts(opened.source)), force)
         if as_json:
-            screen.answer(document(verify_document(ckpt, verdicts, unread)))
+            screen.answer(document(verify_document(ckpt, verdicts, unread, evidence if sha256 else None)))
         else:
             screen.show(verify_table(verdicts, fold=screen.folds(sum(len(verdict.checks) for verdict in verdicts))))
+            for file in evidence.files if evidence and sha256 else ():
+                screen.note(f"{file.sha256}  {file.path}")
         if report is not None:
             screen.note(f"wrote {printable_path(report)}")
         failed = sum(not verdict.ok for verdict in verdicts)
