@@ -14,7 +14,7 @@ from typing import Annotated, Optional
 import typer
 
 from .. import __version__, ranks
-from ..errors import ParamcliError
+from ..errors import ParamcliError, device_full
 from ..text import printable, printable_path
 from .group import Group
 from .usage import hoisted, usage_error
@@ -132,11 +132,15 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except MemoryError:
-        return fail(_Bug("out of memory", hint="close other programs, or use a machine with more memory"))
+        return fail(_no_memory())
     except Exception as error:
         # Python 3.11 wraps what is raised while a class is being made, as in an import, in a RuntimeError.
         if isinstance(error.__cause__, (KeyboardInterrupt, Interrupted)):
             return _interrupted(128 + getattr(error.__cause__, "signal", 2))
+        if (full := device_full(error)) is not None:
+            return fail(full)
+        if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):  # torch's own MemoryError
+            return fail(_no_memory())
         if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
             return fail(_Bug("this system lets no more threads start", hint="raise the limit (ulimit -u), or close other programs"))
         if type(error).__name__ == "NoArgsIsHelpError":
@@ -153,6 +157,10 @@ def run(arguments: list[str]) -> int:
 
 class _Bug(ParamcliError):
     pass
+
+
+def _no_memory() -> _Bug:
+    return _Bug("out of memory", hint="close other programs, or use a machine with more memory")
 
 
 class _Interruption(ParamcliError):

@@ -138,6 +138,9 @@ class WeightNorm(Parametrization, _WeightNorm):
         check_dim(shape, dim, "weight_norm")
 
     def map(self, g: Tensor, v: Tensor) -> Tensor:
+        if v.is_cuda and v.dtype == torch.float64:
+            # torch's kernel for CUDA sums the squares in single precision and is off by 3e-8.
+            return v * (g / torch.norm_except_dim(v, 2, self.dim))
         return _WeightNorm.forward(self, g, v)
 
     def forward(self, g: Tensor, v: Tensor) -> Tensor:

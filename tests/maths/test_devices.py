@@ -61,3 +61,26 @@ def test_the_mode_notices_mixing():
     """The instrument works: a CPU tensor in the sum raises."""
     with FakeTensorMode(), pytest.raises(Exception, match="device"):
         fake() + torch.empty(SHAPE)
+
+
+def test_weight_norm_in_double_precision_leaves_torchs_kernel_on_cuda_alone(monkeypatch):
+    """There it is right to single precision only; on the CPU, and in other dtypes, the bits are torch's own."""
+
+    class Asked(Exception):
+        pass
+
+    def kernel(*arguments):
+        raise Asked
+
+    with FakeTensorMode():
+        for dtype, device, torchs in ((torch.float64, "cuda", False), (torch.float32, "cuda", True), (torch.float64, "cpu", True)):
+            v = torch.empty(SHAPE, device=device, dtype=dtype)
+            originals = {0: v.narrow(1, 0, 1).narrow(2, 0, 1), None: v.new_empty(())}
+            for dim, g in originals.items():
+                monkeypatch.setattr(torch, "_weight_norm", kernel)
+                if torchs:
+                    with pytest.raises(Asked):
+                        WeightNorm(dim).map(g, v)
+                else:
+                    value = WeightNorm(dim).map(g, v)
+                    assert value.is_cuda and value.shape == v.shape and value.dtype == dtype
