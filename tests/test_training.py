@@ -37,7 +37,7 @@ CHAINS = [
     ("conv3.weight", "orthogonal", "flatten"),
     ("conv4.weight", "weight_norm:dim=0", None),
     ("conv2.weight", "nm:n=2:m=4:dim=1", None),
-    ("lstm_cell.weight_ih", "low_rank:rank=32", None),
+    ("conv3.weight", "low_rank:rank=32", "flatten"),
 ]
 
 
