@@ -83,6 +83,12 @@ class Chain:
             return originals[0]
         return target_class(first.entry).weight_shape(*originals, **first.arguments)
 
+    def at(self, shape: tuple[int, ...]) -> Chain:
+        """The chain for tensors of this shape, as the view shows it: where an image depends on that, it is the one for them."""
+        if all(link.entry.image_at is None for link in self.links):
+            return self
+        return Chain(tuple(link if (at := link.entry.image_at) is None else replace(link, image=at(link.image, shape)) for link in self.links))
+
     def stores(self, shape: tuple[int, ...]) -> dict[str, tuple[str | None, tuple[int, ...]]] | None:
         """Role -> (dtype code, None for the weight's own; shape) by the table alone, without a view; None where it cannot tell."""
         roles = {}

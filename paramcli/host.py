@@ -101,7 +101,7 @@ def require_numbers(link: Link, dtype: torch.dtype) -> None:
 def require_fit(chain: Chain, view: View, shape: Sequence[int], dtype: torch.dtype) -> None:
     """Raise InputRefused where a link has no complex form, or the sets it maps between have no tensors of this shape."""
     seen = torch.Size(view.shape(shape))
-    for link in chain.links:
+    for link in chain.at(seen).links:
         name = link.entry.name
         require_numbers(link, dtype)
         for spec in (link.domain, link.image):

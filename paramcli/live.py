@@ -73,6 +73,7 @@ def register(
         hosting.require_fit(parsed, seen, tuple(tensor.shape), tensor.dtype)
         if init == "raw":
             return hosting.register(module, name, parsed, seen, seed)
+        parsed = parsed.at(seen.shape(tensor.shape))
         if init not in ("project", "strict"):
             raise UsageError(f"init={init!r}: project, strict or raw")
         fitted = fit(tensor.detach(), parsed, seen, init=init, seed=seed, max_change=max_change)
@@ -234,7 +235,8 @@ def chain_of(module: nn.Module, name: str) -> tuple[Chain, View] | None:
             return None
         specs.append(spec)
         view = getattr(part, "view", IDENTITY)
-    return parse_chain(",".join(specs)), view
+    chain, parts = parse_chain(",".join(specs)), module.parametrizations[name]
+    return chain.at(view.shape(parts.original.shape)) if hasattr(parts, "original") else chain, view
 
 
 def _stock_spec(part: nn.Module) -> str | None:

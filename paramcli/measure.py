@@ -113,6 +113,7 @@ class GatheredCheck:
 
 def image_check(chain: Chain, value: Tensor, view: View, compute: str = "same") -> Check | None:
     """The chain's own claim on its value; None where there is nothing to measure: any finite tensor, or no entry."""
+    chain = chain.at(view.shape(value.shape))
     if not value.numel() or chain.constraint is None and all_finite(value):
         return None
     return check(chain.constraint or "any", value, view, computed=compute_dtype(value.dtype, compute))

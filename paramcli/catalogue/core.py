@@ -182,6 +182,8 @@ PARAMETRIZATIONS = (
         ),
         # torch's reflectors are real only; without a base its complex maps reach no special orthogonal set but all
         # unitary matrices, which skew_hermitian,matrix_exp and skew_hermitian,cayley do with right inverses.
+        # The exponential of a skew-symmetric matrix is a rotation, and some of a rotation's columns are orthonormal.
+        image_at=lambda image, shape: image if shape[-2:-1] == shape[-1:] else "orthogonal",
         complex=lambda domain, a: a.get("map") != "householder" and a.get("triv", True),
         stores=_orthogonal_stores,
     ),

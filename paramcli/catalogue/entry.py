@@ -83,6 +83,8 @@ class Entry:
     stores: Callable[[Shape, Mapping[str, Value]], Stored] | None = itself
     # Arguments that are always written in a chain's text, given or not.
     spelt: tuple[str, ...] = ()
+    # The image for tensors of a shape, as the view shows it, from the image that the arguments give.
+    image_at: Callable[[str, Shape], str] | None = None
     # Chains that the laws are tested on, each mode once; the bare name where nothing must come before it.
     examples: tuple[str, ...] = ()
     # The spelling from before parametrize that holds the same tensors, where there was one.

@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..dtypes import EDITABLE, DTYPES
+from ..errors import InputRefused
 from ..text import listing, printable
 from .keys import parametrized_key, split_parametrized
 from .record import Entry
@@ -367,15 +368,20 @@ def with_chain(groups: Sequence[Group], chain: str | None, view: str | None, nam
     if chain is None:
         return list(groups)
     from ..chain import parse_chain
+    from ..view import parse_view
 
-    parsed = parse_chain(chain)
+    parsed, seen = parse_chain(chain), parse_view(view)
     asking = [group for group in groups if group.problem or group.alternatives]
     meant = {group.tensor for group in (groups if named or not asking else asking) if not group.is_plain}
 
     def said(group: Group) -> Group:
         originals = [group.infos[role].shape for role in sorted(group.infos) if role.startswith("original")]
         shape = group.shape if view else parsed.weight_shape(originals) or group.shape
-        known = dict(chain=chain, view=view, constraint=parsed.constraint, shape=shape)
+        try:
+            constraint = parsed.at(seen.shape(shape)).constraint
+        except InputRefused:
+            constraint = parsed.constraint  # no such view of it: told where its own turn comes
+        known = dict(chain=chain, view=view, constraint=constraint, shape=shape)
         return replace(group, **known, problem=None, hint=None, alternatives=())
 
     return [said(group) if group.tensor in meant else group for group in groups]

@@ -147,7 +147,8 @@ class Add(Edit):
         return Register(self.chain, view, self.init, self.seed, self.max_change, self.spelling, mask_for, shares).plan
 
     def foretell(self, group: Group) -> Promise | None:
-        chain, view = parse_chain(self.chain), parse_view(self.view)
+        view = parse_view(self.view)
+        chain = parse_chain(self.chain).at(view.shape(group.shape))
         if any(link.arguments.get("scope") == "global" for link in chain.links):
             return None  # the share of each tensor is in its data
         roles = chain.stores(group.shape)

@@ -26,7 +26,7 @@ from ..maths.base import Check, compute_dtype, wide
 from ..registry import target_class, within
 from ..text import number_text, printable, shape_text
 from ..view import View, parse_view
-from .evaluate import NOT_FINITE, complete, explain_infinite, identities, read_state, require_chain, require_proportion, settle, weight_of
+from .evaluate import NOT_FINITE, chain_of, complete, explain_infinite, identities, read_state, require_chain, require_proportion, settle, weight_of
 from .allocate import with_count
 from .fit import NOTED, Fitted, check_reached, evaluate, fit, invert, rounded, widened
 from .plan import Rows, Stack, Step, assigned, baked, require_editable
@@ -61,6 +61,7 @@ class Register:
         chain = parse_chain(self.chain)
         if self.mask_for is not None:
             chain.with_tensors("mask")
+        chain = chain.at(self.view.shape(group.shape))
         return with_count(chain, self.counts[group.tensor]) if group.tensor in self.counts else chain
 
     def _with_mask(self, chain: Chain, group: Group, view: View) -> Chain:
@@ -119,6 +120,7 @@ class Register:
         if self.view.text not in (None, view.text):
             raise UsageError(f"{printable(group.tensor)} already has the view {view}; a chain has one view")
         whole, more = extend(old, self.chain)
+        whole = whole.at(view.shape(group.shape))
         if self.mask_for is not None:
             more.with_tensors("mask")
         slots = chain_slots(group, whole, view)
@@ -162,7 +164,7 @@ class Bake:
     def plan(self, group: Group) -> Step:
         require_chain(group)
         require_editable(group)
-        chain = parse_chain(group.chain) if group.chain else None
+        chain = chain_of(group) if group.chain else None
         if chain is not None:
             check_roles(group, chain, parse_view(group.view))
         require_proportion(group)
@@ -218,7 +220,7 @@ class Assign:
         if not group.is_plain:
             if group.chain is None:
                 raise InputRefused("keys and shapes leave its chain open", hint="say which with --chain")
-            chain, view = parse_chain(group.chain), parse_view(group.view)
+            chain, view = chain_of(group), parse_view(group.view)
             if why := chain.uninvertible():
                 raise InputRefused(f"{chain} has no right inverse: {why}")
             if "value" in group.keys:

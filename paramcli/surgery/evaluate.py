@@ -48,12 +48,17 @@ def require_proportion(group: Group) -> None:
             tensor=group.tensor,
         )
 
+def chain_of(group: Group) -> Chain:
+    """The group's chain, for tensors of its shape."""
+    return parse_chain(group.chain).at(parse_view(group.view).shape(group.shape))
+
+
 
 def settle(group: Group, state: dict[str, Tensor]) -> tuple[Chain, View]:
     """The group's chain, asking u against W v where keys and shapes leave several dims open."""
     require_chain(group)
     if not group.alternatives:
-        return parse_chain(group.chain), parse_view(group.view)
+        return chain_of(group), parse_view(group.view)
     scores = {}
     for text in group.alternatives:
         dim = parse_chain(text).links[0].arguments["dim"]

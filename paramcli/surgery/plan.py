@@ -18,6 +18,7 @@ from ..checkpoint.header import Slot
 from ..dtypes import DTYPES, dtype_name, nbytes_of
 from ..errors import InputRefused, ParamcliError
 from ..text import count_text, listing, printable, size_text
+from ..view import parse_view
 
 # A base as square as the longer side makes a long and narrow tensor many times larger. Past this factor a plan says
 # so, if it is worth a word at all, and is refused where it is more than a slip should cost.
@@ -152,7 +153,7 @@ Promise = tuple[tuple[Slot, ...], Entry | None]
 
 def baked(group: Group) -> Promise:
     """The value in place of its originals; the record keeps the constraint that it satisfies, where a chain says one."""
-    chain = parse_chain(group.chain) if group.chain else None
+    chain = parse_chain(group.chain).at(parse_view(group.view).shape(group.shape)) if group.chain else None
     record = Entry("baked", str(chain), group.view, group.constraint or chain.constraint) if chain else None
     return (Slot(group.tensor, group.dtype, group.shape),), record
 
