@@ -161,6 +161,11 @@ class Source:
         return self.path if self.path.is_dir() else self.path.parent
 
     @property
+    def tells_strides(self) -> bool:
+        """Is a tensor without strides row-major where it was saved? torch's files keep strides, the others have none."""
+        return self.container in ("torch zip", "torch legacy", "sharded torch")
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all files as they lie on disk."""
         return sum(file.size for file in self.files)

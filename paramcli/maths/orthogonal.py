@@ -210,7 +210,7 @@ class Orthogonal(Parametrization, _Orthogonal):
         if triv:
             # Where it is not the first of its chain torch gives it no base to start from, and fails.
             n = max(weight.shape[-2:])
-            self.base = weight.new_empty(*weight.shape[:-2], n, n)
+            self.base = weight.new_empty(*weight.shape[:-2], n, n).mT
             if not weight.is_meta:
                 self.base.copy_(torch.eye(n, dtype=weight.dtype, device=weight.device))
 
@@ -244,7 +244,7 @@ class Orthogonal(Parametrization, _Orthogonal):
         """torch's starting point without its arithmetic, for tensors that have a shape only."""
         if hasattr(self, "base"):
             n = max(Q.shape[-2:])
-            self.base = Q.new_empty(*Q.shape[:-2], n, n)
+            self.base = Q.new_empty(*Q.shape[:-2], n, n).mT
         return Q.new_empty(Q.shape)
 
     def inverse(self, Q: Tensor) -> Tensor:
@@ -274,3 +274,7 @@ def _complete(Q: Tensor) -> Tensor:
     for _ in range(2):
         N = torch.linalg.qr(N - Q @ (Q.mH @ N)).Q
     return torch.cat([Q, N], dim=-1)
+    # LAPACK's order, in which torch's QR of the weight leaves it. (A square weight that was orthogonal to begin with is
+    # copied row by row.)
+    by_columns = ("base",)
+

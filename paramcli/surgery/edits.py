@@ -318,7 +318,7 @@ def check_roles(group: Group, chain: Chain, view: View) -> None:
 
 
 def keyed(tensor: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {parametrized_key(tensor, role): value for role, value in state.items()}
+    return {parametrized_key(tensor, role): value.contiguous() for role, value in state.items()}
 
 
 def record_of(chain: Chain, view: View, group: Group) -> Entry:

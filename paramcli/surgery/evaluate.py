@@ -12,7 +12,7 @@ from ..checkpoint.forms import Group
 from ..checkpoint.source import Source
 from ..dtypes import dtype_name, nbytes_of
 from ..errors import InputRefused, error_context
-from ..maths.base import wide
+from ..maths.base import column_major, wide
 from ..maths.norm import as_matrix
 from ..registry import target_class
 from ..text import number_text, printable, shape_text, size_text
@@ -28,14 +28,29 @@ LARGE, EXPANSION = 4 << 30, 1 << 14
 
 
 def read_state(source: Source, group: Group, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """The group's tensors by role, in their stored dtypes, on the device."""
-    return {role: source.read(key).to(device) for role, key in group.keys.items()}
+    """The group's tensors by role, in their stored dtypes, on the device; in memory as a module that loads them has them."""
+    state = {role: source.read(key).to(device) for role, key in group.keys.items()}
+    for role in _by_columns(group) & state.keys():
+        if not (source.tells_strides and group.infos[role].run):
+            state[role] = column_major(state[role])
+    return state
+
+
+def _by_columns(group: Group) -> set[str]:
+    """The roles of tensors that torch's module holds column by column."""
+    links = parse_chain(group.chain).links if group.chain and not group.is_plain else ()
+    return {f"{index}.{name}" for index, link in enumerate(links) for name in target_class(link.entry).by_columns}
 
 
 def require_chain(group: Group) -> None:
     """Raise InputRefused with the group's own reason where its chain is not known."""
     if group.problem:
         raise InputRefused(group.problem, hint=group.hint, tensor=group.tensor)
+
+
+def chain_of(group: Group) -> Chain:
+    """The group's chain, for tensors of its shape."""
+    return parse_chain(group.chain).at(parse_view(group.view).shape(group.shape))
 
 
 def require_proportion(group: Group) -> None:
@@ -47,11 +62,6 @@ def require_proportion(group: Group) -> None:
             hint="leave it out with -t",
             tensor=group.tensor,
         )
-
-def chain_of(group: Group) -> Chain:
-    """The group's chain, for tensors of its shape."""
-    return parse_chain(group.chain).at(parse_view(group.view).shape(group.shape))
-
 
 
 def settle(group: Group, state: dict[str, Tensor]) -> tuple[Chain, View]:

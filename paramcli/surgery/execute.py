@@ -177,7 +177,7 @@ class Held:
 
     def __init__(self, source: Source, tensors: dict[str, object]):
         self._source, self._tensors = source, tensors
-        self.path = source.path
+        self.path, self.tells_strides = source.path, source.tells_strides
 
     def read(self, name: str) -> object:
         return self._tensors.pop(name) if name in self._tensors else self._source.read(name)

@@ -40,11 +40,16 @@ class Fitted:
     note: str | None = None
 
 
-def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def in_precision(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Floating tensors in the precision of `dtype`, real ones real and complex ones complex; integers as they are."""
     if tensor.is_complex():
-        return tensor.to(dtype.to_complex()).contiguous()
-    return tensor.to(dtype.to_real() if dtype.is_complex else dtype).contiguous() if tensor.is_floating_point() else tensor.contiguous()
+        return tensor.to(dtype.to_complex())
+    return tensor.to(dtype.to_real() if dtype.is_complex else dtype) if tensor.is_floating_point() else tensor
+
+
+def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same row by row, as files have it."""
+    return in_precision(tensor, dtype).contiguous()
 
 
 def widened(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -56,7 +61,8 @@ def evaluate(
 ) -> Tensor:
     """The chain's value from its stored tensors: computed in one dtype, rounded once to `stored`."""
     dtype = compute_dtype(stored, compute)
-    host = hosting.load(chain, view, shape, widened(state, dtype))
+    # In the order in memory that they have: some maps round by it.
+    host = hosting.load(chain, view, shape, {role: in_precision(tensor, dtype) for role, tensor in state.items()})
     value = hosting.value(host).to(stored).contiguous()
     hosting.release(host)
     return value

@@ -82,6 +82,7 @@ class Between:
 
     tensors: Mapping[str, object]
     path: object
+    tells_strides = False
 
     def read(self, key: str):
         return self.tensors[key]
