@@ -46,6 +46,18 @@ def test_a_stack_gives_each_tensor_the_bits_it_gets_alone(text, n, dtype):
         assert fitted.check.residual == pytest.approx(alone.check.residual, rel=1e-6) and fitted.check.tolerance == alone.check.tolerance
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_file_of_small_matrices_bakes_to_what_each_is_alone(dtype, tmp_path, paramcli):
+    """Whatever their side, odd ones too, which LAPACK would round otherwise at another place in a batch."""
+    state = {f"{n}.{i}": torch.randn(n, n, generator=torch.Generator().manual_seed(n + i)).to(dtype) for n in (2, 9, 16, 17, 31, 64) for i in range(4)}
+    save_file({f"{name}.parametrizations.weight.original": X for name, X in state.items()}, tmp_path / "a.safetensors")
+    paramcli("remove", tmp_path / "a.safetensors", "--chain", "skew,cayley", "-o", tmp_path / "b.safetensors")
+    for name, value in load_file(tmp_path / "b.safetensors").items():
+        A = state[name.removesuffix(".weight")].triu(1)
+        A, I = A - A.T, torch.eye(len(A), dtype=dtype)
+        assert torch.equal(value, torch.linalg.solve(I - A, I + A)), name
+
+
 def test_views_are_stacked_as_the_maths_sees_them():
     """The gates of several recurrent kernels are one batch of matrices."""
     chain, view = parse_chain("skew,cayley"), parse_view("blocks=4")
