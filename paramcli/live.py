@@ -12,6 +12,7 @@ Registration is torch's own parametrize, so `parametrize.cached()`, deepcopy, op
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -53,6 +54,8 @@ def register(
         seed: of everything random (masks, completed bases).
         max_change: raise CheckFailed where the weight would move by more than this relative distance.
 
+    What `paramcli add` would note of the result (a point that the originals cannot hold) is a warning here.
+
     On a tensor that has a chain already the new items are appended, as torch does, and `init` plays no part.
     Raises UsageError for chains that do not type-check, InputRefused for tensors a map cannot take.
     """
@@ -70,13 +73,15 @@ def register(
         have = [key for key, value in {**module._parameters, **module._buffers}.items() if value is not None]
         raise UsageError(f"the module has no parameter or buffer '{printable(name)}'", hint=f"it has: {listing(have)}" if have else None)
     with error_context(tensor=name):
+        parsed = parsed.at(seen.shape(tensor.shape))
         hosting.require_fit(parsed, seen, tuple(tensor.shape), tensor.dtype)
         if init == "raw":
             return hosting.register(module, name, parsed, seen, seed)
-        parsed = parsed.at(seen.shape(tensor.shape))
         if init not in ("project", "strict"):
             raise UsageError(f"init={init!r}: project, strict or raw")
         fitted = fit(tensor.detach(), parsed, seen, init=init, seed=seed, max_change=max_change)
+    if fitted.note is not None:
+        warnings.warn(f"{name}: {fitted.note}", stacklevel=2)
     with ExitStack() as undo:
         _install(module, name, parsed, seen, undo)
         _fill(module, name, fitted.state)

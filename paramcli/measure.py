@@ -124,6 +124,11 @@ def project(spec: str, W: Tensor) -> Tensor:
     return constraint(spec).project(W)
 
 
+def nearest(spec: str, W: Tensor, stored: torch.dtype) -> tuple[Tensor, str | None]:
+    """(the same for a W that was rounded to `stored`, what had to be assumed of what rounding took away)"""
+    return constraint(spec).nearest(W, stored)
+
+
 class Moved:
     """`moved` of tensors of which one part after another is seen; the same number however they are parted."""
 

@@ -119,7 +119,7 @@ PARAMETRIZATIONS = (
         "skew-symmetric to a rotation without half turns",
         "Q = (I + X)(I - X)^-1",
         (("skew", "special_orthogonal"), ("skew_hermitian", "unitary")),
-        "X = (Q + I)^-1 (Q - I); fails at eigenvalue -1, and if real at det -1",
+        "X = (Q + I)^-1 (Q - I); none at det -1 if real, nor at eigenvalue -1 (there the nearest Q without)",
         f"{TUTORIAL}; Helfrich, Willmott and Ye 2018, arXiv:1707.09520; complex: Maduranga, Helfrich and Ye 2018, arXiv:1811.04142",
         "orthogonal:Cayley",
         examples=("skew,cayley", "skew_hermitian,cayley"),

@@ -41,6 +41,7 @@ CONSTRAINTS = (
         "fixed_rank",
         "rank exactly `rank`",
         "singular_values:FixedRank",
+        ("low_rank",),
         arguments=(RANK, LEAST),
         residual="s_{rank+1} / s_1 + max(0, least - s_rank) / s_1; 1 where the rank is lower",
         examples=("fixed_rank:rank=2", "fixed_rank:rank=3:least=1e-6"),

@@ -12,6 +12,7 @@ names of tensors in files are none of this package's business.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +47,21 @@ class Part:
     what: str  # "" for the only one
     residual: Tensor
     tolerance: float
+
+
+@dataclass(frozen=True)
+class Edge:
+    """Where an open image ends, seen from members of the set that it fills but for its edge.
+
+    On the edge a map has no original, and near it originals so large, or made so exactly, that rounding them gives another
+    value. `what` says how near the members come, with the number; `hint` names the chain that holds them.
+    """
+
+    what: str
+    # For each matrix a share by which rounding changes its originals -> the points nearest to the members whose originals
+    # can bear that. A member that is far enough inside, or whose share is 0, comes back as it is, to the bit.
+    inside: Callable[[Tensor], Tensor]
+    hint: str | None = None
 
 
 class CannotReach(InputRefused, NotImplementedError):
@@ -144,6 +160,11 @@ def matrix_dims(values: Tensor) -> tuple[int, ...]:
     return tuple(range(max(values.ndim - 2, 0), values.ndim))
 
 
+def column_major(W: Tensor) -> Tensor:
+    """The same matrices, each column by column in memory."""
+    return W.mT.contiguous().mT
+
+
 def per_matrix(values: Tensor) -> Tensor:
     """Frobenius norm over the last two dimensions (over the whole vector of a 1-d tensor)."""
     return norm(values, matrix_dims(values))
@@ -188,19 +209,6 @@ def one_entry(W: Tensor, by: float = 0.2) -> Tensor:
     off = W.clone()
     off[..., 0, -1] += by * torch.linalg.vector_norm(W)
     return off
-def rounding_noise(stored: torch.dtype) -> float:
-    """What rounding to `stored` leaves of a zero singular value, at most, as a share of the largest.
-
-    Rounding W by E changes no entry by more than eps / 2 of itself, so ||E||_2 <= eps / 2 || |W| ||_2; measured 0.05 to 0.4 eps.
-    """
-    return eps(stored)
-
-
-def column_major(W: Tensor) -> Tensor:
-    """The same matrices, each column by column in memory."""
-    return W.mT.contiguous().mT
-
-
 
 
 def row_scaled(W: Tensor, by: float = 1.05) -> Tensor:
@@ -245,6 +253,13 @@ class Constraint:
     def project(self, W: Tensor) -> Tensor:
         """The point of the set nearest to W in the Frobenius norm; raises Singular without one."""
         raise NotImplementedError
+
+    def nearest(self, W: Tensor, stored: torch.dtype | None) -> tuple[Tensor, str | None]:
+        """(`project` of a W that was rounded to `stored`, what had to be assumed for it); None where it was not rounded.
+
+        Raises Singular also where the nearest point would be made of nothing but that rounding.
+        """
+        return self.project(W), None
 
     def by_rows(self, shape: torch.Size) -> bool:
         """Can a tensor of this shape be measured a block of rows (indices of dimension 0) at a time?
@@ -331,10 +346,14 @@ class Parametrization(nn.Module):
     random = False
     # The gradient with respect to the originals is the derivative of the map (not a straight-through estimate).
     differentiable = True
+    # Its own square tensors that torch's module holds column by column: its products round as that order has it.
+    by_columns: tuple[str, ...] = ()
     # Identity matrices that other code for this map stores as buffers; they say nothing that the shape does not.
     identities: tuple[str, ...] = ()
     # The stored shape of the weight, known when the module is registered.
     stored_shape: tuple[int, ...] = ()
+    # The dtype that the value given to `inverse` was rounded to, where it was.
+    stored: torch.dtype | None = None
     # The row of the whole tensor that a block's first row is, so that messages name rows as its owner counts them.
     first_row: int | None = None
 
@@ -354,8 +373,6 @@ class Parametrization(nn.Module):
         return False
 
     @classmethod
-    # Its own square tensors that torch's module holds column by column: its products round as that order has it.
-    by_columns: tuple[str, ...] = ()
     def threads_matter(cls, **arguments) -> bool:
         """Does the map gain from several threads, or do its bits depend on their number? Passes over memory do neither."""
         return True
@@ -374,6 +391,10 @@ class Parametrization(nn.Module):
 
     def inverse(self, value: Tensor) -> Tensor | tuple[Tensor, ...]:
         return value
+
+    def edge(self, value: Tensor) -> Edge | None:
+        """The edge of an open image, for members `value` of the set in double precision; None where `inverse` takes all of them."""
+        return None
 
     def checks(self, originals: tuple[Tensor, ...], value: Tensor) -> list[Check]:
         """What must hold between this module's own tensors and its value, beyond the constraint.

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from .base import CannotReach, Constraint, Parametrization, Part, asymmetry, eps, ratio, relative, square, started
+from .base import CannotReach, Constraint, Edge, Parametrization, Part, asymmetry, eps, ratio, relative, square, started
+from .edges import eigenvalue_edge, singular_value_edge
 from .eigenvalues import eigenvalue_tolerance, symmetric_tolerance
 from .elementwise import inverse_softplus
 
@@ -123,9 +124,15 @@ class CholeskyDefinite(Parametrization):
             least = torch.linalg.eigvalsh(A)[..., 0].amin().item()
             raise CannotReach(
                 f"spd_cholesky:eps={self.eps:g} reaches eigenvalues above {self.eps:g}, and this tensor has {least:.3g}",
-                hint="spd_cholesky without eps reaches every positive one" if self.eps else "symmetric,matrix_exp",
+                hint=self._otherwise(),
             )
         return lower_factor_inverse(L)
+
+    def edge(self, A: Tensor) -> Edge:
+        return eigenvalue_edge(A, floor=self.eps, hint=self._otherwise())
+
+    def _otherwise(self) -> str:
+        return "--chain spd_cholesky without eps reaches every positive one" if self.eps else "--chain psd takes zeros"
 
 
 class CholeskyCorrelation(Parametrization):
@@ -198,3 +205,6 @@ class LU(Parametrization):
             )
         self.rows, self.signs = P.argmax(-1), pivots.sign()
         return L.tril(-1) + U.triu(1) + pivots.abs().log().diag_embed()
+
+    def edge(self, W: Tensor) -> Edge:
+        return singular_value_edge(W, W.size(-1))

@@ -53,7 +53,7 @@ def symmetric_tolerance(n: int, stored: torch.dtype, computed: torch.dtype, grow
     """What rounding explains of `asymmetry`. Equal entries are rounded to equal ones, so it is 0 for a member; but a map
     computes a pair in different ways, and what falls on either side of a tie differs by eps of the stored dtype.
     `growth`: the error of a row as it is computed, in eps, for each root of n."""
-    return TIE * eps(stored) + growth * n**0.5 * eps(computed)
+    return TIE * eps(stored) + (0.5 + growth * n**0.5) * eps(computed)
 
 
 def beyond_zero(value: Tensor, largest: Tensor, explained: float) -> Tensor:

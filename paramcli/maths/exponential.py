@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import CannotReach, Constraint, Parametrization, Part, Singular, asymmetry, eps, one_entry, ratio, relative, square
+from .base import CannotReach, Constraint, Edge, Parametrization, Part, Singular, asymmetry, eps, one_entry, ratio, relative, square
+from .edges import eigenvalue_edge
 from .eigenvalues import beyond_zero, eigenvalue_tolerance, symmetric_tolerance
 from .orthogonal import gram_error
 from .rotation import rotation_log, unitary_log
@@ -54,13 +55,6 @@ class PositiveDefinite(Constraint):
         ]
         return [*found, Part("least", ratio((self.least - smallest).clamp(min=0), largest), explained)] if self.least else found
 
-    def detail(self, W: Tensor) -> str | None:
-        smallest, largest = self._ends(W)
-        worst = int((smallest / largest.clamp(min=1e-300)).reshape(-1).argmin())
-        return (
-            f"rows off symmetry by up to {asymmetry(W).max().item():.2g}, smallest eigenvalue {smallest.reshape(-1)[worst].item():.3g}, "
-            f"largest {largest.reshape(-1)[worst].item():.3g}"
-        )
 
     def project(self, W: Tensor) -> Tensor:
         values, V = torch.linalg.eigh((W + W.mH) / 2)
@@ -72,6 +66,16 @@ class PositiveDefinite(Constraint):
         values = torch.maximum(values, (SPD_FLOOR * values[..., -1:]).clamp(min=2 * self.least))
         A = (V * values.unsqueeze(-2)) @ V.mH
         return (A + A.mH) / 2
+
+    def detail(self, W: Tensor) -> str | None:
+        smallest, largest = (ends.reshape(-1) for ends in self._ends(W))
+        worst = int(ratio(smallest, largest).mul(smallest.sign()).argmin())
+        where = "" if len(smallest) == 1 else f" in matrix {worst} of {len(smallest)}"
+        off = asymmetry(W).max().item()
+        return (
+            f"the smallest eigenvalue of its symmetric part is {smallest[worst].item():.3g}{where}, the largest {largest[worst].item():.3g}"
+            + (f"; rows are off symmetry by up to {off:.2g}" if off else "")
+        )
 
     def check_shape(self, shape: torch.Size) -> None:
         square(shape, self.name)
@@ -142,14 +146,10 @@ class MatrixExp(Parametrization):
         return torch.matrix_exp(X)
 
     def inverse(self, value: Tensor) -> Tensor:
-        # The identity is near both sets, so the nearer one counts; half turns are symmetric too, but not positive.
-        asymmetric, off = relative(value - value.mH, value).max(), gram_error(value).max()
-        small = 1e4 * eps(value.dtype) * max(value.size(-1), 1)
-        if asymmetric <= min(small, off) and bool((torch.linalg.eigvalsh(value) > 0).all()):
-            return symmetric_log(value)
-        if off <= small:
+        kind = self._kind(value)
+        if kind == "rotation":
             return unitary_log(value) if value.is_complex() else rotation_log(value)
-        if asymmetric <= small:
+        if kind == "symmetric":
             return symmetric_log(value)
         first, second = ("skew_hermitian", "hermitian") if value.is_complex() else ("skew", "symmetric")
         raise CannotReach(
@@ -157,6 +157,21 @@ class MatrixExp(Parametrization):
             "(unitary and Hermitian ones if complex), and this tensor is neither",
             hint=f"--chain {first},matrix_exp or --chain {second},matrix_exp",
         )
+
+    def edge(self, value: Tensor) -> Edge | None:
+        return eigenvalue_edge(value) if self._kind(value) == "symmetric" else None
+
+    @staticmethod
+    def _kind(value: Tensor) -> str | None:
+        """Which logarithm it has: 'symmetric' (Hermitian), 'rotation' (unitary) or none."""
+        # The identity is near both sets, so the nearer one counts; half turns are symmetric too, but not positive.
+        asymmetric, off = relative(value - value.mH, value).max(), gram_error(value).max()
+        small = 1e4 * eps(value.dtype) * max(value.size(-1), 1)
+        if asymmetric <= min(small, off) and bool((torch.linalg.eigvalsh(value) > 0).all()):
+            return "symmetric"
+        if off <= small:
+            return "rotation"
+        return "symmetric" if asymmetric <= small else None
 
 
 def symmetric_log(A: Tensor) -> Tensor:

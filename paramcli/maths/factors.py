@@ -7,7 +7,6 @@ from torch import Tensor
 
 from ..errors import InputRefused
 from .base import Check, Constraint, Parametrization, eps, matrix, norm, ratio
-from .eigenvalues import MATRIX_ROUNDED
 from .orthogonal import gram_error
 
 # U and V rounded once to half precision: a few eps of bfloat16.
@@ -36,7 +35,8 @@ class KroneckerProducts(Constraint):
 
     Residual: max ||row of W - P|| / ||row of W||, over columns too, with P a nearest point but for one step of alternating
     least squares, which gives small blocks their digits. A singular value would hide one wrong row among many.
-    Tolerance: every entry of a Kronecker product is one product, off by at most u = eps / 2 of itself, and so is a row.
+    Tolerance: every entry of a Kronecker product is one product, off by at most u = eps / 2 of itself, and so is a row; P takes
+    part of that to itself, so rows may be off by 2 u.
     Nearest point: the best approximation of rank 1 of the rearranged tensor (Van Loan and Pitsianis).
     """
 
@@ -55,7 +55,7 @@ class KroneckerProducts(Constraint):
         return torch.maximum(by_row, by_column)
 
     def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
-        return MATRIX_ROUNDED * max(eps(stored), eps(computed)) + (4 + max(shape[-2:]) ** 0.5) * eps(torch.float64)
+        return max(eps(stored), eps(computed)) + (4 + max(shape[-2:]) ** 0.5) * eps(torch.float64)
 
     def project(self, W: Tensor) -> Tensor:
         return kronecker_product(*nearest_kronecker(W, self.p, self.q))

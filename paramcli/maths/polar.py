@@ -62,7 +62,7 @@ class Polar(Parametrization):
         return _PolarFactor.apply(X)[0]
 
     def inverse(self, W: Tensor) -> Tensor:
-        polar(W)
+        polar(W, stored=self.stored)
         return W
 
     def right_inverse(self, W: Tensor) -> Tensor:

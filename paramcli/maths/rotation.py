@@ -7,6 +7,7 @@ real logarithms (any of them will do) and no Cayley preimage at all.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -73,13 +74,47 @@ def rotation_log(Q: Tensor) -> Tensor:
     ratio = torch.where(sines > 0, 2 * torch.asin((x / 2).sqrt()) / sines, torch.ones_like(x))
     ratio = torch.where(near, torch.zeros_like(ratio), ratio)
     L = (V * ratio.unsqueeze(-2)) @ (V.mT @ S)
-    flat, flat_S, flat_V = (T.reshape(-1, *T.shape[-2:]) for T in (L, S, V))
-    flat = flat.clone()
-    for i, chosen in enumerate(near.reshape(-1, near.size(-1))):
-        if bool(chosen.any()):
-            U = flat_V[i][:, chosen]
-            flat[i] += U @ _half_turn_log(U.mT @ flat_S[i] @ U) @ U.mT
+    flat = L.reshape(-1, *L.shape[-2:]).clone()
+    for i, U, J, W, angles in _half_turn_planes(S, V, near):
+        flat[i] += U @ skew_part(J @ (W * angles) @ W.mT) @ U.mT
     return skew_part(flat.reshape(L.shape))
+
+
+def half_turn_edge(Q: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    r"""(for each rotation its largest angle's distance from pi; margins -> the nearest rotations that keep them).
+
+    The angles above pi - margin become that, in their own planes: on the invariant subspace of angles near pi Q is
+    cos A + J sin A, with A the angles and J^2 = -I (see `rotation_log`). Unitary matrices have one eigenvector for each angle.
+    The margins are at most 0.31, so that no angle outside that subspace is above. Others come back as they are, to the bit.
+    """
+    require_rotation_sign(Q, "cayley")
+    flat = Q.reshape(-1, *Q.shape[-2:])
+    if Q.is_complex():
+        V, theta = unitary_angles(flat)
+        planes = [(i, V[i], None, None, theta[i]) for i in range(len(flat))]
+    else:
+        C, S = (flat + flat.mT) / 2, (flat - flat.mT) / 2
+        cosines, V = torch.linalg.eigh(C)
+        planes = list(_half_turn_planes(S, V, _near_half_turn(cosines)))
+    gaps = torch.full((len(flat),), math.pi, dtype=Q.dtype.to_real(), device=Q.device)
+    for i, _, _, _, angles in planes:
+        gaps[i] = math.pi - angles.abs().max()
+
+    def kept(margins: Tensor) -> Tensor:
+        made, most = flat.clone(), (math.pi - margins.expand(Q.shape[:-2])).reshape(-1)
+        for i, U, J, W, angles in planes:
+            if not bool(gaps[i] < math.pi - most[i]):
+                continue
+            less = torch.maximum(torch.minimum(angles, most[i]), -most[i])
+            if J is None:
+                turn = torch.polar(torch.ones_like(less), less) - torch.polar(torch.ones_like(angles), angles)
+                made[i] += (U * turn) @ U.mH
+            else:
+                C, S = (W * (less.cos() - angles.cos())) @ W.mT, (W * (less.sin() - angles.sin())) @ W.mT
+                made[i] += U @ (C + J @ S) @ U.mT
+        return made.reshape(Q.shape)
+
+    return gaps.reshape(Q.shape[:-2]), kept
 
 
 def unitary_log(Q: Tensor) -> Tensor:
@@ -92,6 +127,12 @@ def unitary_log(Q: Tensor) -> Tensor:
 
     Cost: two Hermitian eigendecompositions (of one the values only) and a solve.
     """
+    V, theta = unitary_angles(Q)
+    return skew_part((V * (1j * theta).unsqueeze(-2)) @ V.mH)
+
+
+def unitary_angles(Q: Tensor) -> tuple[Tensor, Tensor]:
+    """(eigenvectors V, angles theta in [-pi, pi]) with Q = V diag(exp(i theta)) V^H."""
     sizes = torch.linalg.eigvalsh((Q + Q.mH) / 2).clamp(-1, 1).acos()
     edges = torch.cat([torch.full_like(sizes[..., :1], math.pi), sizes, torch.zeros_like(sizes[..., :1])], dim=-1)
     widest = edges.diff(dim=-1).argmin(dim=-1, keepdim=True)
@@ -100,8 +141,7 @@ def unitary_log(Q: Tensor) -> Tensor:
     I = torch.eye(Q.size(-1), dtype=Q.dtype, device=Q.device)
     H = 1j * torch.linalg.solve(I + turned, I - turned)
     V = torch.linalg.eigh((H + H.mH) / 2).eigenvectors
-    theta = (V.conj() * (Q @ V)).sum(dim=-2).angle()
-    return skew_part((V * (1j * theta).unsqueeze(-2)) @ V.mH)
+    return V, (V.conj() * (Q @ V)).sum(dim=-2).angle()
 
 
 def _near_half_turn(cosines: Tensor) -> Tensor:
@@ -117,8 +157,20 @@ def _near_half_turn(cosines: Tensor) -> Tensor:
     return cosines < cut
 
 
-def _half_turn_log(S: Tensor) -> Tensor:
-    """The logarithm on a subspace of angles above a quarter turn, from its sines (skew-symmetric, even size)."""
+def _half_turn_planes(S: Tensor, V: Tensor, near: Tensor) -> Iterator[tuple[int, Tensor, Tensor, Tensor, Tensor]]:
+    """For each matrix with `near` half turns: its index, an orthonormal basis of their subspace, and J, W, angles there."""
+    flat_S, flat_V = S.reshape(-1, *S.shape[-2:]), V.reshape(-1, *V.shape[-2:])
+    for i, chosen in enumerate(near.reshape(-1, near.size(-1))):
+        if bool(chosen.any()):
+            U = flat_V[i][:, chosen]
+            yield i, U, *_half_turns(U.mT @ flat_S[i] @ U)
+
+
+def _half_turns(S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(J, W, angles) of a subspace of angles above a quarter turn, from its sines S (skew-symmetric, even size).
+
+    The logarithm there is J A with A = W diag(angles) W^T; J is skew-symmetric, orthogonal, and commutes with A.
+    """
     m = S.size(-1)
     U, sines, Vh = torch.linalg.svd(S)
     # Exact half turns have sine zero, and any orthonormal pairing of their subspace is a logarithm.
@@ -134,5 +186,4 @@ def _half_turn_log(S: Tensor) -> Tensor:
         J = skew_part(J @ (3 * torch.eye(m, dtype=S.dtype, device=S.device) - J.mT @ J) / 2)
     P = J.mT @ S
     sizes, W = torch.linalg.eigh((P + P.mT) / 2)
-    angles = math.pi - torch.asin(sizes.clamp(0, 1))
-    return skew_part(J @ (W * angles) @ W.mT)
+    return J, W, math.pi - torch.asin(sizes.clamp(0, 1))

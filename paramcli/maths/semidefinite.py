@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from ..errors import InputRefused
-from .base import Constraint, Parametrization, Part, Singular, asymmetry, one_entry, ratio, square
+from .base import Constraint, Edge, Parametrization, Part, Singular, asymmetry, one_entry, ratio, square
+from .edges import eigenvalue_edge
 from .eigenvalues import beyond_zero, eigenvalue_tolerance, symmetric_tolerance
 from .frames import Frame
-from .singular_values import MARGIN, NO_VALUE, softplus, softplus_inverse
+from .singular_values import MARGIN, NO_VALUE, SOFTPLUS_FLOOR, softplus, softplus_inverse
 
 
 def with_eigenvalues(W: Tensor, change) -> Tensor:
@@ -214,3 +215,6 @@ class SoftplusEigenvalues(Eigenvalues):
 
     def values_inverse(self, L: Tensor) -> Tensor:
         return softplus_inverse(L, "eigenvalues", self.otherwise)
+
+    def edge(self, A: Tensor) -> Edge:
+        return eigenvalue_edge(A, self.rank, SOFTPLUS_FLOOR, self.otherwise)

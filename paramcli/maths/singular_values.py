@@ -7,11 +7,12 @@ from torch import Tensor
 
 from ..errors import InputRefused
 from .base import (
-    CannotReach, Constraint, Parametrization, Part, Singular, compute_dtype, eps, matrix, per_matrix, ratio, square, unit_roundoff,
+    CannotReach, Constraint, Edge, Parametrization, Part, Singular, compute_dtype, eps, matrix, per_matrix, ratio, square, unit_roundoff,
 )  # fmt: skip
+from .edges import singular_value_edge
 from .eigenvalues import beyond_zero, eigenvalue_tolerance
 from .frames import Frame, tall
-from .orthogonal import MATRIX_EXP_SMALL, RANK, frame_tolerance, row_scaled
+from .orthogonal import MATRIX_EXP_SMALL, RANK, frame_tolerance, require_directions, row_scaled
 
 # geotorch's softplus never gives less than this, so that no direction is lost.
 SOFTPLUS_FLOOR = 1e-6
@@ -23,6 +24,8 @@ MARGIN = 1e-6
 DETERMINANT_ROUNDED, DETERMINANT_COMPUTED = 4.0, 1.5
 # Below this share of the largest, a singular value in double precision is rounding of zero.
 NO_VALUE = 1e-14
+# Where singular values as small as they are can be kept.
+SMALLER = "--chain low_rank:rank=N reaches smaller ones"
 
 
 def softplus(x: Tensor) -> Tensor:
@@ -221,16 +224,13 @@ class AlmostOrthogonal(Constraint):
         return (1 + self.lam) * (3 * eigenvalue_tolerance(k, stored, computed) + frame_tolerance(k, computed) / 2)
 
     def project(self, W: Tensor) -> Tensor:
-        def clipped(S: Tensor) -> Tensor:
-            if self.lam < 1 and bool((S[..., -1:] <= RANK * S[..., :1]).any()):
-                raise Singular(
-                    "no unique nearest matrix with singular values near 1: the tensor is rank-deficient "
-                    f"(singular values from {S.max().item():.2g} down to {S.min().item():.2g})",
-                    hint="--init raw registers it as it is",
-                )
-            return S.clamp(1 - self.lam, 1 + self.lam)
+        return self.nearest(W, None)[0]
 
-        return with_singular_values(W, clipped)
+    def nearest(self, W: Tensor, stored: torch.dtype | None) -> tuple[Tensor, str | None]:
+        U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+        unique = "no unique nearest matrix with singular values near 1"
+        assumed = require_directions(W, U, S, Vh, stored, 0, unique) if self.lam < 1 else None
+        return (U * S.clamp(1 - self.lam, 1 + self.lam).unsqueeze(-2)) @ Vh, assumed
 
     def detail(self, W: Tensor) -> str | None:
         S = torch.linalg.svdvals(W)
@@ -380,7 +380,10 @@ class SoftplusValues(SingularValues):
         return softplus(s)
 
     def values_inverse(self, S: Tensor) -> Tensor:
-        return softplus_inverse(S, "singular values", "--chain low_rank:rank=N reaches smaller ones")
+        return softplus_inverse(S, "singular values", SMALLER)
+
+    def edge(self, W: Tensor) -> Edge | None:
+        return singular_value_edge(W, self.rank, SOFTPLUS_FLOOR, SMALLER)
 
 
 class UnitDeterminant(SoftplusValues):
@@ -396,6 +399,9 @@ class UnitDeterminant(SoftplusValues):
 
     def values_inverse(self, S: Tensor) -> Tensor:
         return super().values_inverse(S * (2 * SOFTPLUS_FLOOR / S[..., -1:]).clamp(min=1))
+
+    def edge(self, W: Tensor) -> None:
+        return None
 
 
 def _scaled_sigmoid(x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import CannotReach, Check, Constraint, Parametrization, eps, relative, square, wide
+from .base import CannotReach, Check, Constraint, Edge, Parametrization, eps, relative, square, wide
 from .eigenvalues import certain_excess, eigenvalue_tolerance
 from .frames import lower_skew
 from .semidefinite import SoftplusEigenvalues
@@ -151,6 +151,18 @@ class AlphaStable(Parametrization):
         S = inverse @ B + Q / 2
         X1, X2 = getattr(self, "0").inverse(Q), getattr(self, "1").inverse(P)
         return X1, X2, ((S - S.mT) / 2).tril(-1)
+
+    def edge(self, A: Tensor) -> Edge:
+        r"""The line Re l = -alpha. A point at a distance d from it (a share of ||A + alpha I||) has a Lyapunov equation of condition
+        1 / d, so that rounding by r moves the value by about r / d: equal to the shift at d = sqrt(r)."""
+        B = shifted(A, self.alpha.to(A.dtype))
+        largest, size = abscissa(B), torch.linalg.matrix_norm(B, 2)
+
+        def inside(noise: Tensor) -> Tensor:
+            over = torch.where(noise > 0, (largest + noise.sqrt() * size).clamp(min=0), torch.zeros_like(largest))[..., None, None]
+            return torch.where(over > 0, shifted(A, -over), A)
+
+        return Edge(f"its largest real part is {largest.max().item() - self.asked:.3g}", inside, "a smaller alpha leaves it more room")
 
     def outline(self, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return tuple(torch.empty_like(A) for _ in range(3))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from ..text import number_text, printable, shape_text
 from ..view import View, parse_view
 from .evaluate import NOT_FINITE, chain_of, complete, explain_infinite, identities, read_state, require_chain, require_proportion, settle, weight_of
 from .allocate import with_count
-from .fit import NOTED, Fitted, check_reached, evaluate, fit, invert, rounded, widened
+from .fit import NOTED, Fitted, Reached, evaluate, fit, invert, keeper, reach, require_member, rounded, widened
 from .plan import Rows, Stack, Step, assigned, baked, require_editable
 from .rows import bake_rows, fit_rows
 from .stack import bake_stack, fit_stack, stackable
@@ -132,8 +132,8 @@ class Register:
             before = weight_of(group, state, old, view, compute)
             measure.require_finite(before)
             held = measure.check(whole.constraint, before, view) if self.init != "raw" and whole.constraint is not None else None
-            if self.init == "strict" and held is not None and not held.ok:
-                raise CheckFailed(f"the tensor is not {held.constraint} (residual {number_text(held.residual)})")
+            if self.init == "strict":
+                require_member(held, 0.0, before.dtype, lambda: keeper(held.constraint, before, view))
             dtype = compute_dtype(before.dtype, compute)
             seed = hosting.tensor_seed(self.seed, group.twin or group.tensor)
             with torch.no_grad():
@@ -237,30 +237,29 @@ class Assign:
             if chain is None:
                 value = rounded(wanted, before.dtype)
                 return {group.tensor: value}, numbers(measure.moved(value, before), None)
-            new, target, distance = self._inverted(group, state, chain, view, wanted)
-            value = evaluate(chain, view, group.shape, complete(group, new, chain), before.dtype, compute)
-            check = measure.image_check(chain, value, view, compute)
-            notes = [check_reached(chain, view, value, target, check)]
-            if distance > NOTED:
-                notes.append(f"the assigned value was {number_text(distance)} from {chain.constraint}; its nearest point is stored")
-            told = {**numbers(measure.moved(value, before), check), "note": "; ".join(filter(None, notes)) or None}
-            new.update({role: state[role] for role in identities(chain, state)})
+            reached, note = self._reached(group, state, chain, view, wanted, compute)
+            told = {**numbers(measure.moved(reached.value, before), reached.check), "note": note}
+            new = {role: reached.state.get(role, state[role]) for role in state}
             return {group.keys[role]: tensor for role, tensor in new.items()}, told
 
         return Step(group, "assign", slots, group.chain, group.view, run, record=record)
 
-    def _inverted(self, group: Group, state: dict[str, Tensor], chain: Chain, view: View, wanted: Tensor):
-        stored = next(t for role, t in state.items() if role.startswith("original")).dtype
-        double = wide(stored, wanted.device)
+    def _reached(self, group: Group, state: dict[str, Tensor], chain: Chain, view: View, wanted: Tensor, compute: str) -> tuple[Reached, str | None]:
+        """(originals for the assigned value, or for the nearest point that they can hold; what is to be told)"""
+        stored = hosting.dtype_of(state)
         seed = hosting.tensor_seed(self.seed, group.twin or group.tensor)
         with torch.no_grad(), hosting.generators_kept(wanted.device):
-            parts = hosting.parts(hosting.load(chain, view, group.shape, widened(complete(group, state, chain), double)))
-            seen = view.into(wanted.to(double))
+            parts = hosting.parts(hosting.load(chain, view, group.shape, widened(complete(group, state, chain), wide(stored, wanted.device))))
+            seen = view.into(wanted.to(wide(stored, wanted.device)))
             free = chain.constraint is None or parts[-1].is_projection
-            target = seen if free else measure.project(chain.constraint, seen)
-            new = widened(invert(chain, target, seed, view, group.shape, parts), stored)
-        projects = parts[-1].is_projection
-        return {role: new[role] for role in state if role in new}, None if projects else target, measure.moved(target, seen)
+            target, assumed = (seen, None) if free else measure.nearest(chain.constraint, seen, wanted.dtype)
+            make = functools.partial(invert, chain, seed=seed, view=view, shape=group.shape, existing=parts)
+            reached = reach(chain, view, group.shape, stored, target, make, compute, projects=parts[-1].is_projection)
+        distance = measure.moved(target, seen)
+        notes = [replace(reached, assumed=assumed).note(chain, seen, measure.moved(view.into(reached.value), seen), "assigned value")]
+        if distance > NOTED and not reached.kept_away:
+            notes.append(f"the assigned value was {number_text(distance)} from {chain.constraint}; its nearest point is stored")
+        return reached, "; ".join(filter(None, notes)) or None
 
 
 def no_longer_promised(old: Chain, more: Chain, whole: Chain) -> str | None:

@@ -24,7 +24,7 @@ from ..maths.base import MEMBER, Check, compute_dtype, row_blocks, wide
 from ..registry import constraint, target_class
 from ..view import View
 from .evaluate import explain_infinite, weight_of
-from .fit import evaluate, invert, register_raw, require_change, require_member, require_preimage, require_reached, widened
+from .fit import evaluate, invert, keeper, register_raw, require_change, require_member, require_preimage, require_reached, widened
 from .plan import Rows
 
 # Tensors of this many bytes and more are taken in blocks of about so many. Larger blocks are not quicker, and the heap
@@ -228,14 +228,20 @@ class _Fitting(_Work):
         self.trips[index].add(back, wanted)
 
     def _require_member(self) -> None:
-        if self.init == "strict":
-            before = self.before.result()
-            require_member(before if before is not None and not before.ok else None, self.kept.result(), self.stored)
+        if self.init != "strict":
+            return
+        held = self.before.result()
+        if held is None or held.ok:
+            require_member(held, self.kept.result(), self.stored)
+            return
+        # Why it is off, and which chain keeps it, can be said of the whole alone; nothing more is to be made of it.
+        W, spec = torch.cat(list(self.parts("value"))).to(self.device), self.chain.constraint
+        require_member(measure.check(spec, W, self.view), self.kept.result(), self.stored, lambda: keeper(spec, W, self.view))
 
     def told(self) -> dict[str, object]:
         self._require_member()
         for index in reversed(self.trips):
-            require_preimage(self.chain, index, self.trips[index].result())
+            require_preimage(self.chain.links[index], self.trips[index].result())
         change, check = self.moved.result(), self.check.result()
         require_change(change, self.max_change)
         note = None if self.init == "raw" else require_reached(self.chain, self.stored, self.missed.result, check)

@@ -17,7 +17,7 @@ from ..errors import CheckFailed
 from ..maths.base import MEMBER, CannotReach, Check, compute_dtype, wide
 from ..registry import constraint, target_class
 from ..view import View
-from .fit import EXACT, NOTED, Fitted
+from .fit import EXACT, NOTED, Fitted, checks_of_each, holds, moved_of_each, worst_of_each
 
 SIDE = 128
 # Of a batch every matrix has to begin where one alone may: before a multiple of so many bytes LAPACK's kernels take entries by
@@ -45,26 +45,6 @@ def evaluate_stack(chain: Chain, X: Tensor, compute: str = "same") -> Tensor:
     return value.to(X.dtype)
 
 
-def measured(chain: Chain, values: Tensor, compute: str) -> list[Check | None]:
-    """`measure.image_check` of each value; details are left to who measures one alone."""
-    spec = chain.constraint
-    if spec is None:
-        return [None] * len(values)
-    return list(measure.checks(spec, values, compute_dtype(values.dtype, compute)))
-
-
-def _worst(residuals: Tensor) -> list[float]:
-    return residuals.reshape(len(residuals), -1).amax(-1).tolist()
-
-
-def moved(after: Tensor, before: Tensor) -> list[float]:
-    """`measure.moved` of each."""
-    double = wide(before.dtype, before.device)
-    after, before = after.to(double).flatten(1), before.to(double).flatten(1)
-    distances, sizes = torch.linalg.vector_norm(after - before, dim=1).tolist(), torch.linalg.vector_norm(before, dim=1).tolist()
-    return [0.0 if not d else d / size if size else float("inf") for d, size in zip(distances, sizes)]
-
-
 def bake_stack(tensors: Sequence[Tensor], chain: Chain, view: View, device: object, compute: str) -> list[tuple[Tensor, Check | None]]:
     """(value, its check) of each original."""
     with torch.no_grad():
@@ -73,7 +53,7 @@ def bake_stack(tensors: Sequence[Tensor], chain: Chain, view: View, device: obje
         measure.require_finite(X)
         values = evaluate_stack(chain, X, compute)
         measure.require_finite(values)
-        return [(view.back(value, shape), check) for value, check in zip(values, measured(chain, values, compute))]
+        return [(view.back(value, shape), check) for value, check in zip(values, checks_of_each(chain, values, compute))]
 
 
 def fit_stack(
@@ -86,26 +66,28 @@ def fit_stack(
         measure.require_finite(W)
         target = Y = W.to(wide(dtype, W.device))
         if chain.constraint is not None:
-            residuals = _worst(constraint(chain.constraint).residual(Y))
-            if init == "strict" and not all(check.ok for check in measured(chain, W, "same")):
+            residuals = worst_of_each(constraint(chain.constraint).residual(Y))
+            if init == "strict" and not all(check.ok for check in checks_of_each(chain, W, "same")):
                 raise CheckFailed("one of them is not on the constraint")
             off = [index for index, residual in enumerate(residuals) if residual > MEMBER]
             if off:
                 target = Y = Y.clone()
-                Y[off] = measure.project(chain.constraint, Y[off])
+                Y[off], assumed = measure.nearest(chain.constraint, Y[off], dtype)
+                if assumed is not None:
+                    raise CannotReach(f"of one of them: {assumed}")
         for link in reversed(chain.links):
             part, wanted = link.make(Y), Y
             Y = part.inverse(wanted)
-            if not all(error <= EXACT for error in moved(part.map(Y), wanted)):
+            if not all(error <= EXACT for error in moved_of_each(part.map(Y), wanted)):
                 raise CannotReach("one of them has no preimage")
         X = Y.to(dtype)
         values = evaluate_stack(chain, X, compute)
-        if not all(missed <= NOTED for missed in moved(values, target)):
+        if not all(missed <= NOTED for missed in moved_of_each(values, target)):
             raise CannotReach("rounding the originals of one of them puts its value visibly away")
         fits = [
             Fitted({"original": view.back(x, shape)}, view.back(value, shape), change, check)
-            for x, value, change, check in zip(X, values, moved(values, W), measured(chain, values, compute))
+            for x, value, change, check in zip(X, values, moved_of_each(values, W), checks_of_each(chain, values, compute))
         ]
-    if any(f.check is not None and not f.check.ok or max_change is not None and not f.moved <= max_change for f in fits):
+    if any(not holds(f.check) or max_change is not None and not f.moved <= max_change for f in fits):
         raise CheckFailed("one of them is off, or would move too far")
     return fits

@@ -69,7 +69,10 @@ def test_lu_reads_its_determinant_off_the_original(seed):
     assert torch.equal(after.sign, torch.linalg.slogdet(W).sign)
 
 
-def test_lu_refuses_a_singular_matrix():
-    """With its smallest pivot."""
+def test_lu_holds_no_singular_matrix():
+    """With its smallest pivot where it is not to be moved, and where there is no direction to move it in."""
     with pytest.raises(InputRefused, match="smallest pivot is 0"):
-        fit(torch.ones(3, 3), parse_chain("lu"), IDENTITY)
+        fit(torch.ones(3, 3), parse_chain("lu"), IDENTITY, init="strict")
+    with pytest.raises(InputRefused, match="smallest pivot is 0"):
+        fit(torch.zeros(3, 3), parse_chain("lu"), IDENTITY)
+    assert 0 < fit(torch.ones(3, 3), parse_chain("lu"), IDENTITY).moved < 1e-6

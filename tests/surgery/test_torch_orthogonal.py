@@ -32,7 +32,7 @@ def trained(*arguments, **start):
 @pytest.mark.parametrize("map", MAPS)
 @pytest.mark.parametrize("triv", [True, False])
 def test_bake_is_torchs_live_value_to_the_bit(dtype, map, triv, tmp_path, paramcli):
-    """From a torch file that of the module that was saved, from safetensors that of a fresh one that loads it: torch holds its base column by column."""
+    """From a torch file the value of the module that was saved, from safetensors that of a fresh one that loads it."""
     hosts = {f"l{i}": trained(shape, dtype, map, triv) for i, shape in enumerate(SHAPES)}
     state = {f"{name}.{key}": tensor for name, host in hosts.items() for key, tensor in host.state_dict().items()}
     torch.save(state, tmp_path / "a.pt")

@@ -1,0 +1,47 @@
+"""Edges of images whose matrices have positive eigenvalues or singular values: the points that keep away from zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .base import Edge
+
+
+def eigenvalue_edge(A: Tensor, count: int | None = None, floor: float = 0.0, hint: str | None = None) -> Edge:
+    """Of symmetric (Hermitian) matrices whose `count` largest eigenvalues, all by default, are above `floor`.
+
+    The nearest with at least floor + 4 share * largest has those below raised to that, in their own directions: what is
+    stored is rounded by up to half of the first share tried, and other kernels round another way.
+    """
+    l, Q = torch.linalg.eigh((A + A.mH) / 2)
+    first = l.size(-1) - (l.size(-1) if count is None else count)
+    l, Q = l[..., first:], Q[..., first:]
+
+    def moved(more: Tensor) -> Tensor:
+        made = A + (Q * more.unsqueeze(-2)) @ Q.mH
+        return (made + made.mH) / 2
+
+    return _edge(A, l, l[..., -1:], floor, moved, f"its smallest eigenvalue is {l[..., 0].min().item():.3g}", hint)
+
+
+def singular_value_edge(W: Tensor, count: int, floor: float = 0.0, hint: str | None = None) -> Edge:
+    """Of matrices whose `count` largest singular values are above `floor`."""
+    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+    U, S, Vh = U[..., :count], S[..., :count], Vh[..., :count, :]
+
+    def moved(more: Tensor) -> Tensor:
+        return W + (U * more.unsqueeze(-2)) @ Vh
+
+    return _edge(W, S, S[..., :1], floor, moved, f"its singular value number {count} is {S[..., -1].min().item():.3g}", hint)
+
+
+def _edge(W: Tensor, values: Tensor, largest: Tensor, floor: float, moved: Callable[[Tensor], Tensor], what: str, hint: str | None) -> Edge:
+    def inside(noise: Tensor) -> Tensor:
+        share = noise.unsqueeze(-1)
+        more = torch.where(share > 0, (floor + 4 * share * largest - values).clamp(min=0), torch.zeros_like(values))
+        return torch.where((more > 0).any(-1)[..., None, None], moved(more), W)
+
+    return Edge(what, inside, hint)
