@@ -17,6 +17,7 @@ from .. import __version__, ranks
 from ..errors import ParamcliError, device_full
 from ..text import printable, printable_path
 from .group import Group
+from .outlet import Outlet
 from .usage import hoisted, usage_error
 
 app = typer.Typer(
@@ -87,8 +88,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit with its code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     # A stream that was closed (`>&-`) is None here, and its number would go to the next file that is opened.
-    sys.stdout = sys.stdout or open(os.devnull, "w")
-    sys.stderr = sys.stderr or open(os.devnull, "w")
+    sys.stdout = Outlet(sys.stdout or open(os.devnull, "w"), answers=True)
+    sys.stderr = Outlet(sys.stderr or open(os.devnull, "w"), answers=False)
     if not sys.warnoptions and "--debug" not in arguments:
         # What libraries warn of (torch: that numpy is not installed) is nothing a user of the command can act on.
         warnings.simplefilter("ignore")
@@ -127,10 +128,6 @@ def run(arguments: list[str]) -> int:
         return _interrupted(130)
     except Interrupted as stop:
         return _interrupted(128 + stop.signal)
-    except BrokenPipeError:
-        # The reader of stdout left; nothing more can be said there, and flushing at exit must not complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
     except MemoryError:
         return fail(_no_memory())
     except Exception as error:
