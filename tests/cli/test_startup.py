@@ -59,7 +59,7 @@ def test_the_list_of_commands_imports_none_of_them():
     """--help is there at once: no rich, no catalogue, no file format, and no command's module."""
     modules = imported("--help")
     assert not modules & (HEAVY | CHAINS | {"rich", "paramcli.console", "paramcli.tables", "paramcli.report"})
-    assert {name for name in modules if name.startswith("paramcli.cli.")} <= {f"paramcli.cli.{name}" for name in ("app", "group", "help", "usage")}
+    assert {name for name in modules if name.startswith("paramcli.cli.")} <= {f"paramcli.cli.{name}" for name in ("app", "group", "help", "outlet", "usage")}
     assert {name for name in modules if name.startswith("paramcli.checkpoint.")} == {"paramcli.checkpoint.interrupts"}
 
 
