@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from .errors import UsageError
 from .registry import CONSTRAINTS, PARAMETRIZATIONS, Entry, look_up, target_class, typed_arguments, within
 from .spec import Value, parse_items, value_text
+
+
+# As long as any number of `rounded_up` is.
+WIDEST = "9.99e-99"
+
+
+def rounded_up(value: float) -> float:
+    """The next number of three digits: 0.0152345 -> 0.0153."""
+    near = float(f"{value:.2e}")
+    return near if near >= value else float(f"{value + 10.0 ** (math.floor(math.log10(value)) - 2):.2e}")
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,21 @@ class Chain:
         """The set the values lie in, as a constraint spec; None when that is every tensor."""
         image = self.links[-1].image
         return None if image == "any" else image
+
+    @property
+    def claims(self) -> bool:
+        """Is there something that verify measures of its values, or of the tensors it stores?"""
+        return self.constraint is not None or any(link.entry.verifies for link in self.links)
+
+    @property
+    def widest_constraint(self) -> str | None:
+        """The longest text that a bake may make of the constraint, where its data decide an argument of it."""
+        keeps = self.links[-1].entry.keeps
+        return f"{self.constraint}:{keeps}={WIDEST}" if keeps else self.constraint
+
+    def kept_constraint(self, within: float) -> str:
+        """The constraint with the argument that data decide: three digits of it, rounded up."""
+        return f"{self.constraint}:{self.links[-1].entry.keeps}={value_text(rounded_up(within))}"
 
     def with_tensors(self, name: str, **tensors: object) -> Chain:
         """The chain whose link `name` is made with these tensors; UsageError where it has no such link."""

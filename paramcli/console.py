@@ -225,4 +225,4 @@ def _judged(table: Table) -> bool:
     """Does every row with a tolerance have its verdict, and a good one?"""
     columns = {column.header: list(map(str, column.cells)) for column in table.columns}
     last = list(columns.values())[-1]
-    return all(verdict == "holds" or tolerance in ("-", "") for tolerance, verdict in zip(columns.get("tolerance", ()), last))
+    return all(verdict.partition(":")[0] == "holds" or tolerance in ("-", "") for tolerance, verdict in zip(columns.get("tolerance", ()), last))

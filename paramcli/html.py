@@ -18,6 +18,7 @@ from .drawing.residuals import Row, plot, worst
 from .drawing.svg import STYLE as PLOT_STYLE
 from .drawing.svg import grid, text
 from .evidence import Evidence
+from .tables import NO_CLAIM
 from .text import count_text, number_text, shape_text
 
 STYLE = (
@@ -202,12 +203,12 @@ def drawable(shape: Sequence[int], drawn: int) -> bool:
 
 def verify_page(path: str, verdicts: Sequence, found: Sequence, skipped: Sequence[str], evidence: Evidence, facts: Sequence[tuple[str, str]]) -> bytes:
     from .dtypes import dtype_name
+    from .verdict import summary
 
-    failed = sum(not v.ok for v in verdicts)
-    total = count_text(len(verdicts), "tensor")
-    says = f"{failed} of {total}: the constraint does not hold" if failed else f"{total}: every constraint holds"
     rows, checks = [], []
     for v in verdicts:
+        if not v.checks:
+            rows.append([v.group.tensor, v.chain or v.group.form, "-", shape_text(v.group.shape), dtype_name(v.group.dtype), number(None), number(None), NO_CLAIM])
         for c in v.checks:
             constraint = c.constraint + (f" ({v.view})" if v.view else "")
             rows.append([
@@ -218,7 +219,7 @@ def verify_page(path: str, verdicts: Sequence, found: Sequence, skipped: Sequenc
     headings = ("tensor", "chain", "constraint", "shape", "dtype", "residual", "tolerance", "verdict")
     legend = "Dashed: the original. Solid: the value." if any(m.of != "value" for s in found for m in s.matrices) else ""
     return page(
-        "verify", path, says, not failed, evidence, facts,
+        "verify", path, summary(verdicts), all(v.ok is not False for v in verdicts), evidence, facts,
         section("Checks", table(headings, rows, ("residual", "tolerance"))),
         residuals(checks),
         spectra_section(found, skipped, legend=legend),

@@ -190,6 +190,8 @@ def verify(
 ) -> list[Verdict]:  # fmt: skip
     """Measure the constraints of a model's parametrized tensors, or of a checkpoint's; each Verdict has `tensor`, `ok`, `checks`.
 
+    `ok` is None, and `checks` empty, for a tensor that makes no claim.
+
     `names` limits it to some tensors; `constraint` holds them to that set instead of their own. Raises InputRefused
     where there is nothing to verify.
     """

@@ -42,7 +42,7 @@ def check(spec: str, W: Tensor, view: View = IDENTITY, tolerance: float | None =
     found = judged(parts)
     worst = max(range(len(found)), key=lambda index: _share(*found[index]))
     made = Check(spec, *found[worst])
-    if made.ok:
+    if made.ok and not wanted.tells:
         return made
     detail = wanted.detail(seen)
     if detail is None and len(found) > 1:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 
-from .catalogue import adapters, core, definite, elementwise, geotorch, manifolds, norms, orthogonal, quantized, sparse, structured
+from .catalogue import adapters, core, definite, elementwise, geotorch, manifolds, measures, norms, orthogonal, quantized, sparse, structured
 from .catalogue.entry import ConstraintEntry, Entry
 from .errors import UsageError
 from .spec import Item, Value, is_name, parse_items, value_text
@@ -19,6 +19,7 @@ from .text import closest, printable
 _FAMILIES = (core, orthogonal, manifolds, norms, elementwise, definite, structured, sparse, quantized, adapters, geotorch)
 CONSTRAINTS: dict[str, ConstraintEntry] = {entry.name: entry for family in _FAMILIES for entry in family.CONSTRAINTS}
 PARAMETRIZATIONS: dict[str, Entry] = {entry.name: entry for family in _FAMILIES for entry in family.PARAMETRIZATIONS}
+MEASURES = measures.MEASURES
 # Entries that are not built in -> who brought them.
 ORIGINS: dict[str, str] = {}
 

@@ -86,7 +86,7 @@ def verify_document(checkpoint: object, verdicts: Sequence, unread: Sequence = (
     """`unread`: groups that claim something which their keys do not tell; `evidence`: of --sha256."""
     return {
         "checkpoint": str(checkpoint),
-        "ok": all(v.ok for v in verdicts) and not unread,
+        "ok": all(v.ok is not False for v in verdicts) and not unread,
         **({"unverified": [{"tensor": group.tensor, "reason": group.problem} for group in unread]} if unread else {}),
         "tensors": [
             {
@@ -191,7 +191,7 @@ def spectrum_document(checkpoint: object, found: Sequence) -> dict:
     }
 
 
-def registry_document(entries: Sequence, constraints: Iterable = ()) -> dict:
+def registry_document(entries: Sequence, constraints: Iterable = (), measures: Iterable = ()) -> dict:
     from .registry import domains_and_images
 
     listed = [
@@ -227,4 +227,5 @@ def registry_document(entries: Sequence, constraints: Iterable = ()) -> dict:
             for entry in entries
         ],
         **({"constraints": listed} if listed else {}),
+        **({"measures": [asdict(entry) for entry in measures]} if measures else {}),
     }

@@ -11,6 +11,8 @@ from .checkpoint.record import KEY as RECORD
 from .console import Styled, Table
 from .text import count_text, listing, number_text, printable, printable_path, shape_text, size_text
 
+# Of a tensor that no constraint and no chain says anything about.
+NO_CLAIM = "no claim"
 # Up to so many tensors each get a picture of their own.
 FEW_TENSORS = 3
 
@@ -78,15 +80,17 @@ def convert_table(outcomes: Sequence, dtype: str | None, fold: bool = False) -> 
 
 
 def verify_table(verdicts: Sequence, fold: bool = False) -> Table:
-    """Each check of each tensor; `fold`: those alike for which all hold are one, with the largest residual of each check."""
+    """Each check of each tensor, and those without a claim; `fold`: those alike for which all hold are one, with the largest residual of each check."""
     table = Table("tensor", "constraint", ("residual", "right"), ("tolerance", "right"), "verdict")
 
     def look(v) -> tuple:
         off = not all(c.ok for c in v.checks)
-        return v.view, v.group.shape, v.group.dtype, tuple((c.constraint, c.detail) for c in v.checks), v.tensor if off else None
+        return v.view, v.group.shape, v.group.dtype, tuple(c.constraint for c in v.checks), v.tensor if off else None
 
     for name, group in _rows(table, verdicts, look, fold):
         view = group[0].view
+        if not group[0].checks:
+            table.add_row(_times(name, group), "-", "-", "-", NO_CLAIM)
         for i, same in enumerate(zip(*(v.checks for v in group))):
             c = max(same, key=lambda c: _excess(c.residual, c.tolerance))
             constraint = c.constraint + (f" ({view})" if view and i == 0 else "")
@@ -256,6 +260,25 @@ def constraint_card(entry) -> str:
     rows = [("residual", entry.residual), ("within", ", ".join(entry.within)), ("values of", ", ".join(makers) or "no parametrization here")]
     rows += [(f":{a.name}=", "; ".join(x for x in (" | ".join(a.choices) or a.type, a.help) if x)) for a in entry.arguments]
     return _card(f"{entry.name}: {entry.summary}", [*rows, ("verify", f"paramcli verify CKPT -t NAME --constraint {entry.name}")])
+
+
+def measure_table(entries: Iterable) -> Table:
+    table = Table("measured", "of", "summary", "residual")
+    for entry in entries:
+        table.add_row(Styled((entry.name, "bold")), ", ".join(_measured_of(entry)), entry.summary, entry.residual)
+    return table
+
+
+def measure_card(entry) -> str:
+    """What verify measures of a parametrization's own tensors, and what that proves, as text for 80 columns."""
+    rows = [("residual", entry.residual), ("tolerance", entry.tolerance), ("measured of", ", ".join(_measured_of(entry)))]
+    return _card(f"{entry.name}: {entry.summary}", [*rows, ("proves", entry.proves), ("proves not", entry.not_proved)])
+
+
+def _measured_of(entry) -> list[str]:
+    from .registry import PARAMETRIZATIONS
+
+    return [e.name for e in PARAMETRIZATIONS.values() if str(entry) in e.verifies.split("; ")]
 
 
 def registry_card(entry) -> str:

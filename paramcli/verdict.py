@@ -17,7 +17,8 @@ from .errors import InputRefused, error_context
 from .maths.base import Check, Parametrization, compute_dtype, wide
 from .registry import parse_constraint, target_class
 from .surgery.evaluate import complete, read_state, require_chain, settle, weight_of
-from .surgery.fit import widened
+from .surgery.fit import claim_check, widened
+from .text import count_text, listing
 from .view import View, parse_view
 
 
@@ -28,6 +29,7 @@ class Verdict:
     group: Group
     chain: str | None
     view: str | None
+    # Empty where the tensor makes no claim.
     checks: tuple[Check, ...]
 
     @property
@@ -35,8 +37,9 @@ class Verdict:
         return self.group.tensor
 
     @property
-    def ok(self) -> bool:
-        return all(check.ok for check in self.checks)
+    def ok(self) -> bool | None:
+        """Does all that it claims hold? None for a tensor without a claim, which proves nothing."""
+        return all(check.ok for check in self.checks) if self.checks else None
 
 
 def verifiable(group: Group) -> bool:
@@ -55,7 +58,7 @@ def verify_group(
     device: torch.device | str = "cpu",
     compute: str = "same",
 ) -> Verdict:
-    """Evaluate one tensor and measure it; a group without any claim needs `constraint`."""
+    """Evaluate one tensor and measure what it claims, or whether it lies in `constraint`."""
     with error_context(tensor=group.tensor, path=source.path), torch.no_grad():
         if constraint is not None:
             parse_constraint(constraint)
@@ -63,12 +66,16 @@ def verify_group(
         chain, seen_through = (None, parse_view(group.view)) if group.is_plain else settle(group, state)
         seen_through = parse_view(view) if view is not None else seen_through
         value = state["value"] if group.is_plain else weight_of(group, state, chain, seen_through, compute)
-        if not (value.is_floating_point() or value.is_complex()):
+        wanted = constraint or group.constraint
+        if wanted is not None and not (value.is_floating_point() or value.is_complex()):
             raise InputRefused(f"{str(value.dtype).removeprefix('torch.')} tensors have no constraint to verify")
         if chain is None:
-            return Verdict(group, group.chain, seen_through.text, (measure.check(constraint or group.constraint or "any", value, seen_through, tolerance),))
+            checks = unless_finite(value) if wanted is None else [measure.check(wanted, value, seen_through, tolerance)]
+            return Verdict(group, group.chain, seen_through.text, tuple(checks))
         whole = complete(group, state, chain)
-        checks = measure_parts(chain, seen_through, value, whole, constraint or group.constraint, tolerance, compute, own=constraint is None)
+        if "value" in state:  # the oldest spectral norm has no v: the one that is solved for has no length to be held to
+            whole["0._v"] = torch.nn.functional.normalize(whole["0._v"], dim=0)
+        checks = measure_parts(chain, seen_through, value, whole, wanted, tolerance, compute, own=constraint is None)
         return Verdict(group, str(chain), seen_through.text, tuple(checks))
 
 
@@ -79,11 +86,18 @@ def measure_parts(
     """The constraint (default: the chain's) on the value, and what each link promises about its own tensors (`state`, by role)."""
     wanted = constraint or chain.constraint
     checks = []
-    if wanted is not None:
+    if wanted is not None and own and tolerance is None:
+        checks.append(claim_check(chain, view, value, state, compute, wanted))
+    elif wanted is not None:
         checks.append(measure.check(wanted, value, view, tolerance, compute_dtype(value.dtype, compute)))
     if own:
         checks += _own_checks(chain, view, value, state)
-    return checks or [measure.check("any", value, view)]
+    return checks or unless_finite(value)
+
+
+def unless_finite(value: Tensor) -> list[Check]:
+    """Nothing is claimed of this value; that it is not finite is a finding all the same."""
+    return [] if measure.all_finite(value) else [measure.check("any", value)]
 
 
 def _own_checks(chain: Chain, view: View, value: Tensor, state: Mapping[str, Tensor]) -> list[Check]:
@@ -96,6 +110,7 @@ def _own_checks(chain: Chain, view: View, value: Tensor, state: Mapping[str, Ten
     checks = []
     parts = hosting.parts(host)
     for index, part in enumerate(parts):
+        part.stored_dtype = value.dtype
         seen = part.into_view(originals)
         made = view.into(value.to(double)) if index == len(parts) - 1 else part.map(*seen)
         checks += part.checks(seen, made)
@@ -103,8 +118,29 @@ def _own_checks(chain: Chain, view: View, value: Tensor, state: Mapping[str, Ten
     return checks
 
 
+def require_claims(groups: Sequence[Group], found: Sequence[Verdict] | None = None) -> None:
+    """Raise InputRefused where none of the tensors makes a claim: by what headers tell, or by the verdicts found."""
+    claims = any(verifiable(group) or group.problem for group in groups) if found is None else any(verdict.checks for verdict in found)
+    if not claims:
+        raise InputRefused(
+            f"nothing to verify: {listing([group.tensor for group in groups], 4)} {'makes' if len(groups) == 1 else 'make'} no claim",
+            hint="name a set that they must lie in: --constraint orthogonal",
+        )
+
+
+def summary(verdicts: Sequence[Verdict], where: str = "") -> str:
+    """One line: what is proved of how many tensors, and which of them make no claim. `where`: " in FILE"."""
+    claims, rest = [v for v in verdicts if v.checks], [v.tensor for v in verdicts if not v.checks]
+    failed = sum(not v.ok for v in claims)
+    if failed:
+        says = f"{count_text(failed, 'tensor')} of {len(claims)}{where}: the constraint does not hold"
+    else:
+        says = f"{count_text(len(claims), 'tensor')}{where}: every constraint holds"
+    return says + (f"; {len(rest)} without a claim: {listing(rest, 4)}" if rest else "")
+
+
 def select_claims(groups: Sequence[Group], path: object) -> list[Group]:
-    """Everything that makes a claim; InputRefused where nothing does."""
+    """Everything that may make a claim; InputRefused where nothing does."""
     claims = [group for group in groups if verifiable(group)]
     if not claims:
         unknown = next((group for group in groups if group.problem), None)

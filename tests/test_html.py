@@ -98,7 +98,7 @@ def test_a_failed_check_is_written_too(fc_checkpoint, tmp_path, paramcli):
     save_file({"w": torch.full((3, 3), float("nan")), "v": torch.eye(3) * 2}, tmp_path / "n.safetensors")
     paramcli("verify", tmp_path / "n.safetensors", "-t", "*", "--constraint", "orthogonal", "--report", tmp_path / "r.html", code=1)
     text = (tmp_path / "r.html").read_text()
-    assert "2 of 2 tensors: the constraint does not hold" in text and 'data-value="1e+308"' in text
+    assert "2 tensors of 2: the constraint does not hold" in text and 'data-value="1e+308"' in text
 
 
 def browse(page, tmp_path, *flags):

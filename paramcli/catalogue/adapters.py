@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ..spec import Argument
 from .entry import Entry
+from .measures import CHANGE_OF_RANK, GRAM_KEPT, NORMS
 
-CHANGE_OF_RANK = "change_of_rank:R: singular value R + 1 of W - original / the largest of either"
 RANK = Argument("rank", "int", "rank of the change", required=True, minimum=1, maximum=1 << 20)
 ALPHA = Argument("alpha", "float", "the change is scaled by alpha / rank", 1.0, minimum=0)
 
@@ -23,7 +23,7 @@ PARAMETRIZATIONS = (
         "adapters:LoRA",
         (RANK, ALPHA),
         cost="one thin product",
-        verifies=CHANGE_OF_RANK,
+        verifies=str(CHANGE_OF_RANK),
         examples=("lora:rank=1", "lora:rank=2:alpha=6"),
         spelt=("alpha",),
         stores=None,
@@ -39,7 +39,7 @@ PARAMETRIZATIONS = (
         "adapters:MinLoRA",
         (RANK, ALPHA, Argument("embedding", "bool", "the weight is (fan in, fan out), as of an embedding", False)),
         cost="one thin product",
-        verifies=CHANGE_OF_RANK,
+        verifies=str(CHANGE_OF_RANK),
         examples=("minlora:rank=1", "minlora:rank=2:alpha=6:embedding=true"),
         spelt=("alpha",),
         stores=None,
@@ -55,7 +55,7 @@ PARAMETRIZATIONS = (
         "adapters:DoRA",
         (RANK, ALPHA),
         cost="one thin product and one pass",
-        verifies="norms: the slices' lengths against the stored magnitude",
+        verifies=str(NORMS),
         examples=("dora:rank=1",),
         spelt=("alpha",),
         stores=None,
@@ -71,7 +71,7 @@ PARAMETRIZATIONS = (
         "adapters:OFT",
         (Argument("blocks", "int", "how many rotations the outputs are split over", 1, minimum=1, maximum=1 << 20),),
         cost="a solve for each block and one product",
-        verifies="gram_kept: W^T W against that of the original",
+        verifies=str(GRAM_KEPT),
         examples=("oft", "oft:blocks=2"),
         stores=None,
     ),

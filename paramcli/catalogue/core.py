@@ -6,11 +6,10 @@ import math
 from collections.abc import Mapping
 
 from ..spec import Argument, Value, value_text
-from .entry import OUTSIDE_THE_MASK, ConstraintEntry, Entry, Shape, Stored, based, itself, masked
+from .entry import ConstraintEntry, Entry, Shape, Stored, based, itself, masked
+from .measures import MASK, NORM, UNIT_U_V
 
 AMOUNT = Argument("amount", "amount", "share of the entries to drop (0.3), or their number (300)", required=True, minimum=0)
-# What verify measures of the u and v of every spectral norm.
-UNIT_U_V = "unit_u_v: how far the stored u and v are from length 1"
 DIM = Argument("dim", "int", "the dimension in front when the tensor is flattened to a matrix (outputs)", 0, minimum=-64, maximum=63)
 TUTORIAL = "PyTorch's Parametrizations Tutorial"
 
@@ -72,9 +71,12 @@ CONSTRAINTS = (
         "unit_spectral_norm",
         "largest singular value 1",
         "norm:UnitSpectralNorm",
-        arguments=(DIM,),
-        residual="|sigma_max - 1|",
-        examples=("unit_spectral_norm", "unit_spectral_norm:dim=1"),
+        arguments=(
+            DIM,
+            Argument("within", "float", "how far from 1 it may be: what u and v had left of it when the weight was baked", 0.0, minimum=0, maximum=1),
+        ),
+        residual="max(|sigma_max - 1| - within, 0)",
+        examples=("unit_spectral_norm", "unit_spectral_norm:dim=1", "unit_spectral_norm:within=0.03"),
         complex=True,
     ),
     ConstraintEntry(
@@ -201,7 +203,7 @@ PARAMETRIZATIONS = (
         originals=2,
         spelt=("dim",),
         old_form="weight_norm_old",
-        verifies="norm: largest | ||W_i|| - |g_i| | / max |g|",
+        verifies=str(NORM),
         examples=("weight_norm", "weight_norm:dim=1", "weight_norm:dim=-1", "weight_norm:dim=none"),
         stores=_weight_norm_stores,
     ),
@@ -219,8 +221,9 @@ PARAMETRIZATIONS = (
             Argument("n_power_iterations", "int", "steps of the power method in training", 1, minimum=1, maximum=1000),
         ),
         cost="a matrix-vector product; the inverse one SVD",
-        verifies=UNIT_U_V,
+        verifies=str(UNIT_U_V),
         examples=("spectral_norm", "spectral_norm:dim=1"),
+        keeps="within",
         old_form="spectral_norm_v1",
         complex=True,
         stores=_spectral_norm_stores,
@@ -238,7 +241,7 @@ PARAMETRIZATIONS = (
         old_form="prune_old",
         complex=True,
         stores=masked,
-        verifies=OUTSIDE_THE_MASK,
+        verifies=str(MASK),
     ),
     Entry(
         "prune_random",
@@ -251,7 +254,7 @@ PARAMETRIZATIONS = (
         "mask:PruneRandom",
         (AMOUNT,),
         cost="one pass",
-        verifies=OUTSIDE_THE_MASK,
+        verifies=str(MASK),
         examples=("prune_random:amount=0.3",),
         old_form="prune_old",
         complex=True,
@@ -271,7 +274,7 @@ PARAMETRIZATIONS = (
             Argument("scope", "choice", "of each tensor, or of all that `add` names together", "tensor", choices=("tensor", "global")),
         ),
         cost="one sort",
-        verifies=OUTSIDE_THE_MASK,
+        verifies=str(MASK),
         examples=("prune_l1:amount=0.4", "prune_l1:amount=3"),
         old_form="prune_old",
         complex=True,

@@ -18,10 +18,6 @@ def itself(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
     return {"original": (None, shape)}
 
 
-# What verify measures of every mask.
-OUTSIDE_THE_MASK = "mask: share of entries outside the mask that are not zero"
-
-
 def masked(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
     """The weight as it was, and which of its entries count."""
     return {"original": (None, shape), "mask": ("BOOL", shape)}
@@ -31,6 +27,23 @@ def based(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
     """An original, and a square matrix that it moves."""
     side = max(shape[-2:])
     return {"original": (None, shape), "base": (None, (*shape[:-2], side, side))}
+
+
+@dataclass(frozen=True)
+class MeasureEntry:
+    """What is measured of a parametrization's own tensors, by the name that verify shows; no set, and no claim once it is baked."""
+
+    name: str
+    summary: str
+    residual: str
+    tolerance: str
+    proves: str
+    # What someone might take it to prove.
+    not_proved: str
+
+    def __str__(self) -> str:
+        """As an entry's `verifies` has it."""
+        return f"{self.name}: {self.residual}"
 
 
 @dataclass(frozen=True)
@@ -94,6 +107,8 @@ class Entry:
     complex: bool | Callable[[str, Mapping[str, Value]], bool] = False
     # The chain to take where this one's square bases would be far larger than the weight; {rank} is its own argument.
     compact: str | None = None
+    # The argument of its image that says how far beyond rounding a value may be: data decide it at a bake, and the record keeps it.
+    keeps: str = ""
     # Another name for this entry: same class, same maps. The laws and literals of that entry are its own.
     same_as: str | None = None
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ..spec import Argument, value_text
 from .entry import ConstraintEntry, Entry, based
+from .measures import ALPHA
 
 TRIV = Argument("triv", "choice", "from skew-symmetric to rotations", "expm", choices=("expm", "cayley"))
 RANK = Argument("rank", "int", "number of singular values that may differ from 0", required=True, minimum=1, maximum=1_000_000)
@@ -286,7 +287,7 @@ PARAMETRIZATIONS = (
         (_alpha(0.001), TRIV),
         cost="two f and a few products; the inverse some 15 inversions",
         originals=3,
-        verifies="alpha: how far the stored alpha falls short of the chain's",
+        verifies=str(ALPHA),
         examples=("alpha_stable:alpha=0.1",),
         stores=None,
     ),

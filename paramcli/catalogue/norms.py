@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ..spec import Argument, value_text
-from .core import DIM, UNIT_U_V
+from .core import DIM
 from .entry import ConstraintEntry, Entry, image_of
+from .measures import SIGMA, UNIT_U_V
 
 # repr of a larger float has a + in its exponent, which no spec has.
 LARGEST = 1e6
@@ -239,7 +240,7 @@ PARAMETRIZATIONS = (
         ),
         cost="a matrix-vector product; the inverse one SVD",
         originals=2,
-        verifies=f"{UNIT_U_V}; sigma: | sigma(W) - |gamma| | / |gamma|",
+        verifies=f"{UNIT_U_V}; {SIGMA}",
         examples=("sigma_reparam", "sigma_reparam:dim=1"),
         stores=None,
     ),
@@ -258,6 +259,6 @@ PARAMETRIZATIONS = (
         ),
         cost="a matrix-vector product; the inverse one SVD",
         stores=None,
-        verifies=UNIT_U_V,
+        verifies=str(UNIT_U_V),
     ),
 )

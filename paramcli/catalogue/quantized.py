@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..spec import Argument
 from .entry import ConstraintEntry, Entry
+from .measures import GRID
 
 SLICES = Argument("dim", "dim", "each slice along it has its own scale; none: the whole tensor", None, minimum=-64, maximum=63)
 FORMAT = Argument("format", "choice", "4 bits of exponent and 3 of mantissa, or 5 and 2", "e4m3", choices=("e4m3", "e5m2"))
@@ -64,7 +65,7 @@ PARAMETRIZATIONS = (
             SLICES,
         ),
         cost="one pass",
-        verifies="grid: largest distance of W / scale from a whole number",
+        verifies=str(GRID),
         examples=("fake_quant", "fake_quant:bits=4:dim=0"),
         stores=None,
     ),

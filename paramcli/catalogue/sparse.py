@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..spec import Argument, value_text
-from .entry import OUTSIDE_THE_MASK, ConstraintEntry, Entry, masked
+from .entry import ConstraintEntry, Entry, masked
+from .measures import MASK
 
 SLICES = Argument("amount", "amount", "share of the slices to drop (0.3), or their number (30)", required=True, minimum=0)
 DIM = Argument("dim", "int", "the dimension whose slices are dropped; 0: outputs", 0, minimum=-64, maximum=63)
@@ -57,7 +58,7 @@ PARAMETRIZATIONS = (
             DIM,
         ),
         cost="one pass",
-        verifies=OUTSIDE_THE_MASK,
+        verifies=str(MASK),
         examples=("prune_structured:amount=0.5", "prune_structured:amount=1:n=1:dim=1"),
         old_form="prune_old",
         complex=True,
@@ -74,7 +75,7 @@ PARAMETRIZATIONS = (
         "sparse:PruneNM",
         NM,
         cost="one sort of each group",
-        verifies=OUTSIDE_THE_MASK,
+        verifies=str(MASK),
         examples=("nm", "nm:n=1:m=2:dim=0"),
         old_form="prune_old",
         complex=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..spec import Argument, value_text
 from .entry import ConstraintEntry, Entry
+from .measures import ORTHONORMAL_U_V
 
 _LINEAR = "linear algebra"
 _KEPT = "W itself: what lies outside keeps its values until baked"
@@ -259,6 +260,6 @@ PARAMETRIZATIONS = (
         reshapes=True,
         complex=True,
         stores=None,
-        verifies="orthonormal_u_v: the stored U^T U and V^T V against I",
+        verifies=str(ORTHONORMAL_U_V),
     ),
 )

@@ -361,7 +361,7 @@ def _stored_roles(text: str, shape: tuple[int, ...]) -> frozenset[str]:
 
 
 def with_chain(groups: Sequence[Group], chain: str | None, view: str | None, named: bool) -> list[Group]:
-    """The groups read as the user says, in place of what keys and record say.
+    """The groups read as the user says, in place of what keys and record say; an edit that keeps them parametrized records it.
 
     Where the user `named` no tensors, the chain is the answer for those that ask for one, if any does.
     """
@@ -382,6 +382,7 @@ def with_chain(groups: Sequence[Group], chain: str | None, view: str | None, nam
         except InputRefused:
             constraint = parsed.constraint  # no such view of it: told where its own turn comes
         known = dict(chain=chain, view=view, constraint=constraint, shape=shape)
-        return replace(group, **known, problem=None, hint=None, alternatives=())
+        record = Entry("parametrized", chain, view, constraint, None if shape in originals else shape)
+        return replace(group, **known, record=record, problem=None, hint=None, alternatives=())
 
     return [said(group) if group.tensor in meant else group for group in groups]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..dtypes import DTYPES, bits_of
@@ -212,19 +212,16 @@ def _check_slot(slot: Slot) -> None:
         raise refuse(f"is {slot.dtype} {shape_text(slot.shape)}, which does not fill whole bytes")
 
 
-def build_header(slots: Iterable[Slot], metadata: Mapping[str, str], end: int | None = None) -> bytes:
+def build_header(slots: Iterable[Slot], metadata: Mapping[str, str], end: int | None = None, longest: Mapping[str, str] | None = None) -> bytes:
     """Length and JSON of the header, padded to 8 bytes; with one metadata key the bytes of `safetensors.torch.save`.
 
     The library writes several keys in random order; here they are sorted. With `end`, a multiple of 8, the header is
-    padded on until its length modulo PAGE is that.
+    padded on until its length modulo PAGE is that. With `longest`, metadata that may follow, it is as long as theirs.
     """
     slots = list(slots)
-    document: dict[str, object] = {METADATA_KEY: dict(sorted(metadata.items()))} if metadata else {}
-    by_name = {slot.name: slot for slot in slots}
-    for name, place in layout(slots).items():
-        slot = by_name[name]
-        document[name] = {"dtype": slot.dtype, "shape": list(slot.shape), "data_offsets": list(place)}
-    text = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text = _header_text(slots, metadata)
+    if longest is not None:
+        text += b" " * (len(_header_text(slots, longest)) - len(text))
     text += b" " * (-len(text) % 8)
     padding = (end - 8 - len(text)) % PAGE if end is not None else 0
     if len(text) + padding <= MAX_HEADER_BYTES:
@@ -235,3 +232,12 @@ def build_header(slots: Iterable[Slot], metadata: Mapping[str, str], end: int | 
             hint="split it: --max-shard-size",
         )
     return len(text).to_bytes(8, "little") + text
+
+
+def _header_text(slots: Sequence[Slot], metadata: Mapping[str, str]) -> bytes:
+    document: dict[str, object] = {METADATA_KEY: dict(sorted(metadata.items()))} if metadata else {}
+    by_name = {slot.name: slot for slot in slots}
+    for name, place in layout(slots).items():
+        slot = by_name[name]
+        document[name] = {"dtype": slot.dtype, "shape": list(slot.shape), "data_offsets": list(place)}
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8")

@@ -47,7 +47,7 @@ from .interrupts import signals_held
 from .input_file import InputFile, OpenFiles
 from .source import Source
 from .stream import Stream
-from .write_safetensors import Check, check_unchanged, copy_run
+from .write_safetensors import Check, MetadataOf, check_unchanged, copy_run
 
 
 class PartSink(Protocol):
@@ -202,6 +202,9 @@ class FolderSink:
     def abandon(self) -> None:
         for sink in self._sinks.values():
             sink.abandon()
+
+    def amend(self, metadata: MetadataOf) -> None:
+        """Parts that have no metadata have nothing to amend."""
 
     def commit(self, *sources: Source, check: Check | None = None) -> None:
         used = (*self._sources.values(), *sources)

@@ -13,6 +13,7 @@ import os
 import struct
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -34,7 +35,11 @@ MetadataOf = Callable[[Iterable[str]], Mapping[str, str]]
 
 
 class SafetensorsSink:
-    """One .safetensors file being written. `origins` is where tensors that will be copied lie in their files."""
+    """One .safetensors file being written. `origins` is where tensors that will be copied lie in their files.
+
+    The header goes first, before any tensor is read. `longest`: the longest metadata that reading them can lead to, for
+    which it has room; `amend` then writes it again.
+    """
 
     def __init__(
         self,
@@ -47,9 +52,12 @@ class SafetensorsSink:
         pool: OpenFiles | None = None,
         disk: Disk | None = None,
         origins: Mapping[str, int] = MappingProxyType({}),
+        longest: Mapping[str, str] | None = None,
     ):
         self._places = layout(slots)
-        self._head: bytes | None = build_header(slots, metadata, congruent_end(self._places, origins))
+        head_of = partial(build_header, slots, end=congruent_end(self._places, origins), longest=longest)
+        self._head: bytes | None = head_of(metadata)
+        self._head_of = head_of if longest is not None else None
         self._data = len(self._head)  # where the tensors begin
         # Bytes that have come of each tensor; one that is complete is no longer here.
         self._missing = dict.fromkeys(self._places, 0)
@@ -100,6 +108,12 @@ class SafetensorsSink:
 
     def abandon(self) -> None:
         self.file.abandon()
+
+    def amend(self, metadata: MetadataOf) -> None:
+        if self._head_of is not None:
+            head = self._head_of(metadata(self._places))
+            assert len(head) == self._data, f"the header has room for {self._data} bytes, and needs {len(head)}"
+            self.file.write_at(0, head)
 
     def _take(self, name: str, length: int) -> int:
         """The file offset of a tensor that is written now: once, and with exactly its bytes."""

@@ -25,7 +25,7 @@ class ShardedSink(FolderSink):
     """A folder of shards being written; the same interface as SafetensorsSink.
 
     `shards` is file name -> slots. `metadata` gives that of a shard with these keys; `index_metadata` goes into the index
-    beside total_size, which is always exact. The rest is FolderSink's.
+    beside total_size, which is always exact. `longest` is SafetensorsSink's, of each shard. The rest is FolderSink's.
     """
 
     part_suffix = ".safetensors"
@@ -42,20 +42,28 @@ class ShardedSink(FolderSink):
         index_name: str = INDEX_NAME,
         owner: Mapping[str, int] | None = None,
         origins: Mapping[str, int] = MappingProxyType({}),
+        longest: MetadataOf | None = None,
     ):
         super().__init__(folder, shards, siblings, overwrite=overwrite, owner=owner)
         self.index_name = index_name
         self.metadata = metadata
         self.origins = origins
+        self.longest = longest
         total = sum(slot.nbytes for slots in self.parts.values() for slot in slots)
         self.index_metadata = {**(index_metadata or {}), "total_size": total}
 
     def part_sink(self, path: Path, part: str, pool: OpenFiles, disk: Disk) -> SafetensorsSink:
         slots = self.parts[part]
         metadata = self.metadata(slot.name for slot in slots)
+        longest = self.longest(slot.name for slot in slots) if self.longest is not None else metadata
         return SafetensorsSink(
-            path, slots, metadata, overwrite=self.overwrite, follow_links=False, pool=pool, disk=disk, origins=self.origins
-        )
+            path, slots, metadata, overwrite=self.overwrite, follow_links=False, pool=pool, disk=disk, origins=self.origins,
+            longest=longest if longest != metadata else None,
+        )  # fmt: skip
+
+    def amend(self, metadata: MetadataOf) -> None:
+        for sink in self._sinks.values():
+            sink.amend(metadata)
 
     def index_bytes(self, names: Mapping[str, str]) -> bytes:
         weight_map = {name: names[shard] for name, shard in self.home.items()}

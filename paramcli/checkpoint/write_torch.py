@@ -24,7 +24,7 @@ from .roots import as_dict
 from .source import Source, Storage
 from .stream import Stream
 from .write_pickle import PickleWriter, unit
-from .write_safetensors import Check, check_unchanged, copy_storage
+from .write_safetensors import Check, MetadataOf, check_unchanged, copy_storage
 from .write_zip import Member, directory, lay_out, members_of
 
 
@@ -224,6 +224,9 @@ class TorchSink:
 
     def abandon(self) -> None:
         self.file.abandon()
+
+    def amend(self, metadata: MetadataOf) -> None:
+        """A torch file has no metadata."""
 
     def commit(self, *sources: Source, check: Check | None = None) -> None:
         with Stream(self.file) as stream:

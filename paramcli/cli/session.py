@@ -220,9 +220,10 @@ class Output:
 
         source = self.opened.source
         metadata = partial(metadata_of, source, plan)
+        longest = partial(metadata_of, source, plan.with_record(plan.longest)) if plan.longest else None
         sink = open_sink(
             self.path, source, plan, metadata, overwrite=self.overwrite or self.in_place, in_place=self.in_place,
-            max_shard_size=self.max_shard_size, owner=owner,
+            max_shard_size=self.max_shard_size, owner=owner, longest=longest,
         )  # fmt: skip
         checked = None
         if self.check or self.in_place:
@@ -299,6 +300,7 @@ def finish_edit(
     left: list[str] | None = None, edits: Sequence[Edit] = (), checked: bool = False, replaces: bool = False,
 ) -> None:  # fmt: skip
     """The table or document on stdout, and on stderr what was written, what was not, and what to type next."""
+    from ..chain import parse_chain
     from ..checkpoint.read_sharded import files_left
     from ..surgery.forecast import forecast
     from ..surgery.output import has_record, is_dcp_folder, is_file, is_torch, lost, untied
@@ -334,10 +336,11 @@ def finish_edit(
             screen.note(f"dry run: {printable_path(output)} exists already, and only --force replaces it")
         return
     screen.note(f"wrote {printable_path(output)}: {count_text(len(outcomes), 'tensor')} changed, {plan.untouched} untouched" + (", all read back and equal" if checked else ""))
-    claims = any(entry.constraint or entry.state == "parametrized" for entry in plan.record.values())
+    entries = plan.with_record(plan.longest).record.values()
+    claims = any(entry.constraint or entry.state == "parametrized" and parse_chain(entry.chain).claims for entry in entries)
     if claims and not has_record(output, source):
         what = "DCP folder" if is_dcp_folder(output, source) else "torch file"
-        views = {entry.view for entry in plan.record.values()}
+        views = {entry.view for entry in entries}
         view = "" if views == {None} else f" --view {views.pop()}" if len(views) == 1 else " and --view"
         screen.note(f"a {what} has no place for the record: verify it with --chain (baked: --constraint){view}, or write safetensors")
     elif claims:

@@ -14,7 +14,7 @@ from ..console import Screen
 from ..tables import verify_table
 from ..registry import parse_constraint
 from ..report import document, verify_document
-from ..text import count_text, listing, printable, printable_path
+from ..text import listing, printable, printable_path
 from ..view import parse_view
 from . import complete
 from . import options as o
@@ -64,7 +64,7 @@ def verify(
     with open_groups(ckpt, root, ignore_record, screen) as opened, gathering(proves, context.obj, opened.source) as gathered:
         import_torch()
         from ..surgery.shares import shared_verdicts
-        from ..verdict import Verdict, select_claims, verifiable, verify_group
+        from ..verdict import Verdict, require_claims, select_claims, summary, verify_group
 
         chosen = with_chain(opened.choose(tensor), chain, seen, named=bool(tensor))
         unread = [] if tensor else [group for group in chosen if group.problem]
@@ -72,8 +72,8 @@ def verify(
             chosen = select_claims(chosen, ckpt)
             for group in unread:
                 screen.warn(f"{printable(group.tensor)} is not verified: {group.problem}")
-        elif constraint is None and not any(verifiable(group) or group.problem for group in chosen):
-            select_claims(chosen, ckpt)
+        elif constraint is None:
+            require_claims(chosen)
         where = check_device(device)
         with screen.meter("verify", len(chosen), sum(group.nbytes for group in chosen)) as meter:
 
@@ -84,6 +84,7 @@ def verify(
 
             verdicts = shared_verdicts(chosen, measured)
         opened.source.check_unchanged()
+        require_claims(chosen, verdicts)
         drawn = spectra_for_report(opened.source, [(v.group, v.view) for v in verdicts], where) if report is not None and proves else None
         evidence = gathered.evidence(where) if gathered else None
         if drawn is not None:
@@ -93,17 +94,17 @@ def verify(
         if as_json:
             screen.answer(document(verify_document(ckpt, verdicts, unread, evidence if sha256 else None)))
         else:
-            screen.show(verify_table(verdicts, fold=screen.folds(sum(len(verdict.checks) for verdict in verdicts))))
+            screen.show(verify_table(verdicts, fold=screen.folds(sum(max(len(verdict.checks), 1) for verdict in verdicts))))
             for file in evidence.files if evidence and sha256 else ():
                 screen.note(f"{file.sha256}  {file.path}")
         if report is not None:
             screen.note(f"wrote {printable_path(report)}")
-        failed = sum(not verdict.ok for verdict in verdicts)
-        if failed:
-            screen.note(f"{count_text(failed, 'tensor')} of {len(verdicts)} in {printable_path(ckpt)}: the constraint does not hold")
-            raise typer.Exit(1)
-        if unread:
-            screen.note(f"{count_text(len(verdicts), 'tensor')} in {printable_path(ckpt)}: the constraint holds; {len(unread)} not verified: {listing([g.tensor for g in unread], 4)}")
+        says = summary(verdicts, f" in {printable_path(ckpt)}")
+        failed = any(verdict.ok is False for verdict in verdicts)
+        if unread and not failed:
+            screen.note(f"{says.replace('every constraint holds', 'the constraint holds')}; {len(unread)} not verified: {listing([g.tensor for g in unread], 4)}")
             screen.note("say what they are with --chain, or name with -t what is to be verified")
             raise typer.Exit(3)
-        screen.note(f"{count_text(len(verdicts), 'tensor')} in {printable_path(ckpt)}: every constraint holds")
+        screen.note(says)
+        if failed:
+            raise typer.Exit(1)

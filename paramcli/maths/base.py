@@ -230,6 +230,8 @@ class Constraint:
     whole = False
     # `project` too acts on each row alone, and leaves members as they are, where `by_rows` holds.
     projects_by_rows = False
+    # `detail` is worth a word of members too.
+    tells = False
 
     def residual(self, W: Tensor) -> Tensor:
         """A number >= 0 for each matrix of the batch, 0 on the set; W is double precision."""
@@ -354,6 +356,8 @@ class Parametrization(nn.Module):
     stored_shape: tuple[int, ...] = ()
     # The dtype that the value given to `inverse` was rounded to, where it was.
     stored: torch.dtype | None = None
+    # The stored dtype of the weight, for `checks` and `slack`: they see everything in double precision.
+    stored_dtype: torch.dtype = torch.float32
     # The row of the whole tensor that a block's first row is, so that messages name rows as its owner counts them.
     first_row: int | None = None
 
@@ -402,6 +406,12 @@ class Parametrization(nn.Module):
         `originals` and `value` are what the view shows, in double precision.
         """
         return []
+
+    def slack(self, image: Constraint, value: Tensor) -> float:
+        """How much farther from its image than rounding explains this module's own tensors leave the value; an image has an
+        argument `within` for it, which the record keeps of a baked value. `value` as `checks` has it.
+        """
+        return 0.0
 
     def outline(self, value: Tensor) -> Tensor | tuple[Tensor, ...]:
         """`inverse` for a tensor that has a shape and no data: originals and buffers of the right shapes and dtypes."""

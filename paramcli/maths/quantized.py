@@ -136,7 +136,7 @@ class FakeQuant(Parametrization):
         steps = slices(value, self.dim) / self.scale.to(value.dtype).unsqueeze(1)
         # A value q s is rounded once where it is stored: |q| eps of a step at most.
         distance = ((steps - steps.round()).abs() / (1 + steps.abs())).amax()
-        return [Check("grid", distance.item(), 4 * eps(torch.bfloat16))]
+        return [Check("grid", distance.item(), 4 * eps(self.stored_dtype))]
 
 
 class Ternary(Constraint):

@@ -8,10 +8,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 from torch.nn.utils.parametrizations import _SpectralNorm
 
-from .base import CannotReach, Check, Constraint, Parametrization, Singular, eps, matrix, square
+from .base import CannotReach, Check, Constraint, Parametrization, Singular, compute_dtype, eps, matrix, square
 from .eigenvalues import certain_excess, eigenvalue_tolerance, measuring
 from .elementwise import inverse_softplus
-from .norm import POWER_METHOD, SpectralNorm, as_matrix, largest_singular_value
+from .norm import SpectralNorm, UnitSpectralNorm, as_matrix, largest_singular_value
 
 
 # In eps of the stored dtype and of the one a map computed in.
@@ -299,9 +299,11 @@ class SigmaReparam(SpectralNorm):
         return gamma, W
 
     def checks(self, originals: tuple[Tensor, ...], value: Tensor) -> list[Check]:
-        gamma = originals[0].abs()
-        sigma = largest_singular_value(as_matrix(value, self.dim))
-        return [*super().checks(originals, value), Check("sigma", ((sigma - gamma).abs() / gamma.clamp(min=1e-300)).item(), POWER_METHOD)]
+        """The spectral norm is |gamma|: W / gamma is a spectral norm's value, with its rounding and what its u and v leave."""
+        gamma, image, stored = originals[0], UnitSpectralNorm(self.dim), self.stored_dtype
+        unit = value / gamma.abs().clamp(min=torch.finfo(stored).tiny)
+        tolerance = image.tolerance(value.shape, stored, compute_dtype(stored)) + self.slack(image, unit)
+        return [*super().checks(originals, value), Check("sigma", image.residual(unit).item(), tolerance, image.detail(value))]
 
 
 def stored_sigma(part: SpectralNorm, W: Tensor) -> Tensor:

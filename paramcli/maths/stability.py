@@ -186,4 +186,4 @@ class AlphaStable(Parametrization):
     def checks(self, originals: tuple[Tensor, ...], value: Tensor) -> list[Check]:
         """The decay rate that is stored is the one the chain states, or faster."""
         lacking = max(0.0, self.asked - self.alpha.item()) / max(self.asked, 1e-300)
-        return [Check("alpha", lacking, 1e-2, f"stored alpha {self.alpha.item():.4g}" if lacking else None)]
+        return [Check("alpha", lacking, eps(self.stored_dtype), f"stored alpha {self.alpha.item():.4g}" if lacking else None)]

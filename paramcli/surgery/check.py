@@ -60,6 +60,10 @@ class CheckedSink:
     def abandon(self) -> None:
         self.sink.abandon()
 
+    def amend(self, metadata: MetadataOf) -> None:
+        self.metadata = metadata
+        self.sink.amend(metadata)
+
     def commit(self, *sources: Source) -> None:
         self.sink.commit(*sources, check=self._compare)
 

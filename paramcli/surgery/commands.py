@@ -155,7 +155,7 @@ class Add(Edit):
         if not group.is_plain or self.spelling == "old" or roles is None or view.name and set(roles) != {"original"}:
             return None
         slots = tuple(Slot(parametrized_key(group.tensor, role), code or group.dtype, shape) for role, (code, shape) in roles.items())
-        return slots, Entry("parametrized", str(chain), view.text, chain.constraint)
+        return Promise(slots, Entry("parametrized", str(chain), view.text, chain.constraint))
 
 
 @dataclass(frozen=True, kw_only=True)

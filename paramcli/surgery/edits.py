@@ -28,8 +28,8 @@ from ..text import number_text, printable, shape_text
 from ..view import View, parse_view
 from .evaluate import NOT_FINITE, chain_of, complete, explain_infinite, identities, read_state, require_chain, require_proportion, settle, weight_of
 from .allocate import with_count
-from .fit import NOTED, Fitted, Reached, evaluate, fit, invert, keeper, reach, require_member, rounded, widened
-from .plan import Rows, Stack, Step, assigned, baked, require_editable
+from .fit import NOTED, Fitted, Reached, claim_check, evaluate, fit, invert, keeper, kept_constraint, reach, require_member, rounded, widened
+from .plan import Rows, Stack, Step, assigned, baked, keeps_within, longest_of, require_editable
 from .rows import bake_rows, fit_rows
 from .stack import bake_stack, fit_stack, stackable
 
@@ -109,6 +109,11 @@ class Register:
         )  # fmt: skip
         return Step(group, "register", slots, str(chain), self.view.text, run, record=record_of(chain, self.view, group), stack=stack, rows=rows)
 
+    def _appended(self, old: Chain, group: Group, view: View) -> tuple[Chain, Chain]:
+        """(the whole chain, what is new in it)"""
+        whole, more = extend(old, self.chain)
+        return whole.at(view.shape(group.shape)), more
+
     def _plan_append(self, group: Group) -> Step:
         require_chain(group)
         if group.form != PARAMETRIZED:
@@ -116,11 +121,13 @@ class Register:
                 f"{printable(group.tensor)} is spelt the old way ({group.form})",
                 hint="paramcli migrate --to new first, or remove --bake",
             )
-        old, view = parse_chain(group.chain), parse_view(group.view)
+        view = parse_view(group.view)
         if self.view.text not in (None, view.text):
             raise UsageError(f"{printable(group.tensor)} already has the view {view}; a chain has one view")
-        whole, more = extend(old, self.chain)
-        whole = whole.at(view.shape(group.shape))
+        # Chains between which the data decide store the same.
+        olds = [parse_chain(text) for text in ([group.chain] if group.chain else group.alternatives)]
+        wholes = [self._appended(old, group, view) for old in olds]
+        (whole, more), old = wholes[0], olds[0]
         if self.mask_for is not None:
             more.with_tensors("mask")
         slots = chain_slots(group, whole, view)
@@ -128,7 +135,10 @@ class Register:
             old_names(group.tensor, whole, slots, view)
 
         def run(source: Source, device: object, compute: str):
-            state = complete(group, read_state(source, group, device), old)
+            state = read_state(source, group, device)
+            old, _ = settle(group, state)
+            whole, more = self._appended(old, group, view)
+            state = complete(group, state, old)
             before = weight_of(group, state, old, view, compute)
             measure.require_finite(before)
             held = measure.check(whole.constraint, before, view) if self.init != "raw" and whole.constraint is not None else None
@@ -145,16 +155,19 @@ class Register:
             change = measure.moved(value, before)
             if self.max_change is not None and not change <= self.max_change:
                 raise CheckFailed(f"the chain would move it by {number_text(change)}, more than --max-change {self.max_change:g}")
-            told = numbers(change, measure.image_check(whole, value, view, compute))
+            told = numbers(change, claim_check(whole, view, value, state, compute))
             if held is not None and held.ok and change > NOTED:
                 # As in torch: what is appended gets the value of the chain before it, and no right inverse is asked.
                 what, hint = f"it is {held.constraint} already, and {more} after {old} moves it by {number_text(change)}", "remove --bake first: add then keeps it"
                 if self.init == "strict":
                     raise CheckFailed(what, hint=hint)
                 told["note"] = f"{what}; {hint}"
-            return keyed(group.tensor, state), told
+            return keyed(group.tensor, state), {**told, "chain": str(whole), "record": record_of(whole, view, group)}
 
-        return Step(group, "append", slots, str(whole), view.text, run, record=record_of(whole, view, group), note=no_longer_promised(old, more, whole))
+        note, records = no_longer_promised(old, more, whole), [record_of(whole, view, group) for whole, _ in wholes]
+        if len(records) == 1:
+            return Step(group, "append", slots, str(whole), view.text, run, record=records[0], note=note)
+        return Step(group, "append", slots, None, view.text, run, longest=longest_of(records), note=note)
 
 
 @dataclass(frozen=True)
@@ -178,20 +191,23 @@ class Bake:
             value = weight_of(group, state, settled, view, compute)
             if not measure.all_finite(value):
                 explain_infinite(group, [(0, state)])
-            return {group.tensor: value}, {**numbers(0.0, measure.image_check(settled, value, view, compute)), "chain": str(settled)}
+            check = claim_check(settled, view, value, complete(group, state, settled), compute, group.constraint)
+            kept = kept_constraint(settled, view, value, check, compute) if keeps_within(group, settled) else group.constraint or settled.constraint
+            record = Entry("baked", str(settled), view.text, kept)
+            return {group.tensor: value}, {**numbers(0.0, check), "chain": str(settled), "record": record}
 
-        slots, record = baked(group)
+        slots, record, longest = baked(group)
         stack, rows = (self._stack(group, chain), self._rows(group, chain)) if chain else (None, None)
-        return Step(group, "bake", slots, group.chain, group.view, run, record=record, stack=stack, rows=rows)
+        return Step(group, "bake", slots, group.chain, group.view, run, record=record, longest=longest, stack=stack, rows=rows)
 
     def _rows(self, group: Group, chain: Chain) -> Rows | None:
-        if group.alternatives:
+        if group.alternatives or group.constraint not in (None, chain.constraint):
             return None
         view = parse_view(group.view)
         return bake_rows(group, chain, view, lambda check: {**numbers(0.0, check), "chain": str(chain)})
 
     def _stack(self, group: Group, chain: Chain) -> Stack | None:
-        if group.alternatives or set(group.keys) != {"original"}:
+        if group.alternatives or set(group.keys) != {"original"} or group.constraint not in (None, chain.constraint):
             return None
         view = parse_view(group.view)
         if not stackable(chain, view, group.shape, torch_dtype(group.dtype)):
@@ -227,7 +243,7 @@ class Assign:
                 raise InputRefused(f"{printable(group.tensor)} is spelt the oldest way ({group.form})", hint="paramcli migrate --to new first")
             check_roles(group, chain, view)
         self.value_for.check(group)
-        slots, record = assigned(group)
+        slots, record, _ = assigned(group)
 
         def run(source: Source, device: object, compute: str):
             state = read_state(source, group, device)
@@ -238,8 +254,11 @@ class Assign:
                 value = rounded(wanted, before.dtype)
                 return {group.tensor: value}, numbers(measure.moved(value, before), None)
             reached, note = self._reached(group, state, chain, view, wanted, compute)
-            told = {**numbers(measure.moved(reached.value, before), reached.check), "note": note}
             new = {role: reached.state.get(role, state[role]) for role in state}
+            check = reached.check
+            if group.constraint not in (None, chain.constraint):
+                check = claim_check(chain, view, reached.value, complete(group, new, chain), compute, group.constraint)
+            told = {**numbers(measure.moved(reached.value, before), check), "note": note}
             return {group.keys[role]: tensor for role, tensor in new.items()}, told
 
         return Step(group, "assign", slots, group.chain, group.view, run, record=record)

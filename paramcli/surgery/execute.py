@@ -14,6 +14,7 @@ from ..allocator import Holes, share_one_heap
 from ..chain import parse_chain
 from ..checkpoint import record as records
 from ..checkpoint.interrupts import signals_held
+from ..checkpoint.record import Entry
 from ..checkpoint.header import Slot
 from ..checkpoint.source import Source, tensor_bytes
 from ..checkpoint.writer import Sink
@@ -33,7 +34,7 @@ def metadata_of(source: Source, plan: Plan, keys: Iterable[str]) -> dict[str, st
     """
     metadata = {key: value for key, value in source.metadata.items() if key != records.KEY}
     metadata.setdefault("format", "pt")
-    names = {plan.recorded[key] for key in keys if key in plan.recorded}
+    names = {plan.recorded[key] for key in keys if plan.recorded.get(key) in plan.record}
     if names:
         metadata[records.KEY] = records.record_text({name: plan.record[name] for name in names}, __version__)
     return metadata
@@ -75,7 +76,8 @@ class Writing:
     def serves(self, plan: Plan) -> bool:
         """Is what was begun for one plan right for this one too?"""
         mine = self.plan
-        return sorted(mine.slots, key=_name) == sorted(plan.slots, key=_name) and mine.copies == plan.copies and mine.record == plan.record
+        promised = mine.copies == plan.copies and mine.record == plan.record and mine.longest == plan.longest
+        return promised and sorted(mine.slots, key=_name) == sorted(plan.slots, key=_name)
 
     def finish(self) -> None:
         """Wait until everything that was begun is done, and raise what went wrong in it."""
@@ -106,6 +108,13 @@ def execute(plan: Plan, writing: Writing, device: str = "cpu", compute: str = "s
     `verify`: nothing is committed unless every residual that was measured is within its tolerance; CheckFailed says which.
     """
     outcomes: dict[int, Outcome] = {}
+    settled: dict[str, Entry] = {}
+
+    def take(number: int, step: Step, told: dict[str, object]) -> None:
+        if record := told.pop("record", None):
+            settled[step.group.tensor] = record
+        outcomes[number] = step.outcome(**told)
+
     source, sink, copying = writing.source, writing.sink, writing.copying
     batches = batched([(number, step) for number, step in enumerate(plan.steps) if step.run is not None])
     ahead = written = None
@@ -116,7 +125,7 @@ def execute(plan: Plan, writing: Writing, device: str = "cpu", compute: str = "s
                 written.result()
             with error_context(tensor=step.group.tensor, path=source.path):
                 told, written = _by_rows(step, writing, device, compute, progress)
-                outcomes[batch[0][0]] = step.outcome(**told)
+                take(batch[0][0], step, told)
             continue
         held = ahead.result() if ahead else _read(source, batch)
         ahead = None
@@ -124,7 +133,7 @@ def execute(plan: Plan, writing: Writing, device: str = "cpu", compute: str = "s
             ahead = writing.begin(_read, source, batches[index + 1])
         for (number, step), (tensors, told) in zip(batch, _computed([step for _, step in batch], held, device, compute)):
             with error_context(tensor=step.group.tensor, path=source.path):
-                outcomes[number] = step.outcome(**told)
+                take(number, step, told)
                 ready = [(slot.name, tensor_bytes(_promised(tensors[slot.name], slot))) for slot in step.writes]
             if written:
                 written.result()
@@ -145,6 +154,8 @@ def execute(plan: Plan, writing: Writing, device: str = "cpu", compute: str = "s
     writing.finish()
     if verify:
         require_all_hold([outcomes[number] for number in range(len(plan.steps))])
+    if settled:
+        sink.amend(functools.partial(metadata_of, source, plan.with_record(settled)))
     source.check_unchanged()
     sink.commit()
     return [outcomes[number] for number in range(len(plan.steps))]

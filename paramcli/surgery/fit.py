@@ -19,7 +19,7 @@ from .. import measure
 from ..chain import Chain, Link
 from ..errors import CheckFailed
 from ..maths.base import MEMBER, CannotReach, Check, Edge, Parametrization, compute_dtype, eps, wide
-from ..registry import CONSTRAINTS, PARAMETRIZATIONS, parse_constraint, target_class
+from ..registry import CONSTRAINTS, PARAMETRIZATIONS, constraint, parse_constraint, target_class
 from ..spec import value_text
 from ..text import number_text
 from ..view import View
@@ -140,7 +140,7 @@ def fit(
         if init == "raw":
             state = widened(register_raw(W, chain, view, seed, compute), W.dtype)
             value = evaluate(chain, view, W.shape, state, W.dtype, compute)
-            reached = Reached(state, value, measure.image_check(chain, value, view, compute))
+            reached = Reached(state, value, claim_check(chain, view, value, state, compute))
         else:
             seen = view.into(W).to(wide(W.dtype, W.device))
             reached = _inverted(W, seen, chain, view, init, seed, compute)
@@ -148,6 +148,48 @@ def fit(
     require_change(change, max_change)
     note = None if init == "raw" else reached.note(chain, seen, change)
     return Fitted(reached.state, reached.value, change, reached.check, note)
+
+
+def claim_check(
+    chain: Chain, view: View, value: Tensor, state: Mapping[str, Tensor], compute: str = "same", spec: str | None = None
+) -> Check | None:
+    """`measure.image_check`, or what the record holds the value to (`spec`), with what the chain's own tensors explain.
+
+    `state`: the stored tensors by role. None where nothing is claimed of the value and it is finite.
+    """
+    spec = spec or chain.constraint
+    if spec is None or not value.numel():
+        return measure.image_check(chain, value, view, compute)
+    slack = _slack(chain, view, value, state) if spec == chain.constraint else 0.0
+    tolerance = rounding(spec, view, value, compute) + slack if slack else None
+    return measure.check(spec, value, view, tolerance, compute_dtype(value.dtype, compute))
+
+
+def rounding(spec: str, view: View, value: Tensor, compute: str = "same") -> float:
+    """The constraint's own tolerance for this value."""
+    return constraint(spec).tolerance(view.into(value).shape, value.dtype, compute_dtype(value.dtype, compute))
+
+
+def _slack(chain: Chain, view: View, value: Tensor, state: Mapping[str, Tensor]) -> float:
+    """`Parametrization.slack` of the chain's last link: how far from its image the tensors it stores leave the value."""
+    if target_class(chain.links[-1].entry).slack is Parametrization.slack or not measure.all_finite(value):
+        return 0.0
+    host = hosting.load(chain, view, value.shape, state)
+    part = hosting.parts(host)[-1]
+    part.stored_dtype = value.dtype
+    slack = part.slack(constraint(chain.constraint), view.into(value.to(wide(value.dtype, value.device))))
+    hosting.release(host)
+    return slack
+
+
+def kept_constraint(chain: Chain, view: View, value: Tensor, check: Check | None, compute: str) -> str | None:
+    """What the record holds a baked value to: the chain's constraint, and how far beyond rounding the value was from it.
+
+    A value that is off by more than its chain's tensors explain is held to the constraint itself, and `verify` says so.
+    """
+    if check is None or not check.ok or check.residual <= rounding(check.constraint, view, value, compute):
+        return chain.constraint
+    return chain.kept_constraint(check.residual)
 
 
 def require_change(change: float, max_change: float | None) -> None:
@@ -271,7 +313,7 @@ def reach(
         if has_edge:
             _require_range(state)
         value = evaluate(chain, view, shape, state, stored, compute)
-        check = measure.image_check(chain, value, view, compute)
+        check = claim_check(chain, view, value, state, compute)
         return Reached(state, value, check) if projects else Reached(state, value, check, nearest, measure.moved(view.into(value), nearest))
 
     if not has_edge:

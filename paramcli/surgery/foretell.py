@@ -30,10 +30,9 @@ def foretell(command: str, edits: Sequence[Edit], source: Source, groups: Mappin
                 promise = edit.foretell(group)
                 if promise is None or group.tensor in steps:
                     return None
-                slots, record = promise
-                if sum(slot.nbytes for slot in slots) > MOST * group.nbytes:
+                if sum(slot.nbytes for slot in promise.slots) > MOST * group.nbytes:
                     return None  # planning may refuse it, and no space is asked for until it has not
-                steps[group.tensor] = Step(group, edit.command, slots, record=record)
+                steps[group.tensor] = Step(group, edit.command, promise.slots, record=promise.record, longest=promise.longest)
         return assemble(command, source, groups, list(steps.values()))
     except ParamcliError:
         return None  # the plan will say it, with all the others of its kind

@@ -121,11 +121,11 @@ DEFAULT_SHARD_SIZE = 5 * 10**9
 
 def open_sink(
     output: Path, source: Source, plan: Plan, metadata: MetadataOf, *, overwrite: bool, in_place: bool, max_shard_size: int | None = None,
-    owner: Mapping[str, int] | None = None,
+    owner: Mapping[str, int] | None = None, longest: MetadataOf | None = None,
 ):  # fmt: skip
     """The sink for a plan: a torch file, a DCP folder or one safetensors file by the output's name, else a folder of shards.
 
-    `metadata`: of a safetensors file with the keys it is given. `owner`: the rank that writes each shard, in a run of several.
+    `metadata`: of a safetensors file with the keys it is given; `longest`: as long as the data can make it. `owner`: the rank that writes each shard, in a run of several.
     """
     if not in_place:
         same_place(output, source, plan.command != "convert" and source.container not in NOT_IN_PLACE)
@@ -140,7 +140,10 @@ def open_sink(
     runs = {name: source.tensors[key].run for name, key in copies if source.tensors[key].storage.crc is None}
     origins = {name: run[1] for name, run in runs.items() if run is not None}
     if shards is None:
-        return SafetensorsSink(output, plan.slots, metadata(slot.name for slot in plan.slots), overwrite=overwrite, origins=origins)
+        names = [slot.name for slot in plan.slots]
+        return SafetensorsSink(
+            output, plan.slots, metadata(names), overwrite=overwrite, origins=origins, longest=longest(names) if longest else None
+        )
     folder = source.folder if in_place else output
     siblings = sibling_files(source.path) if source.shards else []
     if is_dcp_folder(output, source):
@@ -148,7 +151,7 @@ def open_sink(
     name = index_name(source.path)
     return ShardedSink(
         folder, shards, metadata, index_metadata(source, plan), siblings, overwrite=overwrite, index_name=name, owner=owner,
-        origins=origins,
+        origins=origins, longest=longest,
     )  # fmt: skip
 
 
@@ -176,7 +179,7 @@ def lost(output: Path, source: Source, plan: Plan) -> list[str]:
     keeps_rest = to_torch and source.tree is not None
     names = [extra.name for extra in source.extras if not (keeps_rest and extra.carried)]
     if not has_record(output, source):
-        names += [f"metadata {name}" for name in sorted({*source.metadata, *([records.KEY] if plan.record or source.shard_records else [])} - {"format"})]
+        names += [f"metadata {name}" for name in sorted({*source.metadata, *([records.KEY] if plan.record or plan.longest or source.shard_records else [])} - {"format"})]
     kept = {} if is_file(output) or is_dcp_folder(output, source) else index_metadata(source, plan)
     return names + [f"index metadata {name}" for name in source.index_metadata if name not in kept]
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from ..chain import parse_chain
+from ..chain import Chain, parse_chain
 from ..checkpoint.forms import Group
 from ..checkpoint.record import Entry
 from ..checkpoint.source import Source
@@ -96,8 +96,11 @@ class Step:
     view: str | None = None
     run: Callable[[Source, object, str], tuple[Mapping[str, object], dict[str, object]]] | None = None
     renames: Mapping[str, str] = field(default_factory=dict)
-    # What the record says of the tensor afterwards; None takes it out.
+    # What the record says of the tensor afterwards; None takes it out. Where the data decide it (`longest` is given), `run` tells
+    # it as "record", and this is what headers know of it.
     record: Entry | None = None
+    # The longest word on the tensor that the data can lead to: the output keeps room for it.
+    longest: Entry | None = None
     # The edits it carries out, in order.
     edits: tuple[object, ...] = ()
     # What the headers alone tell that a person should know.
@@ -137,6 +140,12 @@ class Plan:
     record: Mapping[str, Entry]
     # Key in the output -> the tensor of the record that it is a part of.
     recorded: Mapping[str, str]
+    # The entries of the record that data decide, as long as they can become.
+    longest: Mapping[str, Entry] = field(default_factory=dict)
+
+    def with_record(self, entries: Mapping[str, Entry]) -> Plan:
+        """The plan with these entries of the record in place of what headers knew."""
+        return replace(self, record={**self.record, **entries})
 
     @property
     def untouched(self) -> int:
@@ -147,20 +156,43 @@ class Plan:
         return sum(slot.nbytes for slot in self.slots)
 
 
-# What a step will write, and what the record will say of its tensor.
-Promise = tuple[tuple[Slot, ...], Entry | None]
+class Promise(NamedTuple):
+    """What a step will write, and what the record will say of its tensor: as of `Step`."""
+
+    slots: tuple[Slot, ...]
+    record: Entry | None
+    longest: Entry | None = None
 
 
 def baked(group: Group) -> Promise:
-    """The value in place of its originals; the record keeps the constraint that it satisfies, where a chain says one."""
-    chain = parse_chain(group.chain).at(parse_view(group.view).shape(group.shape)) if group.chain else None
-    record = Entry("baked", str(chain), group.view, group.constraint or chain.constraint) if chain else None
-    return (Slot(group.tensor, group.dtype, group.shape),), record
+    """The value in place of its originals; the record keeps the constraint that it satisfies, where a chain says one.
+
+    The data have a word in it: which of several chains it is, and how far beyond rounding its own tensors left the value.
+    """
+    slots = (Slot(group.tensor, group.dtype, group.shape),)
+    seen = parse_view(group.view).shape(group.shape) if group.chain or group.alternatives else ()
+    chains = [parse_chain(text).at(seen) for text in ([group.chain] if group.chain else group.alternatives)]
+    entries = [Entry("baked", str(chain), group.view, group.constraint or chain.constraint) for chain in chains]
+    record = entries[0] if group.chain else None
+    if not group.alternatives and not any(keeps_within(group, chain) for chain in chains):
+        return Promise(slots, record)
+    widest = [replace(entry, constraint=chain.widest_constraint if keeps_within(group, chain) else entry.constraint) for entry, chain in zip(entries, chains)]
+    return Promise(slots, record, longest_of(widest))
+
+
+def longest_of(entries: Sequence[Entry]) -> Entry:
+    """The one that takes the most room in a record."""
+    return max(entries, key=lambda entry: len(entry.chain) + len(entry.constraint or "null"))
+
+
+def keeps_within(group: Group, chain: Chain) -> bool:
+    """Does the record of its value keep how far that may be from the chain's constraint? Not where it holds it to another one."""
+    return bool(chain.links[-1].entry.keeps) and group.constraint in (None, chain.constraint)
 
 
 def assigned(group: Group) -> Promise:
     """Other values under the same keys."""
-    return tuple(Slot(key, group.infos[role].dtype, group.infos[role].shape) for role, key in group.keys.items()), group.record
+    return Promise(tuple(Slot(key, group.infos[role].dtype, group.infos[role].shape) for role, key in group.keys.items()), group.record)
 
 
 def slot_of(source: Source, key: str, name: str | None = None) -> Slot:
@@ -174,16 +206,19 @@ def assemble(command: str, source: Source, groups: Mapping[str, Group], steps: S
     copies = tuple((key, key) for key in source.tensors if key not in consumed)
     slots = [slot_of(source, key) for _, key in copies] + [slot for step in steps for slot in step.writes]
     _refuse_collisions(slots)
-    record, parts = {}, {}
+    record, parts, longest = {}, {}, {}
     for name, group in groups.items():
         if group.record is not None:
             record[name], parts[name] = group.record, group.keys.values()
     for step in steps:
         record.pop(step.group.tensor, None)
+        parts[step.group.tensor] = [slot.name for slot in step.writes]
         if step.record is not None:
-            record[step.group.tensor], parts[step.group.tensor] = step.record, [slot.name for slot in step.writes]
-    recorded = {key: name for name in record for key in parts[name]}
-    return Plan(command, tuple(steps), copies, tuple(slots), record, recorded)
+            record[step.group.tensor] = step.record
+        if step.longest is not None:
+            longest[step.group.tensor] = step.longest
+    recorded = {key: name for name in {**record, **longest} for key in parts[name]}
+    return Plan(command, tuple(steps), copies, tuple(slots), record, recorded, longest)
 
 
 def with_growth(step: Step) -> Step:
@@ -191,7 +226,8 @@ def with_growth(step: Step) -> Step:
     before, after = nbytes_of(step.group.dtype, step.group.shape), sum(slot.nbytes for slot in step.writes)
     if after <= GROWTH * before or after <= WORTH_A_WORD:
         return step
-    compact = [link.with_arguments(link.entry.compact) for link in parse_chain(step.chain).links if link.entry.compact]
+    links = parse_chain(step.chain).links if step.chain else ()
+    compact = [link.with_arguments(link.entry.compact) for link in links if link.entry.compact]
     hint = f"--chain {compact[0]} needs no square base" if compact else "leave it out with -t, or view it as squarer matrices"
     what = f"{step.chain} stores {size_text(after)} for a tensor of {size_text(before)}, {after // before} times as much"
     if after > TOO_MUCH:

@@ -94,7 +94,10 @@ def _between(tensors: Mapping[str, object], source: object) -> Between:
 
 def compose(first: Step, second: Step) -> Step:
     """One step that does both; `moved` is then the way from the file's weight to the last one."""
-    joined = replace(second, group=first.group, stack=None, rows=None, action=f"{first.action}, {second.action}", edits=first.edits + second.edits)
+    # What the data say of the first half's record holds where the second leaves the record alone: a plain tensor that is set.
+    carried = first.longest is not None and second.longest is None and second.record == first.record
+    longest = first.longest if carried else second.longest
+    joined = replace(second, longest=longest, group=first.group, stack=None, rows=None, action=f"{first.action}, {second.action}", edits=first.edits + second.edits)
     if first.run is None and second.run is None:
         return replace(joined, renames={name: first.renames[key] for name, key in second.renames.items()})
 
@@ -110,6 +113,8 @@ def compose(first: Step, second: Step) -> Step:
         except InputRefused:
             change = None  # the keys alone do not tell what the weight was
         notes = [t["note"] for t in (told_first, told) if t.get("note")]
+        if carried:
+            told["record"] = told_first["record"]
         return tensors, {**told, "moved": change, **({"note": "; ".join(notes)} if notes else {})}
 
     return replace(joined, run=run, renames={})

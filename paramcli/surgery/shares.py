@@ -86,7 +86,7 @@ def agree(run: ranks.Alone, source: Source, plan: Plan) -> None:
     """Raise InputRefused unless every rank has the same checkpoint in front of it, and the same plan."""
     sizes = [file.size for file in source.files]
     steps = [(step.group.tensor, step.action, step.chain, step.view) for step in plan.steps]
-    facts = repr((sizes, steps, plan.copies, plan.slots, sorted(plan.record.items())))
+    facts = repr((sizes, steps, plan.copies, plan.slots, sorted(plan.record.items()), sorted(plan.longest.items())))
     prints = run.exchange("plan", sha256(facts.encode("utf-8", "surrogatepass")).hexdigest())
     odd = [rank for rank, print_ in enumerate(prints) if print_ != prints[0]]
     if odd:

@@ -14,7 +14,7 @@ def test_integer_buffers_and_parameters_of_a_map_round_trip(paramcli, tmp_path, 
     W = torch.randn(6, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
     save_file({"fc.weight": W, "fc.bias": torch.zeros(6)}, tmp_path / "a.safetensors")
     paramcli("add", tmp_path / "a.safetensors", "-t", "fc.weight", "--chain", chain, "-o", tmp_path / "p.safetensors")
-    paramcli("verify", tmp_path / "p.safetensors")
+    paramcli("verify", tmp_path / "p.safetensors", code=3 if chain == "lu" else 0)  # any matrix has an LU form: no claim
     paramcli("remove", tmp_path / "p.safetensors", "-o", tmp_path / "b.safetensors")
     back = load_file(tmp_path / "b.safetensors")["fc.weight"]
     assert back.dtype == dtype and torch.linalg.vector_norm((back - W).double()) <= 2 * torch.finfo(dtype).eps * torch.linalg.vector_norm(W.double())

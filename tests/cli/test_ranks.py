@@ -59,7 +59,10 @@ main()
 
 
 def make_folder(path: Path, count: int = 8) -> Path:
-    """A model in `count` shards: a weight norm over columns, a Cayley map large enough for threads to matter, a bias."""
+    """A model in `count` shards: a weight norm over columns, a Cayley map large enough for threads to matter, a bias.
+
+    And a spectral norm whose dim its data tell, so that its shard's record is complete only when it is baked.
+    """
     torch.manual_seed(0)
     path.mkdir()
     weight_map = {}
@@ -67,6 +70,9 @@ def make_folder(path: Path, count: int = 8) -> Path:
         v = torch.randn(20 + 7 * number, 300)
         part = {f"l{number}.weight_g": v.norm(dim=0, keepdim=True), f"l{number}.weight_v": v, f"l{number}.bias": torch.randn(7)}
         part[f"o{number}.parametrizations.weight.original"] = torch.randn(200, 200) / 20
+        W = torch.randn(12, 12)
+        U, _, Vh = torch.linalg.svd(W)
+        part |= {f"s{number}.weight_orig": W, f"s{number}.weight_u": U[:, 0].contiguous(), f"s{number}.weight_v": Vh[0].contiguous()}
         shard = f"model-{number:05d}-of-{count:05d}.safetensors"
         chains = {f"o{number}.weight": {"chain": "skew,cayley", "constraint": "special_orthogonal", "state": "parametrized", "view": None}
                   for number in range(1, count + 1)}
@@ -199,7 +205,7 @@ def test_one_file_is_written_by_the_first_rank(pair):
     """A single-file result is whole, and stderr says that it was not shared out."""
     place, told = pair
     assert [code for code, *_ in told["one file"]] == [0, 0]
-    assert len(load_file(place / "whole.safetensors")) == 32
+    assert len(load_file(place / "whole.safetensors")) == 56
     assert "written by one process" in told["one file"][0][2]
 
 

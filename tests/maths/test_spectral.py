@@ -9,6 +9,8 @@ from paramcli import measure
 from paramcli.chain import parse_chain
 from paramcli.errors import InputRefused
 from paramcli.host import bare, register, value
+from paramcli.maths.base import compute_dtype
+from paramcli.maths.norm import SpectralNorm, UnitSpectralNorm, WeightNorm
 from paramcli.maths.spectral import AlmostOrthogonal, CutSingularValues
 from paramcli.surgery.fit import evaluate, fit
 from paramcli.view import IDENTITY
@@ -140,3 +142,68 @@ def test_spectral_reparam_has_a_least_norm():
     """softplus + alpha never goes below alpha."""
     with pytest.raises(InputRefused, match="spectral norms above 0.05"):
         fit(0.01 * torch.eye(3), parse_chain("spectral_reparam"), IDENTITY)
+
+
+def value_and_norm(X: torch.Tensor, u: torch.Tensor) -> tuple[SpectralNorm, torch.Tensor, float]:
+    """The module with this u and the v of its next half step, the value in double precision, and its largest singular value."""
+    part = SpectralNorm(X)
+    part._u, part._v = u, torch.nn.functional.normalize(X.mT @ u, dim=0)
+    value = part.eval().map(X).double()
+    return part, value, torch.linalg.svdvals(value)[0].item()
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (40, 40), (64, 9), (9, 64)], ids=str)
+def test_no_norm_lies_above_what_u_promises(shape):
+    """Where u has a ninth of its square on the largest direction, or more, sigma_max - 1 is within the promise, if there is one."""
+    promised = 0
+    for seed in range(200):
+        g = torch.Generator().manual_seed(seed)
+        X = torch.randn(shape, generator=g, dtype=torch.float64)
+        U, S, _ = torch.linalg.svd(X, full_matrices=False)
+        rest = torch.nn.functional.normalize(U[:, 1:] @ (torch.randn(len(S) - 1, generator=g, dtype=torch.float64) * S[1:] ** (seed % 40)), dim=0)
+        share = 1 / 9 + 8 / 9 * torch.rand((), generator=g, dtype=torch.float64)
+        part, value, sigma = value_and_norm(X, share.sqrt() * U[:, 0] + (1 - share).sqrt() * rest)
+        slack = part.slack(UnitSpectralNorm(), value)
+        promised += slack > 0
+        assert slack == 0 or -1e-12 <= sigma - 1 <= slack <= 0.25
+    assert promised > 20
+
+
+@pytest.mark.parametrize("n", [8, 64, 256])
+def test_torchs_own_registration_is_promised(n):
+    """15 steps from a random u leave more than rounding and mostly no more than they promise; other u and v promise nothing."""
+    within = beyond = 0
+    count = 200 if n < 256 else 20
+    for seed in range(count):
+        torch.manual_seed(seed)
+        X = torch.randn(n, n)
+        part = SpectralNorm(X)
+        value = part.eval().map(X)
+        part.stored_dtype, image, off = torch.float32, UnitSpectralNorm(), torch.linalg.svdvals(value.double())[0].item() - 1
+        rounding = image.tolerance(value.shape, torch.float32, torch.float32)
+        beyond += off > rounding
+        within += off <= rounding + part.slack(image, value.double())
+        part._u = torch.nn.functional.normalize(torch.randn(n), dim=0)
+        assert part.slack(image, value.double()) == 0
+    assert within >= 0.9 * count and beyond > 0.3 * count
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+def test_own_tolerances_are_those_of_rounding(dtype):
+    """Lengths of u and v and of weight norm's slices: a few times what rounding leaves, and a thousandth is off in float32."""
+    torch.manual_seed(0)
+    for n in (8, 64, 512):
+        X = torch.randn(n, n, dtype=torch.float64)
+        U, _, Vh = torch.linalg.svd(X)
+        part = SpectralNorm(X)
+        part.stored_dtype, part._u, part._v = dtype, U[:, 0].to(dtype), Vh[0].to(dtype)
+        assert part.checks((X,), X)[0].ok
+        part._u = (part._u.double() * (1 + max(1e-3, 4 * torch.finfo(dtype).eps))).to(torch.float64)
+        assert not part.checks((X,), X)[0].ok
+        wide = compute_dtype(dtype)
+        norm, (g, v) = WeightNorm(), (X.norm(dim=1, keepdim=True).to(dtype), X.to(dtype))
+        W = norm.map(g.to(wide), v.to(wide)).to(dtype).double()
+        norm.stored_dtype = dtype
+        assert norm.checks((g.double(), v.double()), W)[0].ok
+        W[n // 2] *= 1 + max(1e-3, 4 * torch.finfo(dtype).eps)
+        assert not norm.checks((g.double(), v.double()), W)[0].ok

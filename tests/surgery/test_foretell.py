@@ -45,7 +45,7 @@ def both(path, *edits):
 
 
 def promised(plan):
-    return sorted((slot.name, slot.dtype, slot.shape) for slot in plan.slots), plan.copies, plan.record
+    return sorted((slot.name, slot.dtype, slot.shape) for slot in plan.slots), plan.copies, plan.record, plan.longest
 
 
 @pytest.fixture
