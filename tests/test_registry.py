@@ -10,7 +10,7 @@ import pytest
 from paramcli.chain import parse_chain
 from paramcli.tables import registry_card
 from paramcli.maths.base import Constraint, Parametrization
-from paramcli.registry import _FAMILIES, CONSTRAINTS, PARAMETRIZATIONS, parse_constraint, target_class
+from paramcli.registry import _FAMILIES, CONSTRAINTS, MEASURES, PARAMETRIZATIONS, parse_constraint, target_class
 
 
 @pytest.mark.parametrize("entry", PARAMETRIZATIONS.values(), ids=lambda e: e.name)
@@ -73,4 +73,16 @@ def test_what_verify_measures_is_on_the_card(entry):
     """Each name that its table can show beside the image's residual."""
     own = [kind for kind in target_class(entry).__mro__ if "checks" in vars(kind) and kind is not Parametrization]
     shown = {name for kind in own[:1] for name in re.findall(r'Check\(f?"(\w+)', inspect.getsource(kind.checks))}
-    assert shown <= set(re.findall(r"\w+", entry.verifies)) and bool(shown) == bool(entry.verifies)
+    told = {text.partition(":")[0] for text in entry.verifies.split("; ") if text}
+    assert shown <= told <= set(MEASURES) and bool(shown) == bool(told)
+
+
+@pytest.mark.parametrize("entry", MEASURES.values(), ids=lambda e: e.name)
+def test_what_is_measured_beside_the_sets_has_a_card(entry, paramcli):
+    """registry NAME says what it measures, its tolerance, and what that proves and does not prove."""
+    told = " ".join(paramcli("registry", entry.name).out.split())
+    for text in (entry.summary, entry.residual, entry.tolerance, entry.proves, entry.not_proved):
+        assert text in told
+    listed = paramcli("registry", entry.name, "--json").json["measures"]
+    assert [measure["name"] for measure in listed] == [entry.name]
+    assert [e.name for e in PARAMETRIZATIONS.values() if str(entry) in e.verifies.split("; ")]

@@ -68,9 +68,9 @@ def constraint(incomplete: str) -> list[str]:
 
 
 def entries(incomplete: str) -> list[str]:
-    from ..registry import CONSTRAINTS, PARAMETRIZATIONS
+    from ..registry import CONSTRAINTS, MEASURES, PARAMETRIZATIONS
 
-    return [name for name in dict.fromkeys((*PARAMETRIZATIONS, *CONSTRAINTS)) if name.startswith(incomplete)]
+    return [name for name in dict.fromkeys((*PARAMETRIZATIONS, *CONSTRAINTS, *MEASURES)) if name.startswith(incomplete)]
 
 
 def families(incomplete: str) -> list[str]:

@@ -7,9 +7,9 @@ from typing import Annotated, Optional
 import typer
 
 from ..console import Screen
-from ..tables import constraint_card, constraint_table, registry_card, registry_table
+from ..tables import constraint_card, constraint_table, measure_card, measure_table, registry_card, registry_table
 from ..errors import UsageError
-from ..registry import CONSTRAINTS, PARAMETRIZATIONS, look_up
+from ..registry import CONSTRAINTS, MEASURES, PARAMETRIZATIONS, look_up
 from ..report import document, registry_document
 from ..text import closest, printable
 from . import complete
@@ -23,7 +23,7 @@ def attach(app: typer.Typer) -> None:
 def registry(
     name: Annotated[Optional[str], typer.Argument(metavar="NAME", help="Show this entry's card.", show_default=False, autocompletion=complete.entries)] = None,
     family: Annotated[Optional[str], typer.Option("--family", metavar="F", help="Only this family: orthogonal, norm, mask, ...", show_default=False, autocompletion=complete.families)] = None,
-    constraints: Annotated[bool, typer.Option("--constraints", help="The sets that values lie in and verify measures.")] = False,
+    constraints: Annotated[bool, typer.Option("--constraints", help="The sets that values lie in, and what else verify measures.")] = False,
     as_json: o.Json = False,
 ) -> None:
     """List the parametrizations by family; with NAME, its law, domain, image, arguments, inverse and source.
@@ -46,18 +46,22 @@ def registry(
             raise UsageError(f"no family named '{printable(family)}'", hint=f"closest: {near[0]}" if near else f"families: {', '.join(families)}")
         entries = [entry for entry in entries if entry.family == family]
     if as_json:
-        screen.answer(document(registry_document(entries, CONSTRAINTS.values() if family is None else ())))
+        screen.answer(document(registry_document(entries, *((CONSTRAINTS.values(), MEASURES.values()) if family is None else ()))))
     elif constraints:
         screen.show(constraint_table(CONSTRAINTS.values()))
+        screen.show("")
+        screen.show(measure_table(MEASURES.values()))
     else:
         screen.show(registry_table(entries))
         screen.note("paramcli registry NAME shows one in full; a chain joins names: skew,cayley")
 
 
 def _card(screen: Screen, name: str, as_json: bool) -> None:
-    """A parametrization's card, or where there is none of that name a constraint's."""
-    entry = look_up({**CONSTRAINTS, **PARAMETRIZATIONS}, name, "parametrization or constraint")
-    if name in PARAMETRIZATIONS:
-        screen.answer(document(registry_document([entry])) if as_json else registry_card(entry))
+    """A parametrization's card, or where there is none of that name a constraint's; and that of what is measured under it."""
+    entry = look_up({**MEASURES, **CONSTRAINTS, **PARAMETRIZATIONS}, name, "parametrization, constraint or measure")
+    measures = [MEASURES[name]] if name in MEASURES else []
+    maps, sets = ([entry], []) if name in PARAMETRIZATIONS else ([], [entry] if name in CONSTRAINTS else [])
+    if as_json:
+        screen.answer(document(registry_document(maps, sets, measures)))
     else:
-        screen.answer(document(registry_document([], [entry])) if as_json else constraint_card(entry))
+        screen.answer("\n\n".join([*map(registry_card, maps), *map(constraint_card, sets), *map(measure_card, measures)]))
