@@ -118,13 +118,14 @@ def _own_checks(chain: Chain, view: View, value: Tensor, state: Mapping[str, Ten
     return checks
 
 
-def require_claims(groups: Sequence[Group], found: Sequence[Verdict] | None = None) -> None:
+def require_claims(groups: Sequence[Group], path: object, found: Sequence[Verdict] | None = None) -> None:
     """Raise InputRefused where none of the tensors makes a claim: by what headers tell, or by the verdicts found."""
     claims = any(verifiable(group) or group.problem for group in groups) if found is None else any(verdict.checks for verdict in found)
     if not claims:
         raise InputRefused(
             f"nothing to verify: {listing([group.tensor for group in groups], 4)} {'makes' if len(groups) == 1 else 'make'} no claim",
             hint="name a set that they must lie in: --constraint orthogonal",
+            path=path,
         )
 
 

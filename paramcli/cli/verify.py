@@ -73,7 +73,7 @@ def verify(
             for group in unread:
                 screen.warn(f"{printable(group.tensor)} is not verified: {group.problem}")
         elif constraint is None:
-            require_claims(chosen)
+            require_claims(chosen, ckpt)
         where = check_device(device)
         with screen.meter("verify", len(chosen), sum(group.nbytes for group in chosen)) as meter:
 
@@ -84,7 +84,7 @@ def verify(
 
             verdicts = shared_verdicts(chosen, measured)
         opened.source.check_unchanged()
-        require_claims(chosen, verdicts)
+        require_claims(chosen, ckpt, verdicts)
         drawn = spectra_for_report(opened.source, [(v.group, v.view) for v in verdicts], where) if report is not None and proves else None
         evidence = gathered.evidence(where) if gathered else None
         if drawn is not None:
