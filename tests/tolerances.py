@@ -2,7 +2,7 @@
 
     rounded    the worst residual of members (tests/maths/members.py) rounded to the dtype
     maps       the worst of values that chains compute in the dtype from originals of many sizes, and of fits to random weights
-    ratio      tolerance / the worse of the two; "exact" where both are 0
+    ratio      tolerance / the worse of the two; "exact" where both are 0, "-" where the residual has what measuring it is off by taken off
 
 A line for each condition of a set. `--write` renews docs/tolerances.md; `--sizes 8,64` takes fewer.
 """
@@ -157,13 +157,12 @@ def table(found: Iterable[Line]) -> str:
     for line in found:
         unit = eps(DTYPES[line.dtype])
         name = f"`{line.spec}`" + (f" {line.what}" if line.what else "")
-        ratio = "exact" if line.exact else f"{line.ratio:.1f}"
+        ratio = "exact" if line.exact else f"{line.ratio:.1f}" if line.ratio < float("inf") else "-"
         rows.append(f"| {name} | {line.dtype} | {line.n} | {line.tolerance / unit:.3g} | {line.rounded / unit:.2g} | {line.maps / unit:.2g} | {ratio} |")
     return "\n".join(rows)
 
 
 def main(arguments: Sequence[str]) -> None:
-    torch.set_num_threads(torch.get_num_threads())
     sizes = SIZES
     if "--sizes" in arguments:
         sizes = tuple(int(text) for text in arguments[arguments.index("--sizes") + 1].split(","))

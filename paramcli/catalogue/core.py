@@ -46,7 +46,7 @@ CONSTRAINTS = (
         "orthogonal",
         "Q^H Q = I: orthonormal columns, rows if wide",
         "orthogonal:OrthogonalMatrices",
-        residual="max_j ||(Q^H Q - I) e_j||",
+        residual="||Q^H Q - I||_2",
         complex=True,
     ),
     ConstraintEntry(
@@ -54,7 +54,7 @@ CONSTRAINTS = (
         "rotations: Q^T Q = I, det Q = +1",
         "orthogonal:Rotations",
         ("orthogonal", "special_linear"),
-        residual="max_j ||(Q^T Q - I) e_j||, at least 2 where det < 0",
+        residual="||Q^T Q - I||_2, at least 2 where det < 0",
     ),
     ConstraintEntry(
         "positive_definite",
@@ -62,7 +62,7 @@ CONSTRAINTS = (
         "exponential:PositiveDefinite",
         ("psd", "positive_determinant"),
         (Argument("least", "float", "a bound below the eigenvalues", 0.0, minimum=0, maximum=1),),
-        residual="||A - A^T||_F / ||A||_F + max(0, least - lambda_min) / max |lambda|",
+        residual="row of A - A^T / row of A, the largest; what lambda_min / max |lambda| lacks of what rounding may leave of a zero, and of least",
     ),
     ConstraintEntry(
         "positive_determinant", "det A > 0", "exponential:PositiveDeterminant", ("invertible",), residual="1 where det A <= 0"

@@ -12,7 +12,7 @@ CONSTRAINTS = (
         "C = C^T, positive semidefinite, diagonal 1",
         "definite:Correlation",
         ("symmetric",),
-        residual="asymmetry + max |diagonal - 1| + max(0, -lambda_min) / max |lambda|",
+        residual="row of C - C^T / row of C, the largest; max |diagonal - 1|; max(0, -lambda_min) / max |lambda|",
     ),
 )
 

@@ -25,7 +25,7 @@ CONSTRAINTS = (
         "every entry is strictly between a and b",
         "elementwise:Interval",
         arguments=(A, B),
-        residual="largest violation / (b - a); an end itself is off by 1e-8",
+        residual="largest violation of the ends, as the dtype rounds them, / (b - a)",
         examples=("interval", "interval:a=-2.0:b=0.5"),
     ),
     ConstraintEntry(
@@ -33,7 +33,7 @@ CONSTRAINTS = (
         "entries grow strictly along dim",
         "elementwise:Increasing",
         arguments=(DIM,),
-        residual="largest step down / largest entry; no step is off by 1e-8",
+        residual="largest step down / largest entry",
         examples=("increasing", "increasing:dim=0"),
     ),
     ConstraintEntry(
@@ -41,7 +41,7 @@ CONSTRAINTS = (
         "vectors along dim are non-negative and sum to 1",
         "stochastic:Simplex",
         arguments=(DIM,),
-        residual="max |sum - 1| + most negative entry",
+        residual="max |sum - 1|; most negative entry",
         examples=("simplex", "simplex:dim=0"),
     ),
     ConstraintEntry(
@@ -50,14 +50,14 @@ CONSTRAINTS = (
         "stochastic:Stochastic",
         ("simplex",),
         arguments=(DIM,),
-        residual="max |sum - 1| + most negative entry",
+        residual="max |sum - 1|; most negative entry",
     ),
     ConstraintEntry(
         "doubly_stochastic",
         "non-negative, rows and columns sum to 1",
         "stochastic:DoublyStochastic",
         ("stochastic",),
-        residual="max |row or column sum - 1| + most negative entry",
+        residual="max |row or column sum - 1|; most negative entry",
     ),
 )
 

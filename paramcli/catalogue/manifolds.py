@@ -44,7 +44,7 @@ CONSTRAINTS = (
         "singular_values:FixedRank",
         ("low_rank",),
         arguments=(RANK, LEAST),
-        residual="s_{rank+1} / s_1 + max(0, least - s_rank) / s_1; 1 where the rank is lower",
+        residual="s_{rank+1} / s_1, and what s_rank / s_1 lacks of what rounding may leave of a zero, and of least",
         examples=("fixed_rank:rank=2", "fixed_rank:rank=3:least=1e-6"),
     ),
     ConstraintEntry(
@@ -52,14 +52,14 @@ CONSTRAINTS = (
         "square, det A != 0",
         "singular_values:Invertible",
         arguments=(LEAST,),
-        residual="max(0, least - s_n) / s_1; 1 where A is singular",
+        residual="what s_n / s_1 lacks of what rounding may leave of a zero, and of least",
     ),
     ConstraintEntry(
         "special_linear",
         "det A = 1",
         "singular_values:SpecialLinear",
         ("positive_determinant",),
-        residual="|log |det A|| / (||A||_F ||A^-1||_F); 1 where det A <= 0",
+        residual="|log |det A|| / ||A^-T o A||_F (o entry by entry); 1 where det A <= 0; and as invertible",
     ),
     ConstraintEntry(
         "almost_orthogonal",
@@ -74,7 +74,7 @@ CONSTRAINTS = (
         "A = A^T, no eigenvalue negative",
         "semidefinite:Semidefinite",
         ("symmetric",),
-        residual="||A - A^T||_F / ||A||_F + max(0, -l_n) / max |l|",
+        residual="row of A - A^T / row of A, the largest; max(0, -l_n) / max |l|",
     ),
     ConstraintEntry(
         "psd_low_rank",
@@ -82,7 +82,7 @@ CONSTRAINTS = (
         "semidefinite:SemidefiniteLowRank",
         ("psd",),
         (RANK,),
-        residual="||A - A^T||_F / ||A||_F + max(-l_n, l_{rank+1}) / max |l|",
+        residual="row of A - A^T / row of A, the largest; max(-l_n, l_{rank+1}) / max |l|",
         examples=("psd_low_rank:rank=2",),
     ),
     ConstraintEntry(
@@ -91,7 +91,7 @@ CONSTRAINTS = (
         "semidefinite:SemidefiniteFixedRank",
         ("psd",),
         (RANK, LEAST),
-        residual="as psd_low_rank, + max(0, least - l_rank) / l_1; + 1 where l_rank is 0",
+        residual="as psd_low_rank, and what l_rank / l_1 lacks of what rounding may leave of a zero, and of least",
         examples=("psd_fixed_rank:rank=2",),
     ),
     ConstraintEntry(
@@ -99,7 +99,7 @@ CONSTRAINTS = (
         "every eigenvalue has real part <= -alpha",
         "stability:Hurwitz",
         arguments=(_alpha(0.0),),
-        residual="max (Re l + alpha) / (k ||A||_2), k the condition of l",
+        residual="max (Re l + alpha) / ||A||_2, less what computing l may be off by",
         examples=("hurwitz", "hurwitz:alpha=0.5"),
     ),
 )

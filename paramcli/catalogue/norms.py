@@ -39,7 +39,7 @@ CONSTRAINTS = (
         "every vector along dim has norm below c",
         "bounded:Ball",
         arguments=(ALONG, C),
-        residual="max(norm / c - 1, 0); the edge itself is off by 1e-8",
+        residual="max(norm / c - 1, 0)",
         examples=("ball", "ball:c=3.0"),
         complex=True,
     ),
@@ -57,7 +57,7 @@ CONSTRAINTS = (
         "every vector along dim sums to c",
         "moments:SumTo",
         arguments=(ALONG, SUM),
-        residual="max |sum - c| / (sqrt(n) ||x|| + |c|)",
+        residual="max |sum - c| / (||x|| + |c|)",
         examples=("sum_to", "sum_to:dim=0:c=2.0"),
         complex=True,
     ),
@@ -66,7 +66,7 @@ CONSTRAINTS = (
         "every slice of dim has mean 0 and standard deviation 1",
         "moments:Standardized",
         arguments=(KEPT,),
-        residual="max |mean| + |std - 1|",
+        residual="max |mean|, max |std - 1|",
     ),
     ConstraintEntry(
         "spectral_cap",
@@ -89,7 +89,7 @@ CONSTRAINTS = (
         "every eigenvalue has absolute value at most gamma",
         "spectral:SchurStable",
         arguments=(GAMMA,),
-        residual="max(spectral radius / gamma - 1, 0)",
+        residual="max (|l| - gamma) / ||A||_2, less what computing l may be off by",
     ),
 )
 

@@ -28,7 +28,7 @@ CONSTRAINTS = (
         "entries -s, 0 and s",
         "quantized:Ternary",
         arguments=(SLICES,),
-        residual="max | |W| - s | / s over entries that are not zero",
+        residual="(largest - smallest magnitude) / largest, of entries that are not zero",
         examples=("ternary", "ternary:dim=0"),
     ),
     ConstraintEntry(

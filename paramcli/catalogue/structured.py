@@ -100,7 +100,7 @@ CONSTRAINTS = (
         "A kron B with A of size p x q",
         "factors:KroneckerProducts",
         arguments=_GRID,
-        residual="s_2 / s_1 of the rearranged tensor",
+        residual="row of W - P / row of W, the largest, columns too; P the nearest A kron B",
         examples=("kronecker:p=2:q=2",),
         complex=True,
     ),

@@ -74,7 +74,7 @@ class Stiefel(Parametrization, Frame):
 
     Shapes:  (..., n, k) -> (..., n, k); a wide matrix is the transpose of a tall one.
     Inverse: base = Q completed to square, X = 0: exact to rounding.
-    Residual: max_j ||(Q^T Q - I) e_j||.
+    Residual: ||Q^T Q - I||_2.
     Cost:    f and one product on max(n, k) squared.
     Source:  geotorch 0.4 Stiefel; Lezcano-Casado, 2019, arXiv:1909.09501. torch's `orthogonal` is the same map with
              a start at X = -I.
