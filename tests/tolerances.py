@@ -22,11 +22,11 @@ from paramcli import measure
 from paramcli.chain import Chain, parse_chain
 from paramcli.errors import ParamcliError
 from paramcli.maths.base import compute_dtype, eps, wide
-from paramcli.registry import PARAMETRIZATIONS, constraint, target_class
+from paramcli.registry import PARAMETRIZATIONS, constraint
 from paramcli.surgery.fit import evaluate, fit
 from paramcli.view import IDENTITY
 
-from .maths.members import eighth, members, normal, rotation, rows_of, specs
+from .maths.members import members, normal, rotation, rows_of, specs
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SIZES = (8, 64, 512, 1024)
