@@ -15,7 +15,7 @@ from .checkpoint.forms import Group
 from .checkpoint.source import Source
 from .errors import InputRefused, error_context
 from .maths.base import Check, Parametrization, compute_dtype, wide
-from .registry import parse_constraint, target_class
+from .registry import CONSTRAINTS, parse_constraint, target_class
 from .surgery.evaluate import complete, read_state, require_chain, settle, weight_of
 from .surgery.fit import claim_check, widened
 from .text import count_text, listing
@@ -129,15 +129,24 @@ def require_claims(groups: Sequence[Group], path: object, found: Sequence[Verdic
         )
 
 
-def summary(verdicts: Sequence[Verdict], where: str = "") -> str:
-    """One line: what is proved of how many tensors, and which of them make no claim. `where`: " in FILE"."""
+def summary(verdicts: Sequence[Verdict], where: str = "", unread: Sequence[str] = ()) -> str:
+    """One line: what is proved of how many tensors, and which are not among them. `where`: " in FILE"; `unread`: those whose
+    chain is not known."""
     claims, rest = [v for v in verdicts if v.checks], [v.tensor for v in verdicts if not v.checks]
+    sets = [v for v in claims if any(check.constraint.partition(":")[0] in CONSTRAINTS for check in v.checks)]
     failed = sum(not v.ok for v in claims)
+    what = count_text(len(claims), "tensor")
     if failed:
         says = f"{count_text(failed, 'tensor')} of {len(claims)}{where}: the constraint does not hold"
+    elif not sets:
+        says = f"{what}{where}: what they store agrees; no constraint is claimed"
     else:
-        says = f"{count_text(len(claims), 'tensor')}{where}: every constraint holds"
-    return says + (f"; {len(rest)} without a claim: {listing(rest, 4)}" if rest else "")
+        says = f"{what}{where}: {'the' if unread else 'every'} constraint holds"
+        if len(sets) < len(claims):
+            says += f" ({len(claims) - len(sets)} of them claim none: what they store agrees)"
+    for names, lack in ((rest, "without a claim"), (unread, "not verified")):
+        says += f"; {len(names)} {lack}: {listing(names, 4)}" if names else ""
+    return says
 
 
 def select_claims(groups: Sequence[Group], path: object) -> list[Group]:

@@ -83,7 +83,10 @@ def originals(chain: Chain, n: int, dtype: torch.dtype, scale: float, seed: int)
     for index, (role, like) in enumerate(hosting.outline(chain, (n, n), dtype, IDENTITY).items()):
         kind = role.rpartition(".")[2]
         if kind == "base" and chain.links[-1].entry.name == "sphere_exp":
-            state[role] = (normal(n, n, seed) / rows_of(normal(n, n, seed))).to(dtype)
+            base = normal(n, n, seed) / rows_of(normal(n, n, seed))
+            # Steps along the sphere, as gradients are: from 0 training takes no others.
+            step = state["original"].double()
+            state |= {role: base.to(dtype), "original": (step - (step * base).sum(-1, keepdim=True) * base).to(dtype)}
         elif kind == "base":
             state[role] = rotation(n, seed + index).to(dtype)
         elif kind == "In":
@@ -91,7 +94,7 @@ def originals(chain: Chain, n: int, dtype: torch.dtype, scale: float, seed: int)
         elif kind == "alpha":
             state[role] = torch.full((), 0.5, dtype=dtype)
         else:
-            made = scale * torch.randn(like.shape, generator=torch.Generator().manual_seed(100 * seed + index), dtype=torch.float64)
+            made = torch.full(like.shape, 0.377, dtype=torch.float64) if seed < 0 else scale * torch.randn(like.shape, generator=torch.Generator().manual_seed(100 * max(seed, 0) + index), dtype=torch.float64)
             state[role] = made.to(like.dtype)
     if chain.links[-1].arguments.get("map") == "householder":
         # Reflectors come with signs on the diagonal.
@@ -107,23 +110,36 @@ def values(spec: str, n: int, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]
         angle = {torch.float64: 0.049}.get(dtype, 0.57)
         A = torch.zeros(n, n, dtype=compute_dtype(dtype))
         A[0, 1], A[1, 0] = angle, -angle
-        yield spec, ((1.1 if spec == "almost_orthogonal" else 1) * torch.matrix_exp(A)).to(dtype)
+        for size in (0.9, 1.1) if spec == "almost_orthogonal" else (1.0,):  # singular values at the bounds
+            yield spec, (size * torch.matrix_exp(A)).to(dtype)
+            yield spec, (size * rotation(n, 0).to(A.dtype) @ torch.matrix_exp(A)).to(dtype)
     if "symmetric" in (part.what for part in constraint(spec).parts(torch.eye(n, dtype=torch.float64), dtype, dtype)):
         # A pair that a map computed a little differently, on either side of a tie.
         W = torch.eye(n, dtype=dtype)
-        W[0, 1], W[1, 0] = (pair := torch.tensor(1 - 4 * eps(dtype), dtype=dtype)), torch.nextafter(pair, torch.zeros_like(pair))
-        if not spec.startswith("psd_"):
-            yield spec, W
+        one = torch.ones((), dtype=dtype)
+        if spec == "correlation":
+            W[0, 1], W[1, 0] = 1 - 4 * eps(dtype), torch.nextafter(one - 4 * eps(dtype), 0 * one)
+        else:
+            W = W if spec.startswith("positive") else 0 * W
+            W[0, 0] = W[1, 1] = one + (8 * eps(dtype) if spec.startswith("positive") else 0)
+            W[0, 1], W[1, 0] = one, torch.nextafter(one, 2 * one)
+        yield spec, W
     for text in chains_into(spec, n):
         chain = parse_chain(text)
-        for scale in SCALES:
-            for seed in range(3 if n <= 64 else 1):
+        # What u and v of nothing in particular leave is no value of the set; equal entries have no deviation.
+        scales = () if "spectral_norm" in spec else SCALES
+        for scale in scales:
+            for seed in range(-1 if scale == 1.0 and spec != "standardized" else 0, _seeds(n)):  # -1: all entries are equal
                 yield chain.constraint, evaluate(chain, IDENTITY, (n, n), originals(chain, n, dtype, scale / n**0.5, seed), dtype)
-        for seed in range(3 if n <= 64 else int(n <= 512)):
+        for seed in range(min(_seeds(n), 3) if n <= 512 else 0):
             try:
                 yield chain.constraint, fit(normal(n, n, seed).to(dtype), chain, IDENTITY).value
             except ParamcliError:
                 continue
+
+
+def _seeds(n: int) -> int:
+    return 10 if n <= 8 else 4 if n <= 64 else 1
 
 
 def lines(sizes: Sequence[int] = SIZES, keys: Iterable[str] | None = None) -> Iterator[Line]:
@@ -137,16 +153,16 @@ def _lines_of(key: str, spec: str, n: int) -> Iterator[Line]:
     made = constraint(spec)
     for name, dtype in DTYPES.items():
         found: dict[str, Line] = {}
-        seeds = 3 if n <= 64 else 1
-        for W in members(key, n, seeds):
+        for W in members(key, n, _seeds(n)):
             for part in made.as_stored(dtype).parts(W.to(dtype).to(wide(dtype)), dtype, compute_dtype(dtype)):
                 line = found.setdefault(part.what, Line(spec, part.what, name, n, part.tolerance))
                 line.rounded = max(line.rounded, part.residual.max().item())
         for image, W in values(spec, n, dtype):
-            if measure.all_finite(W):
+            # Where all entries are below the normal numbers of the dtype, rounding is no share of them.
+            if measure.all_finite(W) and W.abs().max() > torch.finfo(dtype).smallest_normal / eps(dtype):
                 for part in constraint(image).as_stored(dtype).parts(W.to(wide(dtype)), dtype, compute_dtype(dtype)):
-                    if part.what in found and part.tolerance:
-                        # Strict conditions fail for some originals, as they should.
+                    # Another length has another tolerance. Strict conditions fail for some originals, as they should.
+                    if part.what in found and part.tolerance == found[part.what].tolerance > 0:
                         found[part.what].maps = max(found[part.what].maps, part.residual.max().item())
         yield from found.values()
 

@@ -9,12 +9,13 @@ import signal
 import sys
 import traceback
 import warnings
+from contextlib import suppress
 from typing import Annotated, Optional
 
 import typer
 
 from .. import __version__, ranks
-from ..errors import ParamcliError, device_full
+from ..errors import OutputFailed, ParamcliError, device_full
 from ..text import printable, printable_path
 from .group import Group
 from .outlet import Outlet
@@ -98,6 +99,12 @@ def main(arguments: list[str] | None = None) -> None:
     sys.setswitchinterval(SWITCH)
     gc.set_threshold(*COLLECT)
     code = run(arguments)
+    try:
+        sys.stdout.flush()  # what the parser itself has shown: help, the version
+    except OutputFailed:
+        pass
+    if code == 0 and sys.stdout.lost is not None:
+        code = _fail(sys.stdout.lost, False)
     gc.freeze()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # all is done and said: what is left is the interpreter's own end
@@ -185,14 +192,14 @@ def _fail(error: ParamcliError, as_json: bool) -> int:
     screen, run = Screen(), ranks.current()
     # Of a run's processes the one that fails first says why, and the others fail in silence.
     tells = run.fail(error) if not isinstance(error, ranks.RunFailed) or not error.told else False
-    try:
-        if as_json:
+    # A closed or full stream must not hide the exit code, nor the other stream's word.
+    if as_json:
+        with suppress(OSError, ValueError, OutputFailed):
             screen.answer(document(error_document(error)))
             sys.stdout.flush()
-        if tells:
+    if tells:
+        with suppress(OSError, ValueError, OutputFailed):
             screen.error(error.message if run.leads else f"rank {run.rank}: {error.message}", error.hint)
-    except (OSError, ValueError):
-        pass  # a closed or full stream must not hide the exit code
     return error.exit_code
 
 

@@ -17,6 +17,8 @@ class Outlet:
 
     def __init__(self, stream: TextIO, answers: bool):
         self._stream, self._answers = stream, answers
+        # What was raised, for those whose caller swallowed it (the parser's library asks a stream what it is by writing nothing).
+        self.lost: OutputFailed | None = None
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
@@ -34,7 +36,8 @@ class Outlet:
         except OSError as error:
             self._drop()
             if self._answers and not isinstance(error, BrokenPipeError):
-                raise OutputFailed(f"stdout could not be written: {error.strerror}", hint="make room, or send it elsewhere") from None
+                self.lost = OutputFailed(f"stdout could not be written: {error.strerror}", hint="make room, or send it elsewhere")
+                raise self.lost from None
 
     def _drop(self) -> None:
         """Let what is still to come, and what the stream holds back, go nowhere."""

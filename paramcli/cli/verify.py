@@ -14,7 +14,7 @@ from ..console import Screen
 from ..tables import verify_table
 from ..registry import parse_constraint
 from ..report import document, verify_document
-from ..text import listing, printable, printable_path
+from ..text import printable, printable_path
 from ..view import parse_view
 from . import complete
 from . import options as o
@@ -99,12 +99,10 @@ def verify(
                 screen.note(f"{file.sha256}  {file.path}")
         if report is not None:
             screen.note(f"wrote {printable_path(report)}")
-        says = summary(verdicts, f" in {printable_path(ckpt)}")
         failed = any(verdict.ok is False for verdict in verdicts)
-        if unread and not failed:
-            screen.note(f"{says.replace('every constraint holds', 'the constraint holds')}; {len(unread)} not verified: {listing([g.tensor for g in unread], 4)}")
-            screen.note("say what they are with --chain, or name with -t what is to be verified")
-            raise typer.Exit(3)
-        screen.note(says)
+        screen.note(summary(verdicts, f" in {printable_path(ckpt)}", () if failed else [group.tensor for group in unread]))
         if failed:
             raise typer.Exit(1)
+        if unread:
+            screen.note("say what they are with --chain, or name with -t what is to be verified")
+            raise typer.Exit(3)

@@ -110,11 +110,11 @@ def wide(dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.dtype:
 
 
 def compute_dtype(stored: torch.dtype, asked: str = "same") -> torch.dtype:
-    """The dtype in which a map is evaluated: half types in float32, the others in their own."""
+    """The dtype in which a map is evaluated: half types and narrower ones in float32, the others in their own."""
     if asked != "same":
         real = getattr(torch, asked)
         return {torch.float32: torch.complex64, torch.float64: torch.complex128}[real] if stored.is_complex else real
-    return torch.float32 if stored in (torch.float16, torch.bfloat16) else stored
+    return torch.float32 if stored.is_floating_point and stored.itemsize < 4 else stored
 
 
 def eps(dtype: torch.dtype) -> float:

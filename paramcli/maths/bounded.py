@@ -21,7 +21,7 @@ MARGIN = 1e-3
 # Room for terms of second order and for the sum in double precision.
 ROUNDED = 1.02
 # Roundings of a norm, its root, a quotient and a product.
-NORM_STEPS = 3
+NORM_STEPS, TURN_STEPS = 3, 2
 # On the edge of an open set is off it, by a share that no exact inverse brings back and rounding explains.
 EDGE = 1e-8
 
@@ -45,17 +45,17 @@ def norms(W: Tensor, dims: tuple[int, ...]) -> Tensor:
     return torch.linalg.vector_norm(W, dim=dims, keepdim=True, dtype=wide(W.dtype, W.device)).to(W.real.dtype if W.is_complex() else W.dtype)
 
 
-def norm_tolerance(length: int, stored: torch.dtype, computed: torch.dtype, roundings: int = 1) -> float:
+def norm_tolerance(length: int, stored: torch.dtype, computed: torch.dtype, r: float = 1.0, roundings: int = 1) -> float:
     r"""What rounding explains of | ||x|| / r - 1 | for a vector x of `length` entries.
 
     Entries x_i (1 + d_i) with |d_i| <= u = eps / 2 have the norm r (1 + sum d_i x_i^2 / ||x||^2), a weighted mean of the
     d_i: never more than u, whatever the length, and u itself where all entries are equal. Entries below the normal
     numbers of `stored` are off by up to half of its smallest number each. A map that divides by a norm in `computed`
     adds its roundings; the sum itself is in double precision, where equal squares that are added one after another are
-    off by length / 30 eps. `roundings`: the second is that of a stored base, which the map turns.
+    off by up to length / 20 eps. `roundings`: the second is that of a stored base, which a map turns in a few roundings more.
     """
-    tiny = length**0.5 * smallest(stored) / 2
-    return roundings * ROUNDED * unit_roundoff(stored) + tiny + NORM_STEPS * unit_roundoff(computed) + length / 30 * eps(torch.float64)
+    tiny = length**0.5 * smallest(stored) / 2 / r
+    return roundings * ROUNDED * unit_roundoff(stored) + tiny + (NORM_STEPS + TURN_STEPS * (roundings - 1)) * unit_roundoff(computed) + length / 20 * eps(torch.float64)
 
 
 def beyond(size: Tensor, bound: float) -> Tensor:
@@ -107,7 +107,7 @@ class UnitNorm(Constraint):
         return (norm(W, dims_along(W, self.dim), keepdim=True) / self.r - 1).abs().amax()
 
     def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
-        return norm_tolerance(length_along(shape, self.dim), stored, computed, roundings=2)
+        return norm_tolerance(length_along(shape, self.dim), stored, computed, self.r, roundings=2)
 
     def project(self, W: Tensor) -> Tensor:
         sizes = norm(W, dims_along(W, self.dim), keepdim=True)
@@ -218,7 +218,7 @@ class Ball(Constraint):
         return ((sizes / self.c - 1).clamp(min=0) if self.reached else beyond(sizes, self.c)).amax()
 
     def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
-        return norm_tolerance(length_along(shape, self.dim), stored, computed)
+        return norm_tolerance(length_along(shape, self.dim), stored, computed, self.c)
 
     def project(self, W: Tensor) -> Tensor:
         sizes = norm(W, dims_along(W, self.dim), keepdim=True)

@@ -8,14 +8,14 @@ from torch.nn.functional import softplus
 
 from .base import CannotReach, Constraint, Edge, Parametrization, Part, asymmetry, eps, ratio, relative, square, started
 from .edges import eigenvalue_edge, singular_value_edge
-from .eigenvalues import eigenvalue_tolerance, symmetric_tolerance
+from .eigenvalues import TIE, eigenvalue_tolerance, symmetric_tolerance
 from .elementwise import inverse_softplus
 
 # A singular correlation matrix has no Cholesky factor with a positive diagonal: this share of the identity is mixed in.
 # Such a one has a pivot below THIN, or none.
 SINGULAR, THIN = 1e-10, 1e-13
 # What the diagonal of L L^T is off 1 by as it is computed from rows of length 1, in eps: 1.5 at n = 8, 3 at 64, 8 at 512.
-DIAGONAL, DIAGONAL_GROWTH = 3.0, 0.3
+DIAGONAL, DIAGONAL_GROWTH = 4.0, 0.4
 
 
 class Correlation(Constraint):
@@ -43,7 +43,7 @@ class Correlation(Constraint):
         return [
             Part("eigenvalues", negative, self.tolerance(W.shape, stored, computed)),
             Part("diagonal", (W.diagonal(dim1=-2, dim2=-1) - 1).abs().amax(-1), diagonal),
-            Part("symmetric", asymmetry(W), symmetric_tolerance(W.size(-1), stored, computed)),
+            Part("symmetric", asymmetry(W), symmetric_tolerance(W.size(-1), stored, computed, growth=0.35, tie=TIE / 2)),  # entries below 1 are eps / 2 apart
         ]
 
     def project(self, W: Tensor) -> Tensor:

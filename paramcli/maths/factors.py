@@ -46,7 +46,9 @@ class KroneckerProducts(Constraint):
         R = rearranged(W, self.p, self.q)
         b = torch.linalg.svd(R, full_matrices=False).Vh[..., 0, :].conj().unsqueeze(-1)
         a = R @ b
-        b = torch.where(norm(a, (-2, -1)) > 0, 1.0, 0.0)[..., None, None] * (a.mH @ R) / norm(a, (-2, -1), keepdim=True).square().clamp(min=1e-300)
+        size = norm(a, (-2, -1), keepdim=True)
+        a = a / torch.where(size > 0, size, torch.ones_like(size))
+        b = a.mH @ R
         P = kronecker_product(a.unflatten(-2, (self.p, self.q)).squeeze(-1), b.unflatten(-1, (W.size(-2) // self.p, W.size(-1) // self.q)).squeeze(-3))
         by_row, by_column = (ratio(norm(W - P, (dim,)), norm(W, (dim,))).amax(-1) for dim in (-1, -2))
         return torch.maximum(by_row, by_column)

@@ -5,12 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import CannotReach, Constraint, Parametrization, Singular, norm, ratio, smallest, unit_roundoff
+from .base import CannotReach, Constraint, Parametrization, Part, Singular, norm, ratio, smallest, unit_roundoff
 from .bounded import check_slices, dims_along, dims_within, length_along, norm_tolerance, norms, one_slice, refuse_zero, worst
 from .norm import check_dim
 
 # Roundings that a sum of stored entries may be off by, in units of u ||x||, and those of computing it, of u sqrt(n) ||x||.
 SUM_ROUNDED, SUM_COMPUTED = 4.0, 1.0
+
+
+def lost_below(W: Tensor, dims: tuple[int, ...], stored: torch.dtype) -> Tensor:
+    """How far sums along `dims` may be off because entries are below the normal numbers of `stored`."""
+    below = (W != 0) & (W.abs() < torch.finfo(stored).smallest_normal)
+    return below.sum(dim=dims, keepdim=True) * (smallest(stored) / 2)
 
 
 def shifted_to(X: Tensor, dim: int | None, c: float) -> Tensor:
@@ -30,7 +36,7 @@ class SumTo(Constraint):
     is at most u |c|. Of others the d_i are as good as independent, with a root mean square of 0.4 u, so it is about
     0.4 u ||x||, and 4 u is ten times that: not once in all the vectors of all files. It must not be more: u sum |x_i|, which
     errors that conspire could reach, is u sqrt(n) ||x||, and lets entries of size 1 sum to 2 in place of 1.
-    Entries below the normal numbers of `stored` are off by up to half of its smallest number each.
+    Entries below the normal numbers of `stored` are off by up to half of its smallest number each, which is taken off.
     """
 
     name = "sum_to"
@@ -42,17 +48,19 @@ class SumTo(Constraint):
     def check_shape(self, shape: torch.Size) -> None:
         check_dim(shape, self.dim, self.name)
 
-    def errors(self, W: Tensor) -> Tensor:
+    def errors(self, W: Tensor, stored: torch.dtype = torch.float64) -> Tensor:
         dims = dims_along(W, self.dim)
-        return ratio(W.sum(dim=dims, keepdim=True) - self.c, norm(W, dims, keepdim=True) + abs(self.c))
+        off = ((W.sum(dim=dims, keepdim=True) - self.c).abs() - lost_below(W, dims, stored)).clamp(min=0)
+        return ratio(off, norm(W, dims, keepdim=True) + abs(self.c))
 
     def residual(self, W: Tensor) -> Tensor:
         return self.errors(W).amax()
 
     def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
-        n = length_along(shape, self.dim)
-        tiny = n * smallest(stored) / 2 / max(abs(self.c), 1e-3) if self.c else 0.0
-        return SUM_ROUNDED * unit_roundoff(stored) + tiny + SUM_COMPUTED * n**0.5 * unit_roundoff(computed)
+        return SUM_ROUNDED * unit_roundoff(stored) + SUM_COMPUTED * length_along(shape, self.dim) ** 0.5 * unit_roundoff(computed)
+
+    def parts(self, W: Tensor, stored: torch.dtype, computed: torch.dtype) -> list[Part]:
+        return [Part("", self.errors(W, stored).amax(), self.tolerance(W.shape, stored, computed))]
 
     def project(self, W: Tensor) -> Tensor:
         return shifted_to(W, self.dim, self.c)

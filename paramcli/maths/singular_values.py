@@ -21,7 +21,7 @@ SOFTPLUS_FLOOR = 1e-6
 MARGIN = 1e-6
 # Off in log |det|: by rounding, in u, and for n^{3/2} in eps of the dtype that computed the frames, of which each column adds
 # its own error and matrix_exp of angles up to two turns about n^{1/2} of them (measured: 12,000 eps at n = 512).
-DETERMINANT_ROUNDED, DETERMINANT_COMPUTED = 4.0, 1.5
+DETERMINANT_ROUNDED, DETERMINANT_COMPUTED = 4.0, 1.2
 # Below this share of the largest, a singular value in double precision is rounding of zero.
 NO_VALUE = 1e-14
 # Where singular values as small as they are can be kept.
@@ -69,7 +69,7 @@ class LowRank(Constraint):
         return ratio(S[..., self.rank], S[..., 0]) if self.rank < S.size(-1) else torch.zeros_like(S[..., 0])
 
     def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
-        return eigenvalue_tolerance(min(shape[-2:]), stored, computed)
+        return eigenvalue_tolerance(min(shape[-2:]), stored, computed, singular=True)
 
     def project(self, W: Tensor) -> Tensor:
         return with_singular_values(W, self._kept) if self.rank < min(W.shape[-2:]) else W
@@ -207,7 +207,7 @@ class Invertible(FixedRank):
 class AlmostOrthogonal(Constraint):
     r"""{W : every singular value within lam of 1}. Residual max(|s - 1|) - lam, at least 0; nearest point s clipped.
 
-    Tolerance: (1 + lam) times `eigenvalue_tolerance`, three times where two stored frames are rounded before the value is,
+    Tolerance: (1 + lam) times `eigenvalue_tolerance`, and half of that where two stored frames are rounded before the value is,
     and half of what frames may be off in s^2 (`frame_tolerance`).
     """
 
@@ -221,7 +221,7 @@ class AlmostOrthogonal(Constraint):
 
     def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
         k = min(shape[-2:])
-        return (1 + self.lam) * (3 * eigenvalue_tolerance(k, stored, computed) + frame_tolerance(k, computed) / 2)
+        return (1 + self.lam) * (1.5 * eigenvalue_tolerance(k, stored, computed, singular=True) + frame_tolerance(k, computed) / 2)
 
     def project(self, W: Tensor) -> Tensor:
         return self.nearest(W, None)[0]
@@ -277,13 +277,13 @@ class SpecialLinear(Constraint):
         return torch.where(good, ratio(S.log().sum(-1), size), torch.ones_like(size)), S[..., -1], S[..., 0]
 
     def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
-        frames = max(DETERMINANT_COMPUTED * shape[-1] ** 1.5 * eps(computed), 0.9 * MATRIX_EXP_SMALL[computed])
+        frames = max(DETERMINANT_COMPUTED * shape[-1] ** 1.5 * eps(computed), 0.9 * MATRIX_EXP_SMALL.get(computed, 0.0))
         return DETERMINANT_ROUNDED * unit_roundoff(stored) + frames
 
     def parts(self, W: Tensor, stored: torch.dtype, computed: torch.dtype) -> list[Part]:
         # Near a singular matrix any determinant is a rounding away, to first order.
         off, last, largest = self._off(W)
-        explained = eigenvalue_tolerance(W.size(-1), stored, computed)
+        explained = eigenvalue_tolerance(W.size(-1), stored, computed, singular=True)
         return [Part("determinant", off, self.tolerance(W.shape, stored, computed)), Part("full", beyond_zero(last, largest, explained), 0.0)]
 
     def project(self, W: Tensor) -> Tensor:

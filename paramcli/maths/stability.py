@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import CannotReach, Check, Constraint, Edge, Parametrization, eps, relative, square, wide
-from .eigenvalues import certain_excess, eigenvalue_tolerance
+from .base import CannotReach, Check, Constraint, Edge, Parametrization, Part, eps, relative, square, unit_roundoff, wide
+from .eigenvalues import FRAMES_COMPUTED, certain_excess
 from .frames import lower_skew
 from .semidefinite import SoftplusEigenvalues
 from .singular_values import SOFTPLUS_FLOOR
@@ -28,9 +28,8 @@ def shifted(A: Tensor, by: Tensor | float) -> Tensor:
 class Hurwitz(Constraint):
     r"""{A : Re l <= -alpha for every eigenvalue l}.
 
-    Residual: (max Re l + alpha) / ||A||_2, at least 0, less what computing the eigenvalue may be off by.
-    Tolerance: `eigenvalue_tolerance`, which is what rounding a normal matrix explains. Eigenvalues of one that is far from
-    normal may move farther; as stored they are where they are, and nothing excuses one that is on the wrong side.
+    Residual: (max Re l + alpha) / ||A||_2, at least 0, less what computing and rounding may have put into that eigenvalue
+    (`certain_excess`). Tolerance: what a product of frames in its own dtype leaves.
     Point given by `project`: the nearer of two that are stable for sure, A shifted along the identity, and A with its
     symmetric part cut to eigenvalues <= -alpha; both with a margin. The nearest stable matrix of all is a hard problem.
     """
@@ -42,11 +41,17 @@ class Hurwitz(Constraint):
         self.alpha = alpha
 
     def residual(self, W: Tensor) -> Tensor:
+        return self._excess(W)
+
+    def _excess(self, W: Tensor, rounded: float = 0.0) -> Tensor:
         values, vectors = torch.linalg.eig(W)
-        return certain_excess(W, values, vectors, values.real + self.alpha)
+        return certain_excess(W, values, vectors, values.real + self.alpha, rounded)
 
     def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
-        return eigenvalue_tolerance(shape[-1], stored, computed)
+        return FRAMES_COMPUTED * shape[-1] ** 0.5 * eps(computed)
+
+    def parts(self, W: Tensor, stored: torch.dtype, computed: torch.dtype) -> list[Part]:
+        return [Part("", self._excess(W, 1.02 * unit_roundoff(stored)), self.tolerance(W.shape, stored, computed))]
 
     def project(self, W: Tensor) -> Tensor:
         B = shifted(W, self.alpha)

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from .base import Constraint, Parametrization, Part, eps, smallest, square, started, unit_roundoff
+from .base import Constraint, Parametrization, Part, eps, square, started, unit_roundoff
+from .moments import lost_below
 from .norm import check_dim
 
 # Zeros have no logarithm: they start from this probability, which no entry of a float64 result shows.
 ZERO = 1e-13
 
 
-# Roundings of exp, a sum of such, and a quotient; and of the sums of rows and columns that Sinkhorn's scalings leave.
-SUM_STEPS, SINKHORN_STEPS = 6, 8
+# Roundings of exp, a sum of such, and a quotient.
+SUM_STEPS = 5
 
 
-def sum_tolerance(n: int, stored: torch.dtype, computed: torch.dtype, steps: int = SUM_STEPS) -> float:
+def sum_tolerance(n: int, stored: torch.dtype, computed: torch.dtype) -> float:
     r"""What rounding explains of |sum p_i - 1| for n numbers p_i >= 0.
 
     Entries p_i (1 + d_i) with |d_i| <= u = eps / 2 sum to 1 + sum p_i d_i, a weighted mean of the d_i: never more than u off,
-    whatever n, and u itself where all entries are equal. Entries below the normal numbers of `stored` (float16: 6e-5,
-    the probabilities of a large vocabulary) are off by up to half of its smallest number each.
+    whatever n, and u itself where all entries are equal. (Entries below the normal numbers of `stored`, in float16 6e-5, the
+    probabilities of a large vocabulary, are off by up to half of its smallest number each: `lost_below`.) A map adds the roundings of
+    its quotients, and those of sums, which grow with the logarithm of n.
     """
-    return 1.02 * unit_roundoff(stored) + n * smallest(stored) / 2 + steps * unit_roundoff(computed)
+    return 1.02 * unit_roundoff(stored) + (SUM_STEPS + math.log2(max(n, 1)) / 2) * unit_roundoff(computed)
 
 
 class Simplex(Constraint):
@@ -49,7 +53,7 @@ class Simplex(Constraint):
         return sum_tolerance(shape[self.dim], stored, computed)
 
     def parts(self, W: Tensor, stored: torch.dtype, computed: torch.dtype) -> list[Part]:
-        sums = (W.sum(self.dim) - 1).abs().amax()
+        sums = ((W.sum(self.dim, keepdim=True) - 1).abs() - lost_below(W, (self.dim,), stored)).clamp(min=0).amax()
         return [Part("sum", sums, self.tolerance(W.shape, stored, computed)), Part("sign", W.amin().clamp(max=0).abs(), 0.0)]
 
     def project(self, W: Tensor) -> Tensor:
@@ -103,18 +107,18 @@ class DoublyStochastic(Constraint):
 
     name = "doubly_stochastic"
 
-    def _off(self, W: Tensor) -> tuple[Tensor, Tensor]:
-        sums = torch.maximum((W.sum(-1) - 1).abs().amax(-1), (W.sum(-2) - 1).abs().amax(-1))
-        return sums, W.amin((-1, -2)).clamp(max=0).abs()
+    def _off(self, W: Tensor, stored: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+        rows, columns = (((W.sum(d, keepdim=True) - 1).abs() - lost_below(W, (d,), stored)).clamp(min=0).amax((-2, -1)) for d in (-1, -2))
+        return torch.maximum(rows, columns), W.amin((-1, -2)).clamp(max=0).abs()
 
     def residual(self, W: Tensor) -> Tensor:
         return torch.maximum(*self._off(W))
 
     def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
-        return sum_tolerance(shape[-1], stored, computed, SINKHORN_STEPS)
+        return sum_tolerance(shape[-1], stored, computed)
 
     def parts(self, W: Tensor, stored: torch.dtype, computed: torch.dtype) -> list[Part]:
-        sums, negative = self._off(W)
+        sums, negative = self._off(W, stored)
         return [Part("sums", sums, self.tolerance(W.shape, stored, computed)), Part("sign", negative, 0.0)]
 
     def project(self, W: Tensor) -> Tensor:

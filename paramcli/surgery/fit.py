@@ -18,7 +18,7 @@ from .. import host as hosting
 from .. import measure
 from ..chain import Chain, Link
 from ..errors import CheckFailed
-from ..maths.base import MEMBER, CannotReach, Check, Edge, Parametrization, compute_dtype, eps, wide
+from ..maths.base import MEMBER, CannotReach, Check, Edge, Parametrization, compute_dtype, eps, norm, wide
 from ..registry import CONSTRAINTS, PARAMETRIZATIONS, constraint, parse_constraint, target_class
 from ..spec import value_text
 from ..text import number_text
@@ -453,7 +453,7 @@ def moved_of_each(after: Tensor, before: Tensor) -> list[float]:
     """`measure.moved` of each."""
     double = wide(before.dtype, before.device)
     after, before = after.to(double).flatten(1), before.to(double).flatten(1)
-    distances, sizes = torch.linalg.vector_norm(after - before, dim=1).tolist(), torch.linalg.vector_norm(before, dim=1).tolist()
+    distances, sizes = norm(after - before, (1,)).tolist(), norm(before, (1,)).tolist()
     return [0.0 if not d else d / size if size else float("inf") for d, size in zip(distances, sizes)]
 
 

@@ -65,7 +65,7 @@ def _computing(step: Step, edit: Edit) -> dict[str, object]:
 
 
 def group_after(step: Step) -> Group:
-    """The group that a reader of the step's output finds."""
+    """The group that a reader of the step's output finds; without a chain where data that nobody has read yet decide it."""
     infos = {
         slot.name: TensorInfo(slot.name, slot.dtype, tuple(slot.shape), Storage(0, 0, slot.nbytes, slot.name)) for slot in step.writes
     }
@@ -73,7 +73,12 @@ def group_after(step: Step) -> Group:
     found = detect(infos, record)
     if set(found) != {step.group.tensor}:
         raise InputRefused(f"{step.action} leaves keys that no further edit can follow: {', '.join(map(printable, infos))}")
-    return replace(found[step.group.tensor], twin=step.group.twin)
+    group = replace(found[step.group.tensor], twin=step.group.twin)
+    if step.record is None and step.longest is not None and step.longest.state == "parametrized":
+        # Its keys may be those of a shorter chain.
+        undecided, hint = "which chain the edit before leaves is in the data", "say it with --chain, or run this edit as a command of its own"
+        return replace(group, chain=None, alternatives=(), problem=undecided, hint=hint)
+    return group
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ def _between(tensors: Mapping[str, object], source: object) -> Between:
 def compose(first: Step, second: Step) -> Step:
     """One step that does both; `moved` is then the way from the file's weight to the last one."""
     # What the data say of the first half's record holds where the second leaves the record alone: a plain tensor that is set.
-    carried = first.longest is not None and second.longest is None and second.record == first.record
+    carried = first.longest is not None and first.longest.state == "baked" and second.longest is None and second.record == first.record
     longest = first.longest if carried else second.longest
     joined = replace(second, longest=longest, group=first.group, stack=None, rows=None, action=f"{first.action}, {second.action}", edits=first.edits + second.edits)
     if first.run is None and second.run is None:

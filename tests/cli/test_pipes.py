@@ -81,3 +81,12 @@ def test_a_full_disk_is_no_verdict(files):
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=files)
         assert done.returncode == 4 and "error: stdout could not be written" in done.stderr and "Exception ignored" not in done.stderr
         assert subprocess.run(command, stdout=subprocess.DEVNULL, stderr=full, cwd=files).returncode == 1
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+@pytest.mark.parametrize(("arguments", "code"), [(("--help",), 4), (("verify", "--help"), 4), (("--version",), 4), (("verify", "nosuch.pt", "--json"), 3), (("registry", "nosuch"), 2)])
+def test_a_full_disk_hides_no_other_mistake(arguments, code, tmp_path):
+    """Help that could not be shown is exit 4, and an error keeps its own code though its document could not be."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "paramcli", *arguments], stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert done.returncode == code and done.stderr.startswith("error: ") and "Traceback" not in done.stderr

@@ -64,10 +64,16 @@ def turns(n: int, angle: float = 1.0) -> Tensor:
     return torch.kron(torch.eye(n // 2, dtype=torch.float64), torch.stack([torch.stack([c, -s]), torch.stack([s, c])]))
 
 
-def few_values(n: int, rank: int) -> Tensor:
-    """A product of factors with few different positive entries, of rank 1: its errors are the largest of those that round."""
-    a = 1 + 0.1 * (torch.arange(n) % 5).double()
-    return a[:, None] * (1 + 0.13 * (torch.arange(n) % 7).double())
+def few_values(n: int, seed: int = 0) -> Tensor:
+    """A product of rank 1 of few different positive numbers: its errors line up, and are the largest of those that round."""
+    a = 1 + (0.1 + 0.037 * seed) * (torch.arange(n) % 5).double()
+    return a[:, None] * (1 + (0.13 + 0.029 * seed) * (torch.arange(n) % 7).double())
+
+
+def two_blocks(n: int, seed: int) -> Tensor:
+    """x x^T for an x of two numbers: positive semidefinite of rank 1, rounded to a matrix of rank 2."""
+    x = torch.where(torch.arange(n) < n // 2, 1.0, 1.05 + 0.02 * seed).double() * (1.03 + 0.07 * seed)
+    return x[:, None] * x
 
 
 def rows_of(W: Tensor) -> Tensor:
@@ -137,13 +143,13 @@ MEMBERS: dict[str, Members] = {
     "positive_definite": lambda n, seed: iter((spd(n, seed), kernel(n) + n / 8 * torch.eye(n, dtype=torch.float64))),
     "unit_spectral_norm": lambda n, seed: iter((unit_spectral(normal(n, n, seed)), rotation(n, seed))),
     "low_rank:rank={r}": lambda n, seed: iter((low_rank(n, eighth(n), seed),)),
-    "low_rank:rank=1": lambda n, seed: iter((few_values(n, 1),)),
+    "low_rank:rank=1": lambda n, seed: iter((few_values(n, seed), two_blocks(n, seed))),
     "fixed_rank:rank={r}": lambda n, seed: iter((low_rank(n, eighth(n), seed),)),
-    "fixed_rank:rank=1": lambda n, seed: iter((few_values(n, 1),)),
+    "fixed_rank:rank=1": lambda n, seed: iter((few_values(n, seed), two_blocks(n, seed))),
     "invertible": lambda n, seed: iter((rotation(n, seed), spd(n, seed))),
     "special_linear": lambda n, seed: iter((unit_determinant(n, seed), rotation(n, seed))),
     "almost_orthogonal": lambda n, seed: iter((1.1 * rotation(n, seed), 0.9 * rotation(n, seed), 1.1 * reflection(n))),
-    "psd": lambda n, seed: iter((psd(n, n // 2, seed), symmetric(few_values(n, 1) @ few_values(n, 1).T))),
+    "psd": lambda n, seed: iter((psd(n, n // 2, seed), symmetric(few_values(n) @ few_values(n).T), two_blocks(n, seed))),
     "psd_low_rank:rank={r}": lambda n, seed: iter((psd(n, eighth(n), seed),)),
     "psd_fixed_rank:rank={r}": lambda n, seed: iter((psd(n, eighth(n), seed),)),
     "hurwitz:alpha=0.5": lambda n, seed: iter((with_values(n, -0.5 - (torch.arange(n) > n // 2).double(), seed),)),
@@ -161,7 +167,7 @@ MEMBERS: dict[str, Members] = {
     "stochastic": lambda n, seed: iter((normal(n, n, seed).softmax(-1), flat(n, n - 1, 1 / (n - 1)))),
     "doubly_stochastic": lambda n, seed: iter((sinkhorn(normal(n, n, seed)), (1 - torch.eye(n, dtype=torch.float64)) / (n - 1))),
     "correlation": lambda n, seed: iter((correlation(n, seed), kernel(n), 0.3 + 0.7 * torch.eye(n, dtype=torch.float64))),
-    "kronecker:p=2:q=2": lambda n, seed: iter((torch.kron(normal(2, 2, seed), normal(n // 2, n // 2, seed + 1)), torch.kron(few_values(2, 1), few_values(n // 2, 1)))),
+    "kronecker:p=2:q=2": lambda n, seed: iter((torch.kron(normal(2, 2, seed), normal(n // 2, n // 2, seed + 1)), torch.kron(few_values(2, seed), few_values(n // 2, seed)))),
 }  # fmt: skip
 
 

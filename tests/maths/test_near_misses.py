@@ -258,3 +258,62 @@ def test_a_residual_below_zero_or_nan_never_holds():
     assert made.tolist() == [math.inf, math.inf, 0.0, 0.0, 0.5]
     zero = torch.full((8, 8), -0.0, dtype=torch.float64)
     assert not measure.check("hurwitz:alpha=0.5", zero).ok
+
+
+# --- what a second reading found --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+@pytest.mark.parametrize("spec", ["orthogonal", "almost_orthogonal", "unit_spectral_norm", "unit_norm", "positive_definite", "special_linear"])
+def test_nothing_is_computed_in_eight_bits(spec, dtype):
+    """Maps compute in float32 or wider, so a zero matrix in float8 is no more a member than in any other dtype."""
+    for n in (8, 64):
+        assert not measure.check(spec, torch.zeros(n, n).to(dtype)).ok
+
+
+TRIANGULAR = {
+    "two": torch.tensor([[0.5, 1000.0], [0.0, -1.0]], dtype=torch.float64),
+    "jordan": 0.3 * torch.eye(8, dtype=torch.float64) + 100 * torch.eye(8, dtype=torch.float64).diag_embed().sum(0).roll(1, 1).triu(1),
+    "random": (2 * normal(64, 64, 0).triu(1) - torch.eye(64, dtype=torch.float64)).diagonal_scatter(torch.full((64,), -1.0, dtype=torch.float64).index_fill(0, torch.tensor([63]), 0.1)),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", TRIANGULAR)
+def test_rounding_excuses_no_eigenvalue_of_a_triangular_matrix(name, dtype):
+    """Its eigenvalues are its diagonal, which rounding changes by a share of itself, however large the rest is."""
+    A = TRIANGULAR[name].to(dtype)
+    assert A.diagonal().max() > 0 and not measure.check("hurwitz", A).ok
+    assert not measure.check("schur_stable:gamma=0.25", A).ok
+    assert measure.check("hurwitz", A - 2 * torch.eye(len(A), dtype=dtype)).ok
+
+
+def test_zeros_round_to_nothing():
+    """Entries that are exactly 0 lose nothing below the smallest number: a sum of 1.2 is not 1, however many zeros there are."""
+    W = torch.zeros(2048, 2048, dtype=torch.float16)
+    W[0, 0] = 1.2
+    assert not measure.check("sum_to:dim=none:c=1", W).ok
+    uniform = torch.full((4, 50257), 1 / 50257, dtype=torch.float64).half()
+    assert measure.check("simplex", uniform).ok and abs(uniform.double().sum(1) - 1).max() > 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_matrices_of_two_numbers_are_members_still(dtype):
+    """The errors of a I + b J line up, to twice those of one number: projections and reflections hold at every size."""
+    for n in range(3, 130):
+        I = torch.eye(n, dtype=torch.float64)
+        reflection, projection = (I - 2 / n).to(dtype), (I - 1 / n).to(dtype)
+        for spec, W in (("spectral_cap", reflection), ("unit_spectral_norm", reflection), ("orthogonal", reflection), ("psd", projection), (f"low_rank:rank={n - 1}", projection)):
+            check = measure.check(spec, W)
+            assert check.ok, (n, check)
+
+
+@pytest.mark.parametrize("size", [1e-170, 1e170])
+def test_products_and_bounds_of_any_size(size):
+    """A Kronecker product stays one, and what is far beyond a bound is off and not an error of linear algebra."""
+    K = torch.kron(normal(2, 2, 0), normal(4, 4, 1))
+    assert measure.check("kronecker:p=2:q=2", size * K).ok
+    for spec in ("unit_spectral_norm", "spectral_cap", "aol", "orthogonal"):
+        assert measure.check(spec, size * K).ok == (spec == "spectral_cap" and size < 1), spec
+    short = torch.full((4, 1024), 1e-4 / 32, dtype=torch.float64).half()
+    assert measure.check("unit_norm:r=0.0001", short).ok and not measure.check("unit_norm:r=0.0001", 1.2 * short).ok

@@ -118,3 +118,30 @@ def test_amending_more_than_there_is_room_for_is_a_mistake(tmp_path):
             sink.write("w", b"12")
             sink.amend(lambda names: {"k": "x" * 200})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("then", ['command = "remove"', 'command = "assign"\nwith = "orthogonal"'])
+def test_no_edit_follows_a_chain_that_only_the_data_tell(tensors, tmp_path, paramcli, then):
+    """What is appended to it is in no key: a later edit of the recipe would take it for the spectral norm alone."""
+    save_file(tensors, tmp_path / "in.safetensors")
+    first = '[[edit]]\ncommand = "add"\ntensor = ["l.weight"]\nchain = "symmetric"\n\n'
+    (tmp_path / "r.toml").write_text(f'{first}[[edit]]\n{then}\ntensor = ["l.weight"]\n')
+    refused = paramcli("apply", tmp_path / "r.toml", tmp_path / "in.safetensors", "-o", tmp_path / "out.safetensors", code=3)
+    assert "in the data" in refused.err and not (tmp_path / "out.safetensors").exists()
+    # One after another they are what they are.
+    paramcli("add", tmp_path / "in.safetensors", "-t", "l.weight", "--chain", "symmetric", "-o", tmp_path / "p.safetensors")
+    paramcli("remove", tmp_path / "p.safetensors", "-o", tmp_path / "b.safetensors")
+    value = load_file(tmp_path / "b.safetensors")["l.weight"]
+    assert torch.equal(value, value.T)
+
+
+def test_taking_off_what_the_data_tell_leaves_the_original(tensors, tmp_path, paramcli):
+    """Which chain it was matters not where nothing of it is left, and the record has no word on it."""
+    save_file(tensors, tmp_path / "in.safetensors")
+    edits = ('command = "add"\nchain = "symmetric"', 'command = "remove"\nbake = false')
+    (tmp_path / "r.toml").write_text("\n".join(f'[[edit]]\ntensor = ["l.weight"]\n{edit}\n' for edit in edits))
+    paramcli("apply", tmp_path / "r.toml", tmp_path / "in.safetensors", "-o", tmp_path / "out.safetensors")
+    assert torch.equal(load_file(tmp_path / "out.safetensors")["l.weight"], tensors["l.parametrizations.weight.original"])
+    paramcli("inspect", tmp_path / "out.safetensors")
+    with safe_open(tmp_path / "out.safetensors", "pt") as file:
+        assert "paramcli" not in file.metadata()
