@@ -96,6 +96,8 @@ def _strongest(holds: tuple[Check, ...], nearly: tuple[Check, ...]) -> tuple[tup
 
     holds = without(holds, holds)
     named = {_name(check) for check in holds}
+    # A singular one is nearly definite, which says no more than that it is semidefinite.
+    named |= {("positive_definite", view) for name, view in named if name in ("psd", "zero")}
     return holds, tuple(c for c in without(without(nearly, holds), nearly) if _name(c) not in named)
 
 

@@ -34,7 +34,7 @@ from .checkpoint.source import Source, tensor_bytes
 from .dtypes import CODE_OF_TORCH, code_of
 from .errors import InputRefused, UsageError, error_context
 from .surgery.evaluate import complete, read_state, require_chain, settle
-from .surgery.fit import fit
+from .surgery.fit import NOTED, fit
 from .text import listing, printable, shape_text
 from .verdict import Verdict, measure_parts, select_claims, verify_group
 from .view import IDENTITY, View, parse_view
@@ -54,7 +54,7 @@ def register(
         seed: of everything random (masks, completed bases).
         max_change: raise CheckFailed where the weight would move by more than this relative distance.
 
-    What `paramcli add` would note of the result (a point that the originals cannot hold) is a warning here.
+    What `paramcli add` would note of the result (a point that the originals cannot hold) is a warning here, where it is far.
 
     On a tensor that has a chain already the new items are appended, as torch does, and `init` plays no part.
     Raises UsageError for chains that do not type-check, InputRefused for tensors a map cannot take.
@@ -80,7 +80,7 @@ def register(
         if init not in ("project", "strict"):
             raise UsageError(f"init={init!r}: project, strict or raw")
         fitted = fit(tensor.detach(), parsed, seen, init=init, seed=seed, max_change=max_change)
-    if fitted.note is not None:
+    if fitted.note is not None and fitted.missed > NOTED:
         warnings.warn(f"{name}: {fitted.note}", stacklevel=2)
     with ExitStack() as undo:
         _install(module, name, parsed, seen, undo)

@@ -40,7 +40,7 @@ def check(spec: str, W: Tensor, view: View = IDENTITY, tolerance: float | None =
     if tolerance is not None:
         parts = [replace(part, tolerance=tolerance) for part in parts]
     found = judged(parts)
-    worst = max(range(len(found)), key=lambda index: _share(*found[index]))
+    worst = max(range(len(found)), key=lambda index: _weight(found[index]))
     made = Check(spec, *found[worst])
     if made.ok and not wanted.tells:
         return made
@@ -55,20 +55,21 @@ def checks(spec: str, stack: Tensor, computed: torch.dtype) -> list[Check]:
     parts = constraint(spec).as_stored(stack.dtype).parts(stack.to(wide(stack.dtype, stack.device)), stack.dtype, computed)
     found = judged(parts)
     matrices = len(found) // len(stack)
-    return [Check(spec, *max(found[first : first + matrices], key=lambda pair: _share(*pair))) for first in range(0, len(found), matrices)]
+    return [Check(spec, *max(found[first : first + matrices], key=_weight)) for first in range(0, len(found), matrices)]
 
 
 def judged(parts: Sequence[Part]) -> list[tuple[float, float]]:
-    """(residual, tolerance) of each matrix of the batch: those of the condition that it is worst at, in proportion."""
+    """(residual, tolerance) of each matrix of the batch: those of the condition that it is worst at."""
     by_part = [[(residual, part.tolerance) for residual in part.residual.reshape(-1).tolist()] for part in parts]
-    return [max(of_matrix, key=lambda pair: _share(*pair)) for of_matrix in zip(*by_part)]
+    return by_part[0] if len(parts) == 1 else [max(of_matrix, key=_weight) for of_matrix in zip(*by_part)]
 
 
-def _share(residual: float, tolerance: float) -> float:
-    """How much of its tolerance a residual takes; infinite where nothing explains it, NaN and numbers below 0 included."""
-    if residual == 0:
-        return 0.0
-    return residual / tolerance if residual > 0 and tolerance > 0 else math.inf
+def _weight(pair: tuple[float, float]) -> tuple[bool, float]:
+    """What fails counts before what holds: by how far it is off, a NaN and numbers below 0 as farthest; what holds by its share."""
+    residual, tolerance = pair
+    if not 0 <= residual <= tolerance:
+        return True, residual if residual > 0 else math.inf
+    return False, residual / tolerance if residual else 0.0
 
 
 def require_scalars(spec: str, dtype: torch.dtype) -> None:

@@ -57,7 +57,7 @@ def look_up(table: Mapping[str, Entry] | Mapping[str, ConstraintEntry], name: st
         near = closest(name, table)
         raise UsageError(
             f"no {kind} named '{printable(name)}'",
-            hint=f"closest: {', '.join(near)}" if near else f"paramcli registry lists them, {len(table)} in all",
+            hint=f"closest: {', '.join(near)}" if near else f"paramcli registry{' --constraints' if table is CONSTRAINTS else ''} lists them, {len(table)} in all",
         )
     return table[name]
 
@@ -105,7 +105,7 @@ def spec_of(made) -> str:
 
 def parse_constraint(spec: str) -> tuple[ConstraintEntry, dict[str, Value]]:
     """The table's entry and arguments of a constraint spec; raises UsageError. No torch."""
-    items = parse_items(spec)
+    items = parse_items(spec, "constraint", "orthogonal, or low_rank:rank=2")
     if len(items) != 1:
         raise UsageError(f"'{printable(spec)}' names {len(items)} constraints; one is wanted")
     entry = look_up(CONSTRAINTS, items[0].name, "constraint")

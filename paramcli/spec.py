@@ -33,10 +33,10 @@ class Item:
     arguments: tuple[tuple[str, str], ...] = ()
 
 
-def parse_items(text: str) -> list[Item]:
-    """'weight_norm:dim=0' -> [Item]; raises UsageError with the grammar for anything else."""
+def parse_items(text: str, what: str = "chain", example: str = "skew,cayley, or weight_norm:dim=0") -> list[Item]:
+    """'weight_norm:dim=0' -> [Item]; raises UsageError with the grammar for anything else. `what` it is, with an `example`."""
     if len(text) > MAX_SPEC_LENGTH:
-        raise UsageError(f"a chain of {len(text)} characters; {MAX_SPEC_LENGTH} is the limit")
+        raise UsageError(f"a {what} of {len(text)} characters; {MAX_SPEC_LENGTH} is the limit")
     items = []
     for part in text.split(","):
         name, *pairs = part.strip().split(":")
@@ -45,15 +45,15 @@ def parse_items(text: str) -> list[Item]:
             key, equals, value = pair.partition("=")
             if not (equals and value and _NAME.fullmatch(key)):
                 raise UsageError(
-                    f"'{printable(pair)}' in chain '{printable(text)}' is not key=value", hint="e.g. weight_norm:dim=0"
+                    f"'{printable(pair)}' in {what} '{printable(text)}' is not key=value", hint=f"e.g. {example.rpartition(' ')[2]}"
                 )
             if key in dict(arguments):
-                raise UsageError(f"'{printable(key)}' is given twice in chain '{printable(text)}'")
+                raise UsageError(f"'{printable(key)}' is given twice in {what} '{printable(text)}'")
             arguments.append((key, value))
         if not _NAME.fullmatch(name):
             raise UsageError(
-                f"'{printable(name)}' in chain '{printable(text)}' is not a parametrization's name",
-                hint="a chain is name,name:key=value  e.g. skew,cayley",
+                f"'{printable(name)}' in {what} '{printable(text)}' is no name",
+                hint=f"names are lower case, arguments follow as :key=value  e.g. {example}",
             )
         items.append(Item(name, tuple(arguments)))
     return items

@@ -129,9 +129,9 @@ def require_claims(groups: Sequence[Group], path: object, found: Sequence[Verdic
         )
 
 
-def summary(verdicts: Sequence[Verdict], where: str = "", unread: Sequence[str] = ()) -> str:
+def summary(verdicts: Sequence[Verdict], where: str = "", unread: Sequence[str] = (), others: int = 0) -> str:
     """One line: what is proved of how many tensors, and which are not among them. `where`: " in FILE"; `unread`: those whose
-    chain is not known."""
+    chain is not known; `others`: how many were not looked at, as they claim nothing."""
     claims, rest = [v for v in verdicts if v.checks], [v.tensor for v in verdicts if not v.checks]
     sets = [v for v in claims if any(check.constraint.partition(":")[0] in CONSTRAINTS for check in v.checks)]
     failed = sum(not v.ok for v in claims)
@@ -146,7 +146,7 @@ def summary(verdicts: Sequence[Verdict], where: str = "", unread: Sequence[str] 
             says += f" ({len(claims) - len(sets)} of them claim none: what they store agrees)"
     for names, lack in ((rest, "without a claim"), (unread, "not verified")):
         says += f"; {len(names)} {lack}: {listing(names, 4)}" if names else ""
-    return says
+    return says + (f"; {others} without a claim not looked at" if others else "")
 
 
 def select_claims(groups: Sequence[Group], path: object) -> list[Group]:

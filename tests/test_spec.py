@@ -20,10 +20,10 @@ def test_items_carry_their_arguments():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "not a parametrization's name"),
-        ("skew,,cayley", "not a parametrization's name"),
-        ("Skew", "not a parametrization's name"),
-        ("os.system('x')", "not a parametrization's name"),
+        ("", "is no name"),
+        ("skew,,cayley", "is no name"),
+        ("Skew", "is no name"),
+        ("os.system('x')", "is no name"),
         ("weight_norm:dim", "not key=value"),
         ("weight_norm:dim=", "not key=value"),
         ("weight_norm:dim=0:dim=1", "given twice"),

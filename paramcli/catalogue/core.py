@@ -75,7 +75,7 @@ CONSTRAINTS = (
             DIM,
             Argument("within", "float", "how far from 1 it may be: what u and v had left of it when the weight was baked", 0.0, minimum=0, maximum=1),
         ),
-        residual="max(|sigma_max - 1| - within, 0)",
+        residual="max(sigma_max - 1 - within, 1 - sigma_max, 0)",
         examples=("unit_spectral_norm", "unit_spectral_norm:dim=1", "unit_spectral_norm:within=0.03"),
         complex=True,
     ),

@@ -103,8 +103,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout.flush()  # what the parser itself has shown: help, the version
     except OutputFailed:
         pass
-    if code == 0 and sys.stdout.lost is not None:
-        code = _fail(sys.stdout.lost, False)
+    if code == 0 and (lost := getattr(sys.stdout, "lost", None)) is not None:  # of a run's processes only one has an Outlet
+        code = _fail(lost, False)
     gc.freeze()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # all is done and said: what is left is the interpreter's own end

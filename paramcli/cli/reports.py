@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..checkpoint.forms import Group
 from ..checkpoint.source import Source
-from ..errors import ParamcliError, UsageError
+from ..errors import OutputFailed, ParamcliError, UsageError
 from ..text import printable, size_text
 from .session import Opened
 
@@ -26,7 +26,11 @@ def check_report(report: Path | None, force: bool) -> None:
 
     if report.suffix not in (".html", ".htm"):
         raise UsageError(f"--report writes HTML, and {printable(report.name)} does not end in .html", hint=f"--report {printable(report.stem)}.html")
-    refuse_existing(report, force)
+    try:
+        refuse_existing(report, force)
+    except OutputFailed as error:
+        error.hint = "--force replaces it, or --report another FILE.html"
+        raise
 
 
 def gathering(wanted: bool, typed: Sequence[str], *sources: Source) -> AbstractContextManager[Gathering | None]:

@@ -10,6 +10,7 @@ from .. import ranks
 from ..chain import parse_chain
 from ..checkpoint.forms import Group, with_chain
 from ..checkpoint.interrupts import import_torch
+from ..errors import UsageError
 from ..console import Screen
 from ..tables import verify_table
 from ..registry import parse_constraint
@@ -67,6 +68,11 @@ def verify(
         from ..verdict import Verdict, require_claims, select_claims, summary, verify_group
 
         chosen = with_chain(opened.choose(tensor), chain, seen, named=bool(tensor))
+        if chain and tensor and (plain := next((group for group in chosen if group.is_plain), None)) is not None:
+            raise UsageError(
+                f"{printable(plain.tensor)} is a plain tensor: no chain is left in it", tensor=plain.tensor,
+                hint="--constraint SET holds it to the set of the chain's last map (paramcli registry NAME says which)",
+            )  # fmt: skip
         unread = [] if tensor else [group for group in chosen if group.problem]
         if not tensor:
             chosen = select_claims(chosen, ckpt)
@@ -74,6 +80,7 @@ def verify(
                 screen.warn(f"{printable(group.tensor)} is not verified: {group.problem}")
         elif constraint is None:
             require_claims(chosen, ckpt)
+        others = 0 if tensor else len(opened.groups) - len(chosen) - len(unread)
         where = check_device(device)
         with screen.meter("verify", len(chosen), sum(group.nbytes for group in chosen)) as meter:
 
@@ -100,7 +107,7 @@ def verify(
         if report is not None:
             screen.note(f"wrote {printable_path(report)}")
         failed = any(verdict.ok is False for verdict in verdicts)
-        screen.note(summary(verdicts, f" in {printable_path(ckpt)}", () if failed else [group.tensor for group in unread]))
+        screen.note(summary(verdicts, f" in {printable_path(ckpt)}", () if failed else [group.tensor for group in unread], others))
         if failed:
             raise typer.Exit(1)
         if unread:

@@ -354,6 +354,11 @@ class Parametrization(nn.Module):
     identities: tuple[str, ...] = ()
     # The stored shape of the weight, known when the module is registered.
     stored_shape: tuple[int, ...] = ()
+    # What to say of a value that is off its image where the map's own tensors promise nothing of it (`slack` is 0).
+    unpromised: str | None = None
+    # Near the map's edge a value counts as a member within this share of its tolerance: other kernels, and other ways of
+    # writing the map, which round another way, then find it within the whole.
+    safe_share = 1.0
     # The dtype that the value given to `inverse` was rounded to, where it was.
     stored: torch.dtype | None = None
     # The stored dtype of the weight, for `checks` and `slack`: they see everything in double precision.

@@ -8,6 +8,7 @@ from torch import Tensor
 from .base import Constraint, Parametrization, one_entry, relative, square
 from .exponential import PositiveDefinite
 from .orthogonal import OrthogonalMatrices
+from .symmetric import worst_pair
 
 
 class HermitianMatrices(Constraint):
@@ -17,6 +18,9 @@ class HermitianMatrices(Constraint):
 
     def residual(self, W: Tensor) -> Tensor:
         return relative(W - W.mH, W)
+
+    def detail(self, W: Tensor) -> str | None:
+        return worst_pair(W - W.mH, W)
 
     def project(self, W: Tensor) -> Tensor:
         return (W + W.mH) / 2
@@ -41,6 +45,9 @@ class SkewHermitianMatrices(Constraint):
 
     def residual(self, W: Tensor) -> Tensor:
         return relative(W + W.mH, W)
+
+    def detail(self, W: Tensor) -> str | None:
+        return worst_pair(W + W.mH, W)
 
     def project(self, W: Tensor) -> Tensor:
         return (W - W.mH) / 2

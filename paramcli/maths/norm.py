@@ -35,13 +35,13 @@ class AnyTensor(Constraint):
 
 
 class UnitSpectralNorm(Constraint):
-    r"""{W : |sigma_max - 1| <= within}, the tensor flattened to a matrix with `dim` in front.
+    r"""{W : 1 <= sigma_max <= 1 + within}, the tensor flattened to a matrix with `dim` in front.
 
     `within` is 0 unless the record of a baked weight says what the u and v that it was divided by had left of it
-    (`SpectralNorm.slack`).
+    (`SpectralNorm.slack`): u^T W v = 1 for u and v of length 1 leaves sigma_max at 1 or above.
 
-    Residual: max(|sigma_max - 1| - within, 0). Nearest point: singular values above 1 + within cut to that; where all are
-    below 1 - within, the largest raised to it.
+    Residual: max(sigma_max - 1 - within, 1 - sigma_max, 0). Nearest point: singular values above 1 + within cut to that; where
+    all are below 1, the largest raised to it.
 
     Rounding moves sigma_max by u^T E v (u, v its singular vectors, E the errors, |E_ij| <= eps/2 |W_ij|), to first order. Of
     independent errors that is far below ||E||_2, some 0.3 eps; where all entries have one size (signs, Hadamard matrices)
@@ -71,7 +71,8 @@ class UnitSpectralNorm(Constraint):
         check_dim(shape, self.dim, self.name)
 
     def residual(self, W: Tensor) -> Tensor:
-        return ((self._sigma(W) - 1).abs() - self.within).clamp(min=0)
+        above = self._sigma(W) - 1
+        return torch.maximum(above - self.within, -above).clamp(min=0)
 
     def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
         longer = max(flattened(shape, self.dim))
@@ -86,7 +87,7 @@ class UnitSpectralNorm(Constraint):
         if S[0] == 0:
             raise Singular("the zero tensor has no nearest tensor of spectral norm 1")
         S = S.clamp(max=1 + self.within)
-        S[0] = S[0].clamp(min=1 - self.within)
+        S[0] = S[0].clamp(min=1)
         return from_matrix((U * S) @ Vh, W.shape, self.dim)
 
     def near_misses(self, W: Tensor) -> dict[str, Tensor]:
@@ -235,6 +236,7 @@ class SpectralNorm(Parametrization, _SpectralNorm):
     """
 
     evaluated_on_registration = True
+    unpromised = "its u and v are far from the largest singular value: more steps of the power method (forward passes in training) bring them there"
     whole = True
     # u and v are those of the weight it started from until training moves them along.
     onto_image = False

@@ -175,7 +175,7 @@ class OrthogonalMatrices(Constraint):
         i, j = divmod(place, k)
         where = "" if len(flat) == 1 else f" in matrix {index} of {len(flat)}"
         size = G[index, i, j].abs().item()
-        return f"{what} {i} has length {size**0.5:.4g}{where}" if i == j else f"{what}s {i} and {j} have the product {size:.3g}{where}"
+        return f"{what} {i} has length {size**0.5:.7g}{where}" if i == j else f"{what}s {i} and {j} have the product {size:.3g}{where}"
 
     def check_shape(self, shape: torch.Size) -> None:
         if len(shape) < 2:
@@ -209,7 +209,7 @@ class Rotations(OrthogonalMatrices):
             from .rotation import require_rotation_sign
 
             orthogonal = gram_error(W) < 1e-2
-            require_rotation_sign(W[orthogonal] if W.ndim > 2 else W, "the chain")
+            require_rotation_sign(W[orthogonal] if W.ndim > 2 else W, "the chain", near=gram_error(W)[orthogonal].max().item() / 2)
         return polar(W, rotation=True, stored=stored)
 
     def detail(self, W: Tensor) -> str | None:
@@ -241,6 +241,7 @@ class Cayley(Parametrization):
     """
 
     stacks = True
+    safe_share = 0.75
     identities = ("Id",)  # of the tutorial's module
 
     def map(self, X: Tensor) -> Tensor:

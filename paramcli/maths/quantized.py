@@ -160,6 +160,12 @@ class Ternary(Constraint):
         # s > 0: a slice of zeros is no member.
         return torch.where(largest == 0, 1.0, ratio(largest - least, largest)).amax()
 
+    def detail(self, W: Tensor) -> str | None:
+        sizes = slices(W, self.dim).abs()
+        if bool((sizes.amax(1) == 0).any()):
+            return "a slice is zero and has no scale" if self.dim is not None else "it is zero and has no scale"
+        return f"magnitudes from {sizes[sizes != 0].min().item():.6g} to {sizes.max().item():.6g}"
+
     def project(self, W: Tensor) -> Tensor:
         rows = slices(W, self.dim)
         sizes, order = rows.abs().sort(dim=1, descending=True, stable=True)

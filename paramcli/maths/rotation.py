@@ -22,17 +22,19 @@ def skew_part(X: Tensor) -> Tensor:
     return (X - X.mH) / 2
 
 
-def require_rotation_sign(Q: Tensor, who: str) -> None:
-    """Raise CannotReach when some real matrix of the batch has determinant -1; unitary ones are all connected."""
+def require_rotation_sign(Q: Tensor, who: str, near: float = 0.0) -> None:
+    """Raise CannotReach when some real matrix of the batch has determinant -1; unitary ones are all connected. `near`: how far
+    they are from orthogonal."""
     if Q.is_complex():
         return
     signs = torch.linalg.slogdet(Q).sign.reshape(-1)
     negative = (signs.real < 0).nonzero().reshape(-1).tolist()
     if negative:
         which = "" if signs.numel() == 1 else f" (matrix {negative[0]} of the batch of {signs.numel()})"
+        what = f"this matrix, orthogonal to {near:.1g}," if near > 1e-6 else "this orthogonal matrix"
         raise CannotReach(
-            f"{who} reaches only determinant +1, and this orthogonal matrix has determinant -1{which}",
-            hint="--chain orthogonal keeps it as it is, with either determinant",
+            f"{who} reaches only determinant +1, and {what} has determinant -1{which}: no rotation is nearest to it",
+            hint="--chain orthogonal keeps an orthogonal matrix as it is, with either determinant",
         )
 
 

@@ -24,6 +24,8 @@ MARGIN = 1e-6
 DETERMINANT_ROUNDED, DETERMINANT_COMPUTED = 4.0, 1.2
 # Below this share of the largest, a singular value in double precision is rounding of zero.
 NO_VALUE = 1e-14
+# How far the first value beyond a rank has to be below the last one within, for `discover` to speak of it.
+RANK_GAP = 0.3
 # Where singular values as small as they are can be kept.
 SMALLER = "--chain low_rank:rank=N reaches smaller ones"
 
@@ -99,8 +101,11 @@ class LowRank(Constraint):
         S = torch.linalg.svdvals(W).reshape(-1, min(W.shape[-2:]))
         # Of several in a batch the highest rank holds for all. What rounding leaves of a zero counts as one.
         rank = int((S > cls(1).tolerance(W.shape, stored, compute_dtype(stored)) * S[:, :1]).sum(-1).max())
-        if rank < S.size(-1):
-            return [cls(rank)] if rank else []
+        # The spectrum of any large matrix comes down to that in the end; a rank that is there ends at once.
+        if 0 < rank < S.size(-1) and bool((S[:, rank] <= RANK_GAP * S[:, rank - 1]).all()):
+            return [cls(rank)]
+        if rank == 0:
+            return []
         # Nearly so: in the first half of the spectrum it drops at once; the last values of any square matrix are small.
         half = S.size(-1) // 2
         drops = (S[:, 1 : half + 1] / S[:, :half]).amax(0)
@@ -281,9 +286,10 @@ class SpecialLinear(Constraint):
         return DETERMINANT_ROUNDED * unit_roundoff(stored) + frames
 
     def parts(self, W: Tensor, stored: torch.dtype, computed: torch.dtype) -> list[Part]:
-        # Near a singular matrix any determinant is a rounding away, to first order.
+        # Near a singular matrix any determinant is a rounding away, to first order. What rounding leaves of one zero is u^T E v,
+        # far below ||E||_2.
         off, last, largest = self._off(W)
-        explained = eigenvalue_tolerance(W.size(-1), stored, computed, singular=True)
+        explained = eigenvalue_tolerance(W.size(-1), stored, computed, singular=True) / 4
         return [Part("determinant", off, self.tolerance(W.shape, stored, computed)), Part("full", beyond_zero(last, largest, explained), 0.0)]
 
     def project(self, W: Tensor) -> Tensor:

@@ -8,6 +8,17 @@ from torch import Tensor
 from .base import Constraint, Parametrization, one_entry, relative, square
 
 
+def worst_pair(off: Tensor, W: Tensor) -> str:
+    """'entries (0, 5) and (5, 0) are 1.2 and 1.3', where `off` is largest; of a batch its number, counted from 0."""
+    matrix, place = divmod(int(off.abs().reshape(-1).argmax()), off.shape[-2:].numel())
+    i, j = divmod(place, off.size(-1))
+    M = W.reshape(-1, *W.shape[-2:])[matrix]
+    where = f" in matrix {matrix} of {W.shape[:-2].numel()}, counted from 0" if W.ndim > 2 else ""
+    if i == j:
+        return f"entry ({i}, {i}) is {M[i, i].item():.6g}{where}"
+    return f"entries ({i}, {j}) and ({j}, {i}) are {M[i, j].item():.6g} and {M[j, i].item():.6g}{where}"
+
+
 class SymmetricMatrices(Constraint):
     r"""{A : A = A^T}. Residual ||A - A^T||_F / ||A||_F; nearest point (A + A^T) / 2.
 
@@ -18,6 +29,9 @@ class SymmetricMatrices(Constraint):
 
     def residual(self, W: Tensor) -> Tensor:
         return relative(W - W.mT, W)
+
+    def detail(self, W: Tensor) -> str | None:
+        return worst_pair(W - W.mT, W)
 
     def project(self, W: Tensor) -> Tensor:
         return (W + W.mT) / 2
@@ -43,6 +57,9 @@ class SkewMatrices(Constraint):
 
     def residual(self, W: Tensor) -> Tensor:
         return relative(W + W.mT, W)
+
+    def detail(self, W: Tensor) -> str | None:
+        return worst_pair(W + W.mT, W)
 
     def project(self, W: Tensor) -> Tensor:
         return (W - W.mT) / 2

@@ -41,6 +41,8 @@ class Fitted:
     moved: float
     check: Check | None
     note: str | None = None
+    # How far the value is from the point that its originals were made for, relatively.
+    missed: float = 0.0
 
 
 def in_precision(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -147,7 +149,12 @@ def fit(
     change = measure.moved(reached.value, W)
     require_change(change, max_change)
     note = None if init == "raw" else reached.note(chain, seen, change)
-    return Fitted(reached.state, reached.value, change, reached.check, note)
+    if init == "strict" and reached.missed > NOTED:
+        raise CheckFailed(
+            f"{stored_as(chain, W.dtype)} cannot keep the tensor as it is: rounding its originals puts the value {number_text(reached.missed)} away",
+            hint="--init project gives the nearest point that they can hold, and tells both distances",
+        )
+    return Fitted(reached.state, reached.value, change, reached.check, note, reached.missed)
 
 
 def claim_check(
@@ -162,7 +169,11 @@ def claim_check(
         return measure.image_check(chain, value, view, compute)
     slack = _slack(chain, view, value, state) if spec == chain.constraint else 0.0
     tolerance = rounding(spec, view, value, compute) + slack if slack else None
-    return measure.check(spec, value, view, tolerance, compute_dtype(value.dtype, compute))
+    check = measure.check(spec, value, view, tolerance, compute_dtype(value.dtype, compute))
+    why = target_class(chain.links[-1].entry).unpromised
+    if check.ok or not why or spec != chain.constraint or slack:
+        return check
+    return replace(check, detail="; ".join(filter(None, (check.detail, why))))
 
 
 def rounding(spec: str, view: View, value: Tensor, compute: str = "same") -> float:
@@ -371,12 +382,12 @@ def _judged(chain: Chain, view: View, reached: Reached, Y: Tensor, compute: str)
     """Of each matrix: is it a member, how far is it from Y, Y from the nearest point, and it from that; relatively."""
     batch = Y.shape[:-2]
     values, Y, nearest = (W.reshape(-1, *W.shape[-2:]) for W in (view.into(reached.value), Y, reached.nearest))
-    if holds(reached.check) or len(values) == 1:
-        member = [holds(reached.check)] * len(values)
+    if holds(reached.check, chain) or len(values) == 1:
+        member = [holds(reached.check, chain)] * len(values)
     else:
         finite = values.isfinite().flatten(1).all(1)
         checks = checks_of_each(chain, torch.where(finite[:, None, None], values, torch.zeros_like(values)), compute)
-        member = [holds(check) and sound for check, sound in zip(checks, finite.tolist())]
+        member = [holds(check, chain) and sound for check, sound in zip(checks, finite.tolist())]
     distances = (moved_of_each(values, Y), moved_of_each(Y, nearest), moved_of_each(values, nearest))
     found = torch.tensor(member, device="cpu"), *(torch.tensor(d, dtype=torch.float64, device="cpu") for d in distances)
     return tuple(numbers.reshape(batch) for numbers in found)
@@ -434,8 +445,9 @@ class _Margins:
         self.level = level
 
 
-def holds(check: Check | None) -> bool:
-    return check is None or check.ok
+def holds(check: Check | None, chain: Chain) -> bool:
+    """Is the value a member, with the room that its chain's last map asks for (`safe_share`)?"""
+    return check is None or check.ok and check.residual <= target_class(chain.links[-1].entry).safe_share * check.tolerance
 
 
 def checks_of_each(chain: Chain, values: Tensor, compute: str) -> list[Check | None]:

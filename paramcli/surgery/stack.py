@@ -88,6 +88,6 @@ def fit_stack(
             Fitted({"original": view.back(x, shape)}, view.back(value, shape), change, check)
             for x, value, change, check in zip(X, values, moved_of_each(values, W), checks_of_each(chain, values, compute))
         ]
-    if any(not holds(f.check) or max_change is not None and not f.moved <= max_change for f in fits):
+    if any(not holds(f.check, chain) or max_change is not None and not f.moved <= max_change for f in fits):
         raise CheckFailed("one of them is off, or would move too far")
     return fits

@@ -129,10 +129,25 @@ def test_an_overflow_is_not_called_a_zero_norm(file, paramcli):
     assert "'original' has 4 NaN" in paramcli("remove", path, "--chain", "hermitian", code=3).err
 
 
-def test_linear_algebra_that_fails_is_the_tensor_s_fault(file, paramcli):
-    """Squares of 1e200 are infinite: one line and exit 3, and discover goes on to the next tensor."""
+def test_a_tensor_beyond_squares_is_measured(file, paramcli):
+    """Squares of 1e200 are infinite: what is that far off is off, with its number, and discover looks at it as at the next."""
     path = file(w=1e200 * torch.randn(4, 4, dtype=torch.float64), x=torch.eye(3))
-    assert "w: " in paramcli("verify", path, "-t", "w", "--constraint", "spectral_cap:c=1", code=3).err
+    assert "e+200" in paramcli("verify", path, "-t", "w", "--constraint", "spectral_cap:c=1", code=1).out
+    assert [t["tensor"] for t in paramcli("discover", path, "--json").json["tensors"]] == ["w", "x"]
+
+
+def test_linear_algebra_that_fails_is_the_tensor_s_fault(file, paramcli, monkeypatch):
+    """A decomposition that does not converge: one line and exit 3, and discover goes on to the next tensor."""
+    real = torch.linalg.svdvals
+
+    def fails(A, **how):
+        if A.size(-1) == 4:
+            raise torch.linalg.LinAlgError("it did not converge")
+        return real(A, **how)
+
+    monkeypatch.setattr(torch.linalg, "svdvals", fails)
+    path = file(w=torch.randn(4, 4), x=torch.eye(3))
+    assert "w: " in paramcli("verify", path, "-t", "w", "--constraint", "low_rank:rank=2", code=3).err
     assert [t["tensor"] for t in paramcli("discover", path, "--json").json["tensors"]] == ["x"]
 
 

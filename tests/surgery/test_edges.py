@@ -68,7 +68,7 @@ def test_every_square_weight_takes_skew_cayley(dtype, tmp_path, paramcli):
         wanted = (torch.linalg.vector_norm(nearest_rotation(W) - W.double()) / torch.linalg.vector_norm(W.double())).item()
         assert moved[name]["moved"] < 1.01 * wanted
     for name, W in turned.items():
-        assert moved[name]["note"] and 0 < moved[name]["moved"] < (0.005 if dtype.itemsize > 2 else 0.05)
+        assert moved[name]["note"] and 0 < moved[name]["moved"] < (0.0075 if dtype.itemsize > 2 else 0.05)
     if dtype.itemsize < 4:
         return
     paramcli("remove", tmp_path / "b.safetensors", "-o", tmp_path / "c.safetensors")
