@@ -94,7 +94,7 @@ def originals(chain: Chain, n: int, dtype: torch.dtype, scale: float, seed: int)
         elif kind == "alpha":
             state[role] = torch.full((), 0.5, dtype=dtype)
         else:
-            made = torch.full(like.shape, 0.377, dtype=torch.float64) if seed < 0 else scale * torch.randn(like.shape, generator=torch.Generator().manual_seed(100 * max(seed, 0) + index), dtype=torch.float64)
+            made = torch.full(like.shape, 0.377 * scale, dtype=torch.float64) if seed < 0 else scale * torch.randn(like.shape, generator=torch.Generator().manual_seed(100 * max(seed, 0) + index), dtype=torch.float64)
             state[role] = made.to(like.dtype)
     if chain.links[-1].arguments.get("map") == "householder":
         # Reflectors come with signs on the diagonal.
@@ -126,10 +126,10 @@ def values(spec: str, n: int, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]
         yield spec, W
     for text in chains_into(spec, n):
         chain = parse_chain(text)
-        # What u and v of nothing in particular leave is no value of the set; equal entries have no deviation.
+        # What u and v of nothing in particular leave is no value of the set; equal entries have no deviation, and less their mean are rounding.
         scales = () if "spectral_norm" in spec else SCALES
         for scale in scales:
-            for seed in range(-1 if scale == 1.0 and spec != "standardized" else 0, _seeds(n)):  # -1: all entries are equal
+            for seed in range(-1 if scale == 1.0 and not spec.startswith(("standardized", "sum_to")) else 0, _seeds(n)):  # -1: all entries are equal
                 yield chain.constraint, evaluate(chain, IDENTITY, (n, n), originals(chain, n, dtype, scale / n**0.5, seed), dtype)
         for seed in range(min(_seeds(n), 3) if n <= 512 else 0):
             try:
