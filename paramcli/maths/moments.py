@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import CannotReach, Constraint, Parametrization, Part, Singular, norm, ratio, smallest, unit_roundoff
+from .base import CannotReach, Constraint, Parametrization, Part, Singular, eps, norm, ratio, smallest, unit_roundoff
 from .bounded import check_slices, dims_along, dims_within, length_along, norm_tolerance, norms, one_slice, refuse_zero, worst
 from .norm import check_dim
 
@@ -26,6 +26,26 @@ def shifted_to(X: Tensor, dim: int | None, c: float) -> Tensor:
     centered = X - X.mean(dim=dims, keepdim=True)
     # Twice: the first mean of large entries is rounded to their size, the second to what is left.
     return centered - centered.mean(dim=dims, keepdim=True) + c / n
+
+
+def rounded_to_sum(X: Tensor, dim: int | None, c: float, stored: torch.dtype) -> Tensor:
+    """X, whose vectors along `dim` sum to c, with entries of `stored` and the sums kept: off by no more than one step of one entry.
+
+    Numbers of few digits less one mean are all rounded the same way. Of each vector those entries are rounded to their other
+    neighbour for which that costs the least distance for what it gives the sum, as many as it takes.
+    """
+    along = X.reshape(1, -1) if dim is None else X.movedim(dim, -1)
+    Y = along.to(stored).to(X.dtype)
+    lacking = c - Y.sum(-1, keepdim=True)
+    step = torch.ldexp(torch.full_like(Y, eps(stored) / 2), torch.frexp(Y).exponent)
+    step = torch.where(Y == 0, torch.zeros_like(step), step).clamp(min=smallest(stored))
+    beyond = (Y - along) * lacking.sign()
+    # What it costs in squared distance for what it gives; those already rounded this way are not needed.
+    cost = torch.where(beyond < 0, step + 2 * beyond, torch.inf)
+    order = cost.argsort(dim=-1, stable=True)
+    turned = (step.gather(-1, order).cumsum(-1) <= lacking.abs()).to(X.dtype)
+    Y = Y + lacking.sign() * step * torch.zeros_like(Y).scatter(-1, order, turned)
+    return Y.reshape(X.shape) if dim is None else Y.movedim(-1, dim)
 
 
 class SumTo(Constraint):
@@ -140,8 +160,9 @@ def deviation(W: Tensor, std: Tensor) -> Tensor:
 class ToSum(Parametrization):
     r"""X to x - (sum(x) - c) / n for every vector x along `dim`: vectors that sum to c.
 
-    Inverse: W itself.
-    Cost:    two passes over the tensor.
+    Inverse: W itself. In half types, where the value rounded once more would not sum to c: that value with entries rounded so
+             that it does (`rounded_to_sum`), which the map keeps.
+    Cost:    two passes over the tensor, and a sort for such vectors.
     Source:  the orthogonal projection onto a hyperplane.
     """
 
@@ -154,6 +175,13 @@ class ToSum(Parametrization):
 
     def map(self, X: Tensor) -> Tensor:
         return shifted_to(X, self.dim, self.c)
+
+    def inverse(self, W: Tensor) -> Tensor:
+        if self.stored is None or eps(self.stored) <= eps(torch.float32):
+            return W
+        point, sums = shifted_to(W, self.dim, self.c), SumTo(self.dim, self.c)
+        off = sums.errors(point.to(self.stored).to(W.dtype), self.stored) > sums.tolerance(W.shape, self.stored, torch.float32) / 2
+        return torch.where(off, rounded_to_sum(point, self.dim, self.c, self.stored), W) if off.any() else W
 
 
 class WeightStandardization(Parametrization):

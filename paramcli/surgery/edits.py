@@ -272,7 +272,7 @@ class Assign:
             seen = view.into(wanted.to(wide(stored, wanted.device)))
             free = chain.constraint is None or parts[-1].is_projection
             target, assumed = (seen, None) if free else measure.nearest(chain.constraint, seen, wanted.dtype)
-            make = functools.partial(invert, chain, seed=seed, view=view, shape=group.shape, existing=parts)
+            make = functools.partial(invert, chain, seed=seed, view=view, shape=group.shape, existing=parts, stored=wanted.dtype if free else None)
             reached = reach(chain, view, group.shape, stored, target, make, compute, projects=parts[-1].is_projection)
         distance = measure.moved(target, seen)
         notes = [replace(reached, assumed=assumed).note(chain, seen, measure.moved(view.into(reached.value), seen), "assigned value")]

@@ -222,8 +222,12 @@ def _inverted(W: Tensor, seen: Tensor, chain: Chain, view: View, init: str, seed
         make = functools.partial(invert, chain, seed=seed, view=view, shape=W.shape, stored=W.dtype if Y is seen else None)
         return reach(chain, view, W.shape, W.dtype, Y, make, compute, projects=last.is_projection, strict=init == "strict")
 
-    if before is None or last.is_projection:
+    if before is None:
         return originals_for(seen)
+    if last.is_projection:
+        reached = originals_for(seen)
+        kept = len(chain) > 1 or torch.equal(reached.state["original"], W)
+        return reached if kept else replace(reached, assumed=f"rounded, the weight's own value is not {chain.constraint}: the original is that value with some entries rounded the other way")
     # Also a member: rounded to its storage it is off by more than an exact inverse can bring back.
     if before.residual <= MEMBER:
         try:

@@ -8,6 +8,7 @@ from paramcli import measure
 from paramcli.chain import parse_chain
 from paramcli.errors import InputRefused
 from paramcli.host import bare, register, value
+from paramcli.maths.moments import rounded_to_sum
 from paramcli.registry import constraint as make
 from paramcli.surgery.fit import fit
 from paramcli.view import IDENTITY, parse_view
@@ -44,6 +45,31 @@ def test_a_large_mean_does_not_spoil_the_sum(offset):
     X = (randn(3, 1000) + offset).float()
     W = value(register(bare(X), "weight", parse_chain("centered")))
     assert measure.check("sum_to", W).ok
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("chain", "dim", "c"), [("centered", -1, 0), ("sum_to:c=2", -1, 2), ("sum_to:dim=0:c=-2", 0, -2), ("sum_to:dim=none:c=1", (0, 1), 1)])
+def test_sums_of_half_types_come_out(dtype, chain, dim, c):
+    """Numbers of few digits less their mean are all rounded one way: rows of 4096 are off by ten times eps. Entries are rounded to
+    one of their two neighbours, so that the sum is off by a step of one of them at most, where it would be off by more than eps."""
+    X = randn(96, 4096).to(dtype)
+    fitted = fit(X, parse_chain(chain), IDENTITY)
+    n, eps = X.numel() / X.double().sum(dim).numel(), torch.finfo(dtype).eps
+    point = X.double() - X.double().mean(dim, keepdim=True) + c / n
+    assert fitted.check.ok and measure.check(fitted.check.constraint, fitted.value).ok
+    value, one_step = fitted.value.double(), eps * point.abs().amax(dim, keepdim=True)
+    # The map takes what is left of the sum from all entries alike, and small ones show it.
+    assert ((value - point).abs() <= 1.01 * eps * point.abs() + one_step / n + 1e-6).all()
+    assert ((value.sum(dim, keepdim=True) - c).abs() <= one_step + eps * point.norm(dim=dim, keepdim=True)).all()
+    assert measure.moved(value, point) < eps / 2
+
+
+def test_entries_are_rounded_the_other_way_where_it_costs_least():
+    """By hand: steps of 1/128 above 1. Five entries are 0.3 of a step above their grid, and lose 1.5 steps together when rounded:
+    one of them is rounded up, the one that was nearest to it."""
+    step = 2.0**-7
+    X = torch.tensor([[1 + 0.3 * step, 1 + 0.3 * step, 1 + 0.4 * step, 1 + 0.3 * step, 1 + 0.2 * step]], dtype=torch.float64)
+    assert rounded_to_sum(X, -1, X.sum().item(), torch.bfloat16).tolist() == [[1.0, 1.0, 1 + step, 1.0, 1.0]]
 
 
 def test_projections_keep_the_weight_underneath():
