@@ -33,7 +33,8 @@ class KroneckerProducts(Constraint):
     Residual: max ||row of W - P|| / ||row of W||, over columns too, with P a nearest point but for one step of alternating
     least squares, which gives small blocks their digits. A singular value would hide one wrong row among many.
     Tolerance: every entry of a Kronecker product is one product, off by at most u = eps / 2 of itself, and so is a row; P takes
-    part of that to itself, so rows may be off by 2 u.
+    part of that to itself, so rows may be off by 2 u. P is a sum of n^2 / 4 products in double precision: 9, 160, 1800 eps of
+    that were measured at n = 64, 512, 1024.
     Nearest point: the best approximation of rank 1 of the rearranged tensor (Van Loan and Pitsianis).
     """
 
@@ -54,7 +55,8 @@ class KroneckerProducts(Constraint):
         return torch.maximum(by_row, by_column)
 
     def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
-        return max(eps(stored), eps(computed)) + (4 + 0.4 * max(shape[-2:])) * eps(torch.float64)
+        n = max(shape[-2:])
+        return max(eps(stored), eps(computed)) + (4 + 0.4 * n + 0.002 * n * n) * eps(torch.float64)
 
     def project(self, W: Tensor) -> Tensor:
         return kronecker_product(*nearest_kronecker(W, self.p, self.q))
