@@ -34,7 +34,8 @@ from .checkpoint.source import Source, tensor_bytes
 from .dtypes import CODE_OF_TORCH, code_of
 from .errors import InputRefused, UsageError, error_context
 from .surgery.evaluate import complete, read_state, require_chain, settle
-from .surgery.fit import NOTED, fit
+from .surgery.fit import fit
+from .surgery.reach import NOTED
 from .text import listing, printable, shape_text
 from .verdict import Verdict, measure_parts, select_claims, verify_group
 from .view import IDENTITY, View, parse_view

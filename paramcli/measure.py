@@ -191,6 +191,14 @@ def moved(after: Tensor, before: Tensor) -> float:
     return both.result()
 
 
+def moved_of_each(after: Tensor, before: Tensor) -> list[float]:
+    """`moved` of each tensor of a stack."""
+    double = wide(before.dtype, before.device)
+    after, before = after.to(double).flatten(1), before.to(double).flatten(1)
+    distances, sizes = norm(after - before, (1,)).tolist(), norm(before, (1,)).tolist()
+    return [0.0 if not d else d / size if size else float("inf") for d, size in zip(distances, sizes)]
+
+
 def all_finite(W: Tensor) -> bool:
     """Is no entry NaN or infinite? By the extremes: one pass, twenty times quicker than asking every entry."""
     if not W.numel() or not (W.is_floating_point() or W.is_complex()):

@@ -16,8 +16,9 @@ from .checkpoint.source import Source
 from .errors import InputRefused, error_context
 from .maths.base import Check, Parametrization, compute_dtype, wide
 from .registry import CONSTRAINTS, parse_constraint, target_class
+from .surgery.claims import claim_check
 from .surgery.evaluate import complete, read_state, require_chain, settle, weight_of
-from .surgery.fit import claim_check, widened
+from .surgery.originals import widened
 from .text import count_text, listing
 from .view import View, parse_view
 

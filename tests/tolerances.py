@@ -23,7 +23,8 @@ from paramcli.chain import Chain, parse_chain
 from paramcli.errors import ParamcliError
 from paramcli.maths.base import compute_dtype, eps, wide
 from paramcli.registry import PARAMETRIZATIONS, constraint
-from paramcli.surgery.fit import evaluate, fit
+from paramcli.surgery.fit import fit
+from paramcli.surgery.originals import evaluate
 from paramcli.view import IDENTITY
 
 from .maths.members import members, normal, rotation, rows_of, specs

@@ -58,7 +58,6 @@ class PositiveDefinite(Constraint):
         ]
         return [*found, Part("least", ratio((self.least - smallest).clamp(min=0), largest), explained)] if self.least else found
 
-
     def project(self, W: Tensor) -> Tensor:
         values, V = torch.linalg.eigh((W + W.mH) / 2)
         if bool((values[..., -1] <= 0).any()):

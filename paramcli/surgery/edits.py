@@ -16,20 +16,34 @@ from .. import host as hosting
 from .. import measure
 from ..chain import Chain, extend, parse_chain
 from ..checkpoint.forms import FORM_OF_SPELLING, OLD_FORM, PARAMETRIZED, Group
+from ..checkpoint.header import Slot
 from ..checkpoint.keys import parametrized_key
 from ..checkpoint.record import Entry
 from ..checkpoint.source import Source
-from ..checkpoint.header import Slot
 from ..dtypes import code_of, dtype_name, torch_dtype
 from ..errors import CheckFailed, InputRefused, UsageError
 from ..maths.base import Check, compute_dtype, wide
 from ..registry import target_class, within
 from ..text import number_text, printable, shape_text
 from ..view import View, parse_view
-from .evaluate import NOT_FINITE, chain_of, complete, explain_infinite, identities, read_state, require_chain, require_proportion, settle, weight_of
 from .allocate import with_count
-from .fit import NOTED, Fitted, Reached, claim_check, evaluate, fit, invert, keeper, kept_constraint, reach, require_member, rounded, widened
+from .claims import claim_check, kept_constraint
+from .evaluate import (
+    NOT_FINITE,
+    chain_of,
+    complete,
+    explain_infinite,
+    identities,
+    read_state,
+    require_chain,
+    require_proportion,
+    settle,
+    weight_of,
+)
+from .fit import Fitted, fit, keeper, require_member
+from .originals import evaluate, invert, rounded, widened
 from .plan import Rows, Stack, Step, assigned, baked, keeps_within, longest_of, require_editable
+from .reach import NOTED, Reached, reach
 from .rows import bake_rows, fit_rows
 from .stack import bake_stack, fit_stack, stackable
 

@@ -17,7 +17,7 @@ from ..maths.norm import as_matrix
 from ..registry import target_class
 from ..text import number_text, printable, shape_text, size_text
 from ..view import View, parse_view
-from .fit import evaluate
+from .originals import evaluate
 
 # u and W v / ||W v|| of a spectral norm that ran once agree exactly; an unrelated pair is near 1. Without v, u is
 # compared with one power step of its own, which a young u is still some way from.

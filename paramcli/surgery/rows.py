@@ -24,8 +24,10 @@ from ..maths.base import MEMBER, Check, compute_dtype, row_blocks, wide
 from ..registry import constraint, target_class
 from ..view import View
 from .evaluate import explain_infinite, weight_of
-from .fit import evaluate, invert, keeper, register_raw, require_change, require_member, require_preimage, require_reached, widened
+from .fit import keeper, require_change, require_member
+from .originals import evaluate, invert, register_raw, require_preimage, widened
 from .plan import Rows
+from .reach import require_reached
 
 # Tensors of this many bytes and more are taken in blocks of about so many. Larger blocks are not quicker, and the heap
 # keeps several of them: baking 512 MB took 200 MB in all with blocks of 4 MB (150 of them torch), 500 MB with 16.

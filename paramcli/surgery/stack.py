@@ -17,7 +17,10 @@ from ..errors import CheckFailed
 from ..maths.base import MEMBER, CannotReach, Check, compute_dtype, wide
 from ..registry import constraint, target_class
 from ..view import View
-from .fit import EXACT, NOTED, Fitted, checks_of_each, holds, moved_of_each, worst_of_each
+from .claims import checks_of_each, holds
+from .fit import Fitted
+from .originals import EXACT
+from .reach import NOTED
 
 SIDE = 128
 # Of a batch every matrix has to begin where one alone may: before a multiple of so many bytes LAPACK's kernels take entries by
@@ -38,7 +41,7 @@ def stackable(chain: Chain, view: View, shape: Sequence[int], dtype: torch.dtype
 
 
 def evaluate_stack(chain: Chain, X: Tensor, compute: str = "same") -> Tensor:
-    """The chain's values from stacked originals as the view shows them: as `fit.evaluate`, on each."""
+    """The chain's values from stacked originals as the view shows them: as `originals.evaluate`, on each."""
     value = X.to(compute_dtype(X.dtype, compute))
     for link in chain.links:
         value = link.make(value).map(value)
@@ -66,7 +69,7 @@ def fit_stack(
         measure.require_finite(W)
         target = Y = W.to(wide(dtype, W.device))
         if chain.constraint is not None:
-            residuals = worst_of_each(constraint(chain.constraint).residual(Y))
+            residuals = _worst_of_each(constraint(chain.constraint).residual(Y))
             if init == "strict" and not all(check.ok for check in checks_of_each(chain, W, "same")):
                 raise CheckFailed("one of them is not on the constraint")
             off = [index for index, residual in enumerate(residuals) if residual > MEMBER]
@@ -78,16 +81,20 @@ def fit_stack(
         for link in reversed(chain.links):
             part, wanted = link.make(Y), Y
             Y = part.inverse(wanted)
-            if not all(error <= EXACT for error in moved_of_each(part.map(Y), wanted)):
+            if not all(error <= EXACT for error in measure.moved_of_each(part.map(Y), wanted)):
                 raise CannotReach("one of them has no preimage")
         X = Y.to(dtype)
         values = evaluate_stack(chain, X, compute)
-        if not all(missed <= NOTED for missed in moved_of_each(values, target)):
+        if not all(missed <= NOTED for missed in measure.moved_of_each(values, target)):
             raise CannotReach("rounding the originals of one of them puts its value visibly away")
         fits = [
             Fitted({"original": view.back(x, shape)}, view.back(value, shape), change, check)
-            for x, value, change, check in zip(X, values, moved_of_each(values, W), checks_of_each(chain, values, compute))
+            for x, value, change, check in zip(X, values, measure.moved_of_each(values, W), checks_of_each(chain, values, compute))
         ]
     if any(not holds(f.check, chain) or max_change is not None and not f.moved <= max_change for f in fits):
         raise CheckFailed("one of them is off, or would move too far")
     return fits
+
+
+def _worst_of_each(residuals: Tensor) -> list[float]:
+    return residuals.reshape(len(residuals), -1).amax(-1).tolist()

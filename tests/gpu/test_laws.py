@@ -15,7 +15,8 @@ from paramcli.errors import InputRefused
 from paramcli.maths.base import eps
 from paramcli.maths.norm import WeightNorm
 from paramcli.registry import constraint as make
-from paramcli.surgery.fit import evaluate, fit
+from paramcli.surgery.fit import fit
+from paramcli.surgery.originals import evaluate
 from paramcli.view import IDENTITY
 
 from ..maths.test_laws import CHAINS, MAPS, SETS, SPECS, double, dtypes_of, dtypes_of_set, last_class, member, weight, weight_near

@@ -7,7 +7,8 @@ from paramcli import measure
 from paramcli.chain import parse_chain
 from paramcli.errors import InputRefused
 from paramcli.registry import constraint as make
-from paramcli.surgery.fit import evaluate, fit
+from paramcli.surgery.fit import fit
+from paramcli.surgery.originals import evaluate
 from paramcli.view import IDENTITY
 
 from .members import spd

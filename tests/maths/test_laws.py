@@ -14,7 +14,8 @@ from paramcli.maths.base import ROW_STEP, Parametrization, compute_dtype, row_bl
 from paramcli.registry import CONSTRAINTS, PARAMETRIZATIONS, parse_constraint, target_class, within
 from paramcli.registry import constraint as make
 from paramcli.surgery import rows
-from paramcli.surgery.fit import evaluate, fit, register_raw, widened
+from paramcli.surgery.fit import fit
+from paramcli.surgery.originals import evaluate, register_raw, widened
 from paramcli.view import IDENTITY, View, parse_view
 
 from .devices import only_explicit_devices

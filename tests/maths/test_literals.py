@@ -5,7 +5,7 @@ import torch
 
 from paramcli.chain import parse_chain
 from paramcli.registry import PARAMETRIZATIONS
-from paramcli.surgery.fit import evaluate
+from paramcli.surgery.originals import evaluate
 from paramcli.view import IDENTITY
 
 from .literals import LITERALS

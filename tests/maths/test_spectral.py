@@ -12,7 +12,8 @@ from paramcli.host import bare, register, value
 from paramcli.maths.base import compute_dtype
 from paramcli.maths.norm import SpectralNorm, UnitSpectralNorm, WeightNorm
 from paramcli.maths.spectral import AlmostOrthogonal, CutSingularValues
-from paramcli.surgery.fit import evaluate, fit
+from paramcli.surgery.fit import fit
+from paramcli.surgery.originals import evaluate
 from paramcli.view import IDENTITY
 
 from .members import rotation

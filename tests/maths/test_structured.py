@@ -11,7 +11,8 @@ from paramcli.maths.factors import kronecker_product, nearest_kronecker
 from paramcli.maths.structured import BandedMatrices, BlockDiagonalMatrices, DiagonalMatrices, LowerTriangularMatrices
 from paramcli.maths.toeplitz import CirculantMatrices, ToeplitzMatrices
 from paramcli.registry import constraint
-from paramcli.surgery.fit import evaluate, fit
+from paramcli.surgery.fit import fit
+from paramcli.surgery.originals import evaluate
 from paramcli.view import IDENTITY, parse_view
 
 SHAPES = [(4, 4), (3, 5), (5, 3), (1, 6), (2, 4, 3)]

@@ -10,7 +10,8 @@ from paramcli import host
 from paramcli.chain import parse_chain
 from paramcli.registry import PARAMETRIZATIONS, target_class
 from paramcli.surgery import execute, stack
-from paramcli.surgery.fit import evaluate, fit
+from paramcli.surgery.fit import fit
+from paramcli.surgery.originals import evaluate
 from paramcli.surgery.plan import Stack
 from paramcli.view import IDENTITY, parse_view
 
