@@ -81,14 +81,19 @@ def test_a_stack_that_does_not_fit_is_computed_one_by_one(files, paramcli, monke
     assert asked and files()["alone.safetensors"] == files()["together.safetensors"]
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=lambda error: str(error)[:12])
-def test_a_device_that_is_full_before_any_tensor_is_told_too(error, capsys, monkeypatch):
-    """Its context alone takes some hundred megabytes."""
+def fails_with(error, monkeypatch):
+    """Every command raises this error before it has looked at a file."""
 
     def dispatch(arguments):
         raise error
 
     monkeypatch.setattr(app, "_dispatch", dispatch)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: str(error)[:12])
+def test_a_device_that_is_full_before_any_tensor_is_told_too(error, capsys, monkeypatch):
+    """Its context alone takes some hundred megabytes."""
+    fails_with(error, monkeypatch)
     assert app.run(["verify", "x"]) == 3
     assert capsys.readouterr().err.startswith("error: the device is out of memory\n")
 
@@ -96,11 +101,7 @@ def test_a_device_that_is_full_before_any_tensor_is_told_too(error, capsys, monk
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")])
 def test_a_machine_without_memory_is_no_bug(error, capsys, monkeypatch):
     """Python's own error and torch's are told alike."""
-
-    def dispatch(arguments):
-        raise error
-
-    monkeypatch.setattr(app, "_dispatch", dispatch)
+    fails_with(error, monkeypatch)
     assert app.run(["verify", "x"]) == 70
     assert capsys.readouterr().err.startswith("error: out of memory\n")
 

@@ -57,6 +57,7 @@ def test_sums_of_half_types_come_out(dtype, chain, dim, c):
     n, eps = X.numel() / X.double().sum(dim).numel(), torch.finfo(dtype).eps
     point = X.double() - X.double().mean(dim, keepdim=True) + c / n
     assert fitted.check.ok and measure.check(fitted.check.constraint, fitted.value).ok
+    assert not torch.equal(fitted.state["original"], X) and "rounded the other way" in fitted.note
     value, one_step = fitted.value.double(), eps * point.abs().amax(dim, keepdim=True)
     # The map takes what is left of the sum from all entries alike, and small ones show it.
     assert ((value - point).abs() <= 1.01 * eps * point.abs() + one_step / n + 1e-6).all()
