@@ -34,6 +34,10 @@ SIZES = (8, 64, 512, 1024)
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "tolerances.md"
 # Sizes of original entries over sqrt(n): from hardly turned to angles of about two turns.
 SCALES = (0.01, 0.3, 1.0, 3.0)
+# And where originals are angles, of several turns.
+ANGLES = (*SCALES, 4.0)
+# Sets that torch's own modules compute members of.
+TORCHS = ("orthogonal", "special_orthogonal", "positive_definite", "unit_spectral_norm")
 
 
 @dataclass
@@ -131,11 +135,11 @@ def values(spec: str, n: int, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]
         # are rounding, and make errors of singular values that line up, which no product of them forgives.
         # Numbers of few digits less their mean are all rounded one way: originals of half types sum to c where they were made to.
         given = "spectral_norm" in spec or spec.startswith("sum_to") and eps(dtype) > eps(torch.float32)
-        scales = () if given else SCALES
+        scales = () if given else ANGLES if "orthogonal" in spec else SCALES
         for scale in scales:
             for seed in range(-1 if scale == 1.0 and not spec.startswith(("standardized", "sum_to", "special_linear")) else 0, _seeds(n)):  # -1: all entries are equal
                 yield chain.constraint, evaluate(chain, IDENTITY, (n, n), originals(chain, n, dtype, scale / n**0.5, seed), dtype)
-        for seed in range(min(_seeds(n), 3) if n <= 512 else 0):
+        for seed in range(min(_seeds(n), 3) if n <= 512 or spec in TORCHS else 0):
             try:
                 yield chain.constraint, fit(normal(n, n, seed).to(dtype), chain, IDENTITY).value
             except ParamcliError:

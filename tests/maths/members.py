@@ -58,6 +58,28 @@ def reflection(n: int) -> Tensor:
     return torch.eye(n, dtype=torch.float64) - 2 / n
 
 
+def partial_reflection(n: int, left: int) -> Tensor:
+    """The reflection of the first n - left directions: entries 2 / (n - left), all rounded the same way."""
+    W = torch.eye(n, dtype=torch.float64)
+    W[: n - left, : n - left] -= 2 / (n - left)
+    return W
+
+
+def even(n: int, left: int) -> Tensor:
+    """The singular correlation matrix of n - left variables that are as far from each other as they can be, beside others."""
+    k, C = n - left, torch.eye(n, dtype=torch.float64)
+    C[:k, :k] = -1 / (k - 1)
+    return C.fill_diagonal_(1.0)
+
+
+def few_and_turned(n: int, rank: int, seed: int) -> Tensor:
+    """Of this rank: a block of rank 1 of few different numbers, and an orthogonal one of half its size."""
+    W, k = torch.zeros(n, n, dtype=torch.float64), n - rank + 1
+    W[:k, :k] = few_values(k, seed)
+    W[k:, k:] = rotation(rank - 1, seed) * torch.linalg.matrix_norm(W) / 2
+    return W
+
+
 def turns(n: int, angle: float = 1.0) -> Tensor:
     """n / 2 planes turned by one angle: a rotation with two different sizes of entries beside zeros."""
     c, s = torch.tensor(angle, dtype=torch.float64).cos(), torch.tensor(angle, dtype=torch.float64).sin()
@@ -141,10 +163,10 @@ MEMBERS: dict[str, Members] = {
     "orthogonal": lambda n, seed: iter((rotation(n, seed), reflection(n))),
     "special_orthogonal": lambda n, seed: iter((rotation(n, seed), turns(n, 0.3 + seed))),
     "positive_definite": lambda n, seed: iter((spd(n, seed), kernel(n) + n / 8 * torch.eye(n, dtype=torch.float64))),
-    "unit_spectral_norm": lambda n, seed: iter((unit_spectral(normal(n, n, seed)), rotation(n, seed))),
-    "low_rank:rank={r}": lambda n, seed: iter((low_rank(n, eighth(n), seed),)),
+    "unit_spectral_norm": lambda n, seed: iter((unit_spectral(normal(n, n, seed)), rotation(n, seed), *(partial_reflection(n, left) for left in range(1, 6)))),
+    "low_rank:rank={r}": lambda n, seed: iter((low_rank(n, eighth(n), seed), few_and_turned(n, eighth(n), seed))),
     "low_rank:rank=1": lambda n, seed: iter((few_values(n, seed), two_blocks(n, seed))),
-    "fixed_rank:rank={r}": lambda n, seed: iter((low_rank(n, eighth(n), seed),)),
+    "fixed_rank:rank={r}": lambda n, seed: iter((low_rank(n, eighth(n), seed), few_and_turned(n, eighth(n), seed))),
     "fixed_rank:rank=1": lambda n, seed: iter((few_values(n, seed), two_blocks(n, seed))),
     "invertible": lambda n, seed: iter((rotation(n, seed), spd(n, seed))),
     "special_linear": lambda n, seed: iter((unit_determinant(n, seed), rotation(n, seed))),
@@ -166,7 +188,7 @@ MEMBERS: dict[str, Members] = {
     "simplex": lambda n, seed: iter((normal(n, n, seed).softmax(-1), flat(n, n - 1, 1 / (n - 1)), flat(n, n - 3, 1 / (n - 3)))),
     "stochastic": lambda n, seed: iter((normal(n, n, seed).softmax(-1), flat(n, n - 1, 1 / (n - 1)))),
     "doubly_stochastic": lambda n, seed: iter((sinkhorn(normal(n, n, seed)), (1 - torch.eye(n, dtype=torch.float64)) / (n - 1))),
-    "correlation": lambda n, seed: iter((correlation(n, seed), kernel(n), 0.3 + 0.7 * torch.eye(n, dtype=torch.float64))),
+    "correlation": lambda n, seed: iter((correlation(n, seed), kernel(n), 0.3 + 0.7 * torch.eye(n, dtype=torch.float64), even(n, 1), even(n, 3))),
     "kronecker:p=2:q=2": lambda n, seed: iter((torch.kron(normal(2, 2, seed), normal(n // 2, n // 2, seed + 1)), torch.kron(few_values(2, seed), few_values(n // 2, seed)))),
 }  # fmt: skip
 
