@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 
 from . import __version__
-from .checkpoint.input_file import InputFile
+from .checkpoint.disk.input_file import InputFile
 from .checkpoint.source import Source
 from .text import printable
 

@@ -23,21 +23,21 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _Orthogonal, _SpectralNorm, _WeightNorm
 
 from . import __version__
-from . import host as hosting
+from .fitting import torch_module as hosting
 from .chain import Chain, extend, parse_chain
-from .checkpoint import record as records
-from .checkpoint.forms import PARAMETRIZED, Group, detect
+from .spelling import record as records
+from .spelling.forms import PARAMETRIZED, Group, detect
 from .checkpoint.header import Slot
-from .checkpoint.keys import parametrized_key
-from .checkpoint.open import open_checkpoint
+from .spelling.keys import parametrized_key
+from .checkpoint.read.open import open_checkpoint
 from .checkpoint.source import Source, tensor_bytes
 from .dtypes import CODE_OF_TORCH, code_of
 from .errors import InputRefused, UsageError, error_context
-from .surgery.evaluate import complete, read_state, require_chain, settle
-from .surgery.fit import fit
-from .surgery.reach import NOTED
+from .fitting.evaluate import complete, read_state, require_chain, settle
+from .fitting.fit import fit
+from .fitting.reach import NOTED
 from .text import listing, printable, shape_text
-from .verdict import Verdict, measure_parts, select_claims, verify_group
+from .answers.verify import Verdict, measure_parts, select_claims, verify_group
 from .view import IDENTITY, View, parse_view
 
 
@@ -161,7 +161,7 @@ def save(model: nn.Module, path: str | os.PathLike, *, overwrite: bool = False, 
     torch's own weight_norm, spectral_norm and orthogonal are recorded too. Tensors parametrized by classes that
     paramcli does not know are written without a record. The file appears whole or not at all.
     """
-    from .checkpoint.write_safetensors import SafetensorsSink
+    from .checkpoint.write.safetensors_file import SafetensorsSink
 
     path, state = Path(path), model.state_dict(keep_vars=True)
     for key, tensor in state.items():

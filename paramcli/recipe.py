@@ -18,7 +18,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .checkpoint.input_file import no_such_file
+from .checkpoint.disk.input_file import no_such_file
 from .dtypes import dtype_name
 from .errors import InputRefused, ParamcliError, UsageError
 from .surgery.commands import EDITS, Edit

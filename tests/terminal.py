@@ -139,7 +139,7 @@ def _in_process(step: list[str], code: int) -> int:
         print(code)
         return 0
     # How long a run takes decides whether progress is shown; no document may depend on it.
-    with warnings.catch_warnings(), mock.patch("paramcli.progress.PATIENCE_SECONDS", 1e6):
+    with warnings.catch_warnings(), mock.patch("paramcli.show.progress.PATIENCE_SECONDS", 1e6):
         warnings.simplefilter("ignore")
         if step[0] == "paramcli":
             return run(step[1:])

@@ -4,10 +4,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from paramcli.alike import alike
+from paramcli.show.alike import alike
 from paramcli.maths.base import Check
 from paramcli.surgery.plan import Outcome
-from paramcli.tables import convert_table, edit_table, verify_table
+from paramcli.show.tables import convert_table, edit_table, verify_table
 
 from .terminal import run_line
 

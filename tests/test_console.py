@@ -6,8 +6,8 @@ import re
 import pytest
 from rich.console import Console
 
-from paramcli.console import Screen, Stream, Styled, Table, plain_lines
-from paramcli.tables import edit_table
+from paramcli.show.console import Screen, Stream, Styled, Table, plain_lines
+from paramcli.show.tables import edit_table
 from paramcli.surgery.plan import Outcome
 
 from .pace import times

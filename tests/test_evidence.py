@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 import paramcli as package
-from paramcli import evidence, verdict
+from paramcli import evidence
+from paramcli.answers import verify as verdict
 
 CONTAINERS = {
     "a file": ("m.safetensors", ["m.safetensors"]),
@@ -98,7 +99,7 @@ def test_a_file_that_changes_meanwhile_is_refused(changed, how, models, paramcli
 
 def test_a_change_while_the_spectra_are_drawn_is_refused(models, paramcli, monkeypatch):
     """What was hashed is what every number of the page was computed from."""
-    from paramcli import spectrum
+    from paramcli.answers import spectrum
 
     draw = spectrum.spectra
 

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from paramcli import measure
+from paramcli.fitting import measure
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2, torch.complex64, torch.complex128)
 BAD = (float("nan"), float("inf"), float("-inf"))

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from paramcli.chain import parse_chain
-from paramcli.tables import registry_card
+from paramcli.show.tables import registry_card
 from paramcli.maths.base import Constraint, Parametrization
 from paramcli.registry import _FAMILIES, CONSTRAINTS, MEASURES, PARAMETRIZATIONS, parse_constraint, target_class
 
@@ -64,7 +64,7 @@ def test_another_name_is_the_same_entry():
 
 def test_the_table_imports_no_torch():
     """Reading the catalogue, parsing chains and detecting forms leave torch alone."""
-    code = "import paramcli.chain, paramcli.checkpoint.forms, paramcli.checkpoint.record, sys; assert 'torch' not in sys.modules"
+    code = "import paramcli.chain, paramcli.spelling.forms, paramcli.spelling.record, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

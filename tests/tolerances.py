@@ -17,17 +17,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from paramcli import host as hosting
-from paramcli import measure
+from paramcli.fitting import torch_module as hosting
+from paramcli.fitting import measure
 from paramcli.chain import Chain, parse_chain
 from paramcli.errors import ParamcliError
 from paramcli.maths.base import compute_dtype, eps, wide
 from paramcli.registry import PARAMETRIZATIONS, constraint
-from paramcli.surgery.fit import fit
-from paramcli.surgery.originals import evaluate
+from paramcli.fitting.fit import fit
+from paramcli.fitting.originals import evaluate
 from paramcli.view import IDENTITY
 
-from .maths.members import members, normal, rotation, rows_of, specs
+from .maths.members import WORST, members, normal, rotation, rows_of, specs
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SIZES = (8, 64, 512, 1024)
@@ -161,7 +161,8 @@ def _lines_of(key: str, spec: str, n: int) -> Iterator[Line]:
     made = constraint(spec)
     for name, dtype in DTYPES.items():
         found: dict[str, Line] = {}
-        for W in members(key, n, _seeds(n)):
+        more = (W for seed in range(_seeds(n)) for W in WORST[key](n, seed)) if key in WORST else ()
+        for W in (*members(key, n, _seeds(n)), *more):
             for part in made.as_stored(dtype).parts(W.to(dtype).to(wide(dtype)), dtype, compute_dtype(dtype)):
                 line = found.setdefault(part.what, Line(spec, part.what, name, n, part.tolerance))
                 line.rounded = max(line.rounded, part.residual.max().item())

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 from ..dtypes import DTYPES, bits_of, nbytes_of, torch_dtype
 from ..errors import InputRefused
 from ..text import printable, printable_path
-from .input_file import InputFile
-from .memory import Blocks
+from .disk.input_file import InputFile
+from .disk.memory import Blocks
 
 if TYPE_CHECKING:
-    from .stream import Stream
+    from .disk.stream import Stream
 
 # Threads that compare checksums ahead of need, without the interpreter's lock.
 CHECKERS = 2
@@ -242,7 +242,7 @@ class Source:
 
         if stream is None:
             if not hasattr(self._kept, "stream"):
-                from .stream import Stream
+                from .disk.stream import Stream
 
                 self._kept.stream = Stream()
             stream = self._kept.stream

@@ -65,7 +65,7 @@ def common(
     from ..plugins import load_file, load_installed
 
     for problem in load_installed():
-        from ..console import Screen
+        from ..show.console import Screen
 
         Screen().warn(problem)
     for spec in plugin or ():
@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """The exit code of one command line; every error has been printed."""
-    from ..checkpoint.interrupts import Interrupted, signals_as_exceptions
+    from ..checkpoint.disk.interrupts import Interrupted, signals_as_exceptions
 
     debug, as_json = "--debug" in arguments, "--json" in arguments
 
@@ -185,8 +185,8 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _fail(error: ParamcliError, as_json: bool) -> int:
-    from ..console import Screen
-    from ..report import document, error_document
+    from ..show.console import Screen
+    from ..show.document import document, error_document
 
     error.message = _whole_message(error)
     screen, run = Screen(), ranks.current()

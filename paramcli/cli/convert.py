@@ -6,8 +6,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..console import Screen
-from ..tables import convert_table
+from ..show.console import Screen
+from ..show.tables import convert_table
 from ..errors import UsageError
 from ..text import listing
 from . import options as o

@@ -7,13 +7,13 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..console import Screen
-from ..tables import diff_table
+from ..show.console import Screen
+from ..show.tables import diff_table
 from ..errors import ParamcliError, UsageError
-from ..report import diff_document, document
+from ..show.document import diff_document, document
 from ..text import printable_path
 from . import options as o
-from .reports import check_report, gathering, spectra_of_pairs
+from ..show.reports import check_report, gathering, spectra_of_pairs
 from .session import Opened, check_tolerance, open_groups, write_file
 
 
@@ -42,7 +42,7 @@ def diff(
 
     paramcli diff before.pt after.safetensors --exact
     """
-    from ..compare import advice, compare, summary
+    from ..answers.diff import advice, compare, summary
 
     screen = Screen(quiet)
     check_report(report, force)
@@ -66,7 +66,7 @@ def diff(
         hint = advice(one.groups, two.groups, only_a, only_b, equal)
         says = ("equal: " if equal else "different: ") + summary(found, only_a, only_b)
         if report is not None:
-            from ..html import diff_page
+            from ..show.html import diff_page
 
             drawn = spectra_of_pairs(one, two, [d.tensor for d in found if not d.equal])
             write_file(report, diff_page(one.where, two.where, equal, says, found, only_a, only_b, *drawn, gathered.evidence("cpu")), force)

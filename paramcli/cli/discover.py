@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import typer
 
-from ..console import Screen
-from ..tables import discover_table
-from ..report import discover_document, document
+from ..show.console import Screen
+from ..show.tables import discover_table
+from ..show.document import discover_document, document
 from ..text import count_text, printable, printable_path
 from ..view import parse_view
 from . import options as o
-from .reports import check_report, facts, gathering, spectra_for_report
+from ..show.reports import check_report, facts, gathering, spectra_for_report
 from .session import check_device, open_groups, write_file
 
 
@@ -43,7 +43,7 @@ def discover(
     with open_groups(ckpt, root, ignore_record, screen) as opened, gathering(report is not None, context.obj, opened.source) as gathered:
         chosen = opened.choose(tensor)
         where = check_device(device)
-        from ..discover import findings
+        from ..answers.discover import findings
 
         with screen.meter("discover", len(chosen), sum(group.nbytes for group in chosen)) as meter:
             found, skipped = findings(opened.source, chosen, where, meter.advance, seen)
@@ -51,7 +51,7 @@ def discover(
         shown = [f for f in found if f.holds or f.nearly]
         says = f"{count_text(len(shown), 'tensor')} of {len(found)} with structure"
         if report is not None:
-            from ..html import discover_page
+            from ..show.html import discover_page
 
             drawn = spectra_for_report(opened.source, [(opened.groups[f.tensor], view) for f in shown], where)
             write_file(report, discover_page(opened.where, shown, says, *drawn, gathered.evidence(where), facts(opened.source)), force)

@@ -6,9 +6,9 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..console import Screen
-from ..tables import inspect_head, inspect_table, inspect_tail, inspect_tree
-from ..report import document, inspect_document
+from ..show.console import Screen
+from ..show.tables import inspect_head, inspect_table, inspect_tail, inspect_tree
+from ..show.document import document, inspect_document
 from . import options as o
 from .session import open_groups
 

@@ -6,11 +6,11 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..console import Screen
-from ..tables import constraint_card, constraint_table, measure_card, measure_table, registry_card, registry_table
+from ..show.console import Screen
+from ..show.tables import constraint_card, constraint_table, measure_card, measure_table, registry_card, registry_table
 from ..errors import UsageError
 from ..registry import CONSTRAINTS, MEASURES, PARAMETRIZATIONS, look_up
-from ..report import document, registry_document
+from ..show.document import document, registry_document
 from ..text import closest, printable
 from . import complete
 from . import options as o

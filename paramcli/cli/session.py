@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import ranks
-from ..checkpoint import record as records
-from ..checkpoint.forms import Group, detect
-from ..checkpoint.open import open_checkpoint
+from ..spelling import record as records
+from ..spelling.forms import Group, detect
+from ..checkpoint.read.open import open_checkpoint
 from ..checkpoint.source import Source
-from ..console import Screen
-from ..tables import edit_table
+from ..show.console import Screen
+from ..show.tables import edit_table
 from ..dtypes import COMPUTE_DTYPES
 from ..errors import ParamcliError, UsageError, error_context
-from ..report import document, edit_document
+from ..show.document import document, edit_document
 from ..spec import check_choice, select
 from ..text import count_text, listing, number_text, printable, printable_path, size_text
 
@@ -87,7 +87,7 @@ def check_device(device: str) -> str:
 
     if not re.fullmatch(r"cpu|auto|mps|cuda(:[0-9]{1,3})?", device):
         raise UsageError(f"no device named '{printable(device)}'", hint="cpu, cuda, cuda:0, mps or auto")
-    from ..checkpoint.interrupts import import_torch
+    from ..checkpoint.disk.interrupts import import_torch
 
     import_torch()
     if device == "cpu":
@@ -127,7 +127,7 @@ def check_tolerance(value: float | None) -> None:
 
 def output_path(source: Source, output: Path | None, in_place: bool, suffix: str, overwrite: bool) -> Path:
     """Where the result goes; refused early where it could not be written there."""
-    from ..checkpoint.atomic import refuse_existing
+    from ..checkpoint.disk.atomic import refuse_existing
     from ..surgery.output import FOREIGN_SUFFIXES, NOT_IN_PLACE, default_output
 
     if output is not None and str(output) == "-":
@@ -233,7 +233,7 @@ class Output:
 
 def begin_early(command: str, edits: Sequence[Edit], output: Output, stack: ExitStack) -> Writing | None:
     """Begin to copy what no edit touches before torch is imported, where headers and tables foretell the plan."""
-    from ..checkpoint.interrupts import signals_held
+    from ..checkpoint.disk.interrupts import signals_held
     from ..surgery.foretell import foretell
     from ..surgery.output import is_torch
 
@@ -255,7 +255,7 @@ def write_plan(screen: Screen, plan: Plan, output: Output, device: str = "cpu", 
 
     In a run of several processes each makes the tensors of its own shards; one file is written by the first alone.
     """
-    from ..checkpoint.interrupts import import_torch, signals_held
+    from ..checkpoint.disk.interrupts import import_torch, signals_held
     from ..surgery.execute import execute
     from ..surgery.output import shards_of
 
@@ -301,7 +301,7 @@ def finish_edit(
 ) -> None:  # fmt: skip
     """The table or document on stdout, and on stderr what was written, what was not, and what to type next."""
     from ..chain import parse_chain
-    from ..checkpoint.read_sharded import files_left
+    from ..checkpoint.read.sharded import files_left
     from ..surgery.forecast import forecast
     from ..surgery.output import has_record, is_dcp_folder, is_file, is_torch, lost, untied
 
@@ -352,7 +352,7 @@ def finish_edit(
 
 def write_file(path: Path, data: bytes, overwrite: bool) -> None:
     """A picture or report, there whole or not at all."""
-    from ..checkpoint.atomic import AtomicFile
+    from ..checkpoint.disk.atomic import AtomicFile
 
     with AtomicFile(path, overwrite=overwrite) as file:
         file.write_at(0, data)

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import typer
 
-from ..checkpoint.forms import Group
+from ..spelling.forms import Group
 from ..checkpoint.source import Source
-from ..console import Screen
+from ..show.console import Screen
 from ..errors import InputRefused
 from . import options as o
 from .session import open_groups
@@ -31,7 +31,7 @@ def snippet(
 
     paramcli snippet vocoder.pth > load_vocoder.py
     """
-    from ..snippet import snippet as text
+    from ..answers.snippet import snippet as text
 
     screen = Screen(quiet)
     with open_groups(ckpt, root, ignore_record, screen) as opened:
@@ -45,7 +45,7 @@ def _settled(source: Source, group: Group) -> Group:
         raise InputRefused(group.problem, hint=group.hint, tensor=group.tensor, path=source.path)
     if not group.alternatives:
         return group
-    from ..surgery.evaluate import read_state, settle
+    from ..fitting.evaluate import read_state, settle
 
     chain, _ = settle(group, read_state(source, group))
     return replace(group, chain=str(chain), alternatives=())

@@ -7,18 +7,18 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..checkpoint.atomic import refuse_existing
-from ..checkpoint.forms import with_chain
-from ..checkpoint.interrupts import import_torch
-from ..console import Screen
-from ..tables import spectrum_plot, spectrum_table
+from ..checkpoint.disk.atomic import refuse_existing
+from ..spelling.forms import with_chain
+from ..checkpoint.disk.interrupts import import_torch
+from ..show.console import Screen
+from ..show.tables import spectrum_plot, spectrum_table
 from ..errors import InputRefused, UsageError
-from ..report import document, spectrum_document
+from ..show.document import document, spectrum_document
 from ..surgery.commands import reading
 from ..text import count_text, number_text, printable
 from ..view import parse_view
 from . import options as o
-from .reports import check_report, facts, gathering
+from ..show.reports import check_report, facts, gathering
 from .session import check_device, open_groups, write_file
 
 
@@ -56,7 +56,7 @@ def spectrum(
     check_report(report, force)
     with open_groups(ckpt, root, ignore_record, screen) as opened, gathering(report is not None, context.obj, opened.source) as gathered:
         import_torch()
-        from ..spectrum import choose_groups, spectra
+        from ..answers.spectrum import choose_groups, spectra
 
         chosen = choose_groups(with_chain(opened.choose(tensor), *reading(chain, view), named=bool(tensor)), bool(tensor))
         if not chosen:
@@ -76,7 +76,7 @@ def spectrum(
         if svg is not None or png is not None:
             _write(found, svg, png, force)
         if report is not None:
-            from ..html import spectrum_page
+            from ..show.html import spectrum_page
 
             says = f"{count_text(len(found), 'tensor')}: singular values from {number_text(min(m.smallest for s in found for m in s.matrices))} to {number_text(max(m.largest for s in found for m in s.matrices))}"
             write_file(report, spectrum_page(opened.where, found, says, gathered.evidence(where), facts(opened.source)), force)
@@ -97,17 +97,17 @@ def spectrum(
 
 
 def _write(found, svg: Path | None, png: Path | None, force: bool) -> None:
-    from ..drawing.panels import panels
+    from ..show.drawing.panels import panels
 
     shown = [panel for s in found for panel in panels(s, title=printable(s.tensor) if len(found) > 1 else None)]
     # In a row what belongs together: a matrix before and after its chain has three panels.
     across = 3 if any(m.of != "value" for s in found for m in s.matrices) else 4
     title = f"{printable(found[0].tensor)}  {found[0].title}" if len(found) == 1 else ""
     if svg is not None:
-        from ..drawing.svg import grid
+        from ..show.drawing.svg import grid
 
         write_file(svg, grid(shown, across, alone=True, title=title).encode(), force)
     if png is not None:
-        from ..drawing.png import png as draw
+        from ..show.drawing.png import png as draw
 
         write_file(png, draw(shown, across, title), force)

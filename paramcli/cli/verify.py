@@ -8,18 +8,18 @@ import typer
 
 from .. import ranks
 from ..chain import parse_chain
-from ..checkpoint.forms import Group, with_chain
-from ..checkpoint.interrupts import import_torch
+from ..spelling.forms import Group, with_chain
+from ..checkpoint.disk.interrupts import import_torch
 from ..errors import UsageError
-from ..console import Screen
-from ..tables import verify_table
+from ..show.console import Screen
+from ..show.tables import verify_table
 from ..registry import parse_constraint
-from ..report import document, verify_document
+from ..show.document import document, verify_document
 from ..text import printable, printable_path
 from ..view import parse_view
 from . import complete
 from . import options as o
-from .reports import check_report, facts, gathering, spectra_for_report
+from ..show.reports import check_report, facts, gathering, spectra_for_report
 from .session import check_compute, check_device, check_tolerance, open_groups, write_file
 
 
@@ -65,7 +65,7 @@ def verify(
     with open_groups(ckpt, root, ignore_record, screen) as opened, gathering(proves, context.obj, opened.source) as gathered:
         import_torch()
         from ..surgery.shares import shared_verdicts
-        from ..verdict import Verdict, require_claims, select_claims, summary, verify_group
+        from ..answers.verify import Verdict, require_claims, select_claims, summary, verify_group
 
         chosen = with_chain(opened.choose(tensor), chain, seen, named=bool(tensor))
         if chain and tensor and (plain := next((group for group in chosen if group.is_plain), None)) is not None:
@@ -95,7 +95,7 @@ def verify(
         drawn = spectra_for_report(opened.source, [(v.group, v.view) for v in verdicts], where) if report is not None and proves else None
         evidence = gathered.evidence(where) if gathered else None
         if drawn is not None:
-            from ..html import verify_page
+            from ..show.html import verify_page
 
             write_file(report, verify_page(printable_path(ckpt), verdicts, *drawn, evidence, facts(opened.source)), force)
         if as_json:

@@ -18,9 +18,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .. import measure
+from ..fitting import measure
 from ..chain import Chain, Link, parse_chain
-from ..checkpoint.forms import Group
+from ..spelling.forms import Group
 from ..checkpoint.source import Source
 from ..errors import UsageError, error_context
 from ..maths.mask import prune_count

@@ -16,12 +16,12 @@ from hashlib import blake2b
 from pathlib import Path
 
 from ..checkpoint.header import Slot
-from ..checkpoint.open import open_file
-from ..checkpoint.read_dcp import open_dcp
-from ..checkpoint.recognise import DCP_METADATA
-from ..checkpoint.input_file import InputFile
+from ..checkpoint.read.open import open_file
+from ..checkpoint.read.dcp import open_dcp
+from ..checkpoint.read.recognise import DCP_METADATA
+from ..checkpoint.disk.input_file import InputFile
 from ..checkpoint.source import Source
-from ..checkpoint.writer import MetadataOf, Sink
+from ..checkpoint.write.writer import MetadataOf, Sink
 from ..errors import InputRefused, OutputFailed, UsageError, error_context
 from ..text import printable, printable_path
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 from ..chain import check_items, parse_chain
-from ..checkpoint.forms import Group, with_chain
+from ..spelling.forms import Group, with_chain
 from ..checkpoint.header import Slot
-from ..checkpoint.keys import parametrized_key
-from ..checkpoint.record import Entry
+from ..spelling.keys import parametrized_key
+from ..spelling.record import Entry
 from ..checkpoint.source import Source
 from ..dtypes import COMPUTE_DTYPES
 from ..errors import InputRefused, UsageError

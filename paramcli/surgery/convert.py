@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..checkpoint.forms import Group
+from ..spelling.forms import Group
 from ..checkpoint.header import Slot
 from ..checkpoint.source import Source
 from ..dtypes import CODE_OF_TORCH, DTYPES, torch_dtype

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from .. import host as hosting
-from .. import measure
+from ..fitting import torch_module as hosting
+from ..fitting import measure
 from ..chain import Chain, extend, parse_chain
-from ..checkpoint.forms import FORM_OF_SPELLING, OLD_FORM, PARAMETRIZED, Group
+from ..spelling.forms import FORM_OF_SPELLING, OLD_FORM, PARAMETRIZED, Group
 from ..checkpoint.header import Slot
-from ..checkpoint.keys import parametrized_key
-from ..checkpoint.record import Entry
+from ..spelling.keys import parametrized_key
+from ..spelling.record import Entry
 from ..checkpoint.source import Source
 from ..dtypes import code_of, dtype_name, torch_dtype
 from ..errors import CheckFailed, InputRefused, UsageError
@@ -27,8 +27,8 @@ from ..registry import target_class, within
 from ..text import number_text, printable, shape_text
 from ..view import View, parse_view
 from .allocate import with_count
-from .claims import claim_check, kept_constraint
-from .evaluate import (
+from ..fitting.claims import claim_check, kept_constraint
+from ..fitting.evaluate import (
     NOT_FINITE,
     chain_of,
     complete,
@@ -40,12 +40,12 @@ from .evaluate import (
     settle,
     weight_of,
 )
-from .fit import Fitted, fit, keeper, require_member
-from .originals import evaluate, invert, rounded, widened
+from ..fitting.fit import Fitted, fit, keeper, require_member
+from ..fitting.originals import evaluate, invert, rounded, widened
 from .plan import Rows, Stack, Step, assigned, baked, keeps_within, longest_of, require_editable
-from .reach import NOTED, Reached, reach
-from .rows import bake_rows, fit_rows
-from .stack import bake_stack, fit_stack, stackable
+from ..fitting.reach import NOTED, Reached, reach
+from ..fitting.blocks import bake_rows, fit_rows
+from ..fitting.stack import bake_stack, fit_stack, stackable
 
 
 @dataclass(frozen=True)

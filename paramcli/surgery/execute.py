@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from .. import __version__
 from ..allocator import Holes, share_one_heap
 from ..chain import parse_chain
-from ..checkpoint import record as records
-from ..checkpoint.interrupts import signals_held
-from ..checkpoint.record import Entry
+from ..spelling import record as records
+from ..checkpoint.disk.interrupts import signals_held
+from ..spelling.record import Entry
 from ..checkpoint.header import Slot
 from ..checkpoint.source import Source, tensor_bytes
-from ..checkpoint.writer import Sink
+from ..checkpoint.write.writer import Sink
 from ..errors import CheckFailed, InputRefused, ParamcliError, error_context
 from ..registry import target_class
 from ..text import count_text, number_text

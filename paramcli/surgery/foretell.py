@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..checkpoint.forms import Group
+from ..spelling.forms import Group
 from ..checkpoint.source import Source
 from ..errors import ParamcliError
 from .commands import Edit

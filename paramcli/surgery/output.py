@@ -6,15 +6,15 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..checkpoint import record as records
-from ..checkpoint.atomic import same_place
+from ..spelling import record as records
+from ..checkpoint.disk.atomic import same_place
 from ..checkpoint.header import Slot
-from ..checkpoint.read_sharded import index_name, sibling_files
-from ..checkpoint.recognise import DCP, is_dcp
+from ..checkpoint.read.sharded import index_name, sibling_files
+from ..checkpoint.read.recognise import DCP, is_dcp
 from ..checkpoint.source import Source
-from ..checkpoint.write_dcp import DcpSink, part_name
-from ..checkpoint.write_torch import TorchSink
-from ..checkpoint.writer import MetadataOf, SafetensorsSink, ShardedSink, plan_shards
+from ..checkpoint.write.dcp import DcpSink, part_name
+from ..checkpoint.write.torch_file import TorchSink
+from ..checkpoint.write.writer import MetadataOf, SafetensorsSink, ShardedSink, plan_shards
 from ..text import printable
 from .plan import Plan, Step
 

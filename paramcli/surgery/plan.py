@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 from ..chain import Chain, parse_chain
-from ..checkpoint.forms import Group
-from ..checkpoint.record import Entry
+from ..spelling.forms import Group
+from ..spelling.record import Entry
 from ..checkpoint.source import Source
 from ..checkpoint.header import Slot
 from ..dtypes import DTYPES, dtype_name, nbytes_of

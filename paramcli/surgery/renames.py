@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..checkpoint.forms import FORM_OF_SPELLING, OLD_FORM, PARAMETRIZED, Group
+from ..spelling.forms import FORM_OF_SPELLING, OLD_FORM, PARAMETRIZED, Group
 from ..checkpoint.header import Slot
-from ..checkpoint.keys import parametrized_key
+from ..spelling.keys import parametrized_key
 from ..errors import InputRefused
 from ..registry import PARAMETRIZATIONS
 from ..spec import parse_items
@@ -89,7 +89,7 @@ class Migrate:
         )
 
         def run(source, device, compute):
-            from .evaluate import complete, read_state, settle
+            from ..fitting.evaluate import complete, read_state, settle
 
             state = read_state(source, group, device)
             chain, _ = settle(group, state)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from ..checkpoint.forms import Group, detect
+from ..spelling.forms import Group, detect
 from ..checkpoint.source import Source, Storage, TensorInfo
 from ..errors import InputRefused, UsageError
 from ..text import printable, printable_path
@@ -107,8 +107,8 @@ def compose(first: Step, second: Step) -> Step:
         return replace(joined, renames={name: first.renames[key] for name, key in second.renames.items()})
 
     def run(source: Source, device: object, compute: str):
-        from .. import measure
-        from .evaluate import effective
+        from ..fitting import measure
+        from ..fitting.evaluate import effective
 
         made, told_first = _run(first, source, device, compute)
         tensors, told = _run(second, _between(made, source), device, compute)

@@ -11,12 +11,12 @@ from dataclasses import astuple, fields, replace
 from hashlib import sha256
 
 from .. import ranks
-from ..checkpoint.forms import Group
+from ..spelling.forms import Group
 from ..checkpoint.header import Slot
 from ..checkpoint.source import Source
 from ..errors import InputRefused
 from ..maths.base import Check
-from ..verdict import Verdict
+from ..answers.verify import Verdict
 from .forecast import operations
 from .plan import Outcome, Plan
 

@@ -10,18 +10,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoint import record as records
-from ..checkpoint.forms import Group, detect
-from ..checkpoint.keys import parametrized_key
-from ..checkpoint.open import open_checkpoint
+from ..spelling import record as records
+from ..spelling.forms import Group, detect
+from ..spelling.keys import parametrized_key
+from ..checkpoint.read.open import open_checkpoint
 from ..checkpoint.source import Source
 from ..dtypes import torch_dtype
 from ..errors import InputRefused, error_context
-from ..host import generators_kept, start_generators, tensor_seed
+from ..fitting.torch_module import generators_kept, start_generators, tensor_seed
 from ..spec import select
 from ..text import listing, printable, printable_path, shape_text
 from ..view import parse_view
-from .evaluate import effective, require_chain
+from ..fitting.evaluate import effective, require_chain
 
 
 @dataclass(frozen=True)

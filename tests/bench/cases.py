@@ -285,13 +285,13 @@ def _computing(added: Path, checks: bool) -> float:
         "import sys, time, torch\n"
         "from dataclasses import replace\n"
         "from contextlib import ExitStack\n"
-        "from paramcli.checkpoint.forms import detect\n"
-        "from paramcli.checkpoint.open import open_checkpoint\n"
-        "from paramcli.checkpoint.record import KEY, parse_record\n"
+        "from paramcli.spelling.forms import detect\n"
+        "from paramcli.checkpoint.read.open import open_checkpoint\n"
+        "from paramcli.spelling.record import KEY, parse_record\n"
         "from paramcli.surgery.commands import Remove\n"
         "from paramcli.surgery.execute import batched, by_parts, threads_for\n"
         "from paramcli.surgery.sequence import plan_edits\n"
-        "from paramcli.surgery.stack import evaluate_stack\n"
+        "from paramcli.fitting.stack import evaluate_stack\n"
         "from paramcli.chain import parse_chain\n"
         "def values(tensors, device, compute):\n"
         "    with torch.no_grad(): return evaluate_stack(chain, torch.stack(list(tensors)))\n"
@@ -342,7 +342,7 @@ def linalg(bench: Bench) -> Result:
     """The maps on one n x n matrix against one matrix product of the same dtype, in this process."""
     import torch
 
-    from paramcli import host, measure
+    from paramcli.fitting import torch_module as host, measure
     from paramcli.chain import parse_chain
     from paramcli.view import IDENTITY
 

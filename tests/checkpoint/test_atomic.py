@@ -17,10 +17,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from paramcli.checkpoint import atomic
-from paramcli.checkpoint.atomic import AtomicFile, refuse_existing, rename_to_new, same_place
-from paramcli.checkpoint.interrupts import Interrupted, signals_as_exceptions, signals_held
-from paramcli.checkpoint.read_safetensors import open_safetensors
+from paramcli.checkpoint.disk import atomic
+from paramcli.checkpoint.disk.atomic import AtomicFile, refuse_existing, rename_to_new, same_place
+from paramcli.checkpoint.disk.interrupts import Interrupted, signals_as_exceptions, signals_held
+from paramcli.checkpoint.read.safetensors_file import open_safetensors
 from paramcli.errors import OutputFailed, UsageError
 
 from ..pace import HANG_SECONDS
@@ -304,7 +304,7 @@ def test_held_signals_come_after_the_block():
 def run(code: str, folder: Path, **options) -> subprocess.Popen:
     prelude = (
         "import os, sys, time, signal\n"
-        "from paramcli.checkpoint.atomic import *\nfrom paramcli.checkpoint.interrupts import *\nfrom paramcli.errors import *\n"
+        "from paramcli.checkpoint.disk.atomic import *\nfrom paramcli.checkpoint.disk.interrupts import *\nfrom paramcli.errors import *\n"
     )  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(Path(atomic.__file__).parents[2])}
     command = [sys.executable, "-c", prelude + textwrap.dedent(code)]
@@ -404,7 +404,7 @@ def test_two_runs_on_one_output_leave_one_whole_file(tmp_path):
         sys.exit(error.exit_code)
     """
     environment = {**os.environ, "PYTHONPATH": str(Path(atomic.__file__).parents[2])}
-    prelude = "import os, sys\nfrom paramcli.checkpoint.atomic import *\nfrom paramcli.errors import *\n"
+    prelude = "import os, sys\nfrom paramcli.checkpoint.disk.atomic import *\nfrom paramcli.errors import *\n"
     runs = [
         subprocess.Popen([sys.executable, "-c", prelude + textwrap.dedent(code), letter], cwd=tmp_path, env=environment)
         for letter in "abc"

@@ -14,12 +14,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from paramcli.checkpoint import direct, write_safetensors
-from paramcli.checkpoint.atomic import Abandoned, AtomicFile
-from paramcli.checkpoint.direct import Disk
+from paramcli.checkpoint.disk import direct
+from paramcli.checkpoint.write import safetensors_file as write_safetensors
+from paramcli.checkpoint.disk.atomic import Abandoned, AtomicFile
+from paramcli.checkpoint.disk.direct import Disk
 from paramcli.checkpoint.header import PAGE
-from paramcli.checkpoint.input_file import OpenFiles
-from paramcli.checkpoint.stream import Stream
+from paramcli.checkpoint.disk.input_file import OpenFiles
+from paramcli.checkpoint.disk.stream import Stream
 from paramcli.errors import OutputFailed
 
 SIZE = 50 * PAGE + 123

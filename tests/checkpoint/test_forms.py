@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from paramcli.chain import parse_chain
-from paramcli.checkpoint.forms import FORM_OF_SPELLING, PARAMETRIZED, PLAIN, detect
-from paramcli.checkpoint.keys import parametrized_key, split_parametrized
-from paramcli.checkpoint.record import Entry
+from paramcli.spelling.forms import FORM_OF_SPELLING, PARAMETRIZED, PLAIN, detect
+from paramcli.spelling.keys import parametrized_key, split_parametrized
+from paramcli.spelling.record import Entry
 from paramcli.checkpoint.source import Storage, TensorInfo
 from paramcli.registry import PARAMETRIZATIONS, target_class
 

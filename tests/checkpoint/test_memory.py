@@ -9,8 +9,8 @@ import weakref
 import pytest
 import torch
 
-from paramcli.checkpoint import memory
-from paramcli.checkpoint.memory import LARGE, SMALL, Blocks
+from paramcli.checkpoint.disk import memory
+from paramcli.checkpoint.disk.memory import LARGE, SMALL, Blocks
 
 MB = 1 << 20
 

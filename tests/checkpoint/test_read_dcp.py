@@ -16,7 +16,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
-from paramcli.checkpoint.open import open_checkpoint
+from paramcli.checkpoint.read.open import open_checkpoint
 from paramcli.errors import InputRefused
 
 from ..pace import HANG_SECONDS
@@ -304,7 +304,7 @@ def test_chunks_that_differ_from_what_they_hold_are_refused(sharded, tmp_path):
 
 def test_thousands_of_chunks_cost_linear_time(tmp_path):
     """The tiling of a tensor in 20,000 chunks along one dimension is checked without comparing all pairs."""
-    from paramcli.checkpoint.read_dcp import _check_tiling, _Chunk, _Tensor
+    from paramcli.checkpoint.read.dcp import _check_tiling, _Chunk, _Tensor
 
     for order in ((0, 1), (1, 0)):
         pick = lambda a, b: tuple((a, b)[i] for i in order)  # noqa: E731

@@ -12,8 +12,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save, save_file
 
-from paramcli.checkpoint.read_safetensors import open_safetensors
-from paramcli.checkpoint.input_file import InputFile, OpenFiles
+from paramcli.checkpoint.read.safetensors_file import open_safetensors
+from paramcli.checkpoint.disk.input_file import InputFile, OpenFiles
 from paramcli.dtypes import CODE_OF_TORCH
 from paramcli.errors import InputRefused
 
@@ -192,7 +192,7 @@ def test_closed_standard_streams_are_never_the_input():
     """With fds 0 to 2 closed, the input is opened above them."""
     code = (
         "import os\nfor n in (0, 1, 2): os.close(n)\n"
-        "from paramcli.checkpoint.input_file import InputFile\n"
+        "from paramcli.checkpoint.disk.input_file import InputFile\n"
         "f = InputFile(os.__file__)\n"
         "os._exit(0 if f.descriptor > 2 else 1)"
     )
@@ -202,8 +202,8 @@ def test_closed_standard_streams_are_never_the_input():
 def test_opening_does_not_import_torch(fixtures):
     """Listing a safetensors file leaves torch and safetensors alone."""
     code = (
-        "import sys; from paramcli.checkpoint.read_safetensors import open_safetensors\n"
-        "import paramcli.checkpoint.writer, paramcli.checkpoint.read_sharded\n"
+        "import sys; from paramcli.checkpoint.read.safetensors_file import open_safetensors\n"
+        "import paramcli.checkpoint.write.writer, paramcli.checkpoint.read.sharded\n"
         f"open_safetensors({str(fixtures / 'silero_vad_16k.safetensors')!r}); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

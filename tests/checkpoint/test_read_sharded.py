@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from paramcli.checkpoint.record import Entry, record_in, record_text
-from paramcli.checkpoint.read_sharded import index_name, open_folder_or_index, sibling_files
+from paramcli.spelling.record import Entry, record_in, record_text
+from paramcli.checkpoint.read.sharded import index_name, open_folder_or_index, sibling_files
 from paramcli.errors import InputRefused
 
 from ..pace import times
@@ -245,7 +245,7 @@ def test_metadata_of_shards_is_merged(model):
 
 def test_torch_shards_are_read_through_open_torch(tmp_path):
     """A folder of .bin shards with its index is one sharded torch checkpoint."""
-    pytest.importorskip("paramcli.checkpoint.read_torch")
+    pytest.importorskip("paramcli.checkpoint.read.torch_file")
     split = {"pytorch_model-00001-of-00002.bin": ["a", "b"], "pytorch_model-00002-of-00002.bin": ["c"]}
     tied = torch.arange(6.0)
     torch.save({"a": tied, "b": tied}, tmp_path / list(split)[0])

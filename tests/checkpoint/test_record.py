@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from paramcli.checkpoint.record import Entry, check_against, join_records, parse_record, record_text
+from paramcli.spelling.record import Entry, check_against, join_records, parse_record, record_text
 from paramcli.errors import InputRefused
 
 GOOD = {"schema": 1, "version": "0.1.0", "tensors": {"fc.weight": {"state": "parametrized", "chain": "skew,cayley", "view": None, "constraint": "special_orthogonal"}}}
@@ -95,7 +95,7 @@ def test_a_malformed_record_among_others_is_refused(text):
 @pytest.mark.parametrize(("limit", "value"), [("MAX_ENTRIES", 3), ("MAX_BYTES", 300)])
 def test_records_of_several_files_have_one_limit(limit, value, monkeypatch):
     """As many tensors as one record may name, and as many characters, in all."""
-    monkeypatch.setattr(f"paramcli.checkpoint.record.{limit}", value)
+    monkeypatch.setattr(f"paramcli.spelling.record.{limit}", value)
     texts = {str(part): text_of(**{f"t{part}_{i}": "skew" for i in range(2)}) for part in range(3)}
     assert all(len(text) < 300 for text in texts.values())
     with pytest.raises(InputRefused, match="more than 3|characters long in all files"):

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from paramcli.checkpoint.open import open_checkpoint
+from paramcli.checkpoint.read.open import open_checkpoint
 from paramcli.errors import InputRefused
 
 from ..hostile.limits import MOST_STEPS
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CHILD = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
-from paramcli.checkpoint.open import open_checkpoint
+from paramcli.checkpoint.read.open import open_checkpoint
 from paramcli.errors import ParamcliError
 from tests.pace import steps
 def read():

@@ -17,8 +17,8 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from paramcli.checkpoint import write_dcp
-from paramcli.checkpoint.open import open_checkpoint
+from paramcli.checkpoint.write import dcp as write_dcp
+from paramcli.checkpoint.read.open import open_checkpoint
 from paramcli.dtypes import CODE_OF_TORCH
 
 from ..pace import HANG_SECONDS

@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
-from paramcli.checkpoint.open import open_checkpoint
-from paramcli.checkpoint.read_sharded import open_folder_or_index, sibling_files
-from paramcli.checkpoint.write_dcp import DcpSink, part_name
-from paramcli.checkpoint.writer import INDEX_NAME, ShardedSink, Slot, plan_shards
+from paramcli.checkpoint.read.open import open_checkpoint
+from paramcli.checkpoint.read.sharded import open_folder_or_index, sibling_files
+from paramcli.checkpoint.write.dcp import DcpSink, part_name
+from paramcli.checkpoint.write.writer import INDEX_NAME, ShardedSink, Slot, plan_shards
 from paramcli.errors import InputRefused, OutputFailed
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from paramcli import host
+from paramcli.fitting import torch_module as host
 from paramcli.chain import parse_chain
 from paramcli.errors import InputRefused
 from paramcli.maths.base import wide

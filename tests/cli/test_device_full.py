@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from paramcli import measure
+from paramcli.fitting import measure
 from paramcli.cli import app
 
 # As the allocator, the driver, MPS and the libraries for linear algebra say it.

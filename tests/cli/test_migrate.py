@@ -269,7 +269,7 @@ def test_what_add_spells_the_old_way_old_code_loads(chain, dtype, tmp_path, para
 @pytest.mark.parametrize("shards", [False, True])
 def test_untouched_bytes_keep_their_place_in_a_page(shards, tmp_path, paramcli, monkeypatch):
     """Whole pages are asked for page by page, which file systems that share blocks need; and back is the file it was."""
-    from paramcli.checkpoint.open import open_checkpoint
+    from paramcli.checkpoint.read.open import open_checkpoint
 
     state = {f"l{n}.weight_{part}": torch.rand((400, 1) if part == "g" else (400, 900)) for n in range(2) for part in "gv"}
     save_file(state, tmp_path / "a.safetensors", {"format": "pt"})

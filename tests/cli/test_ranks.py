@@ -45,7 +45,7 @@ print(json.dumps(told))
 KILLED = """
 import os, signal, sys
 from paramcli import ranks
-from paramcli.checkpoint.write_sharded import ShardedSink
+from paramcli.checkpoint.write.sharded import ShardedSink
 from paramcli.cli.app import main
 ranks.DEAD_SECONDS, ranks.BEAT_SECONDS, ranks.LEAVE_SECONDS = 3, 0.2, 1
 write = ShardedSink.write

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from paramcli.drawing.braille import WIDTH, draw, lay_out
-from paramcli.drawing.panels import Curve, Plane, axis, sampled
+from paramcli.show.drawing.braille import WIDTH, draw, lay_out
+from paramcli.show.drawing.panels import Curve, Plane, axis, sampled
 
 
 def test_the_numbers_are_those_of_numpy(tmp_path, paramcli):

@@ -58,9 +58,9 @@ def imported(*arguments: object) -> set[str]:
 def test_the_list_of_commands_imports_none_of_them():
     """--help is there at once: no rich, no catalogue, no file format, and no command's module."""
     modules = imported("--help")
-    assert not modules & (HEAVY | CHAINS | {"rich", "paramcli.console", "paramcli.tables", "paramcli.report"})
+    assert not modules & (HEAVY | CHAINS | {"rich", "paramcli.show.console", "paramcli.show.tables", "paramcli.show.document"})
     assert {name for name in modules if name.startswith("paramcli.cli.")} <= {f"paramcli.cli.{name}" for name in ("app", "group", "help", "outlet", "usage")}
-    assert {name for name in modules if name.startswith("paramcli.checkpoint.")} == {"paramcli.checkpoint.interrupts"}
+    assert {name for name in modules if name.startswith("paramcli.checkpoint.")} == {"paramcli.checkpoint.disk.interrupts"}
 
 
 def test_the_help_of_a_command_imports_that_command_alone():
@@ -75,7 +75,7 @@ def test_inspect_of_plain_tensors_needs_no_catalogue(tmp_path):
     save_file({f"layers.{n}.weight": torch.zeros(2) for n in range(10)}, tmp_path / "a.safetensors")
     for way in ((), ("--json",)):
         modules = imported("inspect", tmp_path / "a.safetensors", *way)
-        assert not modules & (HEAVY | CHAINS | {"rich", "paramcli.checkpoint.atomic", "paramcli.checkpoint.pickle_data", "hashlib", "ctypes"})
+        assert not modules & (HEAVY | CHAINS | {"rich", "paramcli.checkpoint.disk.atomic", "paramcli.checkpoint.pickle.pickle_data", "hashlib", "ctypes"})
 
 
 def test_renames_and_safetensors_layouts_never_import_torch(tmp_path):
@@ -96,7 +96,7 @@ def test_planning_without_data_loads_no_symbolic_algebra(tmp_path):
     """The shapes a chain stores are told without sympy, which torch loads for some operations on tensors without data."""
     chains = ("skew,cayley", "symmetric,matrix_exp", "weight_norm", "weight_norm:dim=none", "orthogonal", "mask", "prune_l1:amount=0.5")
     code = (
-        "import sys, torch; from paramcli.host import outline; from paramcli.chain import parse_chain\n"
+        "import sys, torch; from paramcli.fitting.torch_module import outline; from paramcli.chain import parse_chain\n"
         f"[outline(parse_chain(text), (6, 6), torch.float32) for text in {chains!r}]\n"
         "sys.exit('sympy' in sys.modules)"
     )

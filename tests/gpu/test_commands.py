@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import paramcli as api
-from paramcli import measure
+from paramcli.fitting import measure
 from paramcli.maths.base import eps
 
 from ..maths.members import rotation

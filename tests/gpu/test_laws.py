@@ -9,14 +9,14 @@ import math
 import pytest
 import torch
 
-from paramcli import measure
+from paramcli.fitting import measure
 from paramcli.chain import parse_chain
 from paramcli.errors import InputRefused
 from paramcli.maths.base import eps
 from paramcli.maths.norm import WeightNorm
 from paramcli.registry import constraint as make
-from paramcli.surgery.fit import fit
-from paramcli.surgery.originals import evaluate
+from paramcli.fitting.fit import fit
+from paramcli.fitting.originals import evaluate
 from paramcli.view import IDENTITY
 
 from ..maths.test_laws import CHAINS, MAPS, SETS, SPECS, double, dtypes_of, dtypes_of_set, last_class, member, weight, weight_near

@@ -11,7 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from paramcli.checkpoint.pickle_data import MAX_OPCODES
+from paramcli.checkpoint.pickle.pickle_data import MAX_OPCODES
 
 from ..pace import steps
 

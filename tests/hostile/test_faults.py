@@ -88,7 +88,7 @@ def test_a_failing_call_leaves_the_folder_as_it_was(output, function, existing, 
 
 
 def check_whole(folder: Path) -> None:
-    from paramcli.checkpoint.open import open_checkpoint
+    from paramcli.checkpoint.read.open import open_checkpoint
 
     with open_checkpoint(folder) as source:
         assert {"other"} <= set(source.tensors)

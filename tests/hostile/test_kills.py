@@ -16,8 +16,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from paramcli.checkpoint.interrupts import Interrupted
-from paramcli.checkpoint.open import open_checkpoint
+from paramcli.checkpoint.disk.interrupts import Interrupted
+from paramcli.checkpoint.read.open import open_checkpoint
 from paramcli.cli import app
 
 ADD = ["-t", "l.*.weight", "--chain", "symmetric", "-q"]

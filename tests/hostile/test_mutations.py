@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save, save_file
 
-from paramcli.checkpoint.open import open_checkpoint
+from paramcli.checkpoint.read.open import open_checkpoint
 from paramcli.errors import InputRefused
 
 from ..pace import HANG_SECONDS

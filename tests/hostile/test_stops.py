@@ -20,7 +20,7 @@ def test_a_stop_waits_until_torch_is_imported(tmp_path):
     (tmp_path / "torch.py").write_text("import os, signal\nfor n in (15, 2): os.kill(os.getpid(), n)\nloaded = True\n")
     code = (
         "import sys\n"
-        "from paramcli.checkpoint.interrupts import Interrupted, import_torch, signals_as_exceptions\n"
+        "from paramcli.checkpoint.disk.interrupts import Interrupted, import_torch, signals_as_exceptions\n"
         "with signals_as_exceptions():\n"
         "    try: import_torch()\n"
         "    except Interrupted as stop: assert stop.signal == 15 and sys.modules['torch'].loaded; print('held')\n"
@@ -44,7 +44,7 @@ def test_every_command_imports_torch_with_stops_held(command, tmp_path):
     for name in ("a", "b"):
         save_file({"w": torch.rand(3, 3)}, tmp_path / f"{name}.safetensors")
     code = (
-        "import sys, paramcli.checkpoint.interrupts as module\n"
+        "import sys, paramcli.checkpoint.disk.interrupts as module\n"
         "real, seen = module.import_torch, []\n"
         "module.import_torch = lambda: (seen.append('torch' in sys.modules), real())\n"
         "from paramcli.cli.app import run\n"

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from paramcli import measure
+from paramcli.fitting import measure
 from paramcli.chain import parse_chain
 from paramcli.errors import InputRefused
-from paramcli.host import bare, register, value
+from paramcli.fitting.torch_module import bare, register, value
 from paramcli.maths.moments import rounded_to_sum
 from paramcli.registry import constraint as make
-from paramcli.surgery.fit import fit
+from paramcli.fitting.fit import fit
 from paramcli.view import IDENTITY, parse_view
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from paramcli import measure
+from paramcli.fitting import measure
 from paramcli.registry import constraint as make
 
 from .members import rotation

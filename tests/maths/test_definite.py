@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from paramcli import measure
+from paramcli.fitting import measure
 from paramcli.chain import parse_chain
 from paramcli.errors import InputRefused
 from paramcli.registry import constraint as make
-from paramcli.surgery.fit import fit
-from paramcli.surgery.originals import evaluate
+from paramcli.fitting.fit import fit
+from paramcli.fitting.originals import evaluate
 from paramcli.view import IDENTITY
 
 from .members import spd

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from paramcli import measure
+from paramcli.fitting import measure
 from paramcli.chain import parse_chain
 from paramcli.errors import UsageError
-from paramcli.host import bare, register, value
+from paramcli.fitting.torch_module import bare, register, value
 from paramcli.maths.elementwise import inverse_softplus, pool_adjacent_violators
 from paramcli.maths.stochastic import nearest_doubly_stochastic
 from paramcli.registry import constraint as make
-from paramcli.surgery.fit import fit
+from paramcli.fitting.fit import fit
 from paramcli.view import IDENTITY
 
 

@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from paramcli import measure
+from paramcli.fitting import measure
 from paramcli.chain import parse_chain
 from paramcli.errors import InputRefused, UsageError
-from paramcli.host import require_fit
+from paramcli.fitting.torch_module import require_fit
 from paramcli.maths.exponential import MatrixExp, symmetric_log
 from paramcli.maths.orthogonal import Cayley
 from paramcli.maths.rotation import cayley_inverse, unitary_log
-from paramcli.surgery.fit import fit
+from paramcli.fitting.fit import fit
 from paramcli.view import IDENTITY
 
 

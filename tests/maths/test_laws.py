@@ -5,17 +5,17 @@ import math
 import pytest
 import torch
 
-from paramcli import measure
+from paramcli.fitting import measure
 from paramcli.chain import parse_chain
 from paramcli.dtypes import code_of
 from paramcli.errors import InputRefused
-from paramcli.host import bare, outline, register, roles, value
+from paramcli.fitting.torch_module import bare, outline, register, roles, value
 from paramcli.maths.base import ROW_STEP, Parametrization, compute_dtype, row_blocks
 from paramcli.registry import CONSTRAINTS, PARAMETRIZATIONS, parse_constraint, target_class, within
 from paramcli.registry import constraint as make
-from paramcli.surgery import rows
-from paramcli.surgery.fit import fit
-from paramcli.surgery.originals import evaluate, register_raw, widened
+from paramcli.fitting import blocks as rows
+from paramcli.fitting.fit import fit
+from paramcli.fitting.originals import evaluate, register_raw, widened
 from paramcli.view import IDENTITY, View, parse_view
 
 from .devices import only_explicit_devices

@@ -5,7 +5,7 @@ import torch
 
 from paramcli.chain import parse_chain
 from paramcli.registry import PARAMETRIZATIONS
-from paramcli.surgery.originals import evaluate
+from paramcli.fitting.originals import evaluate
 from paramcli.view import IDENTITY
 
 from .literals import LITERALS

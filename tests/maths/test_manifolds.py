@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from paramcli import measure
+from paramcli.fitting import measure
 from paramcli.chain import parse_chain
 from paramcli.errors import InputRefused
-from paramcli.host import bare, register, value
+from paramcli.fitting.torch_module import bare, register, value
 from paramcli.maths.stability import AlphaStable, abscissa, lyapunov
 from paramcli.registry import constraint as make
-from paramcli.surgery.fit import fit
+from paramcli.fitting.fit import fit
 from paramcli.view import IDENTITY
 
 from .members import rotation, spd

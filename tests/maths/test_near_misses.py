@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from paramcli import measure
+from paramcli.fitting import measure
 
 from .members import centered, correlation, flat, members, normal, rotation, rows_of, specs, symmetric
 

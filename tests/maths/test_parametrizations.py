@@ -5,11 +5,11 @@ import torch
 
 from paramcli.chain import parse_chain
 from paramcli.errors import InputRefused
-from paramcli.host import bare, register, value
+from paramcli.fitting.torch_module import bare, register, value
 from paramcli.maths.exponential import MatrixExp
 from paramcli.maths.orthogonal import Cayley
 from paramcli.maths.rotation import cayley_inverse, rotation_log
-from paramcli.surgery.fit import fit
+from paramcli.fitting.fit import fit
 from paramcli.view import parse_view
 
 from .members import rotation, spd

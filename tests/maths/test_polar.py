@@ -6,7 +6,7 @@ import torch
 from paramcli.chain import parse_chain
 from paramcli.errors import InputRefused
 from paramcli.maths.polar import QR, Polar
-from paramcli.surgery.fit import fit
+from paramcli.fitting.fit import fit
 from paramcli.view import IDENTITY
 
 from .members import rotation

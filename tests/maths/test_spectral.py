@@ -5,15 +5,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from paramcli import measure
+from paramcli.fitting import measure
 from paramcli.chain import parse_chain
 from paramcli.errors import InputRefused
-from paramcli.host import bare, register, value
+from paramcli.fitting.torch_module import bare, register, value
 from paramcli.maths.base import compute_dtype
 from paramcli.maths.norm import SpectralNorm, UnitSpectralNorm, WeightNorm
 from paramcli.maths.spectral import AlmostOrthogonal, CutSingularValues
-from paramcli.surgery.fit import fit
-from paramcli.surgery.originals import evaluate
+from paramcli.fitting.fit import fit
+from paramcli.fitting.originals import evaluate
 from paramcli.view import IDENTITY
 
 from .members import rotation

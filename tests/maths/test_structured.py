@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from paramcli import measure
+from paramcli.fitting import measure
 from paramcli.chain import parse_chain
 from paramcli.errors import InputRefused
-from paramcli.host import require_fit
+from paramcli.fitting.torch_module import require_fit
 from paramcli.maths.factors import kronecker_product, nearest_kronecker
 from paramcli.maths.structured import BandedMatrices, BlockDiagonalMatrices, DiagonalMatrices, LowerTriangularMatrices
 from paramcli.maths.toeplitz import CirculantMatrices, ToeplitzMatrices
 from paramcli.registry import constraint
-from paramcli.surgery.fit import fit
-from paramcli.surgery.originals import evaluate
+from paramcli.fitting.fit import fit
+from paramcli.fitting.originals import evaluate
 from paramcli.view import IDENTITY, parse_view
 
 SHAPES = [(4, 4), (3, 5), (5, 3), (1, 6), (2, 4, 3)]

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from paramcli.chain import parse_chain
 from paramcli.errors import CheckFailed, InputRefused
-from paramcli.surgery.fit import fit
+from paramcli.fitting.fit import fit
 from paramcli.view import IDENTITY, parse_view
 
 CAYLEY = parse_chain("skew,cayley")

@@ -7,11 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from paramcli.checkpoint import direct, write_safetensors
-from paramcli.checkpoint.atomic import Abandoned
-from paramcli.checkpoint.open import open_checkpoint
+from paramcli.checkpoint.disk import direct
+from paramcli.checkpoint.write import safetensors_file as write_safetensors
+from paramcli.checkpoint.disk.atomic import Abandoned
+from paramcli.checkpoint.read.open import open_checkpoint
 from paramcli.checkpoint.source import Source
-from paramcli.checkpoint.stream import Stream
+from paramcli.checkpoint.disk.stream import Stream
 from paramcli.errors import InputRefused
 
 

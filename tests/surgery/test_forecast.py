@@ -42,7 +42,7 @@ def test_memory_grows_with_the_largest_tensor_that_is_edited_alone(tmp_path, par
 
 def test_a_tensor_that_is_computed_by_rows_costs_its_blocks(tmp_path, paramcli, monkeypatch):
     """Twice the rows cost no more; a map that needs all of them does."""
-    from paramcli.surgery import rows
+    from paramcli.fitting import blocks as rows
 
     monkeypatch.setattr(rows, "LARGE", 1 << 20)
     monkeypatch.setattr(rows, "BLOCK_BYTES", 1 << 18)

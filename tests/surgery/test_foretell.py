@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from paramcli.catalogue.entry import itself
-from paramcli.checkpoint import direct
-from paramcli.checkpoint.atomic import AtomicFile
-from paramcli.checkpoint.forms import detect
-from paramcli.checkpoint.open import open_checkpoint
-from paramcli.checkpoint.record import KEY, parse_record
+from paramcli.checkpoint.disk import direct
+from paramcli.checkpoint.disk.atomic import AtomicFile
+from paramcli.spelling.forms import detect
+from paramcli.checkpoint.read.open import open_checkpoint
+from paramcli.spelling.record import KEY, parse_record
 from paramcli.checkpoint.header import Slot
-from paramcli.checkpoint.write_safetensors import SafetensorsSink
+from paramcli.checkpoint.write.safetensors_file import SafetensorsSink
 from paramcli.errors import ParamcliError
 from paramcli.registry import PARAMETRIZATIONS
 from paramcli.surgery.commands import Add, Assign, Remove
@@ -198,7 +198,7 @@ def test_a_signal_while_it_begins_or_cleans_up_leaves_nothing(moment, tensors, t
 def test_a_hint_to_the_disk_takes_no_standard_stream(tmp_path):
     """Where stdin is closed, the copy of a descriptor that waits for the disk does not become descriptor 0."""
     code = (
-        "import os, fcntl, paramcli.checkpoint.writeback as w\n"
+        "import os, fcntl, paramcli.checkpoint.disk.writeback as w\n"
         "taken, real = [], fcntl.fcntl\n"
         "w.fcntl.fcntl = lambda *a: taken.append(real(*a)) or taken[-1]\n"
         f"w.begin_writeback(os.open({str(tmp_path / 'x')!r}, os.O_RDWR | os.O_CREAT) + 0)\n"

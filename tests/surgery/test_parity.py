@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
-from paramcli.host import tensor_seed
+from paramcli.fitting.torch_module import tensor_seed
 
 
 class Symmetric(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from paramcli.chain import parse_chain
-from paramcli.surgery import rows
+from paramcli.fitting import blocks as rows
 
 # Two odd widths, so that blocks begin where a vector unit's turn does and nowhere else; a kernel; a vector.
 SHAPES = [(301, 77), (260, 24), (150, 6, 3, 3), (4097,)]

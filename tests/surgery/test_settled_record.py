@@ -9,9 +9,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from paramcli.checkpoint import direct
+from paramcli.checkpoint.disk import direct
 from paramcli.checkpoint.header import Slot, build_header, parse_header
-from paramcli.checkpoint.write_safetensors import SafetensorsSink
+from paramcli.checkpoint.write.safetensors_file import SafetensorsSink
 from paramcli.surgery.execute import Writing
 
 RECORDED = {"chain": "spectral_norm:dim=1", "constraint": "unit_spectral_norm:dim=1", "state": "baked", "view": None}

@@ -6,12 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from paramcli import host
+from paramcli.fitting import torch_module as host
 from paramcli.chain import parse_chain
 from paramcli.registry import PARAMETRIZATIONS, target_class
-from paramcli.surgery import execute, stack
-from paramcli.surgery.fit import fit
-from paramcli.surgery.originals import evaluate
+from paramcli.surgery import execute
+from paramcli.fitting import stack
+from paramcli.fitting.fit import fit
+from paramcli.fitting.originals import evaluate
 from paramcli.surgery.plan import Stack
 from paramcli.view import IDENTITY, parse_view
 

@@ -1,0 +1,152 @@
+"""discover: which constraints each tensor already satisfies, or nearly does."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..fitting import measure
+from ..spelling.forms import Group
+from ..checkpoint.source import Source
+from ..dtypes import DTYPES, dtype_name
+from ..errors import InputRefused, error_context
+from ..maths.base import Check, eps, wide
+from ..registry import CONSTRAINTS, spec_of, target_class, within
+from ..fitting.evaluate import effective
+from ..view import IDENTITY, View
+
+# A residual below this is worth telling of, though rounding does not explain it.
+NEARLY = 0.05
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The structure of one tensor."""
+
+    tensor: str
+    shape: tuple[int, ...]
+    dtype: str
+    holds: tuple[Check, ...]
+    nearly: tuple[Check, ...]
+
+
+def findings(
+    source: Source,
+    groups: Sequence[Group],
+    device: str = "cpu",
+    progress: Callable[[int], None] = lambda nbytes: None,
+    view: View | None = None,
+) -> tuple[list[Finding], list[tuple[str, str]]]:
+    """(one Finding for each floating tensor, tensors that could not be looked at with the reason); `view`: as it shows them alone."""
+    found, skipped, seen = [], [], {}
+    for group in groups:
+        progress(group.nbytes)
+        if DTYPES[group.dtype].kind not in ("float", "half", "complex"):
+            continue
+        try:
+            with error_context(tensor=group.tensor, path=source.path):
+                W = effective(source, group, device)
+                checks = _checks(W, view)
+        except InputRefused as error:
+            skipped.append((group.tensor, error.message))
+            continue
+        digest = (W.shape, hashlib.sha256(source_bytes(W)).digest())
+        if W.numel() > 1 and digest in seen and bool((W != 0).any()):
+            checks.append(Check(f"duplicate of {seen[digest]}", 0.0, 0.0))
+        seen.setdefault(digest, group.tensor)
+        holds = tuple(check for check in checks if check.ok)
+        nearly = tuple(check for check in checks if not check.ok and check.residual <= NEARLY)
+        found.append(Finding(group.tensor, group.shape, dtype_name(group.dtype), *_strongest(holds, nearly)))
+    return found, skipped
+
+
+def source_bytes(W: Tensor) -> memoryview:
+    from ..checkpoint.source import tensor_bytes
+
+    return tensor_bytes(W.cpu().contiguous())
+
+
+# What a set implies beyond the sets that contain it: these have arguments, which inclusions do not speak of.
+_IMPLIED = {
+    "orthogonal": {"unit_spectral_norm", "unit_norm", "spectral_cap", "singular_values_within"},
+    "ternary": {"levels"},
+    "binary": {"levels", "ternary"},
+    "nm": {"sparse"},
+    "structured_sparse": {"sparse"},
+    "diagonal": {"symmetric", "lower_triangular", "upper_triangular", "banded", "block_diagonal", "sparse", "nm"},
+    "lower_triangular": {"sparse"},
+    "upper_triangular": {"sparse"},
+    "banded": {"sparse", "nm"},
+    "block_diagonal": {"sparse", "nm"},
+    "circulant": {"toeplitz"},
+    "constant": {"symmetric", "low_rank", "levels", "toeplitz", "circulant", "centered", "kronecker", "psd", "increasing"},
+}
+
+
+def _strongest(holds: tuple[Check, ...], nearly: tuple[Check, ...]) -> tuple[tuple[Check, ...], tuple[Check, ...]]:
+    """Without what a stronger finding implies: a rotation is orthogonal, has spectral norm 1 and unit rows."""
+
+    def without(found: tuple[Check, ...], by: tuple[Check, ...]) -> tuple[Check, ...]:
+        gone = {(implied, view) for name, view in map(_name, by) for implied in _weaker(name)}
+        return tuple(check for check in found if _name(check) not in gone)
+
+    holds = without(holds, holds)
+    named = {_name(check) for check in holds}
+    # A singular one is nearly definite, which says no more than that it is semidefinite.
+    named |= {("positive_definite", view) for name, view in named if name in ("psd", "zero")}
+    return holds, tuple(c for c in without(without(nearly, holds), nearly) if _name(c) not in named)
+
+
+def _name(check: Check) -> tuple[str, str]:
+    """The set without its arguments, and the view that it was seen through."""
+    text, _, view = check.constraint.partition(" (")
+    return text.partition(":")[0], view
+
+
+def _weaker(name: str) -> set[str]:
+    """The names of every set that contains this one."""
+    above = {other for other in CONSTRAINTS if name in CONSTRAINTS and other != name and within(name, other)}
+    return above.union(*(_IMPLIED.get(one, ()) for one in (name, *above)))
+
+
+def _checks(W: Tensor, view: View | None) -> list[Check]:
+    if not W.numel() or not measure.all_finite(W):
+        return []
+    if not bool((W != 0).any()):
+        return [Check("zero", 0.0, 0.0)]
+    double = W.to(wide(W.dtype, W.device))
+    found = [*_of_the_table(W, double, view or IDENTITY)]
+    if W.ndim > 2 and view is None:
+        # A convolution is one matrix to most who ask, and a batch of small ones to torch.
+        found += _of_the_table(W, double, View("flatten"))
+    return found + _constant(double, W.dtype)
+
+
+def _of_the_table(W: Tensor, double: Tensor, view: View) -> Iterator[Check]:
+    """The sets that a look at the tensor suggests, measured as verify measures them."""
+    seen = view.into(double)
+    for entry in CONSTRAINTS.values():
+        cls = target_class(entry)
+        if not (entry.complex if W.is_complex() else entry.real):
+            continue
+        # One row is symmetric, orthogonal or of rank one for no reason; sets of whole tensors see the same in any view.
+        if view.name is not None if cls.whole else seen.ndim < 2 or min(seen.shape[-2:]) < 2:
+            continue
+        for candidate in cls.candidates(seen, W.dtype):
+            try:
+                candidate.check_shape(seen.shape)
+            except InputRefused:
+                continue
+            check = measure.check(spec_of(candidate), W, view)
+            yield replace(check, constraint=f"{check.constraint} ({view})") if view.name else check
+
+
+def _constant(double: Tensor, dtype: torch.dtype) -> list[Check]:
+    first = double.reshape(-1)[0]
+    gap = ((double - first).abs().max() / first.abs().clamp(min=1e-300)).item()
+    value = f"{first.item():.6g}" if not dtype.is_complex else str(first.item())
+    return [Check(f"constant:value={value}", gap, eps(dtype))] if gap <= eps(dtype) and double.numel() > 1 else []

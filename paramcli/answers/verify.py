@@ -1,0 +1,165 @@
+"""(Source, groups) -> verdicts: which constraint, how far off, against what tolerance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..fitting import torch_module as hosting
+from ..fitting import measure
+from ..chain import Chain
+from ..spelling.forms import Group
+from ..checkpoint.source import Source
+from ..errors import InputRefused, error_context
+from ..maths.base import Check, Parametrization, compute_dtype, wide
+from ..registry import CONSTRAINTS, parse_constraint, target_class
+from ..fitting.claims import claim_check
+from ..fitting.evaluate import complete, read_state, require_chain, settle, weight_of
+from ..fitting.originals import widened
+from ..text import count_text, listing
+from ..view import View, parse_view
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What verify says of one tensor."""
+
+    group: Group
+    chain: str | None
+    view: str | None
+    # Empty where the tensor makes no claim.
+    checks: tuple[Check, ...]
+
+    @property
+    def tensor(self) -> str:
+        return self.group.tensor
+
+    @property
+    def ok(self) -> bool | None:
+        """Does all that it claims hold? None for a tensor without a claim, which proves nothing."""
+        return all(check.ok for check in self.checks) if self.checks else None
+
+
+def verifiable(group: Group) -> bool:
+    """Does this group make a claim: a record with a constraint, or a parametrization that is recognised?"""
+    if group.is_plain:
+        return group.constraint is not None
+    return group.problem is None
+
+
+def verify_group(
+    source: Source,
+    group: Group,
+    constraint: str | None = None,
+    tolerance: float | None = None,
+    view: str | None = None,
+    device: torch.device | str = "cpu",
+    compute: str = "same",
+) -> Verdict:
+    """Evaluate one tensor and measure what it claims, or whether it lies in `constraint`."""
+    with error_context(tensor=group.tensor, path=source.path), torch.no_grad():
+        if constraint is not None:
+            parse_constraint(constraint)
+        state = read_state(source, group, device)
+        chain, seen_through = (None, parse_view(group.view)) if group.is_plain else settle(group, state)
+        seen_through = parse_view(view) if view is not None else seen_through
+        value = state["value"] if group.is_plain else weight_of(group, state, chain, seen_through, compute)
+        wanted = constraint or group.constraint
+        if wanted is not None and not (value.is_floating_point() or value.is_complex()):
+            raise InputRefused(f"{str(value.dtype).removeprefix('torch.')} tensors have no constraint to verify")
+        if chain is None:
+            checks = unless_finite(value) if wanted is None else [measure.check(wanted, value, seen_through, tolerance)]
+            return Verdict(group, group.chain, seen_through.text, tuple(checks))
+        whole = complete(group, state, chain)
+        if "value" in state:  # the oldest spectral norm has no v: the one that is solved for has no length to be held to
+            whole["0._v"] = torch.nn.functional.normalize(whole["0._v"], dim=0)
+        checks = measure_parts(chain, seen_through, value, whole, wanted, tolerance, compute, own=constraint is None)
+        return Verdict(group, str(chain), seen_through.text, tuple(checks))
+
+
+def measure_parts(
+    chain: Chain, view: View, value: Tensor, state: Mapping[str, Tensor], constraint: str | None = None, tolerance: float | None = None,
+    compute: str = "same", own: bool = True,
+) -> list[Check]:  # fmt: skip
+    """The constraint (default: the chain's) on the value, and what each link promises about its own tensors (`state`, by role)."""
+    wanted = constraint or chain.constraint
+    checks = []
+    if wanted is not None and own and tolerance is None:
+        checks.append(claim_check(chain, view, value, state, compute, wanted))
+    elif wanted is not None:
+        checks.append(measure.check(wanted, value, view, tolerance, compute_dtype(value.dtype, compute)))
+    if own:
+        checks += _own_checks(chain, view, value, state)
+    return checks or unless_finite(value)
+
+
+def unless_finite(value: Tensor) -> list[Check]:
+    """Nothing is claimed of this value; that it is not finite is a finding all the same."""
+    return [] if measure.all_finite(value) else [measure.check("any", value)]
+
+
+def _own_checks(chain: Chain, view: View, value: Tensor, state: Mapping[str, Tensor]) -> list[Check]:
+    """u and v of unit length, zeros under a mask, the norms g: whatever a link checks beyond its constraint."""
+    if all(target_class(link.entry).checks is Parametrization.checks for link in chain.links):
+        return []
+    double = wide(value.dtype, value.device)
+    host = hosting.load(chain, view, value.shape, widened(state, double))
+    originals = tuple(tensor for role, tensor in hosting.roles(host).items() if role.startswith("original"))
+    checks = []
+    parts = hosting.parts(host)
+    for index, part in enumerate(parts):
+        part.stored_dtype = value.dtype
+        seen = part.into_view(originals)
+        made = view.into(value.to(double)) if index == len(parts) - 1 else part.map(*seen)
+        checks += part.checks(seen, made)
+        originals = (view.back(made, value.shape),)
+    return checks
+
+
+def require_claims(groups: Sequence[Group], path: object, found: Sequence[Verdict] | None = None) -> None:
+    """Raise InputRefused where none of the tensors makes a claim: by what headers tell, or by the verdicts found."""
+    claims = any(verifiable(group) or group.problem for group in groups) if found is None else any(verdict.checks for verdict in found)
+    if not claims:
+        raise InputRefused(
+            f"nothing to verify: {listing([group.tensor for group in groups], 4)} {'makes' if len(groups) == 1 else 'make'} no claim",
+            hint="name a set that they must lie in: --constraint orthogonal",
+            path=path,
+        )
+
+
+def summary(verdicts: Sequence[Verdict], where: str = "", unread: Sequence[str] = (), others: int = 0) -> str:
+    """One line: what is proved of how many tensors, and which are not among them. `where`: " in FILE"; `unread`: those whose
+    chain is not known; `others`: how many were not looked at, as they claim nothing."""
+    claims, rest = [v for v in verdicts if v.checks], [v.tensor for v in verdicts if not v.checks]
+    sets = [v for v in claims if any(check.constraint.partition(":")[0] in CONSTRAINTS for check in v.checks)]
+    failed = sum(not v.ok for v in claims)
+    what = count_text(len(claims), "tensor")
+    if failed:
+        says = f"{count_text(failed, 'tensor')} of {len(claims)}{where}: the constraint does not hold"
+    elif not sets:
+        says = f"{what}{where}: what they store agrees; no constraint is claimed"
+    else:
+        says = f"{what}{where}: {'the' if unread else 'every'} constraint holds"
+        if len(sets) < len(claims):
+            says += f" ({len(claims) - len(sets)} of them claim none: what they store agrees)"
+    for names, lack in ((rest, "without a claim"), (unread, "not verified")):
+        says += f"; {len(names)} {lack}: {listing(names, 4)}" if names else ""
+    return says + (f"; {others} without a claim not looked at" if others else "")
+
+
+def select_claims(groups: Sequence[Group], path: object) -> list[Group]:
+    """Everything that may make a claim; InputRefused where nothing does."""
+    claims = [group for group in groups if verifiable(group)]
+    if not claims:
+        unknown = next((group for group in groups if group.problem), None)
+        if unknown is not None:
+            require_chain(unknown)
+        raise InputRefused(
+            "nothing to verify: no tensor is parametrized and no record names a constraint",
+            hint="name tensors and a set: -t NAME --constraint orthogonal",
+            path=path,
+        )
+    return claims

@@ -1,0 +1,1 @@
+"""Pickle and torch's archives, read as inert data and written."""

@@ -1,0 +1,103 @@
+"""What each global that a torch pickle names means here. Nothing is ever imported or called.
+
+Three kinds. A few are torch's own building blocks, understood symbolically. A few can only be there to
+do harm, or would hand out memory of this process as weights: they refuse the file. All others become
+inert stand-ins, whatever they are.
+"""
+
+from __future__ import annotations
+
+from ...errors import InputRefused
+from ...text import printable
+
+# Modules none of whose names belong in a checkpoint: each reaches the system, the interpreter, the network, or
+# rebuilds code. The list names the danger to a person; what is not on it becomes an inert object all the same.
+_DANGEROUS_MODULES = frozenset(
+    "os posix nt subprocess sys importlib imp runpy pty socket shutil ctypes pickle _pickle cPickle marshal codeop "
+    "webbrowser multiprocessing commands popen2 pdb bdb timeit cProfile pydoc urllib http ftplib smtplib telnetlib "
+    "xmlrpc imaplib poplib pip ensurepip zipimport pkgutil _posixsubprocess _ctypes _thread _io mmap sqlite3 "
+    "cloudpickle dill joblib".split()
+)
+_DANGEROUS_NAMES = {
+    ("builtins", "__builtin__"): frozenset(
+        "eval exec execfile compile open file input raw_input __import__ getattr setattr delattr globals locals vars "
+        "breakpoint exit quit apply reload map filter memoryview classmethod staticmethod super type print".split()
+    ),
+    ("operator", "_operator"): frozenset("attrgetter methodcaller call".split()),
+    ("types",): frozenset("FunctionType CodeType LambdaType MethodType ModuleType".split()),
+    ("functools", "_functools"): frozenset(("reduce",)),
+    ("io", "codecs"): frozenset("open FileIO open_code".split()),
+    ("code",): frozenset("interact InteractiveInterpreter InteractiveConsole compile_command".split()),
+    ("torch",): frozenset("load save hub jit from_file ops".split()),
+    ("torch.storage",): frozenset(("_load_from_bytes",)),
+    ("numpy", "numpy.core.multiarray", "numpy._core.multiarray"): frozenset("load fromfile memmap loadtxt genfromtxt".split()),
+    ("pandas", "pandas.io.pickle"): frozenset(("read_pickle",)),
+}
+_DANGEROUS_PREFIXES = (
+    "torch.hub", "torch.jit", "torch.ops", "torch.fx", "torch.utils.cpp_extension", "torch.utils.collect_env",
+    "torch.distributed.rpc", "torch._inductor", "torch._dynamo", "torch.package", "numpy.testing", "numpy.f2py",
+)  # fmt: skip
+
+STORAGE_DTYPES = {
+    "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
+    "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8",
+    "BoolStorage": "BOOL", "ComplexFloatStorage": "C64", "UntypedStorage": "U8",
+}  # fmt: skip
+# Storages whose elements no safetensors dtype can hold: code that starts with '?' names them in messages.
+OTHER_STORAGES = {
+    "ComplexDoubleStorage": ("?complex128", 16), "QInt8Storage": ("?qint8", 1), "QUInt8Storage": ("?quint8", 1),
+    "QInt32Storage": ("?qint32", 4), "QUInt4x2Storage": ("?quint4x2", 1), "QUInt2x4Storage": ("?quint2x4", 1),
+}  # fmt: skip
+OTHER_WIDTHS = dict(OTHER_STORAGES.values())
+TORCH_DTYPES = {
+    "float64": "F64", "double": "F64", "float32": "F32", "float": "F32", "float16": "F16", "half": "F16", "bfloat16": "BF16",
+    "int64": "I64", "long": "I64", "int32": "I32", "int": "I32", "int16": "I16", "short": "I16", "int8": "I8", "uint8": "U8",
+    "uint16": "U16", "uint32": "U32", "uint64": "U64", "bool": "BOOL", "complex64": "C64", "cfloat": "C64",
+    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0",
+    "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ", "float4_e2m1fn_x2": "F4x2",
+    "complex128": "?complex128", "cdouble": "?complex128",
+}  # fmt: skip
+
+
+def storage_dtype(module: str, name: str) -> str | None:
+    """The dtype code of a storage class such as torch.FloatStorage or torch.cuda.HalfStorage; None for others."""
+    if module not in ("torch", "torch.cuda", "torch.storage"):
+        return None
+    return STORAGE_DTYPES.get(name) or OTHER_STORAGES.get(name, (None, 0))[0]
+
+
+def refuse_dangerous(module: str, name: str) -> None:
+    """Raise InputRefused where a global has no business in a checkpoint."""
+    if _is_dangerous(module, name):
+        raise InputRefused(
+            f"its pickle names {printable(module, 80)}.{printable(name, 80)}, which could run code; nothing was run",
+            hint="do not load this file with other tools; get it from a source you trust, as safetensors",
+        )
+
+
+def _is_dangerous(module: str, name: str) -> bool:
+    # A dotted name walks attributes: 'torch' and 'os.system' is os.system.
+    while True:
+        first, dot, rest = name.partition(".")
+        if (
+            module.partition(".")[0] in _DANGEROUS_MODULES
+            or any(module in modules and first in names for modules, names in _DANGEROUS_NAMES.items())
+            or any(module == prefix or module.startswith(f"{prefix}.") for prefix in _DANGEROUS_PREFIXES)
+            or (dot and first.startswith("__"))
+        ):
+            return True
+        if not dot:
+            return False
+        module, name = first, rest
+
+
+def refuse_built_memory(module: str, name: str, arguments: tuple) -> None:
+    """Raise InputRefused where a class is built whose elements would be this process's own memory."""
+    is_storage = module.startswith("torch") and name.endswith("Storage")
+    is_tensor = module.startswith("torch") and name.endswith("Tensor") and not name.startswith("_")
+    sized = module in ("builtins", "__builtin__") and name in ("bytearray", "bytes") and any(isinstance(a, int) for a in arguments[:1])
+    if is_storage or is_tensor or sized:
+        raise InputRefused(
+            f"its pickle builds a {printable(module, 80)}.{printable(name, 80)} from a size, whose content would be memory of this machine",
+            hint="this is no file that torch.save writes; get it from a source you trust",
+        )

@@ -1,0 +1,197 @@
+"""Inert data -> one pickle stream of protocol 2, as torch.save writes it.
+
+The inverse of pickle_data: what was read comes out again, calls of unknown classes included (as the
+same description; nothing is called here either), so that a training checkpoint keeps its epoch,
+optimizer and hyper-parameters through an edit. Objects met twice are written once and remembered.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+from ...errors import InputRefused
+from .pickle_data import MAX_BYTES, Global, Items, Key, Opaque, RawInteger, Size, StorageRef, TensorRef
+from .pickle_globals import OTHER_STORAGES, STORAGE_DTYPES, TORCH_DTYPES
+from ..read.torch_file import element_width
+
+# Real checkpoints nest a dozen deep; this keeps a hostile one from exhausting Python's stack.
+MAX_NESTING = 200
+_ORDERED = Global("collections", "OrderedDict")
+_STORAGE_NAMES = {code: name for name, code in STORAGE_DTYPES.items() if name != "UntypedStorage"}
+_STORAGE_NAMES |= {code: name for name, (code, _) in OTHER_STORAGES.items()}
+DTYPE_NAMES = {code: name for name, code in reversed(TORCH_DTYPES.items())}
+
+
+def unit(dtype: str) -> int:
+    """What a storage is counted in: 1 for its own elements, or their bytes where torch has no class for the dtype."""
+    return 1 if dtype in _STORAGE_NAMES else element_width(dtype)
+
+
+def _key(value: object) -> object:
+    """What an object is remembered by: the names of classes and functions by what they say, all others by identity."""
+    return value if isinstance(value, Global) else id(value)
+
+
+class PickleWriter:
+    """Writes values; `storage` turns a tensor's storage into (key, numel) of the file being written."""
+
+    def __init__(self, place: Callable[[TensorRef | StorageRef], tuple[str, int, int]]):
+        # -> (storage key, elements of the storage, element offset in it)
+        self.place = place
+        self.out = bytearray(b"\x80\x02")
+        self.memo: dict[object, int] = {}
+        self.alive: list[object] = []  # ids stay unique while their objects live
+        self.depth = 0
+
+    def finish(self, value: object) -> bytes:
+        self.write(value)
+        return bytes(self.out + b".")
+
+    def write(self, value: object) -> None:
+        known = self.memo.get(_key(value))
+        if known is not None:
+            self.out += b"j" + struct.pack("<I", known)
+            return
+        self.depth += 1
+        if self.depth > MAX_NESTING:
+            raise InputRefused("the checkpoint is nested too deep to be written as a torch file", hint="-o FILE.safetensors")
+        if len(self.out) > MAX_BYTES:
+            raise InputRefused("the checkpoint's description is too large for a torch file", hint="-o FILE.safetensors")
+        self._by_type(value)
+        self.depth -= 1
+
+    def remember(self, value: object) -> None:
+        self.memo[_key(value)] = number = len(self.memo)
+        self.alive.append(value)
+        self.out += b"r" + struct.pack("<I", number)
+
+    def _by_type(self, value: object) -> None:
+        if value is None or value is True or value is False:
+            self.out += {None: b"N", True: b"\x88", False: b"\x89"}[value]
+        elif isinstance(value, int):
+            self._integer(value)
+        elif isinstance(value, float):
+            self.out += b"G" + struct.pack(">d", value)
+        elif isinstance(value, str):
+            self._text(value)
+        elif isinstance(value, RawInteger):
+            self.out += b"\x8b" + struct.pack("<I", len(value)) + value
+            self.remember(value)
+        elif isinstance(value, (bytes, bytearray)):
+            self._call(Global("_codecs", "encode"), (bytes(value).decode("latin-1"), "latin1"))
+            self.remember(value)
+        elif isinstance(value, Global):
+            self.out += f"c{value.module}\n{value.name}\n".encode()
+            self.remember(value)
+        elif isinstance(value, TensorRef):
+            self._tensor(value)
+        elif isinstance(value, StorageRef):
+            key, numel, _ = self.place(value)
+            self._storage(None if value.untyped else value.dtype, key, numel)
+        elif isinstance(value, Size):
+            self._call(Global("torch", "Size"), (tuple(value),))
+            self.remember(value)
+        elif isinstance(value, tuple):
+            self._tuple(value)
+        elif isinstance(value, list):
+            self.out += b"]"
+            self.remember(value)
+            self._items(value)
+        elif isinstance(value, dict):
+            self._mapping(value)
+        elif isinstance(value, Opaque):
+            self._opaque(value)
+        else:
+            raise InputRefused(f"a {type(value).__name__} that cannot be written as a torch file", hint="-o FILE.safetensors")
+
+    def _integer(self, value: int) -> None:
+        if -(2**31) <= value < 2**31:
+            self.out += b"J" + struct.pack("<i", value)
+        else:
+            data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+            self.out += b"\x8a" + bytes([len(data)]) + data
+
+    def _text(self, value: str) -> None:
+        data = value.encode("utf-8", "surrogatepass")
+        self.out += b"X" + struct.pack("<I", len(data)) + data
+        self.remember(value)
+
+    def _tuple(self, value: tuple) -> None:
+        self.out += b"("
+        for item in value:
+            self.write(item)
+        self.out += b"t"
+        self.remember(value)
+
+    def _items(self, values: list) -> None:
+        if values:
+            self.out += b"("
+            for item in values:
+                self.write(item)
+            self.out += b"e"
+
+    def _pairs(self, pairs: dict) -> None:
+        if pairs:
+            self.out += b"("
+            for key, item in pairs.items():
+                self.write(key.value if isinstance(key, Key) else key)
+                self.write(item)
+            self.out += b"u"
+
+    def _call(self, function: Global, arguments: tuple, opcode: bytes = b"R") -> None:
+        self.write(function)
+        self.out += b"("
+        for argument in arguments:
+            self.write(argument)
+        self.out += b"t" + opcode
+
+    def _mapping(self, value: dict) -> None:
+        if isinstance(value, Items):
+            self._call(value.cls, value.arguments)
+        else:
+            self.out += b"}"
+        self.remember(value)
+        self._pairs(value)
+        if isinstance(value, Items) and value.attributes is not None:
+            self.write(value.attributes)
+            self.out += b"b"
+
+    def _opaque(self, value: Opaque) -> None:
+        if value.made_by == "via":
+            self._call(value.arguments[0], value.arguments[1:])
+        else:
+            self._call(value.cls, value.arguments, b"\x81" if value.made_by == "new" else b"R")
+        self.remember(value)
+        self._items(value.items)
+        self._pairs(value.pairs)
+        if value.state is not None:
+            self.write(value.state)
+            self.out += b"b"
+
+    def _tensor(self, ref: TensorRef) -> None:
+        key, numel, offset = self.place(ref)
+        if ref.flags or ref.storage.device == "meta":
+            raise InputRefused("a lazy view or a meta tensor that cannot be written as a torch file", hint="-o FILE.safetensors")
+        by_class = ref.dtype in _STORAGE_NAMES
+        function = "_rebuild_tensor_v2" if by_class else "_rebuild_tensor_v3"
+        self.write(Global("torch._utils", function))
+        self.out += b"("
+        self._storage(ref.dtype if by_class else None, key, numel)
+        for part in (offset, tuple(ref.shape), tuple(ref.stride), False):
+            self.write(part)
+        self._call(_ORDERED, ())
+        if not by_class:
+            if ref.dtype not in DTYPE_NAMES:
+                raise InputRefused(f"a {ref.dtype.lstrip('?')} tensor that cannot be written as a torch file", hint="-o FILE.safetensors")
+            self.write(Global("torch", DTYPE_NAMES[ref.dtype]))
+        self.out += b"tR"
+        self.remember(ref)
+
+    def _storage(self, dtype: str | None, key: str, numel: int) -> None:
+        """The persistent id; an untyped storage counts bytes."""
+        cls = "UntypedStorage" if dtype is None else _STORAGE_NAMES[dtype]
+        self.out += b"("
+        for part in ("storage", Global("torch.storage" if dtype is None else "torch", cls), key, "cpu", numel):
+            self.write(part)
+        self.out += b"tQ"

@@ -1,0 +1,1 @@
+"""Containers to a Source: names, dtypes, shapes, and where the bytes are."""

@@ -1,0 +1,71 @@
+"""A path on disk -> an open Source, whatever the container. Dispatch is by content, never by name alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ...dtypes import DTYPES
+from ...errors import InputRefused, UsageError
+from ...text import count_text, printable, printable_path
+from .recognise import ZERO_HINT, container_of, is_dcp
+from ..disk.input_file import InputFile
+from ..source import Source
+
+
+def open_checkpoint(path: str | Path, root: str | None = None) -> Source:
+    """Open a checkpoint for reading; raises InputRefused for what is none. Close the Source, or use `with`."""
+    path = Path(path)
+    if os.path.isdir(path) and is_dcp(path):
+        from .dcp import open_dcp
+
+        source = open_dcp(path, root)
+    elif os.path.isdir(path) or path.name.endswith(".index.json"):
+        from .sharded import open_folder_or_index
+
+        source = open_folder_or_index(path)
+        _refuse_root(source, root)
+    else:
+        source = open_file(path, root)
+    _refuse_placeholders(source)
+    return source
+
+
+def open_file(path: Path, root: str | None = None) -> Source:
+    """Open one checkpoint file of any container."""
+    file = InputFile(path)
+    try:
+        container = container_of(file)
+        if container != "safetensors":
+            from .torch_file import open_torch
+
+            return open_torch(path, file, root)
+        from .safetensors_file import open_safetensors
+
+        source = open_safetensors(path, file)
+    except BaseException:
+        file.close()
+        raise
+    _refuse_root(source, root)
+    return source
+
+
+def _refuse_root(source: Source, root: str | None) -> None:
+    if root:
+        source.close()
+        raise UsageError(f"--root is for nested torch checkpoints; {source.container} has one level", path=source.path)
+
+
+def _refuse_placeholders(source: Source) -> None:
+    """DeepSpeed's ZeRO-3 saves weights that live in other processes as tensors of shape (0,): no weight is that."""
+    empty = [
+        name for name, info in source.tensors.items()
+        if info.shape == (0,) and name.rpartition(".")[2] == "weight" and DTYPES[info.dtype].kind in ("float", "half")
+    ]  # fmt: skip
+    if empty:
+        source.close()
+        more = f" (and {count_text(len(empty) - 1, 'more tensor')})" if len(empty) > 1 else ""
+        raise InputRefused(
+            f"{printable_path(source.path)}: {printable(empty[0], 120)}{more} is an empty placeholder of DeepSpeed ZeRO-3; its data is in other files",
+            hint=ZERO_HINT, tensor=empty[0], path=source.path,
+        )  # fmt: skip

@@ -1,0 +1,303 @@
+"""A torch checkpoint, zip or legacy, as a Source: described from its pickle, never unpickled.
+
+The pickle is read symbolically (pickle_data), so tensors come out as byte ranges of the file whose
+sizes were checked against it; `torch.load` plays no part, and with it go uninitialised memory,
+ignored checksums, and calls of what a file names.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
+from pathlib import Path
+
+from ...dtypes import DTYPES
+from ...errors import InputRefused
+from ...text import listing, printable, printable_path
+from ..pickle.pickle_data import (
+    MAX_BYTES,
+    PARTITIONED,
+    Key,
+    Opaque,
+    StorageRef,
+    TensorRef,
+    Unpickled,
+    check_structure,
+    read_pickle,
+    shown,
+)
+from ..pickle.pickle_globals import OTHER_WIDTHS
+from .recognise import LEGACY_MAGIC, ZERO_HINT
+from .roots import choose_root
+from ..disk.input_file import InputFile
+from ..source import Root, Source, Storage, TensorInfo
+from ..pickle.torch_zip import member_bytes, read_archive
+
+# A tensor expanded by stride 0 is stored whole in safetensors: allowed as long as that cannot blow up.
+EXPANSION = 64 << 20
+# So is one storage under several names: a model may be one block used over and over, but not without end.
+MAX_SHARING = 200
+# Two 4-bit values to a byte, as torch counts them.
+PAIRS = "F4x2"
+_LEGACY_PROTOCOL = 1001
+
+
+def open_torch(path: Path, file: InputFile | None = None, root: str | None = None) -> Source:
+    """Open a torch checkpoint; `root` names the state dict where there are several.
+
+    Raises InputRefused for broken, dangerous and foreign files, naming the file and the reason.
+    """
+    file = file or InputFile(path)
+    try:
+        with collector_paused():
+            return _open(Path(path), file, root)
+    except InputRefused as error:
+        file.close()
+        if error.path is None:
+            error.path = path
+            error.message = f"{printable_path(path)}: {error.message}"
+        raise
+    except BaseException:
+        file.close()
+        raise
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """A description is many small objects and no garbage: the collector would go through all of them again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _open(path: Path, file: InputFile, root: str | None) -> Source:
+    head = bytes(file.read(0, min(4, file.size)))
+    container = "torch zip" if head == b"PK\x03\x04" else "torch legacy"
+    loaded, storages, notes = zip_parts(file) if container == "torch zip" else _legacy(file)
+    check_structure(loaded.value)
+    for ref in walk(loaded.value):
+        if isinstance(ref, TensorRef):
+            _check_extra(ref, storages)
+    chosen = choose_root(loaded.value, root)
+    tensors = {name: tensor_info(name, ref, storages) for name, ref in chosen.tensors.items()}
+    check_expansion(tensors, file.size)
+    if any(name == "__metadata__" for name in tensors):
+        raise InputRefused("a tensor is named __metadata__, which safetensors cannot store", hint="rename it where it was made")
+    skipped = [str(cls) for cls in loaded.classes]
+    if skipped:
+        notes.append(f"read past classes paramcli does not know: {listing(skipped, 100)}")
+    return Source(
+        path=path,
+        container=container,
+        files=[file],
+        tensors=tensors,
+        extras=chosen.extras,
+        roots=[Root(name, count) for name, count in chosen.candidates],
+        root=chosen.name,
+        root_path=chosen.path,
+        notes=notes + chosen.notes,
+        tree=loaded.value,
+        storages=storages,
+    )
+
+
+Storages = dict[str, Storage]
+
+
+def zip_parts(file: InputFile) -> tuple[Unpickled, Storages, list[str]]:
+    """What torch.save wrote: the description of its pickle, its storages, and what is to be noted."""
+    archive = read_archive(file)
+    if "data.pkl" not in archive.members:
+        raise InputRefused(
+            "a zip archive without the data.pkl of a torch checkpoint", hint="unpack it and give paramcli the checkpoint inside"
+        )
+    order = member_bytes(file, archive, "byteorder", 100) if "byteorder" in archive.members else b"little"
+    if order.strip() != b"little":
+        raise InputRefused("it was written on a big-endian machine", hint="save it again on a little-endian one")
+    data = member_bytes(file, archive, "data.pkl", MAX_BYTES)
+    loaded = read_pickle(data)
+    if loaded.end != len(data):
+        raise InputRefused("bytes after the end of its pickle belong to nothing", hint="copy or download the file again")
+    notes = [] if archive.checksums else ["the file records no checksums, so damage to its tensors cannot be noticed"]
+    storages = {
+        name.removeprefix("data/"): Storage(0, member.offset, member.size, name, member.crc if archive.checksums else None)
+        for name, member in archive.members.items()
+        if name.startswith("data/")
+    }
+    return loaded, storages, notes
+
+
+def _legacy(file: InputFile) -> tuple[Unpickled, Storages, list[str]]:
+    """Five pickles (magic, protocol, system, the object, storage keys), then each storage: 8 bytes of size, its bytes."""
+    # The pickles stand in front; of the storages behind them as little as possible is read.
+    most = min(file.size, MAX_BYTES)
+    for size in (1 << 18, 1 << 22):
+        if size < most:
+            try:
+                return _legacy_from(file, bytes(file.read(0, size)))
+            except InputRefused:
+                pass  # the pickles may go on behind; the whole read below decides
+    return _legacy_from(file, bytes(file.read(0, most)))
+
+
+def _legacy_from(file: InputFile, data: bytes) -> tuple[Unpickled, Storages, list[str]]:
+    magic = read_pickle(data)
+    if magic.value != LEGACY_MAGIC:
+        raise InputRefused("a pickle, but not one that torch.save writes")
+    protocol = read_pickle(data, magic.end)
+    system = read_pickle(data, protocol.end)
+    if protocol.value != _LEGACY_PROTOCOL:
+        raise InputRefused(f"a torch checkpoint of protocol {shown(protocol.value)}; {_LEGACY_PROTOCOL} is the one known")
+    if isinstance(system.value, dict) and system.value.get("little_endian") is False:
+        raise InputRefused("it was written on a big-endian machine", hint="save it again on a little-endian one")
+    loaded = read_pickle(data, system.end)
+    keys = read_pickle(data, loaded.end)
+    if not isinstance(keys.value, list) or not all(isinstance(key, str) for key in keys.value):
+        raise InputRefused("its list of storages is none", hint="copy or download the file again")
+    used = storage_refs(loaded.value)
+    if len(set(keys.value)) != len(keys.value) or set(keys.value) != set(used):
+        raise InputRefused(
+            "its list of storages is not the one its tensors use; reading it would give memory of this machine as weights",
+            hint="copy or download the file again, from a source you trust",
+        )
+    storages: Storages = {}
+    position = keys.end
+    for key in keys.value:
+        count = int.from_bytes(file.read(position, 8), "little") if position + 8 <= file.size else -1
+        size = count * element_width(used[key].dtype)
+        if count < 0 or count != used[key].numel or position + 8 + size > file.size:
+            raise InputRefused(f"cut short, or storage '{printable(key, 40)}' has another size than it says", hint="copy or download the file again")
+        storages[key] = Storage(0, position + 8, size, key)
+        position += 8 + size
+    if position != file.size:
+        raise InputRefused(f"{file.size - position} bytes after its last storage belong to nothing", hint="copy or download the file again")
+    return loaded, storages, []
+
+
+def storage_refs(value: object, without: Set[int] = frozenset()) -> dict[str, StorageRef]:
+    """Every storage of the tree by key, but those of tensors whose id is in `without`; one key with two sizes is refused."""
+    found: dict[str, StorageRef] = {}
+    for ref in walk(value):
+        if id(ref) in without:
+            continue
+        storage = ref.storage if isinstance(ref, TensorRef) else ref
+        if isinstance(storage, StorageRef):
+            known = found.setdefault(storage.key, storage)
+            if known.numel * element_width(known.dtype) != storage.numel * element_width(storage.dtype):
+                raise InputRefused(f"storage '{printable(storage.key, 40)}' has two sizes", hint="copy or download the file again")
+    return found
+
+
+_WORDS = frozenset((str, int, float, bool, bytes, type(None)))
+
+
+def walk(value: object) -> list[object]:
+    """Every object below `value` that is more than a text or number, each once, without recursion."""
+    seen: set[int] = set()
+    todo, out = [value], []
+    while todo:
+        item = todo.pop()
+        kind = type(item)
+        if kind in _WORDS or id(item) in seen:
+            continue
+        seen.add(id(item))
+        out.append(item)
+        if kind is TensorRef or kind is StorageRef:
+            continue
+        if isinstance(item, dict):
+            todo.extend(item.values())
+            todo.extend(key.value for key in item if isinstance(key, Key))
+            todo.append(getattr(item, "attributes", None))
+        elif isinstance(item, (list, tuple)):
+            todo.extend(item)
+        elif isinstance(item, Opaque):
+            todo.extend((item.arguments, item.state, item.items, item.pairs))
+    return out
+
+
+def element_width(dtype: str) -> int:
+    """Bytes of one element as torch counts them."""
+    # A dtype that nothing here can carry ("?bits8") counts as bytes until the tensor is refused by name.
+    return DTYPES[dtype].bits // 8 if dtype in DTYPES else OTHER_WIDTHS.get(dtype, 1)
+
+
+def _span(ref: TensorRef, storages: Storages) -> tuple[Storage, int]:
+    """(the storage, the tensor's first byte in it), checked; the message of a broken one names no tensor."""
+    storage = storages.get(ref.storage.key)
+    if storage is None:
+        raise InputRefused(f"uses storage '{printable(ref.storage.key, 40)}', which the file does not have")
+    said = ref.storage.numel * element_width(ref.storage.dtype)
+    if storage.nbytes != said:
+        raise InputRefused(f"uses a storage of {storage.nbytes} bytes that is said to have {said}")
+    base = ref.storage.view[1] if ref.storage.view is not None else 0
+    if type(base) is not int or base < 0:
+        raise InputRefused("uses a broken storage view")
+    start = (base + ref.offset) * element_width(ref.dtype)
+    last = 0 if 0 in ref.shape else 1 + sum((size - 1) * step for size, step in zip(ref.shape, ref.stride))
+    if start + last * element_width(ref.dtype) > storage.nbytes:
+        raise InputRefused("lies outside its storage")
+    return storage, start
+
+
+def _check_extra(ref: TensorRef, storages: Storages) -> None:
+    """Tensors outside the state dict (optimizer moments) must be sound too: a lie there is a broken file."""
+    if ref.storage.device != "meta":
+        try:
+            _span(ref, storages)
+        except InputRefused as error:
+            raise InputRefused(f"one of its tensors {error.message}", hint="copy or download the file again") from None
+
+
+def tensor_info(name: str, ref: TensorRef, storages: Storages) -> TensorInfo:
+    """The tensor as a checked byte range; raises InputRefused for one that safetensors has no form for."""
+
+    def refuse(why: str, hint: str) -> InputRefused:
+        return InputRefused(f"{printable(name, 120)} {why}", hint=hint, tensor=name)
+
+    if ref.dtype not in DTYPES and ref.dtype != PAIRS:
+        raise refuse(f"is {printable(ref.dtype.removeprefix('?'), 40)}, which safetensors cannot store", "convert it where it was made")
+    if PARTITIONED in ref.flags:
+        raise refuse("is one process's part of a DeepSpeed ZeRO-3 parameter", ZERO_HINT)
+    if ref.flags:
+        raise refuse(f"is a lazy view ({', '.join(printable(f, 20) for f in ref.flags)})", "save it after .resolve_conj().resolve_neg()")
+    if ref.storage.device == "meta":
+        raise refuse("is on the meta device: it has a shape and no data", "save it with its data")
+    storage, start = _span(ref, storages)
+    contiguous = is_contiguous(ref.shape, ref.stride)
+    if ref.dtype != PAIRS:
+        return TensorInfo(name, ref.dtype, ref.shape, storage, start, None if contiguous else ref.stride)
+    if not contiguous or not ref.shape:
+        raise refuse("is a strided view of packed 4-bit pairs", "save it after .contiguous()")
+    # torch counts bytes, each two values; the format counts values.
+    return TensorInfo(name, "F4", (*ref.shape[:-1], 2 * ref.shape[-1]), storage, start)
+
+
+def check_expansion(tensors: dict[str, TensorInfo], file_size: int) -> None:
+    """Strided and shared tensors are stored whole in safetensors: all of them together may not blow up."""
+    strided = [info for info in tensors.values() if info.stride is not None]
+    for what, infos, factor in (("an expanded view", strided, 2), ("one of many that share a storage", tensors.values(), MAX_SHARING)):
+        total = sum(info.nbytes for info in infos)
+        if total > max(EXPANSION, factor * file_size):
+            largest = max(infos, key=lambda info: info.nbytes)
+            raise InputRefused(
+                f"{printable(largest.name, 120)} is {what}: written out, they take {total} bytes, the file has {file_size}",
+                hint="save it after .contiguous()", tensor=largest.name,
+            )  # fmt: skip
+
+
+def is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    """Row-major without gaps; dimensions of size 1, and empty tensors, have no stride that matters."""
+    if 0 in shape:
+        return True
+    expected = 1
+    for size, step in zip(reversed(shape), reversed(stride)):
+        if size != 1:
+            if step != expected:
+                return False
+            expected *= size
+    return True

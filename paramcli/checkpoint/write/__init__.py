@@ -1,0 +1,1 @@
+"""Slots to a container on the disk, whole or not at all."""

@@ -1,0 +1,249 @@
+"""A torch.distributed.checkpoint (DCP) folder, as torch's own FileSystemReader reads it.
+
+    __0_0.distcp, ...   one after another a torch.save archive for each tensor
+    .metadata           a pickle: every tensor's dtype, shape and place; written last
+
+torch's FileSystemWriter is not used: with one file for a process it holds every tensor until the file is closed, and
+it stores a random id and the path it writes to, so that no two runs give the same bytes. Here the places of all
+archives are known before a tensor is, and tensors come in any order.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from ...errors import OutputFailed
+from ...text import printable_path
+from ..disk.atomic import AtomicFile, failures, hidden_name
+from ..disk.direct import Disk
+from ..header import Slot
+from ..pickle.pickle_data import Global, Key, Opaque, Size, StorageRef, TensorRef
+from ..read.dcp import part_names
+from ..read.recognise import DCP_METADATA, is_dcp
+from ..disk.input_file import OpenFiles
+from ..source import Source, Storage
+from ..disk.stream import Stream
+from .folder import FolderSink
+from ..pickle.write_pickle import DTYPE_NAMES, PickleWriter, unit
+from .safetensors_file import Check, copy_storage
+from .torch_file import as_torch, strides
+from ..pickle.write_zip import ALIGNMENT, Member, directory, lay_out, members_of
+
+PART_SUFFIX = ".distcp"
+_MODULE = "torch.distributed.checkpoint.metadata"
+_FILES = "torch.distributed.checkpoint.filesystem"
+_VERSION = "1.0.0"
+# A tensor up to this size is written with its archive around it in one call.
+_WHOLE = 1 << 20
+
+
+def part_name(number: int) -> str:
+    """As torch names the files of one process."""
+    return f"__0_{number}{PART_SUFFIX}"
+
+
+class _Archive:
+    """What torch.save writes for one tensor, but for the tensor's bytes."""
+
+    def __init__(self, slot: Slot):
+        dtype, shape = as_torch(slot)
+        self.storage = Member("data/0", slot.nbytes)
+        numel = slot.nbytes if slot.dtype != dtype else math.prod(shape)
+        ref = TensorRef(StorageRef("0", dtype, numel, "cpu"), dtype, 0, shape, strides(shape))
+        pickle = PickleWriter(lambda ref: ("0", numel * unit(dtype), 0)).finish(ref)
+        self.members = members_of(pickle, [self.storage])
+        self.directory = lay_out(self.members)
+
+    @property
+    def size(self) -> int:
+        return self.directory + len(directory(self.members, self.directory))
+
+    def around(self) -> tuple[bytes, bytes]:
+        """What stands before the tensor's bytes, and after them; their checksum is known by now."""
+        out = bytearray(self.directory - self.storage.size)
+        for member in self.members:
+            # Places behind the tensor are counted without it here.
+            gap = self.storage.size if member.header > self.storage.header else 0
+            out[member.header - gap : member.start - gap] = member.local_header()
+            if member.data is not None:
+                out[member.start - gap : member.start - gap + member.size] = member.data
+        return bytes(out[: self.storage.start]), bytes(out[self.storage.start :]) + directory(self.members, self.directory)
+
+
+def places_of(slots: Sequence[Slot]) -> dict[str, tuple[int, int]]:
+    """Name -> (offset, length) of each tensor's archive in a part."""
+    found, end, lengths = {}, 0, {}
+    for slot in slots:
+        begin, kind = end + -end % ALIGNMENT, (slot.dtype, slot.shape)
+        if kind not in lengths:
+            lengths[kind] = _Archive(slot).size
+        found[slot.name] = begin, lengths[kind]
+        end = begin + lengths[kind]
+    return found
+
+
+class PartFile:
+    """One part being written: the same interface as SafetensorsSink."""
+
+    def __init__(
+        self, path: Path, slots: Sequence[Slot], places: Mapping[str, tuple[int, int]], *, overwrite: bool, pool: OpenFiles, disk: Disk
+    ):  # fmt: skip
+        self._slots = {slot.name: slot for slot in slots}
+        self._places = places
+        self._missing = set(self._slots)
+        # Tensors that have come in part: their archive's place, itself, and the bytes so far.
+        self._begun: dict[str, tuple[int, _Archive, int]] = {}
+        self.size = max(offset + length for offset, length in places.values())
+        self.file = AtomicFile(path, overwrite=overwrite, follow_links=False, pool=pool, disk=disk)
+
+    def __enter__(self) -> PartFile:
+        self.file.__enter__()
+        try:
+            self.file.reserve(self.size)
+        except BaseException:
+            self.file.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.file.__exit__(*exception)
+
+    def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
+        begin, archive = self._take(name)
+        data = memoryview(data).cast("B") if memoryview(data).nbytes else memoryview(b"")
+        assert data.nbytes == archive.storage.size, (name, data.nbytes, archive.storage.size)
+        archive.storage.crc = zlib.crc32(data)
+        if data.nbytes <= _WHOLE:
+            before, after = archive.around()
+            self.file.write_at(begin, b"".join((before, data, after)))
+            return
+        self.file.write_at(begin + archive.storage.start, data)
+        self._close(begin, archive)
+
+    def write_part(self, name: str, at: int, data: bytes | bytearray | memoryview) -> None:
+        begin, archive, come = self._begun.pop(name) if at else (*self._take(name), 0)
+        data = memoryview(data).cast("B") if memoryview(data).nbytes else memoryview(b"")
+        end = at + data.nbytes
+        assert at == come and end <= archive.storage.size, (name, at, come, end, archive.storage.size)
+        self.file.write_at(begin + archive.storage.start + at, data)
+        archive.storage.crc = zlib.crc32(data, archive.storage.crc)
+        if end == archive.storage.size:
+            self._close(begin, archive)
+        else:
+            self._begun[name] = begin, archive, end
+
+    def copy(self, source: Source, pairs: Iterable[tuple[str, str]]) -> None:
+        with Stream(self.file) as stream:
+            for name, key in pairs:
+                info = source.tensors[key]
+                if info.run is None or info.nbytes <= _WHOLE:
+                    self.write(name, source.read_bytes(key))
+                    continue
+                begin, archive = self._take(name)
+                storage, (number, offset, length) = info.storage, info.run
+                if storage.crc is None or length != storage.nbytes:
+                    source.check_storage(storage)
+                    storage = Storage(number, offset, length, storage.key)
+                archive.storage.crc = copy_storage(source, storage, stream, begin + archive.storage.start)
+                self._close(begin, archive)
+
+    def _take(self, name: str) -> tuple[int, _Archive]:
+        assert name in self._missing, f"{name} is written twice"
+        self._missing.remove(name)
+        return self._places[name][0], _Archive(self._slots[name])
+
+    def _close(self, begin: int, archive: _Archive) -> None:
+        before, after = archive.around()
+        self.file.write_at(begin, before)
+        self.file.write_at(begin + archive.storage.start + archive.storage.size, after)
+
+    def abandon(self) -> None:
+        self.file.abandon()
+
+    def finish(self) -> None:
+        """Put the complete file on the disk, under its temporary name."""
+        unfinished = sorted({*self._missing, *self._begun})
+        assert not unfinished, f"never written: {unfinished[:3]}"
+        self.file.finish(self.size)
+
+
+class DcpSink(FolderSink):
+    """A DCP folder being written; `parts` is file name (see part_name) -> slots. The rest is FolderSink's."""
+
+    index_name = DCP_METADATA
+    part_suffix = PART_SUFFIX
+
+    def __init__(
+        self, folder: str | os.PathLike, parts: Mapping[str, Sequence[Slot]], siblings: Iterable[str | os.PathLike] = (), *,
+        overwrite: bool = False, owner: Mapping[str, int] | None = None,
+    ):  # fmt: skip
+        super().__init__(folder, parts, siblings, overwrite=overwrite, owner=owner)
+        self.places = {part: places_of(slots) for part, slots in self.parts.items()}
+
+    def part_sink(self, path: Path, part: str, pool: OpenFiles, disk: Disk) -> PartFile:
+        return PartFile(path, self.parts[part], self.places[part], overwrite=self.overwrite, pool=pool, disk=disk)
+
+    def index_bytes(self, names: Mapping[str, str]) -> bytes:
+        tensors, data, paths = {}, {}, {}
+        sizes: dict[tuple, Size] = {}  # one object for equal ones, which the pickle then holds once
+
+        def size(shape: Sequence[int]) -> Size:
+            return sizes.setdefault(tuple(shape), Size(shape))
+
+        for part in filter(names.__contains__, self.parts):  # in one order, whichever ranks the parts come from
+            for slot in self.parts[part]:
+                offset, length = self.places[part][slot.name]
+                dtype, shape = as_torch(slot)
+                first, whole = size((0,) * len(shape)), size(shape)
+                chunk = _object(_MODULE, "ChunkStorageMetadata", {"offsets": first, "sizes": whole})
+                fields = {"properties": _properties(dtype), "size": whole, "chunks": [chunk]}
+                tensors[slot.name] = _object(_MODULE, "TensorStorageMetadata", fields)
+                paths[slot.name] = (slot.name,)
+                index = _object(_MODULE, "MetadataIndex", {"fqn": slot.name, "offset": first, "index": 0})
+                data[Key(index)] = _object(_FILES, "_StorageInfo", {"relative_path": names[part], "offset": offset, "length": length})
+        fields = {"state_dict_metadata": tensors, "planner_data": paths, "storage_data": data, "storage_meta": None, "version": _VERSION}
+        return PickleWriter(_no_tensor).finish(_object(_MODULE, "Metadata", fields))
+
+    def check_replaced(self) -> None:
+        if os.listdir(self.folder) and not is_dcp(self.folder):
+            raise OutputFailed(
+                f"{printable_path(self.path)} is not a folder of torch.distributed.checkpoint, and --force replaces no other there",
+                hint="remove it, or write elsewhere with -o", path=self.path,
+            )  # fmt: skip
+
+    def old_parts(self) -> set[str]:
+        return part_names(self.folder)
+
+    def check_written(self, check: Check) -> None:
+        """`check` gets a .metadata of these parts alone, under a hidden name beside them, and removed again."""
+        if not self._sinks:
+            return  # more ranks than parts
+        index = hidden_name(self._building or self.folder, DCP_METADATA)
+        with failures(self.path):
+            try:
+                index.write_bytes(self.index_bytes({part: sink.file.temporary.name for part, sink in self._sinks.items()}))
+                check(self.path, [index])
+            finally:
+                index.unlink(missing_ok=True)
+
+
+# --- .metadata, object for object ------------------------------------------------------------------
+
+_LAYOUT = Opaque(Global("torch.serialization", "_get_layout"), ("torch.strided",))
+_CONTIGUOUS = Opaque(Global(_MODULE, "_MEM_FORMAT_ENCODING"), (0,))
+
+
+def _object(module: str, name: str, state: object) -> Opaque:
+    return Opaque(Global(module, name), (), "new", state)
+
+
+def _properties(dtype: str) -> Opaque:
+    return _object(_MODULE, "TensorProperties", (Global("torch", DTYPE_NAMES[dtype]), _LAYOUT, False, _CONTIGUOUS, False))
+
+
+def _no_tensor(ref: object) -> tuple[str, int, int]:
+    raise AssertionError("a tensor in .metadata")

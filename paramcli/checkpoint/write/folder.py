@@ -1,0 +1,341 @@
+"""A folder of part files and an index that names them, written so that a half-written one never looks whole.
+
+A folder that is new is built under a hidden name beside its own, and renamed into place when every
+file in it is on the disk.
+
+In a folder that exists (--force, --in-place) nothing can be renamed as one, and its other files are
+not ours to move. There the index is the switch, for what it names is the checkpoint:
+
+    1. every new part is complete and synced under a hidden name
+    2. the index is replaced by one that names those      <- until here the old checkpoint, now the new one
+    3. the parts get their own names too (a second link), over the old ones
+    4. the index is replaced by one that names these
+    5. hidden names, and parts that only the old index named, are removed
+
+At each step the index names one complete set of parts, so a kill or a power cut leaves the old
+checkpoint or the new one, and at worst some files beside it that no index names.
+
+Where a run has several processes (`ranks`) each has a sink of the same folder and writes the parts it owns, complete
+and synced, under hidden names. It hands those names to the first rank, which alone publishes: all parts or none.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from ... import ranks
+from ...errors import OutputFailed
+from ...text import printable, printable_path
+from ..disk.atomic import (
+    UNSUPPORTED,
+    AtomicFile,
+    failures,
+    folder_lock,
+    hidden_name,
+    refuse_existing,
+    rename_to_new,
+    sync_folder,
+)
+from ..disk.direct import Disk
+from ..header import Slot
+from ..disk.interrupts import signals_held
+from ..disk.input_file import InputFile, OpenFiles
+from ..source import Source
+from ..disk.stream import Stream
+from .safetensors_file import Check, MetadataOf, check_unchanged, copy_run
+
+
+class PartSink(Protocol):
+    """One file of the folder being written: it is there whole or not at all, and its size is known before its bytes."""
+
+    file: AtomicFile
+    size: int
+
+    def __enter__(self) -> PartSink: ...
+
+    def write(self, name: str, data: bytes | bytearray | memoryview) -> None: ...
+
+    def write_part(self, name: str, at: int, data: bytes | bytearray | memoryview) -> None: ...
+
+    def copy(self, source: Source, pairs: Iterable[tuple[str, str]]) -> None: ...
+
+    def abandon(self) -> None: ...
+
+    def finish(self) -> None:
+        """Put the complete file on the disk, under its temporary name."""
+
+
+class FolderSink:
+    """A folder of parts being written. What the parts and the index are is for the kinds of folder to say.
+
+    `parts` is file name -> slots, and one left without slots is not written. `siblings` are files to carry along under
+    their own names. `owner`: the rank that writes each part, where there are several; of the others' tensors this
+    sink knows nothing.
+    """
+
+    index_name: str
+    part_suffix: str
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        parts: Mapping[str, Sequence[Slot]],
+        siblings: Iterable[str | os.PathLike] = (),
+        *,
+        overwrite: bool = False,
+        owner: Mapping[str, int] | None = None,
+    ):
+        self.path = Path(folder)
+        self.folder = Path(os.path.realpath(folder)) if overwrite else Path(folder).absolute()
+        self.overwrite = overwrite
+        self.parts = {part: list(slots) for part, slots in parts.items() if slots}
+        self.home = {slot.name: part for part, slots in self.parts.items() for slot in slots}
+        self.siblings = [Path(sibling) for sibling in siblings]
+        self._sinks: dict[str, PartSink] = {}
+        self._sources: dict[int, Source] = {}
+        self._run = ranks.current() if owner is not None else ranks.Alone()
+        self._owner = owner or {}
+        self._files: dict[str, AtomicFile] = {}  # every part that is ours to publish, finished
+        self._handed_over = False
+        self._others: list[AtomicFile] = []  # siblings and indexes, finished but not yet published
+        self._building: Path | None = None
+        self._switched = False  # the index on the disk names our hidden parts: they must stay
+
+    # --- what a kind of folder says --------------------------------------------------------------
+
+    def part_sink(self, path: Path, part: str, pool: OpenFiles, disk: Disk) -> PartSink:
+        """The sink of one part, to be written at `path`."""
+        raise NotImplementedError
+
+    def index_bytes(self, names: Mapping[str, str]) -> bytes:
+        """The index of these parts, part -> the name it is to be found under."""
+        raise NotImplementedError
+
+    def check_replaced(self) -> None:
+        """Raise OutputFailed where the folder that is there is not one this sink may write into."""
+        raise NotImplementedError
+
+    def old_parts(self) -> set[str]:
+        """Names of the parts of the checkpoint that is replaced, as the old index has them: an untrusted text."""
+        raise NotImplementedError
+
+    def check_written(self, check: Check) -> None:
+        """Let `check` look at the finished parts of this process, under their temporary names."""
+        check(self.path, [sink.file.temporary for sink in self._sinks.values()])
+
+    # --- writing ---------------------------------------------------------------------------------
+
+    def __enter__(self) -> FolderSink:
+        refuse_existing(self.path, self.overwrite)
+        try:
+            with failures(self.path):
+                self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _start(self) -> None:
+        building = self._run.from_first("building", self._make_folder)
+        self._building = self.folder.parent / building if building else None
+        place = self._building or self.folder
+        if self._run.size > 1 and not place.is_dir():
+            raise OutputFailed(
+                f"the folder of {printable_path(self.path)} is not one that all processes of the run see",
+                hint="the ranks of a run need one file system: -o a folder on it", path=self.path,
+            )  # fmt: skip
+        pool, disk = OpenFiles(), Disk(sum(slot.nbytes for slots in self.parts.values() for slot in slots))
+        for part in self.parts:
+            if self._owner.get(part, 0) == self._run.rank:
+                self._sinks[part] = self.part_sink(place / part, part, pool, disk)
+                self._sinks[part].__enter__()
+
+    def _make_folder(self) -> str | None:
+        """The name of a new folder that is built beside the output; None where the output's own is there."""
+        try:
+            mode = os.stat(self.folder).st_mode
+        except FileNotFoundError:
+            self._building = hidden_name(self.folder.parent)
+            os.mkdir(self._building, 0o777)  # the mode follows the umask
+            return self._building.name
+        if not stat.S_ISDIR(mode):
+            raise OutputFailed(f"{printable_path(self.path)} is no folder, which a sharded checkpoint is", hint="-o FOLDER", path=self.path)
+        self.check_replaced()
+        return None
+
+    def __exit__(self, *exception: object) -> None:
+        with signals_held():  # a second Ctrl-C while the first cleans up, or a third
+            self._discard()
+
+    def _discard(self) -> None:
+        # What another rank publishes at this moment is not ours to remove.
+        theirs = self._handed_over and not self._run.give_up()
+        for file in [*(sink.file for sink in self._sinks.values()), *self._files.values()]:
+            if self._switched or theirs:
+                file.temporary = None
+            file.__exit__()
+        for file in self._others:
+            file.__exit__()
+        if self._building is not None and not theirs:
+            self._run.give_up()
+            shutil.rmtree(self._building, ignore_errors=True)
+
+    def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
+        self._sinks[self.home[name]].write(name, data)
+
+    def write_part(self, name: str, at: int, data: bytes | bytearray | memoryview) -> None:
+        self._sinks[self.home[name]].write_part(name, at, data)
+
+    def copy(self, source: Source, pairs: Iterable[tuple[str, str]]) -> None:
+        self._sources[id(source)] = source
+        of_part: dict[str, list[tuple[str, str]]] = {}
+        for name, key in pairs:
+            of_part.setdefault(self.home[name], []).append((name, key))
+        for part, its_pairs in of_part.items():
+            self._sinks[part].copy(source, its_pairs)
+
+    def abandon(self) -> None:
+        for sink in self._sinks.values():
+            sink.abandon()
+
+    def amend(self, metadata: MetadataOf) -> None:
+        """Parts that have no metadata have nothing to amend."""
+
+    def commit(self, *sources: Source, check: Check | None = None) -> None:
+        used = (*self._sources.values(), *sources)
+        for sink in self._sinks.values():
+            sink.finish()
+        if check is not None:
+            self.check_written(check)
+        if self._run.size > 1 and not self._take_over(used):
+            return
+        self._files.update({part: sink.file for part, sink in self._sinks.items()})
+        for sibling in self.siblings:
+            self._carry(sibling, self._building or self.folder)
+        self._run.may_publish()
+        self._publish(used)
+        self._run.from_first("published", lambda: True)
+
+    def _publish(self, used: Iterable[Source]) -> None:
+        with failures(self.path):
+            if self._building is not None:
+                check_unchanged(*used)
+                self._publish_folder()
+                return
+            with folder_lock(self.folder):
+                # Inside the lock: what another run published here before us is a change of our input.
+                check_unchanged(*used)
+                with signals_held():
+                    self._publish_into()
+
+    def _take_over(self, used: Iterable[Source]) -> bool:
+        """On the first rank: every finished part of the others is found, and is ours. On the others, the opposite."""
+        check_unchanged(*used)
+        mine = {part: (sink.file.temporary.name, sink.size) for part, sink in self._sinks.items()}
+        self._handed_over = not self._run.leads
+        finished = self._run.exchange("finished", mine)
+        if not self._run.leads:
+            self._run.from_first("published", lambda: True)
+            return False
+        place = self._building or self.folder
+        for rank, files in enumerate(finished[1:], 1):
+            for part, (name, size) in files.items():
+                file = AtomicFile(place / part, overwrite=self.overwrite, follow_links=False)
+                file.temporary = place / name
+                self._files[part] = file
+                if not file.temporary.is_file() or file.temporary.stat().st_size != size:
+                    raise OutputFailed(
+                        f"{printable(part)}, which rank {rank} wrote, is not to be found here", path=self.path,
+                        hint="the ranks of a run need one file system: -o a folder on it",
+                    )  # fmt: skip
+        return True
+
+    def _carry(self, sibling: Path, place: Path) -> None:
+        """Copy one file that belongs with the checkpoint; one that is there already stays."""
+        target = place / sibling.name
+        if target.exists() and os.path.samefile(sibling, target):
+            return
+        original = InputFile(sibling)
+        try:
+            copy = self._other(target)
+            with Stream(copy) as stream:
+                copy_run(original, stream, 0, 0, original.size)
+            copy.finish(original.size)
+            copy.park()
+        finally:
+            original.close()
+
+    def _other(self, target: Path) -> AtomicFile:
+        file = AtomicFile(target, overwrite=self.overwrite, follow_links=False)
+        self._others.append(file)
+        return file.__enter__()
+
+    def _index(self, place: Path, names: Mapping[str, str]) -> AtomicFile:
+        """A finished index, part -> the name it is to be found under."""
+        data = self.index_bytes(names)
+        index = self._other(place / self.index_name)
+        index.write_at(0, data)
+        index.finish(len(data))
+        return index
+
+    def _publish_folder(self) -> None:
+        index = self._index(self._building, {part: part for part in self._files})
+        for file in [*self._files.values(), *self._others]:
+            if file is not index:
+                file.publish()
+        index.publish()
+        # Who made the folder meanwhile keeps it.
+        rename_to_new(self._building, self.folder)
+        self._building = None
+        sync_folder(self.folder.parent)
+
+    def _publish_into(self) -> None:
+        # Whatever the old index names, nothing but parts is ever removed.
+        old = {name for name in self.old_parts() if name.endswith(self.part_suffix)}
+        stale = sorted(name for name in old - set(self._files) if (self.folder / name).is_file())
+        hidden = {part: hidden_name(self.folder, self.part_suffix).name for part in self._files}
+        # Both indexes are on the disk before the first name changes: a full disk is found here.
+        to_hidden = self._index(self.folder, hidden)
+        to_own = self._index(self.folder, {part: part for part in hidden})
+        for part, file in self._files.items():
+            os.rename(file.temporary, self.folder / hidden[part])
+            file.temporary = self.folder / hidden[part]
+        sync_folder(self.folder)
+        try:
+            to_hidden.publish()
+        finally:
+            self._switched = to_hidden.temporary is None
+        self._name_parts(hidden)
+        to_own.publish()
+        for file in self._others:
+            if file.temporary is not None:
+                file.publish()
+        for name in [*hidden.values(), *stale]:
+            (self.folder / name).unlink(missing_ok=True)
+        sync_folder(self.folder)
+
+    def _name_parts(self, hidden: Mapping[str, str]) -> None:
+        """Give the parts their own names beside the hidden ones."""
+        for part, name in hidden.items():
+            link = hidden_name(self.folder)
+            try:
+                os.link(self.folder / name, link)
+            except OSError as error:
+                if error.errno not in UNSUPPORTED:
+                    raise
+                self._move_parts(hidden)
+                break
+            os.replace(link, self.folder / part)
+        sync_folder(self.folder)
+
+    def _move_parts(self, hidden: Mapping[str, str]) -> None:
+        """The same where hard links do not work: names can only move, and meanwhile no index may name them."""
+        (self.folder / self.index_name).unlink()
+        sync_folder(self.folder)
+        for part, name in hidden.items():
+            os.replace(self.folder / name, self.folder / part)

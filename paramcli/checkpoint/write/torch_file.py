@@ -1,0 +1,286 @@
+"""Writing a torch zip checkpoint: the wrapper dict as it was, the state dict as the plan has it.
+
+Storages are laid out before anything is written, so tensors can arrive in any order, one at a time.
+Tensors that shared a storage and were not edited share it in the output too: ties and packed views
+stay what they were.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...dtypes import DTYPES
+from ...errors import InputRefused
+from ...text import printable
+from ..disk.atomic import AtomicFile
+from ..header import Slot
+from ..pickle.pickle_data import Items, StorageRef, TensorRef
+from ..read.torch_file import PAIRS, element_width, storage_refs
+from ..read.roots import as_dict
+from ..source import Source, Storage
+from ..disk.stream import Stream
+from ..pickle.write_pickle import PickleWriter, unit
+from .safetensors_file import Check, MetadataOf, check_unchanged, copy_storage
+from ..pickle.write_zip import Member, directory, lay_out, members_of
+
+
+@dataclass
+class _Record(Member):
+    """A member whose bytes are copied from a storage of the source, or written."""
+
+    source: Storage | None = None
+    written: bool = False
+
+
+@dataclass
+class _Place:
+    record: _Record
+    key: str
+    numel: int
+    offset: int = 0
+
+
+class TorchSink:
+    """One torch checkpoint being written. Use in a `with`; nothing appears without commit()."""
+
+    def __init__(
+        self, path: Path, source: Source, slots: Sequence[Slot], copies: Sequence[tuple[str, str]], renamed: Mapping[str, str],
+        tied: Mapping[str, str] = {}, *, overwrite: bool = False,
+    ):  # fmt: skip
+        """`copies`: (name here, name in the source); `renamed`: source key -> the first name that takes its place;
+        `tied`: a slot that is written -> the one before it that it is one tensor with."""
+        self.source = source
+        self.slots = {slot.name: slot for slot in slots}
+        self.file = AtomicFile(path, overwrite=overwrite)
+        self.records: list[_Record] = []
+        self._tensors: dict[str, _Place] = {}
+        self._whole: dict[tuple, _Place] = {}
+        self._foreign: dict[str, _Place] = {}
+        self._refs: dict[str, TensorRef] = {}
+        # Tensors that have come in part: bytes so far, and their checksum.
+        self._parts: dict[str, tuple[int, int]] = {}
+        self._plan_storages(copies, tied)
+        self._own = {id(ref) for ref in self._refs.values()}
+        tree = self._tree(renamed)
+        self._plan_foreign(tree)
+        pickle = PickleWriter(self._place_of).finish(tree)
+        self.members = members_of(pickle, self.records)
+        self.directory = lay_out(self.members)
+
+    # --- what goes where -------------------------------------------------------------------------
+
+    def _plan_storages(self, copies: Sequence[tuple[str, str]], tied: Mapping[str, str]) -> None:
+        """Whole source storages for those that only untouched tensors use; a storage of its own for every other tensor."""
+        here = {name: key for name, key in copies}
+        used: dict[tuple, set[str]] = {}
+        for key, info in self.source.tensors.items():
+            used.setdefault(_spot(info.storage), set()).add(key)
+        kept = set(here.values())
+        untouched = {spot for spot, keys in used.items() if keys <= kept}
+        alike: dict[tuple, _Place] = {}
+        for slot in self.slots.values():
+            info = self.source.tensors.get(here.get(slot.name, ""))
+            stride = strides(slot.shape)
+            if info is None:
+                place = self._tensors[tied[slot.name]] if slot.name in tied else self._add(slot.nbytes, None, slot)
+                self._remember(slot, place, stride)
+                continue
+            spot, width = _spot(info.storage), max(element_width(info.dtype), 1)
+            if not info.pieces and spot in untouched and info.storage.nbytes % width == 0 and info.offset % width == 0:
+                if spot not in self._whole:
+                    self._whole[spot] = self._add(info.storage.nbytes, info.storage)
+                whole = self._whole[spot]
+                place = _Place(whole.record, whole.key, info.storage.nbytes // width, info.offset // width)
+                self._remember(slot, place, info.stride or stride)
+                continue
+            twin = (info.pieces, *spot, info.offset, info.dtype, info.shape, info.stride)
+            if twin not in alike:
+                alike[twin] = self._add(slot.nbytes, None, slot)
+            self._remember(slot, alike[twin], stride)
+
+    def _add(self, size: int, storage: Storage | None, slot: Slot | None = None) -> _Place:
+        key = str(len(self.records))
+        record = _Record(f"data/{key}", size, source=storage)
+        self.records.append(record)
+        return _Place(record, key, math.prod(slot.shape) if slot else 0)
+
+    def _remember(self, slot: Slot, place: _Place, stride: tuple[int, ...]) -> None:
+        dtype, shape = as_torch(slot)
+        numel = place.numel
+        if dtype == PAIRS:
+            stride, numel = strides(shape), place.record.size
+        self._tensors[slot.name] = place
+        self._refs[slot.name] = TensorRef(StorageRef(place.key, dtype, numel, "cpu"), dtype, place.offset, shape, stride)
+
+    def _tree(self, renamed: Mapping[str, str]) -> object:
+        """The source's tree with its state dict replaced; for a source without one, a plain state dict."""
+        if self.source.tree is None:
+            return dict(self._refs)
+        return _replaced(self.source.tree, self.source.root_path, lambda state: self._new_state(state, renamed))
+
+    def _new_state(self, state: object, renamed: Mapping[str, str]) -> dict:
+        """The state dict in its old order, each edited tensor's new keys where its first key stood.
+
+        A pickled module, whose code no file can carry, becomes its state dict.
+        """
+        new = Items() if isinstance(state, Items) else {}
+        if isinstance(state, Items):
+            new.cls, new.arguments = state.cls, state.arguments
+            # torch's _metadata names modules, not tensors; its versions still hold.
+            new.attributes = state.attributes
+        followers: dict[str, list[str]] = {}
+        for name, key in renamed.items():
+            followers.setdefault(key, []).append(name)
+        for key, value in (as_dict(state) or {}).items():
+            if not isinstance(value, TensorRef):
+                new[key] = value
+            for name in followers.get(key, ()):
+                new[name] = self._refs[name]
+        for name, ref in self._refs.items():
+            new.setdefault(name, ref)
+        return new
+
+    def _plan_foreign(self, tree: object) -> None:
+        """A place for every storage outside the state dict (optimizer moments, an EMA copy), shared where it is copied whole."""
+        outside = {key: ref for key, ref in storage_refs(tree, without=self._own).items() if key in self.source.storages}
+        for key, ref in outside.items():
+            storage = self.source.storages[key]
+            self._foreign[key] = self._whole.get(_spot(storage)) or self._add(storage.nbytes, storage)
+
+    def _place_of(self, ref: TensorRef | StorageRef) -> tuple[str, int, int]:
+        if id(ref) in self._own:
+            return ref.storage.key, ref.storage.numel * unit(ref.dtype), ref.offset
+        storage = ref if isinstance(ref, StorageRef) else ref.storage
+        place = self._foreign.get(storage.key)
+        if place is None or isinstance(ref, StorageRef) and ref.view:
+            raise InputRefused("a tensor outside the state dict whose storage the file does not have", hint="-o FILE.safetensors")
+        numel = place.record.size // element_width(ref.dtype) * unit(ref.dtype)
+        if isinstance(ref, StorageRef):
+            return place.key, place.record.size if ref.untyped else numel, 0
+        return place.key, numel, (storage.view[1] if storage.view else 0) + ref.offset
+
+    # --- writing ---------------------------------------------------------------------------------
+
+    def __enter__(self) -> TorchSink:
+        self.file.__enter__()
+        try:
+            self.file.reserve(self.directory)
+            for member in self.members:
+                if member.data is not None:
+                    self.file.write_at(member.start, member.data)
+        except BaseException:
+            self.file.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.file.__exit__(*exception)
+
+    def _put(self, record: _Record, at: int, data: memoryview) -> None:
+        self.file.write_at(record.start + at, data)
+        record.crc = zlib.crc32(data, record.crc)
+
+    def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
+        size = self._tensors[name].record.size
+        assert memoryview(data).nbytes == size, (name, memoryview(data).nbytes, size)
+        self.write_part(name, 0, data)
+
+    def write_part(self, name: str, at: int, data: bytes | bytearray | memoryview) -> None:
+        record = self._tensors[name].record
+        view = memoryview(data).cast("B") if len(memoryview(data)) else memoryview(b"")
+        come, crc = self._parts.pop(name, (0, 0))
+        assert at == come and at + view.nbytes <= record.size, (name, at, come, view.nbytes, record.size)
+        if not record.written:
+            self._put(record, at, view)
+            crc = record.crc
+        else:
+            crc = zlib.crc32(view, crc)
+        if at + view.nbytes < record.size:
+            self._parts[name] = at + view.nbytes, crc
+        elif record.written and crc != record.crc:
+            raise InputRefused(f"{printable(name)} is tied to another tensor, and would get other values than that", hint="--tied separate", tensor=name)
+        else:
+            record.written = True
+
+    def copy(self, source: Source, pairs: Iterable[tuple[str, str]]) -> None:
+        with Stream(self.file) as stream:
+            for name, key in pairs:
+                record = self._tensors[name].record
+                if record.source is not None:
+                    self._copy(record, stream)
+                else:
+                    self.write(name, source.read_bytes(key))
+
+    def _copy(self, record: _Record, stream: Stream) -> None:
+        """A whole storage of the source, its recorded checksum compared."""
+        if record.written:
+            return
+        record.crc = copy_storage(self.source, record.source, stream, record.start)
+        record.written = True
+
+    def abandon(self) -> None:
+        self.file.abandon()
+
+    def amend(self, metadata: MetadataOf) -> None:
+        """A torch file has no metadata."""
+
+    def commit(self, *sources: Source, check: Check | None = None) -> None:
+        with Stream(self.file) as stream:
+            for place in self._foreign.values():
+                self._copy(place.record, stream)
+        missing = [record.name for record in self.records if not record.written]
+        if missing:
+            raise AssertionError(f"never written: {missing[:3]}")
+        for member in self.members:
+            self.file.write_at(member.header, member.local_header())
+        end = directory(self.members, self.directory)
+        self.file.write_at(self.directory, end)
+        self.file.finish(self.directory + len(end))
+        if check is not None:
+            check(self.file.path, [self.file.temporary])
+        check_unchanged(self.source, *sources)
+        self.file.publish()
+
+
+def as_torch(slot: Slot) -> tuple[str, tuple[int, ...]]:
+    """(dtype, shape) as torch has them; InputRefused for a dtype that torch lacks."""
+    dtype, shape = slot.dtype, tuple(slot.shape)
+    if dtype == "F4" and shape and shape[-1] % 2 == 0:
+        # torch counts bytes, each two values; the format counts values.
+        return PAIRS, (*shape[:-1], shape[-1] // 2)
+    if DTYPES[dtype].torch_name is None:
+        raise InputRefused(f"{printable(slot.name)} is {dtype}, which torch files cannot hold", hint="-o FILE.safetensors", tensor=slot.name)
+    return dtype, shape
+
+
+def strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of a row-major tensor."""
+    steps, step = [], 1
+    for size in reversed(shape):
+        steps.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(steps))
+
+
+def _spot(storage: Storage) -> tuple[int, int, int]:
+    # An empty tensor begins where the next one does.
+    return storage.file, storage.offset, storage.nbytes
+
+
+def _replaced(tree: object, path: Sequence[str], new_state: Callable[[object], dict]) -> object:
+    """The tree with new dicts along the path to the state dict; everything else is the same objects."""
+    steps: list[tuple[str | None, object]] = [(None, tree)]
+    for key in path:
+        steps.append((key, steps[-1][1][key]))
+    value: dict = new_state(steps[-1][1])
+    for (key, _), (_, parent) in zip(reversed(steps[1:]), reversed(steps[:-1])):
+        copy = Items(parent) if isinstance(parent, Items) else dict(parent)
+        if isinstance(parent, Items):
+            copy.cls, copy.arguments, copy.attributes = parent.cls, parent.arguments, parent.attributes
+        copy[key] = value
+        value = copy
+    return value

@@ -1,0 +1,178 @@
+"""The effective weight of any group of keys: what a model that loads the file computes with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from ..chain import Chain, parse_chain
+from ..spelling.forms import Group
+from ..checkpoint.source import Source
+from ..dtypes import dtype_name, nbytes_of
+from ..errors import InputRefused, error_context
+from ..maths.base import column_major, wide
+from ..maths.norm import as_matrix
+from ..registry import target_class
+from ..text import number_text, printable, shape_text, size_text
+from ..view import View, parse_view
+from .originals import evaluate
+
+# u and W v / ||W v|| of a spectral norm that ran once agree exactly; an unrelated pair is near 1. Without v, u is
+# compared with one power step of its own, which a young u is still some way from.
+AGREES, AGREES_ALONE = 0.1, 0.5
+# Two factors may stand for a weight thousands of times their size. A weight this large, and this many times as large as
+# what is stored of it, is none that anybody trains.
+LARGE, EXPANSION = 4 << 30, 1 << 14
+
+
+def read_state(source: Source, group: Group, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """The group's tensors by role, in their stored dtypes, on the device; in memory as a module that loads them has them."""
+    state = {role: source.read(key).to(device) for role, key in group.keys.items()}
+    for role in _by_columns(group) & state.keys():
+        if not (source.tells_strides and group.infos[role].run):
+            state[role] = column_major(state[role])
+    return state
+
+
+def _by_columns(group: Group) -> set[str]:
+    """The roles of tensors that torch's module holds column by column."""
+    links = parse_chain(group.chain).links if group.chain and not group.is_plain else ()
+    return {f"{index}.{name}" for index, link in enumerate(links) for name in target_class(link.entry).by_columns}
+
+
+def require_chain(group: Group) -> None:
+    """Raise InputRefused with the group's own reason where its chain is not known."""
+    if group.problem:
+        raise InputRefused(group.problem, hint=group.hint, tensor=group.tensor)
+
+
+def chain_of(group: Group) -> Chain:
+    """The group's chain, for tensors of its shape."""
+    return parse_chain(group.chain).at(parse_view(group.view).shape(group.shape))
+
+
+def require_proportion(group: Group) -> None:
+    """Raise InputRefused where a few numbers stand for a weight of many gigabytes: a slip, or a file made to fill memory."""
+    weight, stored = nbytes_of(group.dtype, group.shape), sum(info.nbytes for info in group.infos.values())
+    if weight > LARGE and weight > EXPANSION * stored:
+        raise InputRefused(
+            f"{printable(group.tensor)} stores {size_text(stored)} and stands for a weight of {size_text(weight)} ({shape_text(group.shape)})",
+            hint="leave it out with -t",
+            tensor=group.tensor,
+        )
+
+
+def settle(group: Group, state: dict[str, Tensor]) -> tuple[Chain, View]:
+    """The group's chain, asking u against W v where keys and shapes leave several dims open."""
+    require_chain(group)
+    if not group.alternatives:
+        return chain_of(group), parse_view(group.view)
+    scores = {}
+    for text in group.alternatives:
+        dim = parse_chain(text).links[0].arguments["dim"]
+        scores[text] = _disagreement(state["original"], state["0._u"], state.get("0._v"), dim)
+    best, second = sorted(scores, key=scores.get)[:2]
+    if scores[best] > (AGREES if "0._v" in state else AGREES_ALONE) or scores[second] < 3 * scores[best]:
+        fits = " and ".join(f"{text} ({number_text(score)})" for text, score in scores.items())
+        raise InputRefused(
+            f"{printable(group.tensor)} is a spectral norm whose dim neither shapes nor u and v decide: {fits}",
+            hint="say which with --chain",
+            tensor=group.tensor,
+        )
+    return parse_chain(best), parse_view(group.view)
+
+
+def _disagreement(W: Tensor, u: Tensor, v: Tensor | None, dim: int) -> float:
+    """||W v / ||W v|| - u||, or for a file without v the angle that one power step moves u by."""
+    double = wide(W.dtype, W.device)
+    M, u = as_matrix(W.to(double), dim), u.to(double)
+    right = M.mT @ u if v is None else v.to(double)
+    step = torch.nn.functional.normalize(M @ right, dim=0)
+    return torch.linalg.vector_norm(step - u).item()
+
+
+def identities(chain: Chain, roles: Iterable[str]) -> set[str]:
+    """Those of the roles that are identity matrices other code stores beside this chain: the tutorial's `1.Id`."""
+    return {f"{i}.{name}" for i, link in enumerate(chain.links) for name in target_class(link.entry).identities} & set(roles)
+
+
+def complete(group: Group, state: dict[str, Tensor], chain: Chain) -> dict[str, Tensor]:
+    """The state as torch's current modules have it: without identity matrices, and with the v that the oldest spectral norm lacks."""
+    for role in identities(chain, state):
+        if not torch.equal(state[role], torch.eye(*state[role].shape[-2:], dtype=state[role].dtype, device=state[role].device)):
+            raise InputRefused(f"{printable(group.keys[role])} is no identity matrix, so this is another map than {chain}", tensor=group.tensor)
+        state = {name: tensor for name, tensor in state.items() if name != role}
+    if "value" not in state:
+        return state
+    W, value, u = state["original"], state["value"], state["0._u"]
+    dim = chain.links[0].arguments["dim"]
+    M = as_matrix(W, dim).to(torch.float32 if W.dtype in (torch.float16, torch.bfloat16) else W.dtype)
+    # As torch's own loader of that version does: v = pinv(W^T W) W^T u, scaled to give the stored sigma.
+    sigma = (W / value).mean()
+    v = torch.linalg.multi_dot([(M.mT @ M).pinverse(), M.mT, u.to(M.dtype).unsqueeze(1)]).squeeze(1)
+    v = v * (sigma / torch.dot(u.to(M.dtype), torch.mv(M, v)))
+    return {"original": W, "0._u": u, "0._v": v.to(u.dtype)}
+
+
+def effective(source: Source, group: Group, device: torch.device | str = "cpu", compute: str = "same") -> Tensor:
+    """The weight in its stored dtype and shape."""
+    with error_context(tensor=group.tensor, path=source.path):
+        state = read_state(source, group, device)
+        if group.is_plain:
+            return state["value"]
+        chain, view = settle(group, state)
+        return weight_of(group, state, chain, view, compute)
+
+
+def weight_of(group: Group, state: dict[str, Tensor], chain: Chain, view: View, compute: str = "same") -> Tensor:
+    """The chain's value on this state; a shape the chain cannot have is refused with the keys it wants."""
+    require_proportion(group)
+    state = complete(group, state, chain)
+    originals = [role for role in sorted(state) if role.startswith("original")]
+    if not originals:
+        raise InputRefused(
+            f"{printable(group.tensor)} has no original here, only {', '.join(map(printable, group.keys.values()))}",
+            hint="if this is a shard, give its folder or index", tensor=group.tensor,
+        )  # fmt: skip
+    dtype = state["original" if "original" in state else originals[-1]].dtype
+    try:
+        return evaluate(chain, view, group.shape, state, dtype, compute)
+    except RuntimeError as error:
+        if "state_dict" not in str(error):
+            raise
+        raise InputRefused(
+            f"{chain} does not fit the keys of {printable(group.tensor)}: {', '.join(map(printable, state))}",
+            hint="give the chain and the view it was made with: --chain, --view",
+            tensor=group.tensor,
+        ) from None
+
+
+# Why finite originals can have such a value.
+NOT_FINITE = "it is beyond the range of {}, or divided by a norm that is zero"
+
+
+def explain_infinite(group: Group, states: Iterable[tuple[int, Mapping[str, Tensor]]]) -> None:
+    """Raise InputRefused: the originals are finite and the value is not. `states`: blocks of rows, each with its first row."""
+    hint = "leave it out with -t, or mend the originals"
+    if set(group.keys) == {"original0", "original1"} and group.shape == tuple(group.infos["original1"].shape):
+        g, v = group.infos["original0"].shape, group.shape
+        dims = [d for d in range(len(v)) if len(g) == len(v) and g[d] == v[d] and v[d] > 1]
+        zero = _zero_slice(((first, state["original1"]) for first, state in states), dims[0] if dims else None)
+        if zero is not None:
+            where = f"slice {zero} of dimension {dims[0]}" if dims else "it"
+            raise InputRefused(f"its direction v is zero ({where} has no length to divide by)", hint=hint)
+    raise InputRefused(f"its value is NaN or infinite though its originals are finite: {NOT_FINITE.format(dtype_name(group.dtype))}", hint=hint)
+
+
+def _zero_slice(blocks: Iterable[tuple[int, Tensor]], dim: int | None) -> int | None:
+    """The first slice along `dim` (of rows, where there are several blocks) whose norm is zero; 0 for a whole tensor that is."""
+    if dim is None:
+        return None if any(bool(v.any()) for _, v in blocks) else 0
+    for first, v in blocks:
+        norms = torch.linalg.vector_norm(v.abs().double().movedim(dim, 0).reshape(v.size(dim), -1), dim=-1)
+        zero = (norms == 0).nonzero().flatten().tolist()
+        if zero:
+            return first + zero[0]
+    return None

@@ -1,0 +1,105 @@
+"""A chain's value from the tensors that it stores, and the originals of a value through right inverses.
+
+Tensors in, tensors out; names and files are the caller's.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from . import torch_module as hosting
+from . import measure
+from ..chain import Chain, Link
+from ..maths.base import CannotReach, compute_dtype
+from ..text import number_text
+from ..view import View
+
+# A right inverse that is off by more than this in double precision has no preimage there.
+EXACT = 1e-6
+
+
+def in_precision(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Floating tensors in the precision of `dtype`, real ones real and complex ones complex; integers as they are."""
+    if tensor.is_complex():
+        return tensor.to(dtype.to_complex())
+    return tensor.to(dtype.to_real() if dtype.is_complex else dtype) if tensor.is_floating_point() else tensor
+
+
+def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same row by row, as files have it."""
+    return in_precision(tensor, dtype).contiguous()
+
+
+def widened(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {role: rounded(tensor, dtype) for role, tensor in state.items()}
+
+
+def evaluate(
+    chain: Chain, view: View, shape: Sequence[int], state: Mapping[str, Tensor], stored: torch.dtype, compute: str = "same"
+) -> Tensor:
+    """The chain's value from its stored tensors: computed in one dtype, rounded once to `stored`."""
+    dtype = compute_dtype(stored, compute)
+    # In the order in memory that they have: some maps round by it.
+    host = hosting.load(chain, view, shape, {role: in_precision(tensor, dtype) for role, tensor in state.items()})
+    value = hosting.value(host).to(stored).contiguous()
+    hosting.release(host)
+    return value
+
+
+def register_raw(W: Tensor, chain: Chain, view: View, seed: int, compute: str = "same") -> dict[str, Tensor]:
+    """What registering the links one after another on a live module gives, bit for bit."""
+    # In training mode, as a new module is: spectral norm takes a power step while it is registered.
+    host = hosting.bare(W.to(compute_dtype(W.dtype, compute))).train()
+    state = hosting.roles(hosting.register(host, "weight", chain, view, seed))
+    hosting.release(host)
+    return state
+
+
+def invert(
+    chain: Chain, Y: Tensor, seed: int, view: View, shape: Sequence[int], existing: Sequence[nn.Module] | None = None,
+    first_row: int | None = None, judge: Callable[[int, Tensor, Tensor], None] | None = None, stored: torch.dtype | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Right inverses from the last link to the first, in double precision; Y is what the view shows.
+
+    Returns tensors by role, the originals in the stored `shape`. Y is expected on the last link's image. With `existing` modules their buffers (a mask) stay in use.
+    Raises CannotReach where a link has no preimage: `judge` is given each link's index, the value that its inverse comes
+    back with, and the one it was asked for. Of a block of rows Y starts at `first_row` of the whole. `stored` is the dtype
+    that Y was rounded to, where it is no point that was computed.
+    """
+    judge = judge or functools.partial(_check_round_trip, chain)
+    state: dict[str, Tensor] = {}
+    originals: Tensor | tuple[Tensor, ...] = Y
+    for index in range(len(chain) - 1, -1, -1):
+        assert isinstance(originals, Tensor), "several originals are the first link's only"
+        hosting.start_generators(seed, Y.device)
+        part = chain.links[index].make(originals) if existing is None else existing[index]
+        part.first_row, part.stored = first_row, stored
+        hosting.start_generators(seed, Y.device)
+        wanted = originals
+        originals = part.inverse(wanted)
+        if not part.is_projection:
+            part.eval()
+            judge(index, part.map(*(originals if isinstance(originals, tuple) else (originals,))), wanted)
+        state.update({f"{index}.{name}": tensor for name, tensor in part.state_dict().items()})
+    made = originals if isinstance(originals, tuple) else (originals,)
+    made = tuple(view.back(X, shape) if i in part.stored_originals else X for i, X in enumerate(made))
+    if isinstance(originals, Tensor):
+        return {"original": made[0], **state}
+    return {**{f"original{i}": X for i, X in enumerate(made)}, **state}
+
+
+def _check_round_trip(chain: Chain, index: int, back: Tensor, wanted: Tensor) -> None:
+    require_preimage(chain.links[index], measure.moved(back, wanted))
+
+
+def require_preimage(link: Link, error: float) -> None:
+    """Raise CannotReach where a link's value of its right inverse is so far from what was asked for."""
+    if not error <= EXACT:
+        raise CannotReach(
+            f"{link.entry.name} cannot reach this tensor: its right inverse comes back {number_text(error)} away",
+            hint="--init raw registers it as it is",
+        )

@@ -1,0 +1,228 @@
+"""Originals for a point, or for the nearest to it that they can hold: near the edge of an open image, rounding them gives
+another value, and no member. What is told of that, with the numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from . import measure
+from ..chain import Chain, Link
+from ..maths.base import CannotReach, Check, Edge, Parametrization, eps
+from ..registry import target_class
+from ..text import number_text
+from ..view import View
+from .claims import checks_of_each, claim_check, holds
+from .originals import evaluate, require_preimage, rounded, widened
+
+# How far, relatively, originals rounded to their storage may put the value from the one they were made for. Where a
+# map is steep (Cayley near a half turn, in bfloat16) it is another weight beyond MISSED, and from NOTED on it is told.
+MISSED, NOTED = 0.1, 1e-2
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Originals by role, rounded to their storage, and the value that they have."""
+
+    state: Mapping[str, Tensor]
+    value: Tensor
+    check: Check | None
+    # The point that was wanted, and how far the value is from it, relatively; none where the last map decides what it is.
+    nearest: Tensor | None = None
+    missed: float = 0.0
+    # The edge of the chain's image, where some matrices had to keep away from it, and how many of them.
+    edge: Edge | None = None
+    kept_away: int = 0
+    # What had to be assumed for the nearest point.
+    assumed: str | None = None
+
+    def note(self, chain: Chain, seen: Tensor, change: float, what: str = "weight") -> str | None:
+        """What is to be told of it, with the numbers; raises CannotReach where the value is no member, or another weight.
+
+        `seen`: `what` was asked for as the view shows it, in double precision; `change`: how far the value is from it.
+        """
+        told = require_reached(chain, self.value.dtype, lambda: self.missed, self.check, self.edge)
+        if self.kept_away:
+            told = self._margin(chain, seen, change, what)
+        return "; ".join(filter(None, (self.assumed, told))) or None
+
+    def _margin(self, chain: Chain, seen: Tensor, change: float, what: str) -> str:
+        count = seen.shape[:-2].numel()
+        where = self.edge.what if count == 1 else f"{self.kept_away} of {count} matrices; of the worst, {self.edge.what}"
+        asked, stored = measure.moved(self.nearest, seen), stored_as(chain, self.value.dtype)
+        if not asked:
+            return f"{stored} cannot hold the {what} itself ({where}): the value is {number_text(change)} from it"
+        return (
+            f"{stored} cannot hold the nearest point, {number_text(asked)} from the {what} ({where}): "
+            f"the value is {number_text(self.missed)} from that point, {number_text(change)} from the {what}"
+        )
+
+
+def reach(
+    chain: Chain, view: View, shape: Sequence[int], stored: torch.dtype, nearest: Tensor, make: Callable[[Tensor], Mapping[str, Tensor]],
+    compute: str, *, projects: bool, strict: bool = False,
+) -> Reached:  # fmt: skip
+    """Originals whose value, computed from them as stored, is `nearest`, or the nearest to it that there is.
+
+    `nearest` is what the view should show, and `make` gives the originals for such a point, both in double precision. Near the
+    edge of an open image the value is no member, or not the point: such matrices are moved inside by the least margin that
+    does (see `_Margins`); the others keep their bits. With `strict` it is the point itself or nothing. Where the last map
+    `projects`, it decides itself what the value is.
+    """
+    link = chain.links[-1]
+    has_edge = target_class(link.entry).edge is not Parametrization.edge and not strict
+
+    def attempt(Y: Tensor) -> Reached:
+        state = widened(make(Y), stored)
+        if has_edge:
+            _require_range(state)
+        value = evaluate(chain, view, shape, state, stored, compute)
+        check = claim_check(chain, view, value, state, compute)
+        return Reached(state, value, check) if projects else Reached(state, value, check, nearest, measure.moved(view.into(value), nearest))
+
+    if not has_edge:
+        reached = attempt(nearest)
+        # Refused below, and then with the number that says why.
+        refused = strict and (reached.missed > MISSED or reached.check is not None and not reached.check.ok)
+        return replace(reached, edge=link.make(nearest).edge(nearest)) if refused else reached
+    search, Y, edge, reached, refusal = _Margins(nearest.shape[:-2], stored), nearest, None, None, None
+    while search.goes_on:
+        try:
+            reached = attempt(Y)
+        except CannotReach as error:
+            refusal = refusal or error
+            if not search.refuse(_refused(link, Y, stored)):
+                raise
+        else:
+            search.judge(*_judged(chain, view, reached, Y, compute))
+        if search.moves:
+            edge = edge or link.make(nearest).edge(nearest)
+            if edge is None:
+                break
+            Y, reached = edge.inside(search.shares().to(nearest.device, nearest.dtype.to_real())), None
+    reached = replace(reached or attempt(Y), edge=edge, kept_away=search.kept_away)
+    if refusal is not None and not reached.missed <= MISSED:
+        raise refusal  # no margin within reach: what the map itself says of the point is nearer to the matter
+    return reached
+
+
+def _require_range(state: Mapping[str, Tensor]) -> None:
+    """Raise CannotReach where rounding to the stored dtype made an original infinite."""
+    for role, tensor in state.items():
+        if role.startswith("original") and not measure.all_finite(tensor):
+            raise CannotReach(f"its originals are beyond the range of {str(tensor.dtype).removeprefix('torch.')}")
+
+
+def _refused(link: Link, Y: Tensor, stored: torch.dtype) -> Tensor:
+    """Which matrices the link's inverse refuses, found by halves."""
+
+    def of(part: Tensor) -> list[bool]:
+        try:
+            module = link.make(part).eval()
+            originals = module.inverse(part)
+            originals = originals if isinstance(originals, tuple) else (originals,)
+            require_preimage(link, measure.moved(module.map(*originals), part))
+            _require_range({f"original{i}": X for i, X in enumerate(rounded(X, stored) for X in originals)})
+            return [False] * len(part)
+        except CannotReach:
+            half = len(part) // 2
+            return of(part[:half]) + of(part[half:]) if half else [True]
+
+    return torch.tensor(of(Y.reshape(-1, *Y.shape[-2:])), device="cpu").reshape(Y.shape[:-2])
+
+
+def _judged(chain: Chain, view: View, reached: Reached, Y: Tensor, compute: str) -> tuple[Tensor, ...]:
+    """Of each matrix: is it a member, how far is it from Y, Y from the nearest point, and it from that; relatively."""
+    batch = Y.shape[:-2]
+    values, Y, nearest = (W.reshape(-1, *W.shape[-2:]) for W in (view.into(reached.value), Y, reached.nearest))
+    if holds(reached.check, chain) or len(values) == 1:
+        member = [holds(reached.check, chain)] * len(values)
+    else:
+        finite = values.isfinite().flatten(1).all(1)
+        checks = checks_of_each(chain, torch.where(finite[:, None, None], values, torch.zeros_like(values)), compute)
+        member = [holds(check, chain) and sound for check, sound in zip(checks, finite.tolist())]
+    distances = (measure.moved_of_each(values, Y), measure.moved_of_each(Y, nearest), measure.moved_of_each(values, nearest))
+    found = torch.tensor(member, device="cpu"), *(torch.tensor(d, dtype=torch.float64, device="cpu") for d in distances)
+    return tuple(numbers.reshape(batch) for numbers in found)
+
+
+class _Margins:
+    """The search for the least margin of each matrix of a batch.
+
+    Level 0 is the point itself, the next ones bear a share of rounding of eps / 4 of the stored dtype, and twice the one before
+    up to a quarter. Enough is a level whose value is a member, and is off its point by no more than NOTED, or than the margin
+    has moved that: from there on more margin costs more than it gains. The least one that is enough is found by halving, after
+    level 0; taken is the one, of those tried, whose value is a member and nearest to the nearest point.
+    """
+
+    def __init__(self, batch: torch.Size, stored: torch.dtype):
+        count = round(-math.log2(eps(stored)))
+        self._shares = torch.tensor([0.0, *(eps(stored) * 2.0 ** (k - 2) for k in range(count + 1))], dtype=torch.float64, device="cpu")
+        self.level, self.best = (torch.zeros(batch, dtype=torch.long, device="cpu") for _ in range(2))
+        # The largest level that is too near to the edge, and the least that is enough.
+        self.low, self.high = torch.full_like(self.level, -1), torch.full_like(self.level, len(self._shares))
+        self.least = torch.full(batch, math.inf, dtype=torch.float64, device="cpu")
+        self.moves = False
+
+    @property
+    def goes_on(self) -> bool:
+        return bool((self.high - self.low > 1).any()) or self.moves
+
+    @property
+    def kept_away(self) -> int:
+        return int((self.level > 0).sum())
+
+    def shares(self) -> Tensor:
+        return self._shares[self.level]
+
+    def judge(self, member: Tensor, short: Tensor, cut: Tensor, far: Tensor) -> None:
+        better = member & (far < self.least)
+        self.least, self.best = torch.where(better, far, self.least), torch.where(better, self.level, self.best)
+        enough = member & (short <= cut.clamp(min=NOTED))
+        self.high = torch.where(enough, torch.minimum(self.level, self.high), self.high)
+        self.low = torch.where(enough, self.low, torch.maximum(self.level, self.low))
+        self._step()
+
+    def refuse(self, refused: Tensor) -> bool:
+        """These have no preimage at their level; False where nothing is left to try for any of them."""
+        more = bool((refused & (self.high - self.low > 1)).any())
+        self.low = torch.where(refused, torch.maximum(self.level, self.low), self.low)
+        self._step()
+        return more
+
+    def _step(self) -> None:
+        level = torch.where(self.high - self.low > 1, (self.low + self.high) // 2, self.best)
+        # Others were refused, and this one has not been seen at the point itself yet.
+        level = torch.where((self.low < 0) & (self.high > 0), torch.zeros_like(level), level)
+        self.moves = not torch.equal(level, self.level)
+        self.level = level
+
+
+def stored_as(chain: Chain, dtype: torch.dtype) -> str:
+    return f"{chain} stored in {str(dtype).removeprefix('torch.')}"
+
+
+def require_reached(chain: Chain, dtype: torch.dtype, missed_by: Callable[[], float], check: Check | None, edge: Edge | None = None) -> str | None:
+    """Raise CannotReach where the originals, rounded to their storage, give no member of the constraint or another one.
+
+    `missed_by`: the relative distance of the value from the point it was made for; `check`: the value's own. Returns a note
+    where the two differ visibly.
+    """
+    stored, hint = stored_as(chain, dtype), edge and edge.hint
+    near = f"; {edge.what}" if edge else ""
+    if check is not None and not check.ok:
+        detail = f": {check.detail}" if check.detail else ""
+        raise CannotReach(
+            f"{stored} misses {check.constraint} "
+            f"(residual {number_text(check.residual)}, tolerance {number_text(check.tolerance)}{detail}){near}",
+            hint=hint,
+        )
+    missed = missed_by()
+    if not missed <= MISSED:
+        raise CannotReach(f"{stored} cannot keep this tensor: rounding its originals puts the value {number_text(missed)} away{near}", hint=hint)
+    return f"{stored}, its value is {number_text(missed)} from the nearest point (relatively)" if missed > NOTED else None

@@ -1,0 +1,80 @@
+"""What verify, diff, discover and spectrum gather for --report: facts of the file, and the spectra worth drawing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..spelling.forms import Group
+from ..checkpoint.source import Source
+from ..errors import OutputFailed, ParamcliError, UsageError
+from ..text import printable, size_text
+from ..cli.session import Opened
+
+if TYPE_CHECKING:
+    from ..evidence import Gathering
+
+
+def check_report(report: Path | None, force: bool) -> None:
+    """Refuse early what could not be written at the end."""
+    if report is None:
+        return
+    from ..checkpoint.disk.atomic import refuse_existing
+
+    if report.suffix not in (".html", ".htm"):
+        raise UsageError(f"--report writes HTML, and {printable(report.name)} does not end in .html", hint=f"--report {printable(report.stem)}.html")
+    try:
+        refuse_existing(report, force)
+    except OutputFailed as error:
+        error.hint = "--force replaces it, or --report another FILE.html"
+        raise
+
+
+def gathering(wanted: bool, typed: Sequence[str], *sources: Source) -> AbstractContextManager[Gathering | None]:
+    """The evidence of a command, gathered while its block runs where it is wanted; `typed` is the command line."""
+    if not wanted:
+        return nullcontext()
+    from ..evidence import Gathering
+
+    return Gathering(typed, *sources)
+
+
+def facts(source: Source) -> list[tuple[str, str]]:
+    return [("container", source.container), ("size", size_text(source.nbytes)), ("tensor keys", str(len(source.tensors)))]
+
+
+def spectra_for_report(source: Source, groups: Sequence[tuple[Group, str | None]], device: str) -> tuple[list, list[str]]:
+    """(the spectra of the first that fit a report, names of the others); what has none is left out."""
+    from .html import drawable
+    from ..answers.spectrum import spectra
+
+    found, skipped = [], []
+    for group, view in groups:
+        if len(group.shape) < 2:
+            continue
+        if not drawable(group.shape, len(found)):
+            skipped.append(group.tensor)
+            continue
+        try:
+            found.append(spectra(source, group, view, device))
+        except ParamcliError:
+            continue
+    return found, skipped
+
+
+def spectra_of_pairs(a: Opened, b: Opened, names: Sequence[str]) -> tuple[list, list[str]]:
+    """The same of two checkpoints' values, A's in the place of what was before."""
+    views = {name: b.groups[name].view or a.groups[name].view for name in names}
+    one, skipped = spectra_for_report(a.source, [(a.groups[name], views[name]) for name in names], "cpu")
+    two, _ = spectra_for_report(b.source, [(b.groups[s.tensor], views[s.tensor]) for s in one], "cpu")
+    other = {s.tensor: s for s in two}
+    found = []
+    for s in one:
+        if s.tensor in other:
+            values = [replace(m, of="A") for m in s.matrices if m.of == "value"]
+            now = other[s.tensor]
+            found.append(replace(now, matrices=(*values, *(m for m in now.matrices if m.of == "value"))))
+    return found, skipped

@@ -1,0 +1,313 @@
+"""What each command answers: results -> tables, trees, pictures and cards, which console.py prints."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Hashable, Iterable, Sequence
+
+from .alike import alike
+from ..spelling.record import KEY as RECORD
+from .console import Styled, Table
+from ..text import count_text, listing, number_text, printable, printable_path, shape_text, size_text
+
+# Of a tensor that no constraint and no chain says anything about.
+NO_CLAIM = "no claim"
+# Up to so many tensors each get a picture of their own.
+FEW_TENSORS = 3
+
+
+def _verdict(ok: bool) -> Styled:
+    return Styled(("holds", "green")) if ok else Styled(("FAILS", "bold red"))
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else number_text(value)
+
+
+def edit_table(outcomes: Sequence, fold: bool = False) -> Table:
+    """What was done to each tensor; a number that none of them has (no constraint, a dry run) has no column.
+
+    `fold`: tensors alike are one row, with the largest numbers among them; what does not hold has its own.
+    """
+    numbers = [name for name in ("moved", "residual", "tolerance") if any(getattr(o, name) is not None for o in outcomes)]
+    verdict = [""] if "residual" in numbers else []
+    table = Table("tensor", "chain", "shape", "dtype", *((name, "right") for name in numbers), *verdict)
+
+    def look(o) -> tuple:
+        off = o.residual is not None and not o.residual <= o.tolerance
+        return o.chain, o.view, o.shape, o.dtype, o.moved is None, o.residual is None, o.tensor if off else None
+
+    for name, group in _rows(table, outcomes, look, fold):
+        o = max(group, key=lambda o: _excess(o.residual, o.tolerance))
+        chain = o.chain or "-"
+        if o.view:
+            chain += f" ({o.view})"
+        moved = max((o.moved for o in group if o.moved is not None), default=None)
+        row = [_times(name, group), printable(chain), shape_text(o.shape), o.dtype]
+        row += [_number(moved if number == "moved" else getattr(o, number)) for number in numbers]
+        if verdict:
+            row.append("" if o.residual is None else _verdict(o.residual <= o.tolerance))
+        table.add_row(*row)
+    return table
+
+
+def _rows(table: Table, results: Sequence, look: Callable[..., Hashable], fold: bool) -> list[tuple[str, list]]:
+    """(name, results) of each row of the table, which says so where several results are one."""
+    found = alike(results, lambda result: result.tensor, look) if fold else [(result.tensor, [result]) for result in results]
+    if len(found) < len(results):
+        table.note = "alike tensors share a line, with their largest numbers; a pipe lists each"
+    return found
+
+
+def _excess(residual: float | None, tolerance: float | None) -> float:
+    """How much of its tolerance a residual takes."""
+    return 0.0 if residual is None or not residual else residual / tolerance if tolerance else math.inf
+
+
+def _times(name: str, group: Sequence) -> str:
+    return printable(name) + (f" x{len(group)}" if len(group) > 1 else "")
+
+
+def convert_table(outcomes: Sequence, dtype: str | None, fold: bool = False) -> Table | str:
+    """The tensors whose bytes changed; copies are only counted. `fold`: tensors alike are one row."""
+    if not outcomes:
+        return "every tensor is copied byte for byte"
+    table = Table("tensor", "from", "to", "shape")
+    for name, group in _rows(table, outcomes, lambda o: (o.dtype, o.shape), fold):
+        table.add_row(_times(name, group), group[0].dtype, dtype, shape_text(group[0].shape))
+    return table
+
+
+def verify_table(verdicts: Sequence, fold: bool = False) -> Table:
+    """Each check of each tensor, and those without a claim; `fold`: those alike for which all hold are one, with the largest residual of each check."""
+    table = Table("tensor", "constraint", ("residual", "right"), ("tolerance", "right"), "verdict")
+
+    def look(v) -> tuple:
+        off = not all(c.ok for c in v.checks)
+        return v.view, v.group.shape, v.group.dtype, tuple(c.constraint for c in v.checks), v.tensor if off else None
+
+    for name, group in _rows(table, verdicts, look, fold):
+        view = group[0].view
+        if not group[0].checks:
+            table.add_row(_times(name, group), "-", "-", "-", NO_CLAIM)
+        for i, same in enumerate(zip(*(v.checks for v in group))):
+            c = max(same, key=lambda c: _excess(c.residual, c.tolerance))
+            constraint = c.constraint + (f" ({view})" if view and i == 0 else "")
+            verdict = _verdict(c.ok)
+            if c.detail:
+                verdict = Styled(verdict, f": {printable(c.detail)}")
+            table.add_row(_times(name, group) if i == 0 else "", constraint, number_text(c.residual), number_text(c.tolerance), verdict)
+    return table
+
+
+def _spelling(group) -> tuple[str, str]:
+    """(form, chain) as they are shown; what is not known is a question mark."""
+    chain = group.chain or (" or ".join(group.alternatives) if group.alternatives else "?" if group.problem else "")
+    if group.view:
+        chain += f" ({group.view})"
+    baked = group.record is not None and group.record.state == "baked"
+    return "baked" if baked else group.form, chain
+
+
+def inspect_table(groups: Sequence) -> Table:
+    """One line a tensor."""
+    from ..dtypes import dtype_name
+
+    table = Table("tensor", "form", "chain", "shape", "dtype", ("bytes", "right"))
+    for g in groups:
+        form, chain = _spelling(g)
+        table.add_row(
+            printable(g.tensor), form, printable(chain), shape_text(g.shape), dtype_name(g.dtype), size_text(g.nbytes),
+        )  # fmt: skip
+    return table
+
+
+def inspect_tree(groups: Sequence) -> Table:
+    """Modules with what they hold, folded layers as one; sizes of a module are those of all it stands for."""
+    from ..dtypes import dtype_name
+    from .tree import Node, grow, walk
+
+    table = Table("module, tensor", "parametrized as", "shape", "dtype", ("size", "right"))
+    for depth, name, item in walk(grow(groups)):
+        indent = "  " * depth
+        if isinstance(item, Node):
+            alike = f"{item.count} alike, {size_text(item.nbytes // item.count)} each" if item.count > 1 else ""
+            table.add_row(Styled((indent + printable(name), "bold")), Styled((alike, "dim")), "", "", Styled((size_text(item.nbytes), "bold")))
+            continue
+        form, chain = _spelling(item)
+        how = "" if form == "plain" else chain if form == "parametrized" else f"{chain} [{form}]"
+        table.add_row(
+            indent + printable(name), Styled((printable(how), "cyan")), shape_text(item.shape), dtype_name(item.dtype),
+            size_text(item.nbytes),
+        )
+    return table
+
+
+def inspect_head(source) -> Iterable[str]:
+    forms = count_text(len(source.tensors), "tensor key")
+    yield f"{printable_path(source.path)}: {source.container}, {size_text(source.nbytes)}, {forms}"
+    if source.root:
+        yield f"state dict: {printable(source.root)}"
+
+
+def inspect_tail(source, groups: Sequence, tied: Iterable[Sequence[str]]) -> Iterable[str]:
+    values = sum(max((info.numel for info in group.infos.values()), default=0) for group in groups)
+    nbytes = sum(group.nbytes for group in groups)
+    other = sum(not group.is_plain for group in groups)
+    yield f"{count_text(len(groups), 'tensor')}, {values:,} values, {size_text(nbytes)}" + (f"; {other} parametrized" if other else "")
+    for names in tied:
+        yield f"tied: {' = '.join(printable(name) for name in names)}"
+    for group in groups:
+        if group.problem:
+            yield f"{printable(group.tensor)}: {group.problem}"
+    if named := sorted({*source.metadata, *([RECORD] if source.shard_records else [])}):
+        yield f"metadata: {listing(named, len(named))}"
+    if source.extras:
+        yield "not tensors of the state dict: " + listing([f"{e.name} ({e.type})" for e in source.extras], len(source.extras))
+
+
+def diff_table(differences: Sequence, only_a: Sequence[str], only_b: Sequence[str], limit: int = 200) -> Table:
+    """Tensors that differ, or that are spelt another way; equal ones of one spelling are only counted."""
+    table = Table("tensor", ("max abs", "right"), ("relative", "right"), "verdict")
+    shown = [d for d in differences if not d.equal] + [d for d in differences if d.equal and d.detail]
+    for d in shown[:limit]:
+        verdict = Styled(("equal", "green")) if d.equal else Styled(("DIFFERENT", "bold red"))
+        table.add_row(
+            printable(d.tensor), _number(d.max_abs), _number(d.relative),
+            Styled(verdict, f": {printable(d.detail)}") if d.detail else verdict,
+        )  # fmt: skip
+    for label, names in (("A", only_a), ("B", only_b)):
+        for name in names[:limit]:
+            table.add_row(printable(name), "-", "-", Styled((f"only in {label}", "bold red")))
+    return table
+
+
+def discover_table(findings: Sequence) -> Table:
+    table = Table("tensor", "shape", "dtype", "structure", ("residual", "right"), ("tolerance", "right"))
+    for f in findings:
+        rows = [(c, "holds") for c in f.holds] + [(c, "nearly") for c in f.nearly]
+        for i, (check, how) in enumerate(rows):
+            name = check.constraint if how == "holds" else Styled(("nearly ", "yellow"), check.constraint)
+            head = (printable(f.tensor), shape_text(f.shape), f.dtype) if i == 0 else ("", "", "")
+            table.add_row(*head, name, number_text(check.residual), number_text(check.tolerance))
+    return table
+
+
+def spectrum_plot(found: Sequence, columns: int) -> Iterable[Styled]:
+    """Each tensor's curves and planes; many tensors as one field of curves."""
+    from .drawing.braille import BEFORE, lay_out
+    from .drawing.panels import panels
+
+    if len(found) <= FEW_TENSORS:
+        for s in found:
+            yield Styled((printable(s.tensor), "bold"), f"  {printable(s.title)}")
+            shown = panels(s)
+            yield _picture(lay_out(shown, columns, len(shown) // sum(m.of == "value" for m in s.matrices)))
+    else:
+        yield _picture(lay_out([p for s in found for p in panels(s, planes=False, title=printable(s.tensor))], columns))
+    if any(m.of != "value" for s in found for m in s.matrices):
+        yield _picture([f"{BEFORE} is the original, ⠶ the value"])
+
+
+def _picture(lines: Sequence[str]) -> Styled:
+    """Colour only repeats what the characters say."""
+    styles = {"│": "dim", "─": "dim", "┼": "dim", "·": "yellow"}
+    parts = re.split("([\u2801-\u28ff]+|·+|[│─┼]+)", "\n".join(lines) + "\n")
+    return Styled(*((part, styles.get(part[0], "cyan")) if n % 2 else part for n, part in enumerate(parts)))
+
+
+def spectrum_table(found: Sequence) -> Table:
+    headings = ("sigma max", "sigma min", "condition", "stable rank", "max |eig|")
+    names = len(found) > 1  # the picture of a single one is headed by its name
+    table = Table(*(["tensor"] if names else []), "matrix", *((heading, "right") for heading in headings))
+    for s in found:
+        for i, m in enumerate(s.matrices):
+            which = m.of + (f" {m.block}" if m.block is not None else "") + (f" x{m.count}" if m.count > 1 else "")
+            name = [printable(s.tensor) if i == 0 else ""] if names else []
+            numbers = (m.largest, m.smallest, m.condition, m.stable_rank, m.radius)
+            table.add_row(*name, which, *("-" if value is None else f"{value:.3g}" for value in numbers))
+    return table
+
+
+def registry_table(entries: Sequence) -> Table:
+    """Family by family, in the order of the table."""
+    table = Table("name", "domain", "image", "summary")
+    from ..registry import domains_and_images
+
+    for family in dict.fromkeys(entry.family for entry in entries):
+        table.add_row(Styled((family, "cyan")))
+        for entry in entries:
+            if entry.family == family:
+                sets = domains_and_images(entry)
+                table.add_row(Styled((f"  {entry.name}", "bold")), "\n".join(sets["domain"]), "\n".join(sets["image"]), entry.summary)
+    return table
+
+
+def constraint_table(entries: Iterable) -> Table:
+    table = Table("constraint", "within", "summary", "residual")
+    for entry in entries:
+        within = ", ".join(name for name in entry.within if name != entry.name)
+        table.add_row(Styled((entry.name, "bold")), within, entry.summary, entry.residual)
+    return table
+
+
+def constraint_card(entry) -> str:
+    """What verify measures, as text for 80 columns."""
+    from ..registry import PARAMETRIZATIONS, domains_and_images
+
+    makers = [e.name for e in PARAMETRIZATIONS.values() if entry.name in (i.partition(":")[0] for i in domains_and_images(e)["image"])]
+    rows = [("residual", entry.residual), ("within", ", ".join(entry.within)), ("values of", ", ".join(makers) or "no parametrization here")]
+    rows += [(f":{a.name}=", "; ".join(x for x in (" | ".join(a.choices) or a.type, a.help) if x)) for a in entry.arguments]
+    return _card(f"{entry.name}: {entry.summary}", [*rows, ("verify", f"paramcli verify CKPT -t NAME --constraint {entry.name}")])
+
+
+def measure_table(entries: Iterable) -> Table:
+    table = Table("measured", "of", "summary", "residual")
+    for entry in entries:
+        table.add_row(Styled((entry.name, "bold")), ", ".join(_measured_of(entry)), entry.summary, entry.residual)
+    return table
+
+
+def measure_card(entry) -> str:
+    """What verify measures of a parametrization's own tensors, and what that proves, as text for 80 columns."""
+    rows = [("residual", entry.residual), ("tolerance", entry.tolerance), ("measured of", ", ".join(_measured_of(entry)))]
+    return _card(f"{entry.name}: {entry.summary}", [*rows, ("proves", entry.proves), ("proves not", entry.not_proved)])
+
+
+def _measured_of(entry) -> list[str]:
+    from ..registry import PARAMETRIZATIONS
+
+    return [e.name for e in PARAMETRIZATIONS.values() if str(entry) in e.verifies.split("; ")]
+
+
+def registry_card(entry) -> str:
+    """Everything the table knows of one entry, as text for 80 columns."""
+    from ..registry import CONSTRAINTS, ORIGINS, domains_and_images
+    from ..spec import value_text
+
+    sets = domains_and_images(entry)
+    rows = [("law", entry.law)]
+    rows += [("maps", f"{domain} -> {image}") for domain, image in zip(sets["domain"], sets["image"])]
+    for a in entry.arguments:
+        default = "required" if a.required else f"default {value_text(a.default)}" if a.default is not None or a.type == "dim" else ""
+        choices = " | ".join(a.choices)
+        rows.append((f":{a.name}=", "; ".join(x for x in (choices or a.type, a.help, default) if x)))
+    rows.append(("right inverse", entry.right_inverse))
+    for image in dict.fromkeys(image.partition(":")[0] for image in sets["image"]):
+        if CONSTRAINTS[image].residual and image != "any":
+            rows.append(("residual", f"{image}: {CONSTRAINTS[image].residual}"))
+    rows += [("verify", entry.verifies)] if entry.verifies else []
+    rows += [("cost", entry.cost), ("source", entry.source)]
+    if entry.name in ORIGINS:
+        rows.append(("from", ORIGINS[entry.name]))
+    return _card(f"{entry.name}: {entry.summary}", rows)
+
+
+def _card(title: str, rows: Iterable[tuple[str, str]]) -> str:
+    import textwrap
+
+    lines = [*textwrap.wrap(title, 79, subsequent_indent="  "), ""]
+    for label, text in rows:
+        lines += textwrap.wrap(text, 79, initial_indent=f"  {label:<15}", subsequent_indent=" " * 17) or [f"  {label}"]
+    return "\n".join(lines)

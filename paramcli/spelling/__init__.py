@@ -1,0 +1,1 @@
+"""What keys mean: forms and records to chains, views and roles."""

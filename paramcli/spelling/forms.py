@@ -1,0 +1,388 @@
+"""How each tensor is spelt in a file: plain, parametrized, or one of the older ways.
+
+One mechanism for every command: keys that belong together become a `Group` whose parts carry torch's
+own role names, so that a weight norm spelt `weight_g`, `weight_v` and one spelt `original0`,
+`original1` are the same thing to everything above. A group's chain is what the record says, or what
+keys and shapes alone decide; where they decide nothing the group says so, and nobody guesses.
+
+    spelling         keys                                roles
+    parametrized     parametrizations.weight.ROLE        as in torch
+    weight_norm_old  weight_g, weight_v                  original0, original1
+    spectral_norm_v1 weight_orig, weight_u, weight_v     original, 0._u, 0._v
+    spectral_norm_bar weight_bar, weight_u, weight_v     original, 0._u, 0._v
+    spectral_norm_v0 weight_orig, weight, weight_u       original, value, 0._u
+    prune_old        weight_orig, weight_mask            original, 0.mask
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from ..dtypes import EDITABLE, DTYPES
+from ..errors import InputRefused
+from ..text import listing, printable
+from .keys import parametrized_key, split_parametrized
+from .record import Entry
+from ..checkpoint.source import TensorInfo
+
+PLAIN, PARAMETRIZED = "plain", "parametrized"
+# Suffixed keys of tensors with these leaf names are halves of a pair when the rest is missing;
+# other names that end alike (attn.w_g, blurred_cent_mask, query_v) are tensors of their own.
+_TORCH_LEAF = re.compile(r"(weight|bias|in_proj_weight)(_[a-z]+_l[0-9]+(_reverse)?)?")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What keys and shapes alone say: a chain, or why none can be said."""
+
+    chain: str | None = None
+    problem: str | None = None
+    # Chains that keys and shapes leave open and the data decide (u against W v).
+    alternatives: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One tensor and the keys that spell it.
+
+    `keys`: role -> key; a plain tensor has the one role "value". `problem` says why the chain is not
+    known or the spelling is incomplete; `chain` is None then.
+    """
+
+    tensor: str
+    form: str
+    keys: Mapping[str, str] = field(hash=False)
+    infos: Mapping[str, TensorInfo] = field(hash=False, repr=False)
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
+    chain: str | None = None
+    view: str | None = None
+    constraint: str | None = None
+    problem: str | None = None
+    hint: str | None = None
+    # Chains that fit by keys and shapes; `surgery.evaluate.settle` asks the data which.
+    alternatives: tuple[str, ...] = ()
+    # The first name of the tied tensors it is one of: their random numbers come from that name.
+    twin: str | None = None
+    # The record's word on it; None where the file carries none.
+    record: Entry | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        return self.form == PLAIN
+
+    @property
+    def nbytes(self) -> int:
+        return sum(info.nbytes for info in self.infos.values())
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """An older way to spell a parametrized tensor: key suffix -> role, and the test of its shapes."""
+
+    form: str
+    roles: Mapping[str, str]
+    read: Callable[[Mapping[str, TensorInfo]], Reading | None]
+
+
+def norm_dim(g: tuple[int, ...], v: tuple[int, ...]) -> list[int | None]:
+    """The weight-norm dims that g's shape allows beside v's; None stands for the whole tensor."""
+    if g == ():
+        return [None]
+    if len(g) != len(v):
+        return []
+    found = [d for d in range(len(v)) if all(s == (v[d] if i == d else 1) for i, s in enumerate(g))]
+    # All ones: every dim of size 1 keeps the same slice, the whole tensor, so the first stands for all.
+    return found[:1] if len(found) > 1 else found
+
+
+def _weight_norm(parts: Mapping[str, TensorInfo]) -> Reading | None:
+    g, v = parts["original0"], parts["original1"]
+    dims = norm_dim(g.shape, v.shape)
+    if not dims or g.dtype != v.dtype or g.dtype not in EDITABLE:
+        return None
+    return Reading(f"weight_norm:dim={'none' if dims[0] is None else dims[0]}")
+
+
+def spectral_dims(shape: tuple[int, ...], u: int, v: int | None) -> list[int]:
+    """The dims whose flattened matrix has len(u) rows and len(v) columns."""
+    numel = math.prod(shape)
+    return [d for d, size in enumerate(shape) if size == u and (v is None or size * v == numel)]
+
+
+def _spectral_norm(parts: Mapping[str, TensorInfo]) -> Reading | None:
+    W, u, v = parts["original"], parts["0._u"], parts.get("0._v")
+    if len(u.shape) != 1 or (v is not None and len(v.shape) != 1) or W.dtype not in EDITABLE or len(W.shape) < 2:
+        return None
+    dims = spectral_dims(W.shape, u.shape[0], v.shape[0] if v is not None else None)
+    if not dims:
+        return None
+    chains = tuple(f"spectral_norm:dim={dim}" for dim in dims)
+    return Reading(chains[0]) if len(chains) == 1 else Reading(alternatives=chains)
+
+
+def _mask(parts: Mapping[str, TensorInfo]) -> Reading | None:
+    W, mask = parts["original"], parts["0.mask"]
+    # Nobody prunes integers: such a pair is a table of positions and which of them count.
+    return Reading("mask") if mask.shape == W.shape and DTYPES[W.dtype].kind in ("float", "half", "complex") else None
+
+
+def _spectral_reparam(parts: Mapping[str, TensorInfo]) -> Reading | None:
+    """RADIO's: always dim 0, one scale; its code reads the first of several, which a file with several may not mean."""
+    W, u, v, scale = (parts[role] for role in ("original", "0._u", "0._v", "0.scale"))
+    if len(W.shape) < 2 or u.shape != W.shape[:1] or v.shape != (math.prod(W.shape[1:]),) or scale.shape != (1, 1):
+        return None
+    return Reading("spectral_reparam") if W.dtype in EDITABLE else None
+
+
+def _spectral_norm_v0(parts: Mapping[str, TensorInfo]) -> Reading | None:
+    if parts["value"].shape != parts["original"].shape:
+        return None
+    return _spectral_norm(parts)
+
+
+SPELLINGS = (
+    Spelling("spectral_norm_v1", {"_orig": "original", "_u": "0._u", "_v": "0._v"}, _spectral_norm),
+    Spelling("spectral_norm_bar", {"_bar": "original", "_u": "0._u", "_v": "0._v"}, _spectral_norm),
+    Spelling("spectral_norm_v0", {"_orig": "original", "": "value", "_u": "0._u"}, _spectral_norm_v0),
+    Spelling("prune_old", {"_orig": "original", "_mask": "0.mask"}, _mask),
+    Spelling("weight_norm_old", {"_g": "original0", "_v": "original1"}, _weight_norm),
+)
+_SUFFIXES = tuple(sorted({s for spelling in SPELLINGS for s in spelling.roles if s}))
+FORM_OF_SPELLING = {spelling.form: spelling for spelling in SPELLINGS}
+# The spelling that each set of roles has in the older style: what torch wrote before parametrize.
+OLD_FORM = {
+    frozenset(("original0", "original1")): "weight_norm_old",
+    frozenset(("original", "0._u", "0._v")): "spectral_norm_v1",
+    frozenset(("original", "0.mask")): "prune_old",
+}
+
+
+def detect(tensors: Mapping[str, TensorInfo], record: Mapping[str, Entry] | None = None) -> dict[str, Group]:
+    """Every tensor of the file as a Group, by tensor name, in the file's order."""
+    record = record or {}
+    groups: dict[str, Group] = {}
+    pending: dict[str, dict[str, str]] = {}
+    taken = _older_spellings(tensors)
+    for key, info in tensors.items():
+        split = split_parametrized(key)
+        if split:
+            pending.setdefault(split[0], {})[split[1]] = key
+        elif key in taken:
+            group = taken[key]
+            groups.setdefault(group.tensor, group)
+        else:
+            groups[key] = Group(key, PLAIN, {"value": key}, {"value": info}, info.shape, info.dtype)
+    for tensor, keys in pending.items():
+        if _is_packed(keys, tensors):
+            groups.update((key, Group(key, PLAIN, {"value": key}, {"value": tensors[key]}, tensors[key].shape, tensors[key].dtype)) for key in keys.values())
+        else:
+            groups[tensor] = _parametrized(tensor, keys, tensors, clash=tensor in groups)
+    # A hundred thousand tensors share a handful of chains and shapes.
+    stored_roles = functools.cache(_stored_roles)
+    return {name: _recorded(group, record.get(name), stored_roles) for name, group in groups.items()}
+
+
+def _is_packed(keys: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> bool:
+    """Several originals of which one holds integers: the parts of a quantized tensor (torchao's unwrapped subclasses)."""
+    originals = [tensors[key].dtype for role, key in keys.items() if role.startswith("original")]
+    return len(originals) > 1 and not all(DTYPES[dtype].kind in ("float", "half", "complex") for dtype in originals)
+
+
+def _older_spellings(tensors: Mapping[str, TensorInfo]) -> dict[str, Group]:
+    """Key -> the group it belongs to, for every complete set of an older spelling and every half of one."""
+    bases: dict[str, set[str]] = {}
+    for key in tensors:
+        for suffix in _SUFFIXES:
+            if key.endswith(suffix) and len(key) > len(suffix) and not split_parametrized(key):
+                bases.setdefault(key[: -len(suffix)], set()).add(suffix)
+    taken: dict[str, Group] = {}
+    for base, suffixes in bases.items():
+        group = _complete(base, suffixes | ({""} if base in tensors else set()), tensors) or _half(base, suffixes, tensors)
+        if group:
+            taken.update({key: group for key in group.keys.values()})
+    return taken
+
+
+def _complete(base: str, present: set[str], tensors: Mapping[str, TensorInfo]) -> Group | None:
+    for spelling in SPELLINGS:
+        if not set(spelling.roles) <= present or ("" in present and "" not in spelling.roles and base in tensors):
+            continue
+        parts = {role: tensors[base + suffix] for suffix, role in spelling.roles.items()}
+        reading = spelling.read(parts)
+        if reading:
+            keys = {role: base + suffix for suffix, role in spelling.roles.items()}
+            stored = parts.get("original") or parts["original1"]
+            return Group(base, spelling.form, keys, parts, stored.shape, stored.dtype, reading.chain, alternatives=reading.alternatives)
+    return None
+
+
+def _half(base: str, suffixes: set[str], tensors: Mapping[str, TensorInfo]) -> Group | None:
+    leaf = base.rpartition(".")[2]
+    if not _TORCH_LEAF.fullmatch(leaf) or base in tensors:
+        return None
+    fitting = [s for s in SPELLINGS if "" not in s.roles and suffixes & set(s.roles)]
+    best = max(fitting, key=lambda s: 2 * len(suffixes & set(s.roles)) - len(s.roles))
+    missing = [base + suffix for suffix in best.roles if suffix not in suffixes]
+    keys = {role: base + suffix for suffix, role in best.roles.items() if suffix in suffixes}
+    infos = {role: tensors[key] for role, key in keys.items()}
+    info = next(iter(infos.values()))
+    if missing:
+        have = " and ".join(printable(k.rpartition(".")[2]) for k in keys.values())
+        problem = f"{printable(base)} is half a {best.form} pair: {have} without {printable(missing[0])}"
+        hint = "the file is incomplete, or the name means something else: leave it out with -t"
+    else:
+        problem = f"{printable(base)} looks like {best.form}, but its shapes and dtypes do not fit together"
+        hint = "leave it out with -t, or give --chain"
+    return Group(base, best.form, keys, infos, info.shape, info.dtype, problem=problem, hint=hint)
+
+
+def _parametrized(tensor: str, keys: dict[str, str], tensors: Mapping[str, TensorInfo], clash: bool) -> Group:
+    parts = {role: tensors[key] for role, key in keys.items()}
+    originals = sorted(role for role in parts if role.startswith("original"))
+    if missing := _missing_role(parts, originals):
+        first = next(iter(parts.values()))
+        problem = f"{printable(tensor)} is half a parametrization: {printable(parametrized_key(tensor, missing))} is missing"
+        return Group(tensor, PARAMETRIZED, keys, parts, first.shape, first.dtype, problem=problem, hint="the file is incomplete: leave it out with -t")
+    # Of a weight norm over the whole of a 1 x 1 tensor both originals have one entry, and v has the shape.
+    stored = max((parts[role] for role in originals), key=lambda info: (info.numel, len(info.shape)))
+    made = dict(tensor=tensor, form=PARAMETRIZED, keys=keys, infos=parts, shape=stored.shape, dtype=stored.dtype)
+    if clash:
+        return Group(**made, problem=f"{printable(tensor)} is both a plain tensor and parametrized in this file")
+    reading = read_roles(parts)
+    return Group(**made, chain=reading.chain, problem=reading.problem, hint=_CHAIN_HINT if reading.problem else None,
+                 alternatives=reading.alternatives)
+
+
+def _missing_role(parts: Mapping[str, TensorInfo], originals: Sequence[str]) -> str | None:
+    """The first role without which these are no parametrization that torch writes; None where nothing is missing."""
+    if not originals:
+        return "original"
+    numbered = [f"original{i}" for i in range(max(len(originals), 2))]
+    if originals not in (["original"], numbered):
+        return next((role for role in numbered if role not in parts), "original")
+    vectors = {"0._u", "0._v"} & set(parts)
+    return ({"0._u", "0._v"} - vectors).pop() if len(vectors) == 1 and len(parts) == 2 else None
+
+
+_CHAIN_HINT = "say what it is with --chain, or leave it out with -t"
+# Roles that geotorch's products of manifolds store, here and there -> what can be said of them.
+_GEOTORCH = {
+    frozenset(("original", "0.0.base", "0.2.base")): "U f(s) V^T with two orthogonal bases, whose f and rank the keys do not tell: "
+    "geotorch.low_rank:rank=N, geotorch.fixed_rank:rank=N, geotorch.almost_orthogonal:lam=X, and for square ones "
+    "geotorch.invertible and geotorch.sln fit",
+    frozenset(("original", "0.0.base")): "Q f(l) Q^T with an orthogonal base, whose f and rank the keys do not tell: "
+    "geotorch.positive_definite, geotorch.positive_semidefinite, geotorch.positive_semidefinite_low_rank:rank=N and "
+    "geotorch.positive_semidefinite_fixed_rank:rank=N fit",
+    frozenset(("original0", "original1", "original2", "0.In", "0.alpha", "0.0.0.base", "0.1.0.base")): "a stable linear system by "
+    "geotorch's keys, whose map of its bases they do not tell: geotorch.alpha_stable:alpha=X fits, with X as in 0.alpha",
+}
+
+
+def _one_base(original: tuple[int, ...], base: tuple[int, ...]) -> str:
+    """What fits one base: of orthogonal matrices it is as square as the longer side, of unit vectors like the original."""
+    if base == original and (len(base) < 2 or base[-1] != base[-2]):
+        return "unit vectors by geotorch's keys, and not their length: geotorch.sphere:radius=X fits"
+    side = max(original[-2:], default=0)
+    seen = "" if base == (*original[:-2], side, side) else ", with the --view it was made with"
+    sphere = "; geotorch.sphere too, if it holds unit vectors" if base == original else ""
+    return (
+        "an orthogonal parametrization whose map the keys do not tell: orthogonal:map=matrix_exp, orthogonal:map=cayley, "
+        f"orthogonal:map=householder, geotorch.orthogonal, geotorch.orthogonal:triv=cayley and geotorch.grassmannian fit{seen}{sphere}"
+    )
+
+
+def _low_rank_adapter(parts: Mapping[str, TensorInfo]) -> Reading:
+    A, B, W = (parts[role].shape for role in ("0.lora_A", "0.lora_B", "original"))
+    name = "minlora" if "0.lora_dropout_mask" in parts else "lora"
+    for rank, embedding in ((A[:1], False), (A[1:], True)):
+        first, last = (A, B) if embedding else (B, A)
+        if len(A) == len(B) == 2 and first == (W[0], *rank) and last == (*rank, math.prod(W[1:])) and (not embedding or name == "minlora"):
+            way = ":embedding=true" if embedding else ""
+            return Reading(problem=f"LoRA by its keys, whose scale they do not tell: {name}:rank={rank[0]}:alpha=X{way} fits, the change scaled by X / {rank[0]}")
+    return Reading(problem="LoRA by its keys, and lora_A, lora_B and the original do not fit together")
+
+
+def read_roles(parts: Mapping[str, TensorInfo]) -> Reading:
+    """What torch's role names and the shapes decide about a chain that no record names."""
+    names = set(parts)
+    if names == {"original0", "original1"}:
+        return _weight_norm(parts) or Reading(problem="two originals that are no weight norm by their shapes")
+    if names == {"original", "0._u", "0._v"}:
+        return _spectral_norm(parts) or Reading(problem="u and v whose lengths fit no dimension of the original")
+    if names == {"original", "0._u", "0._v", "0.scale", "0._sn_version"}:
+        return _spectral_reparam(parts) or Reading(problem="a spectral reparametrization (RADIO) whose shapes do not fit together")
+    if names == {"original", "0.mask"}:
+        return _mask(parts) or Reading(problem="a mask of another shape than the original")
+    if names == {"original", "0.base"}:
+        return Reading(problem=_one_base(parts["original"].shape, parts["0.base"].shape))
+    if frozenset(names) in _GEOTORCH:
+        return Reading(problem=_GEOTORCH[frozenset(names)])
+    if names in ({"original", "0.lora_A", "0.lora_B"}, {"original", "0.lora_A", "0.lora_B", "0.lora_dropout_mask"}):
+        return _low_rank_adapter(parts)
+    if names == {"original", "1.Id"}:
+        return Reading(problem="the tutorial's cayley after something the keys do not tell: skew,cayley fits")
+    if names == {"original"}:
+        return Reading(problem="parametrized, and the keys alone do not tell how")
+    extra = ", ".join(sorted(printable(name) for name in names if not name.startswith("original")))
+    return Reading(problem=f"a parametrization paramcli does not recognise (beside the original: {extra or 'nothing'})")
+
+
+def _recorded(group: Group, entry: Entry | None, stored_roles: Callable[[str, tuple[int, ...]], frozenset[str]]) -> Group:
+    if entry is None:
+        return group
+    known = dict(chain=entry.chain, view=entry.view, constraint=entry.constraint, record=entry)
+    if entry.shape is not None:
+        known["shape"] = entry.shape
+    group = replace(group, **known, problem=None, hint=None, alternatives=())
+    if group.is_plain or "value" in group.keys:
+        return group
+    # Of a tensor whose parts lie in several shards, one shard alone has some.
+    lacking = sorted(stored_roles(entry.chain, group.shape) - group.keys.keys())
+    if not any(role.startswith("original") for role in group.keys):
+        lacking = lacking or ["original"]
+    if not lacking:
+        return group
+    problem = f"the record says {entry.chain}, and this file lacks its {listing(lacking, 3)}"
+    return replace(group, problem=problem, hint="if it is a shard, give its folder or index; --ignore-record reads it as it is")
+
+
+def _stored_roles(text: str, shape: tuple[int, ...]) -> frozenset[str]:
+    """The roles that a weight of this shape has under a chain of the built-in table; none where the table cannot tell."""
+    from ..chain import parse_chain
+
+    chain = parse_chain(text)
+    stored = None if any(isinstance(link.entry.target, type) for link in chain.links) else chain.stores(shape)
+    return frozenset(stored or ())
+
+
+def with_chain(groups: Sequence[Group], chain: str | None, view: str | None, named: bool) -> list[Group]:
+    """The groups read as the user says, in place of what keys and record say; an edit that keeps them parametrized records it.
+
+    Where the user `named` no tensors, the chain is the answer for those that ask for one, if any does.
+    """
+    if chain is None:
+        return list(groups)
+    from ..chain import parse_chain
+    from ..view import parse_view
+
+    parsed, seen = parse_chain(chain), parse_view(view)
+    asking = [group for group in groups if group.problem or group.alternatives]
+    meant = {group.tensor for group in (groups if named or not asking else asking) if not group.is_plain}
+
+    def said(group: Group) -> Group:
+        originals = [group.infos[role].shape for role in sorted(group.infos) if role.startswith("original")]
+        shape = group.shape if view else parsed.weight_shape(originals) or group.shape
+        try:
+            constraint = parsed.at(seen.shape(shape)).constraint
+        except InputRefused:
+            constraint = parsed.constraint  # no such view of it: told where its own turn comes
+        known = dict(chain=chain, view=view, constraint=constraint, shape=shape)
+        record = Entry("parametrized", chain, view, constraint, None if shape in originals else shape)
+        return replace(group, **known, record=record, problem=None, hint=None, alternatives=())
+
+    return [said(group) if group.tensor in meant else group for group in groups]

@@ -1,0 +1,177 @@
+"""The record: which chains paramcli put on which tensors, in one metadata key of the file.
+
+    {"schema": 1, "version": "0.1.0",
+     "tensors": {"fc.weight": {"state": "parametrized", "chain": "skew,cayley", "view": null,
+                               "constraint": "special_orthogonal"}}}
+
+It is data from an untrusted file: a fixed set of keys, every value a short text, and no part of it
+names code. What is malformed or contradicts the tensors is refused.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import InputRefused, ParamcliError, error_context
+from ..text import listing, printable
+from ..checkpoint.strict_json import BrokenJson, read_any, read_text, walk_document, walk_object
+
+if TYPE_CHECKING:
+    from ..checkpoint.source import Source
+
+KEY = "paramcli"
+SCHEMA = 1
+STATES = ("parametrized", "baked")
+# Room for a chain on each of 100,000 tensors; nothing legitimate comes near.
+MAX_BYTES = 64 << 20
+MAX_ENTRIES = 500_000  # as many as a header may have
+_FIELDS = {"state", "chain", "view", "constraint"}
+# Only where the originals do not tell it: two factors under a view.
+_OPTIONAL = {"shape"}
+IGNORE_HINT = "--ignore-record reads the file without it"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the record says of one tensor. `constraint` stays after a bake, so that verify has a claim to prove."""
+
+    state: str
+    chain: str
+    view: str | None = None
+    constraint: str | None = None
+    shape: tuple[int, ...] | None = None
+
+
+def _refuse(why: str, tensor: str | None = None) -> InputRefused:
+    return InputRefused(f"the paramcli record in the file's metadata {why}", hint=IGNORE_HINT, tensor=tensor)
+
+
+def parse_record(text: str | None) -> dict[str, Entry]:
+    """Tensor name -> Entry; {} where there is no record. Raises InputRefused for anything malformed."""
+    if text is None:
+        return {}
+    if len(text) > MAX_BYTES:
+        raise _refuse(f"is {len(text)} characters long; {MAX_BYTES} is the limit")
+    found: dict[str, object] = {}
+    entries: dict[str, dict[str, object]] = {}
+
+    def read_part(key: str, at: int) -> int:
+        if key != "tensors" or text[at : at + 1] != "{":
+            found[key], at = read_any(text, at)
+            return at
+        found[key] = entries
+        return walk_object(text, at, read_tensor)
+
+    def read_tensor(name: str, at: int) -> int:
+        fields: dict[str, object] = {}
+
+        def read_field(key: str, at: int) -> int:
+            if key not in _FIELDS | _OPTIONAL:
+                raise _refuse(f"does not give exactly {', '.join(sorted(_FIELDS))} for {printable(name)}", name)
+            # A text or null; one field is a list of at most 64 sizes.
+            fields[key], at = read_text(text, at) if text[at : at + 1] == '"' else read_any(text, at, 2048)
+            return at
+
+        entries[name] = fields
+        if len(entries) > MAX_ENTRIES:
+            raise _refuse(f"names more than {MAX_ENTRIES} tensors", name)
+        return walk_object(text, at, read_field)
+
+    try:
+        # Value by value: a hostile document of 64 MB would be gigabytes of lists before anyone could look at it.
+        walk_document(text, read_part)
+    except BrokenJson as error:
+        raise _refuse(f"is not a JSON document of this format: {error}") from None
+    if found.keys() != {"schema", "version", "tensors"}:
+        raise _refuse("does not have exactly the keys schema, version and tensors")
+    if type(found["schema"]) is not int or found["schema"] != SCHEMA:
+        raise _refuse(f"has another schema; this paramcli reads {SCHEMA}")
+    if not isinstance(found["version"], str) or found["tensors"] is not entries:
+        raise _refuse("has a version or tensors of the wrong type")
+    # A hundred thousand tensors share a handful of chains; each is type-checked once.
+    check = functools.cache(_why_wrong)
+    return {name: _entry(name, fields, check) for name, fields in entries.items()}
+
+
+def join_records(texts: Mapping[str, str]) -> dict[str, Entry]:
+    """The record of a checkpoint of several files from each file's own, by file name; InputRefused where two disagree on a tensor."""
+    if (total := sum(map(len, texts.values()))) > MAX_BYTES:
+        raise _refuse(f"is {total} characters long in all files; {MAX_BYTES} is the limit")
+    joined: dict[str, Entry] = {}
+    for text, file in {text: file for file, text in texts.items()}.items():
+        with error_context(path=file):
+            entries = parse_record(text)
+        for name, entry in entries.items():
+            if joined.setdefault(name, entry) != entry:
+                raise InputRefused(
+                    f"{printable(file)} has another paramcli record of {printable(name)} than the files before it",
+                    hint=f"shards of different runs are mixed here; {IGNORE_HINT}", tensor=name,
+                )  # fmt: skip
+        if len(joined) > MAX_ENTRIES:
+            raise _refuse(f"names more than {MAX_ENTRIES} tensors")
+    return joined
+
+
+def record_in(source: Source) -> dict[str, Entry]:
+    """Tensor name -> Entry, of a checkpoint in one file or in many."""
+    return join_records(source.shard_records) if source.shard_records else parse_record(source.metadata.get(KEY))
+
+
+def _why_wrong(chain: str, view: str | None, constraint: str | None) -> str | None:
+    """Why these are no chain, view and constraint; None when they are."""
+    from ..chain import parse_chain
+    from ..registry import parse_constraint
+    from ..view import parse_view
+
+    try:
+        parse_chain(chain)
+        parse_view(view)
+        if constraint is not None:
+            parse_constraint(constraint)
+    except ParamcliError as error:
+        return error.message
+    return None
+
+
+def _entry(name: str, fields: dict[str, object], check: Callable[..., str | None]) -> Entry:
+    if set(fields) - _OPTIONAL != _FIELDS:
+        raise _refuse(f"does not give exactly {', '.join(sorted(_FIELDS))} for {printable(name)}", name)
+    if fields["state"] not in STATES or not isinstance(fields["chain"], str):
+        raise _refuse(f"gives {printable(name)} an unknown state or a chain that is no text", name)
+    if not all(fields[key] is None or isinstance(fields[key], str) for key in ("view", "constraint")):
+        raise _refuse(f"gives {printable(name)} a view or constraint that is no text", name)
+    shape = fields.get("shape")
+    if shape is not None and not (_is_shape(shape) and math.prod(s for s in shape if s) < 1 << 63):
+        raise _refuse(f"gives {printable(name)} a shape that is none", name)
+    wrong = check(fields["chain"], fields["view"], fields["constraint"])
+    if wrong is not None:
+        raise _refuse(f"is wrong about {printable(name)}: {wrong}", name)
+    return Entry(**{**fields, "shape": None if shape is None else tuple(shape)})
+
+
+def _is_shape(value: object) -> bool:
+    return type(value) is list and len(value) <= 64 and all(type(size) is int and 0 <= size < 1 << 63 for size in value)
+
+
+def record_text(entries: dict[str, Entry], version: str) -> str:
+    """The JSON document, keys sorted: equal records are equal text."""
+    tensors = {
+        name: {key: value for key, value in vars(entry).items() if value is not None or key in _FIELDS}
+        for name, entry in entries.items()
+    }
+    return json.dumps({"schema": SCHEMA, "version": version, "tensors": tensors}, sort_keys=True, ensure_ascii=False)
+
+
+def check_against(entries: dict[str, Entry], forms: dict[str, str]) -> None:
+    """Raise InputRefused where the record contradicts the tensors. `forms`: tensor name -> form in the file."""
+    absent = [name for name in entries if name not in forms]
+    if absent:
+        raise _refuse(f"names tensors that the file does not have: {listing(absent)}", absent[0])
+    for name, entry in entries.items():
+        if (entry.state == "baked") != (forms[name] == "plain"):
+            raise _refuse(f"calls {printable(name)} {entry.state}, and its form in the file is {forms[name]}", name)
