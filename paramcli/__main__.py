@@ -7,7 +7,7 @@ import sys
 if not getattr(sys.flags, "safe_path", False) and sys.path and sys.path[0] in ("", os.getcwd()):
     del sys.path[0]
 
-from .cli.app import main  # noqa: E402
+from .cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -13,14 +13,16 @@ import functools
 import os
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-# Blocks from LARGE on lie apart and are given back when they are freed, and FREE_END may lie free at the heap's end: less
-# of either faults memory in all the time, more of them lets peaks drift by chance.
+# Blocks from LARGE on lie apart and are given back when they are freed, and FREE_END may lie free at the heap's end:
+# less of either faults memory in all the time, more of them lets peaks drift by chance.
 LARGE, FREE_END = 8 << 20, 16 << 20
 
 
 @functools.cache
 def share_one_heap() -> None:
-    """From here on new threads allocate from the main heap, which keeps some of what is freed; nothing happens without glibc."""
+    """From here on new threads allocate from the main heap, which keeps some of what is freed; nothing happens without
+    glibc.
+    """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
@@ -29,15 +31,17 @@ def share_one_heap() -> None:
         mallopt(option, value)
 
 
-# So much may lie about in holes before they are given back, and they are looked for each time so much has been computed.
+# So much may lie about in holes before they are given back, and they are looked for each time so much has been
+# computed.
 HOLES, EACH = 8 << 20, 16 << 20
 
 
 class Holes:
     """Gives the system back what freed tensors leave between others in the heap.
 
-    The C library keeps it for a next request that fits, but torch's are aligned and seldom fit where one like them was: a
-    bake of 8 GB drifts 15 to 60 MB upwards, from run to run differently. Giving back now and then costs nothing that shows.
+    The C library keeps it for a next request that fits, but torch's are aligned and seldom fit where one like them was:
+    a bake of 8 GB drifts 15 to 60 MB upwards, from run to run differently. Giving back now and then costs nothing that
+    shows.
     """
 
     def __init__(self) -> None:

@@ -10,7 +10,6 @@ from .errors import UsageError
 from .registry import CONSTRAINTS, PARAMETRIZATIONS, Entry, look_up, target_class, typed_arguments, within
 from .spec import Value, parse_items, value_text
 
-
 # As long as any number of `rounded_up` is.
 WIDEST = "9.99e-99"
 
@@ -43,7 +42,11 @@ class Link:
     @property
     def complex(self) -> bool:
         """Does it take complex tensors?"""
-        return self.entry.complex if isinstance(self.entry.complex, bool) else self.entry.complex(self.domain, self.arguments)
+        return (
+            self.entry.complex
+            if isinstance(self.entry.complex, bool)
+            else self.entry.complex(self.domain, self.arguments)
+        )
 
     @property
     def real(self) -> bool:
@@ -110,13 +113,22 @@ class Chain:
         return target_class(first.entry).weight_shape(*originals, **first.arguments)
 
     def at(self, shape: tuple[int, ...]) -> Chain:
-        """The chain for tensors of this shape, as the view shows it: where an image depends on that, it is the one for them."""
+        """The chain for tensors of this shape, as the view shows it: where an image depends on that, it is the one for
+        them.
+        """
         if all(link.entry.image_at is None for link in self.links):
             return self
-        return Chain(tuple(link if (at := link.entry.image_at) is None else replace(link, image=at(link.image, shape)) for link in self.links))
+        return Chain(
+            tuple(
+                link if (at := link.entry.image_at) is None else replace(link, image=at(link.image, shape))
+                for link in self.links
+            )
+        )
 
     def stores(self, shape: tuple[int, ...]) -> dict[str, tuple[str | None, tuple[int, ...]]] | None:
-        """Role -> (dtype code, None for the weight's own; shape) by the table alone, without a view; None where it cannot tell."""
+        """Role -> (dtype code, None for the weight's own; shape) by the table alone, without a view; None where it
+        cannot tell.
+        """
         roles = {}
         for index, link in enumerate(self.links):
             if link.entry.stores is None:
@@ -153,7 +165,11 @@ def parse_chain(text: str) -> Chain:
         entry = look_up(PARAMETRIZATIONS, item.name, "parametrization")
         arguments = typed_arguments(entry, item)
         if (entry.originals > 1 or entry.reshapes) and links:
-            what = f"{entry.originals} originals" if entry.originals > 1 else "an original of another shape than the weight"
+            what = (
+                f"{entry.originals} originals"
+                if entry.originals > 1
+                else "an original of another shape than the weight"
+            )
             raise UsageError(
                 f"{entry.name} stores {what}, so it can only be the first of a chain",
                 hint=f"{entry.name},{links[0].entry.name}",
@@ -170,8 +186,17 @@ def parse_chain(text: str) -> Chain:
 
 def _ill_typed(entry: Entry, links: list[Link], image: str) -> None:
     wanted = " or ".join(domain for domain, _ in entry.maps)
-    before = f"after {links[-1].entry.name} it gets {CONSTRAINTS[image.partition(':')[0]].name}" if links else "nothing before it gives that"
-    sources = [e.name for e in PARAMETRIZATIONS.values() for _, made in e.maps if isinstance(made, str) and any(within(made.partition(":")[0], d) for d, _ in entry.maps)]
+    before = (
+        f"after {links[-1].entry.name} it gets {CONSTRAINTS[image.partition(':')[0]].name}"
+        if links
+        else "nothing before it gives that"
+    )
+    sources = [
+        e.name
+        for e in PARAMETRIZATIONS.values()
+        for _, made in e.maps
+        if isinstance(made, str) and any(within(made.partition(":")[0], d) for d, _ in entry.maps)
+    ]
     working = " or ".join(f"{name},{entry.name}" for name in dict.fromkeys(sources) if name != entry.name)
     raise UsageError(f"{entry.name} wants {wanted} values; {before}", hint=working)
 

@@ -88,11 +88,13 @@ def error_context(*, tensor: str | None = None, path: str | PathLike | None = No
         if type(error).__name__ != "_LinAlgError":  # torch's, which this module does not import
             raise
         why = str(error).splitlines()[0]
-        raise InputRefused(f"its linear algebra fails: {why}", hint="leave it out with -t", tensor=tensor, path=path) from None
+        raise InputRefused(
+            f"its linear algebra fails: {why}", hint="leave it out with -t", tensor=tensor, path=path
+        ) from None
 
 
-# How torch and the libraries below it say that a device has no memory left: as OutOfMemoryError, AcceleratorError or any
-# RuntimeError, so the words decide.
+# How torch and the libraries below it say that a device has no memory left: as OutOfMemoryError, AcceleratorError or
+# any RuntimeError, so the words decide.
 _FULL = ("out of memory", "_STATUS_ALLOC_FAILED")
 
 

@@ -1,4 +1,5 @@
-"""What a result rests on, for who was not there: the files by their SHA-256, the command, and what it was computed with.
+"""What a result rests on, for who was not there: the files by their SHA-256, the command, and what it was computed
+with.
 
 The files are hashed in a thread while the command works, through the open files that it reads. They are then asked once
 more whether anything changed since they were opened, so the sums are those of what was measured.
@@ -52,7 +53,9 @@ class Evidence:
 
 
 class Gathering:
-    """Hashes all files of the sources from the moment it is entered; `evidence` waits for the end. Stopped on the way out."""
+    """Hashes all files of the sources from the moment it is entered; `evidence` waits for the end. Stopped on the way
+    out.
+    """
 
     def __init__(self, arguments: Sequence[str], *sources: Source):
         self.command = printable(shlex.join(["paramcli", *arguments]), _LONGEST_COMMAND)

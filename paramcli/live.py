@@ -23,28 +23,34 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _Orthogonal, _SpectralNorm, _WeightNorm
 
 from . import __version__
-from .fitting import torch_module as hosting
+from .answers.verify import Verdict, measure_parts, select_claims, verify_group
 from .chain import Chain, extend, parse_chain
-from .spelling import record as records
-from .spelling.forms import PARAMETRIZED, Group, detect
 from .checkpoint.header import Slot
-from .spelling.keys import parametrized_key
 from .checkpoint.read.open import open_checkpoint
 from .checkpoint.source import Source, tensor_bytes
 from .dtypes import CODE_OF_TORCH, code_of
 from .errors import InputRefused, UsageError, error_context
+from .fitting import torch_module as hosting
 from .fitting.evaluate import complete, read_state, require_chain, settle
 from .fitting.fit import fit
 from .fitting.reach import NOTED
+from .spelling import record as records
+from .spelling.forms import PARAMETRIZED, Group, detect
+from .spelling.keys import parametrized_key
 from .text import listing, printable, shape_text
-from .answers.verify import Verdict, measure_parts, select_claims, verify_group
 from .view import IDENTITY, View, parse_view
 
 
 def register(
-    module: nn.Module, name: str, chain: str, view: str | None = None, *, init: str = "project", seed: int = 0,
+    module: nn.Module,
+    name: str,
+    chain: str,
+    view: str | None = None,
+    *,
+    init: str = "project",
+    seed: int = 0,
     max_change: float | None = None,
-) -> nn.Module:  # fmt: skip
+) -> nn.Module:
     """Put a chain on a parameter or buffer of a module; returns the module.
 
     Args:
@@ -55,7 +61,8 @@ def register(
         seed: of everything random (masks, completed bases).
         max_change: raise CheckFailed where the weight would move by more than this relative distance.
 
-    What `paramcli add` would note of the result (a point that the originals cannot hold) is a warning here, where it is far.
+    What `paramcli add` would note of the result (a point that the originals cannot hold) is a warning here, where it is
+    far.
 
     On a tensor that has a chain already the new items are appended, as torch does, and `init` plays no part.
     Raises UsageError for chains that do not type-check, InputRefused for tensors a map cannot take.
@@ -72,7 +79,10 @@ def register(
     tensor = getattr(module, name, None)
     if not isinstance(tensor, Tensor) or name not in {**module._parameters, **module._buffers}:
         have = [key for key, value in {**module._parameters, **module._buffers}.items() if value is not None]
-        raise UsageError(f"the module has no parameter or buffer '{printable(name)}'", hint=f"it has: {listing(have)}" if have else None)
+        raise UsageError(
+            f"the module has no parameter or buffer '{printable(name)}'",
+            hint=f"it has: {listing(have)}" if have else None,
+        )
     with error_context(tensor=name):
         parsed = parsed.at(seen.shape(tensor.shape))
         hosting.require_fit(parsed, seen, tuple(tensor.shape), tensor.dtype)
@@ -109,10 +119,11 @@ def load(model: nn.Module, path: str | os.PathLike, strict: bool = True, *, root
         have = model.state_dict()
         wrong = [
             f"{printable(key)} is {shape_text(state[key].shape)} in the file and {shape_text(have[key].shape)} in the model"
-            for key in state if isinstance(have.get(key), Tensor) and have[key].shape != state[key].shape
-        ]  # fmt: skip
+            for key in state
+            if isinstance(have.get(key), Tensor) and have[key].shape != state[key].shape
+        ]
         missing, unexpected = [k for k in have if k not in state], [k for k in state if k not in have]
-        if wrong or strict and (missing or unexpected):
+        if wrong or (strict and (missing or unexpected)):
             told = wrong[:3]
             told += [f"the file lacks {listing(missing, 3)}"] if missing and strict else []
             told += [f"the model lacks {listing(unexpected, 3)}"] if unexpected and strict else []
@@ -149,13 +160,19 @@ def _tensors_for(model: nn.Module, source: Source, group: Group, undo: ExitStack
             _install(module, name, chain, view, undo)
             state = complete(group, state, chain)
             # What is not in the file would stay as memory happened to be.
-            lacking = [parametrized_key(group.tensor, role) for role in hosting.roles(module, name) if role not in state]
+            lacking = [
+                parametrized_key(group.tensor, role) for role in hosting.roles(module, name) if role not in state
+            ]
             if lacking:
-                raise InputRefused(f"the file lacks {listing(lacking, 3)}", hint="if it is a shard, give its folder or index")
+                raise InputRefused(
+                    f"the file lacks {listing(lacking, 3)}", hint="if it is a shard, give its folder or index"
+                )
     return {parametrized_key(group.tensor, role): tensor for role, tensor in state.items()}
 
 
-def save(model: nn.Module, path: str | os.PathLike, *, overwrite: bool = False, metadata: Mapping[str, str] | None = None) -> Path:
+def save(
+    model: nn.Module, path: str | os.PathLike, *, overwrite: bool = False, metadata: Mapping[str, str] | None = None
+) -> Path:
     """Write the model's state dict as safetensors, with a record of its chains; returns the path.
 
     torch's own weight_norm, spectral_norm and orthogonal are recorded too. Tensors parametrized by classes that
@@ -165,8 +182,16 @@ def save(model: nn.Module, path: str | os.PathLike, *, overwrite: bool = False, 
 
     path, state = Path(path), model.state_dict(keep_vars=True)
     for key, tensor in state.items():
-        if not isinstance(tensor, Tensor) or str(tensor.dtype).removeprefix("torch.") not in CODE_OF_TORCH or tensor.layout != torch.strided:
-            what = type(tensor).__name__ if not isinstance(tensor, Tensor) else f"{tensor.layout} {tensor.dtype}".replace("torch.", "")
+        if (
+            not isinstance(tensor, Tensor)
+            or str(tensor.dtype).removeprefix("torch.") not in CODE_OF_TORCH
+            or tensor.layout != torch.strided
+        ):
+            what = (
+                type(tensor).__name__
+                if not isinstance(tensor, Tensor)
+                else f"{tensor.layout} {tensor.dtype}".replace("torch.", "")
+            )
             raise InputRefused(f"{printable(key)} is {what}, which safetensors cannot hold", tensor=key)
     slots = [Slot(key, code_of(tensor.dtype), tuple(tensor.shape)) for key, tensor in state.items()]
     entries = {}
@@ -186,10 +211,15 @@ def save(model: nn.Module, path: str | os.PathLike, *, overwrite: bool = False, 
 
 
 def verify(
-    what: nn.Module | str | os.PathLike, names: Sequence[str] | None = None, *, constraint: str | None = None, tolerance: float | None = None,
+    what: nn.Module | str | os.PathLike,
+    names: Sequence[str] | None = None,
+    *,
+    constraint: str | None = None,
+    tolerance: float | None = None,
     root: str | None = None,
-) -> list[Verdict]:  # fmt: skip
-    """Measure the constraints of a model's parametrized tensors, or of a checkpoint's; each Verdict has `tensor`, `ok`, `checks`.
+) -> list[Verdict]:
+    """Measure the constraints of a model's parametrized tensors, or of a checkpoint's; each Verdict has `tensor`, `ok`,
+    `checks`.
 
     `ok` is None, and `checks` empty, for a tensor that makes no claim.
 
@@ -209,11 +239,13 @@ def verify(
     return found
 
 
-def _verify_model(model: nn.Module, names: Sequence[str] | None, constraint: str | None, tolerance: float | None) -> list[Verdict]:
+def _verify_model(
+    model: nn.Module, names: Sequence[str] | None, constraint: str | None, tolerance: float | None
+) -> list[Verdict]:
     verdicts = []
     for tensor, module, name in _parametrized(model):
         known = chain_of(module, name)
-        if known is None or names is not None and tensor not in names:
+        if known is None or (names is not None and tensor not in names):
             continue
         chain, view = known
         with torch.no_grad(), error_context(tensor=tensor):
@@ -225,7 +257,17 @@ def _verify_model(model: nn.Module, names: Sequence[str] | None, constraint: str
             finally:
                 for part, was in modes:
                     part.training = was
-            group = Group(tensor, PARAMETRIZED, {}, {}, tuple(value.shape), code_of(value.dtype), str(chain), view.text, chain.constraint)
+            group = Group(
+                tensor,
+                PARAMETRIZED,
+                {},
+                {},
+                tuple(value.shape),
+                code_of(value.dtype),
+                str(chain),
+                view.text,
+                chain.constraint,
+            )
             originals = hosting.roles(module, name)
             checks = measure_parts(chain, view, value, originals, constraint, tolerance)
         verdicts.append(Verdict(group, str(chain), view.text, tuple(checks)))
@@ -252,7 +294,11 @@ def _stock_spec(part: nn.Module) -> str | None:
     if type(part) is _WeightNorm:
         return f"weight_norm:dim={'none' if part.dim == -1 else part.dim}"
     if type(part) is _SpectralNorm and part.eps == 1e-12:
-        return f"spectral_norm:dim={part.dim}:n_power_iterations={part.n_power_iterations}" if hasattr(part, "_u") else None
+        return (
+            f"spectral_norm:dim={part.dim}:n_power_iterations={part.n_power_iterations}"
+            if hasattr(part, "_u")
+            else None
+        )
     if type(part) is _Orthogonal:
         return f"orthogonal:map={part.orthogonal_map.name}:triv={str(hasattr(part, 'base')).lower()}"
     return None
@@ -309,4 +355,3 @@ def _put_back(module: nn.Module, name: str, was: type, tables: Sequence[tuple]) 
 
 def _fill(module: nn.Module, name: str, state: Mapping[str, Tensor]) -> None:
     module.parametrizations[name].load_state_dict(dict(state), strict=True)
-

@@ -35,7 +35,9 @@ def load_installed() -> list[str]:
             add_family(point.load(), f"plug-in {point.name}")
         except Exception as error:  # whatever a foreign package raises must not stop paramcli
             told = getattr(error, "message", None) or f"{type(error).__name__}: {error}"
-            problems.append(f"the plug-in {printable(point.name)} ({printable(point.value)}) is left out: {printable(told)}")
+            problems.append(
+                f"the plug-in {printable(point.name)} ({printable(point.value)}) is left out: {printable(told)}"
+            )
     return problems
 
 
@@ -75,7 +77,9 @@ def load_file(spec: str) -> None:
     except AttributeError as error:
         raise UsageError(f"--plugin {printable(spec)}: {printable(error)}", hint="--plugin FILE.py:NAME") from None
     except Exception as error:
-        raise UsageError(f"--plugin {printable(spec)} does not load: {type(error).__name__}: {printable(error)}") from None
+        raise UsageError(
+            f"--plugin {printable(spec)} does not load: {type(error).__name__}: {printable(error)}"
+        ) from None
     from .registry import add_family
 
     add_family(family, f"plug-in {Path(path).name}")

@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 8 -m paramcli remove FOLDER --bake -o OUT
 
-The processes (ranks) of a run meet in torchrun's own key-value store, which torch.distributed finds for them. Only small
-JSON documents go through it: the tensors move through the file system that all ranks share.
+The processes (ranks) of a run meet in torchrun's own key-value store, which torch.distributed finds for them. Only
+small JSON documents go through it: the tensors move through the file system that all ranks share.
 
     exchange    everybody says something, everybody hears all of it
     fail        the first failure is the run's; whoever waits, or looks up between two tensors, fails with it
@@ -83,7 +83,9 @@ class Alone:
 class Ranks(Alone):
     """The ranks of one run that torchrun started, as seen by one of them."""
 
-    def __init__(self, store: object, rank: int, size: int, local_rank: int = 0, local_size: int = 1, hosts: bool = False):
+    def __init__(
+        self, store: object, rank: int, size: int, local_rank: int = 0, local_size: int = 1, hosts: bool = False
+    ):
         """`hosts`: the store lives in this process, and the others need it to the end."""
         self.store = store
         self.hosts = hosts
@@ -119,8 +121,11 @@ class Ranks(Alone):
         except RuntimeError as error:
             raise RunFailed(
                 f"the store that torchrun keeps for its processes does not answer ({type(error).__name__})",
-                exit_code=4, code="output_failed", told=False, hint="was one of its machines stopped? run it again",
-            ) from None  # fmt: skip
+                exit_code=4,
+                code="output_failed",
+                told=False,
+                hint="was one of its machines stopped? run it again",
+            ) from None
 
     def _wait(self, keys: list[str], patience: float | None = None) -> None:
         """Until the store has all keys; RunFailed where the run fails meanwhile, or after `patience` seconds."""
@@ -137,9 +142,11 @@ class Ranks(Alone):
                     missing = [key.rpartition("/")[2] for key in keys if not self.store.check([key])]
                     raise RunFailed(
                         f"{len(missing)} of the {self.size} processes that RANK and WORLD_SIZE speak of did not come: rank {', '.join(missing[:6])}",
-                        exit_code=2, code="usage", told=False,
+                        exit_code=2,
+                        code="usage",
+                        told=False,
                         hint="one process alone: start it without RANK, WORLD_SIZE and LOCAL_RANK in its environment",
-                    )  # fmt: skip
+                    )
                 time.sleep(pause)
                 pause = min(2 * pause, LOOK_SECONDS)
 
@@ -169,9 +176,12 @@ class Ranks(Alone):
                 self._seen[other] = beat, now
             elif now - since > DEAD_SECONDS:
                 raise RunFailed(
-                    f"rank {other} has given no sign of life for {DEAD_SECONDS} seconds", exit_code=4, code="output_failed", told=False,
+                    f"rank {other} has given no sign of life for {DEAD_SECONDS} seconds",
+                    exit_code=4,
+                    code="output_failed",
+                    told=False,
                     hint="look at that process and its machine, and run it again",
-                )  # fmt: skip
+                )
 
     # --- what ranks do together ------------------------------------------------------------------
 
@@ -213,9 +223,13 @@ class Ranks(Alone):
     def fail(self, error: ParamcliError) -> bool:
         self.give_up()
         told = {
-            "message": f"rank {self.rank}: {error.message}", "hint": error.hint, "tensor": error.tensor, "path": error.path and os.fspath(error.path),
-            "exit_code": error.exit_code, "code": error.code,
-        }  # fmt: skip
+            "message": f"rank {self.rank}: {error.message}",
+            "hint": error.hint,
+            "tensor": error.tensor,
+            "path": error.path and os.fspath(error.path),
+            "exit_code": error.exit_code,
+            "code": error.code,
+        }
         document = json.dumps(told)
         try:
             return self.store.compare_set("failure", "", document) == document.encode()
@@ -257,7 +271,9 @@ def join() -> None:
     try:
         numbers = [int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")]
     except ValueError:
-        raise UsageError("RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE are not all numbers", hint="torchrun sets them") from None
+        raise UsageError(
+            "RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE are not all numbers", hint="torchrun sets them"
+        ) from None
     free_threads()
     from datetime import timedelta
 

@@ -32,7 +32,10 @@ else:
 MAX_BYTES = 16 << 20
 _KINDS = {
     "text": ("a text", lambda value: isinstance(value, str)),
-    "texts": ("a list of texts", lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value)),
+    "texts": (
+        "a list of texts",
+        lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
+    ),
     "number": ("a number", lambda value: isinstance(value, (int, float)) and not isinstance(value, bool)),
     "integer": ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
     "flag": ("true or false", lambda value: isinstance(value, bool)),
@@ -48,7 +51,11 @@ def read_recipe(path: Path) -> list[Edit]:
     try:
         found = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{name} is not TOML: {printable(error)}", hint="each edit is a table: [[edit]], command = \"add\", ...", path=path) from None
+        raise UsageError(
+            f"{name} is not TOML: {printable(error)}",
+            hint='each edit is a table: [[edit]], command = "add", ...',
+            path=path,
+        ) from None
     lines = locate(text)
     _refuse_strangers(found, lines, name, path)
     return _edits(found.get("edit"), lambda index, key: f"{name} line {_line(lines, index, key)}", path)
@@ -62,14 +69,20 @@ def _line(lines: Mapping, index: int, key: str | None) -> int:
 def _read(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_BYTES or not path.is_file():
-            raise InputRefused(f"{printable_path(path)} is no recipe: not a text file of at most {MAX_BYTES >> 20} MiB", path=path)
+            raise InputRefused(
+                f"{printable_path(path)} is no recipe: not a text file of at most {MAX_BYTES >> 20} MiB", path=path
+            )
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise no_such_file(path) from None
     except OSError as error:
         raise InputRefused(f"cannot open {printable_path(path)}: {error.strerror}", path=path) from None
     except ValueError:
-        raise InputRefused(f"{printable_path(path)} is no recipe: not UTF-8 text", hint="apply takes the recipe first, then the checkpoint", path=path) from None
+        raise InputRefused(
+            f"{printable_path(path)} is no recipe: not UTF-8 text",
+            hint="apply takes the recipe first, then the checkpoint",
+            path=path,
+        ) from None
 
 
 def _json(text: str, path: Path) -> Mapping:
@@ -114,21 +127,40 @@ def _refuse_strangers(found: Mapping, lines: Mapping, name: str, path: Path) -> 
             line = lines.get((-1, key), 1)
             raise UsageError(
                 f"{name} line {line}: a recipe is a list of [[edit]] tables and has no '{printable(key)}'",
-                hint="[[edit]]" if isinstance(found[key], (dict, list)) else _WHOLE.get(key, "put it under an [[edit]]"), path=path,
-            )  # fmt: skip
+                hint="[[edit]]"
+                if isinstance(found[key], (dict, list))
+                else _WHOLE.get(key, "put it under an [[edit]]"),
+                path=path,
+            )
 
 
 # What is said of the run as a whole stands on the command line, not in the recipe.
 _WHOLE = {
     key: f"it is for the whole run: paramcli apply RECIPE CKPT --{key}"
-    for key in ("verify", "check", "force", "in-place", "dry-run", "output", "device", "root", "ignore-record", "json", "quiet")
+    for key in (
+        "verify",
+        "check",
+        "force",
+        "in-place",
+        "dry-run",
+        "output",
+        "device",
+        "root",
+        "ignore-record",
+        "json",
+        "quiet",
+    )
 }
 
 
 def _edits(tables: object, origin, path: Path) -> list[Edit]:
     name = printable_path(path.name)
     if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
-        raise UsageError(f"{name} holds no list of edits", hint="[[edit]], command = \"add\", tensor = [\"fc.weight\"], chain = \"skew,cayley\"", path=path)
+        raise UsageError(
+            f"{name} holds no list of edits",
+            hint='[[edit]], command = "add", tensor = ["fc.weight"], chain = "skew,cayley"',
+            path=path,
+        )
     edits, problems = [], []
     for index, table in enumerate(tables):
         try:
@@ -156,7 +188,9 @@ def _edit(table: Mapping[str, object], index: int, origin) -> Edit:
         known = f"command is one of {', '.join(EDITS)}"
         if command is None:
             typo = next((key for key in table if closest("command", [key])), None)
-            raise wrong(typo, "the edit has no command", f"closest: '{printable(typo)}' stands there" if typo else known)
+            raise wrong(
+                typo, "the edit has no command", f"closest: '{printable(typo)}' stands there" if typo else known
+            )
         raise wrong("command", f"no editing command '{printable(command)}'", f"closest: {near[0]}" if near else known)
     declared = EDITS[command].declared()
     values = {}
@@ -177,7 +211,9 @@ def _edit(table: Mapping[str, object], index: int, origin) -> Edit:
     try:
         return EDITS[command](**values, origin=origin(index, None))
     except ParamcliError as error:
-        culprit = next((key for key, value in table.items() if f"--{key}" in error.message or _told_of(value, error.message)), None)
+        culprit = next(
+            (key for key, value in table.items() if f"--{key}" in error.message or _told_of(value, error.message)), None
+        )
         error.message = f"{origin(index, culprit)}: {error.message}"
         raise
 
@@ -195,7 +231,9 @@ def recipe_text(edits: Sequence[Edit], steps: Sequence) -> str:
         lines = ["[[edit]]", f"command = {_toml(edit.command)}", "tensor = ["]
         for step in met:
             last = f" -> {', '.join(printable(slot.name) for slot in step.writes)}" if step.edits[-1] is edit else ""
-            lines.append(f"  {_toml(step.group.tensor)},  # {shape_text(step.group.shape)} {dtype_name(step.group.dtype)}{last}")
+            lines.append(
+                f"  {_toml(step.group.tensor)},  # {shape_text(step.group.shape)} {dtype_name(step.group.dtype)}{last}"
+            )
         lines.append("]")
         lines += [f"{key} = {_toml(value)}" for key, value in edit.options().items() if key != "tensor"]
         blocks.append("\n".join(lines))

@@ -10,13 +10,38 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 
-from .catalogue import adapters, core, definite, elementwise, geotorch, manifolds, measures, norms, orthogonal, quantized, sparse, structured
+from .catalogue import (
+    adapters,
+    core,
+    definite,
+    elementwise,
+    geotorch,
+    manifolds,
+    measures,
+    norms,
+    orthogonal,
+    quantized,
+    sparse,
+    structured,
+)
 from .catalogue.entry import ConstraintEntry, Entry
 from .errors import UsageError
 from .spec import Item, Value, is_name, parse_items, value_text
 from .text import closest, printable
 
-_FAMILIES = (core, orthogonal, manifolds, norms, elementwise, definite, structured, sparse, quantized, adapters, geotorch)
+_FAMILIES = (
+    core,
+    orthogonal,
+    manifolds,
+    norms,
+    elementwise,
+    definite,
+    structured,
+    sparse,
+    quantized,
+    adapters,
+    geotorch,
+)
 CONSTRAINTS: dict[str, ConstraintEntry] = {entry.name: entry for family in _FAMILIES for entry in family.CONSTRAINTS}
 PARAMETRIZATIONS: dict[str, Entry] = {entry.name: entry for family in _FAMILIES for entry in family.PARAMETRIZATIONS}
 MEASURES = measures.MEASURES
@@ -57,7 +82,9 @@ def look_up(table: Mapping[str, Entry] | Mapping[str, ConstraintEntry], name: st
         near = closest(name, table)
         raise UsageError(
             f"no {kind} named '{printable(name)}'",
-            hint=f"closest: {', '.join(near)}" if near else f"paramcli registry{' --constraints' if table is CONSTRAINTS else ''} lists them, {len(table)} in all",
+            hint=f"closest: {', '.join(near)}"
+            if near
+            else f"paramcli registry{' --constraints' if table is CONSTRAINTS else ''} lists them, {len(table)} in all",
         )
     return table[name]
 
@@ -77,7 +104,8 @@ def typed_arguments(entry: Entry | ConstraintEntry, item: Item) -> dict[str, Val
         if argument.required and argument.name not in values:
             example = "8" if argument.type == "int" else "0.3"
             raise UsageError(
-                f"{entry.name} needs {argument.name}: {argument.help}", hint=f"e.g. {entry.name}:{argument.name}={example}"
+                f"{entry.name} needs {argument.name}: {argument.help}",
+                hint=f"e.g. {entry.name}:{argument.name}={example}",
             )
     return values
 
@@ -100,7 +128,11 @@ def spec_of(made) -> str:
     """The shortest spec of a Constraint, whose attributes have the names of its arguments."""
     entry = CONSTRAINTS[made.name]
     given = [(a, getattr(made, a.name)) for a in entry.arguments]
-    return entry.name + "".join(f":{a.name}={value_text(value)}" for a, value in given if a.required or a.name in entry.spelt or value != a.default)
+    return entry.name + "".join(
+        f":{a.name}={value_text(value)}"
+        for a, value in given
+        if a.required or a.name in entry.spelt or value != a.default
+    )
 
 
 def parse_constraint(spec: str) -> tuple[ConstraintEntry, dict[str, Value]]:

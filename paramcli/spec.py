@@ -1,7 +1,7 @@
 """Text to parsed form: chain specs and tensor patterns. No tensors, no torch.
 
-    chain := item ("," item)*            skew,cayley    weight_norm:dim=0
-    item  := name (":" key "=" value)*
+chain := item ("," item)*            skew,cayley    weight_norm:dim=0
+item  := name (":" key "=" value)*
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ class Item:
 
 
 def parse_items(text: str, what: str = "chain", example: str = "skew,cayley, or weight_norm:dim=0") -> list[Item]:
-    """'weight_norm:dim=0' -> [Item]; raises UsageError with the grammar for anything else. `what` it is, with an `example`."""
+    """'weight_norm:dim=0' -> [Item]; raises UsageError with the grammar for anything else. `what` it is, with an
+    `example`.
+    """
     if len(text) > MAX_SPEC_LENGTH:
         raise UsageError(f"a {what} of {len(text)} characters; {MAX_SPEC_LENGTH} is the limit")
     items = []
@@ -45,7 +47,8 @@ def parse_items(text: str, what: str = "chain", example: str = "skew,cayley, or 
             key, equals, value = pair.partition("=")
             if not (equals and value and _NAME.fullmatch(key)):
                 raise UsageError(
-                    f"'{printable(pair)}' in {what} '{printable(text)}' is not key=value", hint=f"e.g. {example.rpartition(' ')[2]}"
+                    f"'{printable(pair)}' in {what} '{printable(text)}' is not key=value",
+                    hint=f"e.g. {example.rpartition(' ')[2]}",
                 )
             if key in dict(arguments):
                 raise UsageError(f"'{printable(key)}' is given twice in {what} '{printable(text)}'")
@@ -77,12 +80,22 @@ class Argument:
         try:
             value = getattr(self, f"_{self.type}")(text)
         except ValueError as error:
-            raise UsageError(f"{who}:{self.name}={printable(text)}: {error}", hint=f"{self.name}: {self.help}") from None
+            raise UsageError(
+                f"{who}:{self.name}={printable(text)}: {error}", hint=f"{self.name}: {self.help}"
+            ) from None
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             low, high = self.minimum, self.maximum
             if (low is not None and value < low) or (high is not None and value > high):
-                wanted = f"at least {low:g}" if high is None else f"from {low:g} to {high:g}" if low is not None else f"at most {high:g}"
-                raise UsageError(f"{who}:{self.name}={printable(text)}: must be {wanted}", hint=f"{self.name}: {self.help}")
+                wanted = (
+                    f"at least {low:g}"
+                    if high is None
+                    else f"from {low:g} to {high:g}"
+                    if low is not None
+                    else f"at most {high:g}"
+                )
+                raise UsageError(
+                    f"{who}:{self.name}={printable(text)}: must be {wanted}", hint=f"{self.name}: {self.help}"
+                )
         return value
 
     def _int(self, text: str) -> int:
@@ -131,7 +144,8 @@ def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         near = closest(value, choices, 1)
         raise UsageError(
-            f"--{option} {printable(value)}: not one of {', '.join(choices)}", hint=f"--{option} {near[0]}" if near else None
+            f"--{option} {printable(value)}: not one of {', '.join(choices)}",
+            hint=f"--{option} {near[0]}" if near else None,
         )
 
 

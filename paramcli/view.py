@@ -43,7 +43,10 @@ class View:
         if self.name is None:
             return shape
         if len(shape) < 2:
-            raise InputRefused(f"--view {self} needs two dimensions or more; the tensor is {shape_text(shape)}", hint="leave it out with -t")
+            raise InputRefused(
+                f"--view {self} needs two dimensions or more; the tensor is {shape_text(shape)}",
+                hint="leave it out with -t",
+            )
         if self.name == "flatten":
             return shape[0], math.prod(shape[1:])
         if self.name == "transpose":

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
-# A run in the background (nohup, a shell's &) ignores these, its children do too, and tests of signals would wait for ever.
+# A run in the background (nohup, a shell's &) ignores these, its children do too, and tests of signals would wait for
+# ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
@@ -62,8 +63,12 @@ def shell(tmp_path):
     def call(*arguments: object, code: int | None = 0, **environment: str) -> Result:
         done = subprocess.run(
             [sys.executable, "-m", "paramcli", *map(str, arguments)],
-            capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **environment}, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+        )
         assert "Traceback" not in done.stderr
         if code is not None:
             assert done.returncode == code, done.stderr
@@ -76,6 +81,8 @@ def shell(tmp_path):
 def fc_checkpoint(tmp_path) -> Path:
     """ckpt.pt of a live model: a square fc.weight, a rectangular out.weight, biases, a conv kernel."""
     torch.manual_seed(0)
-    model = torch.nn.ModuleDict({"fc": torch.nn.Linear(16, 16), "out": torch.nn.Linear(16, 4), "conv": torch.nn.Conv2d(3, 8, 3)})
+    model = torch.nn.ModuleDict(
+        {"fc": torch.nn.Linear(16, 16), "out": torch.nn.Linear(16, 4), "conv": torch.nn.Conv2d(3, 8, 3)}
+    )
     torch.save(model.state_dict(), tmp_path / "ckpt.pt")
     return tmp_path / "ckpt.pt"

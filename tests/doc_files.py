@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Generator(nn.Module):
-    """A vocoder in small: one convolution in, one transposed one up, one out, all with weight norm as papers' code has it."""
+    """A vocoder in small: one convolution in, one transposed one up, one out, all with weight norm as papers' code has
+    it.
+    """
 
     def __init__(self):
         super().__init__()
@@ -53,7 +55,9 @@ def tagger(folder: Path) -> None:
 
 
 def checkpoints(folder: Path) -> None:
-    """ckpt.pt, a plain state dict; training.ckpt, one inside a training checkpoint; old.pt, old spellings; model/, shards."""
+    """ckpt.pt, a plain state dict; training.ckpt, one inside a training checkpoint; old.pt, old spellings; model/,
+    shards.
+    """
     for name, copy in (("ckpt.pt", "ckpt.pt"), ("nested.ckpt", "training.ckpt"), ("old_norms.pt", "old.pt")):
         shutil.copy(ROOT / "fixtures" / name, folder / copy)
     shutil.copytree(ROOT / "fixtures" / "sharded", folder / "model")
@@ -67,7 +71,10 @@ def recipe(folder: Path) -> None:
 def encoder(folder: Path) -> None:
     """encoder.safetensors: twelve equal layers."""
     torch.manual_seed(0)
-    layers = [nn.ModuleDict({"query": nn.Linear(16, 16), "up": nn.Linear(16, 64), "down": nn.Linear(64, 16)}) for _ in range(12)]
+    layers = [
+        nn.ModuleDict({"query": nn.Linear(16, 16), "up": nn.Linear(16, 64), "down": nn.Linear(64, 16)})
+        for _ in range(12)
+    ]
     model = nn.ModuleDict({"embed": nn.Embedding(100, 16), "layers": nn.ModuleList(layers), "head": nn.Linear(16, 100)})
     save_file(model.state_dict(), folder / "encoder.safetensors", {"format": "pt"})
 
@@ -83,12 +90,18 @@ def distributed(folder: Path) -> None:
 
 
 def claims(folder: Path) -> None:
-    """layer.safetensors, parametrized; plain.pt, orthogonal to rounding; broken.safetensors, baked and then changed by 5 %."""
+    """layer.safetensors, parametrized; plain.pt, orthogonal to rounding; broken.safetensors, baked and then changed by
+    5 %.
+    """
     from paramcli.live import register, save
 
     torch.manual_seed(0)
     model = nn.ModuleDict({"fc": nn.Linear(16, 16)})
     register(model["fc"], "weight", "skew,cayley")
     save(model, folder / "layer.safetensors")
-    torch.save({"fc.weight": model["fc"].weight.detach().clone(), "fc.bias": model["fc"].bias.detach()}, folder / "plain.pt")
-    torch.save({"fc.weight": model["fc"].weight.detach() * 1.05, "fc.bias": model["fc"].bias.detach()}, folder / "broken.pt")
+    torch.save(
+        {"fc.weight": model["fc"].weight.detach().clone(), "fc.bias": model["fc"].bias.detach()}, folder / "plain.pt"
+    )
+    torch.save(
+        {"fc.weight": model["fc"].weight.detach() * 1.05, "fc.bias": model["fc"].bias.detach()}, folder / "broken.pt"
+    )

@@ -14,7 +14,8 @@ A document plays from top to bottom in one folder that holds a copy of `fixtures
     | `paramcli ...` |   a cell of a table that is a command: it is run in a fresh folder, and must succeed
     <!-- generated: NAME -->     up to <!-- /generated -->: a table made from the code
 
-`...` on a line of its own in an output stands for any lines. A block of another language (`text`) shows what nothing prints.
+`...` on a line of its own in an output stands for any lines. A block of another language (`text`) shows what nothing
+prints.
 """
 
 from __future__ import annotations
@@ -65,7 +66,9 @@ def blocks(lines: list[str]) -> Iterator[Block]:
                 open_block.lines.append(line)
         elif line.startswith("```"):
             mark = MARK.fullmatch(lines[number - 1]) if number else None
-            open_block = Block(line[3:], mark["name"] if mark else "", (mark["value"] or "") if mark else "", number + 1)
+            open_block = Block(
+                line[3:], mark["name"] if mark else "", (mark["value"] or "") if mark else "", number + 1
+            )
     if open_block is not None:
         raise ValueError(f"line {open_block.start}: a block that does not end")
 
@@ -103,7 +106,11 @@ def _generated(lines: list[str]) -> Iterator[tuple[int, int, list[str]]]:
     for number, line in enumerate(lines):
         mark = MARK.fullmatch(line)
         if mark and mark["name"] == "generated":
-            yield number + 1, lines.index("<!-- /generated -->", number), getattr(doc_tables, mark["value"])().splitlines()
+            yield (
+                number + 1,
+                lines.index("<!-- /generated -->", number),
+                getattr(doc_tables, mark["value"])().splitlines(),
+            )
 
 
 def _played(lines: list[str], folder: Path, document: Path) -> Iterator[tuple[int, int, list[str]]]:
@@ -128,7 +135,11 @@ def _played(lines: list[str], folder: Path, document: Path) -> Iterator[tuple[in
         elif block.language == "sh" and block.mark != "tests":
             _, due[block.mark] = run_line(_elsewhere(INSTALLS.sub("", block.lines[0]), folder), folder)
         elif block.mark.removesuffix("-output") in due:
-            yield block.start, block.start + len(block.lines), replace(block.lines, _tidy(due.pop(block.mark.removesuffix("-output")), folder))
+            yield (
+                block.start,
+                block.start + len(block.lines),
+                replace(block.lines, _tidy(due.pop(block.mark.removesuffix("-output")), folder)),
+            )
         elif block.language not in ("text", "sh"):
             raise AssertionError(f"{where}: a block of '{block.language}' that nothing checks")
 

@@ -15,36 +15,69 @@ from .terminal import ROOT, plain, run_line
 
 FOLDER = ROOT / "docs" / "screens"
 # Folder -> (columns, or None for a pipe; colour).
-MODES = {"80": (80, False), "80-colour": (80, True), "140": (140, False), "140-colour": (140, True), "piped": (None, False)}
+MODES = {
+    "80": (80, False),
+    "80-colour": (80, True),
+    "140": (140, False),
+    "140-colour": (140, True),
+    "piped": (None, False),
+}
 SESSIONS = {
     "paramcli": ["paramcli --help", "paramcli ad ckpt.pt"],
     "inspect": [
-        "paramcli inspect -h", "paramcli inspect encoder.safetensors", "paramcli inspect vocoder.pth", "paramcli inspect ckpt.pt --flat",
+        "paramcli inspect -h",
+        "paramcli inspect encoder.safetensors",
+        "paramcli inspect vocoder.pth",
+        "paramcli inspect ckpt.pt --flat",
         "paramcli inspect chkpt.pt",
     ],
     "registry": ["paramcli registry -h", "paramcli registry cayley", "paramcli registry", "paramcli registry caley"],
     "add": [
-        "paramcli add -h", "paramcli add ckpt.pt -t fc.weight --chain skew,cayley",
+        "paramcli add -h",
+        "paramcli add ckpt.pt -t fc.weight --chain skew,cayley",
         "paramcli add fixtures/silero_vad_16k.safetensors -t lstm_cell.weight_hh --view blocks=4 --chain skew,cayley -n",
-        "paramcli add ckpt.pt -t out.weight --chain skew,cayley -f", "paramcli add ckpt.pt -t fc.wieght --chain skew -f",
+        "paramcli add ckpt.pt -t out.weight --chain skew,cayley -f",
+        "paramcli add ckpt.pt -t fc.wieght --chain skew -f",
     ],
     "assign": [
-        "paramcli assign -h", "paramcli assign layer.safetensors -t fc.weight --with orthogonal",
+        "paramcli assign -h",
+        "paramcli assign layer.safetensors -t fc.weight --with orthogonal",
         "paramcli assign layer.safetensors -t fc.weight --with ortogonal",
     ],
-    "remove": ["paramcli remove -h", "paramcli remove vocoder.pth", "paramcli remove vocoder.pth --no-bake", "paramcli remove ckpt.pt"],
+    "remove": [
+        "paramcli remove -h",
+        "paramcli remove vocoder.pth",
+        "paramcli remove vocoder.pth --no-bake",
+        "paramcli remove ckpt.pt",
+    ],
     "verify": [
-        "paramcli verify -h", "paramcli verify layer.safetensors", "paramcli verify broken.pt -t fc.weight --constraint orthogonal",
+        "paramcli verify -h",
+        "paramcli verify layer.safetensors",
+        "paramcli verify broken.pt -t fc.weight --constraint orthogonal",
         "paramcli verify ckpt.pt",
     ],
     "migrate": ["paramcli migrate -h", "paramcli migrate old.pt --to new", "paramcli migrate ckpt.pt --to new"],
-    "convert": ["paramcli convert -h", "paramcli convert training.ckpt", "paramcli convert ckpt.pt --dtype float8 -o x.safetensors"],
-    "diff": ["paramcli diff -h", "paramcli diff layer.safetensors plain.pt", "paramcli diff ckpt.pt training.ckpt", "paramcli diff ckpt.pt encoder.safetensors --tol x"],
+    "convert": [
+        "paramcli convert -h",
+        "paramcli convert training.ckpt",
+        "paramcli convert ckpt.pt --dtype float8 -o x.safetensors",
+    ],
+    "diff": [
+        "paramcli diff -h",
+        "paramcli diff layer.safetensors plain.pt",
+        "paramcli diff ckpt.pt training.ckpt",
+        "paramcli diff ckpt.pt encoder.safetensors --tol x",
+    ],
     "discover": ["paramcli discover -h", "paramcli discover plain.pt", "paramcli discover ckpt.pt -t nothing"],
     "spectrum": ["paramcli spectrum -h", "paramcli spectrum layer.safetensors", "paramcli spectrum ckpt.pt"],
-    "apply": ["paramcli apply -h", "paramcli apply recipe.toml ckpt.pt", "paramcli apply recipe.toml ckpt.pt -n", "paramcli apply wrong.toml ckpt.pt"],
+    "apply": [
+        "paramcli apply -h",
+        "paramcli apply recipe.toml ckpt.pt",
+        "paramcli apply recipe.toml ckpt.pt -n",
+        "paramcli apply wrong.toml ckpt.pt",
+    ],
     "snippet": ["paramcli snippet -h", "paramcli snippet layer.safetensors", "paramcli snippet nothing.safetensors"],
-}  # fmt: skip
+}
 
 
 def screens() -> dict[Path, str]:

@@ -26,12 +26,23 @@ from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
 # The environment variables that decide what rich and click draw.
-DECIDING = ("COLUMNS", "LINES", "TERM", "COLORTERM", "NO_COLOR", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "TERMINAL_WIDTH")
+DECIDING = (
+    "COLUMNS",
+    "LINES",
+    "TERM",
+    "COLORTERM",
+    "NO_COLOR",
+    "FORCE_COLOR",
+    "PY_COLORS",
+    "GITHUB_ACTIONS",
+    "TERMINAL_WIDTH",
+)
 
 
 @contextmanager
 def stage(folder: Path, columns: int | None, colour: bool) -> Iterator[Callable[[], str]]:
-    """stdin, stdout and stderr are a terminal of so many columns, or with None a file; yields what gives the text so far.
+    """stdin, stdout and stderr are a terminal of so many columns, or with None a file; yields what gives the text so
+    far.
 
     The text is known whole once the context is left.
     """
@@ -54,7 +65,8 @@ def stage(folder: Path, columns: int | None, colour: bool) -> Iterator[Callable[
     os.close(slave)
     # Unbuffered, so that stdout and stderr come in the order in which they were written.
     sys.stdin, sys.stdout, sys.stderr = (
-        io.TextIOWrapper(io.FileIO(fd, mode, closefd=False), encoding="utf-8", newline="\n", write_through=True) for fd, mode in enumerate("rww")
+        io.TextIOWrapper(io.FileIO(fd, mode, closefd=False), encoding="utf-8", newline="\n", write_through=True)
+        for fd, mode in enumerate("rww")
     )
     os.chdir(folder)
     try:
@@ -90,7 +102,9 @@ def _text(data: bytes) -> str:
     return data.decode().replace("\r\n", "\n")
 
 
-def run_line(line: str, folder: Path, columns: int | None = 100, colour: bool = False, before: int = 0) -> tuple[int, str]:
+def run_line(
+    line: str, folder: Path, columns: int | None = 100, colour: bool = False, before: int = 0
+) -> tuple[int, str]:
     """(exit code, all it printed) of one line of shell in that folder.
 
     `paramcli`, `python FILE` and `echo $?` joined by && and ; run in this process, any other line in bash.
@@ -129,7 +143,11 @@ def _is_ours(step: list[str]) -> bool:
     if any(set(word) <= set(";&|<>") for word in step) or not step:
         return False
     # A plug-in changes the table for good: in a process of its own.
-    return step[0] == "paramcli" and "--plugin" not in step or step[0] == "python" and len(step) == 2 or step == ["echo", "$?"]
+    return (
+        (step[0] == "paramcli" and "--plugin" not in step)
+        or (step[0] == "python" and len(step) == 2)
+        or step == ["echo", "$?"]
+    )
 
 
 def _in_process(step: list[str], code: int) -> int:

@@ -4,10 +4,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from paramcli.show.alike import alike
 from paramcli.maths.base import Check
-from paramcli.surgery.plan import Outcome
+from paramcli.show.alike import alike
 from paramcli.show.tables import convert_table, edit_table, verify_table
+from paramcli.surgery.plan import Outcome
 
 from .terminal import run_line
 
@@ -16,13 +16,27 @@ def test_names_that_differ_in_numbers_only_are_together():
     """Of one look; a star stands for each number that changes, and the order is that of the first of each."""
     names = ["a.0.x1.w", "b", "a.1.x1.w", "a.2.x1.w", "a.3.x2.b", "c.7", "a.0.x1.v"]
     found = alike(names, name=str, look=lambda name: name == "a.2.x1.w")
-    assert found == [("a.*.x1.w", ["a.0.x1.w", "a.1.x1.w"]), ("b", ["b"]), ("a.2.x1.w", ["a.2.x1.w"]), ("a.3.x2.b", ["a.3.x2.b"]), ("c.7", ["c.7"]), ("a.0.x1.v", ["a.0.x1.v"])]
-    assert alike(["1", "22", "a1b22", "a1b3"], name=str, look=len) == [("1", ["1"]), ("22", ["22"]), ("a1b22", ["a1b22"]), ("a1b3", ["a1b3"])]
+    assert found == [
+        ("a.*.x1.w", ["a.0.x1.w", "a.1.x1.w"]),
+        ("b", ["b"]),
+        ("a.2.x1.w", ["a.2.x1.w"]),
+        ("a.3.x2.b", ["a.3.x2.b"]),
+        ("c.7", ["c.7"]),
+        ("a.0.x1.v", ["a.0.x1.v"]),
+    ]
+    assert alike(["1", "22", "a1b22", "a1b3"], name=str, look=len) == [
+        ("1", ["1"]),
+        ("22", ["22"]),
+        ("a1b22", ["a1b22"]),
+        ("a1b3", ["a1b3"]),
+    ]
     assert alike([], name=str, look=len) == []
 
 
 def outcome(number: int, moved: float, residual: float | None, tolerance: float | None = 1e-5) -> Outcome:
-    return Outcome(f"layers.{number}.w", "register", "orthogonal", None, (4, 4), "float32", (), (), moved, residual, tolerance)
+    return Outcome(
+        f"layers.{number}.w", "register", "orthogonal", None, (4, 4), "float32", (), (), moved, residual, tolerance
+    )
 
 
 def rows(table) -> list[list[str]]:
@@ -40,7 +54,10 @@ def test_what_fails_is_never_hidden_among_what_holds(residual):
     """Of a hundred layers the one that is off has a line with its own name."""
     outcomes = [outcome(n, 0.0, residual if n == 57 else 1e-7) for n in range(100)]
     found = rows(edit_table(outcomes, fold=True))
-    assert [row[0] for row in found] == ["layers.*.w x99", "layers.57.w"] and [row[-1] for row in found] == ["holds", "FAILS"]
+    assert [row[0] for row in found] == ["layers.*.w x99", "layers.57.w"] and [row[-1] for row in found] == [
+        "holds",
+        "FAILS",
+    ]
 
 
 def test_what_fails_is_named_each_by_itself():
@@ -53,6 +70,7 @@ def test_what_fails_is_named_each_by_itself():
 
 def test_folded_rows_count_every_tensor_once():
     """Without numbers too, as in a dry run, and in the tables of verify and convert."""
+
     class Verdict:
         def __init__(self, n):
             self.tensor, self.view, self.group = f"l.{n}.w", None, self
@@ -71,7 +89,10 @@ def test_a_terminal_folds_and_a_pipe_does_not(tmp_path):
     """Fifty layers are a line for a person and fifty for a script; forty are shown as they are."""
     for count in (40, 50):
         parts = {"weight_g": (4, 1), "weight_v": (4, 3)}
-        save_file({f"layers.{n}.{part}": torch.rand(shape) for n in range(count) for part, shape in parts.items()}, tmp_path / "a.safetensors")
+        save_file(
+            {f"layers.{n}.{part}": torch.rand(shape) for n in range(count) for part, shape in parts.items()},
+            tmp_path / "a.safetensors",
+        )
         for line in ("paramcli remove a.safetensors -n", "paramcli verify a.safetensors"):
             code, piped = run_line(line, tmp_path, columns=None)
             assert code == 0 and piped.count("layers.") == count and "alike" not in piped

@@ -59,6 +59,7 @@ def test_what_stays_is_not_looked_for_again(process):
 @pytest.mark.parametrize("answer", [AttributeError, OSError, TypeError])
 def test_another_system_goes_without(monkeypatch, answer):
     """Where the C library has no such call, or the system no such file, nothing happens."""
+
     def missing(name):
         raise answer
 

@@ -26,7 +26,9 @@ def test_a_narrow_terminal_loses_nothing(name, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     screen, stream = Screen(), Terminal()
     screen.out = Stream(stream, True)
-    outcome = Outcome(name, "register", "skew,cayley", "blocks=4", (512, 128), "float32", (name,), (name,), 0.84, 6.4e-06, 9.2e-05)
+    outcome = Outcome(
+        name, "register", "skew,cayley", "blocks=4", (512, 128), "float32", (name,), (name,), 0.84, 6.4e-06, 9.2e-05
+    )
     screen.show(edit_table([outcome]))
     lines = [line.rstrip() for line in re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()).splitlines()]
     assert max(map(len, lines)) <= 80 and "(blocks=4)" in "\n".join(lines) and "6.4e-06" in lines[1]
@@ -51,7 +53,9 @@ def edited(name, chain, view, *measured):
 
 def test_a_narrow_terminal_drops_columns_of_dashes(monkeypatch):
     """Folded weight norm has no residual: without its two empty columns each tensor is one line."""
-    lines = narrow(edit_table([edited(f"resblocks.0.convs1.{n}.weight", "weight_norm:dim=0", None) for n in range(3)]), monkeypatch)
+    lines = narrow(
+        edit_table([edited(f"resblocks.0.convs1.{n}.weight", "weight_norm:dim=0", None) for n in range(3)]), monkeypatch
+    )
     assert len(lines) == 4 and "residual" not in lines[0] and "moved" in lines[0]
     assert all("weight_norm:dim=0" in line and "512x256x16" in line for line in lines[1:])
 
@@ -59,7 +63,9 @@ def test_a_narrow_terminal_drops_columns_of_dashes(monkeypatch):
 def test_a_narrow_terminal_leaves_the_tolerance_to_the_verdict(monkeypatch):
     """What holds needs no tolerance beside it; what fails keeps it, and the numbers are whole either way."""
     for residual, judged in ((1.6e-06, "holds"), (0.25, "FAILS")):
-        lines = narrow(edit_table([edited("rnn.weight_hh_l0_reverse", "orthogonal", "blocks=4", residual, 4.6e-05)]), monkeypatch)
+        lines = narrow(
+            edit_table([edited("rnn.weight_hh_l0_reverse", "orthogonal", "blocks=4", residual, 4.6e-05)]), monkeypatch
+        )
         assert ("tolerance" in lines[0], "4.6e-05" in lines[1]) == (judged == "FAILS",) * 2
         assert judged in lines[1] and "512x256x16" in lines[1] and max(map(len, lines)) <= 80
 
@@ -70,7 +76,9 @@ def drawn(table) -> list[str]:
     return [line.rstrip() for line in out.getvalue().splitlines()]
 
 
-@pytest.mark.parametrize("rows", [[], [("a", "1"), ("層層", "22")], [(Styled(("[red]x", "bold")), "a\nbb"), ("y\n\nz", "")]])
+@pytest.mark.parametrize(
+    "rows", [[], [("a", "1"), ("層層", "22")], [(Styled(("[red]x", "bold")), "a\nbb"), ("y\n\nz", "")]]
+)
 def test_plain_lines_are_rich_s(rows):
     """Wide characters, markup in data, cells of several lines and numbers on the right come out alike."""
     table = Table("tensor", ("bytes", "right"), "")
@@ -86,4 +94,7 @@ def test_a_hundred_thousand_rows_are_quick():
     for row in rows:
         table.add_row(*row)
     assert sum(1 for _ in plain_lines(table)) == 100_001
-    assert times(lambda: list(plain_lines(table)), lambda: ["  ".join(cell.ljust(9) for cell in row) for row in rows], 30) < 30
+    assert (
+        times(lambda: list(plain_lines(table)), lambda: ["  ".join(cell.ljust(9) for cell in row) for row in rows], 30)
+        < 30
+    )

@@ -14,7 +14,7 @@ from paramcli.cli.app import app
 from paramcli.cli.group import built
 from paramcli.cli.usage import COMMANDS
 
-from . import docs, doc_tables, screens
+from . import doc_tables, docs, screens
 from .terminal import ROOT, run_line
 
 PAGES = [*docs.DOCUMENTS, *sorted((ROOT / "docs").glob("*/*.md")), ROOT / "fixtures" / "README.md"]
@@ -31,7 +31,9 @@ def test_the_screens_are_what_a_terminal_shows(name):
     """At both widths, with and without colour, and in a pipe."""
     for mode in screens.MODES:
         kept = screens.FOLDER / mode / f"{name}.txt"
-        assert docs.steady([screens.screen(name, mode)]) == docs.steady([kept.read_text()]), f"{mode}: python -m tests.docs --write"
+        assert docs.steady([screens.screen(name, mode)]) == docs.steady([kept.read_text()]), (
+            f"{mode}: python -m tests.docs --write"
+        )
 
 
 def test_every_command_has_its_screens_and_no_other_file_is_there():
@@ -86,7 +88,10 @@ def test_commands_in_the_prose_parse(document):
         name = next((word for word in words if word in COMMANDS), None)
         assert name or words[0].startswith("-"), command
         parsers = [group] if name is None else [group, built(name)]
-        known = {option for parser in parsers for p in parser.params for option in (*p.opts, *p.secondary_opts)} | {"-h", "--help"}
+        known = {option for parser in parsers for p in parser.params for option in (*p.opts, *p.secondary_opts)} | {
+            "-h",
+            "--help",
+        }
         assert all(word in known for word in words if word.startswith("-")), command
 
 
@@ -101,9 +106,16 @@ def test_ci_finds_the_readmes_lines():
     """What .ci/run cuts out of the README is a whole command that begins with the installation."""
     script = (ROOT / ".ci" / "run").read_text()
     function = script[script.index("line() {") : script.index("tests=$")]
-    for mark, end in (("tests", "python -m pytest -n 2 --dist worksteal"), ("main-job", "paramcli verify /tmp/vad.baked.safetensors")):
-        found = subprocess.run(["bash", "-c", f"{function}\nline {mark}"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        assert found.startswith("pip install torch==2.13.0 ") and found.rstrip().endswith(end) and found.count("\n") == 1
+    for mark, end in (
+        ("tests", "python -m pytest -n 2 --dist worksteal"),
+        ("main-job", "paramcli verify /tmp/vad.baked.safetensors"),
+    ):
+        found = subprocess.run(
+            ["bash", "-c", f"{function}\nline {mark}"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+        assert (
+            found.startswith("pip install torch==2.13.0 ") and found.rstrip().endswith(end) and found.count("\n") == 1
+        )
 
 
 def test_a_document_that_tells_another_story_is_mended(tmp_path):
@@ -118,7 +130,11 @@ def test_a_document_that_tells_another_story_is_mended(tmp_path):
 
 def test_unchecked_blocks_are_refused(tmp_path):
     """A block of a language that nothing runs is an error; so is a Python block that raises."""
-    for text, error in (("```perl\nprint 1\n```\n", AssertionError), ("```python\nassert False\n```\n", AssertionError), ("```text\n", ValueError)):
+    for text, error in (
+        ("```perl\nprint 1\n```\n", AssertionError),
+        ("```python\nassert False\n```\n", AssertionError),
+        ("```text\n", ValueError),
+    ):
         page = tmp_path / "page.md"
         page.write_text(text)
         with pytest.raises(error):

@@ -15,7 +15,10 @@ from paramcli.answers import verify as verdict
 
 CONTAINERS = {
     "a file": ("m.safetensors", ["m.safetensors"]),
-    "shards": ("shards", ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]),
+    "shards": (
+        "shards",
+        ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"],
+    ),
     "DCP": ("m.dcp", [".metadata", "__0_0.distcp"]),
 }
 
@@ -37,7 +40,16 @@ def sums(ckpt: str, names: list[str]) -> dict[str, tuple[int, str]]:
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
-@pytest.mark.parametrize("command", [["verify", "-t", "*", "--constraint", "orthogonal"], ["discover"], ["spectrum", "-t", "*"], ["diff", "m.safetensors"]], ids=lambda c: c[0])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["verify", "-t", "*", "--constraint", "orthogonal"],
+        ["discover"],
+        ["spectrum", "-t", "*"],
+        ["diff", "m.safetensors"],
+    ],
+    ids=lambda c: c[0],
+)
 def test_a_report_names_every_file_that_was_read(command, container, models, paramcli):
     """Each with its size and SHA-256, beside the command as it was typed, versions, device and date."""
     ckpt, names = CONTAINERS[container]
@@ -45,7 +57,9 @@ def test_a_report_names_every_file_that_was_read(command, container, models, par
     paramcli(name, ckpt, *rest, "--report", "r.html")
     text = open("r.html").read()
     for path, (nbytes, digest) in sums(ckpt, names).items():
-        assert re.search(f'<td>{re.escape(path)}</td><td class="number" data-value="{nbytes}">{nbytes}</td><td>{digest}</td>', text)
+        assert re.search(
+            f'<td>{re.escape(path)}</td><td class="number" data-value="{nbytes}">{nbytes}</td><td>{digest}</td>', text
+        )
     told = dict(re.findall("<dt>([^<]*)</dt><dd>([^<]*)</dd>", text))
     assert told["command"].startswith(f"paramcli {name} {ckpt} ") and told["command"].endswith(" --report r.html")
     assert told["made by"] == f"paramcli {package.__version__}, torch {torch.__version__}" and told["device"] == "cpu"
@@ -59,7 +73,9 @@ def test_the_document_has_all_of_it_but_the_date(container, models, paramcli):
     line = ["verify", ckpt, "-t", "*", "--constraint", "orthogonal", "--json", "--sha256"]
     result = paramcli(*line)
     assert result.json["evidence"] == {
-        "files": [{"path": path, "bytes": nbytes, "sha256": digest} for path, (nbytes, digest) in sums(ckpt, names).items()],
+        "files": [
+            {"path": path, "bytes": nbytes, "sha256": digest} for path, (nbytes, digest) in sums(ckpt, names).items()
+        ],
         "command": f"paramcli verify {ckpt} -t '*' --constraint orthogonal --json --sha256",
         "version": package.__version__,
         "torch": torch.__version__,
@@ -69,7 +85,9 @@ def test_the_document_has_all_of_it_but_the_date(container, models, paramcli):
 
 
 def test_nothing_is_hashed_that_was_not_asked_for(models, paramcli, monkeypatch):
-    """Without --sha256 or --report no thread reads the file, and the document has no such key; a table leaves the sums to stderr."""
+    """Without --sha256 or --report no thread reads the file, and the document has no such key; a table leaves the sums
+    to stderr.
+    """
     line = ["verify", "m.safetensors", "-t", "a", "--constraint", "orthogonal"]
     told = paramcli(*line, "--sha256")
     assert f"{sums('m.safetensors', ['m.safetensors'])['m.safetensors'][1]}  m.safetensors" in told.err.splitlines()
@@ -78,7 +96,9 @@ def test_nothing_is_hashed_that_was_not_asked_for(models, paramcli, monkeypatch)
     assert paramcli(*line).out == told.out
 
 
-@pytest.mark.parametrize("changed", ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"])
+@pytest.mark.parametrize(
+    "changed", ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
+)
 @pytest.mark.parametrize("how", ["rewritten", "replaced"])
 def test_a_file_that_changes_meanwhile_is_refused(changed, how, models, paramcli, monkeypatch):
     """Written to, or another file under its name, after it was read and before the report: exit 3 and no report."""

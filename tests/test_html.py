@@ -37,7 +37,18 @@ class Page(HTMLParser):
 def reports(fixtures, tmp_path, paramcli):
     """A report of each kind: one that holds, one that differs, one with structure, one of spectra."""
     source = fixtures / "silero_vad_16k.safetensors"
-    paramcli("add", source, "-t", "lstm_cell.weight_hh", "--view", "blocks=4", "--chain", "skew,cayley", "-o", tmp_path / "p.safetensors")
+    paramcli(
+        "add",
+        source,
+        "-t",
+        "lstm_cell.weight_hh",
+        "--view",
+        "blocks=4",
+        "--chain",
+        "skew,cayley",
+        "-o",
+        tmp_path / "p.safetensors",
+    )
     made = {name: tmp_path / f"{name}.html" for name in ("verify", "diff", "discover", "spectrum")}
     paramcli("verify", tmp_path / "p.safetensors", "--report", made["verify"])
     paramcli("diff", source, tmp_path / "p.safetensors", "--report", made["diff"], code=1)
@@ -49,12 +60,18 @@ def reports(fixtures, tmp_path, paramcli):
 
 def test_a_report_says_what_the_command_says(reports):
     """Tensor, constraint, verdict and numbers are in the page, as are the plots."""
-    verify, diff, discover, spectrum = (Page(reports[name].read_text()) for name in ("verify", "diff", "discover", "spectrum"))
+    verify, diff, discover, spectrum = (
+        Page(reports[name].read_text()) for name in ("verify", "diff", "discover", "spectrum")
+    )
     assert {"lstm_cell.weight_hh", "skew,cayley", "special_orthogonal (blocks=4)", "holds"} <= set(verify.text)
     assert verify.tags.count("svg") == 2 and "eigenvalues block 3 value" in verify.text
     assert "DIFFERENT: plain / parametrized" in diff.text and "conv1.bias" in diff.text
     assert "special_orthogonal" in discover.text and any("onerror" in words for words in discover.text)
-    assert "2 tensors: singular values from 1 to 2" in spectrum.text and spectrum.tags.count("svg") == 2 and "sigma max" in spectrum.text
+    assert (
+        "2 tensors: singular values from 1 to 2" in spectrum.text
+        and spectrum.tags.count("svg") == 2
+        and "sigma max" in spectrum.text
+    )
 
 
 # What differs from run to run.
@@ -85,18 +102,33 @@ def test_the_policy_allows_the_page_and_nothing_else(reports):
 
 
 def test_a_report_is_there_whole_or_not_at_all(reports, tmp_path, paramcli):
-    """An existing report needs --force; another ending is refused before any work; but for its run it says the same again."""
+    """An existing report needs --force; another ending is refused before any work; but for its run it says the same
+    again.
+    """
     before = RUN.sub("", reports["verify"].read_text())
     assert "exists" in paramcli("verify", tmp_path / "p.safetensors", "--report", reports["verify"], code=4).err
     paramcli("verify", tmp_path / "p.safetensors", "--report", reports["verify"], "-f")
     assert RUN.sub("", reports["verify"].read_text()) == before
-    assert "does not end in .html" in paramcli("verify", tmp_path / "p.safetensors", "--report", tmp_path / "r.pdf", code=2).err
+    assert (
+        "does not end in .html"
+        in paramcli("verify", tmp_path / "p.safetensors", "--report", tmp_path / "r.pdf", code=2).err
+    )
 
 
 def test_a_failed_check_is_written_too(fc_checkpoint, tmp_path, paramcli):
     """Exit 1 and a report that says which; NaN sorts as the worst."""
     save_file({"w": torch.full((3, 3), float("nan")), "v": torch.eye(3) * 2}, tmp_path / "n.safetensors")
-    paramcli("verify", tmp_path / "n.safetensors", "-t", "*", "--constraint", "orthogonal", "--report", tmp_path / "r.html", code=1)
+    paramcli(
+        "verify",
+        tmp_path / "n.safetensors",
+        "-t",
+        "*",
+        "--constraint",
+        "orthogonal",
+        "--report",
+        tmp_path / "r.html",
+        code=1,
+    )
     text = (tmp_path / "r.html").read_text()
     assert "2 tensors of 2: the constraint does not hold" in text and 'data-value="1e+308"' in text
 
@@ -106,12 +138,26 @@ def browse(page, tmp_path, *flags):
     log = tmp_path / "net.json"
     done = subprocess.run(
         [
-            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--disable-sync",
-            "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path}/profile", "--enable-logging=stderr", f"--log-net-log={log}", *flags, page.as_uri(),
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--host-resolver-rules=MAP * ~NOTFOUND",
+            f"--user-data-dir={tmp_path}/profile",
+            "--enable-logging=stderr",
+            f"--log-net-log={log}",
+            *flags,
+            page.as_uri(),
         ],
-        capture_output=True, text=True, timeout=HANG_SECONDS,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECONDS,
+    )
     events = [e["params"] for e in json.loads(log.read_text())["events"] if isinstance(e.get("params"), dict)]
     # What the browser asks of its maker by itself has no origin; what a page asks for has the page's.
     asked = {e["url"] for e in events if "url" in e and e.get("initiator", "not an origin") != "not an origin"}
@@ -144,8 +190,13 @@ def test_tables_sort_by_a_click(reports, tmp_path):
     """The page's own script, clicked by one that only this test lets in: numbers by value, both ways."""
     click = "const b = document.querySelectorAll('th')[2].firstChild; b.click(); const up = document.querySelector('td').textContent; b.click(); document.title = up + '|' + document.querySelector('td').textContent + '|' + b.parentNode.ariaSort"
     text = reports["diff"].read_text()
-    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text).replace("</body>", f"<script>{click}</script></body>")
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text).replace(
+        "</body>", f"<script>{click}</script></body>"
+    )
     page = tmp_path / "click.html"
     page.write_text(text)
     dom, console, _ = browse(page, tmp_path, "--dump-dom")
-    assert console == [] and re.search(r"<title>(.*?)</title>", dom)[1] == "stft_conv.weight|lstm_cell.weight_hh|descending"
+    assert (
+        console == []
+        and re.search(r"<title>(.*?)</title>", dom)[1] == "stft_conv.weight|lstm_cell.weight_hh|descending"
+    )

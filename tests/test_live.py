@@ -16,7 +16,9 @@ from paramcli.errors import CheckFailed, InputRefused, UsageError
 
 def model() -> nn.Module:
     torch.manual_seed(0)
-    return nn.ModuleDict({"fc": nn.Linear(8, 8), "out": nn.Linear(8, 3), "conv": nn.Conv1d(4, 6, 3), "rnn": nn.LSTMCell(4, 8)})
+    return nn.ModuleDict(
+        {"fc": nn.Linear(8, 8), "out": nn.Linear(8, 3), "conv": nn.Conv1d(4, 6, 3), "rnn": nn.LSTMCell(4, 8)}
+    )
 
 
 def spectral_distance(W: torch.Tensor) -> float:
@@ -46,7 +48,10 @@ def test_register_keeps_the_parameter_object():
 
 def test_register_raw_is_torchs_own_registration():
     """init='raw' gives bit for bit what torch's weight_norm and orthogonal give."""
-    for chain, stock in (("weight_norm:dim=0", parametrizations.weight_norm), ("orthogonal:map=cayley", lambda x: parametrizations.orthogonal(x, orthogonal_map="cayley"))):
+    for chain, stock in (
+        ("weight_norm:dim=0", parametrizations.weight_norm),
+        ("orthogonal:map=cayley", lambda x: parametrizations.orthogonal(x, orthogonal_map="cayley")),
+    ):
         one, two = model(), model()
         paramcli.register(one["fc"], "weight", chain, init="raw")
         stock(two["fc"])
@@ -56,7 +61,14 @@ def test_register_raw_is_torchs_own_registration():
 
 @pytest.mark.parametrize("init", ["project", "raw"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("chain", [f"orthogonal:map={name}{triv}" for name in ("matrix_exp", "cayley", "householder") for triv in ("", ":triv=false")])
+@pytest.mark.parametrize(
+    "chain",
+    [
+        f"orthogonal:map={name}{triv}"
+        for name in ("matrix_exp", "cayley", "householder")
+        for triv in ("", ":triv=false")
+    ],
+)
 def test_a_half_precision_model_has_the_value_that_its_file_bakes_to(chain, dtype, init, tmp_path, paramcli_run):
     """torch has no such maps in half precision on the CPU: they are computed in float32 and rounded once, as in a bake."""
     m = model()["fc"].to(dtype)
@@ -73,8 +85,10 @@ def test_register_refuses_with_the_fact():
     """Unknown names, ill-typed chains, shapes and strict members are refused by type, and the module stays as it was."""
     m = model()
     for error, arguments in (
-        (UsageError, ("weihgt", "skew")), (UsageError, ("weight", "cayley")), (InputRefused, ("bias", "skew")),
-    ):  # fmt: skip
+        (UsageError, ("weihgt", "skew")),
+        (UsageError, ("weight", "cayley")),
+        (InputRefused, ("bias", "skew")),
+    ):
         with pytest.raises(error):
             paramcli.register(m["fc"], *arguments)
     with pytest.raises(CheckFailed):
@@ -158,7 +172,9 @@ def paramcli_run(request):
 
 
 def test_load_speaks_every_spelling(tmp_path):
-    """Old weight norm and spectral norm load into a plain model as parametrizations, into an old-style model as they are."""
+    """Old weight norm and spectral norm load into a plain model as parametrizations, into an old-style model as they
+    are.
+    """
     old = model()
     nn.utils.weight_norm(old["conv"], dim=1)
     nn.utils.spectral_norm(old["fc"])
@@ -169,7 +185,10 @@ def test_load_speaks_every_spelling(tmp_path):
     signal, x = torch.randn(2, 4, 9), torch.randn(2, 8)
     assert torch.equal(new["conv"](signal), old["conv"](signal))
     torch.testing.assert_close(new["fc"](x), old["fc"](x), rtol=1e-6, atol=1e-6)
-    assert {v.tensor: v.chain for v in paramcli.verify(new)} == {"conv.weight": "weight_norm:dim=1", "fc.weight": "spectral_norm:dim=0"}
+    assert {v.tensor: v.chain for v in paramcli.verify(new)} == {
+        "conv.weight": "weight_norm:dim=1",
+        "fc.weight": "spectral_norm:dim=0",
+    }
     same = model()
     nn.utils.weight_norm(same["conv"], dim=1)
     nn.utils.spectral_norm(same["fc"])
@@ -205,17 +224,26 @@ def test_a_refused_load_leaves_the_model_as_it_was(already, tmp_path):
     with pytest.raises(InputRefused, match="lacks"):
         paramcli.load(m, path)
     after = list(m.named_parameters())
-    assert [name for name, _ in after] == [name for name, _ in before] and all(a is b for (_, a), (_, b) in zip(after, before))
-    assert all(torch.equal(p, copy) for p, copy in zip(m.parameters(), copies)) and [type(part) for part in m.modules()] == kinds
+    assert [name for name, _ in after] == [name for name, _ in before] and all(
+        a is b for (_, a), (_, b) in zip(after, before)
+    )
+    assert (
+        all(torch.equal(p, copy) for p, copy in zip(m.parameters(), copies))
+        and [type(part) for part in m.modules()] == kinds
+    )
     assert m["fc"](torch.ones(1, 8)).isfinite().all()
     paramcli.load(m, path, strict=False)
     assert torch.equal(m["fc"].weight, other["fc"].weight)
 
 
-@pytest.mark.parametrize("chain", ["skew,cayley", "prune_random:amount=0.5", "lora:rank=2", "spectral_norm", "orthogonal"])
+@pytest.mark.parametrize(
+    "chain", ["skew,cayley", "prune_random:amount=0.5", "lora:rank=2", "spectral_norm", "orthogonal"]
+)
 def test_a_user_s_random_numbers_are_left_alone(chain, tmp_path, monkeypatch):
     """register, append, save, verify and load change no generator, of the CPU or of another device."""
-    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("the generators of all devices were seeded"))
+    monkeypatch.setattr(
+        torch.cuda, "manual_seed_all", lambda seed: pytest.fail("the generators of all devices were seeded")
+    )
     layers = [nn.Linear(8, 8) for _ in range(4)]
     torch.default_generator.manual_seed(3)
     state = torch.get_rng_state()

@@ -7,7 +7,15 @@ import torch
 
 from paramcli.fitting import measure
 
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2, torch.complex64, torch.complex128)
+DTYPES = (
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float8_e5m2,
+    torch.complex64,
+    torch.complex128,
+)
 BAD = (float("nan"), float("inf"), float("-inf"))
 
 

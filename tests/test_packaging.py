@@ -21,7 +21,9 @@ def test_importing_the_package_warns_of_nothing_and_is_cheap():
     assert done.returncode == 0 and done.stderr == "", done.stderr
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "paramcli").rglob("*.py")), ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "paramcli").rglob("*.py")), ids=lambda path: path.relative_to(ROOT).as_posix()
+)
 def test_every_file_is_python_3_10(path):
     """No syntax that came later: the oldest version the package says it runs on can parse it."""
     ast.parse(path.read_text(), feature_version=(3, 10))
@@ -30,7 +32,9 @@ def test_every_file_is_python_3_10(path):
 @pytest.mark.slow
 def test_a_wheel_holds_what_is_needed_and_runs_by_itself(tmp_path):
     """pip wheel, then the installed files alone: py.typed, licence, entry point, version, and a command that works."""
-    subprocess.run([sys.executable, "-m", "pip", "wheel", str(ROOT), "--no-deps", "-q", "-w", str(tmp_path)], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", str(ROOT), "--no-deps", "-q", "-w", str(tmp_path)], check=True
+    )
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name == f"paramcli-{paramcli.__version__}-py3-none-any.whl"
     with zipfile.ZipFile(wheel) as archive:
@@ -39,8 +43,20 @@ def test_a_wheel_holds_what_is_needed_and_runs_by_itself(tmp_path):
         points = archive.read(next(n for n in names if n.endswith("entry_points.txt"))).decode()
         archive.extractall(tmp_path / "site")
     modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "paramcli").rglob("*.py")}
-    assert modules <= set(names) and "paramcli/py.typed" in names and not any(n.startswith(("tests/", "fixtures/")) for n in names)
-    assert "License-Expression: Apache-2.0" in metadata and re.search(r"Requires-Dist: tomli.*python_version < \"3.11\"", metadata)
+    assert (
+        modules <= set(names)
+        and "paramcli/py.typed" in names
+        and not any(n.startswith(("tests/", "fixtures/")) for n in names)
+    )
+    assert "License-Expression: Apache-2.0" in metadata and re.search(
+        r"Requires-Dist: tomli.*python_version < \"3.11\"", metadata
+    )
     assert "paramcli = paramcli.cli.app:main" in points
-    done = subprocess.run([sys.executable, "-m", "paramcli", "registry"], capture_output=True, text=True, cwd=tmp_path / "site", env={"PYTHONPATH": str(tmp_path / "site"), "PATH": ""})
+    done = subprocess.run(
+        [sys.executable, "-m", "paramcli", "registry"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path / "site",
+        env={"PYTHONPATH": str(tmp_path / "site"), "PATH": ""},
+    )
     assert "cayley" in done.stdout, done.stderr

@@ -45,7 +45,24 @@ def test_a_file_named_on_the_command_line_works(paramcli, tmp_path):
     import subprocess
 
     for spec in (f"{PLUGIN}:", str(PLUGIN)):
-        done = subprocess.run([sys.executable, "-c", code, "--plugin", spec.rstrip(":"), "add", str(tmp_path / "c.pt"), "-t", "w", "--chain", "to_halves", "-f"], capture_output=True, text=True)
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                code,
+                "--plugin",
+                spec.rstrip(":"),
+                "add",
+                str(tmp_path / "c.pt"),
+                "-t",
+                "w",
+                "--chain",
+                "to_halves",
+                "-f",
+            ],
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr
     for wrong in ("none.py", "none.py:X", f"{PLUGIN}:nothing", "os"):
         assert paramcli("--plugin", wrong, "registry", code=2).err.startswith("error: --plugin")
@@ -53,7 +70,11 @@ def test_a_file_named_on_the_command_line_works(paramcli, tmp_path):
 
 def test_a_record_with_an_unknown_entry_imports_nothing(installed, shell, tmp_path):
     """Without the plug-in its record is a clear error; a module named like the entry beside the file stays unread."""
-    record = {"schema": 1, "version": "0.1.0", "tensors": {"w": {"state": "baked", "chain": "evil", "view": None, "constraint": None}}}
+    record = {
+        "schema": 1,
+        "version": "0.1.0",
+        "tensors": {"w": {"state": "baked", "chain": "evil", "view": None, "constraint": None}},
+    }
     save_file({"w": torch.zeros(2)}, tmp_path / "c.safetensors", {"paramcli": json.dumps(record), "format": "pt"})
     (tmp_path / "evil.py").write_text("open('canary', 'w')")
     got = shell("verify", "c.safetensors", code=3)
@@ -83,5 +104,7 @@ def test_a_broken_plugin_is_left_out_with_a_warning(installed, shell, tmp_path):
 
 def test_names_that_are_taken_are_refused(tmp_path, paramcli):
     """A plug-in cannot stand in for a built-in entry."""
-    (tmp_path / "p.py").write_text(PLUGIN.read_text().replace('"to_halves"', '"skew"').replace('"halves"', '"other_halves"'))
+    (tmp_path / "p.py").write_text(
+        PLUGIN.read_text().replace('"to_halves"', '"skew"').replace('"halves"', '"other_halves"')
+    )
     assert "skew is taken" in paramcli("--plugin", tmp_path / "p.py", "registry", code=2).err

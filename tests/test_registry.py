@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from paramcli.chain import parse_chain
-from paramcli.show.tables import registry_card
 from paramcli.maths.base import Constraint, Parametrization
 from paramcli.registry import _FAMILIES, CONSTRAINTS, MEASURES, PARAMETRIZATIONS, parse_constraint, target_class
+from paramcli.show.tables import registry_card
 
 
 @pytest.mark.parametrize("entry", PARAMETRIZATIONS.values(), ids=lambda e: e.name)
@@ -44,13 +44,17 @@ def test_no_family_takes_a_name_of_another():
 
 
 def test_complex_maps_have_complex_sets():
-    """What takes complex tensors maps between sets that complex tensors can lie in, or its values could not be verified."""
+    """What takes complex tensors maps between sets that complex tensors can lie in, or its values could not be
+    verified.
+    """
     for entry in PARAMETRIZATIONS.values():
         for chain in () if entry.same_as else entry.examples or (entry.name,):
             for link in parse_chain(chain).links:
                 sets = [CONSTRAINTS[spec.partition(":")[0]] for spec in (link.domain, link.image)]
                 assert link.real or link.complex
                 assert not link.complex or all(one.complex for one in sets), chain
+
+
 def test_another_name_is_the_same_entry():
     """An entry under another name has the class, the arguments, the maps and the law of the one it names."""
     twins = [entry for entry in PARAMETRIZATIONS.values() if entry.same_as]

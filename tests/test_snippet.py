@@ -9,7 +9,9 @@ import paramcli as api
 
 def model() -> nn.Module:
     torch.manual_seed(0)
-    return nn.ModuleDict({"fc": nn.Linear(8, 8), "out": nn.Linear(8, 3), "conv": nn.Conv1d(4, 6, 3), "rnn": nn.LSTMCell(4, 8)})
+    return nn.ModuleDict(
+        {"fc": nn.Linear(8, 8), "out": nn.Linear(8, 3), "conv": nn.Conv1d(4, 6, 3), "rnn": nn.LSTMCell(4, 8)}
+    )
 
 
 EDITS = [

@@ -77,7 +77,9 @@ def test_types_follow_the_chain():
     assert parse_chain("orthogonal:map=cayley").constraint == "orthogonal"
 
 
-@pytest.mark.parametrize("text", ["skew,cayley", "weight_norm:dim=none", "orthogonal:map=householder:triv=false", "prune_random:amount=3"])
+@pytest.mark.parametrize(
+    "text", ["skew,cayley", "weight_norm:dim=none", "orthogonal:map=householder:triv=false", "prune_random:amount=3"]
+)
 def test_canonical_text_reads_back(text):
     """str(chain) is the spec it was parsed from, arguments in the table's order."""
     assert str(parse_chain(text)) == text

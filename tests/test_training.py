@@ -45,7 +45,17 @@ CHAINS = [
 def test_a_real_model_trains_under_a_chain_and_ships_plain(tensor, chain, view, fixtures, tmp_path, paramcli):
     """Disk -> load -> 50 optimizer steps -> save -> verify -> bake: a plain model gives the trained one's outputs."""
     start = fixtures / "silero_vad_16k.safetensors"
-    paramcli("add", start, "-t", tensor, "--chain", chain, *(["--view", view] if view else []), "-o", tmp_path / "p.safetensors")
+    paramcli(
+        "add",
+        start,
+        "-t",
+        tensor,
+        "--chain",
+        chain,
+        *(["--view", view] if view else []),
+        "-o",
+        tmp_path / "p.safetensors",
+    )
     model = api.load(Voice(), tmp_path / "p.safetensors")
     torch.manual_seed(0)
     sound, wanted = 0.1 * torch.randn(4, 2048), torch.arange(4) % 2 * 1.0

@@ -17,14 +17,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from paramcli.fitting import torch_module as hosting
-from paramcli.fitting import measure
 from paramcli.chain import Chain, parse_chain
 from paramcli.errors import ParamcliError
-from paramcli.maths.base import compute_dtype, eps, wide
-from paramcli.registry import PARAMETRIZATIONS, constraint
+from paramcli.fitting import measure
+from paramcli.fitting import torch_module as hosting
 from paramcli.fitting.fit import fit
 from paramcli.fitting.originals import evaluate
+from paramcli.maths.base import compute_dtype, eps, wide
+from paramcli.registry import PARAMETRIZATIONS, constraint
 from paramcli.view import IDENTITY
 
 from .maths.members import WORST, members, normal, rotation, rows_of, specs
@@ -83,7 +83,9 @@ def chains_into(spec: str, n: int) -> Iterator[str]:
 
 
 def originals(chain: Chain, n: int, dtype: torch.dtype, scale: float, seed: int) -> dict[str, Tensor]:
-    """What a file could hold for the chain: random originals, orthogonal bases, signs and constants as registration makes them."""
+    """What a file could hold for the chain: random originals, orthogonal bases, signs and constants as registration
+    makes them.
+    """
     state = {}
     for index, (role, like) in enumerate(hosting.outline(chain, (n, n), dtype, IDENTITY).items()):
         kind = role.rpartition(".")[2]
@@ -99,7 +101,14 @@ def originals(chain: Chain, n: int, dtype: torch.dtype, scale: float, seed: int)
         elif kind == "alpha":
             state[role] = torch.full((), 0.5, dtype=dtype)
         else:
-            made = torch.full(like.shape, 0.377 * scale, dtype=torch.float64) if seed < 0 else scale * torch.randn(like.shape, generator=torch.Generator().manual_seed(100 * max(seed, 0) + index), dtype=torch.float64)
+            made = (
+                torch.full(like.shape, 0.377 * scale, dtype=torch.float64)
+                if seed < 0
+                else scale
+                * torch.randn(
+                    like.shape, generator=torch.Generator().manual_seed(100 * max(seed, 0) + index), dtype=torch.float64
+                )
+            )
             state[role] = made.to(like.dtype)
     if chain.links[-1].arguments.get("map") == "householder":
         # Reflectors come with signs on the diagonal.
@@ -131,14 +140,21 @@ def values(spec: str, n: int, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]
         yield spec, W
     for text in chains_into(spec, n):
         chain = parse_chain(text)
-        # What u and v of nothing in particular leave is no value of the set; equal entries have no deviation, less their mean
-        # are rounding, and make errors of singular values that line up, which no product of them forgives.
-        # Numbers of few digits less their mean are all rounded one way: originals of half types sum to c where they were made to.
-        given = "spectral_norm" in spec or spec.startswith("sum_to") and eps(dtype) > eps(torch.float32)
+        # What u and v of nothing in particular leave is no value of the set; equal entries have no deviation, less
+        # their mean are rounding, and make errors of singular values that line up, which no product of them forgives.
+        # Numbers of few digits less their mean are all rounded one way: originals of half types sum to c where they
+        # were made to.
+        given = "spectral_norm" in spec or (spec.startswith("sum_to") and eps(dtype) > eps(torch.float32))
         scales = () if given else ANGLES if "orthogonal" in spec else SCALES
         for scale in scales:
-            for seed in range(-1 if scale == 1.0 and not spec.startswith(("standardized", "sum_to", "special_linear")) else 0, _seeds(n)):  # -1: all entries are equal
-                yield chain.constraint, evaluate(chain, IDENTITY, (n, n), originals(chain, n, dtype, scale / n**0.5, seed), dtype)
+            for seed in range(
+                -1 if scale == 1.0 and not spec.startswith(("standardized", "sum_to", "special_linear")) else 0,
+                _seeds(n),
+            ):  # -1: all entries are equal
+                yield (
+                    chain.constraint,
+                    evaluate(chain, IDENTITY, (n, n), originals(chain, n, dtype, scale / n**0.5, seed), dtype),
+                )
         for seed in range(min(_seeds(n), 3) if n <= 512 or spec in TORCHS else 0):
             try:
                 yield chain.constraint, fit(normal(n, n, seed).to(dtype), chain, IDENTITY).value
@@ -183,7 +199,9 @@ def table(found: Iterable[Line]) -> str:
         unit = eps(DTYPES[line.dtype])
         name = f"`{line.spec}`" + (f" {line.what}" if line.what else "")
         ratio = "exact" if line.exact else f"{line.ratio:.1f}" if line.ratio < float("inf") else "-"
-        rows.append(f"| {name} | {line.dtype} | {line.n} | {line.tolerance / unit:.3g} | {line.rounded / unit:.2g} | {line.maps / unit:.2g} | {ratio} |")
+        rows.append(
+            f"| {name} | {line.dtype} | {line.n} | {line.tolerance / unit:.3g} | {line.rounded / unit:.2g} | {line.maps / unit:.2g} | {ratio} |"
+        )
     return "\n".join(rows)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..spelling.forms import Group
 from ..checkpoint.disk.interrupts import import_torch
 from ..checkpoint.source import Source
 from ..dtypes import DTYPES, dtype_name
 from ..errors import InputRefused
+from ..spelling.forms import Group
 from ..text import number_text, shape_text
 
 # Two evaluations of one chain (another device, another thread count) differ by this many eps at most.
@@ -27,7 +27,9 @@ class Difference:
     detail: str | None = None
 
 
-def compare(a: Source, groups_a: dict[str, Group], b: Source, groups_b: dict[str, Group], tolerance: float | None, exact: bool) -> Iterator[Difference]:
+def compare(
+    a: Source, groups_a: dict[str, Group], b: Source, groups_b: dict[str, Group], tolerance: float | None, exact: bool
+) -> Iterator[Difference]:
     """Every tensor that both have, in the order of the first."""
     for name, one in groups_a.items():
         if name in groups_b:
@@ -45,7 +47,9 @@ def same_state(a: Source, one: Group, b: Source, other: Group) -> bool:
     return True
 
 
-def _compare_one(name: str, a: Source, one: Group, b: Source, other: Group, tolerance: float | None, exact: bool) -> Difference:
+def _compare_one(
+    name: str, a: Source, one: Group, b: Source, other: Group, tolerance: float | None, exact: bool
+) -> Difference:
     spelling = f"{one.form} / {other.form}" if one.form != other.form else None
     if one.shape != other.shape:
         return Difference(name, False, detail=f"shapes {shape_text(one.shape)} / {shape_text(other.shape)}")
@@ -53,18 +57,26 @@ def _compare_one(name: str, a: Source, one: Group, b: Source, other: Group, tole
     if exact and dtypes:
         return Difference(name, False, detail=dtypes)
     unknown = next((group for group in (one, other) if group.problem), None)
-    comparable = unknown is not None or (one.is_plain and other.is_plain) or (one.chain, one.view) == (other.chain, other.view)
+    comparable = (
+        unknown is not None or (one.is_plain and other.is_plain) or (one.chain, one.view) == (other.chain, other.view)
+    )
     if not dtypes and comparable and same_state(a, one, b, other):
         return Difference(name, True, 0.0, 0.0, "compared as stored" if unknown else spelling)
     if unknown is not None:
         # Other originals may still give the same weight: only the chain could tell.
-        raise InputRefused(f"{name}: the stored tensors differ, and their weight is not known: {unknown.problem}", hint="leave it out with -t", tensor=name)
+        raise InputRefused(
+            f"{name}: the stored tensors differ, and their weight is not known: {unknown.problem}",
+            hint="leave it out with -t",
+            tensor=name,
+        )
     if not all(DTYPES[g.dtype].kind in ("float", "half", "complex") for g in (one, other)):
         return Difference(name, False, detail=dtypes or f"{dtype_name(one.dtype)} tensors with different bytes")
     return _distance(name, a, one, b, other, tolerance, exact, dtypes or spelling)
 
 
-def _distance(name: str, a: Source, one: Group, b: Source, other: Group, tolerance: float | None, exact: bool, detail: str | None) -> Difference:
+def _distance(
+    name: str, a: Source, one: Group, b: Source, other: Group, tolerance: float | None, exact: bool, detail: str | None
+) -> Difference:
     import_torch()
     import torch
 
@@ -78,20 +90,28 @@ def _distance(name: str, a: Source, one: Group, b: Source, other: Group, toleran
         x, y = x.to(wide), y.to(wide)
         if not bool(torch.equal(torch.isnan(x), torch.isnan(y))):
             return Difference(name, False, detail="NaN in different places")
-        same_infinite = torch.where(torch.isfinite(x) | torch.isfinite(y), torch.zeros_like(x), torch.ones_like(x)).abs() * (x == y)
+        same_infinite = torch.where(
+            torch.isfinite(x) | torch.isfinite(y), torch.zeros_like(x), torch.ones_like(x)
+        ).abs() * (x == y)
         gap = torch.where((x == y) | torch.isnan(x) | (same_infinite > 0), torch.zeros_like(x), x - y)
         largest = gap.abs().max().item() if gap.numel() else 0.0
         size = torch.linalg.vector_norm(torch.where(torch.isfinite(x), x, torch.zeros_like(x))).item()
         distance = torch.linalg.vector_norm(gap).item()
     relative = 0.0 if distance == 0 else distance / size if size else float("inf")
     if exact:
-        bits = "the same numbers in other bits (the sign of a zero, a NaN's payload)" if distance == 0 and not same_bits else None
+        bits = (
+            "the same numbers in other bits (the sign of a zero, a NaN's payload)"
+            if distance == 0 and not same_bits
+            else None
+        )
         return Difference(name, same_bits, largest, relative, bits or detail)
     limit = tolerance if tolerance is not None else DEFAULT_EPS * eps
     return Difference(name, relative <= limit, largest, relative, detail)
 
 
-def advice(groups_a: dict[str, Group], groups_b: dict[str, Group], only_a: list[str], only_b: list[str], equal: bool) -> str | None:
+def advice(
+    groups_a: dict[str, Group], groups_b: dict[str, Group], only_a: list[str], only_b: list[str], equal: bool
+) -> str | None:
     """The next thing to type where the difference is one of spelling or of a wrapper's prefix."""
     shared = [name for name in groups_a if name in groups_b]
     forms = {(groups_a[n].form, groups_b[n].form) for n in shared if groups_a[n].form != groups_b[n].form}

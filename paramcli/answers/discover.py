@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..fitting import measure
-from ..spelling.forms import Group
 from ..checkpoint.source import Source
 from ..dtypes import DTYPES, dtype_name
 from ..errors import InputRefused, error_context
+from ..fitting import measure
+from ..fitting.evaluate import effective
 from ..maths.base import Check, eps, wide
 from ..registry import CONSTRAINTS, spec_of, target_class, within
-from ..fitting.evaluate import effective
+from ..spelling.forms import Group
 from ..view import IDENTITY, View
 
 # A residual below this is worth telling of, though rounding does not explain it.
@@ -41,7 +41,9 @@ def findings(
     progress: Callable[[int], None] = lambda nbytes: None,
     view: View | None = None,
 ) -> tuple[list[Finding], list[tuple[str, str]]]:
-    """(one Finding for each floating tensor, tensors that could not be looked at with the reason); `view`: as it shows them alone."""
+    """(one Finding for each floating tensor, tensors that could not be looked at with the reason); `view`: as it shows
+    them alone.
+    """
     found, skipped, seen = [], [], {}
     for group in groups:
         progress(group.nbytes)
@@ -83,7 +85,17 @@ _IMPLIED = {
     "banded": {"sparse", "nm"},
     "block_diagonal": {"sparse", "nm"},
     "circulant": {"toeplitz"},
-    "constant": {"symmetric", "low_rank", "levels", "toeplitz", "circulant", "centered", "kronecker", "psd", "increasing"},
+    "constant": {
+        "symmetric",
+        "low_rank",
+        "levels",
+        "toeplitz",
+        "circulant",
+        "centered",
+        "kronecker",
+        "psd",
+        "increasing",
+    },
 }
 
 

@@ -19,35 +19,41 @@ def snippet(groups: Iterable[Group], path: Path, root: Sequence[str] = ()) -> st
 
     `root`: the keys that lead to the state dict in a torch file.
     """
-    levels = "".join(f"[{ascii(key)}]" for key in root)
+    levels = "".join(f"[{key!a}]" for key in root)
     parametrized = [group for group in groups if not group.is_plain]
     calls = [_call(group) for group in parametrized]
     lines = ["import paramcli"] if any("paramcli." in call for call in calls) else []
     lines += ["from safetensors.torch import load_file"] if path.suffix == ".safetensors" else ["import torch"]
-    lines += ["from torch.nn.utils import parametrizations"] if any("parametrizations." in call for call in calls) else []
+    lines += (
+        ["from torch.nn.utils import parametrizations"] if any("parametrizations." in call for call in calls) else []
+    )
     lines += ["", "", "def parametrize(model):"]
     lines += [f"    {call}" for call in calls] or ["    pass  # no tensor is parametrized"]
     lines += ["    return model", "", ""]
     if all(group.form == PARAMETRIZED for group in parametrized) and path.is_file():
-        read = f"load_file({ascii(str(path))})" if path.suffix == ".safetensors" else f"torch.load({ascii(str(path))}, weights_only=True){levels}"
+        read = (
+            f"load_file({str(path)!a})"
+            if path.suffix == ".safetensors"
+            else f"torch.load({str(path)!a}, weights_only=True){levels}"
+        )
         lines += ["model = parametrize(model)", f"model.load_state_dict({read}, strict=True)"]
     else:
         # Older spellings, shards: paramcli.load registers what it reads, so the function above only shows it.
         lines = ["import paramcli", *(line for line in lines if line != "import paramcli" and "load_file" not in line)]
-        lines += [f"model = paramcli.load(model, {ascii(str(path))})  # registers the same, and reads every spelling"]
+        lines += [f"model = paramcli.load(model, {str(path)!a})  # registers the same, and reads every spelling"]
     return "\n".join(lines)
 
 
 def _call(group: Group) -> str:
     module, _, name = group.tensor.rpartition(".")
-    holder = f"model.get_submodule({ascii(module)})" if module else "model"
+    holder = f"model.get_submodule({module!a})" if module else "model"
     chain = parse_chain(group.chain)
     stock = None if parse_view(group.view).text else _stock(chain)
     if stock is not None:
         function, arguments = stock
-        return f"parametrizations.{function}({holder}, {ascii(name)}{arguments})"
-    view = f", {ascii(group.view)}" if group.view else ""
-    return f'paramcli.register({holder}, {ascii(name)}, {ascii(str(chain))}{view}, init="raw")'
+        return f"parametrizations.{function}({holder}, {name!a}{arguments})"
+    view = f", {group.view!a}" if group.view else ""
+    return f'paramcli.register({holder}, {name!a}, {str(chain)!a}{view}, init="raw")'
 
 
 def _stock(chain: Chain) -> tuple[str, str] | None:
@@ -61,6 +67,6 @@ def _stock(chain: Chain) -> tuple[str, str] | None:
         steps = f", n_power_iterations={arguments['n_power_iterations']}" if "n_power_iterations" in arguments else ""
         return name, f"{steps}, dim={arguments.get('dim', 0)}"
     if name == "orthogonal":
-        kind = f", orthogonal_map={ascii(arguments['map'])}" if "map" in arguments else ""
+        kind = f", orthogonal_map={arguments['map']!a}" if "map" in arguments else ""
         return name, f"{kind}, use_trivialization=False" if arguments.get("triv") is False else kind
     return None

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..fitting import measure
-from ..spelling.forms import Group
 from ..checkpoint.source import Source
 from ..dtypes import DTYPES, dtype_name
 from ..errors import InputRefused, error_context
-from ..maths.base import wide
+from ..fitting import measure
 from ..fitting.evaluate import read_state, settle, weight_of
+from ..maths.base import wide
+from ..spelling.forms import Group
 from ..text import shape_text
 from ..view import parse_view
 
@@ -77,18 +77,35 @@ def spectra(source: Source, group: Group, view: str | None = None, device: str =
         if DTYPES[group.dtype].kind not in ("float", "half", "complex"):
             raise InputRefused(f"{dtype_name(group.dtype)} tensors have no spectrum here")
         if len(group.shape) < 2 or not all(group.shape):
-            raise InputRefused(f"a spectrum needs a matrix; this one is {shape_text(group.shape)}", hint="-t '*.weight' picks what usually has one")
+            raise InputRefused(
+                f"a spectrum needs a matrix; this one is {shape_text(group.shape)}",
+                hint="-t '*.weight' picks what usually has one",
+            )
         state = read_state(source, group, device)
         chain, seen = (None, parse_view(group.view)) if group.is_plain else settle(group, state)
         stages = []
         if chain is not None:
-            stages += [(role, state[role]) for role in ("original", "original1") if role in state and tuple(state[role].shape) == group.shape]
+            stages += [
+                (role, state[role])
+                for role in ("original", "original1")
+                if role in state and tuple(state[role].shape) == group.shape
+            ]
         stages.append(("value", state["value"] if group.is_plain else weight_of(group, state, chain, seen)))
         seen = parse_view(view) if view is not None else seen
         shown = [(of, _matrices(seen.into(W))) for of, W in stages]
         # Block by block, so that before stands beside after.
-        matrices = tuple(spectrum for parts in zip(*(_spectra_of(of, batch) for of, batch in shown)) for spectrum in parts)
-        return Spectra(group.tensor, group.form, str(chain) if chain else group.chain, seen.text, group.shape, dtype_name(group.dtype), matrices)
+        matrices = tuple(
+            spectrum for parts in zip(*(_spectra_of(of, batch) for of, batch in shown)) for spectrum in parts
+        )
+        return Spectra(
+            group.tensor,
+            group.form,
+            str(chain) if chain else group.chain,
+            seen.text,
+            group.shape,
+            dtype_name(group.dtype),
+            matrices,
+        )
 
 
 def of_weight(tensor: str, form: str, chain: str | None, view: str | None, W: Tensor) -> Spectra:
@@ -109,7 +126,13 @@ def _spectra_of(of: str, batch: Tensor) -> list[Spectrum]:
     eigen = torch.linalg.eigvals(batch).cpu() if rows == columns else None
     places = [[i] for i in range(count)] if count <= MAX_MATRICES else [list(range(count))]
     return [
-        _one(of, place[0] if 1 < count <= MAX_MATRICES else None, (rows, columns), singular[place], None if eigen is None else eigen[place])
+        _one(
+            of,
+            place[0] if 1 < count <= MAX_MATRICES else None,
+            (rows, columns),
+            singular[place],
+            None if eigen is None else eigen[place],
+        )
         for place in places
     ]
 
@@ -119,7 +142,16 @@ def _one(of: str, block: int | None, shape: tuple[int, int], singular: Tensor, e
     condition = torch.where(smallest > 0, largest / smallest, torch.full_like(largest, math.inf)).max().item()
     rank = torch.where(largest > 0, (singular**2).sum(-1) / largest**2, torch.zeros_like(largest)).mean().item()
     values = tuple(sorted(singular.flatten().tolist(), reverse=True))
-    return Spectrum(of, block, len(singular), shape, values, None if eigen is None else tuple(eigen.flatten().tolist()), condition, rank)
+    return Spectrum(
+        of,
+        block,
+        len(singular),
+        shape,
+        values,
+        None if eigen is None else tuple(eigen.flatten().tolist()),
+        condition,
+        rank,
+    )
 
 
 def choose_groups(groups: Sequence[Group], named: bool) -> list[Group]:

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..fitting import torch_module as hosting
-from ..fitting import measure
 from ..chain import Chain
-from ..spelling.forms import Group
 from ..checkpoint.source import Source
 from ..errors import InputRefused, error_context
-from ..maths.base import Check, Parametrization, compute_dtype, wide
-from ..registry import CONSTRAINTS, parse_constraint, target_class
+from ..fitting import measure
+from ..fitting import torch_module as hosting
 from ..fitting.claims import claim_check
 from ..fitting.evaluate import complete, read_state, require_chain, settle, weight_of
 from ..fitting.originals import widened
+from ..maths.base import Check, Parametrization, compute_dtype, wide
+from ..registry import CONSTRAINTS, parse_constraint, target_class
+from ..spelling.forms import Group
 from ..text import count_text, listing
 from ..view import View, parse_view
 
@@ -74,17 +74,27 @@ def verify_group(
             checks = unless_finite(value) if wanted is None else [measure.check(wanted, value, seen_through, tolerance)]
             return Verdict(group, group.chain, seen_through.text, tuple(checks))
         whole = complete(group, state, chain)
-        if "value" in state:  # the oldest spectral norm has no v: the one that is solved for has no length to be held to
+        if (
+            "value" in state
+        ):  # the oldest spectral norm has no v: the one that is solved for has no length to be held to
             whole["0._v"] = torch.nn.functional.normalize(whole["0._v"], dim=0)
         checks = measure_parts(chain, seen_through, value, whole, wanted, tolerance, compute, own=constraint is None)
         return Verdict(group, str(chain), seen_through.text, tuple(checks))
 
 
 def measure_parts(
-    chain: Chain, view: View, value: Tensor, state: Mapping[str, Tensor], constraint: str | None = None, tolerance: float | None = None,
-    compute: str = "same", own: bool = True,
-) -> list[Check]:  # fmt: skip
-    """The constraint (default: the chain's) on the value, and what each link promises about its own tensors (`state`, by role)."""
+    chain: Chain,
+    view: View,
+    value: Tensor,
+    state: Mapping[str, Tensor],
+    constraint: str | None = None,
+    tolerance: float | None = None,
+    compute: str = "same",
+    own: bool = True,
+) -> list[Check]:
+    """The constraint (default: the chain's) on the value, and what each link promises about its own tensors (`state`,
+    by role).
+    """
     wanted = constraint or chain.constraint
     checks = []
     if wanted is not None and own and tolerance is None:
@@ -121,7 +131,11 @@ def _own_checks(chain: Chain, view: View, value: Tensor, state: Mapping[str, Ten
 
 def require_claims(groups: Sequence[Group], path: object, found: Sequence[Verdict] | None = None) -> None:
     """Raise InputRefused where none of the tensors makes a claim: by what headers tell, or by the verdicts found."""
-    claims = any(verifiable(group) or group.problem for group in groups) if found is None else any(verdict.checks for verdict in found)
+    claims = (
+        any(verifiable(group) or group.problem for group in groups)
+        if found is None
+        else any(verdict.checks for verdict in found)
+    )
     if not claims:
         raise InputRefused(
             f"nothing to verify: {listing([group.tensor for group in groups], 4)} {'makes' if len(groups) == 1 else 'make'} no claim",
@@ -131,8 +145,9 @@ def require_claims(groups: Sequence[Group], path: object, found: Sequence[Verdic
 
 
 def summary(verdicts: Sequence[Verdict], where: str = "", unread: Sequence[str] = (), others: int = 0) -> str:
-    """One line: what is proved of how many tensors, and which are not among them. `where`: " in FILE"; `unread`: those whose
-    chain is not known; `others`: how many were not looked at, as they claim nothing."""
+    """One line: what is proved of how many tensors, and which are not among them. `where`: " in FILE"; `unread`: those
+    whose chain is not known; `others`: how many were not looked at, as they claim nothing.
+    """
     claims, rest = [v for v in verdicts if v.checks], [v.tensor for v in verdicts if not v.checks]
     sets = [v for v in claims if any(check.constraint.partition(":")[0] in CONSTRAINTS for check in v.checks)]
     failed = sum(not v.ok for v in claims)

@@ -9,8 +9,17 @@ from ..spec import Argument, Value, value_text
 from .entry import ConstraintEntry, Entry, Shape, Stored, based, itself, masked
 from .measures import MASK, NORM, UNIT_U_V
 
-AMOUNT = Argument("amount", "amount", "share of the entries to drop (0.3), or their number (300)", required=True, minimum=0)
-DIM = Argument("dim", "int", "the dimension in front when the tensor is flattened to a matrix (outputs)", 0, minimum=-64, maximum=63)
+AMOUNT = Argument(
+    "amount", "amount", "share of the entries to drop (0.3), or their number (300)", required=True, minimum=0
+)
+DIM = Argument(
+    "dim",
+    "int",
+    "the dimension in front when the tensor is flattened to a matrix (outputs)",
+    0,
+    minimum=-64,
+    maximum=63,
+)
 TUTORIAL = "PyTorch's Parametrizations Tutorial"
 
 
@@ -25,7 +34,9 @@ def _orthogonal_stores(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
 
 def _weight_norm_stores(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
     dim = arguments.get("dim", 0)
-    lengths = () if dim in (None, -1) else tuple(size if axis == dim % len(shape) else 1 for axis, size in enumerate(shape))
+    lengths = (
+        () if dim in (None, -1) else tuple(size if axis == dim % len(shape) else 1 for axis, size in enumerate(shape))
+    )
     return {"original0": (None, lengths), "original1": (None, shape)}
 
 
@@ -65,7 +76,11 @@ CONSTRAINTS = (
         residual="row of A - A^T / row of A, the largest; what lambda_min / max |lambda| lacks of what rounding may leave of a zero, and of least",
     ),
     ConstraintEntry(
-        "positive_determinant", "det A > 0", "exponential:PositiveDeterminant", ("invertible",), residual="1 where det A <= 0"
+        "positive_determinant",
+        "det A > 0",
+        "exponential:PositiveDeterminant",
+        ("invertible",),
+        residual="1 where det A <= 0",
     ),
     ConstraintEntry(
         "unit_spectral_norm",
@@ -73,7 +88,14 @@ CONSTRAINTS = (
         "norm:UnitSpectralNorm",
         arguments=(
             DIM,
-            Argument("within", "float", "how far from 1 it may be: what u and v had left of it when the weight was baked", 0.0, minimum=0, maximum=1),
+            Argument(
+                "within",
+                "float",
+                "how far from 1 it may be: what u and v had left of it when the weight was baked",
+                0.0,
+                minimum=0,
+                maximum=1,
+            ),
         ),
         residual="max(sigma_max - 1 - within, 1 - sigma_max, 0)",
         examples=("unit_spectral_norm", "unit_spectral_norm:dim=1", "unit_spectral_norm:within=0.03"),
@@ -157,9 +179,9 @@ PARAMETRIZATIONS = (
         (
             (
                 "any",
-                lambda a: "special_orthogonal"
-                if not a.get("triv", True) and a.get("map") != "householder"
-                else "orthogonal",
+                lambda a: (
+                    "special_orthogonal" if not a.get("triv", True) and a.get("map") != "householder" else "orthogonal"
+                ),
             ),
         ),
         "base = the weight, X = -I; householder also without base; exp and cayley without base if square",
@@ -198,7 +220,16 @@ PARAMETRIZATIONS = (
         "(||W||, W); a zero slice has none",
         "torch.nn.utils.parametrizations.weight_norm; Salimans and Kingma 2016, arXiv:1602.07868",
         "norm:WeightNorm",
-        (Argument("dim", "dim", "the dimension that keeps its own length; none: the whole tensor", 0, minimum=-64, maximum=63),),
+        (
+            Argument(
+                "dim",
+                "dim",
+                "the dimension that keeps its own length; none: the whole tensor",
+                0,
+                minimum=-64,
+                maximum=63,
+            ),
+        ),
         cost="one pass",
         originals=2,
         spelt=("dim",),
@@ -271,7 +302,13 @@ PARAMETRIZATIONS = (
         "mask:PruneL1",
         (
             AMOUNT,
-            Argument("scope", "choice", "of each tensor, or of all that `add` names together", "tensor", choices=("tensor", "global")),
+            Argument(
+                "scope",
+                "choice",
+                "of each tensor, or of all that `add` names together",
+                "tensor",
+                choices=("tensor", "global"),
+            ),
         ),
         cost="one sort",
         verifies=str(MASK),

@@ -72,7 +72,9 @@ PARAMETRIZATIONS = (
         "torch.distributions.transforms",
         "elementwise:ToPositive",
         (
-            Argument("f", "choice", "softplus is log(1 + exp(x))", "softplus", choices=("softplus", "exp", "square", "abs")),
+            Argument(
+                "f", "choice", "softplus is log(1 + exp(x))", "softplus", choices=("softplus", "exp", "square", "abs")
+            ),
             FLOOR,
         ),
         cost="one pass",

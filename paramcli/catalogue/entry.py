@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from ..spec import Argument, Value, value_text
 
-
 Shape = tuple[int, ...]
 # Role -> (dtype code, or None for the weight's own; shape): what a parametrization stores for a weight.
 Stored = dict[str, tuple[str | None, Shape]]
@@ -31,7 +30,9 @@ def based(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
 
 @dataclass(frozen=True)
 class MeasureEntry:
-    """What is measured of a parametrization's own tensors, by the name that verify shows; no set, and no claim once it is baked."""
+    """What is measured of a parametrization's own tensors, by the name that verify shows; no set, and no claim once it
+    is baked.
+    """
 
     name: str
     summary: str
@@ -91,8 +92,9 @@ class Entry:
     reshapes: bool = False
     # What verify measures of its tensors beside the image's residual, by the name that its table shows.
     verifies: str = ""
-    # What it stores, by shape alone: a hint by which copying begins before the maths is there, so a wrong one of a plug-in
-    # costs time and nothing else. The built-in ones also tell a shard that has half a tensor. None: only the class can tell.
+    # What it stores, by shape alone: a hint by which copying begins before the maths is there, so a wrong one of a
+    # plug-in costs time and nothing else. The built-in ones also tell a shard that has half a tensor. None: only the
+    # class can tell.
     stores: Callable[[Shape, Mapping[str, Value]], Stored] | None = itself
     # Arguments that are always written in a chain's text, given or not.
     spelt: tuple[str, ...] = ()
@@ -102,12 +104,13 @@ class Entry:
     examples: tuple[str, ...] = ()
     # The spelling from before parametrize that holds the same tensors, where there was one.
     old_form: str | None = None
-    # The maths has a complex form; the others refuse complex tensors. A function of the domain and the arguments
-    # where only some modes have one: exp of a complex skew-symmetric matrix is no rotation, of a skew-Hermitian one it is.
+    # The maths has a complex form; the others refuse complex tensors. A function of the domain and the arguments where
+    # only some modes have one: exp of a complex skew-symmetric matrix is no rotation, of a skew-Hermitian one it is.
     complex: bool | Callable[[str, Mapping[str, Value]], bool] = False
     # The chain to take where this one's square bases would be far larger than the weight; {rank} is its own argument.
     compact: str | None = None
-    # The argument of its image that says how far beyond rounding a value may be: data decide it at a bake, and the record keeps it.
+    # The argument of its image that says how far beyond rounding a value may be: data decide it at a bake, and the
+    # record keeps it.
     keeps: str = ""
     # Another name for this entry: same class, same maps. The laws and literals of that entry are its own.
     same_as: str | None = None

@@ -10,7 +10,9 @@ from .entry import ConstraintEntry, Entry, based
 from .measures import ALPHA
 
 TRIV = Argument("triv", "choice", "from skew-symmetric to rotations", "expm", choices=("expm", "cayley"))
-RANK = Argument("rank", "int", "number of singular values that may differ from 0", required=True, minimum=1, maximum=1_000_000)
+RANK = Argument(
+    "rank", "int", "number of singular values that may differ from 0", required=True, minimum=1, maximum=1_000_000
+)
 LEAST = Argument("least", "float", "the smallest value that counts as above 0", 0.0, minimum=0, maximum=1)
 LAM = Argument("lam", "float", "how far a singular value may be from 1", 0.1, minimum=0, maximum=1)
 RADIUS = Argument("radius", "float", "the length of each vector", 1.0, minimum=1e-6, maximum=1e6)
@@ -21,7 +23,9 @@ FRAMES = "f(A) = exp(A), or (I - A/2)^-1 (I + A/2) for triv=cayley"
 
 
 def _alpha(default: float) -> Argument:
-    return Argument("alpha", "float", "the decay rate: eigenvalues have real part <= -alpha", default, minimum=0, maximum=1e6)
+    return Argument(
+        "alpha", "float", "the decay rate: eigenvalues have real part <= -alpha", default, minimum=0, maximum=1e6
+    )
 
 
 def _rank(set_name: str, more: str = ""):
@@ -192,7 +196,11 @@ PARAMETRIZATIONS = (
             TRIV,
         ),
         cost="as low_rank",
-        examples=("almost_orthogonal:lam=0.3", "almost_orthogonal:f=tanh", "almost_orthogonal:f=scaled_sigmoid:lam=0.5"),
+        examples=(
+            "almost_orthogonal:lam=0.3",
+            "almost_orthogonal:f=tanh",
+            "almost_orthogonal:f=scaled_sigmoid:lam=0.5",
+        ),
         stores=None,
     ),
     Entry(

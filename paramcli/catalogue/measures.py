@@ -1,4 +1,6 @@
-"""What verify measures of a parametrization's own tensors, beside the set its values lie in: the names that its table shows."""
+"""What verify measures of a parametrization's own tensors, beside the set its values lie in: the names that its table
+shows.
+"""
 
 from __future__ import annotations
 
@@ -85,4 +87,7 @@ ALPHA = MeasureEntry(
     "the eigenvalues themselves: the set hurwitz measures them",
 )
 
-MEASURES = {entry.name: entry for entry in (UNIT_U_V, SIGMA, NORM, MASK, CHANGE_OF_RANK, NORMS, GRAM_KEPT, GRID, ORTHONORMAL_U_V, ALPHA)}
+MEASURES = {
+    entry.name: entry
+    for entry in (UNIT_U_V, SIGMA, NORM, MASK, CHANGE_OF_RANK, NORMS, GRAM_KEPT, GRID, ORTHONORMAL_U_V, ALPHA)
+}

@@ -9,8 +9,17 @@ from .measures import SIGMA, UNIT_U_V
 
 # repr of a larger float has a + in its exponent, which no spec has.
 LARGEST = 1e6
-ALONG = Argument("dim", "dim", "the dimension each vector runs along (-1: rows); none: the whole tensor", -1, minimum=-64, maximum=63)
-KEPT = Argument("dim", "int", "the dimension whose slices (outputs) are taken one by one, as in weight_norm", 0, minimum=-64, maximum=63)
+ALONG = Argument(
+    "dim", "dim", "the dimension each vector runs along (-1: rows); none: the whole tensor", -1, minimum=-64, maximum=63
+)
+KEPT = Argument(
+    "dim",
+    "int",
+    "the dimension whose slices (outputs) are taken one by one, as in weight_norm",
+    0,
+    minimum=-64,
+    maximum=63,
+)
 R = Argument("r", "float", "the norm", 1.0, minimum=1e-6, maximum=LARGEST)
 C = Argument("c", "float", "the bound", 1.0, minimum=1e-6, maximum=LARGEST)
 SUM = Argument("c", "float", "the sum", 0.0, minimum=-LARGEST, maximum=LARGEST)
@@ -255,7 +264,9 @@ PARAMETRIZATIONS = (
         "spectral:SpectralReparam",
         (
             Argument("alpha", "float", "the least spectral norm (RADIO: 0.05)", 0.05, minimum=0, maximum=LARGEST),
-            Argument("eps", "float", "added to sigma (RADIO: 1e-6, or 1e-12 where configured)", 1e-6, minimum=0, maximum=1),
+            Argument(
+                "eps", "float", "added to sigma (RADIO: 1e-6, or 1e-12 where configured)", 1e-6, minimum=0, maximum=1
+            ),
         ),
         cost="a matrix-vector product; the inverse one SVD",
         stores=None,

@@ -6,8 +6,12 @@ from ..spec import Argument
 from .entry import ConstraintEntry, Entry
 from .measures import GRID
 
-SLICES = Argument("dim", "dim", "each slice along it has its own scale; none: the whole tensor", None, minimum=-64, maximum=63)
-FORMAT = Argument("format", "choice", "4 bits of exponent and 3 of mantissa, or 5 and 2", "e4m3", choices=("e4m3", "e5m2"))
+SLICES = Argument(
+    "dim", "dim", "each slice along it has its own scale; none: the whole tensor", None, minimum=-64, maximum=63
+)
+FORMAT = Argument(
+    "format", "choice", "4 bits of exponent and 3 of mantissa, or 5 and 2", "e4m3", choices=("e4m3", "e5m2")
+)
 
 
 def _slices(arguments: dict) -> str:

@@ -6,7 +6,9 @@ from ..spec import Argument, value_text
 from .entry import ConstraintEntry, Entry, masked
 from .measures import MASK
 
-SLICES = Argument("amount", "amount", "share of the slices to drop (0.3), or their number (30)", required=True, minimum=0)
+SLICES = Argument(
+    "amount", "amount", "share of the slices to drop (0.3), or their number (30)", required=True, minimum=0
+)
 DIM = Argument("dim", "int", "the dimension whose slices are dropped; 0: outputs", 0, minimum=-64, maximum=63)
 NM = (
     Argument("n", "int", "entries that stay of every m", 2, minimum=1, maximum=64),
@@ -54,7 +56,13 @@ PARAMETRIZATIONS = (
         "sparse:PruneStructured",
         (
             SLICES,
-            Argument("n", "choice", "the norm that ranks slices: L1, L2, largest entry; or drawn", "2", choices=("1", "2", "inf", "random")),
+            Argument(
+                "n",
+                "choice",
+                "the norm that ranks slices: L1, L2, largest entry; or drawn",
+                "2",
+                choices=("1", "2", "inf", "random"),
+            ),
             DIM,
         ),
         cost="one pass",

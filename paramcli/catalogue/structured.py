@@ -27,7 +27,9 @@ def _triangular_set(name: str, side: str, other: str) -> ConstraintEntry:
         name,
         f"zero {side} the diagonal; diag=unit ones on it, diag=positive positive",
         f"structured:{other}Matrices",
-        arguments=(Argument("diag", "choice", "what is asked of the diagonal", "free", choices=("free", "unit", "positive")),),
+        arguments=(
+            Argument("diag", "choice", "what is asked of the diagonal", "free", choices=("free", "unit", "positive")),
+        ),
         residual=f"||{side} the diagonal||_F / ||W||_F, + max |W_ii - 1| or the share of W_ii <= 0",
         examples=(name, f"{name}:diag=unit", f"{name}:diag=positive"),
         complex=True,

@@ -27,7 +27,8 @@ MAX_HEADER_BYTES = 100_000_000
 MAX_TENSORS = 500_000
 MAX_METADATA_KEYS = 100_000
 MAX_DIMENSIONS = 64
-# What kernels and file systems move and share whole, and the bytes of which there must be some to pad a header for them.
+# What kernels and file systems move and share whole, and the bytes of which there must be some to pad a header for
+# them.
 PAGE, WORTH_PADDING = 4096, 1 << 20
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _AGAIN = "copy or download the file again"
@@ -155,9 +156,29 @@ def _check_coverage(tensors: Mapping[str, tuple], data_size: int) -> None:
 
 # The library lays tensors out by its enumeration of dtypes from last to first, then by name.
 _ORDER = (
-    "U64", "I64", "F64", "C64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16", "F8_E5M2FNUZ", "F8_E4M3FNUZ",
-    "F8_E8M0", "F8_E4M3", "F8_E5M2", "I8", "U8", "F6_E3M2", "F6_E2M3", "F4", "BOOL",
-)  # fmt: skip
+    "U64",
+    "I64",
+    "F64",
+    "C64",
+    "F32",
+    "U32",
+    "I32",
+    "BF16",
+    "F16",
+    "U16",
+    "I16",
+    "F8_E5M2FNUZ",
+    "F8_E4M3FNUZ",
+    "F8_E8M0",
+    "F8_E4M3",
+    "F8_E5M2",
+    "I8",
+    "U8",
+    "F6_E3M2",
+    "F6_E2M3",
+    "F4",
+    "BOOL",
+)
 _RANK = {code: rank for rank, code in enumerate(_ORDER)}
 
 
@@ -212,7 +233,9 @@ def _check_slot(slot: Slot) -> None:
         raise refuse(f"is {slot.dtype} {shape_text(slot.shape)}, which does not fill whole bytes")
 
 
-def build_header(slots: Iterable[Slot], metadata: Mapping[str, str], end: int | None = None, longest: Mapping[str, str] | None = None) -> bytes:
+def build_header(
+    slots: Iterable[Slot], metadata: Mapping[str, str], end: int | None = None, longest: Mapping[str, str] | None = None
+) -> bytes:
     """Length and JSON of the header, padded to 8 bytes; with one metadata key the bytes of `safetensors.torch.save`.
 
     The library writes several keys in random order; here they are sorted. With `end`, a multiple of 8, the header is

@@ -129,7 +129,8 @@ class Source:
     tree: object = None
     # Every storage of a torch file by its key, those outside the state dict too.
     storages: dict[str, Storage] = field(default_factory=dict)
-    # (file, offset) of a storage -> the Future of its comparison, made by whoever asked first: True, or why it is refused.
+    # (file, offset) of a storage -> the Future of its comparison, made by whoever asked first: True, or why it is
+    # refused.
     _checks: dict = field(default_factory=dict, repr=False)
     _checking: list[threading.Thread] = field(default_factory=list, repr=False)
     # Each thread's stream of what is only summed up.
@@ -180,7 +181,8 @@ class Source:
             self.pass_through(storage)
 
     def pass_through(self, storage: Storage, stream: Stream | None = None) -> int | None:
-        """Send a storage's bytes along `stream`, and compare their checksum as `check_storage` does; gives the checksum.
+        """Send a storage's bytes along `stream`, and compare their checksum as `check_storage` does; gives the
+        checksum.
 
         Both in one pass, unless another thread has begun the comparison: the sum of a block that was just read, and is
         about to be written, costs no second way from memory.
@@ -305,7 +307,9 @@ class Source:
         dtype = torch_dtype(info.dtype)
         if not math.prod(shape):
             return torch.empty(shape, dtype=dtype)
-        return torch.frombuffer(self._read_block(file, offset + begin * each, nbytes_of(info.dtype, shape)), dtype=dtype).reshape(shape)
+        return torch.frombuffer(
+            self._read_block(file, offset + begin * each, nbytes_of(info.dtype, shape)), dtype=dtype
+        ).reshape(shape)
 
     def _read(self, info: TensorInfo):
         import torch

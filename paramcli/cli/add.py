@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -18,12 +18,53 @@ def attach(app: typer.Typer) -> None:
 def add(
     ckpt: o.Checkpoint,
     tensor: o.Tensors = None,
-    chain: Annotated[Optional[str], typer.Option("--chain", metavar="SPEC", help="Parametrizations in order, e.g. skew,cayley. See `paramcli registry`.", show_default=False, autocompletion=complete.chain)] = None,
+    chain: Annotated[
+        str | None,
+        typer.Option(
+            "--chain",
+            metavar="SPEC",
+            help="Parametrizations in order, e.g. skew,cayley. See `paramcli registry`.",
+            show_default=False,
+            autocompletion=complete.chain,
+        ),
+    ] = None,
     view: o.View = None,
-    init: Annotated[str, typer.Option("--init", metavar="HOW", help="project: move to the nearest point; strict: refuse if off; raw: as torch registers.", autocompletion=complete.words("project", "strict", "raw"))] = "project",
-    mask: Annotated[Optional[str], typer.Option("--mask", metavar="FILE[:NAME]", help="The mask for the chain `mask`: a tensor of that checkpoint, of the same name unless given.", show_default=False)] = None,
-    max_change: Annotated[Optional[float], typer.Option("--max-change", metavar="X", help="Refuse if a weight would move by more than this relative distance.", show_default=False)] = None,
-    spelling: Annotated[str, typer.Option("--spelling", metavar="new|old", help="old: weight_g/_v and its like, for code from before parametrize.", autocompletion=complete.words("new", "old"))] = "new",
+    init: Annotated[
+        str,
+        typer.Option(
+            "--init",
+            metavar="HOW",
+            help="project: move to the nearest point; strict: refuse if off; raw: as torch registers.",
+            autocompletion=complete.words("project", "strict", "raw"),
+        ),
+    ] = "project",
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            "--mask",
+            metavar="FILE[:NAME]",
+            help="The mask for the chain `mask`: a tensor of that checkpoint, of the same name unless given.",
+            show_default=False,
+        ),
+    ] = None,
+    max_change: Annotated[
+        float | None,
+        typer.Option(
+            "--max-change",
+            metavar="X",
+            help="Refuse if a weight would move by more than this relative distance.",
+            show_default=False,
+        ),
+    ] = None,
+    spelling: Annotated[
+        str,
+        typer.Option(
+            "--spelling",
+            metavar="new|old",
+            help="old: weight_g/_v and its like, for code from before parametrize.",
+            autocompletion=complete.words("new", "old"),
+        ),
+    ] = "new",
     seed: o.Seed = 0,
     output: o.Output = None,
     force: o.Force = False,
@@ -50,7 +91,21 @@ def add(
     from ..surgery.commands import Add
 
     edit = Add(
-        tensor=tensor, chain=chain, view=view, init=init, mask=mask, max_change=max_change, spelling=spelling, seed=seed, tied=tied,
+        tensor=tensor,
+        chain=chain,
+        view=view,
+        init=init,
+        mask=mask,
+        max_change=max_change,
+        spelling=spelling,
+        seed=seed,
+        tied=tied,
         compute_dtype=compute_dtype,
-    )  # fmt: skip
-    run_edits("add", [edit], edit.suffix, ckpt, Target(output, force, in_place, dry_run, root, device, ignore_record, as_json, quiet, check, verify))
+    )
+    run_edits(
+        "add",
+        [edit],
+        edit.suffix,
+        ckpt,
+        Target(output, force, in_place, dry_run, root, device, ignore_record, as_json, quiet, check, verify),
+    )

@@ -10,7 +10,7 @@ import sys
 import traceback
 import warnings
 from contextlib import suppress
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -55,8 +55,18 @@ def common(
     context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     no_color: Annotated[bool, typer.Option("--no-color", help="No colour (NO_COLOR works too).")] = False,
-    plugin: Annotated[Optional[list[str]], typer.Option("--plugin", metavar="FILE.py:NAME", help="Add the parametrizations of a Python file; repeatable. Installed plug-ins load by themselves.", show_default=False)] = None,
-    version: Annotated[Optional[bool], typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = None,
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--plugin",
+            metavar="FILE.py:NAME",
+            help="Add the parametrizations of a Python file; repeatable. Installed plug-ins load by themselves.",
+            show_default=False,
+        ),
+    ] = None,
+    version: Annotated[
+        bool | None, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = None,
 ) -> None:
     if context.invoked_subcommand in SHARED:
         ranks.join()
@@ -103,7 +113,9 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout.flush()  # what the parser itself has shown: help, the version
     except OutputFailed:
         pass
-    if code == 0 and (lost := getattr(sys.stdout, "lost", None)) is not None:  # of a run's processes only one has an Outlet
+    if (
+        code == 0 and (lost := getattr(sys.stdout, "lost", None)) is not None
+    ):  # of a run's processes only one has an Outlet
         code = _fail(lost, False)
     gc.freeze()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -146,7 +158,12 @@ def run(arguments: list[str]) -> int:
         if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):  # torch's own MemoryError
             return fail(_no_memory())
         if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
-            return fail(_Bug("this system lets no more threads start", hint="raise the limit (ulimit -u), or close other programs"))
+            return fail(
+                _Bug(
+                    "this system lets no more threads start",
+                    hint="raise the limit (ulimit -u), or close other programs",
+                )
+            )
         if type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(error.format_message(), color=error.ctx.color)
             return 2  # there is no mistake to name, but nothing was done either
@@ -179,7 +196,9 @@ def _dispatch(arguments: list[str]) -> int:
     if "--no-color" in arguments:  # before the parser, which shows a help or a mistake before it looks at other options
         os.environ["NO_COLOR"] = "1"
     # Commands find what was typed, before it was put in order, in their context.
-    code = typer.main.get_command(app).main(args=hoisted(arguments), obj=arguments, prog_name="paramcli", standalone_mode=False)
+    code = typer.main.get_command(app).main(
+        args=hoisted(arguments), obj=arguments, prog_name="paramcli", standalone_mode=False
+    )
     sys.stdout.flush()
     return code if isinstance(code, int) else 0
 
@@ -216,7 +235,9 @@ def _whole_message(error: ParamcliError) -> str:
 
 
 def _is_told(tensor: str, message: str) -> bool:
-    """Does the message name the tensor? One without a dot (`w`, `weight`, `inf`) can be in it as a word or a part of one."""
+    """Does the message name the tensor? One without a dot (`w`, `weight`, `inf`) can be in it as a word or a part of
+    one.
+    """
     if f"'{tensor}'" in message or re.match(rf"{re.escape(tensor)}(?![\w.]|:\w)", message):
         return True
     return "." in tensor and re.search(rf"(?<![\w.]){re.escape(tensor)}(?![\w.]*\w)", message) is not None

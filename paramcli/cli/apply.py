@@ -16,7 +16,14 @@ def attach(app: typer.Typer) -> None:
 
 
 def apply(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="TOML with [[edit]] tables, or the --json output of an editing command.", show_default=False)],
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RECIPE",
+            help="TOML with [[edit]] tables, or the --json output of an editing command.",
+            show_default=False,
+        ),
+    ],
     ckpt: o.Checkpoint,
     output: o.Output = None,
     force: o.Force = False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -18,8 +18,25 @@ def attach(app: typer.Typer) -> None:
 def assign(
     ckpt: o.Checkpoint,
     tensor: o.Tensors = None,
-    from_file: Annotated[Optional[str], typer.Option("--from", metavar="FILE[:NAME]", help="Take the effective weight of that checkpoint; same name unless given.", show_default=False)] = None,
-    with_init: Annotated[Optional[str], typer.Option("--with", metavar="INIT", help="A torch.nn.init name: orthogonal, xavier_uniform, ...", show_default=False, autocompletion=complete.initialisers)] = None,
+    from_file: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="FILE[:NAME]",
+            help="Take the effective weight of that checkpoint; same name unless given.",
+            show_default=False,
+        ),
+    ] = None,
+    with_init: Annotated[
+        str | None,
+        typer.Option(
+            "--with",
+            metavar="INIT",
+            help="A torch.nn.init name: orthogonal, xavier_uniform, ...",
+            show_default=False,
+            autocompletion=complete.initialisers,
+        ),
+    ] = None,
     chain: o.Chain = None,
     view: o.View = None,
     seed: o.Seed = 0,
@@ -46,6 +63,19 @@ def assign(
     from ..surgery.commands import Assign
 
     edit = Assign(
-        tensor=tensor, from_=from_file, with_=with_init, chain=chain, view=view, seed=seed, tied=tied, compute_dtype=compute_dtype
+        tensor=tensor,
+        from_=from_file,
+        with_=with_init,
+        chain=chain,
+        view=view,
+        seed=seed,
+        tied=tied,
+        compute_dtype=compute_dtype,
     )
-    run_edits("assign", [edit], edit.suffix, ckpt, Target(output, force, in_place, dry_run, root, device, ignore_record, as_json, quiet, check, verify))
+    run_edits(
+        "assign",
+        [edit],
+        edit.suffix,
+        ckpt,
+        Target(output, force, in_place, dry_run, root, device, ignore_record, as_json, quiet, check, verify),
+    )

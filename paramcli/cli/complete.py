@@ -31,8 +31,8 @@ def tensors(ctx: typer.Context, incomplete: str) -> list[str]:
     path = ctx.params.get("ckpt") or ctx.params.get("a") or next(iter(ctx.args), None)
     if path is None:
         return []
-    from ..spelling.forms import detect
     from ..checkpoint.read.open import open_checkpoint
+    from ..spelling.forms import detect
 
     try:
         with open_checkpoint(path, ctx.params.get("root")) as source:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
-from ..show.console import Screen
-from ..show.tables import diff_table
 from ..errors import ParamcliError, UsageError
+from ..show.console import Screen
 from ..show.document import diff_document, document
+from ..show.reports import check_report, gathering, spectra_of_pairs
+from ..show.tables import diff_table
 from ..text import printable_path
 from . import options as o
-from ..show.reports import check_report, gathering, spectra_of_pairs
 from .session import Opened, check_tolerance, open_groups, write_file
 
 
@@ -26,10 +26,26 @@ def diff(
     a: Annotated[Path, typer.Argument(metavar="A", help="A checkpoint.", show_default=False)],
     b: Annotated[Path, typer.Argument(metavar="B", help="Another one.", show_default=False)],
     tensor: o.Tensors = None,
-    tolerance: Annotated[Optional[float], typer.Option("--tol", metavar="X", help="Relative distance that counts as equal; default 16 eps of the dtype.", show_default=False)] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            "--tol",
+            metavar="X",
+            help="Relative distance that counts as equal; default 16 eps of the dtype.",
+            show_default=False,
+        ),
+    ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Equal means every bit of every value.")] = False,
     root: o.Root = None,
-    root_b: Annotated[Optional[str], typer.Option("--root-b", metavar="A.B", help="Which state dict of B; default that of --root, or the only one there is.", show_default=False)] = None,
+    root_b: Annotated[
+        str | None,
+        typer.Option(
+            "--root-b",
+            metavar="A.B",
+            help="Which state dict of B; default that of --root, or the only one there is.",
+            show_default=False,
+        ),
+    ] = None,
     ignore_record: o.IgnoreRecord = False,
     report: o.Report = None,
     force: o.Force = False,
@@ -47,7 +63,11 @@ def diff(
     screen = Screen(quiet)
     check_report(report, force)
     check_tolerance(tolerance)
-    with open_groups(a, root, ignore_record, screen) as one, _open_second(b, root, root_b, ignore_record, screen) as two, gathering(report is not None, context.obj, one.source, two.source) as gathered:
+    with (
+        open_groups(a, root, ignore_record, screen) as one,
+        _open_second(b, root, root_b, ignore_record, screen) as two,
+        gathering(report is not None, context.obj, one.source, two.source) as gathered,
+    ):
         if tensor:
             names = {group.tensor for side in (one, two) for group in side.choose_any(tensor, (one, two))}
             one.groups = {n: g for n, g in one.groups.items() if n in names}
@@ -57,7 +77,9 @@ def diff(
         shared = [group for name, group in one.groups.items() if name in two.groups]
         found = []
         with screen.meter("diff", len(shared), sum(group.nbytes for group in shared)) as meter:
-            for group, difference in zip(shared, compare(one.source, one.groups, two.source, two.groups, tolerance, exact)):
+            for group, difference in zip(
+                shared, compare(one.source, one.groups, two.source, two.groups, tolerance, exact)
+            ):
                 found.append(difference)
                 meter.advance(group.nbytes)
         one.source.check_unchanged()
@@ -69,7 +91,11 @@ def diff(
             from ..show.html import diff_page
 
             drawn = spectra_of_pairs(one, two, [d.tensor for d in found if not d.equal])
-            write_file(report, diff_page(one.where, two.where, equal, says, found, only_a, only_b, *drawn, gathered.evidence("cpu")), force)
+            write_file(
+                report,
+                diff_page(one.where, two.where, equal, says, found, only_a, only_b, *drawn, gathered.evidence("cpu")),
+                force,
+            )
         if as_json:
             screen.answer(document(diff_document(equal, found, only_a, only_b)))
         else:
@@ -84,7 +110,9 @@ def diff(
 
 
 def _open_second(b: Path, root: str | None, root_b: str | None, ignore_record: bool, screen: Screen) -> Opened:
-    """B at --root-b, else where --root says, else at the only state dict it has: a result has fewer levels than its input."""
+    """B at --root-b, else where --root says, else at the only state dict it has: a result has fewer levels than its
+    input.
+    """
     try:
         return open_groups(b, root_b or root, ignore_record, screen)
     except UsageError as unknown:

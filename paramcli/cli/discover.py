@@ -5,12 +5,12 @@ from __future__ import annotations
 import typer
 
 from ..show.console import Screen
-from ..show.tables import discover_table
 from ..show.document import discover_document, document
+from ..show.reports import check_report, facts, gathering, spectra_for_report
+from ..show.tables import discover_table
 from ..text import count_text, printable, printable_path
 from ..view import parse_view
 from . import options as o
-from ..show.reports import check_report, facts, gathering, spectra_for_report
 from .session import check_device, open_groups, write_file
 
 
@@ -40,7 +40,10 @@ def discover(
     screen = Screen(quiet)
     seen = parse_view(view) if view is not None else None
     check_report(report, force)
-    with open_groups(ckpt, root, ignore_record, screen) as opened, gathering(report is not None, context.obj, opened.source) as gathered:
+    with (
+        open_groups(ckpt, root, ignore_record, screen) as opened,
+        gathering(report is not None, context.obj, opened.source) as gathered,
+    ):
         chosen = opened.choose(tensor)
         where = check_device(device)
         from ..answers.discover import findings
@@ -54,7 +57,11 @@ def discover(
             from ..show.html import discover_page
 
             drawn = spectra_for_report(opened.source, [(opened.groups[f.tensor], view) for f in shown], where)
-            write_file(report, discover_page(opened.where, shown, says, *drawn, gathered.evidence(where), facts(opened.source)), force)
+            write_file(
+                report,
+                discover_page(opened.where, shown, says, *drawn, gathered.evidence(where), facts(opened.source)),
+                force,
+            )
         if as_json:
             screen.answer(document(discover_document(found)))
         else:

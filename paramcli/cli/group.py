@@ -16,7 +16,8 @@ from typer.core import TyperCommand, TyperGroup
 from .help import page, wants_colour
 from .usage import COMMANDS, PANELS, with_examples_first
 
-# Command -> its module in this package; two names would shadow the standard library's and the table's. No other name is imported.
+# Command -> its module in this package; two names would shadow the standard library's and the table's. No other name is
+# imported.
 MODULES = {**{name: f".{name}" for name in COMMANDS}, "inspect": ".inspect_command", "registry": ".registry_command"}
 
 
@@ -41,7 +42,13 @@ class Group(TyperGroup):
 
     def format_help(self, ctx, formatter) -> None:
         ctx.color = wants_colour()
-        formatter.write(page(self, ctx, {title: [([name], short) for name, short in commands.items()] for title, commands in PANELS.items()}))
+        formatter.write(
+            page(
+                self,
+                ctx,
+                {title: [([name], short) for name, short in commands.items()] for title, commands in PANELS.items()},
+            )
+        )
 
 
 @functools.cache

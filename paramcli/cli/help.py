@@ -12,10 +12,21 @@ import re
 import textwrap
 from collections.abc import Iterator
 
-BOLD, DIM, USAGE, NAME, SWITCH, NEGATIVE, KIND, MARK, REQUIRED = "1", "2", "1;33", "1;36", "1;32", "1;35", "1;33", "2;33", "31"
+BOLD, DIM, USAGE, NAME, SWITCH, NEGATIVE, KIND, MARK, REQUIRED = (
+    "1",
+    "2",
+    "1;33",
+    "1;36",
+    "1;32",
+    "1;35",
+    "1;33",
+    "2;33",
+    "31",
+)
 # A narrower terminal gets lines that are too long for it.
 NARROWEST = 60
-# An option and a switch within a text; what separates the words of a metavar; what the parser puts behind a help: [default: 0].
+# An option and a switch within a text; what separates the words of a metavar; what the parser puts behind a help:
+# [default: 0].
 _OPTION = re.compile(r"(?<![\w-])(?:(?P<name>--[\w-]+)|-\w)(?![\w-])")
 _MARKS = re.compile(r"([\[\]<>|])")
 _EXTRA = re.compile(r"  (\[[^\[\]]+\])$")
@@ -34,10 +45,15 @@ def page(command, context, listed: dict[str, list[Row]]) -> str:
         record = parameter.get_help_record(context)
         if record is not None:
             usual = "Arguments" if parameter.param_type_name == "argument" else "Options"
-            panels.setdefault(getattr(parameter, "rich_help_panel", None) or usual, []).append((_cells(parameter, context), record[1]))
+            panels.setdefault(getattr(parameter, "rich_help_panel", None) or usual, []).append(
+                (_cells(parameter, context), record[1])
+            )
     first, *rest = command.help.split("\n\n")
     # Lines are kept where the parser's own mark says so, and flow elsewhere.
-    flowing = (paragraph.removeprefix("\b\n") if paragraph.startswith("\b\n") else " ".join(paragraph.split()) for paragraph in rest)
+    flowing = (
+        paragraph.removeprefix("\b\n") if paragraph.startswith("\b\n") else " ".join(paragraph.split())
+        for paragraph in rest
+    )
     paragraphs = [(first, ""), *((paragraph, DIM) for paragraph in flowing)]
     lines = ["", f" {_paint('Usage:', USAGE)}{_paint(command.get_usage(context).removeprefix('Usage:'), BOLD)}"]
     for paragraph, style in paragraphs:
@@ -77,9 +93,17 @@ def _cells(parameter, context) -> list[str]:
     """The names of an option or argument, and the kind of its value."""
     metavar = parameter.make_metavar(context)
     if parameter.param_type_name == "argument":
-        return [_paint("*" if parameter.required else "", REQUIRED), _paint(metavar, NAME), _kind(f"<{parameter.type.name}>")]
+        return [
+            _paint("*" if parameter.required else "", REQUIRED),
+            _paint(metavar, NAME),
+            _kind(f"<{parameter.type.name}>"),
+        ]
     long, short = ([name for name in parameter.opts if name.startswith("--") is wanted] for wanted in (True, False))
-    names = [_paint(",".join(long), NAME), _paint(",".join(short), SWITCH), _paint(",".join(parameter.secondary_opts), NEGATIVE)]
+    names = [
+        _paint(",".join(long), NAME),
+        _paint(",".join(short), SWITCH),
+        _paint(",".join(parameter.secondary_opts), NEGATIVE),
+    ]
     return [*names, "" if parameter.is_flag or parameter.count else _kind(metavar)]
 
 

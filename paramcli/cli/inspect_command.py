@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 from ..show.console import Screen
-from ..show.tables import inspect_head, inspect_table, inspect_tail, inspect_tree
 from ..show.document import document, inspect_document
+from ..show.tables import inspect_head, inspect_table, inspect_tail, inspect_tree
 from . import options as o
 from .session import open_groups
 
@@ -20,7 +20,14 @@ def attach(app: typer.Typer) -> None:
 def inspect(
     ckpt: o.Checkpoint,
     tensor: o.Tensors = None,
-    tree: Annotated[Optional[bool], typer.Option("--tree/--flat", help="By module with repeated layers folded, or one line a tensor. Default: tree on a terminal, flat in a pipe.", show_default=False)] = None,
+    tree: Annotated[
+        bool | None,
+        typer.Option(
+            "--tree/--flat",
+            help="By module with repeated layers folded, or one line a tensor. Default: tree on a terminal, flat in a pipe.",
+            show_default=False,
+        ),
+    ] = None,
     root: o.Root = None,
     ignore_record: o.IgnoreRecord = False,
     as_json: o.Json = False,

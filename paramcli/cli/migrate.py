@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -17,7 +17,16 @@ def attach(app: typer.Typer) -> None:
 
 def migrate(
     ckpt: o.Checkpoint,
-    to: Annotated[Optional[str], typer.Option("--to", metavar="new|old", help="new: torch's parametrizations.*; old: weight_g/_v, weight_orig/_u/_v/_mask.", show_default=False, autocompletion=complete.words("new", "old"))] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="new|old",
+            help="new: torch's parametrizations.*; old: weight_g/_v, weight_orig/_u/_v/_mask.",
+            show_default=False,
+            autocompletion=complete.words("new", "old"),
+        ),
+    ] = None,
     tensor: o.Tensors = None,
     output: o.Output = None,
     force: o.Force = False,
@@ -32,8 +41,8 @@ def migrate(
 ) -> None:
     """Rename weight norm, spectral norm and pruning between the old spelling and the new one, byte for byte.
 
-    With --in-place the file is still written anew and renamed over the old one: a header patched where it stands could be
-    read half old and half new.
+    With --in-place the file is still written anew and renamed over the old one: a header patched where it stands could
+    be read half old and half new.
 
     paramcli migrate vocoder.pth --to new
 
@@ -42,4 +51,10 @@ def migrate(
     from ..surgery.commands import Migrate
 
     edit = Migrate(to=to, tensor=tensor, tied=tied)
-    run_edits("migrate", [edit], edit.suffix, ckpt, Target(output, force, in_place, dry_run, root, "cpu", ignore_record, as_json, quiet, check))
+    run_edits(
+        "migrate",
+        [edit],
+        edit.suffix,
+        ckpt,
+        Target(output, force, in_place, dry_run, root, "cpu", ignore_record, as_json, quiet, check),
+    )

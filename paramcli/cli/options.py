@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -14,46 +14,129 @@ from . import complete
 WHERE, HOW = "Output", "Reading and computing"
 
 # readable=False: whether a file can be read is found out by reading it, and is exit 3.
-Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint: a file, a folder of shards, or its index.", show_default=False, readable=False)]
+Checkpoint = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CKPT", help="Checkpoint: a file, a folder of shards, or its index.", show_default=False, readable=False
+    ),
+]
 Tensors = Annotated[
-    Optional[list[str]],
-    typer.Option("--tensor", "-t", metavar="PATTERN", help="Tensor name, shell glob, or re:REGEX; repeatable.", show_default=False, autocompletion=complete.tensors),
+    list[str] | None,
+    typer.Option(
+        "--tensor",
+        "-t",
+        metavar="PATTERN",
+        help="Tensor name, shell glob, or re:REGEX; repeatable.",
+        show_default=False,
+        autocompletion=complete.tensors,
+    ),
 ]
 Chain = Annotated[
-    Optional[str], typer.Option("--chain", metavar="SPEC", help="e.g. skew,cayley or weight_norm:dim=0", show_default=False, autocompletion=complete.chain)
+    str | None,
+    typer.Option(
+        "--chain",
+        metavar="SPEC",
+        help="e.g. skew,cayley or weight_norm:dim=0",
+        show_default=False,
+        autocompletion=complete.chain,
+    ),
 ]
 View = Annotated[
-    Optional[str],
-    typer.Option("--view", metavar="V", help="What the maths sees: flatten, blocks=N, heads=N, transpose.", show_default=False, autocompletion=complete.views),
+    str | None,
+    typer.Option(
+        "--view",
+        metavar="V",
+        help="What the maths sees: flatten, blocks=N, heads=N, transpose.",
+        show_default=False,
+        autocompletion=complete.views,
+    ),
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random.")]
 Tied = Annotated[
-    Optional[str],
+    str | None,
     typer.Option(
-        "--tied", metavar="HOW", help="Tensors that are one under several names: together or separate.", show_default=False,
+        "--tied",
+        metavar="HOW",
+        help="Tensors that are one under several names: together or separate.",
+        show_default=False,
         autocompletion=complete.words("together", "separate"),
     ),
-]  # fmt: skip
+]
 
-Output = Annotated[Optional[Path], typer.Option("--output", "-o", metavar="FILE", help="Where to write; default beside the input.", show_default=False, readable=False, rich_help_panel=WHERE)]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="Where to write; default beside the input.",
+        show_default=False,
+        readable=False,
+        rich_help_panel=WHERE,
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace an output that exists.", rich_help_panel=WHERE)]
-InPlace = Annotated[bool, typer.Option("--in-place", help="Replace the input itself, atomically.", rich_help_panel=WHERE)]
+InPlace = Annotated[
+    bool, typer.Option("--in-place", help="Replace the input itself, atomically.", rich_help_panel=WHERE)
+]
 Check = Annotated[
-    bool, typer.Option("--check", help="Read the result back and compare every tensor before it gets its name; --in-place always does.", rich_help_panel=WHERE)
+    bool,
+    typer.Option(
+        "--check",
+        help="Read the result back and compare every tensor before it gets its name; --in-place always does.",
+        rich_help_panel=WHERE,
+    ),
 ]
 Verify = Annotated[
-    bool, typer.Option("--verify", help="Exit 1 and write nothing unless every constraint holds.", rich_help_panel=WHERE)
+    bool,
+    typer.Option("--verify", help="Exit 1 and write nothing unless every constraint holds.", rich_help_panel=WHERE),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Show what would be done and write nothing.", rich_help_panel=WHERE)]
-Report = Annotated[Optional[Path], typer.Option("--report", metavar="FILE.html", help="Also write a page with tables and plots.", show_default=False, rich_help_panel=WHERE)]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", "-n", help="Show what would be done and write nothing.", rich_help_panel=WHERE)
+]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        metavar="FILE.html",
+        help="Also write a page with tables and plots.",
+        show_default=False,
+        rich_help_panel=WHERE,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.", rich_help_panel=WHERE)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No messages on stderr but errors.", rich_help_panel=WHERE)]
 
-Root = Annotated[Optional[str], typer.Option("--root", metavar="A.B", help="Which state dict of a nested checkpoint.", show_default=False, rich_help_panel=HOW)]
-IgnoreRecord = Annotated[bool, typer.Option("--ignore-record", help="Read the file without its paramcli record.", rich_help_panel=HOW)]
+Root = Annotated[
+    str | None,
+    typer.Option(
+        "--root",
+        metavar="A.B",
+        help="Which state dict of a nested checkpoint.",
+        show_default=False,
+        rich_help_panel=HOW,
+    ),
+]
+IgnoreRecord = Annotated[
+    bool, typer.Option("--ignore-record", help="Read the file without its paramcli record.", rich_help_panel=HOW)
+]
 Device = Annotated[
-    str, typer.Option("--device", metavar="DEV", help="cpu, cuda, cuda:N, mps or auto.", rich_help_panel=HOW, autocompletion=complete.words("cpu", "cuda", "mps", "auto"))
+    str,
+    typer.Option(
+        "--device",
+        metavar="DEV",
+        help="cpu, cuda, cuda:N, mps or auto.",
+        rich_help_panel=HOW,
+        autocompletion=complete.words("cpu", "cuda", "mps", "auto"),
+    ),
 ]
 Compute = Annotated[
-    str, typer.Option("--compute-dtype", metavar="D", help="same, float32 or float64.", rich_help_panel=HOW, autocompletion=complete.words(*COMPUTE_DTYPES))
+    str,
+    typer.Option(
+        "--compute-dtype",
+        metavar="D",
+        help="same, float32 or float64.",
+        rich_help_panel=HOW,
+        autocompletion=complete.words(*COMPUTE_DTYPES),
+    ),
 ]

@@ -11,13 +11,14 @@ from ..errors import OutputFailed
 class Outlet:
     """A stream whose reader may leave (`| head -1`): what is written after that goes nowhere, and the work goes on.
 
-    Otherwise the parser's library would exit with 1, which of a verify reads as "does not hold". Where a stream is there and
-    takes no more (a full disk) the answer is lost, which is OutputFailed, once; messages are lost in silence.
+    Otherwise the parser's library would exit with 1, which of a verify reads as "does not hold". Where a stream is
+    there and takes no more (a full disk) the answer is lost, which is OutputFailed, once; messages are lost in silence.
     """
 
     def __init__(self, stream: TextIO, answers: bool):
         self._stream, self._answers = stream, answers
-        # What was raised, for those whose caller swallowed it (the parser's library asks a stream what it is by writing nothing).
+        # What was raised, for those whose caller swallowed it (the parser's library asks a stream what it is by writing
+        # nothing).
         self.lost: OutputFailed | None = None
 
     def __getattr__(self, name: str) -> object:
@@ -36,7 +37,9 @@ class Outlet:
         except OSError as error:
             self._drop()
             if self._answers and not isinstance(error, BrokenPipeError):
-                self.lost = OutputFailed(f"stdout could not be written: {error.strerror}", hint="make room, or send it elsewhere")
+                self.lost = OutputFailed(
+                    f"stdout could not be written: {error.strerror}", hint="make room, or send it elsewhere"
+                )
                 raise self.lost from None
 
     def _drop(self) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
-from ..show.console import Screen
-from ..show.tables import constraint_card, constraint_table, measure_card, measure_table, registry_card, registry_table
 from ..errors import UsageError
 from ..registry import CONSTRAINTS, MEASURES, PARAMETRIZATIONS, look_up
+from ..show.console import Screen
 from ..show.document import document, registry_document
+from ..show.tables import constraint_card, constraint_table, measure_card, measure_table, registry_card, registry_table
 from ..text import closest, printable
 from . import complete
 from . import options as o
@@ -21,9 +21,25 @@ def attach(app: typer.Typer) -> None:
 
 
 def registry(
-    name: Annotated[Optional[str], typer.Argument(metavar="NAME", help="Show this entry's card.", show_default=False, autocompletion=complete.entries)] = None,
-    family: Annotated[Optional[str], typer.Option("--family", metavar="F", help="Only this family: orthogonal, norm, mask, ...", show_default=False, autocompletion=complete.families)] = None,
-    constraints: Annotated[bool, typer.Option("--constraints", help="The sets that values lie in, and what else verify measures.")] = False,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NAME", help="Show this entry's card.", show_default=False, autocompletion=complete.entries
+        ),
+    ] = None,
+    family: Annotated[
+        str | None,
+        typer.Option(
+            "--family",
+            metavar="F",
+            help="Only this family: orthogonal, norm, mask, ...",
+            show_default=False,
+            autocompletion=complete.families,
+        ),
+    ] = None,
+    constraints: Annotated[
+        bool, typer.Option("--constraints", help="The sets that values lie in, and what else verify measures.")
+    ] = False,
     as_json: o.Json = False,
 ) -> None:
     """List the parametrizations by family; with NAME, its law, domain, image, arguments, inverse and source.
@@ -43,10 +59,15 @@ def registry(
         families = list(dict.fromkeys(entry.family for entry in entries))
         if family not in families:
             near = closest(family, families, 1)
-            raise UsageError(f"no family named '{printable(family)}'", hint=f"closest: {near[0]}" if near else f"families: {', '.join(families)}")
+            raise UsageError(
+                f"no family named '{printable(family)}'",
+                hint=f"closest: {near[0]}" if near else f"families: {', '.join(families)}",
+            )
         entries = [entry for entry in entries if entry.family == family]
     if as_json:
-        screen.answer(document(registry_document(entries, *((CONSTRAINTS.values(), MEASURES.values()) if family is None else ()))))
+        screen.answer(
+            document(registry_document(entries, *((CONSTRAINTS.values(), MEASURES.values()) if family is None else ())))
+        )
     elif constraints:
         screen.show(constraint_table(CONSTRAINTS.values()))
         screen.show("")
@@ -57,11 +78,15 @@ def registry(
 
 
 def _card(screen: Screen, name: str, as_json: bool) -> None:
-    """A parametrization's card, or where there is none of that name a constraint's; and that of what is measured under it."""
+    """A parametrization's card, or where there is none of that name a constraint's; and that of what is measured under
+    it.
+    """
     entry = look_up({**MEASURES, **CONSTRAINTS, **PARAMETRIZATIONS}, name, "parametrization, constraint or measure")
     measures = [MEASURES[name]] if name in MEASURES else []
     maps, sets = ([entry], []) if name in PARAMETRIZATIONS else ([], [entry] if name in CONSTRAINTS else [])
     if as_json:
         screen.answer(document(registry_document(maps, sets, measures)))
     else:
-        screen.answer("\n\n".join([*map(registry_card, maps), *map(constraint_card, sets), *map(measure_card, measures)]))
+        screen.answer(
+            "\n\n".join([*map(registry_card, maps), *map(constraint_card, sets), *map(measure_card, measures)])
+        )

@@ -45,4 +45,10 @@ def remove(
     from ..surgery.commands import Remove
 
     edit = Remove(tensor=tensor, bake=bake, chain=chain, view=view, tied=tied, compute_dtype=compute_dtype)
-    run_edits("remove", [edit], edit.suffix, ckpt, Target(output, force, in_place, dry_run, root, device, ignore_record, as_json, quiet, check, verify))
+    run_edits(
+        "remove",
+        [edit],
+        edit.suffix,
+        ckpt,
+        Target(output, force, in_place, dry_run, root, device, ignore_record, as_json, quiet, check, verify),
+    )

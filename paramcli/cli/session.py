@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import ranks
-from ..spelling import record as records
-from ..spelling.forms import Group, detect
 from ..checkpoint.read.open import open_checkpoint
 from ..checkpoint.source import Source
-from ..show.console import Screen
-from ..show.tables import edit_table
 from ..dtypes import COMPUTE_DTYPES
 from ..errors import ParamcliError, UsageError, error_context
+from ..show.console import Screen
 from ..show.document import document, edit_document
+from ..show.tables import edit_table
 from ..spec import check_choice, select
+from ..spelling import record as records
+from ..spelling.forms import Group, detect
 from ..text import count_text, listing, number_text, printable, printable_path, size_text
 
 if TYPE_CHECKING:
@@ -100,7 +100,11 @@ def check_device(device: str) -> str:
     if device.startswith("cuda"):
         count = torch.cuda.device_count() if have_cuda else 0
         if not have_cuda:
-            why = "this torch is built without CUDA" if not torch.backends.cuda.is_built() else "torch finds no CUDA device"
+            why = (
+                "this torch is built without CUDA"
+                if not torch.backends.cuda.is_built()
+                else "torch finds no CUDA device"
+            )
             raise UsageError(f"--device {device}: {why}", hint="--device cpu, or --device auto")
         if ":" in device and int(device[5:]) >= count:
             raise UsageError(f"--device {device}: there are {count}, cuda:0 to cuda:{count - 1}")
@@ -108,7 +112,10 @@ def check_device(device: str) -> str:
         if device == "cuda" and run.local_size > 1:
             # Of a run's processes on one machine each has a device of its own.
             if run.local_size > count:
-                raise UsageError(f"{run.local_size} processes and {count} CUDA devices", hint=f"--nproc-per-node {count}, or --device cuda:0 for all")
+                raise UsageError(
+                    f"{run.local_size} processes and {count} CUDA devices",
+                    hint=f"--nproc-per-node {count}, or --device cuda:0 for all",
+                )
             return f"cuda:{run.local_rank}"
     elif device == "mps" and not have_mps:
         raise UsageError("--device mps: torch finds no Metal device", hint="--device cpu, or --device auto")
@@ -138,7 +145,8 @@ def output_path(source: Source, output: Path | None, in_place: bool, suffix: str
         return source.path if source.container not in NOT_IN_PLACE else _no_in_place(source)
     if output is not None and output.suffix.lower() in FOREIGN_SUFFIXES:
         raise UsageError(
-            f"paramcli writes safetensors and torch checkpoints, not {printable(output.suffix)}", hint="-o FILE.safetensors, FILE.pt or FOLDER.dcp"
+            f"paramcli writes safetensors and torch checkpoints, not {printable(output.suffix)}",
+            hint="-o FILE.safetensors, FILE.pt or FOLDER.dcp",
         )
     path = output if output is not None else default_output(source.path, suffix)
     refuse_existing(path, overwrite)
@@ -146,7 +154,11 @@ def output_path(source: Source, output: Path | None, in_place: bool, suffix: str
 
 
 def _no_in_place(source: Source) -> Path:
-    raise UsageError("--in-place works on files and on safetensors shards; these are torch's own shards", hint="-o FOLDER or FOLDER.dcp", path=source.path)
+    raise UsageError(
+        "--in-place works on files and on safetensors shards; these are torch's own shards",
+        hint="-o FOLDER or FOLDER.dcp",
+        path=source.path,
+    )
 
 
 @dataclass(frozen=True)
@@ -166,20 +178,30 @@ class Target:
     verify: bool = False
 
 
-def run_edits(command: str, edits: Sequence[Edit], suffix: str, ckpt: Path, target: Target, as_recipe: bool = False) -> None:
+def run_edits(
+    command: str, edits: Sequence[Edit], suffix: str, ckpt: Path, target: Target, as_recipe: bool = False
+) -> None:
     """Open, plan all edits, write once, report: what every editing command does.
 
     `as_recipe`: --dry-run shows the plan as a recipe instead of a table.
     """
     screen = Screen(target.quiet)
-    with open_groups(ckpt, target.root, target.ignore_record, screen) as opened, ExitStack() as stack, error_context(path=ckpt):
+    with (
+        open_groups(ckpt, target.root, target.ignore_record, screen) as opened,
+        ExitStack() as stack,
+        error_context(path=ckpt),
+    ):
         if len(edits) == 1 and not edits[0].origin:
-            edits[0].choose(opened.groups, opened.where)  # a name that is not there is said before anything of the output
+            edits[0].choose(
+                opened.groups, opened.where
+            )  # a name that is not there is said before anything of the output
         destination = output_path(opened.source, target.output, target.in_place, suffix, target.force or target.dry_run)
         output = Output(opened, destination, overwrite=target.force, in_place=target.in_place, check=target.check)
         computes = any(edit.computes for edit in edits)
         early = begin_early(command, edits, output, stack) if computes and not target.dry_run else None
-        if computes and early is None and not target.dry_run and ranks.current().size == 1:  # of several processes each compares what it reads
+        if (
+            computes and early is None and not target.dry_run and ranks.current().size == 1
+        ):  # of several processes each compares what it reads
             opened.source.check_ahead(opened.source.tensors)  # the sums take as long as importing torch does
         device = check_device(target.device) if computes else "cpu"
         from ..surgery.execute import preview
@@ -196,9 +218,18 @@ def run_edits(command: str, edits: Sequence[Edit], suffix: str, ckpt: Path, targ
 
             shown = recipe_text(edits, plan.steps)
         finish_edit(
-            screen, target.as_json, plan, opened, destination, outcomes, target.dry_run, edits=edits, shown=shown,
-            checked=target.check or target.in_place, replaces=target.force or target.in_place,
-        )  # fmt: skip
+            screen,
+            target.as_json,
+            plan,
+            opened,
+            destination,
+            outcomes,
+            target.dry_run,
+            edits=edits,
+            shown=shown,
+            checked=target.check or target.in_place,
+            replaces=target.force or target.in_place,
+        )
 
 
 @dataclass(frozen=True)
@@ -213,7 +244,9 @@ class Output:
     max_shard_size: int | None = None
 
     def begin(self, plan: Plan, part: Plan, owner: dict[str, int] | None = None) -> Writing:
-        """Open the sink, of `part` of the plan where other processes write the rest, and begin to copy. Use in a `with`."""
+        """Open the sink, of `part` of the plan where other processes write the rest, and begin to copy. Use in a
+        `with`.
+        """
         from ..surgery.check import CheckedSink
         from ..surgery.execute import Writing, metadata_of
         from ..surgery.output import is_torch, open_sink
@@ -222,12 +255,21 @@ class Output:
         metadata = partial(metadata_of, source, plan)
         longest = partial(metadata_of, source, plan.with_record(plan.longest)) if plan.longest else None
         sink = open_sink(
-            self.path, source, plan, metadata, overwrite=self.overwrite or self.in_place, in_place=self.in_place,
-            max_shard_size=self.max_shard_size, owner=owner, longest=longest,
-        )  # fmt: skip
+            self.path,
+            source,
+            plan,
+            metadata,
+            overwrite=self.overwrite or self.in_place,
+            in_place=self.in_place,
+            max_shard_size=self.max_shard_size,
+            owner=owner,
+            longest=longest,
+        )
         checked = None
         if self.check or self.in_place:
-            checked = CheckedSink(sink, part.slots, metadata, (source.root or ".") if is_torch(self.path, source) else None)
+            checked = CheckedSink(
+                sink, part.slots, metadata, (source.root or ".") if is_torch(self.path, source) else None
+            )
         return Writing(part, source, sink, checked)
 
 
@@ -250,7 +292,9 @@ def begin_early(command: str, edits: Sequence[Edit], output: Output, stack: Exit
         return None  # the output cannot be written: said after the plan, if that has nothing to say
 
 
-def write_plan(screen: Screen, plan: Plan, output: Output, device: str = "cpu", early: Writing | None = None, verify: bool = False) -> list:
+def write_plan(
+    screen: Screen, plan: Plan, output: Output, device: str = "cpu", early: Writing | None = None, verify: bool = False
+) -> list:
     """Execute the plan into the output; `early` is what was begun for it, and is given up where it is for another.
 
     In a run of several processes each makes the tensors of its own shards; one file is written by the first alone.
@@ -269,7 +313,9 @@ def write_plan(screen: Screen, plan: Plan, output: Output, device: str = "cpu", 
         if shards is None and not run.leads:
             return run.from_first("outcomes", lambda: None) or []
         if shards is None:
-            screen.note("one file is written by one process while the others wait; shards are shared out: paramcli convert -o FOLDER")
+            screen.note(
+                "one file is written by one process while the others wait; shards are shared out: paramcli convert -o FOLDER"
+            )
         else:
             owner = owners(source, plan, shards, run.size)
             part, numbers = part_of(plan, shards, owner, run.rank)
@@ -296,9 +342,19 @@ def write_plan(screen: Screen, plan: Plan, output: Output, device: str = "cpu", 
 
 
 def finish_edit(
-    screen: Screen, as_json: bool, plan, opened: Opened, output: Path, outcomes: Sequence, dry_run: bool, shown: object,
-    left: list[str] | None = None, edits: Sequence[Edit] = (), checked: bool = False, replaces: bool = False,
-) -> None:  # fmt: skip
+    screen: Screen,
+    as_json: bool,
+    plan,
+    opened: Opened,
+    output: Path,
+    outcomes: Sequence,
+    dry_run: bool,
+    shown: object,
+    left: list[str] | None = None,
+    edits: Sequence[Edit] = (),
+    checked: bool = False,
+    replaces: bool = False,
+) -> None:
     """The table or document on stdout, and on stderr what was written, what was not, and what to type next."""
     from ..chain import parse_chain
     from ..checkpoint.read.sharded import files_left
@@ -309,7 +365,22 @@ def finish_edit(
     dropped = left + lost(output, source, plan)
     costs = forecast(plan) if dry_run else None
     if as_json:
-        screen.answer(document(edit_document(plan.command, source.path, output, dry_run, outcomes, plan.untouched, dropped, edits, costs, checked and not dry_run)))
+        screen.answer(
+            document(
+                edit_document(
+                    plan.command,
+                    source.path,
+                    output,
+                    dry_run,
+                    outcomes,
+                    plan.untouched,
+                    dropped,
+                    edits,
+                    costs,
+                    checked and not dry_run,
+                )
+            )
+        )
     else:
         screen.show(shown)
     for outcome in outcomes:
@@ -317,7 +388,9 @@ def finish_edit(
             screen.note(f"{printable(outcome.tensor)}: {outcome.note}")
     for outcome in outcomes:
         if outcome.residual is not None and not outcome.residual <= outcome.tolerance:
-            screen.warn(f"{printable(outcome.tensor)} is off its constraint (residual {number_text(outcome.residual)}): verify will exit 1")
+            screen.warn(
+                f"{printable(outcome.tensor)} is off its constraint (residual {number_text(outcome.residual)}): verify will exit 1"
+            )
     if set(dropped) - {OWN_RECORD}:
         screen.note(f"not carried over: {listing([name for name in dropped if name != OWN_RECORD], len(dropped))}")
     if source.root and has_record(output, source):
@@ -330,19 +403,28 @@ def finish_edit(
     if is_torch(output, source) and (plan.steps or left):
         _warn_of_optimizer(screen, source)
     if dry_run:
-        screen.note(f"dry run: would write {printable_path(output)} ({size_text(plan.nbytes)}), {plan.untouched} tensors untouched")
+        screen.note(
+            f"dry run: would write {printable_path(output)} ({size_text(plan.nbytes)}), {plan.untouched} tensors untouched"
+        )
         screen.note(f"dry run: {costs}")
         if not replaces and os.path.lexists(output):
             screen.note(f"dry run: {printable_path(output)} exists already, and only --force replaces it")
         return
-    screen.note(f"wrote {printable_path(output)}: {count_text(len(outcomes), 'tensor')} changed, {plan.untouched} untouched" + (", all read back and equal" if checked else ""))
+    screen.note(
+        f"wrote {printable_path(output)}: {count_text(len(outcomes), 'tensor')} changed, {plan.untouched} untouched"
+        + (", all read back and equal" if checked else "")
+    )
     entries = plan.with_record(plan.longest).record.values()
-    claims = any(entry.constraint or entry.state == "parametrized" and parse_chain(entry.chain).claims for entry in entries)
+    claims = any(
+        entry.constraint or (entry.state == "parametrized" and parse_chain(entry.chain).claims) for entry in entries
+    )
     if claims and not has_record(output, source):
         what = "DCP folder" if is_dcp_folder(output, source) else "torch file"
         views = {entry.view for entry in entries}
         view = "" if views == {None} else f" --view {views.pop()}" if len(views) == 1 else " and --view"
-        screen.note(f"a {what} has no place for the record: verify it with --chain (baked: --constraint){view}, or write safetensors")
+        screen.note(
+            f"a {what} has no place for the record: verify it with --chain (baked: --constraint){view}, or write safetensors"
+        )
     elif claims:
         screen.note(f"next: paramcli verify {shell_path(output)}")
     elif plan.steps and output != source.path and all(step.action in SAME_WEIGHT for step in plan.steps):
@@ -363,7 +445,9 @@ def _warn_of_optimizer(screen: Screen, source: Source) -> None:
     """An optimizer's state belongs to the parameters as they were: by position, in their order and shapes."""
     stale = [extra.name for extra in source.extras if extra.type == "optimizer state"]
     if stale:
-        screen.warn(f"{listing(stale)} belongs to the tensors as they were: start the optimizer anew, or restore it by hand")
+        screen.warn(
+            f"{listing(stale)} belongs to the tensors as they were: start the optimizer anew, or restore it by hand"
+        )
 
 
 def shell_path(path: Path) -> str:

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import typer
 
-from ..spelling.forms import Group
 from ..checkpoint.source import Source
-from ..show.console import Screen
 from ..errors import InputRefused
+from ..show.console import Screen
+from ..spelling.forms import Group
 from . import options as o
 from .session import open_groups
 

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 from ..checkpoint.disk.atomic import refuse_existing
-from ..spelling.forms import with_chain
 from ..checkpoint.disk.interrupts import import_torch
-from ..show.console import Screen
-from ..show.tables import spectrum_plot, spectrum_table
 from ..errors import InputRefused, UsageError
+from ..show.console import Screen
 from ..show.document import document, spectrum_document
+from ..show.reports import check_report, facts, gathering
+from ..show.tables import spectrum_plot, spectrum_table
+from ..spelling.forms import with_chain
 from ..surgery.commands import reading
 from ..text import count_text, number_text, printable
 from ..view import parse_view
 from . import options as o
-from ..show.reports import check_report, facts, gathering
 from .session import check_device, open_groups, write_file
 
 
@@ -32,8 +32,15 @@ def spectrum(
     tensor: o.Tensors = None,
     view: o.View = None,
     chain: o.Chain = None,
-    svg: Annotated[Optional[Path], typer.Option("--svg", metavar="FILE", help="Write the picture as SVG.", show_default=False)] = None,
-    png: Annotated[Optional[Path], typer.Option("--png", metavar="FILE", help="Write the picture as PNG; needs paramcli[plot].", show_default=False)] = None,
+    svg: Annotated[
+        Path | None, typer.Option("--svg", metavar="FILE", help="Write the picture as SVG.", show_default=False)
+    ] = None,
+    png: Annotated[
+        Path | None,
+        typer.Option(
+            "--png", metavar="FILE", help="Write the picture as PNG; needs paramcli[plot].", show_default=False
+        ),
+    ] = None,
     report: o.Report = None,
     force: o.Force = False,
     root: o.Root = None,
@@ -54,13 +61,20 @@ def spectrum(
         if picture is not None:
             refuse_existing(picture, force)
     check_report(report, force)
-    with open_groups(ckpt, root, ignore_record, screen) as opened, gathering(report is not None, context.obj, opened.source) as gathered:
+    with (
+        open_groups(ckpt, root, ignore_record, screen) as opened,
+        gathering(report is not None, context.obj, opened.source) as gathered,
+    ):
         import_torch()
         from ..answers.spectrum import choose_groups, spectra
 
-        chosen = choose_groups(with_chain(opened.choose(tensor), *reading(chain, view), named=bool(tensor)), bool(tensor))
+        chosen = choose_groups(
+            with_chain(opened.choose(tensor), *reading(chain, view), named=bool(tensor)), bool(tensor)
+        )
         if not chosen:
-            raise UsageError("spectrum needs -t/--tensor: no tensor is parametrized", hint="paramcli inspect lists them")
+            raise UsageError(
+                "spectrum needs -t/--tensor: no tensor is parametrized", hint="paramcli inspect lists them"
+            )
         where = check_device(device)
         found, skipped = [], []
         with screen.meter("spectrum", len(chosen), sum(group.nbytes for group in chosen)) as meter:
@@ -79,7 +93,9 @@ def spectrum(
             from ..show.html import spectrum_page
 
             says = f"{count_text(len(found), 'tensor')}: singular values from {number_text(min(m.smallest for s in found for m in s.matrices))} to {number_text(max(m.largest for s in found for m in s.matrices))}"
-            write_file(report, spectrum_page(opened.where, found, says, gathered.evidence(where), facts(opened.source)), force)
+            write_file(
+                report, spectrum_page(opened.where, found, says, gathered.evidence(where), facts(opened.source)), force
+            )
         if as_json:
             screen.answer(document(spectrum_document(ckpt, found)))
         else:
@@ -90,7 +106,9 @@ def spectrum(
             screen.note(f"not drawn: {printable(name)}: {error.message}")
         many = next((s for s in found if any(m.count > 1 for m in s.matrices)), None)
         if many is not None:
-            screen.note(f"{printable(many.tensor)} is a batch of many matrices, drawn together; --view flatten shows it as one")
+            screen.note(
+                f"{printable(many.tensor)} is a batch of many matrices, drawn together; --view flatten shows it as one"
+            )
         for picture in (svg, png, report):
             if picture is not None:
                 screen.note(f"wrote {printable(picture)}")

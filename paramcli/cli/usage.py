@@ -59,11 +59,16 @@ def usage_error(error: Exception) -> UsageError:
     if hasattr(error, "possibilities"):
         known = [name for parameter in context.command.params for name in parameter.opts] if context else []
         near = closest(error.option_name, known, 1)
-        return UsageError(f"{where} has no option '{printable(error.option_name)}'", hint=f"closest: {near[0]}" if near else hint)
+        return UsageError(
+            f"{where} has no option '{printable(error.option_name)}'", hint=f"closest: {near[0]}" if near else hint
+        )
     if message.startswith("No such command"):
         name = message.split("'")[1] if "'" in message else message
         near = closest(name, context.command.commands, 1)
-        return UsageError(f"no command '{printable(name)}'", hint=f"closest: {where} {near[0]}" if near else f"known: {', '.join(context.command.commands)}")
+        return UsageError(
+            f"no command '{printable(name)}'",
+            hint=f"closest: {where} {near[0]}" if near else f"known: {', '.join(context.command.commands)}",
+        )
     if message.startswith("Missing argument"):
         return UsageError(f"{where} needs {message.removeprefix('Missing argument ').strip(chr(39))}", hint=hint)
     message = message.removeprefix("Invalid value for ").removeprefix("Invalid value: ")

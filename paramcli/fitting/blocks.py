@@ -1,8 +1,8 @@
 """A large tensor a block of rows at a time: memory then follows the block, and not the tensor.
 
 For chains all of whose links act on each row (an index of dimension 0) alone, and whose constraint can be measured so.
-What is written is what `Step.run` writes, bit for bit, and what is told is the same. A refusal may come at a late block,
-when others are written already; nothing of that is published.
+What is written is what `Step.run` writes, bit for bit, and what is told is the same. A refusal may come at a late
+block, when others are written already; nothing of that is published.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from . import torch_module as hosting
-from . import measure
 from ..chain import Chain
-from ..spelling.forms import Group
 from ..checkpoint.source import Source
 from ..dtypes import DTYPES, nbytes_of, torch_dtype
 from ..errors import ParamcliError
 from ..maths.base import MEMBER, Check, compute_dtype, row_blocks, wide
 from ..registry import constraint, target_class
+from ..spelling.forms import Group
+from ..surgery.plan import Rows
 from ..view import View
+from . import measure
+from . import torch_module as hosting
 from .evaluate import explain_infinite, weight_of
 from .fit import keeper, require_change, require_member
 from .originals import evaluate, invert, register_raw, require_preimage, widened
-from ..surgery.plan import Rows
 from .reach import require_reached
 
 # Tensors of this many bytes and more are taken in blocks of about so many. Larger blocks are not quicker, and the heap
@@ -78,9 +78,13 @@ def bake_rows(group: Group, chain: Chain, view: View, say: Callable[[Check | Non
     if roles is None or not readable(group, roles):
         return None
     stored = hosting.outline(chain, group.shape, torch_dtype(group.dtype), view)
-    if {role: tuple(tensor.shape) for role, tensor in stored.items()} != {role: tuple(info.shape) for role, info in group.infos.items()}:
+    if {role: tuple(tensor.shape) for role, tensor in stored.items()} != {
+        role: tuple(info.shape) for role, info in group.infos.items()
+    }:
         return None  # what is wrong with them is said of the whole
-    return Rows(ranges, lambda source, device, compute: _Baking(source, group, roles, ranges, device, compute, chain, view, say))
+    return Rows(
+        ranges, lambda source, device, compute: _Baking(source, group, roles, ranges, device, compute, chain, view, say)
+    )
 
 
 def fit_rows(group: Group, chain: Chain, view: View, **how: object) -> Rows | None:
@@ -90,19 +94,31 @@ def fit_rows(group: Group, chain: Chain, view: View, **how: object) -> Rows | No
         return None
     if roles != set(hosting.outline(chain, group.shape, torch_dtype(group.dtype), view)):
         return None  # something that it stores belongs to all rows
-    return Rows(ranges, lambda source, device, compute: _Fitting(source, group, ranges, device, compute, chain, view, **how))
+    return Rows(
+        ranges, lambda source, device, compute: _Fitting(source, group, ranges, device, compute, chain, view, **how)
+    )
 
 
 def readable(group: Group, roles: frozenset[str]) -> bool:
     """Do the sliced tensors lie row after row in the file, as many as the weight has?"""
     infos = [group.infos[role] for role in roles if role in group.infos]
-    return len(infos) == len(roles) and all(info.run is not None and info.shape and info.shape[0] == group.shape[0] for info in infos)
+    return len(infos) == len(roles) and all(
+        info.run is not None and info.shape and info.shape[0] == group.shape[0] for info in infos
+    )
 
 
 class _Work:
     """Reading a group's tensors by rows, in order and again where something is wrong."""
 
-    def __init__(self, source: Source, group: Group, roles: frozenset[str], ranges: Sequence[tuple[int, int]], device: object, compute: str):
+    def __init__(
+        self,
+        source: Source,
+        group: Group,
+        roles: frozenset[str],
+        ranges: Sequence[tuple[int, int]],
+        device: object,
+        compute: str,
+    ):
         self.source, self.group, self.ranges, self.device, self.compute = source, group, ranges, device, compute
         self.sliced = roles
         self._whole = {role: source.read(key) for role, key in group.keys.items() if role not in roles}
@@ -139,7 +155,9 @@ class _Baking(_Work):
         super().__init__(source, group, roles, ranges, device, compute)
         self.chain, self.view, self.say = chain, view, say
         stored = torch_dtype(group.dtype)
-        self.check = measure.GatheredCheck(chain.constraint, torch.Size(view.shape(group.shape)), stored, compute_dtype(stored, compute))
+        self.check = measure.GatheredCheck(
+            chain.constraint, torch.Size(view.shape(group.shape)), stored, compute_dtype(stored, compute)
+        )
 
     def make(self, first: int, block: Mapping[str, Tensor]) -> dict[str, Tensor]:
         state = self.on_device(block)
@@ -166,12 +184,33 @@ class _Fitting(_Work):
     """`fit` of a plain tensor, by rows."""
 
     def __init__(
-        self, source: Source, group: Group, ranges: Sequence[tuple[int, int]], device: object, compute: str, chain: Chain, view: View, *,
-        init: str, seed: int, max_change: float | None, keeps_zeros: bool, give: Callable, say: Callable,
-    ):  # fmt: skip
+        self,
+        source: Source,
+        group: Group,
+        ranges: Sequence[tuple[int, int]],
+        device: object,
+        compute: str,
+        chain: Chain,
+        view: View,
+        *,
+        init: str,
+        seed: int,
+        max_change: float | None,
+        keeps_zeros: bool,
+        give: Callable,
+        say: Callable,
+    ):
         """`give`: the block's tensors by role -> by key; `say(moved, check, note, finite, full)`: what is told of them."""
         super().__init__(source, group, frozenset({"value"}), ranges, device, compute)
-        self.chain, self.view, self.init, self.seed, self.max_change, self.give, self.say = chain, view, init, seed, max_change, give, say
+        self.chain, self.view, self.init, self.seed, self.max_change, self.give, self.say = (
+            chain,
+            view,
+            init,
+            seed,
+            max_change,
+            give,
+            say,
+        )
         self.stored = torch_dtype(group.dtype)
         seen = torch.Size(view.shape(group.shape))
         self.projects = target_class(chain.links[-1].entry).is_projection
@@ -211,7 +250,9 @@ class _Fitting(_Work):
         seen, residual = self._look(W)
         if residual > MEMBER and not self.projects:
             seen = measure.project(self.chain.constraint, seen)
-        state = widened(invert(self.chain, seen, self.seed, self.view, W.shape, first_row=first, judge=self._judge), W.dtype)
+        state = widened(
+            invert(self.chain, seen, self.seed, self.view, W.shape, first_row=first, judge=self._judge), W.dtype
+        )
         self._target = None if self.projects else seen
         return state
 
@@ -238,7 +279,9 @@ class _Fitting(_Work):
             return
         # Why it is off, and which chain keeps it, can be said of the whole alone; nothing more is to be made of it.
         W, spec = torch.cat(list(self.parts("value"))).to(self.device), self.chain.constraint
-        require_member(measure.check(spec, W, self.view), self.kept.result(), self.stored, lambda: keeper(spec, W, self.view))
+        require_member(
+            measure.check(spec, W, self.view), self.kept.result(), self.stored, lambda: keeper(spec, W, self.view)
+        )
 
     def told(self) -> dict[str, object]:
         self._require_member()

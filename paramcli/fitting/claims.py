@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from . import torch_module as hosting
-from . import measure
 from ..chain import Chain
 from ..maths.base import Check, Parametrization, compute_dtype, wide
 from ..registry import constraint, target_class
 from ..view import View
+from . import measure
+from . import torch_module as hosting
 
 
 def claim_check(
@@ -52,7 +52,8 @@ def _slack(chain: Chain, view: View, value: Tensor, state: Mapping[str, Tensor])
 
 
 def kept_constraint(chain: Chain, view: View, value: Tensor, check: Check | None, compute: str) -> str | None:
-    """What the record holds a baked value to: the chain's constraint, and how far beyond rounding the value was from it.
+    """What the record holds a baked value to: the chain's constraint, and how far beyond rounding the value was from
+    it.
 
     A value that is off by more than its chain's tensors explain is held to the constraint itself, and `verify` says so.
     """
@@ -63,7 +64,9 @@ def kept_constraint(chain: Chain, view: View, value: Tensor, check: Check | None
 
 def holds(check: Check | None, chain: Chain) -> bool:
     """Is the value a member, with the room that its chain's last map asks for (`safe_share`)?"""
-    return check is None or check.ok and check.residual <= target_class(chain.links[-1].entry).safe_share * check.tolerance
+    return check is None or (
+        check.ok and check.residual <= target_class(chain.links[-1].entry).safe_share * check.tolerance
+    )
 
 
 def checks_of_each(chain: Chain, values: Tensor, compute: str) -> list[Check | None]:

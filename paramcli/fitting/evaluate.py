@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from ..chain import Chain, parse_chain
-from ..spelling.forms import Group
 from ..checkpoint.source import Source
 from ..dtypes import dtype_name, nbytes_of
 from ..errors import InputRefused, error_context
 from ..maths.base import column_major, wide
 from ..maths.norm import as_matrix
 from ..registry import target_class
+from ..spelling.forms import Group
 from ..text import number_text, printable, shape_text, size_text
 from ..view import View, parse_view
 from .originals import evaluate
@@ -28,7 +28,9 @@ LARGE, EXPANSION = 4 << 30, 1 << 14
 
 
 def read_state(source: Source, group: Group, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """The group's tensors by role, in their stored dtypes, on the device; in memory as a module that loads them has them."""
+    """The group's tensors by role, in their stored dtypes, on the device; in memory as a module that loads them has
+    them.
+    """
     state = {role: source.read(key).to(device) for role, key in group.keys.items()}
     for role in _by_columns(group) & state.keys():
         if not (source.tells_strides and group.infos[role].run):
@@ -54,7 +56,9 @@ def chain_of(group: Group) -> Chain:
 
 
 def require_proportion(group: Group) -> None:
-    """Raise InputRefused where a few numbers stand for a weight of many gigabytes: a slip, or a file made to fill memory."""
+    """Raise InputRefused where a few numbers stand for a weight of many gigabytes: a slip, or a file made to fill
+    memory.
+    """
     weight, stored = nbytes_of(group.dtype, group.shape), sum(info.nbytes for info in group.infos.values())
     if weight > LARGE and weight > EXPANSION * stored:
         raise InputRefused(
@@ -95,14 +99,23 @@ def _disagreement(W: Tensor, u: Tensor, v: Tensor | None, dim: int) -> float:
 
 def identities(chain: Chain, roles: Iterable[str]) -> set[str]:
     """Those of the roles that are identity matrices other code stores beside this chain: the tutorial's `1.Id`."""
-    return {f"{i}.{name}" for i, link in enumerate(chain.links) for name in target_class(link.entry).identities} & set(roles)
+    return {f"{i}.{name}" for i, link in enumerate(chain.links) for name in target_class(link.entry).identities} & set(
+        roles
+    )
 
 
 def complete(group: Group, state: dict[str, Tensor], chain: Chain) -> dict[str, Tensor]:
-    """The state as torch's current modules have it: without identity matrices, and with the v that the oldest spectral norm lacks."""
+    """The state as torch's current modules have it: without identity matrices, and with the v that the oldest spectral
+    norm lacks.
+    """
     for role in identities(chain, state):
-        if not torch.equal(state[role], torch.eye(*state[role].shape[-2:], dtype=state[role].dtype, device=state[role].device)):
-            raise InputRefused(f"{printable(group.keys[role])} is no identity matrix, so this is another map than {chain}", tensor=group.tensor)
+        if not torch.equal(
+            state[role], torch.eye(*state[role].shape[-2:], dtype=state[role].dtype, device=state[role].device)
+        ):
+            raise InputRefused(
+                f"{printable(group.keys[role])} is no identity matrix, so this is another map than {chain}",
+                tensor=group.tensor,
+            )
         state = {name: tensor for name, tensor in state.items() if name != role}
     if "value" not in state:
         return state
@@ -134,8 +147,9 @@ def weight_of(group: Group, state: dict[str, Tensor], chain: Chain, view: View, 
     if not originals:
         raise InputRefused(
             f"{printable(group.tensor)} has no original here, only {', '.join(map(printable, group.keys.values()))}",
-            hint="if this is a shard, give its folder or index", tensor=group.tensor,
-        )  # fmt: skip
+            hint="if this is a shard, give its folder or index",
+            tensor=group.tensor,
+        )
     dtype = state["original" if "original" in state else originals[-1]].dtype
     try:
         return evaluate(chain, view, group.shape, state, dtype, compute)
@@ -154,7 +168,9 @@ NOT_FINITE = "it is beyond the range of {}, or divided by a norm that is zero"
 
 
 def explain_infinite(group: Group, states: Iterable[tuple[int, Mapping[str, Tensor]]]) -> None:
-    """Raise InputRefused: the originals are finite and the value is not. `states`: blocks of rows, each with its first row."""
+    """Raise InputRefused: the originals are finite and the value is not. `states`: blocks of rows, each with its first
+    row.
+    """
     hint = "leave it out with -t, or mend the originals"
     if set(group.keys) == {"original0", "original1"} and group.shape == tuple(group.infos["original1"].shape):
         g, v = group.infos["original0"].shape, group.shape
@@ -163,11 +179,16 @@ def explain_infinite(group: Group, states: Iterable[tuple[int, Mapping[str, Tens
         if zero is not None:
             where = f"slice {zero} of dimension {dims[0]}" if dims else "it"
             raise InputRefused(f"its direction v is zero ({where} has no length to divide by)", hint=hint)
-    raise InputRefused(f"its value is NaN or infinite though its originals are finite: {NOT_FINITE.format(dtype_name(group.dtype))}", hint=hint)
+    raise InputRefused(
+        f"its value is NaN or infinite though its originals are finite: {NOT_FINITE.format(dtype_name(group.dtype))}",
+        hint=hint,
+    )
 
 
 def _zero_slice(blocks: Iterable[tuple[int, Tensor]], dim: int | None) -> int | None:
-    """The first slice along `dim` (of rows, where there are several blocks) whose norm is zero; 0 for a whole tensor that is."""
+    """The first slice along `dim` (of rows, where there are several blocks) whose norm is zero; 0 for a whole tensor
+    that is.
+    """
     if dim is None:
         return None if any(bool(v.any()) for _, v in blocks) else 0
     for first, v in blocks:

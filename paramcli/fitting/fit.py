@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from . import torch_module as hosting
-from . import measure
 from ..chain import Chain
 from ..errors import CheckFailed
 from ..maths.base import MEMBER, CannotReach, Check, eps, wide
@@ -22,6 +20,8 @@ from ..registry import CONSTRAINTS, PARAMETRIZATIONS, parse_constraint
 from ..spec import value_text
 from ..text import number_text
 from ..view import View
+from . import measure
+from . import torch_module as hosting
 from .claims import claim_check
 from .originals import evaluate, invert, register_raw, widened
 from .reach import NOTED, Reached, reach, stored_as
@@ -43,13 +43,20 @@ class Fitted:
 
 
 def fit(
-    W: Tensor, chain: Chain, view: View, *, init: str = "project", seed: int = 0, max_change: float | None = None, compute: str = "same"
+    W: Tensor,
+    chain: Chain,
+    view: View,
+    *,
+    init: str = "project",
+    seed: int = 0,
+    max_change: float | None = None,
+    compute: str = "same",
 ) -> Fitted:
     """Put the chain on a plain tensor W (stored dtype).
 
     project: a weight on the constraint is kept, another moves to its nearest point; where the chain's image is open and
-    originals rounded to their storage cannot hold that point, to the nearest that they can. strict: CheckFailed unless it is
-    on the constraint. raw: as torch's registration. Raises CannotReach, Singular, CheckFailed.
+    originals rounded to their storage cannot hold that point, to the nearest that they can. strict: CheckFailed unless
+    it is on the constraint. raw: as torch's registration. Raises CannotReach, Singular, CheckFailed.
     """
     measure.require_finite(W)
     with torch.no_grad(), hosting.generators_kept(W.device):
@@ -78,7 +85,9 @@ def require_change(change: float, max_change: float | None) -> None:
 
 
 def _inverted(W: Tensor, seen: Tensor, chain: Chain, view: View, init: str, seed: int, compute: str) -> Reached:
-    """Originals for the weight where it is a member, else for its nearest point. `seen`: W in the view and in double precision."""
+    """Originals for the weight where it is a member, else for its nearest point. `seen`: W in the view and in double
+    precision.
+    """
     before = None if chain.constraint is None else measure.check(chain.constraint, W, view)
     hosting.start_generators(seed, W.device)
     last = chain.links[-1].make(seen)
@@ -87,15 +96,26 @@ def _inverted(W: Tensor, seen: Tensor, chain: Chain, view: View, init: str, seed
         require_member(before, measure.moved(kept, seen), W.dtype, lambda: keeper(chain.constraint, W, view))
 
     def originals_for(Y: Tensor) -> Reached:
-        make = functools.partial(invert, chain, seed=seed, view=view, shape=W.shape, stored=W.dtype if Y is seen else None)
-        return reach(chain, view, W.shape, W.dtype, Y, make, compute, projects=last.is_projection, strict=init == "strict")
+        make = functools.partial(
+            invert, chain, seed=seed, view=view, shape=W.shape, stored=W.dtype if Y is seen else None
+        )
+        return reach(
+            chain, view, W.shape, W.dtype, Y, make, compute, projects=last.is_projection, strict=init == "strict"
+        )
 
     if before is None:
         return originals_for(seen)
     if last.is_projection:
         reached = originals_for(seen)
         kept = len(chain) > 1 or torch.equal(reached.state["original"], W)
-        return reached if kept else replace(reached, assumed=f"rounded, the weight's own value is not {chain.constraint}: the original is that value with some entries rounded the other way")
+        return (
+            reached
+            if kept
+            else replace(
+                reached,
+                assumed=f"rounded, the weight's own value is not {chain.constraint}: the original is that value with some entries rounded the other way",
+            )
+        )
     # Also a member: rounded to its storage it is off by more than an exact inverse can bring back.
     if before.residual <= MEMBER:
         try:
@@ -107,7 +127,9 @@ def _inverted(W: Tensor, seen: Tensor, chain: Chain, view: View, init: str, seed
     return replace(originals_for(point), assumed=assumed)
 
 
-def require_member(held: Check | None, changed: float, stored: torch.dtype, keeper: Callable[[], str | None] = lambda: None) -> None:
+def require_member(
+    held: Check | None, changed: float, stored: torch.dtype, keeper: Callable[[], str | None] = lambda: None
+) -> None:
     """--init strict: raise CheckFailed for a tensor that is off its constraint, or that the last map would change.
 
     `keeper`: a chain that keeps the tensor as it is, where one is known.
@@ -115,7 +137,10 @@ def require_member(held: Check | None, changed: float, stored: torch.dtype, keep
     off = held is not None and not held.ok
     if not off and not changed > 4 * eps(stored):
         return
-    what, hint = "the chain would change the tensor (its mask is another)", "--init project moves it to the nearest point and reports how far"
+    what, hint = (
+        "the chain would change the tensor (its mask is another)",
+        "--init project moves it to the nearest point and reports how far",
+    )
     if off:
         why = f": {held.detail}" if held.detail else ""
         what = f"the tensor is not {held.constraint}{why} (residual {number_text(held.residual)}, tolerance {number_text(held.tolerance)})"
@@ -124,7 +149,9 @@ def require_member(held: Check | None, changed: float, stored: torch.dtype, keep
 
 
 def keeper(spec: str, W: Tensor, view: View) -> str | None:
-    """The parametrization onto a next larger set that W lies in, where it has the set's name: `orthogonal`, for determinant -1."""
+    """The parametrization onto a next larger set that W lies in, where it has the set's name: `orthogonal`, for
+    determinant -1.
+    """
     entry, arguments = parse_constraint(spec)
     for name in entry.within:
         needed = [argument.name for argument in CONSTRAINTS[name].arguments if argument.required]

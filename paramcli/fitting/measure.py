@@ -20,7 +20,9 @@ from ..view import IDENTITY, View
 BLOCK = 1 << 18
 
 
-def check(spec: str, W: Tensor, view: View = IDENTITY, tolerance: float | None = None, computed: torch.dtype | None = None) -> Check:
+def check(
+    spec: str, W: Tensor, view: View = IDENTITY, tolerance: float | None = None, computed: torch.dtype | None = None
+) -> Check:
     """How far W (in its stored dtype and shape) is from the constraint, against what rounding explains.
 
     Raises InputRefused for a shape that cannot lie in the set, and for a tensor without entries.
@@ -52,7 +54,9 @@ def check(spec: str, W: Tensor, view: View = IDENTITY, tolerance: float | None =
 
 def checks(spec: str, stack: Tensor, computed: torch.dtype) -> list[Check]:
     """`check` of each tensor of a stack, as the view shows it; details are left to who measures one alone."""
-    parts = constraint(spec).as_stored(stack.dtype).parts(stack.to(wide(stack.dtype, stack.device)), stack.dtype, computed)
+    parts = (
+        constraint(spec).as_stored(stack.dtype).parts(stack.to(wide(stack.dtype, stack.device)), stack.dtype, computed)
+    )
     found = judged(parts)
     matrices = len(found) // len(stack)
     return [Check(spec, *max(found[first : first + matrices], key=_weight)) for first in range(0, len(found), matrices)]
@@ -65,7 +69,9 @@ def judged(parts: Sequence[Part]) -> list[tuple[float, float]]:
 
 
 def _weight(pair: tuple[float, float]) -> tuple[bool, float]:
-    """What fails counts before what holds: by how far it is off, a NaN and numbers below 0 as farthest; what holds by its share."""
+    """What fails counts before what holds: by how far it is off, a NaN and numbers below 0 as farthest; what holds by
+    its share.
+    """
     residual, tolerance = pair
     if not 0 <= residual <= tolerance:
         return True, residual if residual > 0 else math.inf
@@ -76,7 +82,9 @@ def require_scalars(spec: str, dtype: torch.dtype) -> None:
     """Raise InputRefused for real tensors and a set of complex ones, and the other way round."""
     entry = CONSTRAINTS[spec.partition(":")[0]]
     if not (entry.complex if dtype.is_complex else entry.real):
-        raise InputRefused(f"{entry.name} is a set of {'real' if dtype.is_complex else 'complex'} tensors, and this one is {str(dtype)[6:]}")
+        raise InputRefused(
+            f"{entry.name} is a set of {'real' if dtype.is_complex else 'complex'} tensors, and this one is {str(dtype)[6:]}"
+        )
 
 
 class GatheredCheck:
@@ -98,7 +106,8 @@ class GatheredCheck:
     def last(self, shape: torch.Size) -> float:
         """The residual of the last block, of this shape, as a tensor by itself: for sets that each row is in or not.
 
-        A count of entries over the whole tensor says nothing of a block, so this is asked only where blocks are projected.
+        A count of entries over the whole tensor says nothing of a block, so this is asked only where blocks are
+        projected.
         """
         if not self._parts:
             return 0.0
@@ -109,13 +118,17 @@ class GatheredCheck:
             return Check(self.spec or "any", float("nan"), self._tolerance, "NaN or infinity in the tensor")
         if self.spec is None:
             return None
-        return Check(self.spec, self._wanted.joined(torch.tensor(self._parts, dtype=torch.float64, device="cpu"), self.shape).item(), self._tolerance)
+        return Check(
+            self.spec,
+            self._wanted.joined(torch.tensor(self._parts, dtype=torch.float64, device="cpu"), self.shape).item(),
+            self._tolerance,
+        )
 
 
 def image_check(chain: Chain, value: Tensor, view: View, compute: str = "same") -> Check | None:
     """The chain's own claim on its value; None where there is nothing to measure: any finite tensor, or no entry."""
     chain = chain.at(view.shape(value.shape))
-    if not value.numel() or chain.constraint is None and all_finite(value):
+    if not value.numel() or (chain.constraint is None and all_finite(value)):
         return None
     return check(chain.constraint or "any", value, view, computed=compute_dtype(value.dtype, compute))
 
@@ -173,7 +186,8 @@ class Moved:
             self._measure(*self._rest)
             self._rest = None
         distance, size = (
-            _length(torch.tensor(parts, dtype=torch.float64, device="cpu")).item() for parts in (self._distances, self._sizes)
+            _length(torch.tensor(parts, dtype=torch.float64, device="cpu")).item()
+            for parts in (self._distances, self._sizes)
         )
         return 0.0 if distance == 0 else distance / size if size else float("inf")
 
@@ -223,4 +237,6 @@ def require_finite_parts(parts: Iterable[Tensor], what: str = "the tensor") -> N
             nans += int(torch.isnan(W).sum())
     if bad:
         kinds = "NaN" if nans == bad else "infinite" if not nans else "NaN or infinite"
-        raise InputRefused(f"{what} has {bad} {kinds} of {entries} entries", hint="leave it out with -t, or mend it first")
+        raise InputRefused(
+            f"{what} has {bad} {kinds} of {entries} entries", hint="leave it out with -t, or mend it first"
+        )

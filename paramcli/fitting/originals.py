@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from . import torch_module as hosting
-from . import measure
 from ..chain import Chain, Link
 from ..maths.base import CannotReach, compute_dtype
 from ..text import number_text
 from ..view import View
+from . import measure
+from . import torch_module as hosting
 
 # A right inverse that is off by more than this in double precision has no preimage there.
 EXACT = 1e-6
@@ -39,7 +39,12 @@ def widened(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor
 
 
 def evaluate(
-    chain: Chain, view: View, shape: Sequence[int], state: Mapping[str, Tensor], stored: torch.dtype, compute: str = "same"
+    chain: Chain,
+    view: View,
+    shape: Sequence[int],
+    state: Mapping[str, Tensor],
+    stored: torch.dtype,
+    compute: str = "same",
 ) -> Tensor:
     """The chain's value from its stored tensors: computed in one dtype, rounded once to `stored`."""
     dtype = compute_dtype(stored, compute)
@@ -60,15 +65,23 @@ def register_raw(W: Tensor, chain: Chain, view: View, seed: int, compute: str = 
 
 
 def invert(
-    chain: Chain, Y: Tensor, seed: int, view: View, shape: Sequence[int], existing: Sequence[nn.Module] | None = None,
-    first_row: int | None = None, judge: Callable[[int, Tensor, Tensor], None] | None = None, stored: torch.dtype | None = None,
-) -> dict[str, Tensor]:  # fmt: skip
+    chain: Chain,
+    Y: Tensor,
+    seed: int,
+    view: View,
+    shape: Sequence[int],
+    existing: Sequence[nn.Module] | None = None,
+    first_row: int | None = None,
+    judge: Callable[[int, Tensor, Tensor], None] | None = None,
+    stored: torch.dtype | None = None,
+) -> dict[str, Tensor]:
     """Right inverses from the last link to the first, in double precision; Y is what the view shows.
 
-    Returns tensors by role, the originals in the stored `shape`. Y is expected on the last link's image. With `existing` modules their buffers (a mask) stay in use.
-    Raises CannotReach where a link has no preimage: `judge` is given each link's index, the value that its inverse comes
-    back with, and the one it was asked for. Of a block of rows Y starts at `first_row` of the whole. `stored` is the dtype
-    that Y was rounded to, where it is no point that was computed.
+    Returns tensors by role, the originals in the stored `shape`. Y is expected on the last link's image. With
+    `existing` modules their buffers (a mask) stay in use. Raises CannotReach where a link has no preimage: `judge` is
+    given each link's index, the value that its inverse comes back with, and the one it was asked for. Of a block of
+    rows Y starts at `first_row` of the whole. `stored` is the dtype that Y was rounded to, where it is no point that
+    was computed.
     """
     judge = judge or functools.partial(_check_round_trip, chain)
     state: dict[str, Tensor] = {}

@@ -1,5 +1,5 @@
-"""Originals for a point, or for the nearest to it that they can hold: near the edge of an open image, rounding them gives
-another value, and no member. What is told of that, with the numbers.
+"""Originals for a point, or for the nearest to it that they can hold: near the edge of an open image, rounding them
+gives another value, and no member. What is told of that, with the numbers.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from . import measure
 from ..chain import Chain, Link
 from ..maths.base import CannotReach, Check, Edge, Parametrization, eps
 from ..registry import target_class
 from ..text import number_text
 from ..view import View
+from . import measure
 from .claims import checks_of_each, claim_check, holds
 from .originals import evaluate, require_preimage, rounded, widened
 
@@ -32,7 +32,8 @@ class Reached:
     state: Mapping[str, Tensor]
     value: Tensor
     check: Check | None
-    # The point that was wanted, and how far the value is from it, relatively; none where the last map decides what it is.
+    # The point that was wanted, and how far the value is from it, relatively; none where the last map decides what it
+    # is.
     nearest: Tensor | None = None
     missed: float = 0.0
     # The edge of the chain's image, where some matrices had to keep away from it, and how many of them.
@@ -42,7 +43,8 @@ class Reached:
     assumed: str | None = None
 
     def note(self, chain: Chain, seen: Tensor, change: float, what: str = "weight") -> str | None:
-        """What is to be told of it, with the numbers; raises CannotReach where the value is no member, or another weight.
+        """What is to be told of it, with the numbers; raises CannotReach where the value is no member, or another
+        weight.
 
         `seen`: `what` was asked for as the view shows it, in double precision; `change`: how far the value is from it.
         """
@@ -53,7 +55,9 @@ class Reached:
 
     def _margin(self, chain: Chain, seen: Tensor, change: float, what: str) -> str:
         count = seen.shape[:-2].numel()
-        where = self.edge.what if count == 1 else f"{self.kept_away} of {count} matrices; of the worst, {self.edge.what}"
+        where = (
+            self.edge.what if count == 1 else f"{self.kept_away} of {count} matrices; of the worst, {self.edge.what}"
+        )
         asked, stored = measure.moved(self.nearest, seen), stored_as(chain, self.value.dtype)
         if not asked:
             return f"{stored} cannot hold the {what} itself ({where}): the value is {number_text(change)} from it"
@@ -64,15 +68,23 @@ class Reached:
 
 
 def reach(
-    chain: Chain, view: View, shape: Sequence[int], stored: torch.dtype, nearest: Tensor, make: Callable[[Tensor], Mapping[str, Tensor]],
-    compute: str, *, projects: bool, strict: bool = False,
-) -> Reached:  # fmt: skip
+    chain: Chain,
+    view: View,
+    shape: Sequence[int],
+    stored: torch.dtype,
+    nearest: Tensor,
+    make: Callable[[Tensor], Mapping[str, Tensor]],
+    compute: str,
+    *,
+    projects: bool,
+    strict: bool = False,
+) -> Reached:
     """Originals whose value, computed from them as stored, is `nearest`, or the nearest to it that there is.
 
-    `nearest` is what the view should show, and `make` gives the originals for such a point, both in double precision. Near the
-    edge of an open image the value is no member, or not the point: such matrices are moved inside by the least margin that
-    does (see `_Margins`); the others keep their bits. With `strict` it is the point itself or nothing. Where the last map
-    `projects`, it decides itself what the value is.
+    `nearest` is what the view should show, and `make` gives the originals for such a point, both in double precision.
+    Near the edge of an open image the value is no member, or not the point: such matrices are moved inside by the least
+    margin that does (see `_Margins`); the others keep their bits. With `strict` it is the point itself or nothing.
+    Where the last map `projects`, it decides itself what the value is.
     """
     link = chain.links[-1]
     has_edge = target_class(link.entry).edge is not Parametrization.edge and not strict
@@ -83,12 +95,16 @@ def reach(
             _require_range(state)
         value = evaluate(chain, view, shape, state, stored, compute)
         check = claim_check(chain, view, value, state, compute)
-        return Reached(state, value, check) if projects else Reached(state, value, check, nearest, measure.moved(view.into(value), nearest))
+        return (
+            Reached(state, value, check)
+            if projects
+            else Reached(state, value, check, nearest, measure.moved(view.into(value), nearest))
+        )
 
     if not has_edge:
         reached = attempt(nearest)
         # Refused below, and then with the number that says why.
-        refused = strict and (reached.missed > MISSED or reached.check is not None and not reached.check.ok)
+        refused = strict and (reached.missed > MISSED or (reached.check is not None and not reached.check.ok))
         return replace(reached, edge=link.make(nearest).edge(nearest)) if refused else reached
     search, Y, edge, reached, refusal = _Margins(nearest.shape[:-2], stored), nearest, None, None, None
     while search.goes_on:
@@ -146,7 +162,11 @@ def _judged(chain: Chain, view: View, reached: Reached, Y: Tensor, compute: str)
         finite = values.isfinite().flatten(1).all(1)
         checks = checks_of_each(chain, torch.where(finite[:, None, None], values, torch.zeros_like(values)), compute)
         member = [holds(check, chain) and sound for check, sound in zip(checks, finite.tolist())]
-    distances = (measure.moved_of_each(values, Y), measure.moved_of_each(Y, nearest), measure.moved_of_each(values, nearest))
+    distances = (
+        measure.moved_of_each(values, Y),
+        measure.moved_of_each(Y, nearest),
+        measure.moved_of_each(values, nearest),
+    )
     found = torch.tensor(member, device="cpu"), *(torch.tensor(d, dtype=torch.float64, device="cpu") for d in distances)
     return tuple(numbers.reshape(batch) for numbers in found)
 
@@ -154,15 +174,18 @@ def _judged(chain: Chain, view: View, reached: Reached, Y: Tensor, compute: str)
 class _Margins:
     """The search for the least margin of each matrix of a batch.
 
-    Level 0 is the point itself, the next ones bear a share of rounding of eps / 4 of the stored dtype, and twice the one before
-    up to a quarter. Enough is a level whose value is a member, and is off its point by no more than NOTED, or than the margin
-    has moved that: from there on more margin costs more than it gains. The least one that is enough is found by halving, after
-    level 0; taken is the one, of those tried, whose value is a member and nearest to the nearest point.
+    Level 0 is the point itself, the next ones bear a share of rounding of eps / 4 of the stored dtype, and twice the
+    one before up to a quarter. Enough is a level whose value is a member, and is off its point by no more than NOTED,
+    or than the margin has moved that: from there on more margin costs more than it gains. The least one that is enough
+    is found by halving, after level 0; taken is the one, of those tried, whose value is a member and nearest to the
+    nearest point.
     """
 
     def __init__(self, batch: torch.Size, stored: torch.dtype):
         count = round(-math.log2(eps(stored)))
-        self._shares = torch.tensor([0.0, *(eps(stored) * 2.0 ** (k - 2) for k in range(count + 1))], dtype=torch.float64, device="cpu")
+        self._shares = torch.tensor(
+            [0.0, *(eps(stored) * 2.0 ** (k - 2) for k in range(count + 1))], dtype=torch.float64, device="cpu"
+        )
         self.level, self.best = (torch.zeros(batch, dtype=torch.long, device="cpu") for _ in range(2))
         # The largest level that is too near to the edge, and the least that is enough.
         self.low, self.high = torch.full_like(self.level, -1), torch.full_like(self.level, len(self._shares))
@@ -207,11 +230,13 @@ def stored_as(chain: Chain, dtype: torch.dtype) -> str:
     return f"{chain} stored in {str(dtype).removeprefix('torch.')}"
 
 
-def require_reached(chain: Chain, dtype: torch.dtype, missed_by: Callable[[], float], check: Check | None, edge: Edge | None = None) -> str | None:
+def require_reached(
+    chain: Chain, dtype: torch.dtype, missed_by: Callable[[], float], check: Check | None, edge: Edge | None = None
+) -> str | None:
     """Raise CannotReach where the originals, rounded to their storage, give no member of the constraint or another one.
 
-    `missed_by`: the relative distance of the value from the point it was made for; `check`: the value's own. Returns a note
-    where the two differ visibly.
+    `missed_by`: the relative distance of the value from the point it was made for; `check`: the value's own. Returns a
+    note where the two differ visibly.
     """
     stored, hint = stored_as(chain, dtype), edge and edge.hint
     near = f"; {edge.what}" if edge else ""
@@ -224,5 +249,10 @@ def require_reached(chain: Chain, dtype: torch.dtype, missed_by: Callable[[], fl
         )
     missed = missed_by()
     if not missed <= MISSED:
-        raise CannotReach(f"{stored} cannot keep this tensor: rounding its originals puts the value {number_text(missed)} away{near}", hint=hint)
-    return f"{stored}, its value is {number_text(missed)} from the nearest point (relatively)" if missed > NOTED else None
+        raise CannotReach(
+            f"{stored} cannot keep this tensor: rounding its originals puts the value {number_text(missed)} away{near}",
+            hint=hint,
+        )
+    return (
+        f"{stored}, its value is {number_text(missed)} from the nearest point (relatively)" if missed > NOTED else None
+    )

@@ -11,20 +11,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import measure
 from ..chain import Chain
 from ..errors import CheckFailed
 from ..maths.base import MEMBER, CannotReach, Check, compute_dtype, wide
 from ..registry import constraint, target_class
 from ..view import View
+from . import measure
 from .claims import checks_of_each, holds
 from .fit import Fitted
 from .originals import EXACT
 from .reach import NOTED
 
 SIDE = 128
-# Of a batch every matrix has to begin where one alone may: before a multiple of so many bytes LAPACK's kernels take entries by
-# other code, which rounds otherwise. (With an odd side, in float64 from 9 on and in float32 from 17 on.)
+# Of a batch every matrix has to begin where one alone may: before a multiple of so many bytes LAPACK's kernels take
+# entries by other code, which rounds otherwise. (With an odd side, in float64 from 9 on and in float32 from 17 on.)
 ALIGNED = 16
 
 
@@ -48,7 +48,9 @@ def evaluate_stack(chain: Chain, X: Tensor, compute: str = "same") -> Tensor:
     return value.to(X.dtype)
 
 
-def bake_stack(tensors: Sequence[Tensor], chain: Chain, view: View, device: object, compute: str) -> list[tuple[Tensor, Check | None]]:
+def bake_stack(
+    tensors: Sequence[Tensor], chain: Chain, view: View, device: object, compute: str
+) -> list[tuple[Tensor, Check | None]]:
     """(value, its check) of each original."""
     with torch.no_grad():
         shape = tensors[0].shape
@@ -56,11 +58,20 @@ def bake_stack(tensors: Sequence[Tensor], chain: Chain, view: View, device: obje
         measure.require_finite(X)
         values = evaluate_stack(chain, X, compute)
         measure.require_finite(values)
-        return [(view.back(value, shape), check) for value, check in zip(values, checks_of_each(chain, values, compute))]
+        return [
+            (view.back(value, shape), check) for value, check in zip(values, checks_of_each(chain, values, compute))
+        ]
 
 
 def fit_stack(
-    tensors: Sequence[Tensor], chain: Chain, view: View, *, init: str, max_change: float | None, device: object, compute: str
+    tensors: Sequence[Tensor],
+    chain: Chain,
+    view: View,
+    *,
+    init: str,
+    max_change: float | None,
+    device: object,
+    compute: str,
 ) -> list[Fitted]:
     """`fit` of each tensor; raises where one of them needs to be told something."""
     with torch.no_grad():
@@ -89,9 +100,11 @@ def fit_stack(
             raise CannotReach("rounding the originals of one of them puts its value visibly away")
         fits = [
             Fitted({"original": view.back(x, shape)}, view.back(value, shape), change, check)
-            for x, value, change, check in zip(X, values, measure.moved_of_each(values, W), checks_of_each(chain, values, compute))
+            for x, value, change, check in zip(
+                X, values, measure.moved_of_each(values, W), checks_of_each(chain, values, compute)
+            )
         ]
-    if any(not holds(f.check, chain) or max_change is not None and not f.moved <= max_change for f in fits):
+    if any(not holds(f.check, chain) or (max_change is not None and not f.moved <= max_change) for f in fits):
         raise CheckFailed("one of them is off, or would move too far")
     return fits
 

@@ -25,7 +25,9 @@ _PREFIX = "parametrizations.weight."
 
 def tensor_seed(seed: int, tensor: str) -> int:
     """The generator's seed for one tensor: of --seed and its name, so that no choice of other tensors matters."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{tensor}".encode("utf-8", "surrogatepass")).digest()[:8], "little") >> 1
+    return (
+        int.from_bytes(hashlib.sha256(f"{seed}:{tensor}".encode("utf-8", "surrogatepass")).digest()[:8], "little") >> 1
+    )
 
 
 @contextmanager
@@ -123,7 +125,9 @@ def outline(chain: Chain, shape: Sequence[int], dtype: torch.dtype, view: View =
 
 
 def dtype_of(state: Mapping[str, Tensor]) -> torch.dtype:
-    """The weight's dtype: that of its originals. Buffers may be integers (a row order, a version), and come first in a file."""
+    """The weight's dtype: that of its originals. Buffers may be integers (a row order, a version), and come first in a
+    file.
+    """
     return next(tensor.dtype for role, tensor in state.items() if role.startswith("original"))
 
 
@@ -141,7 +145,8 @@ def value(host: nn.Module) -> Tensor:
 
 
 def release(host: nn.Module) -> None:
-    """Let go of a host's tensors now: torch's property holds the module in a cycle, which lives until the collector runs.
+    """Let go of a host's tensors now: torch's property holds the module in a cycle, which lives until the collector
+    runs.
 
     Without it the peak of a bake grows with the number of tensors.
     """

@@ -79,7 +79,9 @@ class LoRA(Parametrization):
 
 
 def draw(A: Tensor) -> Tensor:
-    """Uniform in +-1/sqrt(fan in), as torch starts a linear layer and minLoRA its A; drawn on the CPU for every device alike."""
+    """Uniform in +-1/sqrt(fan in), as torch starts a linear layer and minLoRA its A; drawn on the CPU for every device
+    alike.
+    """
     if A.is_meta:
         return A
     bound = 1 / math.sqrt(max(A.size(1), 1))
@@ -88,7 +90,8 @@ def draw(A: Tensor) -> Tensor:
 
 
 class MinLoRA(LoRA):
-    r"""As LoRA, in the keys of minLoRA: a `lora_dropout_mask` of ones beside A and B, and for embeddings A B in place of B A.
+    r"""As LoRA, in the keys of minLoRA: a `lora_dropout_mask` of ones beside A and B, and for embeddings A B in place
+    of B A.
 
     With `embedding` the weight is (fan in, fan out), A is (fan in, rank) and B (rank, fan out).
     The mask is what dropout acts on in training and plays no part in the value.
@@ -157,7 +160,9 @@ class DoRA(LoRA):
         return super().inverse(W)
 
     def checks(self, originals: tuple[Tensor, ...], value: Tensor) -> list[Check]:
-        return [Check("norms", *length_error(lengths(value), self.magnitude.abs(), value[0].numel(), self.stored_dtype))]
+        return [
+            Check("norms", *length_error(lengths(value), self.magnitude.abs(), value[0].numel(), self.stored_dtype))
+        ]
 
 
 def lengths(W: Tensor) -> Tensor:
@@ -168,7 +173,8 @@ def lengths(W: Tensor) -> Tensor:
 class OFT(Parametrization):
     r"""W0 to R W0, with R = diag(R_1, ..., R_blocks) rotations of the outputs, R_i = (I + K_i)(I - K_i)^{-1}, K_i skew.
 
-    In plain words, the outputs of a layer are turned among each other and keep every angle between inputs: W^T W = W0^T W0.
+    In plain words, the outputs of a layer are turned among each other and keep every angle between inputs: W^T W = W0^T
+    W0.
 
     Inverse: W0 = W, K = 0.
     Cost:    a solve for each block and one product.
@@ -208,4 +214,6 @@ class OFT(Parametrization):
         before, after = (T.flatten(1).mT @ T.flatten(1) for T in (originals[0], value))
         # The rotations are computed by a solve, whose error grows with their side.
         computed = (self.oft_K.size(-1) + 64) * eps(compute_dtype(self.stored_dtype))
-        return [Check("gram_kept", relative(after - before, before).max().item(), 4 * (eps(self.stored_dtype) + computed))]
+        return [
+            Check("gram_kept", relative(after - before, before).max().item(), 4 * (eps(self.stored_dtype) + computed))
+        ]

@@ -53,13 +53,13 @@ class Part:
 class Edge:
     """Where an open image ends, seen from members of the set that it fills but for its edge.
 
-    On the edge a map has no original, and near it originals so large, or made so exactly, that rounding them gives another
-    value. `what` says how near the members come, with the number; `hint` names the chain that holds them.
+    On the edge a map has no original, and near it originals so large, or made so exactly, that rounding them gives
+    another value. `what` says how near the members come, with the number; `hint` names the chain that holds them.
     """
 
     what: str
-    # For each matrix a share by which rounding changes its originals -> the points nearest to the members whose originals
-    # can bear that. A member that is far enough inside, or whose share is 0, comes back as it is, to the bit.
+    # For each matrix a share by which rounding changes its originals -> the points nearest to the members whose
+    # originals can bear that. A member that is far enough inside, or whose share is 0, comes back as it is, to the bit.
     inside: Callable[[Tensor], Tensor]
     hint: str | None = None
 
@@ -67,8 +67,8 @@ class Edge:
 class CannotReach(InputRefused, NotImplementedError):
     """A map has no preimage for the tensor it was asked for; the message says why, with a number.
 
-    As a NotImplementedError it is what torch expects of a right inverse at registration: the tensor is then taken as the
-    original itself (`--init raw`). On assignment it is the error it says it is.
+    As a NotImplementedError it is what torch expects of a right inverse at registration: the tensor is then taken as
+    the original itself (`--init raw`). On assignment it is the error it says it is.
     """
 
 
@@ -222,8 +222,8 @@ class Constraint:
     """A set of tensors. `name` and arguments are those of the registry's table."""
 
     name = ""
-    # What `project` gives. "nearest": the nearest point of the set. "inside": the set is open, and the nearest with
-    # a margin is given. "near": the nearest is not known, and another member close by is given. "none": there is no such
+    # What `project` gives. "nearest": the nearest point of the set. "inside": the set is open, and the nearest with a
+    # margin is given. "near": the nearest is not known, and another member close by is given. "none": there is no such
     # point to give, and project refuses what lies outside.
     projection = "nearest"
     # The residual is one number for the whole tensor, not one for each matrix of a batch.
@@ -257,7 +257,8 @@ class Constraint:
         raise NotImplementedError
 
     def nearest(self, W: Tensor, stored: torch.dtype | None) -> tuple[Tensor, str | None]:
-        """(`project` of a W that was rounded to `stored`, what had to be assumed for it); None where it was not rounded.
+        """(`project` of a W that was rounded to `stored`, what had to be assumed for it); None where it was not
+        rounded.
 
         Raises Singular also where the nearest point would be made of nothing but that rounding.
         """
@@ -295,7 +296,9 @@ class Constraint:
 
     @classmethod
     def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
-        """The sets of this kind that a look at W (double precision, finite, not zero; kept in `stored`) suggests it may lie in."""
+        """The sets of this kind that a look at W (double precision, finite, not zero; kept in `stored`) suggests it may
+        lie in.
+        """
         return []
 
 
@@ -310,7 +313,13 @@ def started(constraint: Constraint, W: Tensor) -> Tensor:
 
 def square(shape: torch.Size | tuple[int, ...], who: str) -> None:
     if len(shape) < 2 or shape[-1] != shape[-2]:
-        seen = f"sees {'x'.join(map(str, shape))}" if len(shape) > 1 else f"sees a vector of {shape[0]}" if shape else "sees a scalar"
+        seen = (
+            f"sees {'x'.join(map(str, shape))}"
+            if len(shape) > 1
+            else f"sees a vector of {shape[0]}"
+            if shape
+            else "sees a scalar"
+        )
         raise InputRefused(f"{who} needs a square matrix (or a batch of them); the maths {seen}")
 
 
@@ -356,8 +365,8 @@ class Parametrization(nn.Module):
     stored_shape: tuple[int, ...] = ()
     # What to say of a value that is off its image where the map's own tensors promise nothing of it (`slack` is 0).
     unpromised: str | None = None
-    # Near the map's edge a value counts as a member within this share of its tolerance: other kernels, and other ways of
-    # writing the map, which round another way, then find it within the whole.
+    # Near the map's edge a value counts as a member within this share of its tolerance: other kernels, and other ways
+    # of writing the map, which round another way, then find it within the whole.
     safe_share = 1.0
     # The dtype that the value given to `inverse` was rounded to, where it was.
     stored: torch.dtype | None = None
@@ -368,8 +377,8 @@ class Parametrization(nn.Module):
 
     @classmethod
     def by_rows(cls, shape: torch.Size, **arguments) -> frozenset[str]:
-        """Where each row of the value (an index of dimension 0) comes from that row of the originals alone, bit for bit,
-        in a tensor of this shape: the map's own tensors that have such rows, by name. The others are given whole.
+        """Where each row of the value (an index of dimension 0) comes from that row of the originals alone, bit for
+        bit, in a tensor of this shape: the map's own tensors that have such rows, by name. The others are given whole.
 
         Empty where a row of the value needs other rows. "Bit for bit" is for one thread, and for blocks that begin at a
         multiple of `ROW_STEP` entries: kernels compute the entries beyond their last full vector by other code.
@@ -402,7 +411,9 @@ class Parametrization(nn.Module):
         return value
 
     def edge(self, value: Tensor) -> Edge | None:
-        """The edge of an open image, for members `value` of the set in double precision; None where `inverse` takes all of them."""
+        """The edge of an open image, for members `value` of the set in double precision; None where `inverse` takes all
+        of them.
+        """
         return None
 
     def checks(self, originals: tuple[Tensor, ...], value: Tensor) -> list[Check]:
@@ -413,8 +424,8 @@ class Parametrization(nn.Module):
         return []
 
     def slack(self, image: Constraint, value: Tensor) -> float:
-        """How much farther from its image than rounding explains this module's own tensors leave the value; an image has an
-        argument `within` for it, which the record keeps of a baked value. `value` as `checks` has it.
+        """How much farther from its image than rounding explains this module's own tensors leave the value; an image
+        has an argument `within` for it, which the record keeps of a baked value. `value` as `checks` has it.
         """
         return 0.0
 

@@ -12,7 +12,20 @@ import torch
 from torch import Tensor
 
 from ..errors import InputRefused
-from .base import CannotReach, Constraint, Parametrization, Singular, eps, is_row, norm, smallest, started, unit_roundoff, wide, within_row
+from .base import (
+    CannotReach,
+    Constraint,
+    Parametrization,
+    Singular,
+    eps,
+    is_row,
+    norm,
+    smallest,
+    started,
+    unit_roundoff,
+    wide,
+    within_row,
+)
 from .norm import check_dim
 
 # Open sets have no nearest point to what lies outside: it is put this share of the bound inside, where a squashing
@@ -40,24 +53,31 @@ def dims_within(W: Tensor, dim: int) -> tuple[int, ...]:
 
 
 def norms(W: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """As the maps take them: summed in double precision, since torch adds one square after another, and in float32 the norm
-    of a million equal entries would be off by a thousandth."""
-    return torch.linalg.vector_norm(W, dim=dims, keepdim=True, dtype=wide(W.dtype, W.device)).to(W.real.dtype if W.is_complex() else W.dtype)
+    """As the maps take them: summed in double precision, since torch adds one square after another, and in float32 the
+    norm of a million equal entries would be off by a thousandth.
+    """
+    return torch.linalg.vector_norm(W, dim=dims, keepdim=True, dtype=wide(W.dtype, W.device)).to(
+        W.real.dtype if W.is_complex() else W.dtype
+    )
 
 
-def norm_tolerance(length: int, stored: torch.dtype, computed: torch.dtype, r: float = 1.0, roundings: int = 1) -> float:
+def norm_tolerance(
+    length: int, stored: torch.dtype, computed: torch.dtype, r: float = 1.0, roundings: int = 1
+) -> float:
     r"""What rounding explains of | ||x|| / r - 1 | for a vector x of `length` entries.
 
-    Entries x_i (1 + d_i) with |d_i| <= u = eps / 2 have the norm r (1 + sum d_i x_i^2 / ||x||^2), a weighted mean of the
-    d_i: never more than u, whatever the length, and u itself where all entries are equal. Entries below the normal
+    Entries x_i (1 + d_i) with |d_i| <= u = eps / 2 have the norm r (1 + sum d_i x_i^2 / ||x||^2), a weighted mean of
+    the d_i: never more than u, whatever the length, and u itself where all entries are equal. Entries below the normal
     numbers of `stored` are off by up to half of its smallest number each. A map that divides by a norm in `computed`
-    adds its roundings; the sum itself is in double precision and by halves, where equal squares were off by up to 3 eps for
-    lengths to 10^6 along one dimension, and by 22 for 250,000 along the outer two of three. So 2 + sqrt(length) / 8 eps.
-    `roundings`: the second is that of a stored base, which a map turns in a few roundings more, with lengths that torch
-    adds up one entry after another: equal ones are off by up to length / 20 eps in float64.
+    adds its roundings; the sum itself is in double precision and by halves, where equal squares were off by up to 3 eps
+    for lengths to 10^6 along one dimension, and by 22 for 250,000 along the outer two of three. So 2 + sqrt(length) / 8
+    eps. `roundings`: the second is that of a stored base, which a map turns in a few roundings more, with lengths that
+    torch adds up one entry after another: equal ones are off by up to length / 20 eps in float64.
     """
     tiny = length**0.5 * smallest(stored) / 2 / r
-    mapped = roundings * ROUNDED * unit_roundoff(stored) + (NORM_STEPS + TURN_STEPS * (roundings - 1)) * unit_roundoff(computed)
+    mapped = roundings * ROUNDED * unit_roundoff(stored) + (NORM_STEPS + TURN_STEPS * (roundings - 1)) * unit_roundoff(
+        computed
+    )
     return mapped + tiny + (2 + length**0.5 / 8 + length / 20 * (roundings - 1)) * eps(torch.float64)
 
 
@@ -132,7 +152,8 @@ class UnitNorm(Constraint):
 
 
 class UnitRms(Constraint):
-    r"""{W : the entries of every slice of `dim` have root mean square 1}. Residual max |rms - 1|; nearest point x / rms.
+    r"""{W : the entries of every slice of `dim` have root mean square 1}. Residual max |rms - 1|; nearest point x /
+    rms.
 
     Tolerance: `norm_tolerance` of the slices' length; the mean of squares is a norm.
     """
@@ -192,8 +213,8 @@ def check_slices(shape: torch.Size, dim: int, who: str) -> None:
 class Ball(Constraint):
     r"""{W : every vector along `dim` has norm below c}, an open ball (Poincare's for c = 1).
 
-    Residual: max(norm / c - 1, 0). Tolerance: `norm_tolerance` of the vectors' length; as stored, rounding may put what is
-    inside on the edge. Outside there is no nearest point: norms from c on go to 0.999 c.
+    Residual: max(norm / c - 1, 0). Tolerance: `norm_tolerance` of the vectors' length; as stored, rounding may put what
+    is inside on the edge. Outside there is no nearest point: norms from c on go to 0.999 c.
     """
 
     name = "ball"
@@ -237,7 +258,8 @@ class Ball(Constraint):
 
 
 class MaxNorm(Ball):
-    r"""{W : every vector along `dim` has norm at most c}. Residual max(norm / c - 1, 0); nearest point: longer ones cut to c.
+    r"""{W : every vector along `dim` has norm at most c}. Residual max(norm / c - 1, 0); nearest point: longer ones cut
+    to c.
 
     Tolerance: `norm_tolerance` of the vectors' length.
     """

@@ -14,14 +14,16 @@ from .elementwise import inverse_softplus
 # A singular correlation matrix has no Cholesky factor with a positive diagonal: this share of the identity is mixed in.
 # Such a one has a pivot below THIN, or none.
 SINGULAR, THIN = 1e-10, 1e-13
-# What the diagonal of L L^T is off 1 by as it is computed from rows of length 1, in eps: 2 at n = 8, 6 at 64, 14 at 512.
+# What the diagonal of L L^T is off 1 by as it is computed from rows of length 1, in eps: 2 at n = 8, 6 at 64, 14 at
+# 512.
 DIAGONAL, DIAGONAL_GROWTH = 4.0, 0.8
 
 
 class Correlation(Constraint):
     r"""{C : C = C^T, positive semidefinite, diagonal 1}.
 
-    Residual: max_i ||row i of C - C^T|| / max_i ||row i of C||, max |diagonal - 1|, and max(0, -lambda_min) / max |lambda|.
+    Residual: max_i ||row i of C - C^T|| / max_i ||row i of C||, max |diagonal - 1|, and max(0, -lambda_min) / max
+    |lambda|.
     Tolerance: `symmetric_tolerance`; for the diagonal what a map that scales rows leaves, as 1 is stored exactly;
     `eigenvalue_tolerance`.
     Nearest point: Higham's alternating projections (with Dykstra's correction).
@@ -39,13 +41,17 @@ class Correlation(Constraint):
         values = torch.linalg.eigvalsh((W + W.mT) / 2)
         negative = ratio((-values[..., 0]).clamp(min=0), values.abs().amax(-1))
         # What is nearly 1 in a wider dtype is 1 in a narrower one.
-        diagonal = (DIAGONAL + DIAGONAL_GROWTH * W.size(-1) ** 0.5) * eps(computed) if eps(computed) >= eps(stored) else 0.0
+        diagonal = (
+            (DIAGONAL + DIAGONAL_GROWTH * W.size(-1) ** 0.5) * eps(computed) if eps(computed) >= eps(stored) else 0.0
+        )
         # Products in float64 were up to 3 eps off symmetry at n = 64 and 23 at 512; in float32 and narrower, none were.
         growth = 1 + W.size(-1) / 10 if computed == torch.float64 else None
         return [
             Part("eigenvalues", negative, self.tolerance(W.shape, stored, computed)),
             Part("diagonal", (W.diagonal(dim1=-2, dim2=-1) - 1).abs().amax(-1), diagonal),
-            Part("symmetric", asymmetry(W), symmetric_tolerance(W.size(-1), stored, computed, growth, tie=TIE / 2)),  # entries below 1 are eps / 2 apart
+            Part(
+                "symmetric", asymmetry(W), symmetric_tolerance(W.size(-1), stored, computed, growth, tie=TIE / 2)
+            ),  # entries below 1 are eps / 2 apart
         ]
 
     def project(self, W: Tensor) -> Tensor:
@@ -141,7 +147,8 @@ class CholeskyCorrelation(Parametrization):
     r"""X to C = L L^T, L = tril(X, -1) + diag(softplus(diag X)) with its rows scaled to length 1.
 
     Shapes:  (..., n, n) -> (..., n, n); the part of X above the diagonal is not used.
-    Inverse: the Cholesky factor of C. A singular C has none with a positive diagonal: 1e-10 of the identity is mixed in.
+    Inverse: the Cholesky factor of C. A singular C has none with a positive diagonal: 1e-10 of the identity is mixed
+    in.
     Cost:    one product; the inverse one Cholesky factorization.
     Source:  torch.distributions (CorrCholeskyTransform reaches the same factors by another map).
     """

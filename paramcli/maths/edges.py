@@ -35,10 +35,20 @@ def singular_value_edge(W: Tensor, count: int, floor: float = 0.0, hint: str | N
     def moved(more: Tensor) -> Tensor:
         return W + (U * more.unsqueeze(-2)) @ Vh
 
-    return _edge(W, S, S[..., :1], floor, moved, f"its singular value number {count} is {S[..., -1].min().item():.3g}", hint)
+    return _edge(
+        W, S, S[..., :1], floor, moved, f"its singular value number {count} is {S[..., -1].min().item():.3g}", hint
+    )
 
 
-def _edge(W: Tensor, values: Tensor, largest: Tensor, floor: float, moved: Callable[[Tensor], Tensor], what: str, hint: str | None) -> Edge:
+def _edge(
+    W: Tensor,
+    values: Tensor,
+    largest: Tensor,
+    floor: float,
+    moved: Callable[[Tensor], Tensor],
+    what: str,
+    hint: str | None,
+) -> Edge:
     def inside(noise: Tensor) -> Tensor:
         share = noise.unsqueeze(-1)
         more = torch.where(share > 0, (floor + 4 * share * largest - values).clamp(min=0), torch.zeros_like(values))

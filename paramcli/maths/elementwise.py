@@ -67,10 +67,10 @@ class Positive(Constraint):
     def project(self, W: Tensor) -> Tensor:
         size = W.abs().amax()
         size = torch.where(size > 0, size, torch.ones_like(size))
-        return torch.where(W > self.floor, W, self.floor + MARGIN * size)
+        return torch.where(self.floor < W, W, self.floor + MARGIN * size)
 
     def detail(self, W: Tensor) -> str | None:
-        count = int((W <= self.floor).sum())
+        count = int((self.floor >= W).sum())
         return f"{count} of {W.numel()} entries are not above {self.floor:g}, the least {W.amin().item():.4g}"
 
     def sample(self, shape: torch.Size, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -115,11 +115,13 @@ class Interval(Constraint):
 
     def project(self, W: Tensor) -> Tensor:
         inside = MARGIN * (self.b - self.a)
-        return torch.where(W <= self.a, self.a + inside, torch.where(W >= self.b, self.b - inside, W))
+        return torch.where(self.a >= W, self.a + inside, torch.where(self.b <= W, self.b - inside, W))
 
     def detail(self, W: Tensor) -> str | None:
-        count = int(((W <= self.a) | (W >= self.b)).sum())
-        return f"{count} of {W.numel()} entries are outside; they run from {W.amin().item():.4g} to {W.amax().item():.4g}"
+        count = int(((self.a >= W) | (self.b <= W)).sum())
+        return (
+            f"{count} of {W.numel()} entries are outside; they run from {W.amin().item():.4g} to {W.amax().item():.4g}"
+        )
 
     def sample(self, shape: torch.Size, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
         return self.a + (self.b - self.a) * (0.02 + 0.96 * torch.rand(shape, generator=generator, dtype=dtype))
@@ -223,10 +225,11 @@ def pool_adjacent_violators(values: list[float]) -> list[float]:
 class ToPositive(Parametrization):
     r"""X to floor + f(X) entry by entry: f is softplus, exp, square or abs.
 
-    In plain words, softplus is log(1 + exp(x)): nearly x for large x, never quite 0. square and abs reach the floor itself
-    where X is exactly 0.
+    In plain words, softplus is log(1 + exp(x)): nearly x for large x, never quite 0. square and abs reach the floor
+    itself where X is exactly 0.
 
-    Inverse: of W - floor: w + log(1 - exp(-w)), log(w), sqrt(w), w. Entries at the floor or below are moved above it first.
+    Inverse: of W - floor: w + log(1 - exp(-w)), log(w), sqrt(w), w. Entries at the floor or below are moved above it
+    first.
     Cost:    one pass over the tensor.
     Source:  torch.distributions.transforms (SoftplusTransform, ExpTransform, PowerTransform, AbsTransform).
     """
@@ -319,7 +322,8 @@ class Identity(Parametrization):
     r"""X to X: the weight under torch's parametrize, unchanged.
 
     In plain words, the key becomes `parametrizations.weight.original` and nothing else: for a live model that registers
-    nn.Identity on this tensor (a switched-off parametrization, a place for one to come), and for trying the bookkeeping.
+    nn.Identity on this tensor (a switched-off parametrization, a place for one to come), and for trying the
+    bookkeeping.
 
     Inverse: W itself.
     Cost:    none.

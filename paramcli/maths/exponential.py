@@ -5,7 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import CannotReach, Constraint, Edge, Parametrization, Part, Singular, asymmetry, eps, one_entry, ratio, relative, square
+from .base import (
+    CannotReach,
+    Constraint,
+    Edge,
+    Parametrization,
+    Part,
+    Singular,
+    asymmetry,
+    eps,
+    one_entry,
+    ratio,
+    relative,
+    square,
+)
 from .edges import eigenvalue_edge
 from .eigenvalues import beyond_zero, eigenvalue_tolerance, symmetric_tolerance
 from .orthogonal import gram_error
@@ -17,7 +30,9 @@ SPD_FLOOR = 1e-6
 
 
 def exp_asymmetry(n: int) -> float:
-    """What torch.matrix_exp leaves of symmetry, in eps of the dtype it computes in: up to 2.4 at n = 8, 5.5 at 64, 72 at 512 were measured."""
+    """What torch.matrix_exp leaves of symmetry, in eps of the dtype it computes in: up to 2.4 at n = 8, 5.5 at 64, 72
+    at 512 were measured.
+    """
     return 2 + n / 5
 
 
@@ -39,7 +54,10 @@ class PositiveDefinite(Constraint):
 
     def residual(self, W: Tensor) -> Tensor:
         smallest, largest = self._ends(W)
-        return torch.maximum(asymmetry(W), torch.maximum(beyond_zero(smallest, largest, 0.0), ratio((self.least - smallest).clamp(min=0), largest)))
+        return torch.maximum(
+            asymmetry(W),
+            torch.maximum(beyond_zero(smallest, largest, 0.0), ratio((self.least - smallest).clamp(min=0), largest)),
+        )
 
     def _ends(self, W: Tensor) -> tuple[Tensor, Tensor]:
         """The smallest eigenvalue, and the largest magnitude of one."""
@@ -53,10 +71,16 @@ class PositiveDefinite(Constraint):
         smallest, largest = self._ends(W)
         explained = self.tolerance(W.shape, stored, computed)
         found = [
-            Part("symmetric", asymmetry(W), symmetric_tolerance(W.size(-1), stored, computed, exp_asymmetry(W.size(-1)))),
+            Part(
+                "symmetric", asymmetry(W), symmetric_tolerance(W.size(-1), stored, computed, exp_asymmetry(W.size(-1)))
+            ),
             Part("positive", beyond_zero(smallest, largest, explained), 0.0),
         ]
-        return [*found, Part("least", ratio((self.least - smallest).clamp(min=0), largest), explained)] if self.least else found
+        return (
+            [*found, Part("least", ratio((self.least - smallest).clamp(min=0), largest), explained)]
+            if self.least
+            else found
+        )
 
     def project(self, W: Tensor) -> Tensor:
         values, V = torch.linalg.eigh((W + W.mH) / 2)
@@ -177,7 +201,9 @@ class MatrixExp(Parametrization):
 
 
 def symmetric_log(A: Tensor) -> Tensor:
-    """V log(lambda) V^H of a symmetric (Hermitian) positive definite A; raises CannotReach with the eigenvalue otherwise."""
+    """V log(lambda) V^H of a symmetric (Hermitian) positive definite A; raises CannotReach with the eigenvalue
+    otherwise.
+    """
     values, V = torch.linalg.eigh((A + A.mH) / 2)
     smallest = values[..., 0].min().item()
     if smallest <= 0:

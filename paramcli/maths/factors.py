@@ -11,7 +11,9 @@ from .orthogonal import gram_error
 
 
 def rearranged(W: Tensor, p: int, q: int) -> Tensor:
-    """(..., n, k) -> (..., p q, (n/p) (k/q)): each row one block of the p x q grid, so that A kron B becomes vec(A) vec(B)^T."""
+    """(..., n, k) -> (..., p q, (n/p) (k/q)): each row one block of the p x q grid, so that A kron B becomes vec(A)
+    vec(B)^T.
+    """
     return W.unflatten(-1, (q, -1)).unflatten(-3, (p, -1)).transpose(-3, -2).flatten(-4, -3).flatten(-2)
 
 
@@ -24,18 +26,21 @@ def kronecker_product(A: Tensor, B: Tensor) -> Tensor:
 def check_grid(shape: torch.Size | tuple[int, ...], p: int, q: int, who: str) -> None:
     matrix(shape, who)
     if shape[-2] % p or shape[-1] % q:
-        raise InputRefused(f"{who}:p={p}:q={q} needs rows that divide by {p} and columns that divide by {q}; the maths sees {shape[-2]}x{shape[-1]}")
+        raise InputRefused(
+            f"{who}:p={p}:q={q} needs rows that divide by {p} and columns that divide by {q}; the maths sees {shape[-2]}x{shape[-1]}"
+        )
 
 
 class KroneckerProducts(Constraint):
     r"""{A kron B : A of size p x q}, B as large as is left.
 
-    Residual: max ||row of W - P|| / ||row of W||, over columns too, with P a nearest point but for one step of alternating
-    least squares, which gives small blocks their digits. A singular value would hide one wrong row among many.
-    Tolerance: every entry of a Kronecker product is one product, off by at most u = eps / 2 of itself, and so is a row; P takes
-    part of that to itself, so rows may be off by 2 u. P is a sum of n^2 / 4 products in double precision: 9, 160, 1800 eps of
-    that were measured at n = 64, 512, 1024.
-    Nearest point: the best approximation of rank 1 of the rearranged tensor (Van Loan and Pitsianis).
+    Residual: max ||row of W - P|| / ||row of W||, over columns too, with P a nearest point but for one step of
+    alternating least squares, which gives small blocks their digits. A singular value would hide one wrong row among
+    many.
+    Tolerance: every entry of a Kronecker product is one product, off by at most u = eps / 2 of itself, and so is a row;
+    P takes part of that to itself, so rows may be off by 2 u. P is a sum of n^2 / 4 products in double precision: 9,
+    160, 1800 eps of that were measured at n = 64, 512, 1024. Nearest point: the best approximation of rank 1 of the
+    rearranged tensor (Van Loan and Pitsianis).
     """
 
     name = "kronecker"
@@ -50,7 +55,10 @@ class KroneckerProducts(Constraint):
         size = norm(a, (-2, -1), keepdim=True)
         a = a / torch.where(size > 0, size, torch.ones_like(size))
         b = a.mH @ R
-        P = kronecker_product(a.unflatten(-2, (self.p, self.q)).squeeze(-1), b.unflatten(-1, (W.size(-2) // self.p, W.size(-1) // self.q)).squeeze(-3))
+        P = kronecker_product(
+            a.unflatten(-2, (self.p, self.q)).squeeze(-1),
+            b.unflatten(-1, (W.size(-2) // self.p, W.size(-1) // self.q)).squeeze(-3),
+        )
         by_row, by_column = (ratio(norm(W - P, (dim,)), norm(W, (dim,))).amax(-1) for dim in (-1, -2))
         return torch.maximum(by_row, by_column)
 
@@ -72,7 +80,11 @@ class KroneckerProducts(Constraint):
         block = turned[..., : W.size(-2) // self.p, : W.size(-1) // self.q]
         block.copy_(block.flatten(-2).roll(1, -1).unflatten(-1, block.shape[-2:]))
         I = torch.eye(*W.shape[-2:], dtype=W.dtype, device=W.device)
-        return {"plus identity": W + 0.3 * torch.linalg.vector_norm(W) * I} if min(W.shape[-2:]) > 1 else {"one block turned": turned}
+        return (
+            {"plus identity": W + 0.3 * torch.linalg.vector_norm(W) * I}
+            if min(W.shape[-2:]) > 1
+            else {"one block turned": turned}
+        )
 
 
 def nearest_kronecker(W: Tensor, p: int, q: int) -> tuple[Tensor, Tensor]:
@@ -81,7 +93,9 @@ def nearest_kronecker(W: Tensor, p: int, q: int) -> tuple[Tensor, Tensor]:
     a, b, size = U[..., 0], Vh[..., 0, :], S[..., :1].sqrt()
     largest = a.gather(-1, a.abs().argmax(-1, keepdim=True))
     phase = largest / largest.abs()
-    return (size * a / phase).unflatten(-1, (p, q)), (size * b * phase).unflatten(-1, (W.size(-2) // p, W.size(-1) // q))
+    return (size * a / phase).unflatten(-1, (p, q)), (size * b * phase).unflatten(
+        -1, (W.size(-2) // p, W.size(-1) // q)
+    )
 
 
 def low_rank_factors(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -248,7 +262,7 @@ class SingularValues(Parametrization):
     @classmethod
     def weight_shape(cls, s: tuple[int, ...], **arguments) -> None:
         """U and V tell it, the original does not."""
-        return None
+        return
 
     def checks(self, originals: tuple[Tensor, ...], value: Tensor) -> list[Check]:
         worst = max(gram_error(self.U).max().item(), gram_error(self.V).max().item())

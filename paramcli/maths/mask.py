@@ -41,7 +41,11 @@ class Sparse(Constraint):
 
     def joined(self, parts: Tensor, shape: torch.Size) -> Tensor:
         numel = math.prod(shape)
-        return torch.tensor(max(0, prune_count(self.amount, numel) - int(parts.sum())) / max(numel, 1), dtype=torch.float64, device=parts.device)
+        return torch.tensor(
+            max(0, prune_count(self.amount, numel) - int(parts.sum())) / max(numel, 1),
+            dtype=torch.float64,
+            device=parts.device,
+        )
 
     def residual(self, W: Tensor) -> Tensor:
         return self.joined(self.part(W), W.shape)
@@ -54,7 +58,10 @@ class Sparse(Constraint):
 
     def near_misses(self, W: Tensor) -> dict[str, Tensor]:
         first = (W == 0).reshape(-1).nonzero()[0]
-        return {"one zero filled": W.reshape(-1).index_fill(0, first, 1.0).reshape(W.shape), "all ones": torch.ones_like(W)}
+        return {
+            "one zero filled": W.reshape(-1).index_fill(0, first, 1.0).reshape(W.shape),
+            "all ones": torch.ones_like(W),
+        }
 
     @classmethod
     def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
@@ -114,7 +121,9 @@ class Mask(Parametrization):
 
     def checks(self, originals: tuple[Tensor, ...], value: Tensor) -> list[Check]:
         count = int((value[self.mask == 0] != 0).sum())
-        return [Check("mask", count / max(value.numel(), 1), 0.0, f"{count} entries outside the mask" if count else None)]
+        return [
+            Check("mask", count / max(value.numel(), 1), 0.0, f"{count} entries outside the mask" if count else None)
+        ]
 
 
 class PruneRandom(Mask):

@@ -6,10 +6,21 @@ import torch
 from torch import Tensor
 
 from .base import CannotReach, Constraint, Parametrization, Part, Singular, eps, norm, ratio, smallest, unit_roundoff
-from .bounded import check_slices, dims_along, dims_within, length_along, norm_tolerance, norms, one_slice, refuse_zero, worst
+from .bounded import (
+    check_slices,
+    dims_along,
+    dims_within,
+    length_along,
+    norm_tolerance,
+    norms,
+    one_slice,
+    refuse_zero,
+    worst,
+)
 from .norm import check_dim
 
-# Roundings that a sum of stored entries may be off by, in units of u ||x||, and those of computing it, of u sqrt(n) ||x||.
+# Roundings that a sum of stored entries may be off by, in units of u ||x||, and those of computing it, of u sqrt(n)
+# ||x||.
 SUM_ROUNDED, SUM_COMPUTED = 4.0, 1.0
 
 
@@ -29,10 +40,11 @@ def shifted_to(X: Tensor, dim: int | None, c: float) -> Tensor:
 
 
 def rounded_to_sum(X: Tensor, dim: int | None, c: float, stored: torch.dtype) -> Tensor:
-    """X, whose vectors along `dim` sum to c, with entries of `stored` and the sums kept: off by no more than one step of one entry.
+    """X, whose vectors along `dim` sum to c, with entries of `stored` and the sums kept: off by no more than one step
+    of one entry.
 
-    Numbers of few digits less one mean are all rounded the same way. Of each vector those entries are rounded to their other
-    neighbour for which that costs the least distance for what it gives the sum, as many as it takes.
+    Numbers of few digits less one mean are all rounded the same way. Of each vector those entries are rounded to their
+    other neighbour for which that costs the least distance for what it gives the sum, as many as it takes.
     """
     along = X.reshape(1, -1) if dim is None else X.movedim(dim, -1)
     Y = along.to(stored).to(X.dtype)
@@ -52,11 +64,12 @@ class SumTo(Constraint):
     r"""{W : every vector along `dim` sums to c}. Nearest point: x - (sum - c) / n.
 
     Residual: |sum - c| / (||x|| + |c|).
-    Tolerance: entries x_i (1 + d_i) with |d_i| <= u = eps / 2 change the sum by sum x_i d_i. Of entries of one sign that
-    is at most u |c|. Of others the d_i are as good as independent, with a root mean square of 0.4 u, so it is about
-    0.4 u ||x||, and 4 u is ten times that: not once in all the vectors of all files. It must not be more: u sum |x_i|, which
-    errors that conspire could reach, is u sqrt(n) ||x||, and lets entries of size 1 sum to 2 in place of 1.
-    Entries below the normal numbers of `stored` are off by up to half of its smallest number each, which is taken off.
+    Tolerance: entries x_i (1 + d_i) with |d_i| <= u = eps / 2 change the sum by sum x_i d_i. Of entries of one sign
+    that is at most u |c|. Of others the d_i are as good as independent, with a root mean square of 0.4 u, so it is
+    about 0.4 u ||x||, and 4 u is ten times that: not once in all the vectors of all files. It must not be more: u sum
+    |x_i|, which errors that conspire could reach, is u sqrt(n) ||x||, and lets entries of size 1 sum to 2 in place of
+    1. Entries below the normal numbers of `stored` are off by up to half of its smallest number each, which is taken
+    off.
     """
 
     name = "sum_to"
@@ -77,7 +90,9 @@ class SumTo(Constraint):
         return self.errors(W).amax()
 
     def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
-        return SUM_ROUNDED * unit_roundoff(stored) + SUM_COMPUTED * length_along(shape, self.dim) ** 0.5 * unit_roundoff(computed)
+        return SUM_ROUNDED * unit_roundoff(stored) + SUM_COMPUTED * length_along(
+            shape, self.dim
+        ) ** 0.5 * unit_roundoff(computed)
 
     def parts(self, W: Tensor, stored: torch.dtype, computed: torch.dtype) -> list[Part]:
         return [Part("", self.errors(W, stored).amax(), self.tolerance(W.shape, stored, computed))]
@@ -105,8 +120,8 @@ class Standardized(Constraint):
     r"""{W : every slice of `dim` has mean 0 and standard deviation 1 (of its entries: the sum is divided by n)}.
 
     Residual: max |mean| and max |std - 1|. Nearest point: (x - mean) / std.
-    Tolerance: entries x_i (1 + d_i) with |d_i| <= u change the mean by at most u times the mean |x_i|, which is 1 or less,
-    and the deviation, a norm, by at most u (`norm_tolerance`), whatever the number of entries.
+    Tolerance: entries x_i (1 + d_i) with |d_i| <= u change the mean by at most u times the mean |x_i|, which is 1 or
+    less, and the deviation, a norm, by at most u (`norm_tolerance`), whatever the number of entries.
     """
 
     name = "standardized"
@@ -139,7 +154,12 @@ class Standardized(Constraint):
 
     def near_misses(self, W: Tensor) -> dict[str, Tensor]:
         slices = self.errors(W)
-        return {"times 1.05": 1.05 * W, "shifted by 0.05": W + 0.05, "zero": 0 * W, "one slice times 1.05": one_slice(W, slices)}
+        return {
+            "times 1.05": 1.05 * W,
+            "shifted by 0.05": W + 0.05,
+            "zero": 0 * W,
+            "one slice times 1.05": one_slice(W, slices),
+        }
 
     @classmethod
     def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
@@ -160,7 +180,8 @@ def deviation(W: Tensor, std: Tensor) -> Tensor:
 class ToSum(Parametrization):
     r"""X to x - (sum(x) - c) / n for every vector x along `dim`: vectors that sum to c.
 
-    Inverse: W itself. In half types, where the value rounded once more would not sum to c: that value with entries rounded so
+    Inverse: W itself. In half types, where the value rounded once more would not sum to c: that value with entries
+    rounded so
              that it does (`rounded_to_sum`), which the map keeps.
     Cost:    two passes over the tensor, and a sort for such vectors.
     Source:  the orthogonal projection onto a hyperplane.
@@ -180,7 +201,10 @@ class ToSum(Parametrization):
         if self.stored is None or eps(self.stored) <= eps(torch.float32):
             return W
         point, sums = shifted_to(W, self.dim, self.c), SumTo(self.dim, self.c)
-        off = sums.errors(point.to(self.stored).to(W.dtype), self.stored) > sums.tolerance(W.shape, self.stored, torch.float32) / 2
+        off = (
+            sums.errors(point.to(self.stored).to(W.dtype), self.stored)
+            > sums.tolerance(W.shape, self.stored, torch.float32) / 2
+        )
         return torch.where(off, rounded_to_sum(point, self.dim, self.c, self.stored), W) if off.any() else W
 
 
@@ -205,5 +229,7 @@ class WeightStandardization(Parametrization):
         return (X - mean) / std
 
     def inverse(self, W: Tensor) -> Tensor:
-        refuse_zero(deviation(W, moments(W, self.dim)[1]), CannotReach, "is constant: weight_std divides by its deviation")
+        refuse_zero(
+            deviation(W, moments(W, self.dim)[1]), CannotReach, "is constant: weight_std divides by its deviation"
+        )
         return W

@@ -31,7 +31,10 @@ class AnyTensor(Constraint):
         return W
 
     def near_misses(self, W: Tensor) -> dict[str, Tensor]:
-        return {"NaN": torch.full_like(W, float("nan")), "one infinite": W.index_fill(0, torch.tensor([0]), float("inf"))}
+        return {
+            "NaN": torch.full_like(W, float("nan")),
+            "one infinite": W.index_fill(0, torch.tensor([0]), float("inf")),
+        }
 
 
 class UnitSpectralNorm(Constraint):
@@ -40,17 +43,17 @@ class UnitSpectralNorm(Constraint):
     `within` is 0 unless the record of a baked weight says what the u and v that it was divided by had left of it
     (`SpectralNorm.slack`): u^T W v = 1 for u and v of length 1 leaves sigma_max at 1 or above.
 
-    Residual: max(sigma_max - 1 - within, 1 - sigma_max, 0). Nearest point: singular values above 1 + within cut to that; where
-    all are below 1, the largest raised to it.
+    Residual: max(sigma_max - 1 - within, 1 - sigma_max, 0). Nearest point: singular values above 1 + within cut to
+    that; where all are below 1, the largest raised to it.
 
-    Rounding moves sigma_max by u^T E v (u, v its singular vectors, E the errors, |E_ij| <= eps/2 |W_ij|), to first order. Of
-    independent errors that is far below ||E||_2, some 0.3 eps; where all entries have one size (signs, Hadamard matrices)
-    their errors are one number, and it is up to eps/2. Measured in half types, in eps: rounded members 0.2 (Gaussian, n = 8)
-    to 0.01 (n = 1024), 0.5 for signs at any n, up to 1.1 for reflections I - 2 J / n, and 0.8 for values of stored u and v,
-    whose lengths are rounded. So 1.1 eps.
-    Computing u^T W v in float32 adds up to 2 eps (n = 8 to 4096). So 2.2 eps of the dtype it is computed in.
-    sigma_max comes from the Gram matrix in double precision, whose own error is up to 6, 10, 24 and 160 eps at
-    n = 8, 64, 1024 and 4096 (sums of equal terms round alike). So 6 + n / 16, n the longer side.
+    Rounding moves sigma_max by u^T E v (u, v its singular vectors, E the errors, |E_ij| <= eps/2 |W_ij|), to first
+    order. Of independent errors that is far below ||E||_2, some 0.3 eps; where all entries have one size (signs,
+    Hadamard matrices) their errors are one number, and it is up to eps/2. Measured in half types, in eps: rounded
+    members 0.2 (Gaussian, n = 8) to 0.01 (n = 1024), 0.5 for signs at any n, up to 1.1 for reflections I - 2 J / n, and
+    0.8 for values of stored u and v, whose lengths are rounded. So 1.1 eps. Computing u^T W v in float32 adds up to 2
+    eps (n = 8 to 4096). So 2.2 eps of the dtype it is computed in. sigma_max comes from the Gram matrix in double
+    precision, whose own error is up to 6, 10, 24 and 160 eps at n = 8, 64, 1024 and 4096 (sums of equal terms round
+    alike). So 6 + n / 16, n the longer side.
     """
 
     name = "unit_spectral_norm"
@@ -139,12 +142,13 @@ MOST = 1e-2
 
 
 def length_error(lengths: Tensor, wanted: Tensor, entries: int, stored: torch.dtype) -> tuple[float, float]:
-    """(the largest relative difference, its tolerance) of lengths of m = `entries` numbers each from those that are stored.
+    """(the largest relative difference, its tolerance) of lengths of m = `entries` numbers each from those that are
+    stored.
 
-    Rounding the entries moves a length by up to eps/2 (measured 0.2 to 0.5). The map divides by a length of m squares added in
-    the dtype it computes in, and squares of one size round alike in a plain sum: measured m / 18 eps at worst, for equal
-    entries (sqrt(m) / 4 for Gaussian ones). Below the smallest normal number an entry has its absolute rounding, so no length
-    counts as less than sqrt(m) of those.
+    Rounding the entries moves a length by up to eps/2 (measured 0.2 to 0.5). The map divides by a length of m squares
+    added in the dtype it computes in, and squares of one size round alike in a plain sum: measured m / 18 eps at worst,
+    for equal entries (sqrt(m) / 4 for Gaussian ones). Below the smallest normal number an entry has its absolute
+    rounding, so no length counts as less than sqrt(m) of those.
     """
     error = (lengths - wanted).abs() / wanted.clamp(min=math.sqrt(entries) * torch.finfo(stored).tiny)
     return error.max().item(), min(eps(stored) + (4 + entries / 16) * eps(compute_dtype(stored)), MOST)
@@ -212,7 +216,11 @@ class WeightNorm(Parametrization, _WeightNorm):
         zero = (g == 0).reshape(-1).nonzero().reshape(-1).tolist()
         if zero and not W.is_meta:
             row = zero[0] + (self.first_row or 0)
-            where = "the whole tensor is zero" if g.numel() == 1 and self.first_row is None else f"slice {row} of dimension {self.dim} is zero"
+            where = (
+                "the whole tensor is zero"
+                if g.numel() == 1 and self.first_row is None
+                else f"slice {row} of dimension {self.dim} is zero"
+            )
             raise CannotReach(f"weight_norm needs a direction, and {where}", hint="leave this tensor out with -t")
         return g, v
 
@@ -245,7 +253,9 @@ class SpectralNorm(Parametrization, _SpectralNorm):
         _SpectralNorm.__init__(self, weight, n_power_iterations, dim)
 
     def _power_method(self, weight_mat: Tensor, n_power_iterations: int) -> None:
-        if not weight_mat.is_meta:  # without data there is nothing to find, and 15 steps through Python's kernels take 90 ms
+        if (
+            not weight_mat.is_meta
+        ):  # without data there is nothing to find, and 15 steps through Python's kernels take 90 ms
             _SpectralNorm._power_method(self, weight_mat, n_power_iterations)
 
     @classmethod
@@ -274,9 +284,10 @@ class SpectralNorm(Parametrization, _SpectralNorm):
     def checks(self, originals: tuple[Tensor, ...], value: Tensor) -> list[Check]:
         """u and v have length 1.
 
-        Their entries are rounded to the stored dtype, which moves a length by up to 0.3 eps (measured, n = 8 to 4096). They are
-        divided by a length that is computed in float32 or wider: up to 1.2 eps of that, and for equal entries, whose squares
-        round alike in a sum, up to n / 300. Those of an SVD in double precision are off by up to 6 eps of that, 17 for equal entries.
+        Their entries are rounded to the stored dtype, which moves a length by up to 0.3 eps (measured, n = 8 to 4096).
+        They are divided by a length that is computed in float32 or wider: up to 1.2 eps of that, and for equal entries,
+        whose squares round alike in a sum, up to n / 300. Those of an SVD in double precision are off by up to 6 eps of
+        that, 17 for equal entries.
         """
         if not hasattr(self, "_u"):
             return []
@@ -291,19 +302,24 @@ class SpectralNorm(Parametrization, _SpectralNorm):
         Of the value W = X / (u^T X v), u of length 1, let theta = ||W^T u||, v' = W^T u / theta and
         r = ||W v' - theta u|| / sqrt(2), which is sqrt((||W v' - theta u||^2 + ||W^T u - theta v'||^2) / 2).
 
-        1. Some singular value lies within r of theta: theta is the Rayleigh quotient of (u, v') / sqrt(2) in the Hermitian
-           matrix [[0, W], [W^T, 0]], whose eigenvalues are the singular values and their negatives, and r its residual (Weyl).
-           And theta <= sigma_max.
-        2. Let w_i = (u^T u_i)^2 be u's shares of the singular directions. The sigma_i^2, weighed by w_i, have mean theta^2 and
+        1. Some singular value lies within r of theta: theta is the Rayleigh quotient of (u, v') / sqrt(2) in the
+        Hermitian
+           matrix [[0, W], [W^T, 0]], whose eigenvalues are the singular values and their negatives, and r its residual
+           (Weyl). And theta <= sigma_max.
+        2. Let w_i = (u^T u_i)^2 be u's shares of the singular directions. The sigma_i^2, weighed by w_i, have mean
+        theta^2 and
            variance 2 r^2 theta^2. A single weight w at sigma_max^2 allows (Cantelli)
            sigma_max - theta <= r sqrt((1 - w) / w) / sqrt(2), which is 2 r for w = 1/9.
 
-        So sigma_max lies in [theta, theta + 2 r] unless u has lost the largest direction (|cos| < 1/3 with it), and then u
-        promises nothing that a file could rely on. What is promised is |theta - 1| + 2 r, where
-          - r <= 1/10: torch's registration (15 steps from a random u) leaves r = 0.03 at n = 1024, 0.04 at 256, 0.06 at 64 and at
-            8 (99 of 100 Gaussian matrices; the worst of 20,000 at n = 4 0.19) and sigma_max - 1 = 0.03 to 0.08; of these 95 of
-            100 at n = 64, and 98 to 100 of 100 at other sizes, lie within 2 r. An unrelated u and v leave r = 0.7 to 20;
-          - |theta - 1| <= 2 r^2 plus rounding: u^T W v is 1 by the division, and theta is the same for v' = v, or of the next half
+        So sigma_max lies in [theta, theta + 2 r] unless u has lost the largest direction (|cos| < 1/3 with it), and
+        then u promises nothing that a file could rely on. What is promised is |theta - 1| + 2 r, where
+          - r <= 1/10: torch's registration (15 steps from a random u) leaves r = 0.03 at n = 1024, 0.04 at 256, 0.06 at
+          64 and at
+            8 (99 of 100 Gaussian matrices; the worst of 20,000 at n = 4 0.19) and sigma_max - 1 = 0.03 to 0.08; of
+            these 95 of 100 at n = 64, and 98 to 100 of 100 at other sizes, lie within 2 r. An unrelated u and v leave r
+            = 0.7 to 20;
+          - |theta - 1| <= 2 r^2 plus rounding: u^T W v is 1 by the division, and theta is the same for v' = v, or of
+          the next half
             step, where u is younger than v (the spelling from before parametrize).
         Trained u and v, and those of an SVD, have an r of some 0.4 eps of their dtype, and promise no more than that.
         """

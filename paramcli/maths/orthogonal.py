@@ -5,16 +5,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.func import functional_call
-from torch.nn.utils.parametrizations import _Orthogonal, _OrthMaps
+from torch.nn.utils.parametrizations import _OrthMaps, _Orthogonal
 
 from ..errors import InputRefused
-from .base import CannotReach, Constraint, Edge, Parametrization, Singular, compute_dtype, eps, row_scaled, spectral_norm, square
+from .base import (
+    CannotReach,
+    Constraint,
+    Edge,
+    Parametrization,
+    Singular,
+    compute_dtype,
+    eps,
+    row_scaled,
+    spectral_norm,
+    square,
+)
 from .rotation import cayley_inverse, half_turn_edge, rotation_log
 
 # Singular values below this share of the largest are rounding of float32 weights, and the directions that
 # belong to them noise: a nearest point built on them would be arbitrary.
 RANK = 1e-6
-# Of a half type's weight this share of the directions may be noise: whatever they are, the point moves by sqrt(2 * 0.01) at most.
+# Of a half type's weight this share of the directions may be noise: whatever they are, the point moves by sqrt(2 *
+# 0.01) at most.
 ARBITRARY = 0.01
 # ||W^H W - I||_F below which Newton-Schulz steps take the place of an SVD: four of them leave nothing of it.
 NEAR = 0.1
@@ -30,7 +42,8 @@ FRAME_ROUNDED, FRAME_COMPUTED = 4.0, 3.0
 
 
 def gram_error(Q: Tensor) -> Tensor:
-    r"""||Q^H Q - I||_2 (Q Q^H - I if wide) of each matrix, from above (`spectral_norm`): max |s^2 - 1| over its singular values.
+    r"""||Q^H Q - I||_2 (Q Q^H - I if wide) of each matrix, from above (`spectral_norm`): max |s^2 - 1| over its
+    singular values.
 
     The one norm of Q^H Q - I in which no error can hide: that of I - J / n, a singular matrix, is 1, where each of
     its columns is off by n^{-1/2}.
@@ -47,9 +60,9 @@ def frame_tolerance(k: int, computed: torch.dtype) -> float:
 def polar(W: Tensor, rotation: bool = False, stored: torch.dtype | None = None) -> tuple[Tensor, str | None]:
     r"""(the nearest matrix with orthonormal columns, rows if wide: U V^H of W = U S V^H; what was assumed for it)
 
-    With `rotation`, the nearest with determinant +1: the direction of the smallest singular value is
-    flipped where U V^T has determinant -1. Raises Singular where the nearest point is not unique; of a W that was rounded
-    to `stored` also where nothing but rounding is left of several of its directions (see `rounded_away`).
+    With `rotation`, the nearest with determinant +1: the direction of the smallest singular value is flipped where U
+    V^T has determinant -1. Raises Singular where the nearest point is not unique; of a W that was rounded to `stored`
+    also where nothing but rounding is left of several of its directions (see `rounded_away`).
 
     Cost: an SVD; for a matrix that is nearly there, a few Newton-Schulz steps, four to ten times less. Which of the two
     is decided matrix by matrix, so that a batch gives each what it gets alone.
@@ -96,11 +109,15 @@ def require_directions(
 ) -> str | None:
     """Raise Singular where more than `free` of the singular directions of W = U S V^H are rounding of zero, or zero.
 
-    In a half type one such direction is no proof: every twentieth random matrix has it. Two are, and a share of ARBITRARY;
-    fewer are taken as they are, and told.
+    In a half type one such direction is no proof: every twentieth random matrix has it. Two are, and a share of
+    ARBITRARY; fewer are taken as they are, and told.
     """
-    zero = (S <= RANK * S[..., :1]).sum(-1)
-    lost = zero if stored is None or eps(stored) <= eps(torch.float32) else torch.maximum(zero, rounded_away(W, U, S, Vh, stored))
+    zero = (RANK * S[..., :1] >= S).sum(-1)
+    lost = (
+        zero
+        if stored is None or eps(stored) <= eps(torch.float32)
+        else torch.maximum(zero, rounded_away(W, U, S, Vh, stored))
+    )
     k = S.size(-1)
     refused = (zero > free) | (lost >= max(2, ARBITRARY * k))
     if bool(refused.any()):
@@ -112,32 +129,40 @@ def require_directions(
             hint="--init raw registers it as it is",
         )
     most = int(lost.max())
-    return f"{most} of its {k} singular values may be rounding of zero: their directions are taken as they are" if most > free else None
+    return (
+        f"{most} of its {k} singular values may be rounding of zero: their directions are taken as they are"
+        if most > free
+        else None
+    )
 
 
 def rounded_away(W: Tensor, U: Tensor, S: Tensor, Vh: Tensor, stored: torch.dtype) -> Tensor:
-    r"""How many of the last singular directions of each W = U S V^T are, together, no more than its rounding to `stored`.
+    r"""How many of the last singular directions of each W = U S V^T are, together, no more than its rounding to
+    `stored`.
 
-    Rounding adds E with independent entries, uniform in +-ulp / 2: variance ulp(W_ij)^2 / 12, known from W itself. Were the
-    last d singular values zero before, W has on the last n - r left and d = k - r right directions (r = k - d) nothing
-    but E. A noise matrix with entries of deviation s has there values up to s (sqrt(n - r) + sqrt(d)), and beyond
-    s (sqrt(n - r) + sqrt(d) + 3) one time in a hundred (Davidson and Szarek, 2001); s^2 is the mean variance on those
-    directions. The d counted is the largest whose values all lie below that.
+    Rounding adds E with independent entries, uniform in +-ulp / 2: variance ulp(W_ij)^2 / 12, known from W itself. Were
+    the last d singular values zero before, W has on the last n - r left and d = k - r right directions (r = k - d)
+    nothing but E. A noise matrix with entries of deviation s has there values up to s (sqrt(n - r) + sqrt(d)), and
+    beyond s (sqrt(n - r) + sqrt(d) + 3) one time in a hundred (Davidson and Szarek, 2001); s^2 is the mean variance on
+    those directions. The d counted is the largest whose values all lie below that.
 
-    In a full-rank Gaussian W the d-th smallest value is about pi d / (2 n) of the largest, above that bound from d = 2 on for
-    every n below 10^5 in bfloat16: of 7,000 (n = 2 to 1024) two directions were found in none, and one in 6 % at n = 64 and in
-    about 20 % at n = 512. Of products of rank r the n - r lost directions were all found, exactly from r = n / 2 on.
+    In a full-rank Gaussian W the d-th smallest value is about pi d / (2 n) of the largest, above that bound from d = 2
+    on for every n below 10^5 in bfloat16: of 7,000 (n = 2 to 1024) two directions were found in none, and one in 6 % at
+    n = 64 and in about 20 % at n = 512. Of products of rank r the n - r lost directions were all found, exactly from r
+    = n / 2 on.
     """
     if W.size(-2) < W.size(-1):
         W, U, Vh = W.mT, Vh.mT, U.mT
     n, k = W.shape[-2:]
-    ulp = torch.ldexp(torch.full_like(W, eps(stored)), torch.frexp(W).exponent - 1).clamp(min=torch.finfo(stored).smallest_normal * eps(stored))
+    ulp = torch.ldexp(torch.full_like(W, eps(stored)), torch.frexp(W).exponent - 1).clamp(
+        min=torch.finfo(stored).smallest_normal * eps(stored)
+    )
     variance = torch.where(W == 0, torch.zeros_like(W), ulp.square() / 12)
     r = torch.arange(k, device=W.device, dtype=W.dtype)
     left = (1 - U.square().cumsum(-1) + U.square()).clamp(min=0)
     right = (variance @ Vh.mT.square()).flip(-1).cumsum(-1).flip(-1)
     deviation = ((left * right).sum(-2) / ((n - r) * (k - r))).sqrt()
-    below = S <= deviation * ((n - r).sqrt() + (k - r).sqrt() + 3)
+    below = deviation * ((n - r).sqrt() + (k - r).sqrt() + 3) >= S
     return torch.where(below, k - r, torch.zeros_like(r)).amax(-1).long()
 
 
@@ -145,11 +170,11 @@ class OrthogonalMatrices(Constraint):
     r"""{Q : Q^H Q = I} (Q Q^H = I if wide): orthonormal columns, or rows.
 
     Residual: ||Q^H Q - I||_2. Nearest point: the polar factor U V^H.
-    Tolerance: entries Q_ij (1 + d_ij) with |d_ij| <= u = eps / 2 make an E of Q with ||E||_2 <= 0.4 u (1 + sqrt(k / n)) where the
-    d_ij are as good as independent, and a residual of 2 ||E||_2, about 0.8 eps for every n. The most that errors that
-    line up were found to make is 3 eps (a reflection I - 2 J / n, whose entries have two values); 4 eps is allowed.
-    Maps computed in their own dtype add what grows with the number k of columns: the condition of I - X in a Cayley map
-    is about that of its largest angle, pi - pi / k for the nearest rotation to a random matrix.
+    Tolerance: entries Q_ij (1 + d_ij) with |d_ij| <= u = eps / 2 make an E of Q with ||E||_2 <= 0.4 u (1 + sqrt(k / n))
+    where the d_ij are as good as independent, and a residual of 2 ||E||_2, about 0.8 eps for every n. The most that
+    errors that line up were found to make is 3 eps (a reflection I - 2 J / n, whose entries have two values); 4 eps is
+    allowed. Maps computed in their own dtype add what grows with the number k of columns: the condition of I - X in a
+    Cayley map is about that of its largest angle, pi - pi / k for the nearest rotation to a random matrix.
     """
 
     name = "orthogonal"
@@ -175,7 +200,11 @@ class OrthogonalMatrices(Constraint):
         i, j = divmod(place, k)
         where = "" if len(flat) == 1 else f" in matrix {index} of {len(flat)}"
         size = G[index, i, j].abs().item()
-        return f"{what} {i} has length {size**0.5:.7g}{where}" if i == j else f"{what}s {i} and {j} have the product {size:.3g}{where}"
+        return (
+            f"{what} {i} has length {size**0.5:.7g}{where}"
+            if i == j
+            else f"{what}s {i} and {j} have the product {size:.3g}{where}"
+        )
 
     def check_shape(self, shape: torch.Size) -> None:
         if len(shape) < 2:
@@ -209,7 +238,9 @@ class Rotations(OrthogonalMatrices):
             from .rotation import require_rotation_sign
 
             orthogonal = gram_error(W) < 1e-2
-            require_rotation_sign(W[orthogonal] if W.ndim > 2 else W, "the chain", near=gram_error(W)[orthogonal].max().item() / 2)
+            require_rotation_sign(
+                W[orthogonal] if W.ndim > 2 else W, "the chain", near=gram_error(W)[orthogonal].max().item() / 2
+            )
         return polar(W, rotation=True, stored=stored)
 
     def detail(self, W: Tensor) -> str | None:
@@ -258,8 +289,8 @@ class Cayley(Parametrization):
 def cayley_edge(Q: Tensor) -> Edge:
     r"""The half turns: X = tan(theta / 2) has no value there, and size x = 2 / m at an angle pi - m.
 
-    Rounding X by a share r of itself moves Q by about 0.3 r x / sqrt(n), relatively, and an angle cut to pi - m moves it by up
-    to 1.4 m / sqrt(n). The two are equal at m = sqrt(0.4 r).
+    Rounding X by a share r of itself moves Q by about 0.3 r x / sqrt(n), relatively, and an angle cut to pi - m moves
+    it by up to 1.4 m / sqrt(n). The two are equal at m = sqrt(0.4 r).
     """
     gaps, kept = half_turn_edge(Q)
     distance = 2 * (gaps / 2).sin().min().item()

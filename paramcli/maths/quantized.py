@@ -32,7 +32,8 @@ def unslice(rows: Tensor, shape: torch.Size, dim: int | None) -> Tensor:
 class Levels(Constraint):
     r"""{W : at most `count` different values in each slice along `dim`}, in the whole tensor for dim=none.
 
-    Residual: max(0, values - count) / entries of the worst slice. There is no cheap nearest point (k-means), so none is given.
+    Residual: max(0, values - count) / entries of the worst slice. There is no cheap nearest point (k-means), so none is
+    given.
     """
 
     name = "levels"
@@ -73,7 +74,11 @@ class Levels(Constraint):
 
     def near_misses(self, W: Tensor) -> dict[str, Tensor]:
         steps = torch.arange(slices(W, self.dim).size(1), dtype=W.dtype, device=W.device)
-        return {"all different": unslice(steps.expand(slices(W, self.dim).shape), W.shape, self.dim)} if len(steps) > self.count else {}
+        return (
+            {"all different": unslice(steps.expand(slices(W, self.dim).shape), W.shape, self.dim)}
+            if len(steps) > self.count
+            else {}
+        )
 
     @classmethod
     def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
@@ -82,7 +87,8 @@ class Levels(Constraint):
 
 
 class FakeQuant(Parametrization):
-    r"""X to s clamp(round(X / s), -q, q), q = 2^(bits-1) - 1: the values a symmetric `bits`-bit integer tensor can have.
+    r"""X to s clamp(round(X / s), -q, q), q = 2^(bits-1) - 1: the values a symmetric `bits`-bit integer tensor can
+    have.
 
     In plain words, what a quantized kernel would compute with, kept in floating point; s is stored.
 
@@ -187,7 +193,11 @@ class Ternary(Constraint):
     def near_misses(self, W: Tensor) -> dict[str, Tensor]:
         off = W.clone().reshape(-1)
         off[0] = 1.5 * W.abs().max()
-        return {"zero": 0 * W, "one entry longer": off.reshape(W.shape)} if slices(W, self.dim).size(1) > 1 else {"zero": 0 * W}
+        return (
+            {"zero": 0 * W, "one entry longer": off.reshape(W.shape)}
+            if slices(W, self.dim).size(1) > 1
+            else {"zero": 0 * W}
+        )
 
     @classmethod
     def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
@@ -195,7 +205,9 @@ class Ternary(Constraint):
 
 
 class Binary(Ternary):
-    r"""{s T : s > 0, T in {-1, 1}}. Residual as `ternary`, and 1 where an entry is zero. Nearest: s = mean |W|, T = sign(W)."""
+    r"""{s T : s > 0, T in {-1, 1}}. Residual as `ternary`, and 1 where an entry is zero. Nearest: s = mean |W|, T =
+    sign(W).
+    """
 
     name = "binary"
 
@@ -265,7 +277,8 @@ class ToBinary(ToTernary):
 
 
 class Float8(Constraint):
-    r"""{W : every entry is a number of an 8-bit float format}. Residual: max |W - cast(W)| / |W|. Nearest: the cast, saturated.
+    r"""{W : every entry is a number of an 8-bit float format}. Residual: max |W - cast(W)| / |W|. Nearest: the cast,
+    saturated.
 
     Tolerance 0: every wider format holds these numbers exactly.
     """
@@ -328,5 +341,3 @@ class ToFloat8(Parametrization):
 
     def map(self, X: Tensor) -> Tensor:
         return straight_through(cast_float8(X, self.format), X)
-
-

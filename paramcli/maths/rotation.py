@@ -1,4 +1,5 @@
-"""Inverses of the two maps from skew-symmetric (skew-Hermitian) matrices to rotations (unitary matrices): logarithm and Cayley.
+"""Inverses of the two maps from skew-symmetric (skew-Hermitian) matrices to rotations (unitary matrices): logarithm and
+Cayley.
 
 Both take the nearest thing to care about: the half turn. A rotation with an eigenvalue -1 has many
 real logarithms (any of them will do) and no Cayley preimage at all.
@@ -23,8 +24,9 @@ def skew_part(X: Tensor) -> Tensor:
 
 
 def require_rotation_sign(Q: Tensor, who: str, near: float = 0.0) -> None:
-    """Raise CannotReach when some real matrix of the batch has determinant -1; unitary ones are all connected. `near`: how far
-    they are from orthogonal."""
+    """Raise CannotReach when some real matrix of the batch has determinant -1; unitary ones are all connected. `near`:
+    how far they are from orthogonal.
+    """
     if Q.is_complex():
         return
     signs = torch.linalg.slogdet(Q).sign.reshape(-1)
@@ -85,9 +87,10 @@ def rotation_log(Q: Tensor) -> Tensor:
 def half_turn_edge(Q: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     r"""(for each rotation its largest angle's distance from pi; margins -> the nearest rotations that keep them).
 
-    The angles above pi - margin become that, in their own planes: on the invariant subspace of angles near pi Q is
-    cos A + J sin A, with A the angles and J^2 = -I (see `rotation_log`). Unitary matrices have one eigenvector for each angle.
-    The margins are at most 0.31, so that no angle outside that subspace is above. Others come back as they are, to the bit.
+    The angles above pi - margin become that, in their own planes: on the invariant subspace of angles near pi Q is cos
+    A + J sin A, with A the angles and J^2 = -I (see `rotation_log`). Unitary matrices have one eigenvector for each
+    angle. The margins are at most 0.31, so that no angle outside that subspace is above. Others come back as they are,
+    to the bit.
     """
     require_rotation_sign(Q, "cayley")
     flat = Q.reshape(-1, *Q.shape[-2:])
@@ -150,9 +153,7 @@ def _near_half_turn(cosines: Tensor) -> Tensor:
     """Mask of the eigenvalues that count as near -1, cut at the widest gap so that no plane is split."""
     low, high = _WINDOW
     inside = cosines.clamp(low, high)
-    edges = torch.cat(
-        [torch.full_like(inside[..., :1], low), inside, torch.full_like(inside[..., :1], high)], dim=-1
-    )
+    edges = torch.cat([torch.full_like(inside[..., :1], low), inside, torch.full_like(inside[..., :1], high)], dim=-1)
     gaps = edges.diff(dim=-1)
     widest = gaps.argmax(dim=-1, keepdim=True)
     cut = (edges.gather(-1, widest) + edges.gather(-1, widest + 1)) / 2
@@ -160,7 +161,9 @@ def _near_half_turn(cosines: Tensor) -> Tensor:
 
 
 def _half_turn_planes(S: Tensor, V: Tensor, near: Tensor) -> Iterator[tuple[int, Tensor, Tensor, Tensor, Tensor]]:
-    """For each matrix with `near` half turns: its index, an orthonormal basis of their subspace, and J, W, angles there."""
+    """For each matrix with `near` half turns: its index, an orthonormal basis of their subspace, and J, W, angles
+    there.
+    """
     flat_S, flat_V = S.reshape(-1, *S.shape[-2:]), V.reshape(-1, *V.shape[-2:])
     for i, chosen in enumerate(near.reshape(-1, near.size(-1))):
         if bool(chosen.any()):

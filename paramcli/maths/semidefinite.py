@@ -74,7 +74,9 @@ class Semidefinite(Constraint):
         # In the last direction an eigenvalue of either sign too many; without room above, a negative one only.
         misses = {"one eigenvalue negative": with_eigenvalues(W, lambda l: torch.where(at > 0, -at * l[..., :1], l))}
         if r < n:
-            misses["one eigenvalue more"] = with_eigenvalues(W, lambda l: l + 0.2 * (torch.arange(n, device=l.device) == r) * l[..., :1])
+            misses["one eigenvalue more"] = with_eigenvalues(
+                W, lambda l: l + 0.2 * (torch.arange(n, device=l.device) == r) * l[..., :1]
+            )
         return {**misses, "negative": -W, **({"one entry": one_entry(W)} if n > 1 else {})}
 
     @classmethod
@@ -122,7 +124,11 @@ class SemidefiniteFixedRank(SemidefiniteLowRank):
         last, largest = self._last(W)
         explained = self.tolerance(W.shape, stored, computed)
         found = [*super().parts(W, stored, computed), Part("rank", beyond_zero(last, largest, explained), 0.0)]
-        return [*found, Part("least", ratio((self.least - last).clamp(min=0), largest), explained)] if self.least else found
+        return (
+            [*found, Part("least", ratio((self.least - last).clamp(min=0), largest), explained)]
+            if self.least
+            else found
+        )
 
     def project(self, W: Tensor) -> Tensor:
         def raised(l: Tensor) -> Tensor:
@@ -138,7 +144,9 @@ class SemidefiniteFixedRank(SemidefiniteLowRank):
     def check_shape(self, shape: torch.Size) -> None:
         square(shape, self.name)
         if self.rank > shape[-1]:
-            raise InputRefused(f"{self.name}:rank={self.rank} needs {self.rank} rows and columns; the maths sees {shape[-2]}x{shape[-1]}")
+            raise InputRefused(
+                f"{self.name}:rank={self.rank} needs {self.rank} rows and columns; the maths sees {shape[-2]}x{shape[-1]}"
+            )
 
     def sample(self, shape: torch.Size, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
         X = torch.randn(shape, generator=generator, dtype=dtype)
@@ -176,7 +184,9 @@ class Eigenvalues(Parametrization):
     def check_shape(cls, shape: torch.Size, rank: int | None = None, **arguments) -> None:
         square(shape, "an eigendecomposition")
         if rank is not None and rank > shape[-1]:
-            raise InputRefused(f"rank={rank} is more than the {shape[-1]} that a {shape[-2]}x{shape[-1]} matrix can have")
+            raise InputRefused(
+                f"rank={rank} is more than the {shape[-1]} that a {shape[-2]}x{shape[-1]} matrix can have"
+            )
 
     def values(self, l: Tensor) -> Tensor:
         """f: what the diagonal holds -> eigenvalues."""

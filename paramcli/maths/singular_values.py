@@ -7,8 +7,20 @@ from torch import Tensor
 
 from ..errors import InputRefused
 from .base import (
-    CannotReach, Constraint, Edge, Parametrization, Part, Singular, compute_dtype, eps, matrix, per_matrix, ratio, square, unit_roundoff,
-)  # fmt: skip
+    CannotReach,
+    Constraint,
+    Edge,
+    Parametrization,
+    Part,
+    Singular,
+    compute_dtype,
+    eps,
+    matrix,
+    per_matrix,
+    ratio,
+    square,
+    unit_roundoff,
+)
 from .edges import singular_value_edge
 from .eigenvalues import beyond_zero, eigenvalue_tolerance
 from .frames import Frame, tall
@@ -19,8 +31,9 @@ SOFTPLUS_FLOOR = 1e-6
 # In sets with a strict inequality (full rank, eigenvalues above a bound) nothing is nearest to a tensor outside:
 # the nearest with at least this share of the largest value, and twice the bound, is taken.
 MARGIN = 1e-6
-# Off in log |det|: by rounding, in u, and for n^{3/2} in eps of the dtype that computed the frames, of which each column adds
-# its own error and matrix_exp of angles up to two turns about n^{1/2} of them (measured: 12,000 eps at n = 512, 39,000 at 1024).
+# Off in log |det|: by rounding, in u, and for n^{3/2} in eps of the dtype that computed the frames, of which each
+# column adds its own error and matrix_exp of angles up to two turns about n^{1/2} of them (measured: 12,000 eps at n =
+# 512, 39,000 at 1024).
 DETERMINANT_ROUNDED, DETERMINANT_COMPUTED = 4.0, 2.0
 # Below this share of the largest, a singular value in double precision is rounding of zero.
 NO_VALUE = 1e-14
@@ -81,7 +94,7 @@ class LowRank(Constraint):
 
     def detail(self, W: Tensor) -> str | None:
         S = torch.linalg.svdvals(W).reshape(-1, min(W.shape[-2:]))
-        ranks = (S > 1e-3 * S[:, :1]).sum(-1)
+        ranks = (1e-3 * S[:, :1] < S).sum(-1)
         return f"rank {int(ranks.max())} above 0.1 % of the largest singular value"
 
     def check_shape(self, shape: torch.Size) -> None:
@@ -100,7 +113,7 @@ class LowRank(Constraint):
             return []
         S = torch.linalg.svdvals(W).reshape(-1, min(W.shape[-2:]))
         # Of several in a batch the highest rank holds for all. What rounding leaves of a zero counts as one.
-        rank = int((S > cls(1).tolerance(W.shape, stored, compute_dtype(stored)) * S[:, :1]).sum(-1).max())
+        rank = int((cls(1).tolerance(W.shape, stored, compute_dtype(stored)) * S[:, :1] < S).sum(-1).max())
         # The spectrum of any large matrix comes down to that in the end; a rank that is there ends at once.
         if 0 < rank < S.size(-1) and bool((S[:, rank] <= RANK_GAP * S[:, rank - 1]).all()):
             return [cls(rank)]
@@ -116,9 +129,9 @@ class FixedRank(LowRank):
     r"""{W : rank W = r, and the r-th singular value at least `least`}.
 
     Residual: s_{r+1} / s_1, and how far s_r is below what it must be, as a share of s_1.
-    Tolerance: as `low_rank`, for `least` too. The rank is strict: rounding could have made a singular value of that size
-    of a zero, so s_r must be above it, and nothing explains less. Of two ranks a matrix has one.
-    Nearest point: the r largest singular values, raised to at least 1e-6 of the largest (and twice `least`).
+    Tolerance: as `low_rank`, for `least` too. The rank is strict: rounding could have made a singular value of that
+    size of a zero, so s_r must be above it, and nothing explains less. Of two ranks a matrix has one. Nearest point:
+    the r largest singular values, raised to at least 1e-6 of the largest (and twice `least`).
     """
 
     name = "fixed_rank"
@@ -148,7 +161,11 @@ class FixedRank(LowRank):
         found = [Part("full", beyond_zero(last, largest, explained), 0.0)]
         if self.rank_of(W.shape) < min(W.shape[-2:]):
             found = [Part("rank", above, explained), *found]
-        return [*found, Part("least", ratio((self.least - last).clamp(min=0), largest), explained)] if self.least else found
+        return (
+            [*found, Part("least", ratio((self.least - last).clamp(min=0), largest), explained)]
+            if self.least
+            else found
+        )
 
     def project(self, W: Tensor) -> Tensor:
         r = self.rank_of(W.shape)
@@ -171,7 +188,9 @@ class FixedRank(LowRank):
     def check_shape(self, shape: torch.Size) -> None:
         matrix(shape, self.name)
         if self.rank_of(shape) > min(shape[-2:]):
-            raise InputRefused(f"{self.name}:rank={self.rank} needs {self.rank} rows and columns; the maths sees {shape[-2]}x{shape[-1]}")
+            raise InputRefused(
+                f"{self.name}:rank={self.rank} needs {self.rank} rows and columns; the maths sees {shape[-2]}x{shape[-1]}"
+            )
 
     def sample(self, shape: torch.Size, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
         W = torch.randn(shape, generator=generator, dtype=dtype)
@@ -182,7 +201,11 @@ class FixedRank(LowRank):
     def near_misses(self, W: Tensor) -> dict[str, Tensor]:
         self_rank, fewer = self.rank_of(W.shape), W.clone()
         fewer[..., self_rank - 1 :, :] = 0
-        return {"one rank less": fewer, "zero": 0 * W, **(super().near_misses(W) if self_rank < min(W.shape[-2:]) else {})}
+        return {
+            "one rank less": fewer,
+            "zero": 0 * W,
+            **(super().near_misses(W) if self_rank < min(W.shape[-2:]) else {}),
+        }
 
     @classmethod
     def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
@@ -212,8 +235,8 @@ class Invertible(FixedRank):
 class AlmostOrthogonal(Constraint):
     r"""{W : every singular value within lam of 1}. Residual max(|s - 1|) - lam, at least 0; nearest point s clipped.
 
-    Tolerance: (1 + lam) times `eigenvalue_tolerance`, and half of that where two stored frames are rounded before the value is,
-    and half of what frames may be off in s^2 (`frame_tolerance`).
+    Tolerance: (1 + lam) times `eigenvalue_tolerance`, and half of that where two stored frames are rounded before the
+    value is, and half of what frames may be off in s^2 (`frame_tolerance`).
     """
 
     name = "almost_orthogonal"
@@ -226,7 +249,9 @@ class AlmostOrthogonal(Constraint):
 
     def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
         k = min(shape[-2:])
-        return (1 + self.lam) * (1.5 * eigenvalue_tolerance(k, stored, computed, singular=True) + frame_tolerance(k, computed) / 2)
+        return (1 + self.lam) * (
+            1.5 * eigenvalue_tolerance(k, stored, computed, singular=True) + frame_tolerance(k, computed) / 2
+        )
 
     def project(self, W: Tensor) -> Tensor:
         return self.nearest(W, None)[0]
@@ -256,15 +281,14 @@ class AlmostOrthogonal(Constraint):
 class SpecialLinear(Constraint):
     r"""{A : det A = 1}.
 
-    Residual: |log |det A|| / ||A^{-T} o A||_F (o entry by entry), the size of log |det A| that independent relative errors
-    of size 1 in the entries of A make: d log |det A| = sum (A^{-T})_ij A_ij d_ij. 1 where det A <= 0.
-    Tolerance: the d_ij of rounding have a root mean square of 0.4 u, u = eps / 2, and 4 u is ten times that; frames that a map
-    computed add to it. Errors that line up may leave more, 0.25 eps sqrt(n) where n / 2 planes are turned by one angle:
-    such a matrix, kept in few bits, is told its determinant as any other. A singular value that rounding could have made of a
-    zero is refused, as in `invertible`.
-    Point given by `project`: A / det(A)^{1/n}, the multiple of A in the set, with the smallest singular direction
-    mirrored where det A < 0. The nearest point is of no use: for det A > 1 it is nearly singular (that of 10 I, n = 2,
-    has singular values 9.9 and 0.1).
+    Residual: |log |det A|| / ||A^{-T} o A||_F (o entry by entry), the size of log |det A| that independent relative
+    errors of size 1 in the entries of A make: d log |det A| = sum (A^{-T})_ij A_ij d_ij. 1 where det A <= 0.
+    Tolerance: the d_ij of rounding have a root mean square of 0.4 u, u = eps / 2, and 4 u is ten times that; frames
+    that a map computed add to it. Errors that line up may leave more, 0.25 eps sqrt(n) where n / 2 planes are turned by
+    one angle: such a matrix, kept in few bits, is told its determinant as any other. A singular value that rounding
+    could have made of a zero is refused, as in `invertible`. Point given by `project`: A / det(A)^{1/n}, the multiple
+    of A in the set, with the smallest singular direction mirrored where det A < 0. The nearest point is of no use: for
+    det A > 1 it is nearly singular (that of 10 I, n = 2, has singular values 9.9 and 0.1).
     """
 
     name = "special_linear"
@@ -286,11 +310,14 @@ class SpecialLinear(Constraint):
         return DETERMINANT_ROUNDED * unit_roundoff(stored) + frames
 
     def parts(self, W: Tensor, stored: torch.dtype, computed: torch.dtype) -> list[Part]:
-        # Near a singular matrix any determinant is a rounding away, to first order. What rounding leaves of one zero is u^T E v,
-        # far below ||E||_2.
+        # Near a singular matrix any determinant is a rounding away, to first order. What rounding leaves of one zero is
+        # u^T E v, far below ||E||_2.
         off, last, largest = self._off(W)
         explained = eigenvalue_tolerance(W.size(-1), stored, computed, singular=True) / 4
-        return [Part("determinant", off, self.tolerance(W.shape, stored, computed)), Part("full", beyond_zero(last, largest, explained), 0.0)]
+        return [
+            Part("determinant", off, self.tolerance(W.shape, stored, computed)),
+            Part("full", beyond_zero(last, largest, explained), 0.0),
+        ]
 
     def project(self, W: Tensor) -> Tensor:
         U, S, Vh = torch.linalg.svd(W)
@@ -313,7 +340,9 @@ class SpecialLinear(Constraint):
 
     def sample(self, shape: torch.Size, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
         W = torch.randn(shape, generator=generator, dtype=dtype)
-        return self.project(with_singular_values(W, lambda S: (0.3 * torch.randn(S.shape, generator=generator, dtype=dtype)).exp()))
+        return self.project(
+            with_singular_values(W, lambda S: (0.3 * torch.randn(S.shape, generator=generator, dtype=dtype)).exp())
+        )
 
     def near_misses(self, W: Tensor) -> dict[str, Tensor]:
         mirrored = W.clone()
@@ -348,7 +377,9 @@ class SingularValues(Parametrization):
     def check_shape(cls, shape: torch.Size, rank: int | None = None, **arguments) -> None:
         matrix(shape, "a singular value decomposition")
         if rank is not None and rank > min(shape[-2:]):
-            raise InputRefused(f"rank={rank} is more than the {min(shape[-2:])} that a {shape[-2]}x{shape[-1]} matrix can have")
+            raise InputRefused(
+                f"rank={rank} is more than the {min(shape[-2:])} that a {shape[-2]}x{shape[-1]} matrix can have"
+            )
 
     def values(self, s: Tensor) -> Tensor:
         """f: what the diagonal holds -> singular values."""

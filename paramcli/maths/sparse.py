@@ -113,12 +113,16 @@ class NofM(Constraint):
         if self.n > self.m:
             raise InputRefused(f"nm:n={self.n}:m={self.m} keeps more than there are in a group")
         if shape[self.dim] % self.m or not shape[self.dim]:
-            raise InputRefused(f"nm needs groups of {self.m} along dimension {self.dim}, whose size {shape[self.dim]} does not divide by it")
+            raise InputRefused(
+                f"nm needs groups of {self.m} along dimension {self.dim}, whose size {shape[self.dim]} does not divide by it"
+            )
 
     def near_misses(self, W: Tensor) -> dict[str, Tensor]:
         first = W.movedim(self.dim, -1).clone()
         first[..., : self.m] += 1.5 * (first[..., : self.m] == 0)
-        return {"one group full": first.movedim(-1, self.dim), "no zeros": torch.ones_like(W)} if self.n < self.m else {}
+        return (
+            {"one group full": first.movedim(-1, self.dim), "no zeros": torch.ones_like(W)} if self.n < self.m else {}
+        )
 
     @classmethod
     def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
@@ -170,7 +174,8 @@ class PruneStructured(Mask):
 class PruneNM(Mask):
     """A mask that keeps the n entries of largest magnitude of every m along `dim`.
 
-    Cost: one sort of each group.  Source: Mishra et al. 2021, arXiv:2104.08378; the kernels of torch.sparse want 2 of 4.
+    Cost: one sort of each group.  Source: Mishra et al. 2021, arXiv:2104.08378; the kernels of torch.sparse want 2 of
+    4.
     """
 
     whole = True
@@ -181,4 +186,6 @@ class PruneNM(Mask):
 
     @classmethod
     def make(cls, value: Tensor, n: int = 2, m: int = 4, dim: int = -1) -> PruneNM:
-        return cls(value.new_empty(value.shape, dtype=torch.bool) if value.is_meta else largest_of_groups(value, n, m, dim))
+        return cls(
+            value.new_empty(value.shape, dtype=torch.bool) if value.is_meta else largest_of_groups(value, n, m, dim)
+        )

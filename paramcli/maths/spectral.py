@@ -8,16 +8,28 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 from torch.nn.utils.parametrizations import _SpectralNorm
 
-from .base import CannotReach, Check, Constraint, Parametrization, Part, Singular, compute_dtype, eps, matrix, scale_of, square, unit_roundoff
+from .base import (
+    CannotReach,
+    Check,
+    Constraint,
+    Parametrization,
+    Part,
+    Singular,
+    compute_dtype,
+    eps,
+    matrix,
+    scale_of,
+    square,
+    unit_roundoff,
+)
 from .eigenvalues import FRAMES_COMPUTED, certain_excess, eigenvalue_tolerance, measuring
 from .elementwise import inverse_softplus
 from .norm import SpectralNorm, UnitSpectralNorm, as_matrix, largest_singular_value
 
-
 # In eps of the stored dtype and of the one a map computed in.
 AOL_ROUNDED, AOL_COMPUTED = 0.7, 0.8
-# What U min(S, c) V^H is off by where it is computed, in eps: 5.7 at n = 8, 11 at 64, 27 at 512 were measured in float32,
-# and more at n = 6 on a GPU, whose SVD of small matrices is another.
+# What U min(S, c) V^H is off by where it is computed, in eps: 5.7 at n = 8, 11 at 64, 27 at 512 were measured in
+# float32, and more at n = 6 on a GPU, whose SVD of small matrices is another.
 CUT, CUT_GROWTH = 12.0, 1.5
 
 
@@ -27,7 +39,8 @@ def cut_tolerance(n: int, computed: torch.dtype) -> float:
 
 
 class SpectralCap(Constraint):
-    r"""{W : largest singular value at most c}, for each matrix. Residual max(sigma / c - 1, 0); nearest: larger ones cut to c.
+    r"""{W : largest singular value at most c}, for each matrix. Residual max(sigma / c - 1, 0); nearest: larger ones
+    cut to c.
 
     Tolerance: `eigenvalue_tolerance`, and what an SVD or eigendecomposition in its own dtype leaves (`cut_tolerance`).
     """
@@ -63,8 +76,8 @@ class AolBound(Constraint):
     It bounds the spectral norm: sigma(W)^2 <= rho(|W^T W|) = 1, so every member has sigma <= 1, and orthonormal columns
     are members. (The values of `aol` are the members whose columns can be weighed: |W^T W| s = s for some s > 0.)
     Residual: |sqrt(rho) - 1|. The nearest member is not known; project scales the matrix by 1 / sqrt(rho).
-    Tolerance: grows with the root of the number k of columns: where W^T W is I, rounding puts about 0.3 eps k^{-1/2} into
-    each place that was 0, and their absolute values add up over k columns.
+    Tolerance: grows with the root of the number k of columns: where W^T W is I, rounding puts about 0.3 eps k^{-1/2}
+    into each place that was 0, and their absolute values add up over k columns.
     """
 
     name = "aol"
@@ -103,9 +116,9 @@ def aol_size(W: Tensor) -> Tensor:
 class SchurStable(Constraint):
     r"""{A : every eigenvalue has absolute value at most gamma}: x <- A x does not grow.
 
-    Residual: (max |l| - gamma) / ||A||_2, at least 0, less what computing and rounding may have put into that eigenvalue
-    (`certain_excess`). Tolerance: what a product of frames in its own dtype leaves.
-    The nearest stable matrix is not known in closed form; project scales an unstable matrix down to radius gamma.
+    Residual: (max |l| - gamma) / ||A||_2, at least 0, less what computing and rounding may have put into that
+    eigenvalue (`certain_excess`). Tolerance: what a product of frames in its own dtype leaves. The nearest stable
+    matrix is not known in closed form; project scales an unstable matrix down to radius gamma.
     """
 
     name = "schur_stable"
@@ -171,7 +184,9 @@ class CutSingularValues(torch.autograd.Function):
         gaps = S.unsqueeze(-1) - S.unsqueeze(-2)
         equal = gaps.abs() <= 1e-6 * S.amax(-1)[..., None, None]
         slope = ((S.unsqueeze(-1) + S.unsqueeze(-2)) / 2 < ctx.c).to(S.dtype)
-        even = torch.where(equal, slope, (cut.unsqueeze(-1) - cut.unsqueeze(-2)) / torch.where(equal, torch.ones_like(gaps), gaps))
+        even = torch.where(
+            equal, slope, (cut.unsqueeze(-1) - cut.unsqueeze(-2)) / torch.where(equal, torch.ones_like(gaps), gaps)
+        )
         sums = S.unsqueeze(-1) + S.unsqueeze(-2)
         odd = torch.where(sums > 0, (cut.unsqueeze(-1) + cut.unsqueeze(-2)) / sums, torch.ones_like(sums))
         H = U.mH @ G @ Vh.mH
@@ -304,15 +319,22 @@ class SigmaReparam(SpectralNorm):
         super().inverse(W)
         gamma = stored_sigma(self, W)
         if gamma == 0:
-            raise CannotReach("sigma_reparam divides by the spectral norm, and this tensor is zero", hint="leave it out with -t")
+            raise CannotReach(
+                "sigma_reparam divides by the spectral norm, and this tensor is zero", hint="leave it out with -t"
+            )
         return gamma, W
 
     def checks(self, originals: tuple[Tensor, ...], value: Tensor) -> list[Check]:
-        """The spectral norm is |gamma|: W / gamma is a spectral norm's value, with its rounding and what its u and v leave."""
+        """The spectral norm is |gamma|: W / gamma is a spectral norm's value, with its rounding and what its u and v
+        leave.
+        """
         gamma, image, stored = originals[0], UnitSpectralNorm(self.dim), self.stored_dtype
         unit = value / gamma.abs().clamp(min=torch.finfo(stored).tiny)
         tolerance = image.tolerance(value.shape, stored, compute_dtype(stored)) + self.slack(image, unit)
-        return [*super().checks(originals, value), Check("sigma", image.residual(unit).item(), tolerance, image.detail(value))]
+        return [
+            *super().checks(originals, value),
+            Check("sigma", image.residual(unit).item(), tolerance, image.detail(value)),
+        ]
 
 
 def stored_sigma(part: SpectralNorm, W: Tensor) -> Tensor:

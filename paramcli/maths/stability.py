@@ -5,7 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import CannotReach, Check, Constraint, Edge, Parametrization, Part, eps, relative, square, unit_roundoff, wide
+from .base import (
+    CannotReach,
+    Check,
+    Constraint,
+    Edge,
+    Parametrization,
+    Part,
+    eps,
+    relative,
+    square,
+    unit_roundoff,
+    wide,
+)
 from .eigenvalues import FRAMES_COMPUTED, certain_excess
 from .frames import lower_skew
 from .semidefinite import SoftplusEigenvalues
@@ -28,10 +40,10 @@ def shifted(A: Tensor, by: Tensor | float) -> Tensor:
 class Hurwitz(Constraint):
     r"""{A : Re l <= -alpha for every eigenvalue l}.
 
-    Residual: (max Re l + alpha) / ||A||_2, at least 0, less what computing and rounding may have put into that eigenvalue
-    (`certain_excess`). Tolerance: what a product of frames in its own dtype leaves.
-    Point given by `project`: the nearer of two that are stable for sure, A shifted along the identity, and A with its
-    symmetric part cut to eigenvalues <= -alpha; both with a margin. The nearest stable matrix of all is a hard problem.
+    Residual: (max Re l + alpha) / ||A||_2, at least 0, less what computing and rounding may have put into that
+    eigenvalue (`certain_excess`). Tolerance: what a product of frames in its own dtype leaves. Point given by
+    `project`: the nearer of two that are stable for sure, A shifted along the identity, and A with its symmetric part
+    cut to eigenvalues <= -alpha; both with a margin. The nearest stable matrix of all is a hard problem.
     """
 
     name = "hurwitz"
@@ -129,7 +141,9 @@ class AlphaStable(Parametrization):
         super().__init__()
         n = value.size(-1)
         self.asked = alpha
-        self.register_buffer("In", torch.eye(n, dtype=value.dtype, device=value.device).expand(value.shape).contiguous())
+        self.register_buffer(
+            "In", torch.eye(n, dtype=value.dtype, device=value.device).expand(value.shape).contiguous()
+        )
         self.register_buffer("alpha", torch.full((), alpha, dtype=value.dtype, device=value.device))
         self.add_module("0", Factor(value, n, triv))
         self.add_module("1", Factor(value, n, triv))
@@ -158,16 +172,23 @@ class AlphaStable(Parametrization):
         return X1, X2, ((S - S.mT) / 2).tril(-1)
 
     def edge(self, A: Tensor) -> Edge:
-        r"""The line Re l = -alpha. A point at a distance d from it (a share of ||A + alpha I||) has a Lyapunov equation of condition
-        1 / d, so that rounding by r moves the value by about r / d: equal to the shift at d = sqrt(r)."""
+        r"""The line Re l = -alpha. A point at a distance d from it (a share of ||A + alpha I||) has a Lyapunov equation
+        of condition 1 / d, so that rounding by r moves the value by about r / d: equal to the shift at d = sqrt(r).
+        """
         B = shifted(A, self.alpha.to(A.dtype))
         largest, size = abscissa(B), torch.linalg.matrix_norm(B, 2)
 
         def inside(noise: Tensor) -> Tensor:
-            over = torch.where(noise > 0, (largest + noise.sqrt() * size).clamp(min=0), torch.zeros_like(largest))[..., None, None]
+            over = torch.where(noise > 0, (largest + noise.sqrt() * size).clamp(min=0), torch.zeros_like(largest))[
+                ..., None, None
+            ]
             return torch.where(over > 0, shifted(A, -over), A)
 
-        return Edge(f"its largest real part is {largest.max().item() - self.asked:.3g}", inside, "a smaller alpha leaves it more room")
+        return Edge(
+            f"its largest real part is {largest.max().item() - self.asked:.3g}",
+            inside,
+            "a smaller alpha leaves it more room",
+        )
 
     def outline(self, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return tuple(torch.empty_like(A) for _ in range(3))
@@ -191,4 +212,8 @@ class AlphaStable(Parametrization):
     def checks(self, originals: tuple[Tensor, ...], value: Tensor) -> list[Check]:
         """The decay rate that is stored is the one the chain states, or faster."""
         lacking = max(0.0, self.asked - self.alpha.item()) / max(self.asked, 1e-300)
-        return [Check("alpha", lacking, eps(self.stored_dtype), f"stored alpha {self.alpha.item():.4g}" if lacking else None)]
+        return [
+            Check(
+                "alpha", lacking, eps(self.stored_dtype), f"stored alpha {self.alpha.item():.4g}" if lacking else None
+            )
+        ]

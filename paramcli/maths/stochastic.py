@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import torch
 from torch import Tensor
 
@@ -21,10 +20,11 @@ SUM_STEPS = 5
 def sum_tolerance(n: int, stored: torch.dtype, computed: torch.dtype) -> float:
     r"""What rounding explains of |sum p_i - 1| for n numbers p_i >= 0.
 
-    Entries p_i (1 + d_i) with |d_i| <= u = eps / 2 sum to 1 + sum p_i d_i, a weighted mean of the d_i: never more than u off,
-    whatever n, and u itself where all entries are equal. (Entries below the normal numbers of `stored`, in float16 6e-5, the
-    probabilities of a large vocabulary, are off by up to half of its smallest number each: `lost_below`.) A map adds the roundings of
-    its quotients, and those of sums, which grow with the root of n at most: 11 eps were measured at n = 512.
+    Entries p_i (1 + d_i) with |d_i| <= u = eps / 2 sum to 1 + sum p_i d_i, a weighted mean of the d_i: never more than
+    u off, whatever n, and u itself where all entries are equal. (Entries below the normal numbers of `stored`, in
+    float16 6e-5, the probabilities of a large vocabulary, are off by up to half of its smallest number each:
+    `lost_below`.) A map adds the roundings of its quotients, and those of sums, which grow with the root of n at most:
+    11 eps were measured at n = 512.
     """
     return 1.02 * unit_roundoff(stored) + (SUM_STEPS + n**0.5) * unit_roundoff(computed)
 
@@ -53,7 +53,10 @@ class Simplex(Constraint):
 
     def parts(self, W: Tensor, stored: torch.dtype, computed: torch.dtype) -> list[Part]:
         sums = ((W.sum(self.dim, keepdim=True) - 1).abs() - lost_below(W, (self.dim,), stored)).clamp(min=0).amax()
-        return [Part("sum", sums, self.tolerance(W.shape, stored, computed)), Part("sign", W.amin().clamp(max=0).abs(), 0.0)]
+        return [
+            Part("sum", sums, self.tolerance(W.shape, stored, computed)),
+            Part("sign", W.amin().clamp(max=0).abs(), 0.0),
+        ]
 
     def project(self, W: Tensor) -> Tensor:
         sorted_down = W.movedim(self.dim, -1).sort(dim=-1, descending=True).values
@@ -62,7 +65,9 @@ class Simplex(Constraint):
         kept = (sorted_down > thresholds).sum(-1, keepdim=True).clamp(min=1)
         P = (W - thresholds.gather(-1, kept - 1).movedim(-1, self.dim)).clamp(min=0)
         # What rounding of the cumulated sums left, shared by the entries that are not zero.
-        return torch.where(P > 0, P + ((1 - P.sum(self.dim, keepdim=True)) / (P > 0).sum(self.dim, keepdim=True)), P).clamp(min=0)
+        return torch.where(
+            P > 0, P + ((1 - P.sum(self.dim, keepdim=True)) / (P > 0).sum(self.dim, keepdim=True)), P
+        ).clamp(min=0)
 
     def detail(self, W: Tensor) -> str | None:
         sums = W.sum(self.dim)
@@ -107,7 +112,10 @@ class DoublyStochastic(Constraint):
     name = "doubly_stochastic"
 
     def _off(self, W: Tensor, stored: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-        rows, columns = (((W.sum(d, keepdim=True) - 1).abs() - lost_below(W, (d,), stored)).clamp(min=0).amax((-2, -1)) for d in (-1, -2))
+        rows, columns = (
+            ((W.sum(d, keepdim=True) - 1).abs() - lost_below(W, (d,), stored)).clamp(min=0).amax((-2, -1))
+            for d in (-1, -2)
+        )
         return torch.maximum(rows, columns), W.amin((-1, -2)).clamp(max=0).abs()
 
     def residual(self, W: Tensor) -> Tensor:
@@ -155,7 +163,9 @@ class DoublyStochastic(Constraint):
 
 
 def nearest_doubly_stochastic(X: Tensor) -> Tensor:
-    """max(X + u 1^T + 1 v^T, 0) with u, v such that rows and columns sum to 1: the projection's dual, piecewise quadratic."""
+    """max(X + u 1^T + 1 v^T, 0) with u, v such that rows and columns sum to 1: the projection's dual, piecewise
+    quadratic.
+    """
     n = X.size(-1)
     # The projection onto the sums alone; every row then has a positive entry to start from.
     u = (1 - X.sum(1)) / n
@@ -198,9 +208,10 @@ def nearest_doubly_stochastic(X: Tensor) -> Tensor:
             break
         z = z + step * d
         P = primal(z)
-    # X + u + v is rounded to the size of X, and entries that small are zeros. The others take up what the sums lack: from
-    # here on P, whose entries are 1 at most, is added to. Scaling would do it only where no entry has to become zero.
-    P = torch.where(P > 8 * eps(X.dtype) * (1 + X.abs().amax()), P, torch.zeros_like(P))
+    # X + u + v is rounded to the size of X, and entries that small are zeros. The others take up what the sums lack:
+    # from here on P, whose entries are 1 at most, is added to. Scaling would do it only where no entry has to become
+    # zero.
+    P = torch.where(8 * eps(X.dtype) * (1 + X.abs().amax()) < P, P, torch.zeros_like(P))
     for _ in range(20):
         g = gap(P)
         if g.abs().amax() <= 4 * eps(X.dtype):

@@ -88,7 +88,9 @@ class LowerTriangularMatrices(Pattern):
             return with_diagonal(W, torch.ones_like(D))
         largest = W.abs().amax((-2, -1)).unsqueeze(-1)
         if bool((largest == 0).any()):
-            raise Singular("the zero matrix has no triangular matrix with a positive diagonal near it", hint="leave it out with -t")
+            raise Singular(
+                "the zero matrix has no triangular matrix with a positive diagonal near it", hint="leave it out with -t"
+            )
         return with_diagonal(W, torch.where(D.real > 0, D.real, DIAGONAL_FLOOR * largest))
 
     def detail(self, W: Tensor) -> str | None:
@@ -122,7 +124,13 @@ class LowerTriangularMatrices(Pattern):
         if W.ndim < 2 or min(W.shape[-2:]) < 2:
             return []
         D = W.diagonal(dim1=-2, dim2=-1)
-        return [cls("unit")] if bool((D == 1).all()) else [cls("positive")] if bool((D.real > 0).all() and (D == D.real).all()) else [cls()]
+        return (
+            [cls("unit")]
+            if bool((D == 1).all())
+            else [cls("positive")]
+            if bool((D.real > 0).all() and (D.real == D).all())
+            else [cls()]
+        )
 
 
 class UpperTriangularMatrices(LowerTriangularMatrices):
@@ -185,7 +193,9 @@ class BlockDiagonalMatrices(Pattern):
     def check_shape(self, shape: torch.Size) -> None:
         super().check_shape(shape)
         if shape[-2] % self.g or shape[-1] % self.g:
-            raise InputRefused(f"{self.name}:g={self.g} needs rows and columns that divide by {self.g}; the maths sees {shape[-2]}x{shape[-1]}")
+            raise InputRefused(
+                f"{self.name}:g={self.g} needs rows and columns that divide by {self.g}; the maths sees {shape[-2]}x{shape[-1]}"
+            )
 
     @classmethod
     def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
@@ -241,7 +251,9 @@ class Banded(Masked):
 
 
 class BlockDiagonal(Masked):
-    r"""X to its g equal blocks along the diagonal, zeros elsewhere, as a linear layer of g groups. Inverse and cost as `Diagonal`."""
+    r"""X to its g equal blocks along the diagonal, zeros elsewhere, as a linear layer of g groups. Inverse and cost as
+    `Diagonal`.
+    """
 
     def __init__(self, g: int):
         super().__init__(BlockDiagonalMatrices(g))

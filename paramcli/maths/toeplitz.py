@@ -45,7 +45,8 @@ def from_wrapped(w: Tensor) -> Tensor:
 
 
 class ToeplitzMatrices(Constraint):
-    r"""{T : T_ij depends on j - i only}. Residual ||T - its nearest point||_F / ||T||_F; nearest point: the mean of each diagonal.
+    r"""{T : T_ij depends on j - i only}. Residual ||T - its nearest point||_F / ||T||_F; nearest point: the mean of
+    each diagonal.
 
     Tolerance 0: equal numbers are rounded to equal numbers. Means are taken of the differences from the first entry of
     each diagonal, which are exact zeros in a member, where the mean of equal numbers may be off by a rounding.
@@ -84,7 +85,9 @@ class ToeplitzMatrices(Constraint):
 
 
 class CirculantMatrices(ToeplitzMatrices):
-    r"""{C : C_ij depends on (j - i) modulo n only}. Residual and tolerance as `toeplitz`; nearest point: the mean of each wrapped diagonal."""
+    r"""{C : C_ij depends on (j - i) modulo n only}. Residual and tolerance as `toeplitz`; nearest point: the mean of
+    each wrapped diagonal.
+    """
 
     name = "circulant"
 

@@ -10,7 +10,9 @@ Row = TypeVar("Row")
 _NUMBER = re.compile(r"(\d+)")
 
 
-def alike(rows: Sequence[Row], name: Callable[[Row], str], look: Callable[[Row], Hashable]) -> list[tuple[str, list[Row]]]:
+def alike(
+    rows: Sequence[Row], name: Callable[[Row], str], look: Callable[[Row], Hashable]
+) -> list[tuple[str, list[Row]]]:
     """(name, rows): rows of equal looks whose names differ in numbers only are together, where the first of them was.
 
     Of several the name has a star for every number that is not one and the same.

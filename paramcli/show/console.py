@@ -33,7 +33,9 @@ class Styled:
     def __init__(self, *pieces: tuple[str, str] | str | Styled):
         self.pieces: list[tuple[str, str]] = []
         for piece in pieces:
-            self.pieces += piece.pieces if isinstance(piece, Styled) else [(piece, "") if isinstance(piece, str) else piece]
+            self.pieces += (
+                piece.pieces if isinstance(piece, Styled) else [(piece, "") if isinstance(piece, str) else piece]
+            )
 
     def __str__(self) -> str:
         return "".join(text for text, _ in self.pieces)
@@ -57,7 +59,9 @@ class Table:
     """Columns of text; a heading is given alone, or with the side its cells keep to."""
 
     def __init__(self, *headings: str | tuple[str, str]):
-        self.columns = [Column(*((heading, "left") if isinstance(heading, str) else heading), []) for heading in headings]
+        self.columns = [
+            Column(*((heading, "left") if isinstance(heading, str) else heading), []) for heading in headings
+        ]
         # Blank columns after each column.
         self.air = 2
         # What is to be known of its rows, for a person.
@@ -173,7 +177,9 @@ class Screen:
     def error(self, message: str, hint: str | None) -> None:
         self.err.print(Styled(("error: ", "bold red"), message))
         if hint:
-            known = hint.startswith(("closest:", "known:", "options:", "families:", "tensors there:", "arguments:", "it has:"))
+            known = hint.startswith(
+                ("closest:", "known:", "options:", "families:", "tensors there:", "arguments:", "it has:")
+            )
             self.err.print(f"  {hint}" if known else f"  try: {hint}")
 
 
@@ -194,11 +200,14 @@ def plain_lines(table: Table) -> Iterator[str]:
     for row in zip(*columns):
         for parts in zip_longest(*row, fillvalue=""):
             padding = [" " * (width - _columns(part)) for width, part in zip(widths, parts)]
-            yield "  ".join(pad + part if at_right else part + pad for part, pad, at_right in zip(parts, padding, right)).rstrip()
+            yield "  ".join(
+                pad + part if at_right else part + pad for part, pad, at_right in zip(parts, padding, right)
+            ).rstrip()
 
 
 def _fit(table: Table, console) -> Table:
-    """In a terminal too narrow for the table: less air, then no column that says nothing new, and words are folded last.
+    """In a terminal too narrow for the table: less air, then no column that says nothing new, and words are folded
+    last.
 
     Without news are a column of dashes, and the tolerance where a verdict stands beside it.
     """
@@ -225,4 +234,7 @@ def _judged(table: Table) -> bool:
     """Does every row with a tolerance have its verdict, and a good one?"""
     columns = {column.header: list(map(str, column.cells)) for column in table.columns}
     last = list(columns.values())[-1]
-    return all(verdict.partition(":")[0] == "holds" or tolerance in ("-", "") for tolerance, verdict in zip(columns.get("tolerance", ()), last))
+    return all(
+        verdict.partition(":")[0] == "holds" or tolerance in ("-", "")
+        for tolerance, verdict in zip(columns.get("tolerance", ()), last)
+    )

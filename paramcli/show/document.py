@@ -36,15 +36,28 @@ def _strict(value: object) -> object:
 def error_document(error: ParamcliError) -> dict:
     path = None if error.path is None else printable_path(error.path)
     return {
-        "error": {"code": error.code, "message": error.message, "hint": error.hint, "tensor": error.tensor, "path": path}
+        "error": {
+            "code": error.code,
+            "message": error.message,
+            "hint": error.hint,
+            "tensor": error.tensor,
+            "path": path,
+        }
     }
 
 
 def edit_document(
-    command: str, checkpoint: object, output: object, dry_run: bool, outcomes: Sequence, untouched: int, dropped: Sequence[str], edits: Sequence = (),
+    command: str,
+    checkpoint: object,
+    output: object,
+    dry_run: bool,
+    outcomes: Sequence,
+    untouched: int,
+    dropped: Sequence[str],
+    edits: Sequence = (),
     forecast: object = None,
     checked: bool = False,
-) -> dict:  # fmt: skip
+) -> dict:
     return {
         "command": command,
         "checkpoint": str(checkpoint),
@@ -97,7 +110,13 @@ def verify_document(checkpoint: object, verdicts: Sequence, unread: Sequence = (
                 "shape": list(v.group.shape),
                 "dtype": dtype_name(v.group.dtype),
                 "checks": [
-                    {"constraint": c.constraint, "residual": c.residual, "tolerance": c.tolerance, "ok": c.ok, "detail": c.detail}
+                    {
+                        "constraint": c.constraint,
+                        "residual": c.residual,
+                        "tolerance": c.tolerance,
+                        "ok": c.ok,
+                        "detail": c.detail,
+                    }
                     for c in v.checks
                 ],
                 "ok": v.ok,
@@ -139,7 +158,8 @@ def diff_document(equal: bool, differences: Sequence, only_a: Sequence[str], onl
     return {
         "equal": equal,
         "tensors": [
-            {"tensor": d.tensor, "max_abs": d.max_abs, "relative": d.relative, "equal": d.equal, "detail": d.detail} for d in differences
+            {"tensor": d.tensor, "max_abs": d.max_abs, "relative": d.relative, "equal": d.equal, "detail": d.detail}
+            for d in differences
         ],
         "only_in_a": list(only_a),
         "only_in_b": list(only_b),
@@ -152,7 +172,13 @@ def discover_document(findings: Sequence) -> dict:
 
     return {
         "tensors": [
-            {"tensor": f.tensor, "shape": list(f.shape), "dtype": f.dtype, "holds": checks(f.holds), "nearly": checks(f.nearly)}
+            {
+                "tensor": f.tensor,
+                "shape": list(f.shape),
+                "dtype": f.dtype,
+                "holds": checks(f.holds),
+                "nearly": checks(f.nearly),
+            }
             for f in findings
         ]
     }
@@ -195,7 +221,13 @@ def registry_document(entries: Sequence, constraints: Iterable = (), measures: I
     from ..registry import domains_and_images
 
     listed = [
-        {"name": c.name, "summary": c.summary, "within": list(c.within), "arguments": [a.name for a in c.arguments], "residual": c.residual}
+        {
+            "name": c.name,
+            "summary": c.summary,
+            "within": list(c.within),
+            "arguments": [a.name for a in c.arguments],
+            "residual": c.residual,
+        }
         for c in constraints
     ]
     return {

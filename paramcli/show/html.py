@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .. import __version__
+from ..evidence import Evidence
+from ..text import count_text, number_text, shape_text
 from .drawing.panels import panels
 from .drawing.residuals import Row, plot, worst
 from .drawing.svg import STYLE as PLOT_STYLE
 from .drawing.svg import grid, text
-from ..evidence import Evidence
 from .tables import NO_CLAIM
-from ..text import count_text, number_text, shape_text
 
 STYLE = (
     PLOT_STYLE
@@ -135,10 +135,20 @@ def files_section(evidence: Evidence) -> str:
     return section("Files", table(("file", "bytes", "SHA-256"), rows, ("bytes",)))
 
 
-def page(command: str, subject: str, says: str, ok: bool | None, evidence: Evidence, facts: Sequence[tuple[str, str]], *sections: str) -> bytes:
+def page(
+    command: str,
+    subject: str,
+    says: str,
+    ok: bool | None,
+    evidence: Evidence,
+    facts: Sequence[tuple[str, str]],
+    *sections: str,
+) -> bytes:
     """The whole document. `ok` colours what it says; None leaves it as it is."""
     kind = "" if ok is None else " good" if ok else " bad"
-    policy = f"default-src 'none'; style-src {_hash(STYLE)}; script-src {_hash(SCRIPT)}; base-uri 'none'; form-action 'none'"
+    policy = (
+        f"default-src 'none'; style-src {_hash(STYLE)}; script-src {_hash(SCRIPT)}; base-uri 'none'; form-action 'none'"
+    )
     rows = "".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in (*facts, *_made(evidence)))
     body = "\n".join(part for part in (*sections, files_section(evidence)) if part)
     return f"""<!doctype html>
@@ -169,9 +179,11 @@ def page(command: str, subject: str, says: str, ok: bool | None, evidence: Evide
 
 def _made(evidence: Evidence) -> list[tuple[str, str]]:
     return [
-        ("command", evidence.command), ("made by", f"paramcli {__version__}, torch {evidence.torch}"), ("device", evidence.device),
+        ("command", evidence.command),
+        ("made by", f"paramcli {__version__}, torch {evidence.torch}"),
+        ("device", evidence.device),
         ("date", evidence.date),
-    ]  # fmt: skip
+    ]
 
 
 def residuals(rows: Sequence[Row]) -> str:
@@ -192,8 +204,16 @@ def spectra_section(found: Sequence, skipped: Sequence[str], planes: bool = True
         figures.append(
             f'<div class="one"><h3>{text(s.tensor)} <span>{text(s.title)}</span></h3><figure>{grid(shown, 3 if before and planes else 4)}</figure></div>'
         )
-    fewer = f"Not drawn: {count_text(len(skipped), 'tensor')} more or larger than {LARGEST} x {LARGEST}." if skipped else ""
-    return section("Spectra", note(" ".join(w for w in (legend, fewer) if w)), f'<div class="figures">{"".join(figures)}</div>') if figures else ""
+    fewer = (
+        f"Not drawn: {count_text(len(skipped), 'tensor')} more or larger than {LARGEST} x {LARGEST}." if skipped else ""
+    )
+    return (
+        section(
+            "Spectra", note(" ".join(w for w in (legend, fewer) if w)), f'<div class="figures">{"".join(figures)}</div>'
+        )
+        if figures
+        else ""
+    )
 
 
 def drawable(shape: Sequence[int], drawn: int) -> bool:
@@ -201,72 +221,167 @@ def drawable(shape: Sequence[int], drawn: int) -> bool:
     return drawn < MOST_SPECTRA and len(shape) >= 2 and all(shape) and min(shape[-2:]) <= LARGEST
 
 
-def verify_page(path: str, verdicts: Sequence, found: Sequence, skipped: Sequence[str], evidence: Evidence, facts: Sequence[tuple[str, str]]) -> bytes:
-    from ..dtypes import dtype_name
+def verify_page(
+    path: str,
+    verdicts: Sequence,
+    found: Sequence,
+    skipped: Sequence[str],
+    evidence: Evidence,
+    facts: Sequence[tuple[str, str]],
+) -> bytes:
     from ..answers.verify import summary
+    from ..dtypes import dtype_name
 
     rows, checks = [], []
     for v in verdicts:
         if not v.checks:
-            rows.append([v.group.tensor, v.chain or v.group.form, "-", shape_text(v.group.shape), dtype_name(v.group.dtype), number(None), number(None), NO_CLAIM])
+            rows.append(
+                [
+                    v.group.tensor,
+                    v.chain or v.group.form,
+                    "-",
+                    shape_text(v.group.shape),
+                    dtype_name(v.group.dtype),
+                    number(None),
+                    number(None),
+                    NO_CLAIM,
+                ]
+            )
         for c in v.checks:
             constraint = c.constraint + (f" ({v.view})" if v.view else "")
-            rows.append([
-                v.group.tensor, v.chain or v.group.form, constraint, shape_text(v.group.shape), dtype_name(v.group.dtype),
-                number(c.residual), number(c.tolerance), verdict(c.ok, "holds", "FAILS", c.detail),
-            ])  # fmt: skip
+            rows.append(
+                [
+                    v.group.tensor,
+                    v.chain or v.group.form,
+                    constraint,
+                    shape_text(v.group.shape),
+                    dtype_name(v.group.dtype),
+                    number(c.residual),
+                    number(c.tolerance),
+                    verdict(c.ok, "holds", "FAILS", c.detail),
+                ]
+            )
             checks.append(Row(f"{v.group.tensor}  {c.constraint}", c.residual, c.tolerance, c.ok))
     headings = ("tensor", "chain", "constraint", "shape", "dtype", "residual", "tolerance", "verdict")
-    legend = "Dashed: the original. Solid: the value." if any(m.of != "value" for s in found for m in s.matrices) else ""
+    legend = (
+        "Dashed: the original. Solid: the value." if any(m.of != "value" for s in found for m in s.matrices) else ""
+    )
     return page(
-        "verify", path, summary(verdicts), all(v.ok is not False for v in verdicts), evidence, facts,
+        "verify",
+        path,
+        summary(verdicts),
+        all(v.ok is not False for v in verdicts),
+        evidence,
+        facts,
         section("Checks", table(headings, rows, ("residual", "tolerance"))),
         residuals(checks),
         spectra_section(found, skipped, legend=legend),
-    )  # fmt: skip
+    )
 
 
-def diff_page(a: str, b: str, equal: bool, says: str, differences: Sequence, only_a: Sequence[str], only_b: Sequence[str], found: Sequence, skipped: Sequence[str], evidence: Evidence) -> bytes:
-    rows = [[d.tensor, number(d.max_abs), number(d.relative), verdict(d.equal, "equal", "DIFFERENT", d.detail)] for d in differences]
-    rows += [[name, number(None), number(None), Cell(f"only in {label}", kind="bad")] for label, names in (("A", only_a), ("B", only_b)) for name in names]
+def diff_page(
+    a: str,
+    b: str,
+    equal: bool,
+    says: str,
+    differences: Sequence,
+    only_a: Sequence[str],
+    only_b: Sequence[str],
+    found: Sequence,
+    skipped: Sequence[str],
+    evidence: Evidence,
+) -> bytes:
+    rows = [
+        [d.tensor, number(d.max_abs), number(d.relative), verdict(d.equal, "equal", "DIFFERENT", d.detail)]
+        for d in differences
+    ]
+    rows += [
+        [name, number(None), number(None), Cell(f"only in {label}", kind="bad")]
+        for label, names in (("A", only_a), ("B", only_b))
+        for name in names
+    ]
     distances = [Row(d.tensor, d.relative, None, d.equal) for d in differences if d.relative]
     picture = plot(worst(distances))
     return page(
-        "diff", f"{a} and {b}", says, equal, evidence, (("A", a), ("B", b)),
+        "diff",
+        f"{a} and {b}",
+        says,
+        equal,
+        evidence,
+        (("A", a), ("B", b)),
         section("Tensors", table(("tensor", "max abs", "relative", "verdict"), rows, ("max abs", "relative"))),
         section("Relative distances", f"<figure>{picture}</figure>") if picture else "",
         spectra_section(found, skipped, planes=False, legend="Dashed: A. Solid: B."),
-    )  # fmt: skip
+    )
 
 
-def discover_page(path: str, findings: Sequence, says: str, found: Sequence, skipped: Sequence[str], evidence: Evidence, facts: Sequence[tuple[str, str]]) -> bytes:
+def discover_page(
+    path: str,
+    findings: Sequence,
+    says: str,
+    found: Sequence,
+    skipped: Sequence[str],
+    evidence: Evidence,
+    facts: Sequence[tuple[str, str]],
+) -> bytes:
     rows, checks = [], []
     for f in findings:
         for how, these in (("holds", f.holds), ("nearly", f.nearly)):
             for c in these:
-                rows.append([f.tensor, shape_text(f.shape), f.dtype, Cell(how, kind="good" if how == "holds" else ""), c.constraint, number(c.residual), number(c.tolerance)])
+                rows.append(
+                    [
+                        f.tensor,
+                        shape_text(f.shape),
+                        f.dtype,
+                        Cell(how, kind="good" if how == "holds" else ""),
+                        c.constraint,
+                        number(c.residual),
+                        number(c.tolerance),
+                    ]
+                )
                 checks.append(Row(f"{f.tensor}  {c.constraint}", c.residual, c.tolerance, True))
     headings = ("tensor", "shape", "dtype", "how", "structure", "residual", "tolerance")
     return page(
-        "discover", path, says, None, evidence, facts,
+        "discover",
+        path,
+        says,
+        None,
+        evidence,
+        facts,
         section("Structure", table(headings, rows, ("residual", "tolerance"))),
         residuals(checks),
         spectra_section(found, skipped),
-    )  # fmt: skip
+    )
 
 
 def spectrum_page(path: str, found: Sequence, says: str, evidence: Evidence, facts: Sequence[tuple[str, str]]) -> bytes:
     rows = [
         [
-            s.tensor, s.chain or s.form, m.of if m.block is None else f"{m.of}, block {m.block}", shape_text(m.shape), s.dtype,
-            number(m.largest), number(m.smallest), number(m.condition), number(m.stable_rank), number(m.radius),
+            s.tensor,
+            s.chain or s.form,
+            m.of if m.block is None else f"{m.of}, block {m.block}",
+            shape_text(m.shape),
+            s.dtype,
+            number(m.largest),
+            number(m.smallest),
+            number(m.condition),
+            number(m.stable_rank),
+            number(m.radius),
         ]
-        for s in found for m in s.matrices
-    ]  # fmt: skip
+        for s in found
+        for m in s.matrices
+    ]
     numbers = ("sigma max", "sigma min", "condition", "stable rank", "spectral radius")
-    legend = "Dashed: the original. Solid: the value." if any(m.of != "value" for s in found for m in s.matrices) else ""
+    legend = (
+        "Dashed: the original. Solid: the value." if any(m.of != "value" for s in found for m in s.matrices) else ""
+    )
     return page(
-        "spectrum", path, says, None, evidence, facts,
+        "spectrum",
+        path,
+        says,
+        None,
+        evidence,
+        facts,
         section("Matrices", table(("tensor", "chain", "matrix", "shape", "dtype", *numbers), rows, numbers)),
         spectra_section(found[:MOST_SPECTRA], [s.tensor for s in found[MOST_SPECTRA:]], legend=legend),
-    )  # fmt: skip
+    )

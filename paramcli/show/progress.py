@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+
 # What is over sooner needs no line; one that flashes up and away is worse than none.
 PATIENCE_SECONDS = 1.0
 
@@ -15,13 +16,27 @@ class Meter:
         self._progress = self._timer = None
         if console is None:
             return
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
 
         self._progress = Progress(
-            TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), TextColumn("{task.fields[count]}", markup=False),
-            DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn(compact=True),
-            console=console, transient=True, redirect_stdout=False, redirect_stderr=False,
-        )  # fmt: skip
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[count]}", markup=False),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
         self._task = self._progress.add_task(what, total=nbytes, count=self._count())
         self._timer = threading.Timer(PATIENCE_SECONDS, self._progress.start)
         self._timer.daemon = True
@@ -45,4 +60,3 @@ class Meter:
         self.done = min(self.done + tensors, self.tensors)
         if self._progress is not None:
             self._progress.update(self._task, advance=nbytes, count=self._count())
-

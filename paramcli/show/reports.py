@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..spelling.forms import Group
 from ..checkpoint.source import Source
-from ..errors import OutputFailed, ParamcliError, UsageError
-from ..text import printable, size_text
 from ..cli.session import Opened
+from ..errors import OutputFailed, ParamcliError, UsageError
+from ..spelling.forms import Group
+from ..text import printable, size_text
 
 if TYPE_CHECKING:
     from ..evidence import Gathering
@@ -25,7 +25,10 @@ def check_report(report: Path | None, force: bool) -> None:
     from ..checkpoint.disk.atomic import refuse_existing
 
     if report.suffix not in (".html", ".htm"):
-        raise UsageError(f"--report writes HTML, and {printable(report.name)} does not end in .html", hint=f"--report {printable(report.stem)}.html")
+        raise UsageError(
+            f"--report writes HTML, and {printable(report.name)} does not end in .html",
+            hint=f"--report {printable(report.stem)}.html",
+        )
     try:
         refuse_existing(report, force)
     except OutputFailed as error:
@@ -43,13 +46,19 @@ def gathering(wanted: bool, typed: Sequence[str], *sources: Source) -> AbstractC
 
 
 def facts(source: Source) -> list[tuple[str, str]]:
-    return [("container", source.container), ("size", size_text(source.nbytes)), ("tensor keys", str(len(source.tensors)))]
+    return [
+        ("container", source.container),
+        ("size", size_text(source.nbytes)),
+        ("tensor keys", str(len(source.tensors))),
+    ]
 
 
-def spectra_for_report(source: Source, groups: Sequence[tuple[Group, str | None]], device: str) -> tuple[list, list[str]]:
+def spectra_for_report(
+    source: Source, groups: Sequence[tuple[Group, str | None]], device: str
+) -> tuple[list, list[str]]:
     """(the spectra of the first that fit a report, names of the others); what has none is left out."""
-    from .html import drawable
     from ..answers.spectrum import spectra
+    from .html import drawable
 
     found, skipped = [], []
     for group, view in groups:

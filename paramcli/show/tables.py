@@ -6,10 +6,10 @@ import math
 import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
 
-from .alike import alike
 from ..spelling.record import KEY as RECORD
-from .console import Styled, Table
 from ..text import count_text, listing, number_text, printable, printable_path, shape_text, size_text
+from .alike import alike
+from .console import Styled, Table
 
 # Of a tensor that no constraint and no chain says anything about.
 NO_CLAIM = "no claim"
@@ -30,7 +30,9 @@ def edit_table(outcomes: Sequence, fold: bool = False) -> Table:
 
     `fold`: tensors alike are one row, with the largest numbers among them; what does not hold has its own.
     """
-    numbers = [name for name in ("moved", "residual", "tolerance") if any(getattr(o, name) is not None for o in outcomes)]
+    numbers = [
+        name for name in ("moved", "residual", "tolerance") if any(getattr(o, name) is not None for o in outcomes)
+    ]
     verdict = [""] if "residual" in numbers else []
     table = Table("tensor", "chain", "shape", "dtype", *((name, "right") for name in numbers), *verdict)
 
@@ -54,7 +56,11 @@ def edit_table(outcomes: Sequence, fold: bool = False) -> Table:
 
 def _rows(table: Table, results: Sequence, look: Callable[..., Hashable], fold: bool) -> list[tuple[str, list]]:
     """(name, results) of each row of the table, which says so where several results are one."""
-    found = alike(results, lambda result: result.tensor, look) if fold else [(result.tensor, [result]) for result in results]
+    found = (
+        alike(results, lambda result: result.tensor, look)
+        if fold
+        else [(result.tensor, [result]) for result in results]
+    )
     if len(found) < len(results):
         table.note = "alike tensors share a line, with their largest numbers; a pipe lists each"
     return found
@@ -80,7 +86,9 @@ def convert_table(outcomes: Sequence, dtype: str | None, fold: bool = False) -> 
 
 
 def verify_table(verdicts: Sequence, fold: bool = False) -> Table:
-    """Each check of each tensor, and those without a claim; `fold`: those alike for which all hold are one, with the largest residual of each check."""
+    """Each check of each tensor, and those without a claim; `fold`: those alike for which all hold are one, with the
+    largest residual of each check.
+    """
     table = Table("tensor", "constraint", ("residual", "right"), ("tolerance", "right"), "verdict")
 
     def look(v) -> tuple:
@@ -97,7 +105,13 @@ def verify_table(verdicts: Sequence, fold: bool = False) -> Table:
             verdict = _verdict(c.ok)
             if c.detail:
                 verdict = Styled(verdict, f": {printable(c.detail)}")
-            table.add_row(_times(name, group) if i == 0 else "", constraint, number_text(c.residual), number_text(c.tolerance), verdict)
+            table.add_row(
+                _times(name, group) if i == 0 else "",
+                constraint,
+                number_text(c.residual),
+                number_text(c.tolerance),
+                verdict,
+            )
     return table
 
 
@@ -118,8 +132,13 @@ def inspect_table(groups: Sequence) -> Table:
     for g in groups:
         form, chain = _spelling(g)
         table.add_row(
-            printable(g.tensor), form, printable(chain), shape_text(g.shape), dtype_name(g.dtype), size_text(g.nbytes),
-        )  # fmt: skip
+            printable(g.tensor),
+            form,
+            printable(chain),
+            shape_text(g.shape),
+            dtype_name(g.dtype),
+            size_text(g.nbytes),
+        )
     return table
 
 
@@ -133,12 +152,21 @@ def inspect_tree(groups: Sequence) -> Table:
         indent = "  " * depth
         if isinstance(item, Node):
             alike = f"{item.count} alike, {size_text(item.nbytes // item.count)} each" if item.count > 1 else ""
-            table.add_row(Styled((indent + printable(name), "bold")), Styled((alike, "dim")), "", "", Styled((size_text(item.nbytes), "bold")))
+            table.add_row(
+                Styled((indent + printable(name), "bold")),
+                Styled((alike, "dim")),
+                "",
+                "",
+                Styled((size_text(item.nbytes), "bold")),
+            )
             continue
         form, chain = _spelling(item)
         how = "" if form == "plain" else chain if form == "parametrized" else f"{chain} [{form}]"
         table.add_row(
-            indent + printable(name), Styled((printable(how), "cyan")), shape_text(item.shape), dtype_name(item.dtype),
+            indent + printable(name),
+            Styled((printable(how), "cyan")),
+            shape_text(item.shape),
+            dtype_name(item.dtype),
             size_text(item.nbytes),
         )
     return table
@@ -155,7 +183,9 @@ def inspect_tail(source, groups: Sequence, tied: Iterable[Sequence[str]]) -> Ite
     values = sum(max((info.numel for info in group.infos.values()), default=0) for group in groups)
     nbytes = sum(group.nbytes for group in groups)
     other = sum(not group.is_plain for group in groups)
-    yield f"{count_text(len(groups), 'tensor')}, {values:,} values, {size_text(nbytes)}" + (f"; {other} parametrized" if other else "")
+    yield f"{count_text(len(groups), 'tensor')}, {values:,} values, {size_text(nbytes)}" + (
+        f"; {other} parametrized" if other else ""
+    )
     for names in tied:
         yield f"tied: {' = '.join(printable(name) for name in names)}"
     for group in groups:
@@ -164,7 +194,9 @@ def inspect_tail(source, groups: Sequence, tied: Iterable[Sequence[str]]) -> Ite
     if named := sorted({*source.metadata, *([RECORD] if source.shard_records else [])}):
         yield f"metadata: {listing(named, len(named))}"
     if source.extras:
-        yield "not tensors of the state dict: " + listing([f"{e.name} ({e.type})" for e in source.extras], len(source.extras))
+        yield "not tensors of the state dict: " + listing(
+            [f"{e.name} ({e.type})" for e in source.extras], len(source.extras)
+        )
 
 
 def diff_table(differences: Sequence, only_a: Sequence[str], only_b: Sequence[str], limit: int = 200) -> Table:
@@ -174,9 +206,11 @@ def diff_table(differences: Sequence, only_a: Sequence[str], only_b: Sequence[st
     for d in shown[:limit]:
         verdict = Styled(("equal", "green")) if d.equal else Styled(("DIFFERENT", "bold red"))
         table.add_row(
-            printable(d.tensor), _number(d.max_abs), _number(d.relative),
+            printable(d.tensor),
+            _number(d.max_abs),
+            _number(d.relative),
             Styled(verdict, f": {printable(d.detail)}") if d.detail else verdict,
-        )  # fmt: skip
+        )
     for label, names in (("A", only_a), ("B", only_b)):
         for name in names[:limit]:
             table.add_row(printable(name), "-", "-", Styled((f"only in {label}", "bold red")))
@@ -240,7 +274,12 @@ def registry_table(entries: Sequence) -> Table:
         for entry in entries:
             if entry.family == family:
                 sets = domains_and_images(entry)
-                table.add_row(Styled((f"  {entry.name}", "bold")), "\n".join(sets["domain"]), "\n".join(sets["image"]), entry.summary)
+                table.add_row(
+                    Styled((f"  {entry.name}", "bold")),
+                    "\n".join(sets["domain"]),
+                    "\n".join(sets["image"]),
+                    entry.summary,
+                )
     return table
 
 
@@ -256,10 +295,22 @@ def constraint_card(entry) -> str:
     """What verify measures, as text for 80 columns."""
     from ..registry import PARAMETRIZATIONS, domains_and_images
 
-    makers = [e.name for e in PARAMETRIZATIONS.values() if entry.name in (i.partition(":")[0] for i in domains_and_images(e)["image"])]
-    rows = [("residual", entry.residual), ("within", ", ".join(entry.within)), ("values of", ", ".join(makers) or "no parametrization here")]
-    rows += [(f":{a.name}=", "; ".join(x for x in (" | ".join(a.choices) or a.type, a.help) if x)) for a in entry.arguments]
-    return _card(f"{entry.name}: {entry.summary}", [*rows, ("verify", f"paramcli verify CKPT -t NAME --constraint {entry.name}")])
+    makers = [
+        e.name
+        for e in PARAMETRIZATIONS.values()
+        if entry.name in (i.partition(":")[0] for i in domains_and_images(e)["image"])
+    ]
+    rows = [
+        ("residual", entry.residual),
+        ("within", ", ".join(entry.within)),
+        ("values of", ", ".join(makers) or "no parametrization here"),
+    ]
+    rows += [
+        (f":{a.name}=", "; ".join(x for x in (" | ".join(a.choices) or a.type, a.help) if x)) for a in entry.arguments
+    ]
+    return _card(
+        f"{entry.name}: {entry.summary}", [*rows, ("verify", f"paramcli verify CKPT -t NAME --constraint {entry.name}")]
+    )
 
 
 def measure_table(entries: Iterable) -> Table:
@@ -271,7 +322,11 @@ def measure_table(entries: Iterable) -> Table:
 
 def measure_card(entry) -> str:
     """What verify measures of a parametrization's own tensors, and what that proves, as text for 80 columns."""
-    rows = [("residual", entry.residual), ("tolerance", entry.tolerance), ("measured of", ", ".join(_measured_of(entry)))]
+    rows = [
+        ("residual", entry.residual),
+        ("tolerance", entry.tolerance),
+        ("measured of", ", ".join(_measured_of(entry))),
+    ]
     return _card(f"{entry.name}: {entry.summary}", [*rows, ("proves", entry.proves), ("proves not", entry.not_proved)])
 
 
@@ -290,7 +345,13 @@ def registry_card(entry) -> str:
     rows = [("law", entry.law)]
     rows += [("maps", f"{domain} -> {image}") for domain, image in zip(sets["domain"], sets["image"])]
     for a in entry.arguments:
-        default = "required" if a.required else f"default {value_text(a.default)}" if a.default is not None or a.type == "dim" else ""
+        default = (
+            "required"
+            if a.required
+            else f"default {value_text(a.default)}"
+            if a.default is not None or a.type == "dim"
+            else ""
+        )
         choices = " | ".join(a.choices)
         rows.append((f":{a.name}=", "; ".join(x for x in (choices or a.type, a.help, default) if x)))
     rows.append(("right inverse", entry.right_inverse))

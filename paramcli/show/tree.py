@@ -29,7 +29,9 @@ class Node:
 
     def look(self) -> tuple:
         """What makes two modules alike."""
-        tensors = tuple((name, g.form, g.chain, g.view, g.shape, g.dtype, g.problem, g.record) for name, g in self.tensors)
+        tensors = tuple(
+            (name, g.form, g.chain, g.view, g.shape, g.dtype, g.problem, g.record) for name, g in self.tensors
+        )
         return tensors, tuple((child.name, child.count, child.look()) for child in self.children)
 
 

@@ -22,12 +22,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ..dtypes import EDITABLE, DTYPES
+from ..checkpoint.source import TensorInfo
+from ..dtypes import DTYPES, EDITABLE
 from ..errors import InputRefused
 from ..text import listing, printable
 from .keys import parametrized_key, split_parametrized
 from .record import Entry
-from ..checkpoint.source import TensorInfo
 
 PLAIN, PARAMETRIZED = "plain", "parametrized"
 # Suffixed keys of tensors with these leaf names are halves of a pair when the rest is missing;
@@ -179,7 +179,13 @@ def detect(tensors: Mapping[str, TensorInfo], record: Mapping[str, Entry] | None
             groups[key] = Group(key, PLAIN, {"value": key}, {"value": info}, info.shape, info.dtype)
     for tensor, keys in pending.items():
         if _is_packed(keys, tensors):
-            groups.update((key, Group(key, PLAIN, {"value": key}, {"value": tensors[key]}, tensors[key].shape, tensors[key].dtype)) for key in keys.values())
+            groups.update(
+                (
+                    key,
+                    Group(key, PLAIN, {"value": key}, {"value": tensors[key]}, tensors[key].shape, tensors[key].dtype),
+                )
+                for key in keys.values()
+            )
         else:
             groups[tensor] = _parametrized(tensor, keys, tensors, clash=tensor in groups)
     # A hundred thousand tensors share a handful of chains and shapes.
@@ -202,9 +208,11 @@ def _older_spellings(tensors: Mapping[str, TensorInfo]) -> dict[str, Group]:
                 bases.setdefault(key[: -len(suffix)], set()).add(suffix)
     taken: dict[str, Group] = {}
     for base, suffixes in bases.items():
-        group = _complete(base, suffixes | ({""} if base in tensors else set()), tensors) or _half(base, suffixes, tensors)
+        group = _complete(base, suffixes | ({""} if base in tensors else set()), tensors) or _half(
+            base, suffixes, tensors
+        )
         if group:
-            taken.update({key: group for key in group.keys.values()})
+            taken.update(dict.fromkeys(group.keys.values(), group))
     return taken
 
 
@@ -217,7 +225,16 @@ def _complete(base: str, present: set[str], tensors: Mapping[str, TensorInfo]) -
         if reading:
             keys = {role: base + suffix for suffix, role in spelling.roles.items()}
             stored = parts.get("original") or parts["original1"]
-            return Group(base, spelling.form, keys, parts, stored.shape, stored.dtype, reading.chain, alternatives=reading.alternatives)
+            return Group(
+                base,
+                spelling.form,
+                keys,
+                parts,
+                stored.shape,
+                stored.dtype,
+                reading.chain,
+                alternatives=reading.alternatives,
+            )
     return None
 
 
@@ -246,16 +263,32 @@ def _parametrized(tensor: str, keys: dict[str, str], tensors: Mapping[str, Tenso
     originals = sorted(role for role in parts if role.startswith("original"))
     if missing := _missing_role(parts, originals):
         first = next(iter(parts.values()))
-        problem = f"{printable(tensor)} is half a parametrization: {printable(parametrized_key(tensor, missing))} is missing"
-        return Group(tensor, PARAMETRIZED, keys, parts, first.shape, first.dtype, problem=problem, hint="the file is incomplete: leave it out with -t")
+        problem = (
+            f"{printable(tensor)} is half a parametrization: {printable(parametrized_key(tensor, missing))} is missing"
+        )
+        return Group(
+            tensor,
+            PARAMETRIZED,
+            keys,
+            parts,
+            first.shape,
+            first.dtype,
+            problem=problem,
+            hint="the file is incomplete: leave it out with -t",
+        )
     # Of a weight norm over the whole of a 1 x 1 tensor both originals have one entry, and v has the shape.
     stored = max((parts[role] for role in originals), key=lambda info: (info.numel, len(info.shape)))
     made = dict(tensor=tensor, form=PARAMETRIZED, keys=keys, infos=parts, shape=stored.shape, dtype=stored.dtype)
     if clash:
         return Group(**made, problem=f"{printable(tensor)} is both a plain tensor and parametrized in this file")
     reading = read_roles(parts)
-    return Group(**made, chain=reading.chain, problem=reading.problem, hint=_CHAIN_HINT if reading.problem else None,
-                 alternatives=reading.alternatives)
+    return Group(
+        **made,
+        chain=reading.chain,
+        problem=reading.problem,
+        hint=_CHAIN_HINT if reading.problem else None,
+        alternatives=reading.alternatives,
+    )
 
 
 def _missing_role(parts: Mapping[str, TensorInfo], originals: Sequence[str]) -> str | None:
@@ -272,13 +305,17 @@ def _missing_role(parts: Mapping[str, TensorInfo], originals: Sequence[str]) -> 
 _CHAIN_HINT = "say what it is with --chain, or leave it out with -t"
 # Roles that geotorch's products of manifolds store, here and there -> what can be said of them.
 _GEOTORCH = {
-    frozenset(("original", "0.0.base", "0.2.base")): "U f(s) V^T with two orthogonal bases, whose f and rank the keys do not tell: "
+    frozenset(
+        ("original", "0.0.base", "0.2.base")
+    ): "U f(s) V^T with two orthogonal bases, whose f and rank the keys do not tell: "
     "geotorch.low_rank:rank=N, geotorch.fixed_rank:rank=N, geotorch.almost_orthogonal:lam=X, and for square ones "
     "geotorch.invertible and geotorch.sln fit",
     frozenset(("original", "0.0.base")): "Q f(l) Q^T with an orthogonal base, whose f and rank the keys do not tell: "
     "geotorch.positive_definite, geotorch.positive_semidefinite, geotorch.positive_semidefinite_low_rank:rank=N and "
     "geotorch.positive_semidefinite_fixed_rank:rank=N fit",
-    frozenset(("original0", "original1", "original2", "0.In", "0.alpha", "0.0.0.base", "0.1.0.base")): "a stable linear system by "
+    frozenset(
+        ("original0", "original1", "original2", "0.In", "0.alpha", "0.0.0.base", "0.1.0.base")
+    ): "a stable linear system by "
     "geotorch's keys, whose map of its bases they do not tell: geotorch.alpha_stable:alpha=X fits, with X as in 0.alpha",
 }
 
@@ -301,9 +338,16 @@ def _low_rank_adapter(parts: Mapping[str, TensorInfo]) -> Reading:
     name = "minlora" if "0.lora_dropout_mask" in parts else "lora"
     for rank, embedding in ((A[:1], False), (A[1:], True)):
         first, last = (A, B) if embedding else (B, A)
-        if len(A) == len(B) == 2 and first == (W[0], *rank) and last == (*rank, math.prod(W[1:])) and (not embedding or name == "minlora"):
+        if (
+            len(A) == len(B) == 2
+            and first == (W[0], *rank)
+            and last == (*rank, math.prod(W[1:]))
+            and (not embedding or name == "minlora")
+        ):
             way = ":embedding=true" if embedding else ""
-            return Reading(problem=f"LoRA by its keys, whose scale they do not tell: {name}:rank={rank[0]}:alpha=X{way} fits, the change scaled by X / {rank[0]}")
+            return Reading(
+                problem=f"LoRA by its keys, whose scale they do not tell: {name}:rank={rank[0]}:alpha=X{way} fits, the change scaled by X / {rank[0]}"
+            )
     return Reading(problem="LoRA by its keys, and lora_A, lora_B and the original do not fit together")
 
 
@@ -315,7 +359,9 @@ def read_roles(parts: Mapping[str, TensorInfo]) -> Reading:
     if names == {"original", "0._u", "0._v"}:
         return _spectral_norm(parts) or Reading(problem="u and v whose lengths fit no dimension of the original")
     if names == {"original", "0._u", "0._v", "0.scale", "0._sn_version"}:
-        return _spectral_reparam(parts) or Reading(problem="a spectral reparametrization (RADIO) whose shapes do not fit together")
+        return _spectral_reparam(parts) or Reading(
+            problem="a spectral reparametrization (RADIO) whose shapes do not fit together"
+        )
     if names == {"original", "0.mask"}:
         return _mask(parts) or Reading(problem="a mask of another shape than the original")
     if names == {"original", "0.base"}:
@@ -332,7 +378,9 @@ def read_roles(parts: Mapping[str, TensorInfo]) -> Reading:
     return Reading(problem=f"a parametrization paramcli does not recognise (beside the original: {extra or 'nothing'})")
 
 
-def _recorded(group: Group, entry: Entry | None, stored_roles: Callable[[str, tuple[int, ...]], frozenset[str]]) -> Group:
+def _recorded(
+    group: Group, entry: Entry | None, stored_roles: Callable[[str, tuple[int, ...]], frozenset[str]]
+) -> Group:
     if entry is None:
         return group
     known = dict(chain=entry.chain, view=entry.view, constraint=entry.constraint, record=entry)
@@ -348,7 +396,9 @@ def _recorded(group: Group, entry: Entry | None, stored_roles: Callable[[str, tu
     if not lacking:
         return group
     problem = f"the record says {entry.chain}, and this file lacks its {listing(lacking, 3)}"
-    return replace(group, problem=problem, hint="if it is a shard, give its folder or index; --ignore-record reads it as it is")
+    return replace(
+        group, problem=problem, hint="if it is a shard, give its folder or index; --ignore-record reads it as it is"
+    )
 
 
 def _stored_roles(text: str, shape: tuple[int, ...]) -> frozenset[str]:
@@ -361,7 +411,8 @@ def _stored_roles(text: str, shape: tuple[int, ...]) -> frozenset[str]:
 
 
 def with_chain(groups: Sequence[Group], chain: str | None, view: str | None, named: bool) -> list[Group]:
-    """The groups read as the user says, in place of what keys and record say; an edit that keeps them parametrized records it.
+    """The groups read as the user says, in place of what keys and record say; an edit that keeps them parametrized
+    records it.
 
     Where the user `named` no tensors, the chain is the answer for those that ask for one, if any does.
     """

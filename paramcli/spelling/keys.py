@@ -1,14 +1,16 @@
 """Tensor names and the keys that spell them, in torch's layout and in the older ones.
 
-    fc.weight  <->  fc.parametrizations.weight.original        role "original"
-                    fc.parametrizations.weight.0._u            role "0._u"
+fc.weight  <->  fc.parametrizations.weight.original        role "original"
+                fc.parametrizations.weight.0._u            role "0._u"
 """
 
 from __future__ import annotations
 
 import re
 
-_PARAMETRIZED = re.compile(r"(?:(?P<module>.*)\.)?parametrizations\.(?P<leaf>[^.]+)\.(?P<role>original[0-9]*|[0-9]+\..+)", re.S)
+_PARAMETRIZED = re.compile(
+    r"(?:(?P<module>.*)\.)?parametrizations\.(?P<leaf>[^.]+)\.(?P<role>original[0-9]*|[0-9]+\..+)", re.S
+)
 
 
 def split_parametrized(key: str) -> tuple[str, str] | None:

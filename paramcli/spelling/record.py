@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..checkpoint.strict_json import BrokenJson, read_any, read_text, walk_document, walk_object
 from ..errors import InputRefused, ParamcliError, error_context
 from ..text import listing, printable
-from ..checkpoint.strict_json import BrokenJson, read_any, read_text, walk_document, walk_object
 
 if TYPE_CHECKING:
     from ..checkpoint.source import Source
@@ -99,7 +99,9 @@ def parse_record(text: str | None) -> dict[str, Entry]:
 
 
 def join_records(texts: Mapping[str, str]) -> dict[str, Entry]:
-    """The record of a checkpoint of several files from each file's own, by file name; InputRefused where two disagree on a tensor."""
+    """The record of a checkpoint of several files from each file's own, by file name; InputRefused where two disagree
+    on a tensor.
+    """
     if (total := sum(map(len, texts.values()))) > MAX_BYTES:
         raise _refuse(f"is {total} characters long in all files; {MAX_BYTES} is the limit")
     joined: dict[str, Entry] = {}
@@ -110,8 +112,9 @@ def join_records(texts: Mapping[str, str]) -> dict[str, Entry]:
             if joined.setdefault(name, entry) != entry:
                 raise InputRefused(
                     f"{printable(file)} has another paramcli record of {printable(name)} than the files before it",
-                    hint=f"shards of different runs are mixed here; {IGNORE_HINT}", tensor=name,
-                )  # fmt: skip
+                    hint=f"shards of different runs are mixed here; {IGNORE_HINT}",
+                    tensor=name,
+                )
         if len(joined) > MAX_ENTRIES:
             raise _refuse(f"names more than {MAX_ENTRIES} tensors")
     return joined

@@ -18,13 +18,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..fitting import measure
 from ..chain import Chain, Link, parse_chain
-from ..spelling.forms import Group
 from ..checkpoint.source import Source
 from ..errors import UsageError, error_context
+from ..fitting import measure
 from ..maths.mask import prune_count
 from ..spec import parse_items
+from ..spelling.forms import Group
 
 _HALF = 1 << 16
 
@@ -48,7 +48,10 @@ def counts(chain: str, source: Source, chosen: Sequence[Group], edited: Collecti
         return {}
     parsed = parse_chain(chain)
     if len(parsed) != 1 or any(not group.is_plain or group.tensor in edited for group in chosen):
-        raise UsageError("scope=global prunes plain tensors as the file has them, by a chain of one item", hint="--chain prune_l1:amount=0.3:scope=global")
+        raise UsageError(
+            "scope=global prunes plain tensors as the file has them, by a chain of one item",
+            hint="--chain prune_l1:amount=0.3:scope=global",
+        )
     keys = {group.tensor: group.keys["value"] for group in chosen}
 
     def bits(tensor: str) -> Tensor:
@@ -77,7 +80,9 @@ def _nth(histogram: Tensor, wanted: int) -> tuple[int, int]:
     return index, int(sums[index] - histogram[index])
 
 
-def _shared(upper: Mapping[str, Tensor], lower: Mapping[str, Tensor], bin_: int, edge: int, left: int) -> dict[str, int]:
+def _shared(
+    upper: Mapping[str, Tensor], lower: Mapping[str, Tensor], bin_: int, edge: int, left: int
+) -> dict[str, int]:
     """Everything below the threshold, and of the entries equal to it the first `left`, in the tensors' order."""
     found = {}
     for tensor in upper:

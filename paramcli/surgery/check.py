@@ -15,11 +15,11 @@ from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
-from ..checkpoint.header import Slot
-from ..checkpoint.read.open import open_file
-from ..checkpoint.read.dcp import open_dcp
-from ..checkpoint.read.recognise import DCP_METADATA
 from ..checkpoint.disk.input_file import InputFile
+from ..checkpoint.header import Slot
+from ..checkpoint.read.dcp import open_dcp
+from ..checkpoint.read.open import open_file
+from ..checkpoint.read.recognise import DCP_METADATA
 from ..checkpoint.source import Source
 from ..checkpoint.write.writer import MetadataOf, Sink
 from ..errors import InputRefused, OutputFailed, UsageError, error_context
@@ -71,7 +71,9 @@ class CheckedSink:
         """Raise OutputFailed unless the files hold exactly the plan; `path` is the name they are to get."""
 
         def fail(why: str, tensor: str | None = None) -> OutputFailed:
-            return OutputFailed(f"{printable_path(path)} was not written as planned: {why}", hint=_HINT, path=path, tensor=tensor)
+            return OutputFailed(
+                f"{printable_path(path)} was not written as planned: {why}", hint=_HINT, path=path, tensor=tensor
+            )
 
         found: set[str] = set()
         for file in written:
@@ -84,7 +86,9 @@ class CheckedSink:
             except (InputRefused, UsageError) as error:
                 if error.path is not None and Path(error.path) not in (file, file.parent):
                     raise  # the input's fault
-                raise fail("it does not read back: " + error.message.replace(printable_path(file), "the file"), error.tensor) from None
+                raise fail(
+                    "it does not read back: " + error.message.replace(printable_path(file), "the file"), error.tensor
+                ) from None
         missing = self.slots.keys() - found
         if missing:
             raise fail(f"{printable(min(missing))} is not in it", min(missing))
@@ -118,7 +122,9 @@ class CheckedSink:
         ours, theirs = result.tensors[name].run, source.tensors[key].run
         if ours is None or theirs is None:
             return result.read_bytes(name) == source.read_bytes(key)
-        return ours[2] == theirs[2] and _equal(result.files[ours[0]], ours[1], source.files[theirs[0]], theirs[1], ours[2])
+        return ours[2] == theirs[2] and _equal(
+            result.files[ours[0]], ours[1], source.files[theirs[0]], theirs[1], ours[2]
+        )
 
 
 def _opened(file: Path, root: str | None) -> Source:

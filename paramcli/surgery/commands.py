@@ -14,14 +14,14 @@ from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 from ..chain import check_items, parse_chain
-from ..spelling.forms import Group, with_chain
 from ..checkpoint.header import Slot
-from ..spelling.keys import parametrized_key
-from ..spelling.record import Entry
 from ..checkpoint.source import Source
 from ..dtypes import COMPUTE_DTYPES
 from ..errors import InputRefused, UsageError
 from ..spec import check_choice, select
+from ..spelling.forms import Group, with_chain
+from ..spelling.keys import parametrized_key
+from ..spelling.record import Entry
 from ..text import closest, printable
 from ..view import parse_view
 from .plan import Promise, Step, assigned, baked
@@ -29,14 +29,33 @@ from .plan import Promise, Step, assigned, baked
 Planner = Callable[[Group], Step]
 # The initialisers of torch.nn.init that need nothing but the tensor.
 INITS = (
-    "dirac", "eye", "kaiming_normal", "kaiming_uniform", "normal", "ones", "orthogonal", "trunc_normal",
-    "uniform", "xavier_normal", "xavier_uniform", "zeros",
-)  # fmt: skip
+    "dirac",
+    "eye",
+    "kaiming_normal",
+    "kaiming_uniform",
+    "normal",
+    "ones",
+    "orthogonal",
+    "trunc_normal",
+    "uniform",
+    "xavier_normal",
+    "xavier_uniform",
+    "zeros",
+)
 
 
-def option(default: object, kind: str, *, choices: Sequence[str] = (), minimum: float | None = None, maximum: float | None = None):
+def option(
+    default: object,
+    kind: str,
+    *,
+    choices: Sequence[str] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+):
     """A field that is an option of the command: `kind` is text, texts, number, integer or flag."""
-    return field(default=default, metadata={"kind": kind, "choices": tuple(choices), "minimum": minimum, "maximum": maximum})
+    return field(
+        default=default, metadata={"kind": kind, "choices": tuple(choices), "minimum": minimum, "maximum": maximum}
+    )
 
 
 def option_name(attribute: str) -> str:
@@ -92,7 +111,9 @@ class Edit:
 
     def options(self) -> dict[str, object]:
         """The options that differ from their defaults, by name: what a recipe has to say."""
-        given = {name: getattr(self, f.name) for name, f in self.declared().items() if getattr(self, f.name) != f.default}
+        given = {
+            name: getattr(self, f.name) for name, f in self.declared().items() if getattr(self, f.name) != f.default
+        }
         return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
 
     def check(self) -> None:
@@ -112,7 +133,9 @@ class Edit:
 
     def _need_tensors(self, purpose: str) -> None:
         if not self.tensor:
-            raise UsageError(f"{self.command} needs -t/--tensor: which tensors to {purpose}", hint="paramcli inspect lists them")
+            raise UsageError(
+                f"{self.command} needs -t/--tensor: which tensors to {purpose}", hint="paramcli inspect lists them"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +154,10 @@ class Add(Edit):
 
     def check(self) -> None:
         if not self.chain:
-            raise UsageError("add needs --chain: which parametrizations, in order", hint="--chain skew,cayley; paramcli registry lists them")
+            raise UsageError(
+                "add needs --chain: which parametrizations, in order",
+                hint="--chain skew,cayley; paramcli registry lists them",
+            )
         self._need_tensors("parametrize")
         check_items(self.chain)
         parse_view(self.view)
@@ -152,9 +178,12 @@ class Add(Edit):
         if any(link.arguments.get("scope") == "global" for link in chain.links):
             return None  # the share of each tensor is in its data
         roles = chain.stores(group.shape)
-        if not group.is_plain or self.spelling == "old" or roles is None or view.name and set(roles) != {"original"}:
+        if not group.is_plain or self.spelling == "old" or roles is None or (view.name and set(roles) != {"original"}):
             return None
-        slots = tuple(Slot(parametrized_key(group.tensor, role), code or group.dtype, shape) for role, (code, shape) in roles.items())
+        slots = tuple(
+            Slot(parametrized_key(group.tensor, role), code or group.dtype, shape)
+            for role, (code, shape) in roles.items()
+        )
         return Promise(slots, Entry("parametrized", str(chain), view.text, chain.constraint))
 
 
@@ -173,11 +202,15 @@ class Assign(Edit):
     def check(self) -> None:
         self._need_tensors("set")
         if (self.from_ is None) == (self.with_ is None):
-            raise UsageError("assign needs one of --from FILE[:NAME] and --with INIT", hint="--with orthogonal, or --from other.safetensors")
+            raise UsageError(
+                "assign needs one of --from FILE[:NAME] and --with INIT",
+                hint="--with orthogonal, or --from other.safetensors",
+            )
         if self.with_ is not None and self.with_.removesuffix("_") not in INITS:
             near = closest(self.with_, INITS)
             raise UsageError(
-                f"no initialiser named '{printable(self.with_)}'", hint=f"closest: {', '.join(near)}" if near else f"known: {', '.join(INITS)}"
+                f"no initialiser named '{printable(self.with_)}'",
+                hint=f"closest: {', '.join(near)}" if near else f"known: {', '.join(INITS)}",
             )
         reading(self.chain, self.view)
 
@@ -224,7 +257,9 @@ class Remove(Edit):
         chosen = with_chain(parametrized, *reading(self.chain, self.view), named=bool(self.tensor))
         if not chosen and self.tensor:
             raise InputRefused(
-                f"{printable(found[0].tensor)} is a plain tensor already", hint="paramcli inspect shows the form of each", tensor=found[0].tensor
+                f"{printable(found[0].tensor)} is a plain tensor already",
+                hint="paramcli inspect shows the form of each",
+                tensor=found[0].tensor,
             )
         if not chosen:
             raise InputRefused("no tensor is parametrized", hint="paramcli inspect shows what is there")
@@ -251,11 +286,18 @@ class Migrate(Edit):
 
     def check(self) -> None:
         if self.to is None:
-            raise UsageError("migrate needs --to new or --to old", hint="new is torch's parametrizations.*; old is weight_g/weight_v and its like")
+            raise UsageError(
+                "migrate needs --to new or --to old",
+                hint="new is torch's parametrizations.*; old is weight_g/weight_v and its like",
+            )
 
     def choose(self, groups: Mapping[str, Group], where: str) -> list[Group]:
         edit = self._edit()
-        chosen = [group for group in (choose(groups, self.tensor, where) if self.tensor else groups.values()) if edit.applies(group)]
+        chosen = [
+            group
+            for group in (choose(groups, self.tensor, where) if self.tensor else groups.values())
+            if edit.applies(group)
+        ]
         if not chosen:
             there = sorted({group.form for group in groups.values()})
             raise InputRefused(

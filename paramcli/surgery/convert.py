@@ -6,17 +6,28 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..spelling.forms import Group
 from ..checkpoint.header import Slot
 from ..checkpoint.source import Source
 from ..dtypes import CODE_OF_TORCH, DTYPES, torch_dtype
 from ..errors import InputRefused, UsageError
 from ..spec import check_choice, select
+from ..spelling.forms import Group
 from ..text import closest, count_text, printable
 from .plan import Plan, Step
 
 CAST_DTYPES = ("float64", "float32", "float16", "bfloat16")
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
 
 
 def without(prefix: str, name: str) -> str:
@@ -81,8 +92,9 @@ class Convert:
             if name in taken:
                 raise InputRefused(
                     f"--strip-prefix gives {printable(key)} and {printable(taken[name])} one name, {printable(name)}",
-                    hint="drop one of them with --drop", tensor=key,
-                )  # fmt: skip
+                    hint="drop one of them with --drop",
+                    tensor=key,
+                )
             taken[name] = key
 
     def _check_prefixes(self, keys: Sequence[str]) -> None:
@@ -94,7 +106,7 @@ class Convert:
                 raise UsageError(
                     f"no tensor's name begins with the prefix '{printable(prefix.removesuffix('.'))}.'",
                     hint=f"closest: {', '.join(map(printable, near))}" if near else None,
-                )  # fmt: skip
+                )
             keys = stripped
 
     def _cast(self, group: Group, key: str, name: str, source: Source, twin: str | None) -> Step | None:
@@ -110,10 +122,16 @@ class Convert:
             before = source.read(key)
             after = before.to(torch_dtype(code))
             lost = int((before.isfinite() & ~after.isfinite()).sum())
-            note = f"{count_text(lost, 'value')} of {before.numel()} too large for {self.dtype}: infinite now" if lost else None
+            note = (
+                f"{count_text(lost, 'value')} of {before.numel()} too large for {self.dtype}: infinite now"
+                if lost
+                else None
+            )
             return {name: after}, {"note": note}
 
-        one = replace(group, tensor=key, keys={"value": key}, infos={"value": info}, shape=info.shape, dtype=info.dtype, twin=twin)
+        one = replace(
+            group, tensor=key, keys={"value": key}, infos={"value": info}, shape=info.shape, dtype=info.dtype, twin=twin
+        )
         return Step(one, "cast", (Slot(name, code, info.shape),), group.chain, group.view, run)
 
 

@@ -12,21 +12,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..fitting import torch_module as hosting
-from ..fitting import measure
 from ..chain import Chain, extend, parse_chain
-from ..spelling.forms import FORM_OF_SPELLING, OLD_FORM, PARAMETRIZED, Group
 from ..checkpoint.header import Slot
-from ..spelling.keys import parametrized_key
-from ..spelling.record import Entry
 from ..checkpoint.source import Source
 from ..dtypes import code_of, dtype_name, torch_dtype
 from ..errors import CheckFailed, InputRefused, UsageError
-from ..maths.base import Check, compute_dtype, wide
-from ..registry import target_class, within
-from ..text import number_text, printable, shape_text
-from ..view import View, parse_view
-from .allocate import with_count
+from ..fitting import measure
+from ..fitting import torch_module as hosting
+from ..fitting.blocks import bake_rows, fit_rows
 from ..fitting.claims import claim_check, kept_constraint
 from ..fitting.evaluate import (
     NOT_FINITE,
@@ -42,10 +35,17 @@ from ..fitting.evaluate import (
 )
 from ..fitting.fit import Fitted, fit, keeper, require_member
 from ..fitting.originals import evaluate, invert, rounded, widened
-from .plan import Rows, Stack, Step, assigned, baked, keeps_within, longest_of, require_editable
 from ..fitting.reach import NOTED, Reached, reach
-from ..fitting.blocks import bake_rows, fit_rows
 from ..fitting.stack import bake_stack, fit_stack, stackable
+from ..maths.base import Check, compute_dtype, wide
+from ..registry import target_class, within
+from ..spelling.forms import FORM_OF_SPELLING, OLD_FORM, PARAMETRIZED, Group
+from ..spelling.keys import parametrized_key
+from ..spelling.record import Entry
+from ..text import number_text, printable, shape_text
+from ..view import View, parse_view
+from .allocate import with_count
+from .plan import Rows, Stack, Step, assigned, baked, keeps_within, longest_of, require_editable
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,10 @@ class Register:
     def plan(self, group: Group) -> Step:
         require_editable(group)
         if 0 in group.shape:
-            raise InputRefused(f"{printable(group.tensor)} has no entries (its shape is {shape_text(group.shape)})", hint="leave it out with -t")
+            raise InputRefused(
+                f"{printable(group.tensor)} has no entries (its shape is {shape_text(group.shape)})",
+                hint="leave it out with -t",
+            )
         if group.is_plain:
             return self._plan_plain(group)
         return self._plan_append(group)
@@ -86,7 +89,11 @@ class Register:
         if self.init != "raw" and (why := chain.uninvertible()):
             raise UsageError(f"{chain} has no right inverse: {why}", hint="--init raw registers it as torch does")
         slots = chain_slots(group, chain, self.view)
-        names = {slot.name: slot.name for slot in slots} if self.spelling == "new" else old_names(group.tensor, chain, slots, self.view)
+        names = (
+            {slot.name: slot.name for slot in slots}
+            if self.spelling == "new"
+            else old_names(group.tensor, chain, slots, self.view)
+        )
         slots = tuple(Slot(names[slot.name], slot.dtype, slot.shape) for slot in slots)
 
         keeps_zeros = self.mask_for is None and any(link.entry.name == "mask" for link in chain.links)
@@ -95,33 +102,72 @@ class Register:
             return {names[key]: tensor for key, tensor in keyed(group.tensor, state).items()}
 
         def say(moved: float, check: Check | None, note: str | None, finite: bool, full: bool) -> dict[str, object]:
-            # Only raw gets here with such a value, with a zero row under a norm for one: torch writes it, and computes NaN from it.
+            # Only raw gets here with such a value, with a zero row under a norm for one: torch writes it, and computes
+            # NaN from it.
             note = note if finite else f"its value is NaN or infinite: {NOT_FINITE.format(dtype_name(group.dtype))}"
             if full:
-                note = note or "nothing is masked: without --mask FILE, `mask` keeps the zeros a tensor has, and it has none"
+                note = (
+                    note
+                    or "nothing is masked: without --mask FILE, `mask` keeps the zeros a tensor has, and it has none"
+                )
             return {**numbers(moved, check), "note": note}
 
         def give(fitted: Fitted):
             full = keeps_zeros and bool(fitted.value.all())
-            return named(fitted.state), say(fitted.moved, fitted.check, fitted.note, measure.all_finite(fitted.value), full)
+            return named(fitted.state), say(
+                fitted.moved, fitted.check, fitted.note, measure.all_finite(fitted.value), full
+            )
 
         def run(source: Source, device: object, compute: str):
             W = source.read(group.keys["value"]).to(device)
             seed = hosting.tensor_seed(self.seed, group.twin or group.tensor)
-            return give(fit(W, self._with_mask(chain, group, self.view), self.view, init=self.init, seed=seed, max_change=self.max_change, compute=compute))
+            return give(
+                fit(
+                    W,
+                    self._with_mask(chain, group, self.view),
+                    self.view,
+                    init=self.init,
+                    seed=seed,
+                    max_change=self.max_change,
+                    compute=compute,
+                )
+            )
 
         def together(tensors: Sequence[Tensor], device: object, compute: str):
-            return fit_stack(tensors, chain, self.view, init=self.init, max_change=self.max_change, device=device, compute=compute)
+            return fit_stack(
+                tensors, chain, self.view, init=self.init, max_change=self.max_change, device=device, compute=compute
+            )
 
         stack = None
         if self.init != "raw" and stackable(chain, self.view, group.shape, torch_dtype(group.dtype)):
             key = ("register", str(chain), self.view.text, self.init, self.max_change, group.shape, group.dtype)
             stack = Stack(key, lambda source: source.read(group.keys["value"]), together, give)
-        rows = None if self.mask_for is not None else fit_rows(
-            group, chain, self.view, init=self.init, seed=hosting.tensor_seed(self.seed, group.twin or group.tensor), max_change=self.max_change,
-            keeps_zeros=keeps_zeros, give=named, say=say,
-        )  # fmt: skip
-        return Step(group, "register", slots, str(chain), self.view.text, run, record=record_of(chain, self.view, group), stack=stack, rows=rows)
+        rows = (
+            None
+            if self.mask_for is not None
+            else fit_rows(
+                group,
+                chain,
+                self.view,
+                init=self.init,
+                seed=hosting.tensor_seed(self.seed, group.twin or group.tensor),
+                max_change=self.max_change,
+                keeps_zeros=keeps_zeros,
+                give=named,
+                say=say,
+            )
+        )
+        return Step(
+            group,
+            "register",
+            slots,
+            str(chain),
+            self.view.text,
+            run,
+            record=record_of(chain, self.view, group),
+            stack=stack,
+            rows=rows,
+        )
 
     def _appended(self, old: Chain, group: Group, view: View) -> tuple[Chain, Chain]:
         """(the whole chain, what is new in it)"""
@@ -155,7 +201,11 @@ class Register:
             state = complete(group, state, old)
             before = weight_of(group, state, old, view, compute)
             measure.require_finite(before)
-            held = measure.check(whole.constraint, before, view) if self.init != "raw" and whole.constraint is not None else None
+            held = (
+                measure.check(whole.constraint, before, view)
+                if self.init != "raw" and whole.constraint is not None
+                else None
+            )
             if self.init == "strict":
                 require_member(held, 0.0, before.dtype, lambda: keeper(held.constraint, before, view))
             dtype = compute_dtype(before.dtype, compute)
@@ -168,11 +218,16 @@ class Register:
             value = evaluate(whole, view, group.shape, state, before.dtype, compute)
             change = measure.moved(value, before)
             if self.max_change is not None and not change <= self.max_change:
-                raise CheckFailed(f"the chain would move it by {number_text(change)}, more than --max-change {self.max_change:g}")
+                raise CheckFailed(
+                    f"the chain would move it by {number_text(change)}, more than --max-change {self.max_change:g}"
+                )
             told = numbers(change, claim_check(whole, view, value, state, compute))
             if held is not None and held.ok and change > NOTED:
                 # As in torch: what is appended gets the value of the chain before it, and no right inverse is asked.
-                what, hint = f"it is {held.constraint} already, and {more} after {old} moves it by {number_text(change)}", "remove --bake first: add then keeps it"
+                what, hint = (
+                    f"it is {held.constraint} already, and {more} after {old} moves it by {number_text(change)}",
+                    "remove --bake first: add then keeps it",
+                )
                 if self.init == "strict":
                     raise CheckFailed(what, hint=hint)
                 told["note"] = f"{what}; {hint}"
@@ -206,13 +261,19 @@ class Bake:
             if not measure.all_finite(value):
                 explain_infinite(group, [(0, state)])
             check = claim_check(settled, view, value, complete(group, state, settled), compute, group.constraint)
-            kept = kept_constraint(settled, view, value, check, compute) if keeps_within(group, settled) else group.constraint or settled.constraint
+            kept = (
+                kept_constraint(settled, view, value, check, compute)
+                if keeps_within(group, settled)
+                else group.constraint or settled.constraint
+            )
             record = Entry("baked", str(settled), view.text, kept)
             return {group.tensor: value}, {**numbers(0.0, check), "chain": str(settled), "record": record}
 
         slots, record, longest = baked(group)
         stack, rows = (self._stack(group, chain), self._rows(group, chain)) if chain else (None, None)
-        return Step(group, "bake", slots, group.chain, group.view, run, record=record, longest=longest, stack=stack, rows=rows)
+        return Step(
+            group, "bake", slots, group.chain, group.view, run, record=record, longest=longest, stack=stack, rows=rows
+        )
 
     def _rows(self, group: Group, chain: Chain) -> Rows | None:
         if group.alternatives or group.constraint not in (None, chain.constraint):
@@ -233,7 +294,12 @@ class Bake:
         def give(baked: tuple[Tensor, Check | None]):
             return {group.tensor: baked[0]}, {**numbers(0.0, baked[1]), "chain": str(chain)}
 
-        return Stack(("bake", str(chain), view.text, group.shape, group.dtype), lambda source: source.read(group.keys["original"]), together, give)
+        return Stack(
+            ("bake", str(chain), view.text, group.shape, group.dtype),
+            lambda source: source.read(group.keys["original"]),
+            together,
+            give,
+        )
 
 
 @dataclass(frozen=True)
@@ -254,7 +320,10 @@ class Assign:
             if why := chain.uninvertible():
                 raise InputRefused(f"{chain} has no right inverse: {why}")
             if "value" in group.keys:
-                raise InputRefused(f"{printable(group.tensor)} is spelt the oldest way ({group.form})", hint="paramcli migrate --to new first")
+                raise InputRefused(
+                    f"{printable(group.tensor)} is spelt the oldest way ({group.form})",
+                    hint="paramcli migrate --to new first",
+                )
             check_roles(group, chain, view)
         self.value_for.check(group)
         slots, record, _ = assigned(group)
@@ -277,27 +346,49 @@ class Assign:
 
         return Step(group, "assign", slots, group.chain, group.view, run, record=record)
 
-    def _reached(self, group: Group, state: dict[str, Tensor], chain: Chain, view: View, wanted: Tensor, compute: str) -> tuple[Reached, str | None]:
+    def _reached(
+        self, group: Group, state: dict[str, Tensor], chain: Chain, view: View, wanted: Tensor, compute: str
+    ) -> tuple[Reached, str | None]:
         """(originals for the assigned value, or for the nearest point that they can hold; what is to be told)"""
         stored = hosting.dtype_of(state)
         seed = hosting.tensor_seed(self.seed, group.twin or group.tensor)
         with torch.no_grad(), hosting.generators_kept(wanted.device):
-            parts = hosting.parts(hosting.load(chain, view, group.shape, widened(complete(group, state, chain), wide(stored, wanted.device))))
+            parts = hosting.parts(
+                hosting.load(
+                    chain, view, group.shape, widened(complete(group, state, chain), wide(stored, wanted.device))
+                )
+            )
             seen = view.into(wanted.to(wide(stored, wanted.device)))
             free = chain.constraint is None or parts[-1].is_projection
             target, assumed = (seen, None) if free else measure.nearest(chain.constraint, seen, wanted.dtype)
-            make = functools.partial(invert, chain, seed=seed, view=view, shape=group.shape, existing=parts, stored=wanted.dtype if free else None)
+            make = functools.partial(
+                invert,
+                chain,
+                seed=seed,
+                view=view,
+                shape=group.shape,
+                existing=parts,
+                stored=wanted.dtype if free else None,
+            )
             reached = reach(chain, view, group.shape, stored, target, make, compute, projects=parts[-1].is_projection)
         distance = measure.moved(target, seen)
-        notes = [replace(reached, assumed=assumed).note(chain, seen, measure.moved(view.into(reached.value), seen), "assigned value")]
+        notes = [
+            replace(reached, assumed=assumed).note(
+                chain, seen, measure.moved(view.into(reached.value), seen), "assigned value"
+            )
+        ]
         if distance > NOTED and not reached.kept_away:
-            notes.append(f"the assigned value was {number_text(distance)} from {chain.constraint}; its nearest point is stored")
+            notes.append(
+                f"the assigned value was {number_text(distance)} from {chain.constraint}; its nearest point is stored"
+            )
         return reached, "; ".join(filter(None, notes)) or None
 
 
 def no_longer_promised(old: Chain, more: Chain, whole: Chain) -> str | None:
     """What to say where a chain's set is given up by what is appended: the last map's set is all that a chain promises."""
-    before, after, wanted = ((spec or "any").partition(":")[0] for spec in (old.constraint, whole.constraint, more.links[0].domain))
+    before, after, wanted = (
+        (spec or "any").partition(":")[0] for spec in (old.constraint, whole.constraint, more.links[0].domain)
+    )
     if before == "any" or within(after, before) or within(wanted, before):
         return None
     return f"{old.constraint} is no longer promised, nor verified: {more} after it may leave that set"
@@ -306,25 +397,32 @@ def no_longer_promised(old: Chain, more: Chain, whole: Chain) -> str | None:
 def chain_slots(group: Group, chain: Chain, view: View) -> tuple[Slot, ...]:
     """The slots that the chain writes for this tensor, as torch's own bookkeeping has them."""
     return tuple(
-        Slot(parametrized_key(group.tensor, role), dtype, shape) for role, dtype, shape in _outline(chain, view, group.shape, group.dtype)
+        Slot(parametrized_key(group.tensor, role), dtype, shape)
+        for role, dtype, shape in _outline(chain, view, group.shape, group.dtype)
     )
 
 
 @functools.lru_cache(1024)
-def _outline(chain: Chain, view: View, shape: tuple[int, ...], code: str) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+def _outline(
+    chain: Chain, view: View, shape: tuple[int, ...], code: str
+) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
     """(role, dtype, shape) of what the chain stores: the same for every tensor of one kind, and a module to find out."""
     hosting.require_fit(chain, view, shape, torch_dtype(code))
     try:
         outline = hosting.outline(chain, shape, torch_dtype(code), view)
     except (IndexError, ValueError, RuntimeError) as error:
-        raise InputRefused(f"{chain} does not fit a tensor of shape {shape_text(shape)}: {str(error).splitlines()[0]}") from None
+        raise InputRefused(
+            f"{chain} does not fit a tensor of shape {shape_text(shape)}: {str(error).splitlines()[0]}"
+        ) from None
     return tuple((role, code_of(tensor.dtype), tuple(tensor.shape)) for role, tensor in outline.items())
 
 
 def old_names(tensor: str, chain: Chain, slots: tuple[Slot, ...], view: View) -> dict[str, str]:
     """torch's current key -> the one from before parametrize; UsageError for chains that had none, and for views."""
     if view.text is not None:
-        raise UsageError(f"the old spelling has no views, and code that reads it would see another weight than --view {view} gives")
+        raise UsageError(
+            f"the old spelling has no views, and code that reads it would see another weight than --view {view} gives"
+        )
     form = OLD_FORM.get(frozenset(slot.name.removeprefix(parametrized_key(tensor, "")) for slot in slots))
     if form is None or len(chain) != 1:
         raise UsageError(f"{chain} has no old spelling", hint="weight_norm, spectral_norm and pruning have one")
@@ -347,8 +445,6 @@ def check_roles(group: Group, chain: Chain, view: View) -> None:
         )
 
 
-
-
 def keyed(tensor: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {parametrized_key(tensor, role): value.contiguous() for role, value in state.items()}
 
@@ -360,4 +456,8 @@ def record_of(chain: Chain, view: View, group: Group) -> Entry:
 
 
 def numbers(moved: float | None, check: Check | None) -> dict[str, object]:
-    return {"moved": moved, "residual": check.residual if check else None, "tolerance": check.tolerance if check else None}
+    return {
+        "moved": moved,
+        "residual": check.residual if check else None,
+        "tolerance": check.tolerance if check else None,
+    }

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 from .. import __version__
 from ..allocator import Holes, share_one_heap
 from ..chain import parse_chain
-from ..spelling import record as records
 from ..checkpoint.disk.interrupts import signals_held
-from ..spelling.record import Entry
 from ..checkpoint.header import Slot
 from ..checkpoint.source import Source, tensor_bytes
 from ..checkpoint.write.writer import Sink
 from ..errors import CheckFailed, InputRefused, ParamcliError, error_context
 from ..registry import target_class
+from ..spelling import record as records
+from ..spelling.record import Entry
 from ..text import count_text, number_text
 from .plan import Outcome, Plan, Stack, Step
 
@@ -43,9 +43,9 @@ def metadata_of(source: Source, plan: Plan, keys: Iterable[str]) -> dict[str, st
 class Writing:
     """An output while it is filled: its open sink, the threads that work for it, and the copying, begun at once.
 
-    Three threads beside the main one: one copies what is untouched (two more help it with checksums), one reads the next
-    tensors, one writes the last ones; others compare the checksums of what will be read.
-    Use in a `with`; what is not committed by then is given up. What is written passes `checked`, where that is given.
+    Three threads beside the main one: one copies what is untouched (two more help it with checksums), one reads the
+    next tensors, one writes the last ones; others compare the checksums of what will be read. Use in a `with`; what is
+    not committed by then is given up. What is written passes `checked`, where that is given.
     """
 
     def __init__(self, plan: Plan, source: Source, sink: Sink, checked: Sink | None = None):
@@ -62,7 +62,9 @@ class Writing:
         self._opened.__enter__()
         try:
             self._pool = ThreadPoolExecutor(3)
-            self.source.check_ahead(key for step in self.plan.steps if not step.renames for key in step.group.keys.values())
+            self.source.check_ahead(
+                key for step in self.plan.steps if not step.renames for key in step.group.keys.values()
+            )
             renames = [pair for step in self.plan.steps for pair in step.renames.items()]
             self.copying = self.begin(self.sink.copy, self.source, [*self.plan.copies, *renames])
         except BaseException:
@@ -101,11 +103,18 @@ def _name(slot: Slot) -> str:
     return slot.name
 
 
-def execute(plan: Plan, writing: Writing, device: str = "cpu", compute: str = "same",
-            progress: Callable[..., None] = lambda nbytes, tensors=1: None, verify: bool = False) -> list[Outcome]:
+def execute(
+    plan: Plan,
+    writing: Writing,
+    device: str = "cpu",
+    compute: str = "same",
+    progress: Callable[..., None] = lambda nbytes, tensors=1: None,
+    verify: bool = False,
+) -> list[Outcome]:
     """Write everything the plan says and commit it. The sink cleans up after any failure.
 
-    `verify`: nothing is committed unless every residual that was measured is within its tolerance; CheckFailed says which.
+    `verify`: nothing is committed unless every residual that was measured is within its tolerance; CheckFailed says
+    which.
     """
     outcomes: dict[int, Outcome] = {}
     settled: dict[str, Entry] = {}
@@ -129,9 +138,15 @@ def execute(plan: Plan, writing: Writing, device: str = "cpu", compute: str = "s
             continue
         held = ahead.result() if ahead else _read(source, batch)
         ahead = None
-        if index + 1 < len(batches) and batches[index + 1][0][1].rows is None and _nbytes(batches[index + 1]) <= AHEAD_BYTES:
+        if (
+            index + 1 < len(batches)
+            and batches[index + 1][0][1].rows is None
+            and _nbytes(batches[index + 1]) <= AHEAD_BYTES
+        ):
             ahead = writing.begin(_read, source, batches[index + 1])
-        for (number, step), (tensors, told) in zip(batch, _computed([step for _, step in batch], held, device, compute)):
+        for (number, step), (tensors, told) in zip(
+            batch, _computed([step for _, step in batch], held, device, compute)
+        ):
             with error_context(tensor=step.group.tensor, path=source.path):
                 take(number, step, told)
                 ready = [(slot.name, tensor_bytes(_promised(tensors[slot.name], slot))) for slot in step.writes]
@@ -168,8 +183,9 @@ def require_all_hold(outcomes: Sequence[Outcome]) -> None:
         more = f" ({count_text(len(off) - 1, 'more tensor')} off too)" if len(off) > 1 else ""
         raise CheckFailed(
             f"the constraint does not hold (residual {number_text(worst.residual)}, tolerance {number_text(worst.tolerance)}){more}",
-            tensor=worst.tensor, hint="without --verify it is written all the same",
-        )  # fmt: skip
+            tensor=worst.tensor,
+            hint="without --verify it is written all the same",
+        )
 
 
 # Tensors up to this size are read ahead of need and written behind the work; larger ones would double the memory.
@@ -228,8 +244,12 @@ def _write(sink: Sink, ready: Sequence[tuple[str, memoryview]]) -> None:
         sink.write(name, data)
 
 
-def _by_rows(step: Step, writing: Writing, device: str, compute: str, progress: Callable[..., None]) -> tuple[dict[str, object], Future]:
-    """(a large step's numbers, the writing of its last block): one block is computed while the next is read and the last written."""
+def _by_rows(
+    step: Step, writing: Writing, device: str, compute: str, progress: Callable[..., None]
+) -> tuple[dict[str, object], Future]:
+    """(a large step's numbers, the writing of its last block): one block is computed while the next is read and the
+    last written.
+    """
     source, begin, ranges = writing.source, writing.begin, step.rows.ranges
     work = step.rows.begin(source, device, compute)
     ahead, written, done = begin(work.read, *ranges[0]), None, dict.fromkeys((slot.name for slot in step.writes), 0)
@@ -262,7 +282,9 @@ def _by_rows(step: Step, writing: Writing, device: str, compute: str, progress: 
 
 
 def _compare_checksums(step: Step, source: Source) -> None:
-    """Raise InputRefused where a tensor's bytes are not those that its container recorded; they were read without asking."""
+    """Raise InputRefused where a tensor's bytes are not those that its container recorded; they were read without
+    asking.
+    """
     for info in step.group.infos.values():
         source.check_storage(info.storage)
 
@@ -272,7 +294,9 @@ def _write_parts(sink: Sink, ready: Sequence[tuple[str, int, memoryview]]) -> No
         sink.write_part(name, at, data)
 
 
-def _computed(steps: Sequence[Step], held: Held, device: str, compute: str) -> Iterator[tuple[Mapping[str, object], dict[str, object]]]:
+def _computed(
+    steps: Sequence[Step], held: Held, device: str, compute: str
+) -> Iterator[tuple[Mapping[str, object], dict[str, object]]]:
     """What each step writes, and its numbers."""
     if len(steps) > 1:
         stack = steps[0].stack
@@ -291,7 +315,9 @@ def _computed(steps: Sequence[Step], held: Held, device: str, compute: str) -> I
         del made
 
 
-def by_parts(stack: Stack, inputs: Sequence[object], entries: int, device: str, compute: str, threads: int) -> list[object]:
+def by_parts(
+    stack: Stack, inputs: Sequence[object], entries: int, device: str, compute: str, threads: int
+) -> list[object]:
     """The results for all inputs, each of so many entries.
 
     Kernels go through a stack one matrix after another, so threads take parts of it in turn, each small enough for what
@@ -304,14 +330,20 @@ def by_parts(stack: Stack, inputs: Sequence[object], entries: int, device: str, 
     size, before = max(1, PART // entries), torch.get_num_threads()
     parts = [inputs[at : at + size] for at in range(0, len(inputs), size)]
     try:
-        return [result for part in _pool(threads).map(lambda part: stack.compute(part, device, compute), parts) for result in part]
+        return [
+            result
+            for part in _pool(threads).map(lambda part: stack.compute(part, device, compute), parts)
+            for result in part
+        ]
     finally:
         torch.set_num_threads(before)  # torch keeps one number for all threads
 
 
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads for `by_parts`, each of which lets torch use itself alone; kept, as linear algebra is slow in a new thread."""
+    """Threads for `by_parts`, each of which lets torch use itself alone; kept, as linear algebra is slow in a new
+    thread.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
     import torch
@@ -329,7 +361,7 @@ def threads_for(step: Step) -> Iterator[int]:
     import torch
 
     threads = torch.get_num_threads()
-    if threads == 1 or math.prod(step.group.shape) > ONE_THREAD and _threads_matter(step):
+    if threads == 1 or (math.prod(step.group.shape) > ONE_THREAD and _threads_matter(step)):
         yield threads
         return
     torch.set_num_threads(1)
@@ -355,7 +387,9 @@ def _check_promise(tensor: object, slot: Slot) -> None:
     from ..dtypes import code_of
 
     if code_of(tensor.dtype) != slot.dtype or tuple(tensor.shape) != tuple(slot.shape):
-        raise AssertionError(f"{slot.name}: planned {slot.dtype} {slot.shape}, made {tensor.dtype} {tuple(tensor.shape)}")
+        raise AssertionError(
+            f"{slot.name}: planned {slot.dtype} {slot.shape}, made {tensor.dtype} {tuple(tensor.shape)}"
+        )
 
 
 def preview(plan: Plan) -> list[Outcome]:

@@ -34,11 +34,15 @@ def forecast(plan: Plan) -> Forecast:
     computed = [step for step in plan.steps if step.run is not None]
     held = max(map(held_by, computed), default=0)
     base = WITH_TORCH if computed else BARE
-    return Forecast(plan.nbytes, base + held, sum(operations(step.group.shape, step.chain, step.view) for step in computed))
+    return Forecast(
+        plan.nbytes, base + held, sum(operations(step.group.shape, step.chain, step.view) for step in computed)
+    )
 
 
 def held_by(step: Step) -> int:
-    """Bytes that a step's tensors take at its peak: those of the whole, or of three blocks of rows, as one is read and one written meanwhile."""
+    """Bytes that a step's tensors take at its peak: those of the whole, or of three blocks of rows, as one is read and
+    one written meanwhile.
+    """
     entries = math.prod(step.group.shape)
     if step.rows is None:
         return step.nbytes + COPIES * 8 * entries
@@ -47,7 +51,9 @@ def held_by(step: Step) -> int:
 
 
 def operations(shape: Sequence[int], chain: str | None, view: str | None) -> int:
-    """2 n^3 for each product of n x n that a link costs, by the table; one for each entry where it is no linear algebra."""
+    """2 n^3 for each product of n x n that a link costs, by the table; one for each entry where it is no linear
+    algebra.
+    """
     entries = math.prod(shape)
     try:
         shape = parse_view(view).shape(shape)

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..spelling.forms import Group
 from ..checkpoint.source import Source
 from ..errors import ParamcliError
+from ..spelling.forms import Group
 from .commands import Edit
 from .plan import Plan, Step, assemble
 from .sequence import tie
 
-
-# What is written of a tensor, against what is stored of it: squares and masks stay within, a few numbers that stand for a
-# weight of gigabytes do not.
+# What is written of a tensor, against what is stored of it: squares and masks stay within, a few numbers that stand for
+# a weight of gigabytes do not.
 MOST = 4
 
 
@@ -32,7 +31,9 @@ def foretell(command: str, edits: Sequence[Edit], source: Source, groups: Mappin
                     return None
                 if sum(slot.nbytes for slot in promise.slots) > MOST * group.nbytes:
                     return None  # planning may refuse it, and no space is asked for until it has not
-                steps[group.tensor] = Step(group, edit.command, promise.slots, record=promise.record, longest=promise.longest)
+                steps[group.tensor] = Step(
+                    group, edit.command, promise.slots, record=promise.record, longest=promise.longest
+                )
         return assemble(command, source, groups, list(steps.values()))
     except ParamcliError:
         return None  # the plan will say it, with all the others of its kind

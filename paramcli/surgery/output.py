@@ -6,15 +6,15 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..spelling import record as records
 from ..checkpoint.disk.atomic import same_place
 from ..checkpoint.header import Slot
-from ..checkpoint.read.sharded import index_name, sibling_files
 from ..checkpoint.read.recognise import DCP, is_dcp
+from ..checkpoint.read.sharded import index_name, sibling_files
 from ..checkpoint.source import Source
 from ..checkpoint.write.dcp import DcpSink, part_name
 from ..checkpoint.write.torch_file import TorchSink
 from ..checkpoint.write.writer import MetadataOf, SafetensorsSink, ShardedSink, plan_shards
+from ..spelling import record as records
 from ..text import printable
 from .plan import Plan, Step
 
@@ -24,7 +24,24 @@ TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pth.tar")
 # A folder of torch.distributed.checkpoint is asked for by its name, as every other container is.
 DCP_SUFFIX = ".dcp"
 # Names of formats that paramcli does not write.
-FOREIGN_SUFFIXES = (".h5", ".hdf5", ".keras", ".onnx", ".gguf", ".ggml", ".npz", ".npy", ".pkl", ".pickle", ".msgpack", ".json", ".zip", ".jit", ".pt2", ".distcp")
+FOREIGN_SUFFIXES = (
+    ".h5",
+    ".hdf5",
+    ".keras",
+    ".onnx",
+    ".gguf",
+    ".ggml",
+    ".npz",
+    ".npy",
+    ".pkl",
+    ".pickle",
+    ".msgpack",
+    ".json",
+    ".zip",
+    ".jit",
+    ".pt2",
+    ".distcp",
+)
 _SUFFIXES = (".parametrized", ".baked", ".unparametrized", ".migrated", ".edited")
 
 
@@ -57,7 +74,9 @@ def shard_name(name: str) -> str:
 
 
 def split_like(source: Source, plan: Plan) -> dict[str, list[Slot]]:
-    """The plan's slots over the input's shards: a copied tensor stays in its shard, an edited one in that of its first key."""
+    """The plan's slots over the input's shards: a copied tensor stays in its shard, an edited one in that of its first
+    key.
+    """
     home = {key: shard_name(shard) for shard, keys in source.shards.items() for key in keys}
     place = {name: home[key] for name, key in plan.copies}
     for step in plan.steps:
@@ -102,15 +121,19 @@ def is_file(output: Path) -> bool:
     return output.name.endswith((*TORCH_SUFFIXES, ".safetensors"))
 
 
-def shards_of(output: Path, source: Source, plan: Plan, in_place: bool, max_shard_size: int | None) -> dict[str, list[Slot]] | None:
+def shards_of(
+    output: Path, source: Source, plan: Plan, in_place: bool, max_shard_size: int | None
+) -> dict[str, list[Slot]] | None:
     """The plan's slots by shard; None where the result is one file: by its name, or because the input is one."""
     to_dcp = is_dcp_folder(output, source)
-    if source.container == DCP or to_dcp and not source.shards:
+    if source.container == DCP or (to_dcp and not source.shards):
         max_shard_size = max_shard_size or DEFAULT_SHARD_SIZE
-    if is_torch(output, source) or is_file(output) and not in_place or not (source.shards or max_shard_size):
+    if is_torch(output, source) or (is_file(output) and not in_place) or not (source.shards or max_shard_size):
         return None
     shards = plan_shards(plan.slots, max_shard_size) if max_shard_size else split_like(source, plan)
-    return {part_name(number): slots for number, slots in enumerate(filter(None, shards.values()))} if to_dcp else shards
+    return (
+        {part_name(number): slots for number, slots in enumerate(filter(None, shards.values()))} if to_dcp else shards
+    )
 
 
 # Containers whose other contents a result could not hold.
@@ -120,12 +143,22 @@ DEFAULT_SHARD_SIZE = 5 * 10**9
 
 
 def open_sink(
-    output: Path, source: Source, plan: Plan, metadata: MetadataOf, *, overwrite: bool, in_place: bool, max_shard_size: int | None = None,
-    owner: Mapping[str, int] | None = None, longest: MetadataOf | None = None,
-):  # fmt: skip
-    """The sink for a plan: a torch file, a DCP folder or one safetensors file by the output's name, else a folder of shards.
+    output: Path,
+    source: Source,
+    plan: Plan,
+    metadata: MetadataOf,
+    *,
+    overwrite: bool,
+    in_place: bool,
+    max_shard_size: int | None = None,
+    owner: Mapping[str, int] | None = None,
+    longest: MetadataOf | None = None,
+):
+    """The sink for a plan: a torch file, a DCP folder or one safetensors file by the output's name, else a folder of
+    shards.
 
-    `metadata`: of a safetensors file with the keys it is given; `longest`: as long as the data can make it. `owner`: the rank that writes each shard, in a run of several.
+    `metadata`: of a safetensors file with the keys it is given; `longest`: as long as the data can make it. `owner`:
+    the rank that writes each shard, in a run of several.
     """
     if not in_place:
         same_place(output, source, plan.command != "convert" and source.container not in NOT_IN_PLACE)
@@ -142,7 +175,12 @@ def open_sink(
     if shards is None:
         names = [slot.name for slot in plan.slots]
         return SafetensorsSink(
-            output, plan.slots, metadata(names), overwrite=overwrite, origins=origins, longest=longest(names) if longest else None
+            output,
+            plan.slots,
+            metadata(names),
+            overwrite=overwrite,
+            origins=origins,
+            longest=longest(names) if longest else None,
         )
     folder = source.folder if in_place else output
     siblings = sibling_files(source.path) if source.shards else []
@@ -150,9 +188,17 @@ def open_sink(
         return DcpSink(output, shards, siblings, overwrite=overwrite, owner=owner)
     name = index_name(source.path)
     return ShardedSink(
-        folder, shards, metadata, index_metadata(source, plan), siblings, overwrite=overwrite, index_name=name, owner=owner,
-        origins=origins, longest=longest,
-    )  # fmt: skip
+        folder,
+        shards,
+        metadata,
+        index_metadata(source, plan),
+        siblings,
+        overwrite=overwrite,
+        index_name=name,
+        owner=owner,
+        origins=origins,
+        longest=longest,
+    )
 
 
 def index_metadata(source: Source, plan: Plan) -> dict[str, object]:
@@ -165,7 +211,7 @@ def index_metadata(source: Source, plan: Plan) -> dict[str, object]:
 
 
 def _is_scalar(value: object) -> bool:
-    return value is None or isinstance(value, (str, int)) or isinstance(value, float) and math.isfinite(value)
+    return value is None or isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))
 
 
 def has_record(output: Path, source: Source) -> bool:
@@ -179,7 +225,13 @@ def lost(output: Path, source: Source, plan: Plan) -> list[str]:
     keeps_rest = to_torch and source.tree is not None
     names = [extra.name for extra in source.extras if not (keeps_rest and extra.carried)]
     if not has_record(output, source):
-        names += [f"metadata {name}" for name in sorted({*source.metadata, *([records.KEY] if plan.record or plan.longest or source.shard_records else [])} - {"format"})]
+        names += [
+            f"metadata {name}"
+            for name in sorted(
+                {*source.metadata, *([records.KEY] if plan.record or plan.longest or source.shard_records else [])}
+                - {"format"}
+            )
+        ]
     kept = {} if is_file(output) or is_dcp_folder(output, source) else index_metadata(source, plan)
     return names + [f"index metadata {name}" for name in source.index_metadata if name not in kept]
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 from ..chain import Chain, parse_chain
-from ..spelling.forms import Group
-from ..spelling.record import Entry
-from ..checkpoint.source import Source
 from ..checkpoint.header import Slot
+from ..checkpoint.source import Source
 from ..dtypes import DTYPES, dtype_name, nbytes_of
 from ..errors import InputRefused, ParamcliError
+from ..spelling.forms import Group
+from ..spelling.record import Entry
 from ..text import count_text, listing, printable, size_text
 from ..view import parse_view
 
@@ -96,8 +96,8 @@ class Step:
     view: str | None = None
     run: Callable[[Source, object, str], tuple[Mapping[str, object], dict[str, object]]] | None = None
     renames: Mapping[str, str] = field(default_factory=dict)
-    # What the record says of the tensor afterwards; None takes it out. Where the data decide it (`longest` is given), `run` tells
-    # it as "record", and this is what headers know of it.
+    # What the record says of the tensor afterwards; None takes it out. Where the data decide it (`longest` is given),
+    # `run` tells it as "record", and this is what headers know of it.
     record: Entry | None = None
     # The longest word on the tensor that the data can lead to: the output keeps room for it.
     longest: Entry | None = None
@@ -167,7 +167,8 @@ class Promise(NamedTuple):
 def baked(group: Group) -> Promise:
     """The value in place of its originals; the record keeps the constraint that it satisfies, where a chain says one.
 
-    The data have a word in it: which of several chains it is, and how far beyond rounding its own tensors left the value.
+    The data have a word in it: which of several chains it is, and how far beyond rounding its own tensors left the
+    value.
     """
     slots = (Slot(group.tensor, group.dtype, group.shape),)
     seen = parse_view(group.view).shape(group.shape) if group.chain or group.alternatives else ()
@@ -176,7 +177,10 @@ def baked(group: Group) -> Promise:
     record = entries[0] if group.chain else None
     if not group.alternatives and not any(keeps_within(group, chain) for chain in chains):
         return Promise(slots, record)
-    widest = [replace(entry, constraint=chain.widest_constraint if keeps_within(group, chain) else entry.constraint) for entry, chain in zip(entries, chains)]
+    widest = [
+        replace(entry, constraint=chain.widest_constraint if keeps_within(group, chain) else entry.constraint)
+        for entry, chain in zip(entries, chains)
+    ]
     return Promise(slots, record, longest_of(widest))
 
 
@@ -186,13 +190,18 @@ def longest_of(entries: Sequence[Entry]) -> Entry:
 
 
 def keeps_within(group: Group, chain: Chain) -> bool:
-    """Does the record of its value keep how far that may be from the chain's constraint? Not where it holds it to another one."""
+    """Does the record of its value keep how far that may be from the chain's constraint? Not where it holds it to
+    another one.
+    """
     return bool(chain.links[-1].entry.keeps) and group.constraint in (None, chain.constraint)
 
 
 def assigned(group: Group) -> Promise:
     """Other values under the same keys."""
-    return Promise(tuple(Slot(key, group.infos[role].dtype, group.infos[role].shape) for role, key in group.keys.items()), group.record)
+    return Promise(
+        tuple(Slot(key, group.infos[role].dtype, group.infos[role].shape) for role, key in group.keys.items()),
+        group.record,
+    )
 
 
 def slot_of(source: Source, key: str, name: str | None = None) -> Slot:
@@ -228,8 +237,14 @@ def with_growth(step: Step) -> Step:
         return step
     links = parse_chain(step.chain).links if step.chain else ()
     compact = [link.with_arguments(link.entry.compact) for link in links if link.entry.compact]
-    hint = f"--chain {compact[0]} needs no square base" if compact else "leave it out with -t, or view it as squarer matrices"
-    what = f"{step.chain} stores {size_text(after)} for a tensor of {size_text(before)}, {after // before} times as much"
+    hint = (
+        f"--chain {compact[0]} needs no square base"
+        if compact
+        else "leave it out with -t, or view it as squarer matrices"
+    )
+    what = (
+        f"{step.chain} stores {size_text(after)} for a tensor of {size_text(before)}, {after // before} times as much"
+    )
     if after > TOO_MUCH:
         raise InputRefused(what, hint=hint)
     return replace(step, note=f"{what}; {hint}")
@@ -249,7 +264,8 @@ def _refuse_collisions(slots: Sequence[Slot]) -> None:
     for slot in slots:
         if slot.name in seen:
             raise InputRefused(
-                f"the result would hold two tensors named {printable(slot.name)}", tensor=slot.name,
+                f"the result would hold two tensors named {printable(slot.name)}",
+                tensor=slot.name,
                 hint="the file already has that name; rename one of them first",
             )
         seen.add(slot.name)

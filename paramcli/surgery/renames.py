@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..spelling.forms import FORM_OF_SPELLING, OLD_FORM, PARAMETRIZED, Group
 from ..checkpoint.header import Slot
-from ..spelling.keys import parametrized_key
 from ..errors import InputRefused
 from ..registry import PARAMETRIZATIONS
 from ..spec import parse_items
+from ..spelling.forms import FORM_OF_SPELLING, OLD_FORM, PARAMETRIZED, Group
+from ..spelling.keys import parametrized_key
 from ..text import printable, shape_text
 from .plan import Step
 
@@ -32,7 +32,14 @@ class Unparametrize:
                 hint="remove --bake keeps the value",
             )
         renames = {group.tensor: group.keys["original"]}
-        return Step(group, "unparametrize", (Slot(group.tensor, group.dtype, group.shape),), group.chain, group.view, renames=renames)
+        return Step(
+            group,
+            "unparametrize",
+            (Slot(group.tensor, group.dtype, group.shape),),
+            group.chain,
+            group.view,
+            renames=renames,
+        )
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,8 @@ class Migrate:
             state = read_state(source, group, device)
             chain, _ = settle(group, state)
             made = complete(group, state, chain)
-            return {parametrized_key(group.tensor, role): tensor for role, tensor in made.items()}, {"chain": str(chain)}
+            return {parametrized_key(group.tensor, role): tensor for role, tensor in made.items()}, {
+                "chain": str(chain)
+            }
 
         return Step(group, "migrate", slots, group.chain, group.view, run, record=group.record)

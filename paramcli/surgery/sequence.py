@@ -11,15 +11,17 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from ..spelling.forms import Group, detect
 from ..checkpoint.source import Source, Storage, TensorInfo
 from ..errors import InputRefused, UsageError
+from ..spelling.forms import Group, detect
 from ..text import printable, printable_path
 from .commands import Edit, Work
 from .plan import Plan, Step, assemble, together, with_growth
 
 
-def plan_edits(command: str, edits: Sequence[Edit], source: Source, groups: Mapping[str, Group], stack: ExitStack) -> Plan:
+def plan_edits(
+    command: str, edits: Sequence[Edit], source: Source, groups: Mapping[str, Group], stack: ExitStack
+) -> Plan:
     """Plan all of them; every refusal that headers decide is raised here, as one error."""
     now, steps, refusals = dict(groups), {}, []
     where = printable_path(source.path)
@@ -59,24 +61,37 @@ def _computing(step: Step, edit: Edit) -> dict[str, object]:
     run, stack, rows = step.run, step.stack, step.rows
     return {
         "run": lambda source, device, compute: run(source, device, wanted),
-        "stack": stack and replace(stack, key=(stack.key, wanted), compute=lambda tensors, device, compute: stack.compute(tensors, device, wanted)),
+        "stack": stack
+        and replace(
+            stack,
+            key=(stack.key, wanted),
+            compute=lambda tensors, device, compute: stack.compute(tensors, device, wanted),
+        ),
         "rows": rows and replace(rows, begin=lambda source, device, compute: rows.begin(source, device, wanted)),
     }
 
 
 def group_after(step: Step) -> Group:
-    """The group that a reader of the step's output finds; without a chain where data that nobody has read yet decide it."""
+    """The group that a reader of the step's output finds; without a chain where data that nobody has read yet decide
+    it.
+    """
     infos = {
-        slot.name: TensorInfo(slot.name, slot.dtype, tuple(slot.shape), Storage(0, 0, slot.nbytes, slot.name)) for slot in step.writes
+        slot.name: TensorInfo(slot.name, slot.dtype, tuple(slot.shape), Storage(0, 0, slot.nbytes, slot.name))
+        for slot in step.writes
     }
     record = {step.group.tensor: step.record} if step.record is not None else {}
     found = detect(infos, record)
     if set(found) != {step.group.tensor}:
-        raise InputRefused(f"{step.action} leaves keys that no further edit can follow: {', '.join(map(printable, infos))}")
+        raise InputRefused(
+            f"{step.action} leaves keys that no further edit can follow: {', '.join(map(printable, infos))}"
+        )
     group = replace(found[step.group.tensor], twin=step.group.twin)
     if step.record is None and step.longest is not None and step.longest.state == "parametrized":
         # Its keys may be those of a shorter chain.
-        undecided, hint = "which chain the edit before leaves is in the data", "say it with --chain, or run this edit as a command of its own"
+        undecided, hint = (
+            "which chain the edit before leaves is in the data",
+            "say it with --chain, or run this edit as a command of its own",
+        )
         return replace(group, chain=None, alternatives=(), problem=undecided, hint=hint)
     return group
 
@@ -99,10 +114,24 @@ def _between(tensors: Mapping[str, object], source: object) -> Between:
 
 def compose(first: Step, second: Step) -> Step:
     """One step that does both; `moved` is then the way from the file's weight to the last one."""
-    # What the data say of the first half's record holds where the second leaves the record alone: a plain tensor that is set.
-    carried = first.longest is not None and first.longest.state == "baked" and second.longest is None and second.record == first.record
+    # What the data say of the first half's record holds where the second leaves the record alone: a plain tensor that
+    # is set.
+    carried = (
+        first.longest is not None
+        and first.longest.state == "baked"
+        and second.longest is None
+        and second.record == first.record
+    )
     longest = first.longest if carried else second.longest
-    joined = replace(second, longest=longest, group=first.group, stack=None, rows=None, action=f"{first.action}, {second.action}", edits=first.edits + second.edits)
+    joined = replace(
+        second,
+        longest=longest,
+        group=first.group,
+        stack=None,
+        rows=None,
+        action=f"{first.action}, {second.action}",
+        edits=first.edits + second.edits,
+    )
     if first.run is None and second.run is None:
         return replace(joined, renames={name: first.renames[key] for name, key in second.renames.items()})
 
@@ -131,7 +160,9 @@ def _run(step: Step, source: Source, device: object, compute: str):
     return step.run(source, device, compute)
 
 
-def tie(source: Source, groups: Mapping[str, Group], now: Mapping[str, Group], chosen: Sequence[Group], how: str | None) -> list[Group]:
+def tie(
+    source: Source, groups: Mapping[str, Group], now: Mapping[str, Group], chosen: Sequence[Group], how: str | None
+) -> list[Group]:
     """The chosen groups with --tied applied; InputRefused where an edit would silently untie a tensor.
 
     together: every name of a tied tensor gets the edit, and the same random numbers. separate: only the chosen

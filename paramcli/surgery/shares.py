@@ -1,7 +1,7 @@
 """Who does what, where a run has several processes: shards over ranks, by the bytes they move and the sums they take.
 
-A shard is written by one rank, which makes every tensor in it. `verify` writes nothing and shares out tensors. Every rank
-works the shares out for itself, from headers alone, and finds the same.
+A shard is written by one rank, which makes every tensor in it. `verify` writes nothing and shares out tensors. Every
+rank works the shares out for itself, from headers alone, and finds the same.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import astuple, fields, replace
 from hashlib import sha256
 
 from .. import ranks
-from ..spelling.forms import Group
+from ..answers.verify import Verdict
 from ..checkpoint.header import Slot
 from ..checkpoint.source import Source
 from ..errors import InputRefused
 from ..maths.base import Check
-from ..answers.verify import Verdict
+from ..spelling.forms import Group
 from .forecast import operations
 from .plan import Outcome, Plan
 
@@ -49,7 +49,9 @@ def owners(source: Source, plan: Plan, shards: Mapping[str, Sequence[Slot]], cou
     return share_out(weights, count)
 
 
-def part_of(plan: Plan, shards: Mapping[str, Sequence[Slot]], owner: Mapping[str, int], rank: int) -> tuple[Plan, list[int]]:
+def part_of(
+    plan: Plan, shards: Mapping[str, Sequence[Slot]], owner: Mapping[str, int], rank: int
+) -> tuple[Plan, list[int]]:
     """(the plan of one rank, the places of its steps among all): the steps and copies whose results it writes.
 
     A step's results lie in one shard; a step without any is the first rank's.
@@ -58,7 +60,9 @@ def part_of(plan: Plan, shards: Mapping[str, Sequence[Slot]], owner: Mapping[str
     numbers = [n for n, step in enumerate(plan.steps) if (step.writes[0].name in mine if step.writes else rank == 0)]
     copies = tuple(pair for pair in plan.copies if pair[0] in mine)
     steps = tuple(plan.steps[number] for number in numbers)
-    return replace(plan, steps=steps, copies=copies, slots=tuple(slot for slot in plan.slots if slot.name in mine)), numbers
+    return replace(
+        plan, steps=steps, copies=copies, slots=tuple(slot for slot in plan.slots if slot.name in mine)
+    ), numbers
 
 
 def shared_verdicts(chosen: Sequence[Group], verify: Callable[[Group], Verdict]) -> list[Verdict]:
@@ -91,9 +95,10 @@ def agree(run: ranks.Alone, source: Source, plan: Plan) -> None:
     odd = [rank for rank, print_ in enumerate(prints) if print_ != prints[0]]
     if odd:
         raise InputRefused(
-            f"rank {odd[0]} sees another checkpoint there than rank 0 does", path=source.path,
+            f"rank {odd[0]} sees another checkpoint there than rank 0 does",
+            path=source.path,
             hint="every process of a run needs the same files and the same command line",
-        )  # fmt: skip
+        )
 
 
 def gathered(run: ranks.Alone, numbers: Sequence[int], outcomes: Sequence[Outcome]) -> list[Outcome]:

@@ -10,18 +10,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..spelling import record as records
-from ..spelling.forms import Group, detect
-from ..spelling.keys import parametrized_key
 from ..checkpoint.read.open import open_checkpoint
 from ..checkpoint.source import Source
 from ..dtypes import torch_dtype
 from ..errors import InputRefused, error_context
+from ..fitting.evaluate import effective, require_chain
 from ..fitting.torch_module import generators_kept, start_generators, tensor_seed
 from ..spec import select
+from ..spelling import record as records
+from ..spelling.forms import Group, detect
+from ..spelling.keys import parametrized_key
 from ..text import listing, printable, printable_path, shape_text
 from ..view import parse_view
-from ..fitting.evaluate import effective, require_chain
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,10 @@ class Initialised:
     def check(self, group: Group) -> None:
         """Raise InputRefused where the initialiser has no values of this shape; nothing is drawn."""
         if torch_dtype(group.dtype).is_complex and self.name.removesuffix("_") == "orthogonal":
-            raise InputRefused("torch.nn.init.orthogonal_ has no complex values", hint="--with normal gives some, which the chain then projects")
+            raise InputRefused(
+                "torch.nn.init.orthogonal_ has no complex values",
+                hint="--with normal gives some, which the chain then projects",
+            )
         self._fill(group, torch.empty(group.shape, device="meta"))
 
     def __call__(self, group: Group, device: object) -> Tensor:
@@ -47,7 +50,9 @@ class Initialised:
             return value.to(device)
 
     def _wants_rotation(self, group: Group) -> bool:
-        """Half of all orthogonal draws have determinant -1, which chains onto rotations cannot take: turn one row of those."""
+        """Half of all orthogonal draws have determinant -1, which chains onto rotations cannot take: turn one row of
+        those.
+        """
         return self.name.removesuffix("_") == "orthogonal" and group.constraint == "special_orthogonal"
 
     def _fill(self, group: Group, value: Tensor) -> None:
@@ -65,7 +70,9 @@ class Initialised:
                         matrix[0] *= -1
                 block.copy_(filled)
         except ValueError as error:
-            raise InputRefused(f"{self.name} does not fit a tensor of shape {shape_text(group.shape)}: {error}") from None
+            raise InputRefused(
+                f"{self.name} does not fit a tensor of shape {shape_text(group.shape)}: {error}"
+            ) from None
 
 
 class TakenFrom:
@@ -94,7 +101,9 @@ class TakenFrom:
 
 @contextmanager
 def masks_from(spec: str | None) -> Iterator[Callable[[Group], Tensor] | None]:
-    """FILE[:NAME] -> the mask of each tensor: NAME, or what the file holds under the tensor's name or as its pruning mask."""
+    """FILE[:NAME] -> the mask of each tensor: NAME, or what the file holds under the tensor's name or as its pruning
+    mask.
+    """
     if spec is None:
         yield None
         return

@@ -31,9 +31,13 @@ def table(result: Result) -> str:
     lines = [result.title, f"  {'':{width}}  median s    min    max   ratio   cpu s  peak MB"]
     for name, f in result.figures.items():
         peak = f"{statistics.median(f.cpu):7.2f} {f.peak_anonymous / MB:8.0f}" if f.cpu else ""
-        lines.append(f"  {name:{width}}  {f.median:8.3f} {min(f.seconds):6.2f} {max(f.seconds):6.2f}  {result.ratio(name):6.2f} {peak}")
+        lines.append(
+            f"  {name:{width}}  {f.median:8.3f} {min(f.seconds):6.2f} {max(f.seconds):6.2f}  {result.ratio(name):6.2f} {peak}"
+        )
     for claim in result.claims:
-        lines.append(f"  {'holds' if claim.ok else 'MISSED'}: {claim.what} = {claim.value:.3g} {claim.unit} (limit {claim.limit:.3g})")
+        lines.append(
+            f"  {'holds' if claim.ok else 'MISSED'}: {claim.what} = {claim.value:.3g} {claim.unit} (limit {claim.limit:.3g})"
+        )
     return "\n".join([*lines, *(f"  {note}" for note in result.notes)])
 
 
@@ -52,11 +56,15 @@ def main() -> None:
     documents = {}
     for name in options.cases or CASES:
         with tempfile.TemporaryDirectory(dir=options.folder, prefix="paramcli-bench-") as folder:
-            result = CASES[name](Bench(Path(folder), options.size, options.rounds, lambda line: print(line, file=sys.stderr)))
+            result = CASES[name](
+                Bench(Path(folder), options.size, options.rounds, lambda line: print(line, file=sys.stderr))
+            )
         print(table(result), "\n", flush=True)
         documents[name] = result.document()
         if options.json:
-            text = json.dumps({"machine": about, "size": options.size, "rounds": options.rounds, "cases": documents}, indent=2)
+            text = json.dumps(
+                {"machine": about, "size": options.size, "rounds": options.rounds, "cases": documents}, indent=2
+            )
             options.json.write_text(text + "\n")
 
 

@@ -49,7 +49,12 @@ def startup(bench: Bench) -> Result:
     bare = figures["python -c pass"].median
     claims = [
         Claim("--help beyond python -c pass", figures["paramcli --help"].median - bare, 0.15, "s"),
-        Claim("inspect of 1,000 tensors beyond python -c pass", figures["paramcli inspect, 1,000 tensors"].median - bare, 0.2, "s"),
+        Claim(
+            "inspect of 1,000 tensors beyond python -c pass",
+            figures["paramcli inspect, 1,000 tensors"].median - bare,
+            0.2,
+            "s",
+        ),
     ]
     return Result("Start-up", figures, "python -c pass", claims)
 
@@ -61,7 +66,9 @@ def _edit(bench: Bench, title: str, source: Path, target: Path, limit: float, na
         "cp": Contender(cp, copied),
         "cp, then fsync": Contender(cp, copied, synced=not source.is_dir()),
         "import torch": IMPORT_TORCH,
-        "paramcli add, one tensor": Contender(paramcli("add", source, "-t", name, "--chain", "symmetric", "-o", target, "-q"), target),
+        "paramcli add, one tensor": Contender(
+            paramcli("add", source, "-t", name, "--chain", "symmetric", "-o", target, "-q"), target
+        ),
     }
     if not source.is_dir():
         contenders["load, edit, save_file"] = Contender(script("edit", source, target, name), target)
@@ -70,7 +77,12 @@ def _edit(bench: Bench, title: str, source: Path, target: Path, limit: float, na
     ours, copy, torch = figures["paramcli add, one tensor"], figures["cp"], figures["import torch"]
     claims = [
         Claim("(wall - import of torch) / cp", (ours.median - torch.median) / copy.median, limit),
-        Claim("peak beyond importing torch and 3 x the tensor", (ours.peak_anonymous - torch.peak_anonymous - 3 * files.EACH) / MB, 60, "MB"),
+        Claim(
+            "peak beyond importing torch and 3 x the tensor",
+            (ours.peak_anonymous - torch.peak_anonymous - 3 * files.EACH) / MB,
+            60,
+            "MB",
+        ),
     ]
     return Result(title, figures, "cp", claims)
 
@@ -91,7 +103,14 @@ def edit_safetensors(bench: Bench) -> Result:
     """One tensor of a safetensors file."""
     source = files.write_safetensors(bench.place("model.safetensors"), files.plain_slots(bench.size))
     try:
-        return _edit(bench, "One-tensor edit, safetensors", source, bench.place("out.safetensors"), 1.15, files.layers(bench.size)[1])
+        return _edit(
+            bench,
+            "One-tensor edit, safetensors",
+            source,
+            bench.place("out.safetensors"),
+            1.15,
+            files.layers(bench.size)[1],
+        )
     finally:
         remove(source)
 
@@ -102,7 +121,14 @@ def edit_zip(bench: Bench) -> Result:
     source = files.write_zip(bench.place("model.pt"), made)
     remove(made)
     try:
-        return _edit(bench, "One-tensor edit, torch zip", source, bench.place("out.safetensors"), 1.25, files.layers(bench.size)[1])
+        return _edit(
+            bench,
+            "One-tensor edit, torch zip",
+            source,
+            bench.place("out.safetensors"),
+            1.25,
+            files.layers(bench.size)[1],
+        )
     finally:
         remove(source)
 
@@ -111,7 +137,9 @@ def edit_shards(bench: Bench) -> Result:
     """One tensor of four shards."""
     source = files.write_shards(bench.place("model"), files.plain_slots(bench.size), 4)
     try:
-        return _edit(bench, "One-tensor edit, four shards", source, bench.place("out"), 1.15, files.layers(bench.size)[1])
+        return _edit(
+            bench, "One-tensor edit, four shards", source, bench.place("out"), 1.15, files.layers(bench.size)[1]
+        )
     finally:
         remove(source)
 
@@ -138,10 +166,12 @@ def _bake(bench: Bench, title: str, source: Path, target: Path) -> Result:
     users = Contender(script("bake", source, theirs), theirs)
     figures = bench.interleave(
         {
-            "cp": Contender(["cp", "-r", str(source), str(copied)], copied), "load, remove, save_file": users,
-            "paramcli remove --bake": mine, "import torch": IMPORT_TORCH,
+            "cp": Contender(["cp", "-r", str(source), str(copied)], copied),
+            "load, remove, save_file": users,
+            "paramcli remove --bake": mine,
+            "import torch": IMPORT_TORCH,
         }
-    )  # fmt: skip
+    )
     differing = _differing(mine, users)
     remove(source)
     ours, script_ = figures["paramcli remove --bake"], figures["load, remove, save_file"]
@@ -186,7 +216,9 @@ def _differing(one: Contender, two: Contender) -> int:
         for part in ours:
             with safe_open(part, "pt") as a:
                 seen.update(a.keys())
-                count += sum(a.get_tensor(key).numpy().tobytes() != b.get_tensor(key).numpy().tobytes() for key in a.keys())
+                count += sum(
+                    a.get_tensor(key).numpy().tobytes() != b.get_tensor(key).numpy().tobytes() for key in a.keys()
+                )
         assert seen == set(b.keys())
     remove(one.output)
     remove(two.output)
@@ -207,7 +239,12 @@ def memory(bench: Bench) -> Result:
     remove(small)
     remove(large)
     peaks = [f.peak_anonymous for f in figures.values()]
-    return Result("Memory against size", figures, "bake, one shard", [Claim("peak of eight shards / of one", peaks[1] / peaks[0], 1.1)])
+    return Result(
+        "Memory against size",
+        figures,
+        "bake, one shard",
+        [Claim("peak of eight shards / of one", peaks[1] / peaks[0], 1.1)],
+    )
 
 
 def large(bench: Bench) -> Result:
@@ -217,43 +254,71 @@ def large(bench: Bench) -> Result:
     figures = bench.interleave(
         {
             "import torch": IMPORT_TORCH,
-            "bake, weight norm": Contender(paramcli("remove", source, "-t", "norm", "--bake", "-o", target, "-q"), target),
-            "add, a mask": Contender(paramcli("add", source, "-t", "plain", "--chain", "mask", "-o", target, "-q"), target),
+            "bake, weight norm": Contender(
+                paramcli("remove", source, "-t", "norm", "--bake", "-o", target, "-q"), target
+            ),
+            "add, a mask": Contender(
+                paramcli("add", source, "-t", "plain", "--chain", "mask", "-o", target, "-q"), target
+            ),
         }
     )
     remove(source)
     bare = figures["import torch"].peak_anonymous
     claims = [
         Claim(f"peak of {name} beyond importing torch", (f.peak_anonymous - bare) / MB, 200, "MB")
-        for name, f in figures.items() if name != "import torch"
-    ]  # fmt: skip
+        for name, f in figures.items()
+        if name != "import torch"
+    ]
     return Result("One large tensor", figures, "bake, weight norm", claims)
 
 
 def chains(bench: Bench) -> Result:
-    """A thousand small chains: the maths of paramcli, file to file, against a loop over torch modules that touches no file."""
+    """A thousand small chains: the maths of paramcli, file to file, against a loop over torch modules that touches no
+    file.
+    """
     import subprocess
 
     source = files.write_many_small(bench.place("many.safetensors"))
     added, baked = bench.place("added.safetensors"), bench.place("baked.safetensors")
-    figures = {name: Figures() for name in ("loop over torch modules", "the loop, one thread", "paramcli add", "paramcli remove --bake", "its maths alone", "its maths and checks")}
-    subprocess.run(paramcli("add", source, "-t", "*", "--chain", "skew,cayley", "-o", added, "-q"), check=True, capture_output=True)
+    figures = {
+        name: Figures()
+        for name in (
+            "loop over torch modules",
+            "the loop, one thread",
+            "paramcli add",
+            "paramcli remove --bake",
+            "its maths alone",
+            "its maths and checks",
+        )
+    }
+    subprocess.run(
+        paramcli("add", source, "-t", "*", "--chain", "skew,cayley", "-o", added, "-q"), check=True, capture_output=True
+    )
     for number in range(bench.rounds):
         for name, threads in (("loop over torch modules", "default"), ("the loop, one thread", 1)):
-            said = subprocess.run(script("cayley_loop", source, threads), check=True, capture_output=True, text=True).stdout
+            said = subprocess.run(
+                script("cayley_loop", source, threads), check=True, capture_output=True, text=True
+            ).stdout
             figures[name].seconds.append(float(said))
-        figures["paramcli add"].seconds.append(_executing("add", source, "-t", "*", "--chain", "skew,cayley", "-o", baked))
+        figures["paramcli add"].seconds.append(
+            _executing("add", source, "-t", "*", "--chain", "skew,cayley", "-o", baked)
+        )
         figures["paramcli remove --bake"].seconds.append(_executing("remove", added, "-o", baked))
         figures["its maths alone"].seconds.append(_computing(added, checks=False))
         figures["its maths and checks"].seconds.append(_computing(added, checks=True))
-        bench.log(f"  round {number + 1}/{bench.rounds}  " + ", ".join(f"{name}: {f.seconds[-1]:.3f} s" for name, f in figures.items()))
+        bench.log(
+            f"  round {number + 1}/{bench.rounds}  "
+            + ", ".join(f"{name}: {f.seconds[-1]:.3f} s" for name, f in figures.items())
+        )
     worst = _farthest(added, source, baked)
     for path in (source, added):
         remove(path)
     maths, loop = figures["its maths alone"], figures["loop over torch modules"]
     claims = [
         Claim("the maths of a bake / the loop", maths.median / loop.median, 1 / 5),
-        Claim("the maths of a bake / the loop on one thread", maths.median / figures["the loop, one thread"].median, 1 / 5),
+        Claim(
+            "the maths of a bake / the loop on one thread", maths.median / figures["the loop, one thread"].median, 1 / 5
+        ),
         Claim("largest difference of a value from torch's own", worst, 1e-6),
     ]
     return Result("1,000 chains of 64 x 64 skew,cayley", figures, "loop over torch modules", claims)
@@ -307,8 +372,9 @@ def _computing(added: Path, checks: bool) -> float:
         "            by_parts(stack, inputs, 64 * 64, 'cpu', 'same', threads)\n"
         "        spent += time.perf_counter() - began\n"
         "print('seconds', spent, file=sys.stderr)\n",
-        added, checks,
-    )  # fmt: skip
+        added,
+        checks,
+    )
 
 
 def _said(code: str, *arguments: object) -> float:
@@ -332,7 +398,12 @@ def _farthest(added: Path, source: Path, baked: Path) -> float:
     skew, cayley = Skew(), CayleyMap(64)
     worst = 0.0
     for name, value in values.items():
-        expected = cayley(skew(originals[name.replace(".weight", ".parametrizations.weight.original")].double()).float().double().to(torch.float32))
+        expected = cayley(
+            skew(originals[name.replace(".weight", ".parametrizations.weight.original")].double())
+            .float()
+            .double()
+            .to(torch.float32)
+        )
         worst = max(worst, (value - expected).abs().max().item())
     remove(baked)
     return worst
@@ -342,8 +413,9 @@ def linalg(bench: Bench) -> Result:
     """The maps on one n x n matrix against one matrix product of the same dtype, in this process."""
     import torch
 
-    from paramcli.fitting import torch_module as host, measure
     from paramcli.chain import parse_chain
+    from paramcli.fitting import measure
+    from paramcli.fitting import torch_module as host
     from paramcli.view import IDENTITY
 
     n = 1024
@@ -374,11 +446,22 @@ def linalg(bench: Bench) -> Result:
             if number:  # the first round warms up
                 figures[name].seconds.append(time.perf_counter() - began)
         bench.log(f"  round {number}/{bench.rounds}")
-    return Result(f"Linear algebra, n = {n}", figures, "one product, float32", notes=[f"{torch.get_num_threads()} threads"])
+    return Result(
+        f"Linear algebra, n = {n}", figures, "one product, float32", notes=[f"{torch.get_num_threads()} threads"]
+    )
 
 
 CASES: dict[str, Callable[[Bench], Result]] = {
-    "startup": startup, "linalg": linalg, "chains": chains, "edit": edit_safetensors, "edit-zip": edit_zip,
-    "edit-shards": edit_shards, "migrate": migrate, "bake": bake, "bake-zip": bake_zip, "bake-shards": bake_shards, "memory": memory,
+    "startup": startup,
+    "linalg": linalg,
+    "chains": chains,
+    "edit": edit_safetensors,
+    "edit-zip": edit_zip,
+    "edit-shards": edit_shards,
+    "migrate": migrate,
+    "bake": bake,
+    "bake-zip": bake_zip,
+    "bake-shards": bake_shards,
+    "memory": memory,
     "large": large,
-}  # fmt: skip
+}

@@ -28,7 +28,11 @@ def plain_slots(nbytes: int) -> list[Slot]:
 
 def weight_norm_slots(nbytes: int) -> list[Slot]:
     """As `torch.nn.utils.weight_norm` named them: weight_g and weight_v."""
-    return [slot for name in layers(nbytes) for slot in (Slot(f"{name}_g", "F32", (SIDE, 1)), Slot(f"{name}_v", "F32", (SIDE, SIDE)))]
+    return [
+        slot
+        for name in layers(nbytes)
+        for slot in (Slot(f"{name}_g", "F32", (SIDE, 1)), Slot(f"{name}_v", "F32", (SIDE, SIDE)))
+    ]
 
 
 def large_slots(nbytes: int) -> list[Slot]:
@@ -61,7 +65,9 @@ def write_shards(folder: Path, slots: Iterable[Slot], count: int) -> Path:
         write_safetensors(folder / name, part)
         weight_map.update({slot.name: name for slot in part})
     total = sum(slot.nbytes for slot in slots)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map})
+    )
     return folder
 
 
@@ -78,7 +84,9 @@ def write_zip(path: Path, source: Path) -> Path:
             entry = header[name]
             begin, end = (8 + length + offset for offset in entry["data_offsets"])
             dtype = torch_dtype(entry["dtype"])
-            state[name] = torch.frombuffer(mapped, dtype=dtype, offset=begin, count=(end - begin) // dtype.itemsize).reshape(entry["shape"])
+            state[name] = torch.frombuffer(
+                mapped, dtype=dtype, offset=begin, count=(end - begin) // dtype.itemsize
+            ).reshape(entry["shape"])
         torch.save(state, path)
     return path
 

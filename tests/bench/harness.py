@@ -84,7 +84,10 @@ class Result:
                 }
                 for name, f in self.figures.items()
             },
-            "claims": [{"what": c.what, "value": round(c.value, 4), "limit": c.limit, "unit": c.unit, "ok": c.ok} for c in self.claims],
+            "claims": [
+                {"what": c.what, "value": round(c.value, 4), "limit": c.limit, "unit": c.unit, "ok": c.ok}
+                for c in self.claims
+            ],
             "notes": self.notes,
         }
 
@@ -101,8 +104,8 @@ def script(name: str, *arguments: object) -> list[str]:
 def interleave(contenders: Mapping[str, Contender], rounds: int, log: Callable[[str], None]) -> dict[str, Figures]:
     """Every contender once a round, so that a slow minute of the machine falls on all of them.
 
-    Each round has an order of its own: a run is fast in memory that the one before it has just given back, and slow where
-    a virtual machine's host has to give it first.
+    Each round has an order of its own: a run is fast in memory that the one before it has just given back, and slow
+    where a virtual machine's host has to give it first.
     """
     figures = {name: Figures() for name in contenders}
     for number in range(rounds):
@@ -124,7 +127,9 @@ def run(contender: Contender) -> tuple[float, float, int]:
         os.sync()
     before = _children_cpu()
     started = time.perf_counter()
-    child = subprocess.Popen(contender.argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+    child = subprocess.Popen(
+        contender.argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
+    )
     watcher = _Watcher(child.pid)
     _, said = child.communicate()
     if contender.synced:
@@ -182,7 +187,10 @@ def machine() -> dict[str, object]:
     import safetensors
     import torch
 
-    model = next((line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
+    model = next(
+        (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.processor(),
+    )
     memory = next((int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)
     return {
         "cpu": model,

@@ -58,7 +58,9 @@ def bake(source: str, target: str) -> None:
         host = nn.Module()
         host.weight = nn.Parameter(torch.empty(value.shape), requires_grad=False)
         parametrizations.weight_norm(host)
-        host.load_state_dict({"parametrizations.weight.original0": state[f"{name}_g"], "parametrizations.weight.original1": value})
+        host.load_state_dict(
+            {"parametrizations.weight.original0": state[f"{name}_g"], "parametrizations.weight.original1": value}
+        )
         parametrize.remove_parametrizations(host, "weight")
         baked[name] = host.weight.detach()
     save_file(baked, target, metadata={"format": "pt"})

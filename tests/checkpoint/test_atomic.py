@@ -257,6 +257,7 @@ def test_an_exception_in_between_removes_the_temporary_file(tmp_path, exception)
 
 def test_interrupts_during_cleanup_still_clean_up(tmp_path, monkeypatch):
     """Ctrl-C pressed again and again leaves nothing behind."""
+
     def pressed(function):
         def call(*arguments):
             for _ in range(3):
@@ -305,7 +306,7 @@ def run(code: str, folder: Path, **options) -> subprocess.Popen:
     prelude = (
         "import os, sys, time, signal\n"
         "from paramcli.checkpoint.disk.atomic import *\nfrom paramcli.checkpoint.disk.interrupts import *\nfrom paramcli.errors import *\n"
-    )  # fmt: skip
+    )
     environment = {**os.environ, "PYTHONPATH": str(Path(atomic.__file__).parents[2])}
     command = [sys.executable, "-c", prelude + textwrap.dedent(code)]
     return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, **options)

@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import save_file
 
 from paramcli.checkpoint.disk import direct
-from paramcli.checkpoint.write import safetensors_file as write_safetensors
 from paramcli.checkpoint.disk.atomic import Abandoned, AtomicFile
 from paramcli.checkpoint.disk.direct import Disk
-from paramcli.checkpoint.header import PAGE
 from paramcli.checkpoint.disk.input_file import OpenFiles
 from paramcli.checkpoint.disk.stream import Stream
+from paramcli.checkpoint.header import PAGE
+from paramcli.checkpoint.write import safetensors_file as write_safetensors
 from paramcli.errors import OutputFailed
 
 SIZE = 50 * PAGE + 123
@@ -93,7 +93,7 @@ def test_pieces_in_any_order_give_the_same_file(folder, calls, seed, kind):
     assert (folder / "out").read_bytes() == data
     assert any(straight for _, straight, *_ in calls)
     for offset, straight, length, place in calls:
-        assert not straight or not (offset % PAGE or length % PAGE or place) and 0 < length <= direct.BLOCK
+        assert not straight or (not (offset % PAGE or length % PAGE or place) and 0 < length <= direct.BLOCK)
         assert straight or length < PAGE, "a whole page went through the cache"
 
 
@@ -213,14 +213,14 @@ def test_a_file_that_is_given_up_stops_its_threads(folder):
 
 def test_a_full_disk_is_said_in_one_line(folder, monkeypatch):
     """What the way past the cache cannot write, the ordinary one says."""
+
     def full(*arguments):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(OutputFailed, match="disk full"):
-        with AtomicFile(folder / "out") as file:
-            file.reserve(SIZE)
-            monkeypatch.setattr(os, "pwrite", full)
-            file.write_at(0, bytes(SIZE))
+    with pytest.raises(OutputFailed, match="disk full"), AtomicFile(folder / "out") as file:
+        file.reserve(SIZE)
+        monkeypatch.setattr(os, "pwrite", full)
+        file.write_at(0, bytes(SIZE))
     assert os.listdir(folder) == []
 
 
@@ -270,13 +270,12 @@ def test_an_error_at_closing_hides_nothing(folder, monkeypatch):
 
     monkeypatch.setattr(os, "close", close)
     for commits in (True, False):
-        with pytest.raises(ZeroDivisionError):
-            with AtomicFile(folder / "out", overwrite=True) as file:
-                file.reserve(SIZE)
-                file.write_at(0, bytes(SIZE))
-                if commits:
-                    file.commit(SIZE)
-                1 / 0
+        with pytest.raises(ZeroDivisionError), AtomicFile(folder / "out", overwrite=True) as file:
+            file.reserve(SIZE)
+            file.write_at(0, bytes(SIZE))
+            if commits:
+                file.commit(SIZE)
+            1 / 0
     assert len(failed) == 2 and os.listdir(folder) == ["out"]
 
 
@@ -320,7 +319,9 @@ def test_commands_write_the_same_files_in_both_ways(folder, paramcli, monkeypatc
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_stream_writes_what_came_where_it_belongs(folder, calls, seed):
-    """Runs of any lengths at any places, some side by side; neighbours share calls, and pages of memory lie as in the file."""
+    """Runs of any lengths at any places, some side by side; neighbours share calls, and pages of memory lie as in the
+    file.
+    """
     generator = random.Random(seed)
     data, runs, at = generator.randbytes(SIZE), [], 0
     while at < SIZE:
@@ -349,9 +350,8 @@ def test_a_stream_that_fails_writes_nothing_more(folder, calls):
     """What is in its block belongs to a file that is given up."""
     with AtomicFile(folder / "out") as file:
         file.reserve(SIZE)
-        with pytest.raises(ZeroDivisionError):
-            with Stream(file) as stream:
-                stream.go(5)
-                stream.came(100)
-                1 / 0
+        with pytest.raises(ZeroDivisionError), Stream(file) as stream:
+            stream.go(5)
+            stream.came(100)
+            1 / 0
     assert not calls

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from paramcli.chain import parse_chain
+from paramcli.checkpoint.source import Storage, TensorInfo
+from paramcli.registry import PARAMETRIZATIONS, target_class
 from paramcli.spelling.forms import FORM_OF_SPELLING, PARAMETRIZED, PLAIN, detect
 from paramcli.spelling.keys import parametrized_key, split_parametrized
 from paramcli.spelling.record import Entry
-from paramcli.checkpoint.source import Storage, TensorInfo
-from paramcli.registry import PARAMETRIZATIONS, target_class
 
 S = Storage(0, 0, 0, "x")
 
@@ -31,18 +31,42 @@ P = "fc__parametrizations__weight__"
 # label: (tensors, {tensor: (form, chain)})
 LAYOUTS = {
     "plain": (dict(fc__weight=(4, 3), fc__bias=(4,)), {"fc.weight": ("plain", None), "fc.bias": ("plain", None)}),
-    "old weight norm, linear": (dict(fc__weight_g=(4, 1), fc__weight_v=(4, 3)), {"fc.weight": ("weight_norm_old", "weight_norm:dim=0")}),
-    "old weight norm, conv": (dict(c__weight_g=(8, 1, 1), c__weight_v=(8, 3, 5)), {"c.weight": ("weight_norm_old", "weight_norm:dim=0")}),
-    "old weight norm, dim 1 of a transposed conv": (dict(c__weight_g=(1, 4, 1), c__weight_v=(8, 4, 5)), {"c.weight": ("weight_norm_old", "weight_norm:dim=1")}),
-    "old weight norm, whole tensor": (dict(c__weight_g=(), c__weight_v=(8, 4)), {"c.weight": ("weight_norm_old", "weight_norm:dim=none")}),
-    "old weight norm at top level": (dict(weight_g=(4, 1), weight_v=(4, 3)), {"weight": ("weight_norm_old", "weight_norm:dim=0")}),
+    "old weight norm, linear": (
+        dict(fc__weight_g=(4, 1), fc__weight_v=(4, 3)),
+        {"fc.weight": ("weight_norm_old", "weight_norm:dim=0")},
+    ),
+    "old weight norm, conv": (
+        dict(c__weight_g=(8, 1, 1), c__weight_v=(8, 3, 5)),
+        {"c.weight": ("weight_norm_old", "weight_norm:dim=0")},
+    ),
+    "old weight norm, dim 1 of a transposed conv": (
+        dict(c__weight_g=(1, 4, 1), c__weight_v=(8, 4, 5)),
+        {"c.weight": ("weight_norm_old", "weight_norm:dim=1")},
+    ),
+    "old weight norm, whole tensor": (
+        dict(c__weight_g=(), c__weight_v=(8, 4)),
+        {"c.weight": ("weight_norm_old", "weight_norm:dim=none")},
+    ),
+    "old weight norm at top level": (
+        dict(weight_g=(4, 1), weight_v=(4, 3)),
+        {"weight": ("weight_norm_old", "weight_norm:dim=0")},
+    ),
     "old weight norm of an LSTM kernel": (
         dict(rnn__weight_hh_l0_g=(16, 1), rnn__weight_hh_l0_v=(16, 4)),
         {"rnn.weight_hh_l0": ("weight_norm_old", "weight_norm:dim=0")},
     ),
-    "old weight norm of one row": (dict(c__weight_g=(1, 1, 1), c__weight_v=(1, 4, 5)), {"c.weight": ("weight_norm_old", "weight_norm:dim=0")}),
-    "new weight norm": ({P + "original0": (4, 1), P + "original1": (4, 3)}, {"fc.weight": ("parametrized", "weight_norm:dim=0")}),
-    "new weight norm, whole tensor": ({P + "original0": (), P + "original1": (4, 3)}, {"fc.weight": ("parametrized", "weight_norm:dim=none")}),
+    "old weight norm of one row": (
+        dict(c__weight_g=(1, 1, 1), c__weight_v=(1, 4, 5)),
+        {"c.weight": ("weight_norm_old", "weight_norm:dim=0")},
+    ),
+    "new weight norm": (
+        {P + "original0": (4, 1), P + "original1": (4, 3)},
+        {"fc.weight": ("parametrized", "weight_norm:dim=0")},
+    ),
+    "new weight norm, whole tensor": (
+        {P + "original0": (), P + "original1": (4, 3)},
+        {"fc.weight": ("parametrized", "weight_norm:dim=none")},
+    ),
     "old spectral norm": (
         dict(fc__weight_orig=(4, 3), fc__weight_u=(4,), fc__weight_v=(3,)),
         {"fc.weight": ("spectral_norm_v1", "spectral_norm:dim=0")},
@@ -60,11 +84,23 @@ LAYOUTS = {
         {"fc.weight": ("spectral_norm_v0", "spectral_norm:dim=0")},
     ),
     "RADIO's spectral reparametrization": (
-        {P + "original": (4, 3), P + "0.scale": (1, 1), P + "0._u": (4,), P + "0._v": (3,), P + "0._sn_version": ("I64", ())},
+        {
+            P + "original": (4, 3),
+            P + "0.scale": (1, 1),
+            P + "0._u": (4,),
+            P + "0._v": (3,),
+            P + "0._sn_version": ("I64", ()),
+        },
         {"fc.weight": ("parametrized", "spectral_reparam")},
     ),
     "RADIO's, with four scales whose meaning the file does not tell": (
-        {P + "original": (4, 3), P + "0.scale": (1, 4), P + "0._u": (4,), P + "0._v": (3,), P + "0._sn_version": ("I64", ())},
+        {
+            P + "original": (4, 3),
+            P + "0.scale": (1, 4),
+            P + "0._u": (4,),
+            P + "0._v": (3,),
+            P + "0._sn_version": ("I64", ()),
+        },
         {"fc.weight": ("parametrized", "shapes do not fit together")},
     ),
     "new spectral norm": (
@@ -78,13 +114,27 @@ LAYOUTS = {
     "old pruning": (dict(fc__weight_orig=(4, 3), fc__weight_mask=(4, 3)), {"fc.weight": ("prune_old", "mask")}),
     "new pruning": ({P + "original": (4, 3), P + "0__mask": ("BOOL", (4, 3))}, {"fc.weight": ("parametrized", "mask")}),
     "pruned bias": (dict(fc__bias_orig=(4,), fc__bias_mask=(4,)), {"fc.bias": ("prune_old", "mask")}),
-    "orthogonal without its map": ({P + "original": (4, 4), P + "0__base": (4, 4)}, {"fc.weight": ("parametrized", "matrix_exp")}),
+    "orthogonal without its map": (
+        {P + "original": (4, 4), P + "0__base": (4, 4)},
+        {"fc.weight": ("parametrized", "matrix_exp")},
+    ),
     "orthogonal or geotorch's, tall": (
         {P + "original": (8, 4), P + "0__base": (8, 8)},
-        {"fc.weight": ("parametrized", "geotorch.orthogonal, geotorch.orthogonal:triv=cayley and geotorch.grassmannian fit")},
+        {
+            "fc.weight": (
+                "parametrized",
+                "geotorch.orthogonal, geotorch.orthogonal:triv=cayley and geotorch.grassmannian fit",
+            )
+        },
     ),
-    "orthogonal by blocks": ({P + "original": (8, 4), P + "0__base": (2, 4, 4)}, {"fc.weight": ("parametrized", "fit, with the --view")}),
-    "geotorch's sphere": ({P + "original": (8, 4), P + "0__base": (8, 4)}, {"fc.weight": ("parametrized", "geotorch.sphere:radius=X fits")}),
+    "orthogonal by blocks": (
+        {P + "original": (8, 4), P + "0__base": (2, 4, 4)},
+        {"fc.weight": ("parametrized", "fit, with the --view")},
+    ),
+    "geotorch's sphere": (
+        {P + "original": (8, 4), P + "0__base": (8, 4)},
+        {"fc.weight": ("parametrized", "geotorch.sphere:radius=X fits")},
+    ),
     "geotorch's ranks": (
         {P + "original": (8, 4), P + "0__0__base": (8, 8), P + "0__2__base": (4, 4)},
         {"fc.weight": ("parametrized", "geotorch.low_rank:rank=N")},
@@ -96,11 +146,17 @@ LAYOUTS = {
     "geotorch's stable matrices": (
         {
             **{P + f"original{i}": (4, 4) for i in range(3)},
-            P + "0__In": (4, 4), P + "0__alpha": (), P + "0__0__0__base": (4, 4), P + "0__1__0__base": (4, 4),
+            P + "0__In": (4, 4),
+            P + "0__alpha": (),
+            P + "0__0__0__base": (4, 4),
+            P + "0__1__0__base": (4, 4),
         },
         {"fc.weight": ("parametrized", "geotorch.alpha_stable:alpha=X fits")},
     ),
-    "the tutorial's Id": ({P + "original": (4, 4), P + "1__Id": (4, 4)}, {"fc.weight": ("parametrized", "skew,cayley fits")}),
+    "the tutorial's Id": (
+        {P + "original": (4, 4), P + "1__Id": (4, 4)},
+        {"fc.weight": ("parametrized", "skew,cayley fits")},
+    ),
     "only an original": ({P + "original": (4, 4)}, {"fc.weight": ("parametrized", "do not tell")}),
     "rank one by two originals": (
         {P + "original0": (4, 1), P + "original1": (1, 3)},
@@ -112,30 +168,81 @@ LAYOUTS = {
     ),
     "half: g without v": (dict(fc__weight_g=(4, 1)), {"fc.weight": ("weight_norm_old", "without fc.weight_v")}),
     "half: v without g": (dict(fc__weight_v=(4, 3)), {"fc.weight": ("weight_norm_old", "without fc.weight_g")}),
-    "half: orig without mask or u": (dict(fc__weight_orig=(4, 3)), {"fc.weight": ("prune_old", "without fc.weight_mask")}),
+    "half: orig without mask or u": (
+        dict(fc__weight_orig=(4, 3)),
+        {"fc.weight": ("prune_old", "without fc.weight_mask")},
+    ),
     "half: mask without orig": (dict(fc__weight_mask=(4, 3)), {"fc.weight": ("prune_old", "without fc.weight_orig")}),
-    "half: bar without u and v": (dict(fc__weight_bar=(4, 3)), {"fc.weight": ("spectral_norm_bar", "without fc.weight_u")}),
-    "half: orig and u without v": (dict(fc__weight_orig=(4, 3), fc__weight_u=(4,)), {"fc.weight": ("spectral_norm_v1", "without fc.weight_v")}),
-    "half: original0 without original1": ({P + "original0": (4, 1)}, {"fc.weight": ("parametrized", "fc.parametrizations.weight.original1 is missing")}),
-    "half: new u without v": ({P + "original": (4, 3), P + "0._u": (4,)}, {"fc.weight": ("parametrized", "fc.parametrizations.weight.0._v is missing")}),
-    "half: new v without u": ({P + "original": (4, 3), P + "0._v": (3,)}, {"fc.weight": ("parametrized", "fc.parametrizations.weight.0._u is missing")}),
-    "half: both kinds of original": ({P + "original": (4, 3), P + "original0": (4, 1)}, {"fc.weight": ("parametrized", "fc.parametrizations.weight.original1 is missing")}),
-    "half: original1 without original0": ({P + "original1": (4, 3)}, {"fc.weight": ("parametrized", "fc.parametrizations.weight.original0 is missing")}),
-    "half: mask without original": ({P + "0__mask": (4, 3)}, {"fc.weight": ("parametrized", "fc.parametrizations.weight.original is missing")}),
-    "look-alike: a gate and a value matrix": (dict(attn__w_g=(4, 4), attn__w_v=(4, 4)), {"attn.w_g": ("plain", None), "attn.w_v": ("plain", None)}),
-    "look-alike: weight_gate": (dict(fc__weight_gate=(4, 1), fc__weight_v=(4, 4), fc__weight=(4, 4)), {"fc.weight_gate": ("plain", None), "fc.weight": ("plain", None), "fc.weight_v": ("plain", None)}),
-    "look-alike: blurred_cent_mask": (dict(x__gaussian_blurred_cent_mask=(360,)), {"x.gaussian_blurred_cent_mask": ("plain", None)}),
-    "look-alike: constraint mask beside its weight": (dict(w__a_constraint_mask=(3,), w__a=(3,)), {"w.a_constraint_mask": ("plain", None)}),
-    "look-alike: a stored mask beside a plain weight": (dict(fc__weight=(4, 3), fc__weight_mask=(4, 3)), {"fc.weight": ("plain", None), "fc.weight_mask": ("plain", None)}),
-    "look-alike: q_u and q_v": (dict(a__q_u=(4, 2), a__q_v=(2, 4)), {"a.q_u": ("plain", None), "a.q_v": ("plain", None)}),
+    "half: bar without u and v": (
+        dict(fc__weight_bar=(4, 3)),
+        {"fc.weight": ("spectral_norm_bar", "without fc.weight_u")},
+    ),
+    "half: orig and u without v": (
+        dict(fc__weight_orig=(4, 3), fc__weight_u=(4,)),
+        {"fc.weight": ("spectral_norm_v1", "without fc.weight_v")},
+    ),
+    "half: original0 without original1": (
+        {P + "original0": (4, 1)},
+        {"fc.weight": ("parametrized", "fc.parametrizations.weight.original1 is missing")},
+    ),
+    "half: new u without v": (
+        {P + "original": (4, 3), P + "0._u": (4,)},
+        {"fc.weight": ("parametrized", "fc.parametrizations.weight.0._v is missing")},
+    ),
+    "half: new v without u": (
+        {P + "original": (4, 3), P + "0._v": (3,)},
+        {"fc.weight": ("parametrized", "fc.parametrizations.weight.0._u is missing")},
+    ),
+    "half: both kinds of original": (
+        {P + "original": (4, 3), P + "original0": (4, 1)},
+        {"fc.weight": ("parametrized", "fc.parametrizations.weight.original1 is missing")},
+    ),
+    "half: original1 without original0": (
+        {P + "original1": (4, 3)},
+        {"fc.weight": ("parametrized", "fc.parametrizations.weight.original0 is missing")},
+    ),
+    "half: mask without original": (
+        {P + "0__mask": (4, 3)},
+        {"fc.weight": ("parametrized", "fc.parametrizations.weight.original is missing")},
+    ),
+    "look-alike: a gate and a value matrix": (
+        dict(attn__w_g=(4, 4), attn__w_v=(4, 4)),
+        {"attn.w_g": ("plain", None), "attn.w_v": ("plain", None)},
+    ),
+    "look-alike: weight_gate": (
+        dict(fc__weight_gate=(4, 1), fc__weight_v=(4, 4), fc__weight=(4, 4)),
+        {"fc.weight_gate": ("plain", None), "fc.weight": ("plain", None), "fc.weight_v": ("plain", None)},
+    ),
+    "look-alike: blurred_cent_mask": (
+        dict(x__gaussian_blurred_cent_mask=(360,)),
+        {"x.gaussian_blurred_cent_mask": ("plain", None)},
+    ),
+    "look-alike: constraint mask beside its weight": (
+        dict(w__a_constraint_mask=(3,), w__a=(3,)),
+        {"w.a_constraint_mask": ("plain", None)},
+    ),
+    "look-alike: a stored mask beside a plain weight": (
+        dict(fc__weight=(4, 3), fc__weight_mask=(4, 3)),
+        {"fc.weight": ("plain", None), "fc.weight_mask": ("plain", None)},
+    ),
+    "look-alike: q_u and q_v": (
+        dict(a__q_u=(4, 2), a__q_v=(2, 4)),
+        {"a.q_u": ("plain", None), "a.q_v": ("plain", None)},
+    ),
     "look-alike: original0 and original1 outside parametrizations": (
         dict(fc__weight__original0=(4, 1), fc__weight__original1=(4, 3)),
         {"fc.weight.original0": ("plain", None), "fc.weight.original1": ("plain", None)},
     ),
-    "look-alike: integer g": (dict(x__w_g=("I64", (4, 1)), x__w_v=("I64", (4, 3))), {"x.w_g": ("plain", None), "x.w_v": ("plain", None)}),
+    "look-alike: integer g": (
+        dict(x__w_g=("I64", (4, 1)), x__w_v=("I64", (4, 3))),
+        {"x.w_g": ("plain", None), "x.w_v": ("plain", None)},
+    ),
     "look-alike: torchao's int8 weight and scale": (
         {P + "original0": ("I8", (4, 3)), P + "original1": (4, 1)},
-        {"fc.parametrizations.weight.original0": ("plain", None), "fc.parametrizations.weight.original1": ("plain", None)},
+        {
+            "fc.parametrizations.weight.original0": ("plain", None),
+            "fc.parametrizations.weight.original1": ("plain", None),
+        },
     ),
     "look-alike: torchao's int8 weight, scale and zero point": (
         {P + "original0": ("I8", (4, 3)), P + "original1": (4, 1), P + "original2": ("I64", (4, 1))},
@@ -157,9 +264,18 @@ LAYOUTS = {
         dict(x__ids_orig=("I64", (4,)), x__ids_mask=("F32", (4,))),
         {"x.ids_orig": ("plain", None), "x.ids_mask": ("plain", None)},
     ),
-    "look-alike: query_g and query_v": (dict(a__query_g=(4, 4), a__query_v=(4, 4)), {"a.query_g": ("plain", None), "a.query_v": ("plain", None)}),
-    "look-alike: g of another dtype": (dict(x__w_g=("F16", (4, 1)), x__w_v=(4, 3)), {"x.w_g": ("plain", None), "x.w_v": ("plain", None)}),
-    "look-alike: a mask of another shape": (dict(x__a_orig=(4, 3), x__a_mask=(4,)), {"x.a_orig": ("plain", None), "x.a_mask": ("plain", None)}),
+    "look-alike: query_g and query_v": (
+        dict(a__query_g=(4, 4), a__query_v=(4, 4)),
+        {"a.query_g": ("plain", None), "a.query_v": ("plain", None)},
+    ),
+    "look-alike: g of another dtype": (
+        dict(x__w_g=("F16", (4, 1)), x__w_v=(4, 3)),
+        {"x.w_g": ("plain", None), "x.w_v": ("plain", None)},
+    ),
+    "look-alike: a mask of another shape": (
+        dict(x__a_orig=(4, 3), x__a_mask=(4,)),
+        {"x.a_orig": ("plain", None), "x.a_mask": ("plain", None)},
+    ),
 }
 
 
@@ -197,17 +313,29 @@ def test_the_table_has_at_least_25_layouts():
 def test_the_record_decides_what_keys_cannot():
     """A recorded chain takes the place of the question."""
     tensors = infos(**{P + "original": (4, 4)})
-    group = detect(tensors, {"fc.weight": Entry("parametrized", "skew,cayley", None, "special_orthogonal")})["fc.weight"]
+    group = detect(tensors, {"fc.weight": Entry("parametrized", "skew,cayley", None, "special_orthogonal")})[
+        "fc.weight"
+    ]
     assert (group.chain, group.constraint, group.problem) == ("skew,cayley", "special_orthogonal", None)
 
 
-@pytest.mark.parametrize("key", ["parametrizations.weight.original", "a.b.parametrizations.weight.0._u", "parametrizations.w.original12"])
+@pytest.mark.parametrize(
+    "key", ["parametrizations.weight.original", "a.b.parametrizations.weight.0._u", "parametrizations.w.original12"]
+)
 def test_keys_split_and_join(key):
     """Splitting a key and joining its parts gives it back."""
     assert parametrized_key(*split_parametrized(key)) == key
 
 
-@pytest.mark.parametrize("key", ["parametrizations.weight", "a.parametrizations.weight.foo", "xparametrizations.weight.original", "weight.original"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "parametrizations.weight",
+        "a.parametrizations.weight.foo",
+        "xparametrizations.weight.original",
+        "weight.original",
+    ],
+)
 def test_other_keys_are_no_parametrizations(key):
     """Only torch's layout counts."""
     assert split_parametrized(key) is None
@@ -229,6 +357,12 @@ def test_the_table_tells_half_a_tensor_and_a_plugin_s_hint_does_not(of_a_plugin,
     """What a plug-in says that it stores may be wrong, and a whole tensor is not refused for it."""
     skew = PARAMETRIZATIONS["skew"]
     stores = lambda shape, arguments: {"original": (None, shape), "extra": (None, shape)}  # noqa: E731
-    monkeypatch.setitem(PARAMETRIZATIONS, "skew", replace(skew, stores=stores, target=target_class(skew) if of_a_plugin else skew.target))
-    group = detect(infos(**{f"{P}original": (3, 3)}), {"fc.weight": Entry("parametrized", "skew", None, "skew")})["fc.weight"]
+    monkeypatch.setitem(
+        PARAMETRIZATIONS,
+        "skew",
+        replace(skew, stores=stores, target=target_class(skew) if of_a_plugin else skew.target),
+    )
+    group = detect(infos(**{f"{P}original": (3, 3)}), {"fc.weight": Entry("parametrized", "skew", None, "skew")})[
+        "fc.weight"
+    ]
     assert group.chain == "skew" and (group.problem is None if of_a_plugin else "lacks its 0.extra" in group.problem)

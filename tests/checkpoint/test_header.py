@@ -142,7 +142,12 @@ def test_the_header_ends_where_copied_bytes_keep_their_place_in_a_page(sizes, or
     for number, size in enumerate(sizes):
         places[f"t{number}"] = (at, at + size)
         at += size
-    assert congruent_end(places, {f"t{n}": origin for n, origin in enumerate(origins) if origin is not None} | {"elsewhere": 8}) == expected
+    assert (
+        congruent_end(
+            places, {f"t{n}": origin for n, origin in enumerate(origins) if origin is not None} | {"elsewhere": 8}
+        )
+        == expected
+    )
 
 
 ENTRY = '{"dtype":"U8","shape":[2],"data_offsets":[0,2]}'
@@ -237,7 +242,7 @@ BROKEN = {
     "metadata number": '{"__metadata__":{"a":1},"a":%s}' % ENTRY,
     "metadata list": '{"__metadata__":[],"a":%s}' % ENTRY,
     "nested metadata": '{"__metadata__":{"a":{}},"a":%s}' % ENTRY,
-}  # fmt: skip
+}
 # What the library takes although it loses data by it, or bends the format.
 BROKEN_BUT_ACCEPTED = {
     "duplicate tensor": '{"a":%s,"a":%s}' % (ENTRY, ENTRY),

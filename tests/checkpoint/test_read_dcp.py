@@ -66,9 +66,14 @@ def sharded(tmp_path_factory) -> Path:
 def state() -> dict:
     torch.manual_seed(0)
     return {
-        "fc.weight": torch.randn(4, 6), "fc.bias": torch.randn(4).bfloat16(), "ids": torch.arange(5), "scale": torch.tensor(2.0),
-        "none": torch.zeros(0, 3), "mask": torch.tensor([True, False]), "turned": torch.randn(3, 5).t(),
-    }  # fmt: skip
+        "fc.weight": torch.randn(4, 6),
+        "fc.bias": torch.randn(4).bfloat16(),
+        "ids": torch.arange(5),
+        "scale": torch.tensor(2.0),
+        "none": torch.zeros(0, 3),
+        "mask": torch.tensor([True, False]),
+        "turned": torch.randn(3, 5).t(),
+    }
 
 
 def same(a: dict, b: dict) -> bool:
@@ -84,7 +89,10 @@ def test_what_torch_saves_is_read(tmp_path, state):
 
 def test_convert_copies_bytes(tmp_path, state, paramcli):
     """convert writes the tensors as safetensors, or as a torch file, and names what is no tensor."""
-    folder = save({"model": state, "epoch": 3, "optimizer": {"param_groups": [1.5], "state": {"0": {"m": torch.ones(2)}}}}, tmp_path / "a")
+    folder = save(
+        {"model": state, "epoch": 3, "optimizer": {"param_groups": [1.5], "state": {"0": {"m": torch.ones(2)}}}},
+        tmp_path / "a",
+    )
     told = paramcli("convert", folder)
     assert "epoch" in told.err and "optimizer" in told.err
     assert same(load_file(tmp_path / "a.safetensors"), state)
@@ -102,8 +110,13 @@ def test_a_second_state_dict_asks_for_root(tmp_path, paramcli):
 
 def test_chunks_of_two_processes_are_put_together(sharded, tmp_path, paramcli):
     """Tensors that two ranks hold halves of, by rows or by columns, are whole again in every container."""
-    whole = {name: torch.arange(float(a * b)).reshape(a, b) for name, (a, b) in {"rows": (7, 5), "columns": (4, 6), "same": (2, 2), "one": (1, 8)}.items()}
-    wanted = {f"{name}.weight": tensor for name, tensor in whole.items()} | {"plain.bias": torch.ones(3, dtype=torch.int64)}
+    whole = {
+        name: torch.arange(float(a * b)).reshape(a, b)
+        for name, (a, b) in {"rows": (7, 5), "columns": (4, 6), "same": (2, 2), "one": (1, 8)}.items()
+    }
+    wanted = {f"{name}.weight": tensor for name, tensor in whole.items()} | {
+        "plain.bias": torch.ones(3, dtype=torch.int64)
+    }
     wanted["columns.weight"] = wanted["columns.weight"].bfloat16()
     with open_checkpoint(sharded) as source:
         assert len(source.tensors["rows.weight"].pieces) == len(source.tensors["columns.weight"].pieces) == 2
@@ -116,7 +129,9 @@ def test_chunks_of_two_processes_are_put_together(sharded, tmp_path, paramcli):
 
 
 def test_edits_work_on_the_folder(tmp_path, paramcli):
-    """add and remove take a DCP folder; the default output is one file beside it, -o FOLDER shards, in place is refused."""
+    """add and remove take a DCP folder; the default output is one file beside it, -o FOLDER shards, in place is
+    refused.
+    """
     folder = save({"fc.weight": torch.randn(4, 4, generator=torch.Generator().manual_seed(0))}, tmp_path / "a")
     paramcli("add", folder, "-t", "fc.weight", "--chain", "weight_norm")
     paramcli("verify", tmp_path / "a.parametrized.safetensors")
@@ -161,7 +176,9 @@ def halves(metadata, *places) -> None:
     metadata.state_dict_metadata["fc.weight"].chunks[:] = [chunk(*place) for place in places]
     info = metadata.storage_data.pop(next(i for i in metadata.storage_data if i.fqn == "fc.weight"))
     for number, (offsets, _) in enumerate(places):
-        metadata.storage_data[MetadataIndex("fc.weight", offsets)] = type(info)(info.relative_path, info.offset + number, 1)
+        metadata.storage_data[MetadataIndex("fc.weight", offsets)] = type(info)(
+            info.relative_path, info.offset + number, 1
+        )
 
 
 def far(metadata) -> None:
@@ -310,8 +327,6 @@ def test_thousands_of_chunks_cost_linear_time(tmp_path):
         pick = lambda a, b: tuple((a, b)[i] for i in order)  # noqa: E731
         tensor = _Tensor("F32", pick(20_000, 2), tuple(_Chunk(pick(i, 0), pick(1, 2)) for i in range(20_000)))
         _check_tiling("w", tensor)
-
-
 
 
 @pytest.mark.parametrize("numel", [1, 2000, 4000, 300_000])

@@ -12,8 +12,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save, save_file
 
-from paramcli.checkpoint.read.safetensors_file import open_safetensors
 from paramcli.checkpoint.disk.input_file import InputFile, OpenFiles
+from paramcli.checkpoint.read.safetensors_file import open_safetensors
 from paramcli.dtypes import CODE_OF_TORCH
 from paramcli.errors import InputRefused
 

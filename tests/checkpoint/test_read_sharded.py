@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from paramcli.spelling.record import Entry, record_in, record_text
 from paramcli.checkpoint.read.sharded import index_name, open_folder_or_index, sibling_files
 from paramcli.errors import InputRefused
+from paramcli.spelling.record import Entry, record_in, record_text
 
 from ..pace import times
 
@@ -200,7 +200,9 @@ def test_a_broken_shard_is_named(model):
 
 
 def test_folders_without_one_clear_checkpoint_are_refused(tmp_path):
-    """None, several files, several indexes and one of torch.distributed.checkpoint among them are refused, listing what is there."""
+    """None, several files, several indexes and one of torch.distributed.checkpoint among them are refused, listing what
+    is there.
+    """
     assert "is a folder without a checkpoint" in refusal(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
     assert "it holds pytorch_model.bin" in refusal(tmp_path)
@@ -227,7 +229,9 @@ def test_the_hub_s_second_copy_and_hidden_files_do_not_confuse(model):
 
 
 def test_metadata_of_shards_is_merged(model):
-    """Keys with one value are the checkpoint's, disputed ones are told; records are joined, and refused where they disagree."""
+    """Keys with one value are the checkpoint's, disputed ones are told; records are joined, and refused where they
+    disagree.
+    """
     a, b = SPLIT
     save_file({n: TENSORS[n] for n in SPLIT[a]}, model / a, {"format": "pt", "part": "1", "paramcli": "{}", "x": "y"})
     save_file({n: TENSORS[n] for n in SPLIT[b]}, model / b, {"format": "pt", "part": "2", "paramcli": "{}"})
@@ -261,8 +265,16 @@ def test_siblings_are_the_files_that_belong_beside_the_weights(model):
     """Config and tokenizer go along; weights of any kind, indexes, hidden files, folders and pipes do not."""
     for name in ("config.json", "tokenizer.model", "merges.txt", "README.md"):
         (model / name).write_text("x")
-    for name in (".gitattributes", "model.safetensors", "optimizer.pt", "training_args.bin", "tf_model.h5", "x.gguf",
-                 "pytorch_model.bin.index.json", "model-00001-of-00003.safetensors"):  # fmt: skip
+    for name in (
+        ".gitattributes",
+        "model.safetensors",
+        "optimizer.pt",
+        "training_args.bin",
+        "tf_model.h5",
+        "x.gguf",
+        "pytorch_model.bin.index.json",
+        "model-00001-of-00003.safetensors",
+    ):
         (model / name).write_text("x")
     (model / "onnx").mkdir()
     (model / "shard without an ending").write_text("x")

@@ -4,10 +4,16 @@ import json
 
 import pytest
 
-from paramcli.spelling.record import Entry, check_against, join_records, parse_record, record_text
 from paramcli.errors import InputRefused
+from paramcli.spelling.record import Entry, check_against, join_records, parse_record, record_text
 
-GOOD = {"schema": 1, "version": "0.1.0", "tensors": {"fc.weight": {"state": "parametrized", "chain": "skew,cayley", "view": None, "constraint": "special_orthogonal"}}}
+GOOD = {
+    "schema": 1,
+    "version": "0.1.0",
+    "tensors": {
+        "fc.weight": {"state": "parametrized", "chain": "skew,cayley", "view": None, "constraint": "special_orthogonal"}
+    },
+}
 
 
 def test_the_example_of_the_format_reads():
@@ -72,7 +78,9 @@ def text_of(version: str = "1", **chains: str) -> str:
 
 def test_records_of_several_files_are_one():
     """Each file speaks of its own tensors, or all of them of all."""
-    joined = join_records({"1": text_of("0.1", a="skew"), "2": text_of("0.2", b="symmetric"), "3": text_of("0.2", a="skew")})
+    joined = join_records(
+        {"1": text_of("0.1", a="skew"), "2": text_of("0.2", b="symmetric"), "3": text_of("0.2", a="skew")}
+    )
     assert joined == {"a": Entry("parametrized", "skew"), "b": Entry("parametrized", "symmetric")}
 
 

@@ -46,7 +46,13 @@ print(took, grown)
 
 def outcome(path) -> tuple[str, float, float]:
     """(first line, steps of a plain loop, MiB grown) of opening the file in a process of its own."""
-    done = subprocess.run([sys.executable, "-c", CHILD, str(path), str(MOST_STEPS)], cwd=ROOT, capture_output=True, text=True, timeout=HANG_SECONDS)
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(path), str(MOST_STEPS)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECONDS,
+    )
     assert done.returncode == 0, f"exit {done.returncode}: {done.stderr[-300:]}"
     first, last = done.stdout.splitlines()
     return first, *map(float, last.split())
@@ -108,9 +114,13 @@ HOSTILE = {
     "a dict key with 2^60 leaves": state_dict(b"}" + SHARED + b"Ns"),
     "a dtype with 2^60 leaves": state_dict(V3 + SHARED + b"tR"),
     "a dtype of 200,000 nested tuples": state_dict(V3 + DEEP + b"tR"),
-    "a storage type with 2^60 leaves": state_dict(b"(" + text("storage") + SHARED + text("0") + text("cpu") + b"K\x04tQ"),
+    "a storage type with 2^60 leaves": state_dict(
+        b"(" + text("storage") + SHARED + text("0") + text("cpu") + b"K\x04tQ"
+    ),
     "OrderedDict(big) 8000 times": state_dict(b"(" + BIG + ORDERED + b"q\x060" + b"h\x06h\x05\x85R" * 8000 + b"l"),
-    "defaultdict(None, big) 8000 times": state_dict(b"(" + BIG + DEFAULT + b"q\x060" + b"h\x06Nh\x05\x86R" * 8000 + b"l"),
+    "defaultdict(None, big) 8000 times": state_dict(
+        b"(" + BIG + DEFAULT + b"q\x060" + b"h\x06Nh\x05\x86R" * 8000 + b"l"
+    ),
     "a rebuild inside a rebuild, 5000 deep": state_dict(
         FROM_TYPE + b"q\x070h\x07" + b"(h\x07h\x07" * 5000 + b")" + b"Nt" * 5000 + b"R"
     ),
@@ -124,7 +134,10 @@ HOSTILE = {
     "lists 100,000 deep": state_dict(b"]" * 100_000 + b"a" * 99_999),
     "a dict with 2^130 leaves": state_dict(b"}" + (b"q\x020}(" + text("a") + b"h\x02" + text("b") + b"h\x02u") * 130),
     "2000 expanded tensors of 60 MB": b"\x80\x02}("
-    + b"".join(text(f"w{n}") + tensor(shape=b"J" + struct.pack("<i", 15_000_000) + b"\x85", stride=b"K\x00\x85") for n in range(2000))
+    + b"".join(
+        text(f"w{n}") + tensor(shape=b"J" + struct.pack("<i", 15_000_000) + b"\x85", stride=b"K\x00\x85")
+        for n in range(2000)
+    )
     + b"u.",
 }
 
@@ -139,9 +152,19 @@ def test_hostile_pickles_are_refused_in_time(checkpoint, what):
 
 @pytest.mark.parametrize(
     "module_, word",
-    [("io", "open"), ("_io", "FileIO"), ("codecs", "open"), ("torch.storage", "_load_from_bytes"), ("torch.ops", "load_library"),
-     ("types", "CodeType"), ("pydoc", "pipepager"), ("imp", "load_source"), ("functools", "reduce"), ("os", "system")],
-)  # fmt: skip
+    [
+        ("io", "open"),
+        ("_io", "FileIO"),
+        ("codecs", "open"),
+        ("torch.storage", "_load_from_bytes"),
+        ("torch.ops", "load_library"),
+        ("types", "CodeType"),
+        ("pydoc", "pipepager"),
+        ("imp", "load_source"),
+        ("functools", "reduce"),
+        ("os", "system"),
+    ],
+)
 def test_dangerous_names_are_refused(checkpoint, tmp_path, module_, word):
     """A name that reaches the system, code or files refuses the file, and nothing runs."""
     canary = tmp_path / "canary"

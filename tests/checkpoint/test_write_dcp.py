@@ -1,4 +1,6 @@
-"""Folders of torch.distributed.checkpoint as output: torch's own readers load them in full, and nobody else's files are touched."""
+"""Folders of torch.distributed.checkpoint as output: torch's own readers load them in full, and nobody else's files are
+touched.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,8 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from paramcli.checkpoint.write import dcp as write_dcp
 from paramcli.checkpoint.read.open import open_checkpoint
+from paramcli.checkpoint.write import dcp as write_dcp
 from paramcli.dtypes import CODE_OF_TORCH
 
 from ..pace import HANG_SECONDS
@@ -41,21 +43,38 @@ ODD_NAMES = ("", ".", "a..b", "ünï [x]/..\\", "tab\tand\x07", "日本", "model
 
 
 def every_kind() -> dict[str, torch.Tensor]:
-    """Random bytes in every dtype that safetensors and torch share (NaN payloads, -0 and all), 0-d, empty, and names of all sorts."""
+    """Random bytes in every dtype that safetensors and torch share (NaN payloads, -0 and all), 0-d, empty, and names of
+    all sorts.
+    """
     raw = torch.randint(0, 256, (4, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     found = {f"t.{n}": raw % 2 == 0 if n == "bool" else raw.clone().view(getattr(torch, n)) for n in CODE_OF_TORCH}
-    found |= {"empty": torch.empty(0, 3), "scalar": torch.tensor(-0.0), "pairs": raw.clone().view(torch.float4_e2m1fn_x2)}
+    found |= {
+        "empty": torch.empty(0, 3),
+        "scalar": torch.tensor(-0.0),
+        "pairs": raw.clone().view(torch.float4_e2m1fn_x2),
+    }
     return found | {name: torch.full((2,), float(number)) for number, name in enumerate(ODD_NAMES)}
 
 
 def bits(state: dict) -> dict:
-    return {name: (t.dtype, tuple(t.shape), bytes(t.contiguous().flatten().view(torch.uint8).tolist()) if t.numel() else b"") for name, t in state.items()}
+    return {
+        name: (
+            t.dtype,
+            tuple(t.shape),
+            bytes(t.contiguous().flatten().view(torch.uint8).tolist()) if t.numel() else b"",
+        )
+        for name, t in state.items()
+    }
 
 
 def loaded(folder: Path, like: dict) -> dict:
     """What torch.distributed.checkpoint.load puts into a state dict of other values."""
-    state = {name: torch.full(t.shape, 7, dtype=torch.uint8).to(t.dtype) if t.dtype.itemsize > 1 else torch.full(t.shape, 1, dtype=torch.uint8).view(t.dtype)
-             for name, t in like.items()}  # fmt: skip
+    state = {
+        name: torch.full(t.shape, 7, dtype=torch.uint8).to(t.dtype)
+        if t.dtype.itemsize > 1
+        else torch.full(t.shape, 1, dtype=torch.uint8).view(t.dtype)
+        for name, t in like.items()
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dcp.load(state, checkpoint_id=folder, no_dist=True)
@@ -103,7 +122,9 @@ def test_torch_finds_nested_names(tmp_path, paramcli):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dcp.load(state, checkpoint_id=tmp_path / "m.dcp", no_dist=True)
-    assert torch.equal(state["model"]["fc.weight"], torch.ones(2, 2)) and torch.equal(state["model"]["fc.bias"], torch.zeros(2))
+    assert torch.equal(state["model"]["fc.weight"], torch.ones(2, 2)) and torch.equal(
+        state["model"]["fc.bias"], torch.zeros(2)
+    )
 
 
 def test_processes_load_their_shards(tmp_path, paramcli):
@@ -125,9 +146,13 @@ def test_the_description_is_torch_s_own(model, tmp_path, paramcli):
     ours = pickle.loads((tmp_path / "m.dcp" / ".metadata").read_bytes())  # written by this test
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.save({name: state[name] for name in ours.state_dict_metadata}, checkpoint_id=tmp_path / "torch", no_dist=True)
+        dcp.save(
+            {name: state[name] for name in ours.state_dict_metadata}, checkpoint_id=tmp_path / "torch", no_dist=True
+        )
     theirs = pickle.loads((tmp_path / "torch" / ".metadata").read_bytes())
-    assert ours.state_dict_metadata == theirs.state_dict_metadata and list(ours.state_dict_metadata) == list(theirs.state_dict_metadata)
+    assert ours.state_dict_metadata == theirs.state_dict_metadata and list(ours.state_dict_metadata) == list(
+        theirs.state_dict_metadata
+    )
     assert (ours.planner_data, ours.version) == (theirs.planner_data, theirs.version)
     assert ours.storage_data.keys() == theirs.storage_data.keys()
     assert [index.index for index in ours.storage_data] == [index.index for index in theirs.storage_data]
@@ -136,7 +161,9 @@ def test_the_description_is_torch_s_own(model, tmp_path, paramcli):
 
 
 def test_every_container_can_be_the_input(model, tmp_path, paramcli):
-    """Shards keep their split and bring their config; strided, tied and packed tensors of torch files, and chunks of two ranks, are plain ones."""
+    """Shards keep their split and bring their config; strided, tied and packed tensors of torch files, and chunks of
+    two ranks, are plain ones.
+    """
     path, state = model
     paramcli("convert", path, "-o", tmp_path / "shards", "--max-shard-size", "1MB")
     (tmp_path / "shards" / "config.json").write_text("{}")
@@ -144,12 +171,25 @@ def test_every_container_can_be_the_input(model, tmp_path, paramcli):
     assert sorted(os.listdir(tmp_path / "s.dcp")) == [".metadata", "__0_0.distcp", "__0_1.distcp", "config.json"]
     assert bits(by_torch(tmp_path / "s.dcp")) == bits(state)
     turned, packed = torch.randn(300, 5).t(), torch.randn(700, 700)
-    nested = {"turned": turned, "first": packed[:300], "second": packed[300:], "tied": turned, "whole": torch.randn(600, 600)}
+    nested = {
+        "turned": turned,
+        "first": packed[:300],
+        "second": packed[300:],
+        "tied": turned,
+        "whole": torch.randn(600, 600),
+    }
     for name, options in (("new.pt", {}), ("old.pt", {"_use_new_zipfile_serialization": False})):
-        torch.save({"state_dict": nested, "epoch": 3, "optimizer": {"param_groups": [], "state": {}}}, tmp_path / name, **options)
+        torch.save(
+            {"state_dict": nested, "epoch": 3, "optimizer": {"param_groups": [], "state": {}}},
+            tmp_path / name,
+            **options,
+        )
         told = paramcli("convert", tmp_path / name, "-o", tmp_path / f"{name}.dcp", "--check")
         assert bits(by_torch(tmp_path / f"{name}.dcp")) == bits(nested)
-        assert "not carried over: epoch, optimizer" in told.err and "a DCP folder knows no ties: tied = turned" in told.err.replace("turned = tied", "tied = turned")
+        assert (
+            "not carried over: epoch, optimizer" in told.err
+            and "a DCP folder knows no ties: tied = turned" in told.err.replace("turned = tied", "tied = turned")
+        )
 
 
 def test_parts_are_of_at_most_the_size_that_is_asked_for(tmp_path, paramcli):
@@ -171,7 +211,9 @@ def test_edits_write_such_folders_too(model, tmp_path, paramcli):
     paramcli("diff", tmp_path / "added.dcp", tmp_path / "baked.dcp")
     paramcli("migrate", tmp_path / "added.dcp", "--to", "old", "-o", tmp_path / "old.dcp")
     assert {"fc.weight_g", "fc.weight_v"} <= by_torch(tmp_path / "old.dcp").keys()
-    names = json.loads(paramcli("convert", tmp_path / "added.safetensors", "-o", tmp_path / "c.dcp", "--json").out)["dropped"]
+    names = json.loads(paramcli("convert", tmp_path / "added.safetensors", "-o", tmp_path / "c.dcp", "--json").out)[
+        "dropped"
+    ]
     assert names == ["metadata paramcli"]
 
 
@@ -181,7 +223,10 @@ def test_the_way_back_is_named_after_the_folder(model, tmp_path, paramcli):
     paramcli("convert", path, "-o", tmp_path / "x.dcp")
     paramcli("convert", tmp_path / "x.dcp")
     assert bits(load_file(tmp_path / "x.safetensors")) == bits(state)
-    assert "FOLDER.dcp" in paramcli("add", tmp_path / "x.dcp", "-t", "fc.weight", "--chain", "skew", "--in-place", code=2).err
+    assert (
+        "FOLDER.dcp"
+        in paramcli("add", tmp_path / "x.dcp", "-t", "fc.weight", "--chain", "skew", "--in-place", code=2).err
+    )
     said = paramcli("convert", tmp_path / "x.dcp", "-o", tmp_path / "x.dcp", "-f", code=2).err
     assert "is the input itself" in said and "--in-place" not in said  # which neither convert nor this container has
     assert ".distcp" in paramcli("convert", path, "-o", tmp_path / "x.distcp", code=2).err
@@ -196,7 +241,9 @@ def test_a_dtype_that_torch_lacks_is_refused(tmp_path, paramcli):
 
 
 def test_memory_does_not_grow_with_the_checkpoint(tmp_path):
-    """200 MB in tensors of 20 MB, from safetensors and from a torch zip, take no more memory than a start does and a block."""
+    """200 MB in tensors of 20 MB, from safetensors and from a torch zip, take no more memory than a start does and a
+    block.
+    """
     state = {f"w{number}": torch.full((5_000_000,), float(number)) for number in range(10)}
     save_file(state, tmp_path / "m.safetensors")
     torch.save(state, tmp_path / "m.pt")
@@ -208,7 +255,13 @@ assert "torch" not in sys.modules
 print(code, next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 """
     for name in ("m.safetensors", "m.pt"):
-        done = subprocess.run([sys.executable, "-c", script, str(tmp_path / name)], capture_output=True, text=True, env=os.environ, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path / name)],
+            capture_output=True,
+            text=True,
+            env=os.environ,
+            check=True,
+        )
         code, kibibytes = map(int, done.stdout.split()[-2:])
         assert code == 0 and kibibytes < 100_000
         shutil.rmtree(tmp_path / f"{name}.dcp")
@@ -223,7 +276,12 @@ def test_a_checkpoint_that_is_replaced_leaves_none_of_its_parts(model, tmp_path,
     out = tmp_path / "out.dcp"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.save({"a": torch.ones(3), "b": torch.ones(4)}, checkpoint_id=out, no_dist=True, storage_writer=dcp.FileSystemWriter(out, single_file_per_rank=False))
+        dcp.save(
+            {"a": torch.ones(3), "b": torch.ones(4)},
+            checkpoint_id=out,
+            no_dist=True,
+            storage_writer=dcp.FileSystemWriter(out, single_file_per_rank=False),
+        )
     assert {"__0_0.distcp", "__0_1.distcp"} < set(os.listdir(out))
     (out / "notes.txt").write_text("mine")
     (out / "mine.distcp").write_text("mine")
@@ -248,7 +306,11 @@ def test_a_hostile_old_description_removes_nothing_but_parts(model, tmp_path, pa
         next(iter(metadata.storage_data.values())).relative_path = name
         (out / ".metadata").write_bytes(pickle.dumps(metadata))
         paramcli("convert", path, "-o", out, "--force")
-        assert (out / "thesis.pdf").exists() and (tmp_path / "outside.distcp").exists() and bits(by_torch(out)) == bits(state)
+        assert (
+            (out / "thesis.pdf").exists()
+            and (tmp_path / "outside.distcp").exists()
+            and bits(by_torch(out)) == bits(state)
+        )
     (out / ".metadata").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
     paramcli("convert", path, "-o", out, "--force")
     assert bits(by_torch(out)) == bits(state) and not Path("ran").exists()
@@ -261,7 +323,10 @@ def test_a_folder_of_something_else_is_left_alone(model, tmp_path, paramcli):
     (tmp_path / "photos.dcp" / "cat.jpg").write_text("mine")
     (tmp_path / "file.dcp").write_text("mine")
     (tmp_path / "empty.dcp").mkdir()
-    assert "not a folder of torch.distributed.checkpoint" in paramcli("convert", path, "-o", tmp_path / "photos.dcp", "-f", code=4).err
+    assert (
+        "not a folder of torch.distributed.checkpoint"
+        in paramcli("convert", path, "-o", tmp_path / "photos.dcp", "-f", code=4).err
+    )
     assert "is no folder" in paramcli("convert", path, "-o", tmp_path / "file.dcp", "-f", code=4).err
     assert os.listdir(tmp_path / "photos.dcp") == ["cat.jpg"] and (tmp_path / "file.dcp").read_text() == "mine"
     paramcli("convert", path, "-o", tmp_path / "empty.dcp", "-f")
@@ -274,7 +339,10 @@ def test_shards_are_not_written_into_a_dcp_folder(model, tmp_path, paramcli):
     paramcli("convert", path, "-o", tmp_path / "x.dcp")
     os.rename(tmp_path / "x.dcp", tmp_path / "step")
     before = files(tmp_path / "step")
-    assert "holds a checkpoint of torch.distributed.checkpoint" in paramcli("convert", path, "-o", tmp_path / "step", "-f", code=4).err
+    assert (
+        "holds a checkpoint of torch.distributed.checkpoint"
+        in paramcli("convert", path, "-o", tmp_path / "step", "-f", code=4).err
+    )
     assert files(tmp_path / "step") == before
 
 

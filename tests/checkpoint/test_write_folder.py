@@ -38,12 +38,16 @@ def NO_METADATA(names):
     return {}
 
 
-def write_model(folder: Path, value: int, *, shards: int = 2, overwrite: bool = False, dcp: bool = False, **options) -> None:
+def write_model(
+    folder: Path, value: int, *, shards: int = 2, overwrite: bool = False, dcp: bool = False, **options
+) -> None:
     """Four one-element tensors of one value, over so many shards, or parts of a DCP folder."""
     slots = [Slot(name, "F32", (1,)) for name in NAMES]
     plan = plan_shards(slots, 16 // shards)
     if dcp:
-        sink = DcpSink(folder, {part_name(number): slots for number, slots in enumerate(plan.values())}, overwrite=overwrite)
+        sink = DcpSink(
+            folder, {part_name(number): slots for number, slots in enumerate(plan.values())}, overwrite=overwrite
+        )
     else:
         sink = ShardedSink(folder, plan, lambda names: {"format": "pt"}, overwrite=overwrite, **options)
     with sink:
@@ -170,7 +174,9 @@ def test_in_place_edits_a_folder_it_reads(tmp_path):
     (tmp_path / "m" / "config.json").write_text("{}")
     with open_folder_or_index(tmp_path / "m") as source:
         shards = {shard: [Slot(name, "F32", (1,)) for name in names] for shard, names in source.shards.items()}
-        with ShardedSink(tmp_path / "m", shards, NO_METADATA, None, sibling_files(tmp_path / "m"), overwrite=True) as sink:
+        with ShardedSink(
+            tmp_path / "m", shards, NO_METADATA, None, sibling_files(tmp_path / "m"), overwrite=True
+        ) as sink:
             sink.write("a", torch.tensor([9.0]).numpy().tobytes())
             sink.copy(source, [(name, name) for name in "bcd"])
             sink.commit(source)
@@ -182,8 +188,18 @@ def test_in_place_edits_a_folder_it_reads(tmp_path):
 
 # Every call that changes a folder or a file in it.
 STEPS = (
-    "open", "pwrite", "fsync", "rename", "replace", "link", "unlink", "mkdir", "rmdir", "fchmod", "posix_fallocate",
-)  # fmt: skip
+    "open",
+    "pwrite",
+    "fsync",
+    "rename",
+    "replace",
+    "link",
+    "unlink",
+    "mkdir",
+    "rmdir",
+    "fchmod",
+    "posix_fallocate",
+)
 
 
 BOTH_FOLDERS = pytest.mark.parametrize("dcp", [False, True], ids=["shards", "DCP folder"])

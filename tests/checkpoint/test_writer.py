@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
-from paramcli.checkpoint.write import safetensors_file as write_safetensors
-from paramcli.checkpoint.read.safetensors_file import open_safetensors
 from paramcli.checkpoint.disk.input_file import InputFile
-from paramcli.checkpoint.source import Source, Storage, TensorInfo, tensor_bytes
 from paramcli.checkpoint.disk.stream import Stream
+from paramcli.checkpoint.read.safetensors_file import open_safetensors
+from paramcli.checkpoint.source import Source, Storage, TensorInfo, tensor_bytes
+from paramcli.checkpoint.write import safetensors_file as write_safetensors
 from paramcli.checkpoint.write.safetensors_file import copy_storages, joined, stretches
 from paramcli.checkpoint.write.writer import SafetensorsSink, Slot
 from paramcli.dtypes import CODE_OF_TORCH
@@ -71,7 +71,11 @@ def copying(request, monkeypatch) -> str:
 def test_the_bytes_of_a_lazy_conjugate_are_its_values():
     """torch's conj() and the imaginary part of one are views that change values on reading; bytes must not miss that."""
     X = torch.randn(3, 4, dtype=torch.complex64)
-    for view, real in ((X.conj(), torch.conj_physical(X)), (X.conj().imag.contiguous(), -X.imag), (torch._neg_view(X.real.contiguous()), -X.real)):
+    for view, real in (
+        (X.conj(), torch.conj_physical(X)),
+        (X.conj().imag.contiguous(), -X.imag),
+        (torch._neg_view(X.real.contiguous()), -X.real),
+    ):
         assert bytes(tensor_bytes(view)) == real.contiguous().numpy().tobytes()
 
 
@@ -230,12 +234,11 @@ def test_copying_does_not_depend_on_the_size(tmp_path):
         sink._missing.clear()  # the reserved zeros are the tensor
         sink.commit()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with open_safetensors(path) as source:
-        with SafetensorsSink(tmp_path / "out", slots_of(source), {}) as sink:
-            with Stream(sink.file) as stream:
-                write_safetensors.copy_run(source.files[0], stream, 0, 0, 1000)
-            sink.copy(source, [("a", "a")])
-            sink.commit()
+    with open_safetensors(path) as source, SafetensorsSink(tmp_path / "out", slots_of(source), {}) as sink:
+        with Stream(sink.file) as stream:
+            write_safetensors.copy_run(source.files[0], stream, 0, 0, 1000)
+        sink.copy(source, [("a", "a")])
+        sink.commit()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000
     assert os.path.getsize(tmp_path / "out") == os.path.getsize(path)
 
@@ -247,7 +250,7 @@ def test_stretches_are_in_order_and_of_alike_sizes(sizes, count):
     items = [(size, (number,)) for number, size in enumerate(sizes)]
     parts = stretches(items, count)
     assert len(parts) == count and [item for part in parts for item in part] == [arguments for _, arguments in items]
-    assert all(sum(sizes[number] for number, in part) <= sum(sizes) / count + max(sizes) for part in parts if part)
+    assert all(sum(sizes[number] for (number,) in part) <= sum(sizes) / count + max(sizes) for part in parts if part)
 
 
 def test_a_failure_ends_the_other_stretches(tmp_path, monkeypatch):

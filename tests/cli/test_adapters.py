@@ -33,13 +33,37 @@ def test_minlora_checkpoints_bake_given_their_scale(tmp_path, paramcli):
     parametrize.register_parametrization(m["emb"], "weight", MinLoRA(10, 6, True, 4, 8))
     torch.save(m.state_dict(), tmp_path / "m.pt")
     told = paramcli("inspect", tmp_path / "m.pt").out
-    assert told.count("minlora:rank=4:alpha=X fits") == 2 and told.count("minlora:rank=4:alpha=X:embedding=true fits") == 1
-    paramcli("remove", tmp_path / "m.pt", "-t", "fc.weight", "-t", "conv.weight", "--chain", "minlora:rank=4:alpha=8", "-o", tmp_path / "a.safetensors")
-    paramcli("remove", tmp_path / "m.pt", "-t", "emb.weight", "--chain", "minlora:rank=4:alpha=8:embedding=true", "-o", tmp_path / "b.safetensors")
+    assert (
+        told.count("minlora:rank=4:alpha=X fits") == 2 and told.count("minlora:rank=4:alpha=X:embedding=true fits") == 1
+    )
+    paramcli(
+        "remove",
+        tmp_path / "m.pt",
+        "-t",
+        "fc.weight",
+        "-t",
+        "conv.weight",
+        "--chain",
+        "minlora:rank=4:alpha=8",
+        "-o",
+        tmp_path / "a.safetensors",
+    )
+    paramcli(
+        "remove",
+        tmp_path / "m.pt",
+        "-t",
+        "emb.weight",
+        "--chain",
+        "minlora:rank=4:alpha=8:embedding=true",
+        "-o",
+        tmp_path / "b.safetensors",
+    )
     for file, name in (("a", "fc"), ("a", "conv"), ("b", "emb")):
         made = load_file(tmp_path / f"{file}.safetensors")[f"{name}.weight"]
         torch.testing.assert_close(made, m[name].weight.detach(), rtol=1e-6, atol=1e-6)
-    assert paramcli("remove", tmp_path / "m.pt", "-t", "fc.weight", "--chain", "minlora:rank=3:alpha=8", code=3).err.startswith("error: ")
+    assert paramcli(
+        "remove", tmp_path / "m.pt", "-t", "fc.weight", "--chain", "minlora:rank=3:alpha=8", code=3
+    ).err.startswith("error: ")
 
 
 def test_adapters_start_from_the_weight_as_it_is(tmp_path, paramcli):

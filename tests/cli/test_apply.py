@@ -37,7 +37,9 @@ chain = "weight_norm:dim=0"
 
 def test_a_recipe_writes_the_bytes_of_its_commands_one_after_another(fc_checkpoint, tmp_path, recipe, paramcli):
     """Two edits of two tensors, an assignment and an appended link: one pass equals four files in a row."""
-    path = recipe(ADD_BOTH + """
+    path = recipe(
+        ADD_BOTH
+        + """
 [[edit]]
 command = "assign"
 tensor = "fc.weight"
@@ -49,7 +51,8 @@ command = "add"
 tensor = "fc.weight"
 chain = "matrix_exp"
 init = "raw"
-""")  # fmt: skip
+"""
+    )
     paramcli("apply", path, fc_checkpoint, "-o", tmp_path / "apply.safetensors")
     one, two, three, four = (tmp_path / f"{n}.safetensors" for n in "1234")
     paramcli("add", fc_checkpoint, "-t", "fc.weight", "--chain", "symmetric", "-o", one)
@@ -77,7 +80,10 @@ def test_renames_in_a_row_never_import_torch(tmp_path, fixtures, recipe, shell, 
     code = "import sys; sys.modules['torch'] = None; from paramcli.cli.app import run; sys.exit(run(sys.argv[1:]))"
     import subprocess
 
-    subprocess.run([sys.executable, "-c", code, "apply", path, tmp_path / "a.safetensors", "-o", tmp_path / "b.safetensors"], check=True)
+    subprocess.run(
+        [sys.executable, "-c", code, "apply", path, tmp_path / "a.safetensors", "-o", tmp_path / "b.safetensors"],
+        check=True,
+    )
     a, b = load_file(tmp_path / "a.safetensors"), load_file(tmp_path / "b.safetensors")
     assert set(a) == set(b) and all(torch.equal(a[name], b[name]) for name in a)
 
@@ -108,7 +114,16 @@ def test_remove_and_migrate_are_replayed_too(fixtures, tmp_path, recipe, paramcl
     """bake = false, to = "new": flags and choices come back as they were given."""
     said = paramcli("migrate", fixtures / "old_norms.pt", "--to", "new", "-n", "--json").json
     assert said["edit"] == [{"command": "migrate", "to": "new"}]
-    paramcli("add", fixtures / "silero_vad_16k.safetensors", "-t", "conv1.weight", "--chain", "mask", "-o", tmp_path / "m.safetensors")
+    paramcli(
+        "add",
+        fixtures / "silero_vad_16k.safetensors",
+        "-t",
+        "conv1.weight",
+        "--chain",
+        "mask",
+        "-o",
+        tmp_path / "m.safetensors",
+    )
     said = paramcli("remove", tmp_path / "m.safetensors", "--no-bake", "-n", "--json")
     assert said.json["edit"] == [{"command": "remove", "bake": False}]
     paramcli("apply", recipe(said.out, "r.json"), tmp_path / "m.safetensors", "-o", tmp_path / "o.safetensors")
@@ -118,13 +133,29 @@ def test_remove_and_migrate_are_replayed_too(fixtures, tmp_path, recipe, paramcl
 @pytest.mark.parametrize(
     ("text", "message", "hint"),
     [
-        ('[[edit]]\ncommand = "add"\ntensor = [\n "a",\n]\nveiw = "flatten"\nchain = "skew"\n', "line 6: add has no option 'veiw'", "view"),
+        (
+            '[[edit]]\ncommand = "add"\ntensor = [\n "a",\n]\nveiw = "flatten"\nchain = "skew"\n',
+            "line 6: add has no option 'veiw'",
+            "view",
+        ),
         ('[[edit]]\ncommand = "ad"\n', "line 2: no editing command 'ad'", "add"),
         ('\n[[edit]]\ncomand = "add"\n', "line 3: the edit has no command", "comand"),
         ('[[edit]]\ncommand = "add"\ntensor = "a"\nchain = "skw"\n', "line 4: no parametrization named 'skw'", "skew"),
-        ('[[edit]]\ncommand = "add"\ntensor = "a"\nchain = "skew"\ninit = "projct"\n', "line 5: --init projct", "project"),
-        ('[[edit]]\ncommand = "add"\ntensor = "a"\nchain = "skew"\nseed = "1"\n', "line 5: seed must be a whole number", None),
-        ('[[edit]]\ncommand = "add"\ntensor = "a"\nchain = "skew"\nmax-change = -1\n', "line 5: --max-change -1: must be at least 0", None),
+        (
+            '[[edit]]\ncommand = "add"\ntensor = "a"\nchain = "skew"\ninit = "projct"\n',
+            "line 5: --init projct",
+            "project",
+        ),
+        (
+            '[[edit]]\ncommand = "add"\ntensor = "a"\nchain = "skew"\nseed = "1"\n',
+            "line 5: seed must be a whole number",
+            None,
+        ),
+        (
+            '[[edit]]\ncommand = "add"\ntensor = "a"\nchain = "skew"\nmax-change = -1\n',
+            "line 5: --max-change -1: must be at least 0",
+            None,
+        ),
         ('[[edit]]\ncommand = "add"\ntensor = [3]\nchain = "skew"\n', "line 3: tensor must be a list of texts", None),
         ('[[edit]]\ncommand = "assign"\ntensor = "a"\n', "line 1: assign needs one of --from", "orthogonal"),
         ("[edit]\ncommand = 1\n", "holds no list of edits", "[[edit]]"),
@@ -134,10 +165,16 @@ def test_remove_and_migrate_are_replayed_too(fixtures, tmp_path, recipe, paramcl
         ('[[edit]]\ncommand = "add"\ncheck = true\n', "line 3: add has no option 'check'", "apply RECIPE CKPT --check"),
         ('[[edit]]\ncommand = "add"\ntensor = "nope"\nchain = "skew"\n', "line 1: no tensor named 'nope'", None),
         ('[[edit]]\ncommand = "add"\ntensor = "out.weight"\nchain = "skew"\n', "line 1: skew", "square"),
-        ('[[edit]]\ncommand = "assign"\ntensor = "fc.bias"\nwith = "xavier_normal"\n', "line 1: xavier_normal does not fit", None),
+        (
+            '[[edit]]\ncommand = "assign"\ntensor = "fc.bias"\nwith = "xavier_normal"\n',
+            "line 1: xavier_normal does not fit",
+            None,
+        ),
     ],
 )
-def test_mistakes_are_told_with_their_line_before_anything_is_read(text, message, hint, fc_checkpoint, tmp_path, recipe, paramcli, monkeypatch):
+def test_mistakes_are_told_with_their_line_before_anything_is_read(
+    text, message, hint, fc_checkpoint, tmp_path, recipe, paramcli, monkeypatch
+):
     """Options, names, shapes: the whole recipe is checked on headers alone."""
     from paramcli.checkpoint.source import Source
 
@@ -164,7 +201,12 @@ def test_lines_are_found_whatever_the_layout():
 
 def test_a_json_recipe_names_the_edit(fc_checkpoint, recipe, paramcli):
     """JSON has no line of its own for a key, so its edits are counted."""
-    result = paramcli("apply", recipe('{"edit": [{"command": "add", "tensor": ["fc.weight"], "chain": "skew", "x": 1}]}', "a.json"), fc_checkpoint, code=2)
+    result = paramcli(
+        "apply",
+        recipe('{"edit": [{"command": "add", "tensor": ["fc.weight"], "chain": "skew", "x": 1}]}', "a.json"),
+        fc_checkpoint,
+        code=2,
+    )
     assert "a.json edit 1: add has no option 'x'" in result.err
 
 
@@ -173,6 +215,12 @@ def test_an_edit_computes_in_the_dtype_it_names(fc_checkpoint, tmp_path, recipe,
     paramcli("add", fc_checkpoint, "-t", "fc.weight", "--chain", "skew,matrix_exp", "-o", tmp_path / "p.safetensors")
     paramcli("remove", tmp_path / "p.safetensors", "-o", tmp_path / "same.safetensors")
     paramcli("remove", tmp_path / "p.safetensors", "--compute-dtype", "float64", "-o", tmp_path / "wide.safetensors")
-    paramcli("apply", recipe('[[edit]]\ncommand = "remove"\ncompute-dtype = "float64"\n'), tmp_path / "p.safetensors", "-o", tmp_path / "r.safetensors")
+    paramcli(
+        "apply",
+        recipe('[[edit]]\ncommand = "remove"\ncompute-dtype = "float64"\n'),
+        tmp_path / "p.safetensors",
+        "-o",
+        tmp_path / "r.safetensors",
+    )
     same, wide, applied = ((tmp_path / f"{n}.safetensors").read_bytes() for n in ("same", "wide", "r"))
     assert applied == wide != same

@@ -8,13 +8,20 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-BLOCK = "import sys; sys.modules['torch'] = None; sys.modules['numpy'] = None; from paramcli.cli.app import main; main([])"
+BLOCK = (
+    "import sys; sys.modules['torch'] = None; sys.modules['numpy'] = None; from paramcli.cli.app import main; main([])"
+)
 
 
 def bash(line, cwd):
     """What bash would offer for the last word of the line; torch cannot be imported meanwhile."""
     words = line.split(" ")
-    environment = {**os.environ, "_PARAMCLI_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
+    environment = {
+        **os.environ,
+        "_PARAMCLI_COMPLETE": "complete_bash",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(words) - 1),
+    }
     done = subprocess.run([sys.executable, "-c", BLOCK], capture_output=True, text=True, env=environment, cwd=cwd)
     assert done.stderr == ""
     return done.stdout.split()
@@ -79,13 +86,25 @@ def test_a_thousand_names_come_at_once(folder):
 def test_bash_runs_the_installed_script(folder, shell):
     """The script that --show-completion prints, sourced by a real bash, fills COMPREPLY."""
     script = subprocess.run(
-        [sys.executable, "-m", "paramcli"], capture_output=True, text=True, env={**os.environ, "_PARAMCLI_COMPLETE": "source_bash"}
+        [sys.executable, "-m", "paramcli"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "_PARAMCLI_COMPLETE": "source_bash"},
     ).stdout
     assert "complete -o default" in script
     command = folder / "bin" / "paramcli"
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m paramcli "$@"\n')
     command.chmod(0o755)
-    test = script + '\nCOMP_WORDS=(paramcli inspect big.safetensors -t layers.7.q); COMP_CWORD=4; COMP_LINE="${COMP_WORDS[*]}"; COMP_POINT=${#COMP_LINE}\n_paramcli_completion paramcli\necho "${COMPREPLY[@]}"'
-    done = subprocess.run(["bash", "--norc", "-c", test], capture_output=True, text=True, cwd=folder, env={**os.environ, "PATH": f"{command.parent}:{os.environ['PATH']}"})
+    test = (
+        script
+        + '\nCOMP_WORDS=(paramcli inspect big.safetensors -t layers.7.q); COMP_CWORD=4; COMP_LINE="${COMP_WORDS[*]}"; COMP_POINT=${#COMP_LINE}\n_paramcli_completion paramcli\necho "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(
+        ["bash", "--norc", "-c", test],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PATH": f"{command.parent}:{os.environ['PATH']}"},
+    )
     assert done.stdout.split() == ["layers.7.q.weight"], done.stderr

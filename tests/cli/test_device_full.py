@@ -1,4 +1,6 @@
-"""A GPU without the memory that a tensor needs: one line that names the tensor and the way out, exit 3, nothing written."""
+"""A GPU without the memory that a tensor needs: one line that names the tensor and the way out, exit 3, nothing
+written.
+"""
 
 import os
 
@@ -6,12 +8,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from paramcli.fitting import measure
 from paramcli.cli import app
+from paramcli.fitting import measure
 
 # As the allocator, the driver, MPS and the libraries for linear algebra say it.
 ERRORS = [
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.19 GiB.\nSee the documentation"),
+    torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.19 GiB.\nSee the documentation"
+    ),
     torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
     RuntimeError("MPS backend out of memory (MPS allocated: 9.06 GB, max allowed: 9.07 GB)."),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
@@ -49,7 +53,10 @@ def test_the_tensor_and_the_way_out_are_named(command, error, files, paramcli, m
     before = files()
     told = paramcli(*COMMANDS[command], code=3)
     name = COMMANDS[command][1]
-    assert told.err == f"error: fc.weight: the device is out of memory (in {name})\n  try: --device cpu, or end what else uses the device\n"
+    assert (
+        told.err
+        == f"error: fc.weight: the device is out of memory (in {name})\n  try: --device cpu, or end what else uses the device\n"
+    )
     assert told.out == "" and files() == before
 
 
@@ -98,7 +105,13 @@ def test_a_device_that_is_full_before_any_tensor_is_told_too(error, capsys, monk
     assert capsys.readouterr().err.startswith("error: the device is out of memory\n")
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+    ],
+)
 def test_a_machine_without_memory_is_no_bug(error, capsys, monkeypatch):
     """Python's own error and torch's are told alike."""
     fails_with(error, monkeypatch)

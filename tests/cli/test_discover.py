@@ -17,7 +17,12 @@ def rotation(n: int) -> torch.Tensor:
 @pytest.fixture
 def path(tmp_path):
     gates = torch.cat([rotation(16) for _ in range(4)])
-    tensors = {"gates": gates, "conv": rotation(16).reshape(16, 4, 4), "noise": torch.randn(12, 5), "bias": torch.randn(3)}
+    tensors = {
+        "gates": gates,
+        "conv": rotation(16).reshape(16, 4, 4),
+        "noise": torch.randn(12, 5),
+        "bias": torch.randn(3),
+    }
     save_file(tensors, tmp_path / "a.safetensors")
     return tmp_path / "a.safetensors"
 
@@ -36,7 +41,11 @@ def test_gates_are_rotations_through_the_view_of_their_blocks(path, paramcli):
 def test_what_a_stronger_set_implies_is_left_out_in_its_own_view(path, paramcli):
     """A rotation is orthogonal and needs no line for that; what is seen of the tensor as it is stays."""
     found = holds(paramcli, path, "-t", "conv")["conv"]
-    assert "special_orthogonal (flatten)" in found and "orthogonal (flatten)" not in found and "unit_spectral_norm" in found
+    assert (
+        "special_orthogonal (flatten)" in found
+        and "orthogonal (flatten)" not in found
+        and "unit_spectral_norm" in found
+    )
     assert holds(paramcli, path, "-t", "conv", "--view", "flatten")["conv"] == ["special_orthogonal (flatten)"]
 
 

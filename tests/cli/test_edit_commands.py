@@ -44,7 +44,9 @@ def test_lstm_gates_by_blocks(fixtures, tmp_path, paramcli):
     """Each gate of a real LSTM's recurrent kernel becomes a rotation; every other tensor keeps its bits."""
     source = fixtures / "silero_vad_16k.safetensors"
     out, baked = tmp_path / "p.safetensors", tmp_path / "b.safetensors"
-    report = paramcli("add", source, "-t", "lstm_cell.weight_hh", "--view", "blocks=4", "--chain", "skew,cayley", "-o", out, "--json").json
+    report = paramcli(
+        "add", source, "-t", "lstm_cell.weight_hh", "--view", "blocks=4", "--chain", "skew,cayley", "-o", out, "--json"
+    ).json
     before, after = load_file(source), load_file(out)
     moved = report["tensors"][0]["moved"]
     paramcli("verify", out)
@@ -71,7 +73,9 @@ def test_project_gives_the_nearest_rotation(tmp_path, paramcli):
     U, _, Vh = torch.linalg.svd(W.double())
     D = torch.ones(12, dtype=torch.float64)
     D[-1] = torch.linalg.det(U @ Vh).sign()
-    torch.testing.assert_close(load_file(tmp_path / "a.baked.safetensors")["w"].double(), (U * D) @ Vh, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        load_file(tmp_path / "a.baked.safetensors")["w"].double(), (U * D) @ Vh, atol=1e-5, rtol=0
+    )
 
 
 def test_strict_refuses_and_writes_nothing(fc_checkpoint, tmp_path, paramcli):
@@ -88,7 +92,9 @@ def test_strict_accepts_what_holds(tmp_path, paramcli):
     Q = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(2)))[0]
     Q[0] *= torch.linalg.det(Q).sign()
     torch.save({"q": Q}, tmp_path / "a.pt")
-    report = paramcli("add", tmp_path / "a.pt", "-t", "q", "--chain", "skew,matrix_exp", "--init", "strict", "--json").json
+    report = paramcli(
+        "add", tmp_path / "a.pt", "-t", "q", "--chain", "skew,matrix_exp", "--init", "strict", "--json"
+    ).json
     assert report["tensors"][0]["moved"] < 2e-6
 
 
@@ -117,7 +123,18 @@ def test_verify_orthogonal_accepts_members_and_rejects_near_misses(dtype, tmp_pa
 def test_same_command_same_bytes(fc_checkpoint, tmp_path, paramcli):
     """Random parts come from the seed, so two runs are byte-identical; another seed is not."""
     for out, seed in (("1", 0), ("2", 0), ("3", 1)):
-        paramcli("add", fc_checkpoint, "-t", "fc.weight", "--chain", "prune_random:amount=0.5", "--seed", seed, "-o", tmp_path / f"{out}.safetensors")
+        paramcli(
+            "add",
+            fc_checkpoint,
+            "-t",
+            "fc.weight",
+            "--chain",
+            "prune_random:amount=0.5",
+            "--seed",
+            seed,
+            "-o",
+            tmp_path / f"{out}.safetensors",
+        )
     one, two, three = ((tmp_path / f"{n}.safetensors").read_bytes() for n in "123")
     assert one == two != three
 
@@ -139,8 +156,12 @@ def test_no_bake_of_several_originals_is_refused(fc_checkpoint, tmp_path, paramc
 
 def test_adding_to_a_parametrized_tensor_appends(fc_checkpoint, tmp_path, paramcli):
     """As on a live module: the originals stay, the chain grows, and the view is the first one's."""
-    paramcli("add", fc_checkpoint, "-t", "fc.weight", "--chain", "skew", "--init", "raw", "-o", tmp_path / "1.safetensors")
-    paramcli("add", tmp_path / "1.safetensors", "-t", "fc.weight", "--chain", "cayley", "-o", tmp_path / "2.safetensors")
+    paramcli(
+        "add", fc_checkpoint, "-t", "fc.weight", "--chain", "skew", "--init", "raw", "-o", tmp_path / "1.safetensors"
+    )
+    paramcli(
+        "add", tmp_path / "1.safetensors", "-t", "fc.weight", "--chain", "cayley", "-o", tmp_path / "2.safetensors"
+    )
     one, two = load_file(tmp_path / "1.safetensors"), load_file(tmp_path / "2.safetensors")
     key = "fc.parametrizations.weight.original"
     assert torch.equal(one[key], two[key])
@@ -155,7 +176,16 @@ def test_assign_goes_through_the_right_inverse(fc_checkpoint, tmp_path, paramcli
     Q = nn.init.orthogonal_(torch.empty(16, 16))
     Q[0] *= torch.linalg.det(Q).sign()
     save_file({"other.name": Q}, tmp_path / "q.safetensors")
-    paramcli("assign", tmp_path / "p.safetensors", "-t", "fc.weight", "--from", f"{tmp_path / 'q.safetensors'}:other.name", "-o", tmp_path / "a.safetensors")
+    paramcli(
+        "assign",
+        tmp_path / "p.safetensors",
+        "-t",
+        "fc.weight",
+        "--from",
+        f"{tmp_path / 'q.safetensors'}:other.name",
+        "-o",
+        tmp_path / "a.safetensors",
+    )
     paramcli("remove", tmp_path / "a.safetensors", "-o", tmp_path / "b.safetensors")
     torch.testing.assert_close(load_file(tmp_path / "b.safetensors")["fc.weight"], Q, atol=2e-6, rtol=0)
     paramcli("verify", tmp_path / "b.safetensors")
@@ -174,8 +204,12 @@ def test_assign_of_an_initialiser_to_a_plain_tensor(init, fc_checkpoint, tmp_pat
 
 def test_assign_keeps_a_mask(fc_checkpoint, tmp_path, paramcli):
     """Assigning to a pruned tensor keeps its mask: what it drops stays zero."""
-    paramcli("add", fc_checkpoint, "-t", "fc.weight", "--chain", "prune_l1:amount=100", "-o", tmp_path / "p.safetensors")
-    paramcli("assign", tmp_path / "p.safetensors", "-t", "fc.weight", "--with", "ones", "-o", tmp_path / "a.safetensors")
+    paramcli(
+        "add", fc_checkpoint, "-t", "fc.weight", "--chain", "prune_l1:amount=100", "-o", tmp_path / "p.safetensors"
+    )
+    paramcli(
+        "assign", tmp_path / "p.safetensors", "-t", "fc.weight", "--with", "ones", "-o", tmp_path / "a.safetensors"
+    )
     mask = load_file(tmp_path / "p.safetensors")["fc.parametrizations.weight.0.mask"]
     paramcli("remove", tmp_path / "a.safetensors", "-o", tmp_path / "b.safetensors")
     assert torch.equal(load_file(tmp_path / "b.safetensors")["fc.weight"], mask.float())
@@ -197,7 +231,10 @@ def test_dry_run_writes_nothing_and_says_what_it_would(fc_checkpoint, tmp_path, 
     report = paramcli("add", fc_checkpoint, "-t", "*.weight", "--chain", "weight_norm", "-n", "--json").json
     assert report["dry_run"] and len(report["tensors"]) == 3
     assert report["tensors"][0]["reads"] == ["fc.weight"]
-    assert report["tensors"][0]["writes"] == ["fc.parametrizations.weight.original0", "fc.parametrizations.weight.original1"]
+    assert report["tensors"][0]["writes"] == [
+        "fc.parametrizations.weight.original0",
+        "fc.parametrizations.weight.original1",
+    ]
     assert sorted(tmp_path.iterdir()) == files
 
 
@@ -217,7 +254,11 @@ def test_in_place_keeps_the_container_whatever_the_name(name, tmp_path, paramcli
     W = torch.randn(4, 4)
     torch.save({"model": {"w.weight": W}, "epoch": 5}, tmp_path / name)
     result = paramcli("add", tmp_path / name, "-t", "w.weight", "--chain", "symmetric", "--in-place")
-    assert torch.load(tmp_path / name, weights_only=True, mmap=False)["epoch"] == 5 if "safetensors" not in name else "epoch" not in result.err
+    assert (
+        torch.load(tmp_path / name, weights_only=True, mmap=False)["epoch"] == 5
+        if "safetensors" not in name
+        else "epoch" not in result.err
+    )
     assert paramcli("inspect", tmp_path / name, "--json").json["container"] == "torch zip"
     save_file({"w.weight": W}, tmp_path / name)
     paramcli("add", tmp_path / name, "-t", "w.weight", "--chain", "symmetric", "--in-place")
@@ -227,13 +268,19 @@ def test_in_place_keeps_the_container_whatever_the_name(name, tmp_path, paramcli
 
 def test_the_record_and_other_metadata_are_carried(tmp_path, paramcli):
     """Other people's metadata survive character for character beside the record."""
-    save_file({"w": torch.randn(4, 4), "v": torch.randn(3)}, tmp_path / "a.safetensors", {"author": "née ☃ \"x\"", "format": "pt"})
+    save_file(
+        {"w": torch.randn(4, 4), "v": torch.randn(3)},
+        tmp_path / "a.safetensors",
+        {"author": 'née ☃ "x"', "format": "pt"},
+    )
     paramcli("add", tmp_path / "a.safetensors", "-t", "w", "--chain", "symmetric")
     with safe_open(tmp_path / "a.parametrized.safetensors", "pt") as file:
         metadata = file.metadata()
-    assert metadata["author"] == "née ☃ \"x\"" and metadata["format"] == "pt"
+    assert metadata["author"] == 'née ☃ "x"' and metadata["format"] == "pt"
     record = json.loads(metadata["paramcli"])
-    assert record["tensors"] == {"w": {"chain": "symmetric", "constraint": "symmetric", "state": "parametrized", "view": None}}
+    assert record["tensors"] == {
+        "w": {"chain": "symmetric", "constraint": "symmetric", "state": "parametrized", "view": None}
+    }
 
 
 def test_verify_reports_what_is_not_claimed(fc_checkpoint, tmp_path, paramcli):
@@ -249,7 +296,9 @@ def test_spectral_norm_is_verified_by_its_true_norm(tmp_path, paramcli):
     torch.save(nn.Linear(9, 6).state_dict(), tmp_path / "a.pt")
     paramcli("add", tmp_path / "a.pt", "-t", "weight", "--chain", "spectral_norm", "-o", tmp_path / "s.safetensors")
     checks = paramcli("verify", tmp_path / "s.safetensors", "--json").json["tensors"][0]["checks"]
-    assert [c["constraint"] for c in checks] == ["unit_spectral_norm:dim=0", "unit_u_v"] and checks[0]["residual"] < 1e-6
+    assert [c["constraint"] for c in checks] == ["unit_spectral_norm:dim=0", "unit_u_v"] and checks[0][
+        "residual"
+    ] < 1e-6
     tensors = load_file(tmp_path / "s.safetensors")
     with safe_open(tmp_path / "s.safetensors", "pt") as file:
         metadata = file.metadata()
@@ -271,9 +320,23 @@ def test_a_result_off_its_constraint_is_warned_of(chain, tmp_path, paramcli):
 def test_an_orthogonal_draw_for_a_batch_is_one_for_each_matrix(tmp_path, paramcli):
     """A batch under a chain onto rotations gets rotations, and different ones."""
     save_file({"w": torch.randn(4, 2, 8, 8)}, tmp_path / "w.safetensors")
-    paramcli("add", tmp_path / "w.safetensors", "-t", "w", "--chain", "skew,matrix_exp", "-o", tmp_path / "p.safetensors")
+    paramcli(
+        "add", tmp_path / "w.safetensors", "-t", "w", "--chain", "skew,matrix_exp", "-o", tmp_path / "p.safetensors"
+    )
     for seed in range(4):
-        paramcli("assign", tmp_path / "p.safetensors", "-t", "w", "--with", "orthogonal", "--seed", seed, "-f", "-o", tmp_path / "a.safetensors")
+        paramcli(
+            "assign",
+            tmp_path / "p.safetensors",
+            "-t",
+            "w",
+            "--with",
+            "orthogonal",
+            "--seed",
+            seed,
+            "-f",
+            "-o",
+            tmp_path / "a.safetensors",
+        )
         paramcli("remove", tmp_path / "a.safetensors", "-f", "-o", tmp_path / "b.safetensors")
         Q = load_file(tmp_path / "b.safetensors")["w"].double().reshape(8, 8, 8)
         assert (Q.mT @ Q - torch.eye(8)).abs().max() < 1e-5 and (torch.linalg.det(Q) - 1).abs().max() < 1e-5
@@ -285,7 +348,19 @@ def test_assigning_an_orthogonal_draw_works_for_every_seed(fc_checkpoint, tmp_pa
     made = tmp_path / "ckpt.parametrized.safetensors"
     paramcli("add", fc_checkpoint, "-t", "fc.weight", "--chain", "skew,cayley")
     for seed in range(4):
-        paramcli("assign", made, "-t", "fc.weight", "--with", "orthogonal", "--seed", seed, "-f", "-o", tmp_path / "o.safetensors")
+        paramcli(
+            "assign",
+            made,
+            "-t",
+            "fc.weight",
+            "--with",
+            "orthogonal",
+            "--seed",
+            seed,
+            "-f",
+            "-o",
+            tmp_path / "o.safetensors",
+        )
         assert "holds" in paramcli("verify", tmp_path / "o.safetensors").out
 
 
@@ -294,7 +369,18 @@ def test_verify_writes_nothing_that_is_off(options, tmp_path, paramcli):
     """--verify is the gate: exit 1, the tensor and its numbers named, and no output where a constraint does not hold."""
     save_file({"m.w": torch.zeros(4, 4), "m.b": torch.ones(3)}, tmp_path / "in.safetensors")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    command = ["add", tmp_path / "in.safetensors", "-t", "m.w", "--chain", "orthogonal", "--init", "raw", "--verify", *options]
+    command = [
+        "add",
+        tmp_path / "in.safetensors",
+        "-t",
+        "m.w",
+        "--chain",
+        "orthogonal",
+        "--init",
+        "raw",
+        "--verify",
+        *options,
+    ]
     result = paramcli(*command, code=1)
     assert "error: m.w: the constraint does not hold (residual " in result.err and not result.out
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -304,24 +390,64 @@ def test_verify_lets_pass_what_holds(tmp_path, paramcli):
     """With --verify the bytes are those of a run without it, and the baked result verifies too."""
     save_file({"m.w": torch.randn(6, 6), "m.b": torch.ones(3)}, tmp_path / "in.safetensors")
     for name, more in (("a", []), ("b", ["--verify"])):
-        paramcli("add", tmp_path / "in.safetensors", "-t", "m.w", "--chain", "skew,cayley", "-o", tmp_path / f"{name}.safetensors", *more)
+        paramcli(
+            "add",
+            tmp_path / "in.safetensors",
+            "-t",
+            "m.w",
+            "--chain",
+            "skew,cayley",
+            "-o",
+            tmp_path / f"{name}.safetensors",
+            *more,
+        )
         paramcli("remove", tmp_path / f"{name}.safetensors", "-o", tmp_path / f"{name}.baked.safetensors", *more)
     for kind in ("", ".baked"):
         assert (tmp_path / f"a{kind}.safetensors").read_bytes() == (tmp_path / f"b{kind}.safetensors").read_bytes()
 
 
 def test_what_is_appended_to_a_weight_that_is_on_the_set_already_says_so(tmp_path, paramcli):
-    """torch asks no right inverse of what is appended: a kept promise that would break is refused by strict, and told by project."""
+    """torch asks no right inverse of what is appended: a kept promise that would break is refused by strict, and told
+    by project.
+    """
     save_file({"m.w": torch.randn(6, 6)}, tmp_path / "in.safetensors")
-    paramcli("add", tmp_path / "in.safetensors", "-t", "m.w", "--chain", "orthogonal", "-o", tmp_path / "one.safetensors")
-    again = ["add", tmp_path / "one.safetensors", "-t", "m.w", "--chain", "orthogonal", "-o", tmp_path / "two.safetensors"]
-    assert "orthogonal already" in paramcli(*again, "--init", "strict", code=1).err and not (tmp_path / "two.safetensors").exists()
+    paramcli(
+        "add", tmp_path / "in.safetensors", "-t", "m.w", "--chain", "orthogonal", "-o", tmp_path / "one.safetensors"
+    )
+    again = [
+        "add",
+        tmp_path / "one.safetensors",
+        "-t",
+        "m.w",
+        "--chain",
+        "orthogonal",
+        "-o",
+        tmp_path / "two.safetensors",
+    ]
+    assert (
+        "orthogonal already" in paramcli(*again, "--init", "strict", code=1).err
+        and not (tmp_path / "two.safetensors").exists()
+    )
     told = paramcli(*again)
-    assert "m.w: it is orthogonal already, and orthogonal after orthogonal moves it by" in told.err and "remove --bake first" in told.err
-    told = paramcli("add", tmp_path / "one.safetensors", "-t", "m.w", "--chain", "prune_l1:amount=0.5", "-o", tmp_path / "three.safetensors")
+    assert (
+        "m.w: it is orthogonal already, and orthogonal after orthogonal moves it by" in told.err
+        and "remove --bake first" in told.err
+    )
+    told = paramcli(
+        "add",
+        tmp_path / "one.safetensors",
+        "-t",
+        "m.w",
+        "--chain",
+        "prune_l1:amount=0.5",
+        "-o",
+        tmp_path / "three.safetensors",
+    )
     assert "orthogonal is no longer promised, nor verified" in told.err
     paramcli("add", tmp_path / "in.safetensors", "-t", "m.w", "--chain", "skew", "-o", tmp_path / "skew.safetensors")
-    told = paramcli("add", tmp_path / "skew.safetensors", "-t", "m.w", "--chain", "cayley", "-o", tmp_path / "rotation.safetensors")
+    told = paramcli(
+        "add", tmp_path / "skew.safetensors", "-t", "m.w", "--chain", "cayley", "-o", tmp_path / "rotation.safetensors"
+    )
     assert "promised" not in told.err  # cayley is made for what skew gives
 
 
@@ -342,21 +468,48 @@ def test_what_verify_cannot_read_is_no_pass(tmp_path, paramcli):
 def test_an_output_is_a_file(tmp_path, paramcli):
     """-o - would be a file of that name, which nobody means."""
     save_file({"w": torch.randn(6, 6)}, tmp_path / "in.safetensors")
-    assert "never to a pipe" in paramcli("add", tmp_path / "in.safetensors", "-t", "w", "--chain", "symmetric", "-o", "-", code=2).err
+    assert (
+        "never to a pipe"
+        in paramcli("add", tmp_path / "in.safetensors", "-t", "w", "--chain", "symmetric", "-o", "-", code=2).err
+    )
 
 
 def test_a_wrong_name_is_said_before_an_output_that_exists(tmp_path, paramcli):
     """Of two mistakes the one that --force would not mend comes first."""
     save_file({"w": torch.randn(6, 6)}, tmp_path / "in.safetensors")
     (tmp_path / "o.safetensors").write_bytes(b"")
-    assert "no tensor named" in paramcli("add", tmp_path / "in.safetensors", "-t", "x", "--chain", "symmetric", "-o", tmp_path / "o.safetensors", code=2).err
+    assert (
+        "no tensor named"
+        in paramcli(
+            "add",
+            tmp_path / "in.safetensors",
+            "-t",
+            "x",
+            "--chain",
+            "symmetric",
+            "-o",
+            tmp_path / "o.safetensors",
+            code=2,
+        ).err
+    )
 
 
 def test_a_tie_that_an_edit_parts_is_not_called_one(tmp_path, paramcli):
     """With --tied separate two names hold two tensors: the note on ties is of those that stay equal."""
     W = torch.randn(6, 6)
     torch.save({"a": W, "b": W, "c": W}, tmp_path / "t.pt")
-    said = paramcli("add", tmp_path / "t.pt", "-t", "c", "--chain", "symmetric", "--tied", "separate", "-o", tmp_path / "o.safetensors").err
+    said = paramcli(
+        "add",
+        tmp_path / "t.pt",
+        "-t",
+        "c",
+        "--chain",
+        "symmetric",
+        "--tied",
+        "separate",
+        "-o",
+        tmp_path / "o.safetensors",
+    ).err
     assert "a = b" in said and "b = c" not in said
 
 
@@ -370,4 +523,7 @@ def test_a_level_that_is_left_behind_is_told(tmp_path, paramcli):
 def test_a_shard_larger_than_asked_is_told(tmp_path, paramcli):
     """A tensor is never cut, so its shard can pass --max-shard-size: that is said, with its name."""
     save_file({"w": torch.randn(60, 60), "b": torch.ones(3)}, tmp_path / "in.safetensors")
-    assert "each in a file of its own: w" in paramcli("convert", tmp_path / "in.safetensors", "-o", tmp_path / "f", "--max-shard-size", "1KB").err
+    assert (
+        "each in a file of its own: w"
+        in paramcli("convert", tmp_path / "in.safetensors", "-o", tmp_path / "f", "--max-shard-size", "1KB").err
+    )

@@ -6,7 +6,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-FILES = ["silero_vad_16k.safetensors", "beatnet_model_1_weights.pt", "facenet_pnet.pt", "lpips_alex.pth", "ckpt.pt", "nested.ckpt", "old_norms.pt", "tied.pt", "sharded"]
+FILES = [
+    "silero_vad_16k.safetensors",
+    "beatnet_model_1_weights.pt",
+    "facenet_pnet.pt",
+    "lpips_alex.pth",
+    "ckpt.pt",
+    "nested.ckpt",
+    "old_norms.pt",
+    "tied.pt",
+    "sharded",
+]
 
 
 def tensors_of(path):
@@ -43,12 +53,19 @@ def test_inputs_are_never_changed(name, fixtures, tmp_path, paramcli):
     path = fixtures / name
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     before = [f.read_bytes() for f in files]
-    for command in (["inspect", path], ["discover", path], ["convert", path, "-o", tmp_path / "o.safetensors"], ["diff", path, path]):
+    for command in (
+        ["inspect", path],
+        ["discover", path],
+        ["convert", path, "-o", tmp_path / "o.safetensors"],
+        ["diff", path, path],
+    ):
         paramcli(*command)
     assert [f.read_bytes() for f in files] == before
 
 
-@pytest.mark.parametrize("name", ["nested.ckpt", "tied.pt", "beatnet_model_1_weights.pt", "facenet_pnet.pt", "lpips_alex.pth"])
+@pytest.mark.parametrize(
+    "name", ["nested.ckpt", "tied.pt", "beatnet_model_1_weights.pt", "facenet_pnet.pt", "lpips_alex.pth"]
+)
 def test_a_torch_result_is_the_same_object_to_torch(name, fixtures, tmp_path, paramcli):
     """convert -o x.pt: torch loads an equal tree, of equal types, with ties and _metadata kept."""
     paramcli("convert", fixtures / name, "-o", tmp_path / "o.pt")
@@ -76,14 +93,23 @@ def same(a, b) -> bool:
 
 def test_an_edit_of_a_training_checkpoint_keeps_the_wrapper(fixtures, tmp_path, paramcli):
     """-o x.ckpt: epoch and optimizer stay, the new keys stand where the old one stood, the stale optimizer is named."""
-    result = paramcli("add", fixtures / "nested.ckpt", "-t", "conv.weight", "--chain", "weight_norm", "-o", tmp_path / "w.ckpt")
+    result = paramcli(
+        "add", fixtures / "nested.ckpt", "-t", "conv.weight", "--chain", "weight_norm", "-o", tmp_path / "w.ckpt"
+    )
     a, b = (torch.load(p, weights_only=True) for p in (fixtures / "nested.ckpt", tmp_path / "w.ckpt"))
     assert b["epoch"] == 3 and b["best"] == 0.5 and same(a["optimizer"], b["optimizer"])
     names = list(a["state_dict"])
     at = names.index("conv.weight")
-    assert list(b["state_dict"]) == [*names[:at], "conv.parametrizations.weight.original0", "conv.parametrizations.weight.original1", *names[at + 1 :]]
+    assert list(b["state_dict"]) == [
+        *names[:at],
+        "conv.parametrizations.weight.original0",
+        "conv.parametrizations.weight.original1",
+        *names[at + 1 :],
+    ]
     assert "warning: optimizer" in result.err
-    model = torch.nn.ModuleDict({"fc": torch.nn.Linear(16, 16), "conv": torch.nn.Conv1d(4, 6, 3), "out": torch.nn.Linear(16, 4)})
+    model = torch.nn.ModuleDict(
+        {"fc": torch.nn.Linear(16, 16), "conv": torch.nn.Conv1d(4, 6, 3), "out": torch.nn.Linear(16, 4)}
+    )
     torch.nn.utils.parametrizations.weight_norm(model["conv"])
     model.load_state_dict(b["state_dict"], strict=True)
 
@@ -98,7 +124,9 @@ def test_safetensors_output_names_what_it_cannot_carry(fixtures, tmp_path, param
 def test_several_state_dicts_ask_which(tmp_path, paramcli):
     """An EMA copy beside the model: both are listed with their counts, and --root chooses."""
     plain = {"w.weight": torch.randn(3, 3)}
-    torch.save({"model": plain, "ema": {"w.weight": torch.zeros(3, 3), "b.weight": torch.ones(2, 2)}}, tmp_path / "e.pt")
+    torch.save(
+        {"model": plain, "ema": {"w.weight": torch.zeros(3, 3), "b.weight": torch.ones(2, 2)}}, tmp_path / "e.pt"
+    )
     message = paramcli("inspect", tmp_path / "e.pt", code=3).err
     assert "ema (2 tensors)" in message and "model (1 tensor)" in message and "--root" in message
     assert len(paramcli("inspect", tmp_path / "e.pt", "--root", "ema", "--json").json["tensors"]) == 2
@@ -123,14 +151,27 @@ def test_prefixes_are_stripped_on_whole_segments(tmp_path, paramcli):
     paramcli("convert", tmp_path / "m.safetensors", "--strip-prefix", "module", "-o", tmp_path / "o.safetensors")
     assert set(load_file(tmp_path / "o.safetensors")) == {"a.w", "modulex.w"}
     save_file({"module.a": torch.ones(2), "a": torch.zeros(2)}, tmp_path / "c.safetensors")
-    message = paramcli("convert", tmp_path / "c.safetensors", "--strip-prefix", "module.", "-o", tmp_path / "x.safetensors", code=3).err
+    message = paramcli(
+        "convert", tmp_path / "c.safetensors", "--strip-prefix", "module.", "-o", tmp_path / "x.safetensors", code=3
+    ).err
     assert "module.a" in message and not (tmp_path / "x.safetensors").exists()
 
 
 def test_keep_drop_and_cast(fixtures, tmp_path, paramcli):
     """Only what is kept comes over, the rest is named; a cast is torch's .to()."""
     source = fixtures / "ckpt.pt"
-    result = paramcli("convert", source, "--keep", "*.weight", "--drop", "out*", "--dtype", "bfloat16", "-o", tmp_path / "k.safetensors")
+    result = paramcli(
+        "convert",
+        source,
+        "--keep",
+        "*.weight",
+        "--drop",
+        "out*",
+        "--dtype",
+        "bfloat16",
+        "-o",
+        tmp_path / "k.safetensors",
+    )
     got, wanted = load_file(tmp_path / "k.safetensors"), tensors_of(source)
     assert set(got) == {"fc.weight", "conv.weight"} and "out.weight" in result.err
     assert result.out.splitlines()[1].split() == ["fc.weight", "float32", "bfloat16", "16x16"]
@@ -164,11 +205,17 @@ def test_odd_tensors_pass_byte_for_byte(container, out, tmp_path, paramcli):
     got = load_file(tmp_path / out) if out.endswith("safetensors") else torch.load(tmp_path / out, weights_only=True)
     for name in set(state) - {"w"}:
         assert got[name].dtype == state[name].dtype and got[name].shape == state[name].shape
-        assert got[name].contiguous().view(torch.uint8).equal(state[name].view(torch.uint8)) if state[name].ndim else torch.equal(got[name], state[name])
+        assert (
+            got[name].contiguous().view(torch.uint8).equal(state[name].view(torch.uint8))
+            if state[name].ndim
+            else torch.equal(got[name], state[name])
+        )
 
 
 def test_unknown_classes_are_read_past(tmp_path, paramcli):
-    """Namespace, OmegaConf-like objects, numpy scalars and a class that exists nowhere: tensors convert, names are told."""
+    """Namespace, OmegaConf-like objects, numpy scalars and a class that exists nowhere: tensors convert, names are
+    told.
+    """
     import argparse
     import sys
     import types
@@ -231,14 +278,24 @@ def test_diff_finds_what_differs(fixtures, tmp_path, paramcli):
     b["conv2.bias"] = b["conv2.bias"][:10].clone()
     del b["conv3.bias"]
     save_file(b, tmp_path / "b.safetensors")
-    document = paramcli("diff", fixtures / "silero_vad_16k.safetensors", tmp_path / "b.safetensors", "--json", code=1).json
+    document = paramcli(
+        "diff", fixtures / "silero_vad_16k.safetensors", tmp_path / "b.safetensors", "--json", code=1
+    ).json
     by_name = {t["tensor"]: t for t in document["tensors"]}
     assert document["only_in_a"] == ["conv3.bias"] and not document["equal"]
-    assert by_name["conv1.weight"]["max_abs"] == pytest.approx(0.5, rel=1e-5) and "shapes" in by_name["conv2.bias"]["detail"]
+    assert (
+        by_name["conv1.weight"]["max_abs"] == pytest.approx(0.5, rel=1e-5)
+        and "shapes" in by_name["conv2.bias"]["detail"]
+    )
     assert by_name["conv1.bias"]["equal"]
-    paramcli("diff", fixtures / "silero_vad_16k.safetensors", tmp_path / "b.safetensors", "-t", "conv1.weight", "--tol", "1")
+    paramcli(
+        "diff", fixtures / "silero_vad_16k.safetensors", tmp_path / "b.safetensors", "-t", "conv1.weight", "--tol", "1"
+    )
     save_file({f"module.{k}": v for k, v in a.items()}, tmp_path / "c.safetensors")
-    assert "--strip-prefix module." in paramcli("diff", tmp_path / "c.safetensors", fixtures / "silero_vad_16k.safetensors", code=1).err
+    assert (
+        "--strip-prefix module."
+        in paramcli("diff", tmp_path / "c.safetensors", fixtures / "silero_vad_16k.safetensors", code=1).err
+    )
 
 
 def test_discover_finds_the_structure_that_is_there(tmp_path, paramcli):
@@ -260,7 +317,10 @@ def test_discover_finds_the_structure_that_is_there(tmp_path, paramcli):
         "scaled": (X / torch.linalg.matrix_norm(X, 2), "unit_spectral_norm"),
         "zero": (torch.zeros(4, 4), "zero"),
     }
-    save_file({name: tensor.contiguous().clone() for name, (tensor, _) in planted.items()} | {"random": torch.randn(12, 12)}, tmp_path / "d.safetensors")
+    save_file(
+        {name: tensor.contiguous().clone() for name, (tensor, _) in planted.items()} | {"random": torch.randn(12, 12)},
+        tmp_path / "d.safetensors",
+    )
     found = {t["tensor"]: t for t in paramcli("discover", tmp_path / "d.safetensors", "--json").json["tensors"]}
     for name, (_, structure) in planted.items():
         if name == "copy":

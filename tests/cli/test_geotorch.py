@@ -5,7 +5,6 @@ import pytest
 import torch
 from geotorch import constraints
 from safetensors.torch import load_file
-
 from torch.nn.utils import parametrize
 
 from paramcli.registry import PARAMETRIZATIONS
@@ -35,14 +34,20 @@ CASES = {
     "geotorch.skew": (geotorch.skew, {}, SQUARE),
     "geotorch.skew:lower=false": (geotorch.skew, {"lower": False}, SQUARE),
     "geotorch.sphere": (geotorch.sphere, {}, {**ANY, "vector": (7,)}),
-    "geotorch.sphere:radius=2.5:embedded=true": (geotorch.sphere, {"radius": 2.5, "embedded": True}, {**ANY, "vector": (7,)}),
+    "geotorch.sphere:radius=2.5:embedded=true": (
+        geotorch.sphere,
+        {"radius": 2.5, "embedded": True},
+        {**ANY, "vector": (7,)},
+    ),
     "geotorch.orthogonal": (geotorch.orthogonal, {}, ANY),
     "geotorch.orthogonal:triv=cayley": (geotorch.orthogonal, {"triv": "cayley"}, ANY),
     "geotorch.grassmannian": (geotorch.grassmannian, {}, ANY),
     "geotorch.almost_orthogonal": (almost_orthogonal, {}, ANY),
     "geotorch.almost_orthogonal:lam=0.4:f=tanh": (almost_orthogonal, {"lam": 0.4, "f": "tanh"}, ANY),
     "geotorch.almost_orthogonal:lam=0.4:f=scaled_sigmoid:triv=cayley": (
-        almost_orthogonal, {"lam": 0.4, "f": "scaled_sigmoid", "triv": "cayley"}, ANY,
+        almost_orthogonal,
+        {"lam": 0.4, "f": "scaled_sigmoid", "triv": "cayley"},
+        ANY,
     ),
     "geotorch.low_rank:rank=2": (geotorch.low_rank, {"rank": 2}, ANY),
     "geotorch.low_rank:rank=2:triv=cayley": (geotorch.low_rank, {"rank": 2, "triv": "cayley"}, ANY),
@@ -52,10 +57,14 @@ CASES = {
     "geotorch.positive_definite": (geotorch.positive_definite, {}, SQUARE),
     "geotorch.positive_semidefinite": (geotorch.positive_semidefinite, {}, SQUARE),
     "geotorch.positive_semidefinite_low_rank:rank=2": (geotorch.positive_semidefinite_low_rank, {"rank": 2}, SQUARE),
-    "geotorch.positive_semidefinite_fixed_rank:rank=2": (geotorch.positive_semidefinite_fixed_rank, {"rank": 2}, SQUARE),
+    "geotorch.positive_semidefinite_fixed_rank:rank=2": (
+        geotorch.positive_semidefinite_fixed_rank,
+        {"rank": 2},
+        SQUARE,
+    ),
     "geotorch.alpha_stable": (geotorch.alpha_stable, {}, SQUARE),
     "geotorch.alpha_stable:alpha=0.25": (geotorch.alpha_stable, {"alpha": 0.25}, SQUARE),
-}  # fmt: skip
+}
 
 
 def model(register, arguments: dict, shapes: dict) -> torch.nn.Module:
@@ -79,13 +88,17 @@ def train(whole: torch.nn.Module, steps: int = 5) -> None:
     optimizer = torch.optim.Adam(whole.parameters(), lr=0.05)
     for _ in range(steps):
         optimizer.zero_grad()
-        sum((part.weight - targets[f"{name}.weight"]).square().sum() for name, part in whole.named_children()).backward()
+        sum(
+            (part.weight - targets[f"{name}.weight"]).square().sum() for name, part in whole.named_children()
+        ).backward()
         optimizer.step()
 
 
 @pytest.mark.parametrize("chain", CASES)
 def test_a_trained_geotorch_checkpoint_bakes_to_its_own_weights(chain, tmp_path, paramcli):
-    """After five training steps `remove --bake --chain geotorch.NAME` gives geotorch's weights to 1e-6, and they verify."""
+    """After five training steps `remove --bake --chain geotorch.NAME` gives geotorch's weights to 1e-6, and they
+    verify.
+    """
     torch.manual_seed(0)
     whole = model(*CASES[chain])
     start = weights(whole)
@@ -125,6 +138,10 @@ def test_a_file_made_here_loads_into_geotorch(chain, tmp_path, paramcli):
 
 def test_every_geotorch_constraint_is_met():
     """Each function that geotorch offers as a constraint has its entry here, and each entry its case."""
-    offered = {name for name, f in vars(constraints).items() if getattr(f, "__module__", "") == constraints.__name__ and not name.startswith("_")}
+    offered = {
+        name
+        for name, f in vars(constraints).items()
+        if getattr(f, "__module__", "") == constraints.__name__ and not name.startswith("_")
+    }
     named = {name.removeprefix("geotorch.") for name in PARAMETRIZATIONS if name.startswith("geotorch.")}
     assert named == offered == {chain.partition(":")[0].removeprefix("geotorch.") for chain in CASES}

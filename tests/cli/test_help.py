@@ -47,10 +47,18 @@ def test_commands_are_listed_by_what_they_are_for(shell):
         (["add", "x", "-t", "a", "--chain", "skew", "--seed", "-1"], "--seed -1: must be at least 0", None),
         (["verify", "x", "--tol", "-1"], "--tol -1: must be at least 0", None),
         (["diff", "x", "y", "--tol", "nan"], "--tol nan: must be at least 0", None),
-        (["add", "x", "-t", "a", "--chain", "skew", "--init", "projekt"], "--init projekt: not one of", "--init project"),
+        (
+            ["add", "x", "-t", "a", "--chain", "skew", "--init", "projekt"],
+            "--init projekt: not one of",
+            "--init project",
+        ),
         (["add", "x", "-t", "a", "--chain", "cayly"], "no parametrization named 'cayly'", "closest: cayley"),
         (["verify", "x", "--constraint", "orthgonal"], "no constraint named 'orthgonal'", "closest: orthogonal"),
-        (["assign", "x", "-t", "a", "--with", "xavier_unifrom"], "no initialiser named 'xavier_unifrom'", "xavier_uniform"),
+        (
+            ["assign", "x", "-t", "a", "--with", "xavier_unifrom"],
+            "no initialiser named 'xavier_unifrom'",
+            "xavier_uniform",
+        ),
         (["registry", "--family", "masks"], "no family named 'masks'", "closest: mask"),
         (["migrate", "x", "--to", "newer"], "--to newer: not one of new, old", "--to new"),
         (["inspect", "x", "--compute-dtype", "float"], "no option '--compute-dtype'", None),
@@ -84,14 +92,18 @@ def test_a_bug_says_how_to_report_it(fc_checkpoint, monkeypatch, paramcli):
 
     monkeypatch.setattr("paramcli.cli.session.detect", lambda *_: 1 / 0)
     result = paramcli("inspect", fc_checkpoint, code=70)
-    assert "a bug in paramcli: ZeroDivisionError" in result.err and "report it" in result.err and "--debug" in result.err
+    assert (
+        "a bug in paramcli: ZeroDivisionError" in result.err and "report it" in result.err and "--debug" in result.err
+    )
 
 
 def test_the_registry_is_browsed_by_family_and_by_constraint(paramcli):
     """--family shows one family; --constraints the sets; a constraint has a card too."""
     norm = paramcli("registry", "--family", "norm").out
     assert "weight_norm" in norm and "cayley" not in norm and norm.splitlines()[1] == "norm"
-    assert {e["family"] for e in paramcli("registry", "--family", "norm", "--json").json["parametrizations"]} == {"norm"}
+    assert {e["family"] for e in paramcli("registry", "--family", "norm", "--json").json["parametrizations"]} == {
+        "norm"
+    }
     assert "unit_spectral_norm" in paramcli("registry", "--constraints").out
     card = paramcli("registry", "special_orthogonal").out
     assert "cayley" in card and "--constraint special_orthogonal" in card and max(map(len, card.splitlines())) <= 80
@@ -114,6 +126,9 @@ def test_a_fold_names_the_command_that_checks_it(fixtures, tmp_path, paramcli):
 
 def test_a_table_has_no_column_that_is_empty(fixtures, tmp_path, paramcli):
     """A rename has no numbers, and a cast names the dtype it is to."""
-    assert "residual" not in paramcli("migrate", fixtures / "old_norms.pt", "--to", "new", "-o", tmp_path / "n.safetensors").out
+    assert (
+        "residual"
+        not in paramcli("migrate", fixtures / "old_norms.pt", "--to", "new", "-o", tmp_path / "n.safetensors").out
+    )
     cast = paramcli("convert", fixtures / "ckpt.pt", "--dtype", "bfloat16", "-o", tmp_path / "c.safetensors").out
     assert "float32  bfloat16" in cast

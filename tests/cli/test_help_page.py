@@ -30,7 +30,9 @@ def words(page: str) -> list[str]:
 
 @pytest.mark.parametrize("name", [None, *COMMANDS])
 def test_a_page_says_what_typer_would_say(name, monkeypatch):
-    """Word for word and in the same order: usage, texts, panels, options with their kinds and defaults, commands, epilog."""
+    """Word for word and in the same order: usage, texts, panels, options with their kinds and defaults, commands,
+    epilog.
+    """
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.setattr(rich_utils, "FORCE_TERMINAL", False)
     context, theirs = context_of(name), io.StringIO()
@@ -59,7 +61,12 @@ def test_no_line_is_wider_than_the_terminal_and_boxes_are_straight(name, columns
 
 @pytest.mark.parametrize(
     ("environment", "coloured"),
-    [({}, False), ({"FORCE_COLOR": "1"}, True), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False), ({"GITHUB_ACTIONS": "true"}, False)],
+    [
+        ({}, False),
+        ({"FORCE_COLOR": "1"}, True),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False),
+        ({"GITHUB_ACTIONS": "true"}, False),
+    ],
 )
 def test_a_pipe_has_colour_only_where_it_is_forced(environment, coloured, shell):
     """NO_COLOR is stronger; the name of a CI machine is no terminal."""
@@ -72,10 +79,13 @@ def test_a_pipe_has_colour_only_where_it_is_forced(environment, coloured, shell)
 @pytest.mark.parametrize(
     ("environment", "arguments", "coloured"),
     [
-        ({}, ["add", "--help"], True), ({"NO_COLOR": "1"}, ["add", "--help"], False), ({"TERM": "dumb"}, ["add", "--help"], False),
-        ({}, ["--help", "--no-color"], False), ({}, ["add", "--help", "--no-color"], False),
+        ({}, ["add", "--help"], True),
+        ({"NO_COLOR": "1"}, ["add", "--help"], False),
+        ({"TERM": "dumb"}, ["add", "--help"], False),
+        ({}, ["--help", "--no-color"], False),
+        ({}, ["add", "--help", "--no-color"], False),
     ],
-)  # fmt: skip
+)
 def test_a_terminal_has_colour_unless_it_wants_none(environment, arguments, coloured):
     """NO_COLOR, --no-color wherever it stands, and a dumb terminal are honoured."""
     code = (

@@ -13,7 +13,9 @@ from torch import nn
 
 def model():
     """An encoder of four equal layers and one that differs, a head, and a deep name with nothing beside it."""
-    layers = [nn.ModuleDict({"attn": nn.Linear(8, 8), "norm": nn.LayerNorm(8)}) for _ in range(4)] + [nn.ModuleDict({"attn": nn.Linear(8, 8, bias=False), "norm": nn.LayerNorm(8)})]
+    layers = [nn.ModuleDict({"attn": nn.Linear(8, 8), "norm": nn.LayerNorm(8)}) for _ in range(4)] + [
+        nn.ModuleDict({"attn": nn.Linear(8, 8, bias=False), "norm": nn.LayerNorm(8)})
+    ]
     return nn.ModuleDict({"encoder": nn.ModuleDict({"layers": nn.ModuleList(layers)}), "head": nn.Linear(8, 2)})
 
 
@@ -33,7 +35,9 @@ def test_a_layer_with_another_chain_is_not_alike(tmp_path, paramcli):
     """Shapes and names are equal, but one weight is parametrized."""
     save_file({f"layers.{i}.weight": torch.randn(4, 4) for i in range(3)}, tmp_path / "m.safetensors")
     assert "layers.0-2" in paramcli("inspect", tmp_path / "m.safetensors", "--tree").out
-    paramcli("add", tmp_path / "m.safetensors", "-t", "layers.1.weight", "--chain", "skew", "-o", tmp_path / "p.safetensors")
+    paramcli(
+        "add", tmp_path / "m.safetensors", "-t", "layers.1.weight", "--chain", "skew", "-o", tmp_path / "p.safetensors"
+    )
     shown = paramcli("inspect", tmp_path / "p.safetensors", "--tree").out
     assert "alike" not in shown and "skew" in shown and "1 parametrized" in shown
 
@@ -64,7 +68,12 @@ def test_a_terminal_gets_the_tree(tmp_path):
     save_file(model().state_dict(), tmp_path / "m.safetensors")
     main, side = pty.openpty()
     environment = {**os.environ, "COLUMNS": "80", "TERM": "xterm", "NO_COLOR": "1"}
-    process = subprocess.Popen([sys.executable, "-m", "paramcli", "inspect", str(tmp_path / "m.safetensors")], stdout=side, stderr=side, env=environment)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "paramcli", "inspect", str(tmp_path / "m.safetensors")],
+        stdout=side,
+        stderr=side,
+        env=environment,
+    )
     os.close(side)
     shown = b""
     try:

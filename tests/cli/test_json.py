@@ -3,11 +3,28 @@
 import pytest
 
 NUMBER = (int, float)
-EDIT = {"command": str, "checkpoint": str, "output": str, "dry_run": bool, "tensors": list, "untouched": int, "dropped": list}
+EDIT = {
+    "command": str,
+    "checkpoint": str,
+    "output": str,
+    "dry_run": bool,
+    "tensors": list,
+    "untouched": int,
+    "dropped": list,
+}
 EDITED = {
-    "tensor": str, "action": str, "chain": str, "view": str, "shape": list, "dtype": str,
-    "moved": NUMBER, "residual": NUMBER, "tolerance": NUMBER, "reads": list, "writes": list,
-}  # fmt: skip
+    "tensor": str,
+    "action": str,
+    "chain": str,
+    "view": str,
+    "shape": list,
+    "dtype": str,
+    "moved": NUMBER,
+    "residual": NUMBER,
+    "tolerance": NUMBER,
+    "reads": list,
+    "writes": list,
+}
 
 
 def keys_and_types(document, wanted):
@@ -20,7 +37,18 @@ def keys_and_types(document, wanted):
 @pytest.fixture
 def parametrized(fixtures, tmp_path, paramcli):
     out = tmp_path / "p.safetensors"
-    paramcli("add", fixtures / "silero_vad_16k.safetensors", "-t", "lstm_cell.weight_hh", "--view", "blocks=4", "--chain", "skew,cayley", "-o", out)
+    paramcli(
+        "add",
+        fixtures / "silero_vad_16k.safetensors",
+        "-t",
+        "lstm_cell.weight_hh",
+        "--view",
+        "blocks=4",
+        "--chain",
+        "skew,cayley",
+        "-o",
+        out,
+    )
     return out
 
 
@@ -40,7 +68,11 @@ def test_edits(arguments, dry, parametrized, tmp_path, paramcli):
     line = [str(parametrized) if a == "CKPT" else a for a in arguments]
     document = paramcli(*line, "-o", tmp_path / "o.safetensors", "--json", *["-n"] * dry).json
     keys_and_types(document, EDIT)
-    assert document["dry_run"] is dry and document["command"] == arguments[0] and (tmp_path / "o.safetensors").exists() is not dry
+    assert (
+        document["dry_run"] is dry
+        and document["command"] == arguments[0]
+        and (tmp_path / "o.safetensors").exists() is not dry
+    )
     for tensor in document["tensors"]:
         keys_and_types(tensor, EDITED)
         assert (tensor["moved"] is None) == (dry or "--no-bake" in arguments)
@@ -52,14 +84,46 @@ def test_verify(parametrized, paramcli):
     document = paramcli("verify", parametrized, "--json").json
     keys_and_types(document, {"checkpoint": str, "ok": bool, "tensors": list})
     tensor = document["tensors"][0]
-    keys_and_types(tensor, {"tensor": str, "form": str, "chain": str, "view": str, "shape": list, "dtype": str, "checks": list, "ok": bool})
-    keys_and_types(tensor["checks"][0], {"constraint": str, "residual": NUMBER, "tolerance": NUMBER, "ok": bool, "detail": str})
+    keys_and_types(
+        tensor,
+        {
+            "tensor": str,
+            "form": str,
+            "chain": str,
+            "view": str,
+            "shape": list,
+            "dtype": str,
+            "checks": list,
+            "ok": bool,
+        },
+    )
+    keys_and_types(
+        tensor["checks"][0], {"constraint": str, "residual": NUMBER, "tolerance": NUMBER, "ok": bool, "detail": str}
+    )
 
 
 def test_inspect(parametrized, fixtures, paramcli):
     """The container, the roots, each tensor, and what is not a tensor."""
-    whole = {"checkpoint": str, "container": str, "bytes": int, "roots": list, "tensors": list, "metadata": dict, "extra": list}
-    tensor = {"tensor": str, "form": str, "chain": str, "view": str, "shape": list, "dtype": str, "bytes": int, "keys": list, "tied": list}
+    whole = {
+        "checkpoint": str,
+        "container": str,
+        "bytes": int,
+        "roots": list,
+        "tensors": list,
+        "metadata": dict,
+        "extra": list,
+    }
+    tensor = {
+        "tensor": str,
+        "form": str,
+        "chain": str,
+        "view": str,
+        "shape": list,
+        "dtype": str,
+        "bytes": int,
+        "keys": list,
+        "tied": list,
+    }
     for path in (parametrized, fixtures / "nested.ckpt", fixtures / "tied.pt", fixtures / "old_norms.pt"):
         document = paramcli("inspect", path, "--json").json
         keys_and_types(document, whole)
@@ -72,7 +136,15 @@ def test_inspect(parametrized, fixtures, paramcli):
 
 def test_registry(paramcli):
     """Every entry, and one by name."""
-    wanted = {"name": str, "summary": str, "arguments": list, "domain": list, "image": list, "right_inverse": str, "source": str}
+    wanted = {
+        "name": str,
+        "summary": str,
+        "arguments": list,
+        "domain": list,
+        "image": list,
+        "right_inverse": str,
+        "source": str,
+    }
     for arguments in ([], ["cayley"]):
         for entry in paramcli("registry", *arguments, "--json").json["parametrizations"]:
             assert set(wanted) <= set(entry)

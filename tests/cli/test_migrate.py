@@ -22,7 +22,9 @@ def real_weights(fixtures) -> dict[str, torch.Tensor]:
 
 def layers(fixtures) -> nn.ModuleDict:
     weights = real_weights(fixtures)
-    model = nn.ModuleDict({"conv": nn.Conv2d(16, 32, 3), "fc": nn.Linear(150, 150), "up": nn.ConvTranspose2d(32, 16, 3)})
+    model = nn.ModuleDict(
+        {"conv": nn.Conv2d(16, 32, 3), "fc": nn.Linear(150, 150), "up": nn.ConvTranspose2d(32, 16, 3)}
+    )
     torch.manual_seed(0)
     for name, weight in weights.items():
         model[name].weight.data.copy_(weight)
@@ -120,7 +122,9 @@ def test_spectral_norm_goes_old_new_old_byte_for_byte(fixtures, tmp_path, paramc
 
 @pytest.mark.parametrize("name", ["v1", "v0", "bar", "new"])
 def test_every_dialect_reaches_old_code(name, fixtures, tmp_path, paramcli):
-    """By way of the new spelling each becomes what torch's spectral_norm hook loads strictly, its stored data byte for byte."""
+    """By way of the new spelling each becomes what torch's spectral_norm hook loads strictly, its stored data byte for
+    byte.
+    """
     state, wanted = dialect(name, fixtures)
     torch.save(state, tmp_path / "s.pt")
     source = tmp_path / "s.pt"
@@ -138,7 +142,11 @@ def test_every_dialect_reaches_old_code(name, fixtures, tmp_path, paramcli):
         nn.utils.remove_spectral_norm(old[key])
         torch.testing.assert_close(old[key].weight, wanted[f"{key}.weight"], rtol=2e-5, atol=1e-6)
         for suffix, theirs in (("_orig", {"bar": "_bar"}.get(name, "_orig")), ("_u", "_u"), ("_v", "_v")):
-            stored = f"{key}.weight{theirs}" if name != "new" else f"{key}.parametrizations.weight.{ {'_orig': 'original', '_u': '0._u', '_v': '0._v'}[suffix] }"
+            stored = (
+                f"{key}.weight{theirs}"
+                if name != "new"
+                else f"{key}.parametrizations.weight.{ {'_orig': 'original', '_u': '0._u', '_v': '0._v'}[suffix] }"
+            )
             if stored in state:
                 assert torch.equal(got[f"{key}.weight{suffix}"], state[stored]), stored
 
@@ -188,14 +196,28 @@ def test_weight_norm_of_every_dim(dim, fixtures, tmp_path, paramcli):
 
 def test_add_writes_the_old_spelling_on_request(fc_checkpoint, tmp_path, paramcli):
     """--spelling old gives weight_g and weight_v, which old code loads strictly."""
-    paramcli("add", fc_checkpoint, "-t", "conv.weight", "--chain", "weight_norm", "--spelling", "old", "-o", tmp_path / "o.safetensors")
+    paramcli(
+        "add",
+        fc_checkpoint,
+        "-t",
+        "conv.weight",
+        "--chain",
+        "weight_norm",
+        "--spelling",
+        "old",
+        "-o",
+        tmp_path / "o.safetensors",
+    )
     conv = nn.ModuleDict({"fc": nn.Linear(16, 16), "out": nn.Linear(16, 4), "conv": nn.Conv2d(3, 8, 3)})
     nn.utils.weight_norm(conv["conv"])
     conv.load_state_dict(load_file(tmp_path / "o.safetensors"), strict=True)
     conv["conv"](torch.ones(1, 3, 3, 3))  # the old hook computes the weight when it runs
     torch.testing.assert_close(conv["conv"].weight, torch.load(fc_checkpoint, weights_only=True)["conv.weight"])
     paramcli("verify", tmp_path / "o.safetensors")
-    assert "no old spelling" in paramcli("add", fc_checkpoint, "-t", "fc.weight", "--chain", "skew", "--spelling", "old", code=2).err
+    assert (
+        "no old spelling"
+        in paramcli("add", fc_checkpoint, "-t", "fc.weight", "--chain", "skew", "--spelling", "old", code=2).err
+    )
 
 
 def test_zero_matches_is_an_error(fc_checkpoint, paramcli):
@@ -210,7 +232,17 @@ def test_migrating_safetensors_never_imports_torch(fixtures, tmp_path):
 
     from .test_startup import WITHOUT_TORCH
 
-    command = [sys.executable, "-c", WITHOUT_TORCH, "migrate", str(fixtures / "sharded"), "--to", "old", "-o", str(tmp_path / "o")]
+    command = [
+        sys.executable,
+        "-c",
+        WITHOUT_TORCH,
+        "migrate",
+        str(fixtures / "sharded"),
+        "--to",
+        "old",
+        "-o",
+        str(tmp_path / "o"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     back = [sys.executable, "-c", WITHOUT_TORCH, "convert", str(tmp_path / "o"), "-o", str(tmp_path / "m.safetensors")]
@@ -220,7 +252,9 @@ def test_migrating_safetensors_never_imports_torch(fixtures, tmp_path):
 
 def test_zero_rows_are_named(tmp_path, paramcli):
     """A stored direction of length zero has no weight: which tensor, and which slice."""
-    torch.save({"c.weight_g": torch.ones(3, 1), "c.weight_v": torch.tensor([[1.0, 2], [0, 0], [3, 4]])}, tmp_path / "z.pt")
+    torch.save(
+        {"c.weight_g": torch.ones(3, 1), "c.weight_v": torch.tensor([[1.0, 2], [0, 0], [3, 4]])}, tmp_path / "z.pt"
+    )
     message = paramcli("remove", tmp_path / "z.pt", code=3).err
     assert "c.weight" in message and "slice 1" in message
 
@@ -235,14 +269,35 @@ def test_zero_rows_of_a_plain_weight_are_named(tmp_path, paramcli):
     assert "c.weight: its value is NaN" in paramcli(*add, "--init", "raw").err
 
 
-@pytest.mark.parametrize("chain", ["weight_norm", "weight_norm:dim=1", "weight_norm:dim=none", "spectral_norm", "spectral_norm:dim=1", "prune_l1:amount=0.3"])
+@pytest.mark.parametrize(
+    "chain",
+    [
+        "weight_norm",
+        "weight_norm:dim=1",
+        "weight_norm:dim=none",
+        "spectral_norm",
+        "spectral_norm:dim=1",
+        "prune_l1:amount=0.3",
+    ],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_what_add_spells_the_old_way_old_code_loads(chain, dtype, tmp_path, paramcli):
     """torch's hooks load it strictly and compute the weight that the bake of the same file gives."""
     torch.manual_seed(0)
     conv = nn.Conv1d(4, 6, 3, bias=False, dtype=dtype)
     torch.save(conv.state_dict(), tmp_path / "c.pt")
-    paramcli("add", tmp_path / "c.pt", "-t", "weight", "--chain", chain, "--spelling", "old", "-o", tmp_path / "o.safetensors")
+    paramcli(
+        "add",
+        tmp_path / "c.pt",
+        "-t",
+        "weight",
+        "--chain",
+        chain,
+        "--spelling",
+        "old",
+        "-o",
+        tmp_path / "o.safetensors",
+    )
     paramcli("verify", tmp_path / "o.safetensors")
     paramcli("remove", tmp_path / "o.safetensors", "-o", tmp_path / "b.safetensors")
     name, _, dim = chain.partition(":dim=")
@@ -271,7 +326,9 @@ def test_untouched_bytes_keep_their_place_in_a_page(shards, tmp_path, paramcli, 
     """Whole pages are asked for page by page, which file systems that share blocks need; and back is the file it was."""
     from paramcli.checkpoint.read.open import open_checkpoint
 
-    state = {f"l{n}.weight_{part}": torch.rand((400, 1) if part == "g" else (400, 900)) for n in range(2) for part in "gv"}
+    state = {
+        f"l{n}.weight_{part}": torch.rand((400, 1) if part == "g" else (400, 900)) for n in range(2) for part in "gv"
+    }
     save_file(state, tmp_path / "a.safetensors", {"format": "pt"})
     before, new, back = tmp_path / "a.safetensors", tmp_path / "new.safetensors", tmp_path / "back.safetensors"
     if shards:
@@ -285,7 +342,9 @@ def test_untouched_bytes_keep_their_place_in_a_page(shards, tmp_path, paramcli, 
     assert len(whole) >= 1 + shards and all(source % 4096 == target % 4096 == 0 for source, target in whole)
     with open_checkpoint(new) as got:
         for name, value in state.items():
-            key = name.replace("weight_g", "parametrizations.weight.original0").replace("weight_v", "parametrizations.weight.original1")
+            key = name.replace("weight_g", "parametrizations.weight.original0").replace(
+                "weight_v", "parametrizations.weight.original1"
+            )
             assert torch.equal(got.read(key), value)
     paramcli("migrate", new, "--to", "old", "-o", back)
     for path in [before, *before.rglob("*.safetensors")] if shards else [before]:

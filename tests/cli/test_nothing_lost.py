@@ -34,10 +34,24 @@ def optimizer() -> dict:
 FILES = {
     "bare": ({"w.weight": W, **PAIR}, ()),
     "tied": ({"w.weight": W, "v.weight": W, **PAIR}, ()),
-    "mixed into the state dict": ({"w.weight": W, **PAIR, "config": {"x": 1}, "step": 3, 7: "seven", "nothing": None}, ()),
+    "mixed into the state dict": (
+        {"w.weight": W, **PAIR, "config": {"x": 1}, "step": 3, 7: "seven", "nothing": None},
+        (),
+    ),
     "training": ({"state_dict": {"w.weight": W, **PAIR}, "optimizer": optimizer(), **MANY}, ("state_dict",)),
-    "Lightning": ({"state_dict": {"w.weight": W, **PAIR}, "optimizer_states": [optimizer()], "hyper_parameters": argparse.Namespace(lr=1), "callbacks": {}}, ("state_dict",)),
-    "nested twice": ({"model": {"state_dict": {"w.weight": W, **PAIR}, "model_args": {"n": 1}}, "history": [1.0]}, ("model", "state_dict")),
+    "Lightning": (
+        {
+            "state_dict": {"w.weight": W, **PAIR},
+            "optimizer_states": [optimizer()],
+            "hyper_parameters": argparse.Namespace(lr=1),
+            "callbacks": {},
+        },
+        ("state_dict",),
+    ),
+    "nested twice": (
+        {"model": {"state_dict": {"w.weight": W, **PAIR}, "model_args": {"n": 1}}, "history": [1.0]},
+        ("model", "state_dict"),
+    ),
     "unknown classes": ({"net": {"w.weight": W, **PAIR, "w.extra_state": Unknown()}, "args": Unknown()}, ("net",)),
 }
 COMMANDS = {
@@ -52,7 +66,13 @@ COMMANDS = {
 
 def named(key: object, message: str) -> bool:
     """Is the key there as a word of its own?"""
-    return re.search(rf"(?<![\w.]){re.escape(str(key))}(?![\w])", message.replace("state_dict.", "").replace("model.", "").replace("net.", "")) is not None
+    return (
+        re.search(
+            rf"(?<![\w.]){re.escape(str(key))}(?![\w])",
+            message.replace("state_dict.", "").replace("model.", "").replace("net.", ""),
+        )
+        is not None
+    )
 
 
 def spelt(key: str) -> set[str]:
@@ -75,11 +95,11 @@ def test_every_key_is_in_the_output_or_named(file, command, suffix, tmp_path, pa
     tree = load_file(out) if suffix == "safetensors" else torch.load(out, weights_only=False)
     for step in path:
         for key in value:
-            assert key == step or suffix == "pt" and key in tree or named(key, message), key
+            assert key == step or (suffix == "pt" and key in tree) or named(key, message), key
         value = value[step]
         tree = tree[step] if suffix == "pt" else tree
     for key, item in value.items():
-        there = key in tree or isinstance(item, torch.Tensor) and spelt(key) & set(tree)
+        there = key in tree or (isinstance(item, torch.Tensor) and spelt(key) & set(tree))
         assert there or named(key, message), key
     skipped = {"unknown classes": f"{__name__}.Unknown", "Lightning": "argparse.Namespace"}.get(file, "")
     assert skipped in message
@@ -88,10 +108,15 @@ def test_every_key_is_in_the_output_or_named(file, command, suffix, tmp_path, pa
 def test_metadata_is_carried_or_named(tmp_path, paramcli):
     """Metadata of a safetensors file goes to safetensors, and is named where a torch file has no place for it."""
     save_file({"w": W}, tmp_path / "a.safetensors", {"format": "pt", "author": "x", "license": "y"})
-    assert "not carried over" not in paramcli("convert", tmp_path / "a.safetensors", "-o", tmp_path / "b.safetensors").err
+    assert (
+        "not carried over" not in paramcli("convert", tmp_path / "a.safetensors", "-o", tmp_path / "b.safetensors").err
+    )
     with safe_open(tmp_path / "b.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt", "author": "x", "license": "y"}
-    assert "not carried over: metadata author, metadata license" in paramcli("convert", tmp_path / "a.safetensors", "-o", tmp_path / "b.pt").err
+    assert (
+        "not carried over: metadata author, metadata license"
+        in paramcli("convert", tmp_path / "a.safetensors", "-o", tmp_path / "b.pt").err
+    )
 
 
 def folder_of_shards(folder, state: dict, **index_metadata: object) -> None:
@@ -110,7 +135,11 @@ def test_an_index_keeps_its_other_metadata(tmp_path, paramcli):
     folder_of_shards(tmp_path / "m", {"w.weight": W, **PAIR}, total_parameters=36, made_by="someone", odd=[1])
     index = "model.safetensors.index.json"
     message = paramcli("convert", tmp_path / "m", "-o", tmp_path / "same").err
-    assert json.loads((tmp_path / "same" / index).read_text())["metadata"] == {"total_size": 144, "total_parameters": 36, "made_by": "someone"}
+    assert json.loads((tmp_path / "same" / index).read_text())["metadata"] == {
+        "total_size": 144,
+        "total_parameters": 36,
+        "made_by": "someone",
+    }
     assert "index metadata odd" in message and "index metadata made_by" not in message
     message = paramcli("remove", tmp_path / "m", "-o", tmp_path / "baked").err
     assert json.loads((tmp_path / "baked" / index).read_text())["metadata"] == {"total_size": 128, "made_by": "someone"}
@@ -148,31 +177,54 @@ def test_a_stale_optimizer_is_named(state, command, tmp_path, paramcli):
     kept = {"optimizer": optimizer(), "list": [optimizer()], "pair": {"G": optimizer(), "D": optimizer()}}[state]
     torch.save({"state_dict": {"w.weight": W, **PAIR}, "optim": kept}, tmp_path / "t.ckpt")
     verb, *options = COMMANDS[command]
-    assert "warning: optim belongs to the tensors as they were" in paramcli(verb, tmp_path / "t.ckpt", *options, "-o", tmp_path / "o.ckpt").err
+    assert (
+        "warning: optim belongs to the tensors as they were"
+        in paramcli(verb, tmp_path / "t.ckpt", *options, "-o", tmp_path / "o.ckpt").err
+    )
     assert "optim" in torch.load(tmp_path / "o.ckpt", weights_only=True)
     assert "warning" not in paramcli("convert", tmp_path / "t.ckpt", "-o", tmp_path / "same.ckpt").err
 
 
 def test_a_cast_that_overflows_says_so(tmp_path, paramcli):
     """Values beyond float16 become infinite: which tensor, and how many; others are cast in silence."""
-    save_file({"big": torch.tensor([1e6, 1.0, -1e6]), "small": W, "inf": torch.tensor([float("inf")])}, tmp_path / "b.safetensors")
+    save_file(
+        {"big": torch.tensor([1e6, 1.0, -1e6]), "small": W, "inf": torch.tensor([float("inf")])},
+        tmp_path / "b.safetensors",
+    )
     result = paramcli("convert", tmp_path / "b.safetensors", "--dtype", "float16", "-o", tmp_path / "h.safetensors")
-    assert "big: 2 values of 3 too large for float16" in result.err and "small" not in result.err and "inf:" not in result.err
+    assert (
+        "big: 2 values of 3 too large for float16" in result.err
+        and "small" not in result.err
+        and "inf:" not in result.err
+    )
     assert torch.equal(load_file(tmp_path / "h.safetensors")["big"], torch.tensor([1e6, 1.0, -1e6]).half())
-    assert "too large" not in paramcli("convert", tmp_path / "b.safetensors", "--dtype", "bfloat16", "-o", tmp_path / "b16.safetensors").err
+    assert (
+        "too large"
+        not in paramcli(
+            "convert", tmp_path / "b.safetensors", "--dtype", "bfloat16", "-o", tmp_path / "b16.safetensors"
+        ).err
+    )
 
 
 def test_a_cast_leaves_what_is_no_float(tmp_path, paramcli):
-    """Integers, bool, complex, fp8 and packed 4-bit values keep their bytes under --dtype, and masks and norms are cast with their tensors."""
+    """Integers, bool, complex, fp8 and packed 4-bit values keep their bytes under --dtype, and masks and norms are cast
+    with their tensors.
+    """
     odd = {
-        "i64": torch.tensor([2**40]), "u8": torch.arange(3, dtype=torch.uint8), "bool": torch.tensor([True]), "c64": torch.randn(2, dtype=torch.complex64),
-        "f8": torch.arange(4, dtype=torch.uint8).view(torch.float8_e5m2), "f4": torch.arange(4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2),
-    }  # fmt: skip
+        "i64": torch.tensor([2**40]),
+        "u8": torch.arange(3, dtype=torch.uint8),
+        "bool": torch.tensor([True]),
+        "c64": torch.randn(2, dtype=torch.complex64),
+        "f8": torch.arange(4, dtype=torch.uint8).view(torch.float8_e5m2),
+        "f4": torch.arange(4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2),
+    }
     torch.save({**odd, **PAIR, "h": W.half(), "d": W.double()}, tmp_path / "o.pt")
     for out in ("o.safetensors", "p.pt"):
         paramcli("convert", tmp_path / "o.pt", "--dtype", "bfloat16", "-o", tmp_path / out)
     got = torch.load(tmp_path / "p.pt", weights_only=True)
     for name, tensor in odd.items():
         assert got[name].dtype == tensor.dtype and torch.equal(got[name].view(torch.uint8), tensor.view(torch.uint8))
-    assert all(got[name].dtype == torch.bfloat16 for name in (*PAIR, "h", "d")) and torch.equal(got["d"], W.double().bfloat16())
+    assert all(got[name].dtype == torch.bfloat16 for name in (*PAIR, "h", "d")) and torch.equal(
+        got["d"], W.double().bfloat16()
+    )
     paramcli("diff", tmp_path / "p.pt", tmp_path / "o.safetensors", "--exact")

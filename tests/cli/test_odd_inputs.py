@@ -35,9 +35,20 @@ def test_exact_means_every_bit(tmp_path, paramcli):
     save_file({"w": torch.zeros(2, 2)}, tmp_path / "a.safetensors")
     save_file({"w": -torch.zeros(2, 2)}, tmp_path / "b.safetensors")
     paramcli("diff", tmp_path / "a.safetensors", tmp_path / "b.safetensors")
-    assert "other bits" in paramcli("diff", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--exact", code=1).out
+    assert (
+        "other bits" in paramcli("diff", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--exact", code=1).out
+    )
     for name in "ab":
-        paramcli("add", tmp_path / f"{name}.safetensors", "-t", "w", "--chain", "identity", "-o", tmp_path / f"{name}2.safetensors")
+        paramcli(
+            "add",
+            tmp_path / f"{name}.safetensors",
+            "-t",
+            "w",
+            "--chain",
+            "identity",
+            "-o",
+            tmp_path / f"{name}2.safetensors",
+        )
     paramcli("diff", tmp_path / "a.safetensors", tmp_path / "a2.safetensors", "--exact")
     paramcli("diff", tmp_path / "a.safetensors", tmp_path / "b2.safetensors", "--exact", code=1)
 
@@ -74,12 +85,17 @@ def test_the_oldest_spectral_norm_is_migrated_before_it_is_assigned_to(file, tmp
     path = file(weight_orig=layer.weight_orig.detach(), weight=layer.weight.detach(), weight_u=layer.weight_u)
     assert "migrate --to new" in paramcli("assign", path, "-t", "weight", "--with", "orthogonal", code=3).err
     paramcli("migrate", path, "--to", "new", "-o", tmp_path / "new.safetensors")
-    paramcli("assign", tmp_path / "new.safetensors", "-t", "weight", "--with", "orthogonal", "-o", tmp_path / "o.safetensors")
+    paramcli(
+        "assign", tmp_path / "new.safetensors", "-t", "weight", "--with", "orthogonal", "-o", tmp_path / "o.safetensors"
+    )
 
 
 def test_originals_that_a_registration_cannot_make_are_refused(file, paramcli):
     """torch takes the tensor itself where there is no inverse; three originals it cannot be."""
-    assert "alpha_stable reaches only" in paramcli("add", file(w=torch.eye(4)), "-t", "w", "--chain", "alpha_stable", "--init", "raw", code=3).err
+    assert (
+        "alpha_stable reaches only"
+        in paramcli("add", file(w=torch.eye(4)), "-t", "w", "--chain", "alpha_stable", "--init", "raw", code=3).err
+    )
 
 
 def test_orthogonal_can_be_appended(file, tmp_path, paramcli):
@@ -103,7 +119,12 @@ def test_initialisers_reach_every_view_and_say_where_they_have_no_values(file, t
     paramcli("remove", two, "-f", "-o", one)
     for block in load_file(one)["w"].split(4, dim=1):
         torch.testing.assert_close(block @ block.T, torch.eye(4), rtol=0, atol=1e-5)
-    assert "complex" in paramcli("assign", file(w=torch.randn(4, 4, dtype=torch.complex64)), "-t", "w", "--with", "orthogonal", code=3).err
+    assert (
+        "complex"
+        in paramcli(
+            "assign", file(w=torch.randn(4, 4, dtype=torch.complex64)), "-t", "w", "--with", "orthogonal", code=3
+        ).err
+    )
 
 
 @pytest.mark.parametrize("chain", ["lora:rank=2", "minlora:rank=2"])
@@ -130,7 +151,9 @@ def test_an_overflow_is_not_called_a_zero_norm(file, paramcli):
 
 
 def test_a_tensor_beyond_squares_is_measured(file, paramcli):
-    """Squares of 1e200 are infinite: what is that far off is off, with its number, and discover looks at it as at the next."""
+    """Squares of 1e200 are infinite: what is that far off is off, with its number, and discover looks at it as at the
+    next.
+    """
     path = file(w=1e200 * torch.randn(4, 4, dtype=torch.float64), x=torch.eye(3))
     assert "e+200" in paramcli("verify", path, "-t", "w", "--constraint", "spectral_cap:c=1", code=1).out
     assert [t["tensor"] for t in paramcli("discover", path, "--json").json["tensors"]] == ["w", "x"]

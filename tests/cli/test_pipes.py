@@ -39,7 +39,11 @@ print(sorted(set(codes)))
 
 def codes(tmp_path, lines: int, times: int, *arguments: object) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", PIPES, str(lines), str(times), *map(str, arguments)], capture_output=True, text=True, cwd=tmp_path, timeout=300
+        [sys.executable, "-c", PIPES, str(lines), str(times), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=300,
     )
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr, done.stderr
     return done.stdout.strip()
@@ -61,7 +65,10 @@ def files(tmp_path_factory):
 @pytest.mark.parametrize("file, code", [("good", 0), ("bad", 1)])
 def test_verify_into_a_pipe_that_closes(files, file, code, size, lines):
     """20 of 20 times verify exits with its verdict, though nobody reads the table to its end."""
-    assert codes(files, lines, 20, "verify", f"{file}-{size}.safetensors", "-t", "*", "--constraint", "orthogonal") == f"[{code}]"
+    assert (
+        codes(files, lines, 20, "verify", f"{file}-{size}.safetensors", "-t", "*", "--constraint", "orthogonal")
+        == f"[{code}]"
+    )
 
 
 @pytest.mark.parametrize("how", [["--json"], ["--messages"]])
@@ -75,18 +82,45 @@ def test_other_answers_into_a_pipe_that_closes(files, how):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 def test_a_full_disk_is_no_verdict(files):
-    """An answer that does not fit on its disk is exit 4 and one line; messages that do not fit leave the verdict as it is."""
-    command = [sys.executable, "-m", "paramcli", "verify", "bad-small.safetensors", "-t", "*", "--constraint", "orthogonal"]
+    """An answer that does not fit on its disk is exit 4 and one line; messages that do not fit leave the verdict as it
+    is.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "paramcli",
+        "verify",
+        "bad-small.safetensors",
+        "-t",
+        "*",
+        "--constraint",
+        "orthogonal",
+    ]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=files)
-        assert done.returncode == 4 and "error: stdout could not be written" in done.stderr and "Exception ignored" not in done.stderr
+        assert (
+            done.returncode == 4
+            and "error: stdout could not be written" in done.stderr
+            and "Exception ignored" not in done.stderr
+        )
         assert subprocess.run(command, stdout=subprocess.DEVNULL, stderr=full, cwd=files).returncode == 1
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
-@pytest.mark.parametrize(("arguments", "code"), [(("--help",), 4), (("verify", "--help"), 4), (("--version",), 4), (("verify", "nosuch.pt", "--json"), 3), (("registry", "nosuch"), 2)])
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("--help",), 4),
+        (("verify", "--help"), 4),
+        (("--version",), 4),
+        (("verify", "nosuch.pt", "--json"), 3),
+        (("registry", "nosuch"), 2),
+    ],
+)
 def test_a_full_disk_hides_no_other_mistake(arguments, code, tmp_path):
     """Help that could not be shown is exit 4, and an error keeps its own code though its document could not be."""
     with open("/dev/full", "w") as full:
-        done = subprocess.run([sys.executable, "-m", "paramcli", *arguments], stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+        done = subprocess.run(
+            [sys.executable, "-m", "paramcli", *arguments], stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+        )
     assert done.returncode == code and done.stderr.startswith("error: ") and "Traceback" not in done.stderr

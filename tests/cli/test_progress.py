@@ -25,7 +25,14 @@ def on_a_terminal(arguments, cwd, **environment):
     main, side = pty.openpty()
     code = "import sys; from paramcli.show import progress; progress.PATIENCE_SECONDS = float(sys.argv[1]); from paramcli.cli.app import run; sys.exit(run(sys.argv[2:]))"
     env = {**os.environ, "COLUMNS": "100", "TERM": "xterm", **environment}
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=side, stdin=subprocess.DEVNULL, cwd=cwd, env=env)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=side,
+        stdin=subprocess.DEVNULL,
+        cwd=cwd,
+        env=env,
+    )
     os.close(side)
     shown = []
 
@@ -61,7 +68,10 @@ def test_a_long_run_shows_tensors_bytes_and_rate(work):
 
 def test_a_short_run_and_a_quiet_one_show_nothing(work):
     """What is over within the second draws no line; -q silences it whatever it takes."""
-    for arguments in (["1e6", "verify", "a.safetensors", "-t", "w0", "--constraint", "any"], ["0", "add", "a.safetensors", "-t", "*", "--chain", "skew", "-q"]):
+    for arguments in (
+        ["1e6", "verify", "a.safetensors", "-t", "w0", "--constraint", "any"],
+        ["0", "add", "a.safetensors", "-t", "*", "--chain", "skew", "-q"],
+    ):
         assert "tensors" not in re.sub("1 tensor in.*", "", on_a_terminal(arguments, work)[2])
 
 

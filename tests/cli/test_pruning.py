@@ -34,7 +34,16 @@ def test_global_pruning_agrees_with_torch(amount, dtype, tmp_path, paramcli):
 def test_ties_at_the_global_threshold_are_shared_exactly(tmp_path, paramcli):
     """Among equal magnitudes the first tensors lose theirs first, and the total is exact."""
     torch.save({"a": torch.ones(10), "b": -torch.ones(10), "c": torch.full((4,), 0.5)}, tmp_path / "m.pt")
-    paramcli("add", tmp_path / "m.pt", "-t", "*", "--chain", "prune_l1:amount=7:scope=global", "-o", tmp_path / "o.safetensors")
+    paramcli(
+        "add",
+        tmp_path / "m.pt",
+        "-t",
+        "*",
+        "--chain",
+        "prune_l1:amount=7:scope=global",
+        "-o",
+        tmp_path / "o.safetensors",
+    )
     made = load_file(tmp_path / "o.safetensors")
     assert [int((~made[f"parametrizations.{k}.0.mask"]).sum()) for k in "abc"] == [3, 0, 4]
 
@@ -44,7 +53,16 @@ def test_structured_pruning_agrees_with_torch(n, dim, tmp_path, paramcli):
     """prune_structured gives the mask of torch's ln_structured."""
     m = model()
     torch.save(m.state_dict(), tmp_path / "m.pt")
-    paramcli("add", tmp_path / "m.pt", "-t", "b.weight", "--chain", f"prune_structured:amount=0.4:n={n}:dim={dim}", "--spelling", "old")
+    paramcli(
+        "add",
+        tmp_path / "m.pt",
+        "-t",
+        "b.weight",
+        "--chain",
+        f"prune_structured:amount=0.4:n={n}:dim={dim}",
+        "--spelling",
+        "old",
+    )
     prune.ln_structured(m["b"], "weight", amount=0.4, n=n, dim=dim)
     made = load_file(tmp_path / "m.parametrized.safetensors")
     assert torch.equal(made["b.weight_mask"].float(), m["b"].weight_mask)
@@ -58,13 +76,59 @@ def test_a_mask_comes_from_a_file(tmp_path, paramcli):
     mask = torch.rand(20, 30) < 0.5
     torch.save({"a.weight_mask": mask.float(), "other": mask}, tmp_path / "masks.pt")
     for spec in (tmp_path / "masks.pt", f"{tmp_path}/masks.pt:other"):
-        paramcli("add", tmp_path / "m.pt", "-t", "a.weight", "--chain", "mask", "--mask", spec, "-o", tmp_path / "o.safetensors", "-f")
+        paramcli(
+            "add",
+            tmp_path / "m.pt",
+            "-t",
+            "a.weight",
+            "--chain",
+            "mask",
+            "--mask",
+            spec,
+            "-o",
+            tmp_path / "o.safetensors",
+            "-f",
+        )
         made = load_file(tmp_path / "o.safetensors")
-        assert torch.equal(made["a.parametrizations.weight.0.mask"], mask) and made["a.parametrizations.weight.0.mask"].dtype == torch.bool
+        assert (
+            torch.equal(made["a.parametrizations.weight.0.mask"], mask)
+            and made["a.parametrizations.weight.0.mask"].dtype == torch.bool
+        )
         assert torch.equal(made["a.parametrizations.weight.original"], m["a"].weight)
-    assert "20x30, not 16x8x3" in paramcli("add", tmp_path / "m.pt", "-t", "b.weight", "--chain", "mask", "--mask", f"{tmp_path}/masks.pt:other", code=3).err
-    assert "no mask for c.weight" in paramcli("add", tmp_path / "m.pt", "-t", "c.weight", "--chain", "mask", "--mask", tmp_path / "masks.pt", code=3).err
-    assert "no mask that could take it" in paramcli("add", tmp_path / "m.pt", "-t", "a.weight", "--chain", "weight_norm", "--mask", tmp_path / "masks.pt", code=2).err
+    assert (
+        "20x30, not 16x8x3"
+        in paramcli(
+            "add",
+            tmp_path / "m.pt",
+            "-t",
+            "b.weight",
+            "--chain",
+            "mask",
+            "--mask",
+            f"{tmp_path}/masks.pt:other",
+            code=3,
+        ).err
+    )
+    assert (
+        "no mask for c.weight"
+        in paramcli(
+            "add", tmp_path / "m.pt", "-t", "c.weight", "--chain", "mask", "--mask", tmp_path / "masks.pt", code=3
+        ).err
+    )
+    assert (
+        "no mask that could take it"
+        in paramcli(
+            "add",
+            tmp_path / "m.pt",
+            "-t",
+            "a.weight",
+            "--chain",
+            "weight_norm",
+            "--mask",
+            tmp_path / "masks.pt",
+            code=2,
+        ).err
+    )
 
 
 def test_two_of_four(tmp_path, paramcli):

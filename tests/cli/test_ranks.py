@@ -68,24 +68,46 @@ def make_folder(path: Path, count: int = 8) -> Path:
     weight_map = {}
     for number in range(1, count + 1):
         v = torch.randn(20 + 7 * number, 300)
-        part = {f"l{number}.weight_g": v.norm(dim=0, keepdim=True), f"l{number}.weight_v": v, f"l{number}.bias": torch.randn(7)}
+        part = {
+            f"l{number}.weight_g": v.norm(dim=0, keepdim=True),
+            f"l{number}.weight_v": v,
+            f"l{number}.bias": torch.randn(7),
+        }
         part[f"o{number}.parametrizations.weight.original"] = torch.randn(200, 200) / 20
         W = torch.randn(12, 12)
         U, _, Vh = torch.linalg.svd(W)
-        part |= {f"s{number}.weight_orig": W, f"s{number}.weight_u": U[:, 0].contiguous(), f"s{number}.weight_v": Vh[0].contiguous()}
+        part |= {
+            f"s{number}.weight_orig": W,
+            f"s{number}.weight_u": U[:, 0].contiguous(),
+            f"s{number}.weight_v": Vh[0].contiguous(),
+        }
         shard = f"model-{number:05d}-of-{count:05d}.safetensors"
-        chains = {f"o{number}.weight": {"chain": "skew,cayley", "constraint": "special_orthogonal", "state": "parametrized", "view": None}
-                  for number in range(1, count + 1)}
+        chains = {
+            f"o{number}.weight": {
+                "chain": "skew,cayley",
+                "constraint": "special_orthogonal",
+                "state": "parametrized",
+                "view": None,
+            }
+            for number in range(1, count + 1)
+        }
         record = {"schema": 1, "version": "0.1.0", "tensors": chains}
         save_file(part, path / shard, {"format": "pt", "paramcli": json.dumps(record, sort_keys=True)})
-        weight_map |= {name: shard for name in part}
+        weight_map |= dict.fromkeys(part, shard)
     (path / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     (path / "config.json").write_text("{}")
     return path
 
 
 def environment(rank: int, port: int, size: int = 2) -> dict[str, str]:
-    mine = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    mine = {
+        "RANK": rank,
+        "WORLD_SIZE": size,
+        "LOCAL_RANK": rank,
+        "LOCAL_WORLD_SIZE": size,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     return os.environ | {"PYTHONPATH": ROOT} | {name: str(value) for name, value in mine.items()}
 
 
@@ -128,7 +150,10 @@ def pair(tmp_path_factory):
     }
     script = json.dumps(list(zip(free_ports(len(lines)), lines.values())))
     started = [
-        subprocess.Popen([sys.executable, "-c", DRIVER, script], env=environment(rank, 1), stdout=subprocess.PIPE, text=True) for rank in (0, 1)
+        subprocess.Popen(
+            [sys.executable, "-c", DRIVER, script], env=environment(rank, 1), stdout=subprocess.PIPE, text=True
+        )
+        for rank in (0, 1)
     ]
     answers = [json.loads(process.communicate(timeout=HANG_SECONDS)[0]) for process in started]
     return place, dict(zip(lines, zip(*answers)))
@@ -153,7 +178,9 @@ def test_two_ranks_write_the_bytes_of_one(pair, capsys):
 
 
 def test_two_ranks_write_one_dcp_folder(pair):
-    """Each rank writes and checks its parts of a DCP folder, and the first one the .metadata of all: the bytes of one process."""
+    """Each rank writes and checks its parts of a DCP folder, and the first one the .metadata of all: the bytes of one
+    process.
+    """
     place, told = pair
     assert [code for code, *_ in told["to DCP"]] == [0, 0]
     assert run(["remove", str(place / "model"), "--bake", "-o", str(place / "single.dcp"), "-q"]) == 0
@@ -211,7 +238,10 @@ def test_one_file_is_written_by_the_first_rank(pair):
 
 @pytest.mark.parametrize(
     "command, arguments",
-    [("split", ["convert", "one.safetensors", "--max-shard-size", "80"]), ("migrate", ["migrate", "model", "--to", "new"])],
+    [
+        ("split", ["convert", "one.safetensors", "--max-shard-size", "80"]),
+        ("migrate", ["migrate", "model", "--to", "new"]),
+    ],
 )
 def test_copies_and_renames_are_shared_out_too(pair, command, arguments):
     """What only moves bytes gives the files of one process."""
@@ -226,7 +256,9 @@ def test_a_rank_that_is_killed_is_missed(tmp_path):
     """Without a launcher that tells, the others find out by themselves: non-zero exit, no output, no temporary file."""
     folder, (port,) = make_folder(tmp_path / "model", 4), free_ports(1)
     line = [sys.executable, "-c", KILLED, "remove", str(folder), "--bake", "-o", str(tmp_path / "out")]
-    started = [subprocess.Popen(line, env=environment(rank, port), stderr=subprocess.PIPE, text=True) for rank in (0, 1)]
+    started = [
+        subprocess.Popen(line, env=environment(rank, port), stderr=subprocess.PIPE, text=True) for rank in (0, 1)
+    ]
     errors = [process.communicate(timeout=HANG_SECONDS)[1] for process in started]
     assert [process.returncode for process in started] == [4, -signal.SIGKILL]
     assert "rank 1 has given no sign of life" in errors[0]
@@ -235,11 +267,15 @@ def test_a_rank_that_is_killed_is_missed(tmp_path):
 
 def torchrun(*arguments: str) -> subprocess.CompletedProcess:
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
-    return subprocess.run(line, env=os.environ | {"PYTHONPATH": ROOT}, capture_output=True, text=True, timeout=HANG_SECONDS)
+    return subprocess.run(
+        line, env=os.environ | {"PYTHONPATH": ROOT}, capture_output=True, text=True, timeout=HANG_SECONDS
+    )
 
 
 def test_torchrun_gives_the_bytes_of_one_process(tmp_path):
-    """Started by torchrun, which asks for one thread where its user asks for none, an 8-shard folder comes out the same."""
+    """Started by torchrun, which asks for one thread where its user asks for none, an 8-shard folder comes out the
+    same.
+    """
     folder = make_folder(tmp_path / "model")
     alone = [sys.executable, "-m", "paramcli", "remove", str(folder), "--bake", "-o", str(tmp_path / "one")]
     subprocess.run(alone, env=os.environ | {"PYTHONPATH": ROOT}, capture_output=True, check=True)
@@ -321,7 +357,9 @@ def test_once_published_a_late_failure_takes_nothing_away():
 def test_shares_are_even_by_weight():
     """The heaviest goes first, each to whoever has the least; equal input, equal shares."""
     owner = share_out({"a": 5, "b": 4, "c": 3, "d": 3, "e": 3}, 2)
-    loads = [sum({"a": 5, "b": 4, "c": 3, "d": 3, "e": 3}[name] for name in owner if owner[name] == rank) for rank in (0, 1)]
+    loads = [
+        sum({"a": 5, "b": 4, "c": 3, "d": 3, "e": 3}[name] for name in owner if owner[name] == rank) for rank in (0, 1)
+    ]
     assert sorted(loads) == [8, 10]
 
 

@@ -55,16 +55,31 @@ def test_non_square(fc_checkpoint, refused):
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 4), (4, 0), (0, 0), (2, 0, 0)], ids=str)
-@pytest.mark.parametrize("chain", ["skew,cayley", "symmetric,matrix_exp", "orthogonal", "weight_norm", "spectral_norm", "mask", "prune_l1:amount=0.5"])
+@pytest.mark.parametrize(
+    "chain",
+    [
+        "skew,cayley",
+        "symmetric,matrix_exp",
+        "orthogonal",
+        "weight_norm",
+        "spectral_norm",
+        "mask",
+        "prune_l1:amount=0.5",
+    ],
+)
 def test_tensors_without_entries(chain, shape, tmp_path, refused):
     """There is nothing to parametrize or to measure in them, and no library error to relay."""
     save_file({"e": torch.zeros(shape)}, tmp_path / "e.safetensors")
     for init in ("project", "strict", "raw"):
-        assert "e has no entries" in refused(3, "add", tmp_path / "e.safetensors", "-t", "e", "--chain", chain, "--init", init)
+        assert "e has no entries" in refused(
+            3, "add", tmp_path / "e.safetensors", "-t", "e", "--chain", chain, "--init", init
+        )
     assert "no entries" in refused(3, "verify", tmp_path / "e.safetensors", "-t", "e", "--constraint", "orthogonal")
 
 
-@pytest.mark.parametrize(("tensor", "seen"), [(torch.ones(6), "a vector of 6"), (torch.tensor(2.0), "a scalar")], ids=["1-d", "0-d"])
+@pytest.mark.parametrize(
+    ("tensor", "seen"), [(torch.ones(6), "a vector of 6"), (torch.tensor(2.0), "a scalar")], ids=["1-d", "0-d"]
+)
 @pytest.mark.parametrize("chain", ["skew,cayley", "matrix_exp", "orthogonal"])
 def test_vectors_and_scalars_are_no_matrices(chain, tensor, seen, tmp_path, refused):
     """The message says what the tensor is, and proposes no view, which it cannot have."""
@@ -111,7 +126,9 @@ def test_eigenvalue_minus_one(tmp_path, refused):
 
 def turned(*angles):
     """A rotation by these angles in planes at random."""
-    planes = [torch.tensor([[a.cos(), -a.sin()], [a.sin(), a.cos()]]) for a in torch.tensor(angles, dtype=torch.float64)]
+    planes = [
+        torch.tensor([[a.cos(), -a.sin()], [a.sin(), a.cos()]]) for a in torch.tensor(angles, dtype=torch.float64)
+    ]
     n = 2 * len(angles)
     P = torch.linalg.qr(torch.randn(n, n, generator=torch.Generator().manual_seed(3), dtype=torch.float64))[0]
     return P @ torch.block_diag(*planes) @ P.T
@@ -119,7 +136,9 @@ def turned(*angles):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_a_half_turn_that_half_precision_hides(dtype, tmp_path, refused, paramcli):
-    """Rounded to half precision the eigenvalue is near -1, not at it: cayley gives a rotation some way off, exp keeps this one."""
+    """Rounded to half precision the eigenvalue is near -1, not at it: cayley gives a rotation some way off, exp keeps
+    this one.
+    """
     Q = turned(torch.pi, 1.0, 0.3, 2.0).to(dtype)
     save_file({"q": Q, "w": torch.eye(8, dtype=dtype)}, tmp_path / "q.safetensors")
     message = refused(3, "add", tmp_path / "q.safetensors", "-t", "q", *CHAIN, "--init", "strict")
@@ -127,9 +146,13 @@ def test_a_half_turn_that_half_precision_hides(dtype, tmp_path, refused, paramcl
     moved = paramcli("add", tmp_path / "q.safetensors", "-t", "q", *CHAIN, "-f", "--json").json["tensors"][0]
     assert moved["note"].startswith("skew,cayley stored in") and 1e-3 < moved["moved"] < torch.finfo(dtype).eps ** 0.5
     paramcli("add", tmp_path / "q.safetensors", "-t", "w", *CHAIN, "-f", "-o", tmp_path / "p.safetensors")
-    told = paramcli("assign", tmp_path / "p.safetensors", "-t", "w", "--from", f"{tmp_path / 'q.safetensors'}:q", "--in-place")
+    told = paramcli(
+        "assign", tmp_path / "p.safetensors", "-t", "w", "--from", f"{tmp_path / 'q.safetensors'}:q", "--in-place"
+    )
     assert "from the assigned value" in told.err
-    kept = paramcli("add", tmp_path / "q.safetensors", "-t", "q", "--chain", "skew,matrix_exp", "--init", "strict", "-f", "--json").json
+    kept = paramcli(
+        "add", tmp_path / "q.safetensors", "-t", "q", "--chain", "skew,matrix_exp", "--init", "strict", "-f", "--json"
+    ).json
     assert kept["tensors"][0]["moved"] < torch.finfo(dtype).eps
 
 
@@ -144,7 +167,10 @@ def test_a_visible_rounding_is_told(tmp_path, paramcli):
 
 def test_the_chain_named_in_the_hint_works(tmp_path, paramcli):
     """What the two messages above advise does what they say."""
-    save_file({"q": torch.diag(torch.tensor([-1.0, -1.0, 1.0, 1.0])), "r": torch.diag(torch.tensor([-1.0, 1.0, 1.0]))}, tmp_path / "q.safetensors")
+    save_file(
+        {"q": torch.diag(torch.tensor([-1.0, -1.0, 1.0, 1.0])), "r": torch.diag(torch.tensor([-1.0, 1.0, 1.0]))},
+        tmp_path / "q.safetensors",
+    )
     for name, chain in (("q", "skew,matrix_exp"), ("r", "orthogonal")):
         report = paramcli("add", tmp_path / "q.safetensors", "-t", name, "--chain", chain, "-f", "--json").json
         assert report["tensors"][0]["moved"] < 1e-6
@@ -189,7 +215,15 @@ def test_device_auto_works_everywhere(fc_checkpoint, paramcli):
     paramcli("add", fc_checkpoint, "-t", "fc.weight", *CHAIN, "--device", "auto")
 
 
-@pytest.mark.parametrize("content", [b"", b"hello world, this is no checkpoint", b"<!DOCTYPE html><html>", b"version https://git-lfs.github.com/spec/v1\n"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"hello world, this is no checkpoint",
+        b"<!DOCTYPE html><html>",
+        b"version https://git-lfs.github.com/spec/v1\n",
+    ],
+)
 def test_not_a_checkpoint(content, tmp_path, refused):
     """Each kind of wrong file is named."""
     (tmp_path / "x.pt").write_bytes(content)
@@ -224,7 +258,9 @@ def test_output_over_the_input(fc_checkpoint, tmp_path, refused):
     """The input under another name is recognised, even with --force."""
     save_file({"w": torch.randn(4, 4)}, tmp_path / "a.safetensors")
     os.link(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
-    message = refused(2, "add", tmp_path / "a.safetensors", "-t", "w", "--chain", "symmetric", "-f", "-o", tmp_path / "b.safetensors")
+    message = refused(
+        2, "add", tmp_path / "a.safetensors", "-t", "w", "--chain", "symmetric", "-f", "-o", tmp_path / "b.safetensors"
+    )
     assert "the input itself" in message and "--in-place" in message
 
 
@@ -248,7 +284,11 @@ def test_names_from_files_are_escaped(tmp_path, paramcli):
     evil = "a\x1b[31mred\x07[bold]b\u202e.weight"
     save_file({evil: torch.randn(3, 3)}, tmp_path / "e.safetensors")
     result = paramcli("inspect", tmp_path / "e.safetensors")
-    assert "\x1b" not in result.out and "\u202e" not in result.out and "a\\x1b[31mred\\x07[bold]b\\u202e.weight" in result.out
+    assert (
+        "\x1b" not in result.out
+        and "\u202e" not in result.out
+        and "a\\x1b[31mred\\x07[bold]b\\u202e.weight" in result.out
+    )
     assert paramcli("inspect", tmp_path / "e.safetensors", "--json").json["tensors"][0]["tensor"] == evil
     assert "\x1b" not in paramcli("add", tmp_path / "e.safetensors", "-t", "*", *CHAIN, "--init", "strict", code=1).err
 
@@ -262,7 +302,11 @@ def test_a_malformed_record_and_the_way_past_it(tmp_path, refused, paramcli):
 
 def test_a_record_for_tensors_that_are_not_there(tmp_path, refused):
     """The record contradicts the tensors: which, and how to go on."""
-    record = {"schema": 1, "version": "0.1.0", "tensors": {"gone": {"state": "baked", "chain": "skew", "view": None, "constraint": "skew"}}}
+    record = {
+        "schema": 1,
+        "version": "0.1.0",
+        "tensors": {"gone": {"state": "baked", "chain": "skew", "view": None, "constraint": "skew"}},
+    }
     save_file({"w": torch.randn(3, 3)}, tmp_path / "r.safetensors", {"paramcli": json.dumps(record)})
     assert "gone" in refused(3, "verify", tmp_path / "r.safetensors")
 

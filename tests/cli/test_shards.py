@@ -37,7 +37,10 @@ def folder(request, tmp_path):
         place = path / shard_of(number, request.param)
         torch.save(part, place) if request.param == "bin" else save_file(part, place, {"format": "pt"})
     total = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-    index = {"metadata": {"total_size": total}, "weight_map": {name: shard_of(home[name], request.param) for name in state}}
+    index = {
+        "metadata": {"total_size": total},
+        "weight_map": {name: shard_of(home[name], request.param) for name in state},
+    }
     (path / (INDEX if request.param == "safetensors" else "pytorch_model.bin.index.json")).write_text(json.dumps(index))
     (path / "config.json").write_text('{"hidden_size": 6}')
     (path / "tokenizer.json").write_text("{}")
@@ -50,24 +53,30 @@ def check_index(path) -> None:
     union, size = {}, 0
     for shard in sorted(path.glob("*.safetensors")):
         with safe_open(shard, "pt") as opened:
-            union.update({key: shard.name for key in opened.keys()})
+            union.update(dict.fromkeys(opened.keys(), shard.name))
         size += sum(tensor.numel() * tensor.element_size() for tensor in load_file(shard).values())
     assert index["weight_map"] == union and index["metadata"]["total_size"] == size
 
 
 def test_a_pair_over_two_shards_bakes_and_merges(folder, tmp_path, paramcli):
-    """One group: verified, baked into the shard of its first key; everything else stays where it was; config comes along."""
+    """One group: verified, baked into the shard of its first key; everything else stays where it was; config comes
+    along.
+    """
     path, state, weight = folder
     paramcli("verify", path)
     paramcli("remove", path)
     out = tmp_path / "model.baked"
     check_index(out)
-    assert sorted(p.name for p in out.iterdir() if p.suffix != ".json") == [shard_of(i, "safetensors") for i in range(1, 5)]
+    assert sorted(p.name for p in out.iterdir() if p.suffix != ".json") == [
+        shard_of(i, "safetensors") for i in range(1, 5)
+    ]
     assert (out / "config.json").read_text() == '{"hidden_size": 6}' and (out / "tokenizer.json").exists()
     paramcli("convert", out, "-o", tmp_path / "merged.safetensors")
     merged = load_file(tmp_path / "merged.safetensors")
     assert torch.equal(merged.pop("head.weight"), weight)
-    assert set(merged) == set(state) - {"head.weight_g", "head.weight_v"} and all(torch.equal(merged[name], state[name]) for name in merged)
+    assert set(merged) == set(state) - {"head.weight_g", "head.weight_v"} and all(
+        torch.equal(merged[name], state[name]) for name in merged
+    )
     assert paramcli("diff", path, tmp_path / "merged.safetensors", "--exact", "--json").json["equal"]
     paramcli("convert", path, "-o", tmp_path / "merged.pt")
     single = torch.load(tmp_path / "merged.pt", weights_only=True)
@@ -86,7 +95,11 @@ def test_a_split_is_kept_unless_a_size_is_given(folder, tmp_path, paramcli):
         check_index(out)
         shards = list(out.glob("*.safetensors"))
         assert count in (None, len(shards)) and (out / "config.json").exists()
-        assert all(sum(t.numel() * t.element_size() for t in load_file(s).values()) <= 100 or len(load_file(s)) == 1 for s in shards if size != "1KB")
+        assert all(
+            sum(t.numel() * t.element_size() for t in load_file(s).values()) <= 100 or len(load_file(s)) == 1
+            for s in shards
+            if size != "1KB"
+        )
         assert paramcli("diff", path, out, "--exact", "--json").json["equal"]
 
 
@@ -108,9 +121,15 @@ def test_convert_without_an_output_says_what_it_needs(folder, tmp_path, paramcli
     path, _, _ = folder
     assert "convert needs -o" in paramcli("convert", path, code=2).err
     paramcli("convert", path, "-o", tmp_path / "m.safetensors")
-    assert "is safetensors already: convert needs -o" in paramcli("convert", tmp_path / "m.safetensors", "--force", code=2).err
+    assert (
+        "is safetensors already: convert needs -o"
+        in paramcli("convert", tmp_path / "m.safetensors", "--force", code=2).err
+    )
     for name in ("x.safetensors", "x.pth.tar", "x.bin"):
-        assert "folder of shards" in paramcli("convert", path, "-o", tmp_path / name, "--max-shard-size", "1KB", code=2).err
+        assert (
+            "folder of shards"
+            in paramcli("convert", path, "-o", tmp_path / name, "--max-shard-size", "1KB", code=2).err
+        )
 
 
 def test_a_shard_has_the_record_of_its_own_tensors(folder, tmp_path, paramcli):
@@ -131,9 +150,14 @@ def test_a_shard_has_the_record_of_its_own_tensors(folder, tmp_path, paramcli):
     # A group over two shards has its record in both.
     paramcli("add", path, "-t", "layer.1.weight", "--chain", "weight_norm", "-o", tmp_path / "pair.safetensors")
     paramcli("convert", tmp_path / "pair.safetensors", "-o", tmp_path / "split", "--max-shard-size", "1")
-    with_record = [shard for shard in (tmp_path / "split").glob("*.safetensors") if b"weight_norm" in shard.read_bytes()]
+    with_record = [
+        shard for shard in (tmp_path / "split").glob("*.safetensors") if b"weight_norm" in shard.read_bytes()
+    ]
     assert len(with_record) == 2
-    assert paramcli("inspect", tmp_path / "split", "-t", "layer.1.weight", "--json").json["tensors"][0]["chain"] == "weight_norm:dim=0"
+    assert (
+        paramcli("inspect", tmp_path / "split", "-t", "layer.1.weight", "--json").json["tensors"][0]["chain"]
+        == "weight_norm:dim=0"
+    )
 
 
 def test_the_record_follows_names_that_change(folder, tmp_path, paramcli):
@@ -151,13 +175,22 @@ def test_the_record_follows_names_that_change(folder, tmp_path, paramcli):
     assert "metadata paramcli" in lost
 
 
-HALVES = [("weight_norm", "original0"), ("weight_norm", "original1"), ("spectral_norm", "original"), ("spectral_norm", "0._u"),
-          ("lora:rank=2:alpha=4", "original"), ("lora:rank=2:alpha=4", "0.lora_A"), ("mask", "0.mask")]  # fmt: skip
+HALVES = [
+    ("weight_norm", "original0"),
+    ("weight_norm", "original1"),
+    ("spectral_norm", "original"),
+    ("spectral_norm", "0._u"),
+    ("lora:rank=2:alpha=4", "original"),
+    ("lora:rank=2:alpha=4", "0.lora_A"),
+    ("mask", "0.mask"),
+]
 
 
 @pytest.mark.parametrize(("chain", "role"), HALVES)
 def test_a_shard_with_a_part_of_a_tensor_is_not_read_as_the_whole(chain, role, tmp_path, paramcli):
-    """Its record says what the tensor is, and the file has less: said by inspect, verify, remove and load, and nothing guessed."""
+    """Its record says what the tensor is, and the file has less: said by inspect, verify, remove and load, and nothing
+    guessed.
+    """
     torch.manual_seed(0)
     save_file({"fc.weight": torch.randn(16, 16), "other": torch.randn(3, 3)}, tmp_path / "m.safetensors")
     paramcli("add", tmp_path / "m.safetensors", "-t", "fc.weight", "--chain", chain, "-o", tmp_path / "p.safetensors")
@@ -169,7 +202,12 @@ def test_a_shard_with_a_part_of_a_tensor_is_not_read_as_the_whole(chain, role, t
     # Without torch a table tells it, which knows no sizes of lora; the original alone then looks like one.
     assert (chain, role) == HALVES[4] or "this file lacks its" in groups[0]["problem"]
     named = (shard, "-t", "fc.weight")
-    for command in (("verify", shard), ("remove", shard, "-o", tmp_path / "x.safetensors"), ("spectrum", *named), ("verify", *named, "--chain", chain)):
+    for command in (
+        ("verify", shard),
+        ("remove", shard, "-o", tmp_path / "x.safetensors"),
+        ("spectrum", *named),
+        ("verify", *named, "--chain", chain),
+    ):
         got = paramcli(*command, code=None)
         assert got.code == 3 and "fc.weight" in got.err
     assert not (tmp_path / "x.safetensors").exists()

@@ -34,7 +34,9 @@ def test_look_alikes_are_left_alone(command, tmp_path, paramcli):
     save_file({**LOOK_ALIKES, **PAIR}, tmp_path / "l.safetensors")
     paramcli(command[0], tmp_path / "l.safetensors", *command[1:], "-o", tmp_path / "o.safetensors")
     got = load_file(tmp_path / "o.safetensors")
-    assert all(torch.equal(got[name], tensor) and got[name].dtype == tensor.dtype for name, tensor in LOOK_ALIKES.items())
+    assert all(
+        torch.equal(got[name], tensor) and got[name].dtype == tensor.dtype for name, tensor in LOOK_ALIKES.items()
+    )
     assert ("w.weight_g" in got) == (command == ["convert"])
     paramcli("diff", tmp_path / "l.safetensors", tmp_path / "o.safetensors")
 
@@ -43,7 +45,10 @@ def test_names_of_look_alikes_can_be_given(tmp_path, paramcli):
     """They are tensors by their own names."""
     save_file(LOOK_ALIKES, tmp_path / "l.safetensors")
     paramcli("add", tmp_path / "l.safetensors", "-t", "a.w_v", "--chain", "symmetric", "-o", tmp_path / "o.safetensors")
-    assert "ids_orig is int64" in paramcli("add", tmp_path / "l.safetensors", "-t", "ids_orig", "--chain", "mask", code=3).err
+    assert (
+        "ids_orig is int64"
+        in paramcli("add", tmp_path / "l.safetensors", "-t", "ids_orig", "--chain", "mask", code=3).err
+    )
 
 
 @pytest.fixture
@@ -58,12 +63,18 @@ def test_an_unknown_chain_is_asked_for_and_taken(unknown, tmp_path, paramcli):
     """The error lists what fits; --chain then answers for the tensor that asks and for no other."""
     path, weight = unknown
     message = paramcli("remove", path, "-o", tmp_path / "o.safetensors", code=3).err
-    assert all(f"orthogonal:map={name}" in message for name in ("matrix_exp", "cayley", "householder")) and "--chain" in message
+    assert (
+        all(f"orthogonal:map={name}" in message for name in ("matrix_exp", "cayley", "householder"))
+        and "--chain" in message
+    )
     paramcli("remove", path, "--chain", "orthogonal:map=cayley", "-o", tmp_path / "o.safetensors")
     got = load_file(tmp_path / "o.safetensors")
     assert torch.equal(got["o.weight"], weight) and torch.equal(got["w.weight"], torch._weight_norm(V, G, 0))
     verified = paramcli("verify", path, "--chain", "orthogonal:map=cayley", "--json").json["tensors"]
-    assert {t["tensor"]: t["chain"] for t in verified} == {"o.weight": "orthogonal:map=cayley", "w.weight": "weight_norm:dim=0"}
+    assert {t["tensor"]: t["chain"] for t in verified} == {
+        "o.weight": "orthogonal:map=cayley",
+        "w.weight": "weight_norm:dim=0",
+    }
     paramcli("remove", path, "-t", "w.weight", "-o", tmp_path / "w.safetensors")
     assert "o.parametrizations.weight.0.base" in load_file(tmp_path / "w.safetensors")
 
@@ -72,7 +83,10 @@ def test_diff_of_what_is_not_known_compares_what_is_stored(unknown, tmp_path, pa
     """Equal originals are equal weights under any chain; other originals are a question, not an answer."""
     path, _ = unknown
     document = paramcli("diff", path, path, "--json").json
-    assert document["equal"] and {t["tensor"]: t["detail"] for t in document["tensors"]}["o.weight"] == "compared as stored"
+    assert (
+        document["equal"]
+        and {t["tensor"]: t["detail"] for t in document["tensors"]}["o.weight"] == "compared as stored"
+    )
     state = torch.load(path, weights_only=True)
     state["o.parametrizations.weight.original"] = -state["o.parametrizations.weight.original"]
     torch.save(state, tmp_path / "v.pt")
@@ -90,7 +104,10 @@ HALVES = {
     "original0": ({"w.parametrizations.weight.original0": G}, "w.parametrizations.weight.original1"),
     "original1": ({"w.parametrizations.weight.original1": V}, "w.parametrizations.weight.original0"),
     "0.mask": ({"w.parametrizations.weight.0.mask": V}, "w.parametrizations.weight.original"),
-    "0._u": ({"w.parametrizations.weight.original": V, "w.parametrizations.weight.0._u": V[0].clone()}, "w.parametrizations.weight.0._v"),
+    "0._u": (
+        {"w.parametrizations.weight.original": V, "w.parametrizations.weight.0._u": V[0].clone()},
+        "w.parametrizations.weight.0._v",
+    ),
 }
 
 
@@ -98,7 +115,9 @@ HALVES = {
 def test_half_pairs_name_the_missing_key(half, tmp_path, paramcli):
     """In every command that would need the other half; commands that do not touch it go on."""
     state, missing = HALVES[half]
-    save_file({**state, "b.weight": V.clone(), "p.weight_g": G.clone(), "p.weight_v": V.clone()}, tmp_path / "h.safetensors")
+    save_file(
+        {**state, "b.weight": V.clone(), "p.weight_g": G.clone(), "p.weight_v": V.clone()}, tmp_path / "h.safetensors"
+    )
     path, out = tmp_path / "h.safetensors", tmp_path / "o.safetensors"
     assert missing in paramcli("remove", path, "-o", out, code=3).err
     assert missing in paramcli("verify", path, "-t", "w.weight", code=3).err
@@ -113,11 +132,26 @@ def test_half_pairs_name_the_missing_key(half, tmp_path, paramcli):
 
 def test_stripping_a_prefix_never_makes_another_reading(tmp_path, paramcli):
     """Two keys that would meet are an error, and so are two tensors whose keys would be read together."""
-    for other in ({"w.weight": V.clone()}, {"w.weight_g": G.clone()}, {"w.parametrizations.weight.original": V.clone()}):
+    for other in (
+        {"w.weight": V.clone()},
+        {"w.weight_g": G.clone()},
+        {"w.parametrizations.weight.original": V.clone()},
+    ):
         save_file({"m.w.weight_g": G.clone(), "m.w.weight_v": V.clone(), **other}, tmp_path / "s.safetensors")
-        message = paramcli("convert", tmp_path / "s.safetensors", "--strip-prefix", "m", "-o", tmp_path / "o.safetensors", code=3).err
+        message = paramcli(
+            "convert", tmp_path / "s.safetensors", "--strip-prefix", "m", "-o", tmp_path / "o.safetensors", code=3
+        ).err
         assert "w.weight" in message and "--drop" in message and not (tmp_path / "o.safetensors").exists()
-    paramcli("convert", tmp_path / "s.safetensors", "--strip-prefix", "m", "--drop", "w.weight", "-o", tmp_path / "o.safetensors")
+    paramcli(
+        "convert",
+        tmp_path / "s.safetensors",
+        "--strip-prefix",
+        "m",
+        "--drop",
+        "w.weight",
+        "-o",
+        tmp_path / "o.safetensors",
+    )
     assert set(load_file(tmp_path / "o.safetensors")) == {"w.weight_g", "w.weight_v"}
 
 
@@ -133,14 +167,21 @@ def test_every_dialect_of_one_weight_is_equal(tmp_path, paramcli):
         "v1": {"weight_orig": W, "weight_u": u, "weight_v": v},
         "v0": {"weight_orig": W, "weight": value, "weight_u": u},
         "bar": {"weight_bar": W, "weight_u": u, "weight_v": v},
-        "new": {"parametrizations.weight.original": W, "parametrizations.weight.0._u": u, "parametrizations.weight.0._v": v},
+        "new": {
+            "parametrizations.weight.original": W,
+            "parametrizations.weight.0._u": u,
+            "parametrizations.weight.0._v": v,
+        },
     }
     for name, state in files.items():
         torch.save(state, tmp_path / f"{name}.pt")
     for a in files:
         for b in files:
             message = paramcli("diff", tmp_path / f"{a}.pt", tmp_path / f"{b}.pt", "--tol", "1e-5").err
-            assert ("same tensors, other spelling: run migrate" in message) == (a != b and "plain" not in (a, b)), (a, b)
+            assert ("same tensors, other spelling: run migrate" in message) == (a != b and "plain" not in (a, b)), (
+                a,
+                b,
+            )
             assert ("migrate A --to new" in message) == (b == "new" and a not in ("new", "plain"))
 
 
@@ -175,7 +216,9 @@ def tutorial_layer() -> nn.Linear:
 
 
 def test_a_file_of_the_tutorials_code_is_read_edited_and_loaded_back(tmp_path, paramcli):
-    """--chain skew,cayley bakes it bit for bit; verify, assign and load work, and assign keeps the key its module wants."""
+    """--chain skew,cayley bakes it bit for bit; verify, assign and load work, and assign keeps the key its module
+    wants.
+    """
     layer = tutorial_layer()
     torch.save(layer.state_dict(), tmp_path / "t.pt")
     chain = ["--chain", "skew,cayley"]
@@ -210,9 +253,18 @@ def test_the_next_step_after_the_same_weights_is_a_diff(command, roots, tmp_path
 
 
 def test_root_of_a_is_not_asked_of_b_where_b_has_none(tmp_path, paramcli):
-    """A file made from one root compares with it; a wrong --root is refused on either side, and --root-b is taken at its word."""
+    """A file made from one root compares with it; a wrong --root is refused on either side, and --root-b is taken at
+    its word.
+    """
     torch.save({"ema": {"w": torch.ones(2)}, "model": {"w": torch.zeros(2)}}, tmp_path / "two.pt")
     paramcli("convert", tmp_path / "two.pt", "--root", "ema", "-o", tmp_path / "one.safetensors")
     assert "equal: 1 equal" in paramcli("diff", tmp_path / "two.pt", tmp_path / "one.safetensors", "--root", "ema").err
-    assert "known: ema" in paramcli("diff", tmp_path / "two.pt", tmp_path / "one.safetensors", "--root", "em", code=2).err
-    assert "one level" in paramcli("diff", tmp_path / "two.pt", tmp_path / "one.safetensors", "--root", "ema", "--root-b", "ema", code=2).err
+    assert (
+        "known: ema" in paramcli("diff", tmp_path / "two.pt", tmp_path / "one.safetensors", "--root", "em", code=2).err
+    )
+    assert (
+        "one level"
+        in paramcli(
+            "diff", tmp_path / "two.pt", tmp_path / "one.safetensors", "--root", "ema", "--root-b", "ema", code=2
+        ).err
+    )

@@ -24,7 +24,19 @@ sys.exit(run(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["registry"], ["registry", "cayley"], ["registry", "--json"], ["inspect", "CKPT"], ["inspect", "CKPT", "--json"], ["remove", "CKPT", "--no-bake", "-n"], ["add", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["registry"],
+        ["registry", "cayley"],
+        ["registry", "--json"],
+        ["inspect", "CKPT"],
+        ["inspect", "CKPT", "--json"],
+        ["remove", "CKPT", "--no-bake", "-n"],
+        ["add", "--help"],
+    ],
+)
 def test_these_commands_never_import_torch(arguments, tmp_path):
     """With torch and numpy made unimportable they still work."""
     key = "fc.parametrizations.weight.original"
@@ -43,7 +55,18 @@ print(*sys.modules, file=sys.stderr)
 sys.exit(code)
 """
 # What typer's own help imports, and what only a chain or a table in a terminal needs.
-HEAVY = {"typer.rich_utils", "rich.markdown", "rich.syntax", "rich.traceback", "markdown_it", "pygments", "torch", "numpy", "asyncio", "importlib.metadata"}
+HEAVY = {
+    "typer.rich_utils",
+    "rich.markdown",
+    "rich.syntax",
+    "rich.traceback",
+    "markdown_it",
+    "pygments",
+    "torch",
+    "numpy",
+    "asyncio",
+    "importlib.metadata",
+}
 CHAINS = {"paramcli.chain", "paramcli.registry", "paramcli.catalogue", "paramcli.surgery", "paramcli.maths"}
 
 
@@ -58,9 +81,15 @@ def imported(*arguments: object) -> set[str]:
 def test_the_list_of_commands_imports_none_of_them():
     """--help is there at once: no rich, no catalogue, no file format, and no command's module."""
     modules = imported("--help")
-    assert not modules & (HEAVY | CHAINS | {"rich", "paramcli.show.console", "paramcli.show.tables", "paramcli.show.document"})
-    assert {name for name in modules if name.startswith("paramcli.cli.")} <= {f"paramcli.cli.{name}" for name in ("app", "group", "help", "outlet", "usage")}
-    assert {name for name in modules if name.startswith("paramcli.checkpoint.")} == {"paramcli.checkpoint.disk.interrupts"}
+    assert not modules & (
+        HEAVY | CHAINS | {"rich", "paramcli.show.console", "paramcli.show.tables", "paramcli.show.document"}
+    )
+    assert {name for name in modules if name.startswith("paramcli.cli.")} <= {
+        f"paramcli.cli.{name}" for name in ("app", "group", "help", "outlet", "usage")
+    }
+    assert {name for name in modules if name.startswith("paramcli.checkpoint.")} == {
+        "paramcli.checkpoint.disk.interrupts"
+    }
 
 
 def test_the_help_of_a_command_imports_that_command_alone():
@@ -75,7 +104,11 @@ def test_inspect_of_plain_tensors_needs_no_catalogue(tmp_path):
     save_file({f"layers.{n}.weight": torch.zeros(2) for n in range(10)}, tmp_path / "a.safetensors")
     for way in ((), ("--json",)):
         modules = imported("inspect", tmp_path / "a.safetensors", *way)
-        assert not modules & (HEAVY | CHAINS | {"rich", "paramcli.checkpoint.disk.atomic", "paramcli.checkpoint.pickle.pickle_data", "hashlib", "ctypes"})
+        assert not modules & (
+            HEAVY
+            | CHAINS
+            | {"rich", "paramcli.checkpoint.disk.atomic", "paramcli.checkpoint.pickle.pickle_data", "hashlib", "ctypes"}
+        )
 
 
 def test_renames_and_safetensors_layouts_never_import_torch(tmp_path):
@@ -87,14 +120,24 @@ def test_renames_and_safetensors_layouts_never_import_torch(tmp_path):
         ["convert", two, "-o", shards, "--max-shard-size", "1KB"],
         ["convert", shards, "-o", tmp_path / "c.safetensors"],
     ):
-        done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *map(str, arguments)], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", WITHOUT_TORCH, *map(str, arguments)], capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "c.safetensors").read_bytes() == two.read_bytes()
 
 
 def test_planning_without_data_loads_no_symbolic_algebra(tmp_path):
     """The shapes a chain stores are told without sympy, which torch loads for some operations on tensors without data."""
-    chains = ("skew,cayley", "symmetric,matrix_exp", "weight_norm", "weight_norm:dim=none", "orthogonal", "mask", "prune_l1:amount=0.5")
+    chains = (
+        "skew,cayley",
+        "symmetric,matrix_exp",
+        "weight_norm",
+        "weight_norm:dim=none",
+        "orthogonal",
+        "mask",
+        "prune_l1:amount=0.5",
+    )
     code = (
         "import sys, torch; from paramcli.fitting.torch_module import outline; from paramcli.chain import parse_chain\n"
         f"[outline(parse_chain(text), (6, 6), torch.float32) for text in {chains!r}]\n"
@@ -105,7 +148,11 @@ def test_planning_without_data_loads_no_symbolic_algebra(tmp_path):
 
 def test_inspect_of_torch_files_needs_no_torch_either(fixtures):
     """The torch container is described from its pickle."""
-    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, "inspect", str(fixtures / "facenet_pnet.pt")], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, "inspect", str(fixtures / "facenet_pnet.pt")],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and "conv1.weight" in done.stdout
 
 
@@ -137,7 +184,10 @@ def test_nothing_but_a_closed_stdout_is_lost(fc_checkpoint, tmp_path):
 def test_closed_streams_do_not_change_the_exit_code(streams, fc_checkpoint, tmp_path):
     """What cannot be said is no failure of the work, and no success of what failed."""
     line = f"{sys.executable} -m paramcli convert {{}} -o {tmp_path}/o.safetensors {streams}"
-    done = [subprocess.run(["sh", "-c", line.format(path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for path in (fc_checkpoint, "nosuch.pt")]
+    done = [
+        subprocess.run(["sh", "-c", line.format(path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for path in (fc_checkpoint, "nosuch.pt")
+    ]
     assert [d.returncode for d in done] == [0, 3]
 
 
@@ -157,8 +207,9 @@ def test_a_reader_that_leaves_early_is_no_error(fixtures):
     """paramcli inspect | head -1 ends quietly."""
     done = subprocess.run(
         ["sh", "-c", f"{sys.executable} -m paramcli inspect {fixtures}/silero_vad_16k.safetensors --json | head -c 10"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and "Traceback" not in done.stderr
 
 
@@ -170,10 +221,16 @@ def test_a_machine_without_numpy_sees_no_warning(fc_checkpoint, tmp_path):
     assert done.returncode == 0 and [line.split()[0] for line in done.stderr.splitlines()] == ["wrote", "next:"]
 
 
-@pytest.mark.parametrize(("given", "seen"), [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)])
+@pytest.mark.parametrize(
+    ("given", "seen"), [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)]
+)
 def test_threads_of_linear_algebra_sleep_soon_unless_the_user_says_otherwise(given, seen):
     """Set before torch is imported, which is when it is read; what the environment says holds."""
     code = "import atexit, os\natexit.register(lambda: print(os.environ.get('GOMP_SPINCOUNT')))\nfrom paramcli.cli.app import main\nmain(['registry', 'skew'])"
-    environment = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment | given, timeout=HANG_SECONDS)
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment | given, timeout=HANG_SECONDS
+    )
     assert done.stdout.splitlines()[-1] == str(seen)

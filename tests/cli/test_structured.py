@@ -7,14 +7,28 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-CHAINS = ["lower_triangular:diag=softplus", "banded:b=2", "toeplitz_compact", "kronecker:p=4:q=3", "factored:rank=3", "rank_one", "svd_vals", "polar", "qr"]
+CHAINS = [
+    "lower_triangular:diag=softplus",
+    "banded:b=2",
+    "toeplitz_compact",
+    "kronecker:p=4:q=3",
+    "factored:rank=3",
+    "rank_one",
+    "svd_vals",
+    "polar",
+    "qr",
+]
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16, torch.float16], ids=str)
 def checkpoint(request, tmp_path):
     g = torch.Generator().manual_seed(0)
     tensors = {"a": torch.randn(8, 12, generator=g), "conv": torch.randn(4, 6, 3, 3, generator=g)}
-    save_file({name: (0.1 * t).to(request.param) for name, t in tensors.items()}, tmp_path / "s.safetensors", metadata={"format": "pt"})
+    save_file(
+        {name: (0.1 * t).to(request.param) for name, t in tensors.items()},
+        tmp_path / "s.safetensors",
+        metadata={"format": "pt"},
+    )
     return tmp_path / "s.safetensors"
 
 
@@ -53,7 +67,12 @@ def test_a_factor_does_not_take_the_weights_place(checkpoint, paramcli):
     got = paramcli("remove", added, "--no-bake", "-o", checkpoint.with_name("o.safetensors"), code=3)
     assert "the weight 8x12" in got.err and "remove --bake" in got.err
     with safe_open(added, "pt") as file:
-        assert sorted(file.keys()) == ["conv", "parametrizations.a.0.U", "parametrizations.a.0.V", "parametrizations.a.original"]
+        assert sorted(file.keys()) == [
+            "conv",
+            "parametrizations.a.0.U",
+            "parametrizations.a.0.V",
+            "parametrizations.a.original",
+        ]
 
 
 def test_shapes_come_from_the_originals_where_no_record_tells_them(checkpoint, paramcli, tmp_path):
@@ -62,7 +81,13 @@ def test_shapes_come_from_the_originals_where_no_record_tells_them(checkpoint, p
     save_file({"w.parametrizations.weight.original": torch.tensor([1.0, 2, 3])}, bare)
     paramcli("remove", bare, "--bake", "--chain", "circulant_compact", "-o", baked)
     assert load_file(baked)["w.weight"].tolist() == [[1, 3, 2], [2, 1, 3], [3, 2, 1]]
-    save_file({"w.parametrizations.weight.original0": torch.tensor([1.0, 2]), "w.parametrizations.weight.original1": torch.tensor([1.0, 5, 7])}, bare)
+    save_file(
+        {
+            "w.parametrizations.weight.original0": torch.tensor([1.0, 2]),
+            "w.parametrizations.weight.original1": torch.tensor([1.0, 5, 7]),
+        },
+        bare,
+    )
     paramcli("remove", bare, "--bake", "--chain", "toeplitz_compact", "-o", baked, "-f")
     assert load_file(baked)["w.weight"].tolist() == [[1, 5, 7], [2, 1, 5]]
     paramcli("remove", bare, "--bake", "--chain", "rank_one", "-o", baked, "-f")
@@ -75,11 +100,23 @@ def test_originals_of_another_shape_come_first(checkpoint, paramcli, chain):
     assert "only be the first of a chain" in paramcli("add", checkpoint, "-t", "a", "--chain", chain, code=2).err
 
 
-@pytest.mark.parametrize("command", [["verify"], ["remove", "-o", "o.safetensors"], ["diff", "h.safetensors"], ["discover"]], ids=lambda c: c[0])
+@pytest.mark.parametrize(
+    "command",
+    [["verify"], ["remove", "-o", "o.safetensors"], ["diff", "h.safetensors"], ["discover"]],
+    ids=lambda c: c[0],
+)
 def test_two_short_vectors_do_not_fill_memory(paramcli, tmp_path, monkeypatch, command):
-    """A 2 MiB file whose record makes a matrix of 256 GiB out of it is refused before anything of that size is asked for."""
+    """A 2 MiB file whose record makes a matrix of 256 GiB out of it is refused before anything of that size is asked
+    for.
+    """
     monkeypatch.chdir(tmp_path)
-    entry = {"state": "parametrized", "chain": "rank_one", "view": None, "constraint": "low_rank:rank=1", "shape": [1 << 18, 1 << 18]}
+    entry = {
+        "state": "parametrized",
+        "chain": "rank_one",
+        "view": None,
+        "constraint": "low_rank:rank=1",
+        "shape": [1 << 18, 1 << 18],
+    }
     record = json.dumps({"schema": 1, "version": "0.1.0", "tensors": {"w": entry}})
     vector = torch.ones(1 << 18)
     for name in ("h", "other"):

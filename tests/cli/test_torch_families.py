@@ -53,12 +53,33 @@ def with_state() -> nn.Parameter:
 NET = Net()
 OLD_NORM = nn.Sequential(nn.Linear(3, 3))
 SIDE = {
-    "args": argparse.Namespace(lr=1), "scalar": numpy.float64(0.5), "array": numpy.arange(4), "rng": numpy.random.RandomState(0).get_state(),
-    "path": pathlib.PurePosixPath("/x"), "when": datetime.datetime(2024, 1, 1), "amount": decimal.Decimal("1.5"), "set": {1, 2}, "frozen": frozenset([1]),
-    "complex": 1 + 2j, "slice": slice(1, 2), "device": torch.device("cpu"), "dtype": torch.float16, "size": torch.Size([1]), "layout": torch.strided,
-    "lists": collections.defaultdict(list, a=[1]), "counts": collections.Counter("aab"), "queue": collections.deque([1]), "big": 2**200, "negative": -(2**40),
-    "function": hook, "range": range(3), "bytes": b"\xff\0", "bytearray": bytearray(b"ab"), "generator": torch.Generator().get_state(), "ellipsis": ...,
-}  # fmt: skip
+    "args": argparse.Namespace(lr=1),
+    "scalar": numpy.float64(0.5),
+    "array": numpy.arange(4),
+    "rng": numpy.random.RandomState(0).get_state(),
+    "path": pathlib.PurePosixPath("/x"),
+    "when": datetime.datetime(2024, 1, 1),
+    "amount": decimal.Decimal("1.5"),
+    "set": {1, 2},
+    "frozen": frozenset([1]),
+    "complex": 1 + 2j,
+    "slice": slice(1, 2),
+    "device": torch.device("cpu"),
+    "dtype": torch.float16,
+    "size": torch.Size([1]),
+    "layout": torch.strided,
+    "lists": collections.defaultdict(list, a=[1]),
+    "counts": collections.Counter("aab"),
+    "queue": collections.deque([1]),
+    "big": 2**200,
+    "negative": -(2**40),
+    "function": hook,
+    "range": range(3),
+    "bytes": b"\xff\0",
+    "bytearray": bytearray(b"ab"),
+    "generator": torch.Generator().get_state(),
+    "ellipsis": ...,
+}
 # label -> (what torch.save gets, how, the state dict in it)
 READ = {
     "DataParallel": ({f"module.{k}": t for k, t in STATE.items()}, {}, None),
@@ -66,14 +87,37 @@ READ = {
     "flat parameters": ({"_fsdp_wrapped_module._flat_param": torch.randn(20)}, {}, None),
     "OrderedDict": (collections.OrderedDict(STATE), {}, None),
     **{f"protocol {p}": (STATE, {"pickle_protocol": p}, None) for p in (2, 3, 4, 5)},
-    **{f"legacy, protocol {p}": (STATE, {"pickle_protocol": p, "_use_new_zipfile_serialization": False}, None) for p in (2, 4, 5)},
+    **{
+        f"legacy, protocol {p}": (STATE, {"pickle_protocol": p, "_use_new_zipfile_serialization": False}, None)
+        for p in (2, 4, 5)
+    },
     "bfloat16": ({"w": torch.randn(3, 3).bfloat16()}, {}, None),
     "bfloat16, legacy": ({"w": torch.randn(3, 3).bfloat16()}, {"_use_new_zipfile_serialization": False}, None),
     "expanded": ({"w": torch.randn(1, 3).expand(4, 3)}, {}, None),
-    "slices": ({"a": torch.randn(10, 4)[2:5], "b": torch.randn(6)[::2], "c": torch.randn(2, 3, 4).permute(2, 0, 1)}, {}, None),
-    "slices, legacy": ({"a": torch.randn(10, 4)[2:5], "b": torch.randn(6)[1:][::2]}, {"_use_new_zipfile_serialization": False}, None),
-    "0-d and empty": ({"s": torch.tensor(3.0), "e": torch.empty(0, 3), "f": torch.empty(3, 0), "i": torch.tensor(7)}, {}, None),
-    "unsigned": ({"a": torch.ones(2, dtype=torch.uint16), "b": torch.ones(2, dtype=torch.uint32), "c": torch.ones(2, dtype=torch.uint64)}, {}, None),
+    "slices": (
+        {"a": torch.randn(10, 4)[2:5], "b": torch.randn(6)[::2], "c": torch.randn(2, 3, 4).permute(2, 0, 1)},
+        {},
+        None,
+    ),
+    "slices, legacy": (
+        {"a": torch.randn(10, 4)[2:5], "b": torch.randn(6)[1:][::2]},
+        {"_use_new_zipfile_serialization": False},
+        None,
+    ),
+    "0-d and empty": (
+        {"s": torch.tensor(3.0), "e": torch.empty(0, 3), "f": torch.empty(3, 0), "i": torch.tensor(7)},
+        {},
+        None,
+    ),
+    "unsigned": (
+        {
+            "a": torch.ones(2, dtype=torch.uint16),
+            "b": torch.ones(2, dtype=torch.uint32),
+            "c": torch.ones(2, dtype=torch.uint64),
+        },
+        {},
+        None,
+    ),
     "parameters": (dict(LINEAR.named_parameters()), {}, None),
     "buffer": ({"w": nn.Buffer(torch.ones(2, 2))}, {}, None),
     "tensor with a hook": ({"w": with_hook()}, {}, None),
@@ -111,7 +155,13 @@ def test_what_torch_reads_is_what_comes_out(family, tmp_path, paramcli):
     if "state_dict" in back:
         for key, item in SIDE.items():
             assert key in result.err
-            equal = numpy.array_equal if key == "array" else torch.equal if key == "generator" else lambda a, b: str(a) == str(b)
+            equal = (
+                numpy.array_equal
+                if key == "array"
+                else torch.equal
+                if key == "generator"
+                else lambda a, b: str(a) == str(b)
+            )
             assert equal(back[key], item) and type(back[key]) is type(item), key
 
 
@@ -164,5 +214,14 @@ def test_tensors_that_cannot_be_carried_are_named(kind, tmp_path, paramcli):
 def test_a_prefix_comes_off_for_another_model(tmp_path, paramcli):
     """DataParallel around a compiled module: both prefixes go, in the order given, and the plain model loads strictly."""
     torch.save({f"module._orig_mod.{k}": t for k, t in STATE.items()}, tmp_path / "in.pt")
-    paramcli("convert", tmp_path / "in.pt", "--strip-prefix", "module.", "--strip-prefix", "_orig_mod", "-o", tmp_path / "o.pt")
+    paramcli(
+        "convert",
+        tmp_path / "in.pt",
+        "--strip-prefix",
+        "module.",
+        "--strip-prefix",
+        "_orig_mod",
+        "-o",
+        tmp_path / "o.pt",
+    )
     nn.Linear(4, 4).load_state_dict(torch.load(tmp_path / "o.pt", weights_only=True), strict=True)

@@ -42,10 +42,14 @@ def test_ties_of_plain_tensors_survive(edit, tmp_path, paramcli):
     for name in state:
         if "a." in name:
             assert one(state, name, name.replace("a.", "b."))
-    assert len(state) > 2 and not any(one(state, "m.c" if "m.c" in state else "c", name) for name in state if "a." in name)
+    assert len(state) > 2 and not any(
+        one(state, "m.c" if "m.c" in state else "c", name) for name in state if "a." in name
+    )
 
 
-@pytest.mark.parametrize("command", [["remove"], ["migrate", "--to", "new"], ["remove", "-t", "a.weight", "--tied", "together"]])
+@pytest.mark.parametrize(
+    "command", [["remove"], ["migrate", "--to", "new"], ["remove", "-t", "a.weight", "--tied", "together"]]
+)
 def test_ties_of_parametrized_tensors_survive(command, tmp_path, paramcli):
     """A weight norm under two names is baked or renamed once; one that shares only v with it is a tensor of its own."""
     other = {"c.weight_g": 2 * G, "c.weight_v": V} if "-t" not in command else {}
@@ -55,7 +59,9 @@ def test_ties_of_parametrized_tensors_survive(command, tmp_path, paramcli):
     for name in [name for name in state if name.startswith("a.")]:
         assert one(state, name, f"b{name[1:]}")
     if other and command[0] == "remove":
-        assert not one(state, "a.weight", "c.weight") and torch.equal(state["c.weight"], torch._weight_norm(V, 2 * G, 0))
+        assert not one(state, "a.weight", "c.weight") and torch.equal(
+            state["c.weight"], torch._weight_norm(V, 2 * G, 0)
+        )
 
 
 def test_separate_means_separate(tmp_path, paramcli):
@@ -82,7 +88,9 @@ def test_packed_views_stay_packed_through_a_migration(tmp_path, paramcli):
     torch.save(views, tmp_path / "p.pt")
     paramcli("migrate", tmp_path / "p.pt", "--to", "new", "-o", tmp_path / "o.pt")
     state = load(tmp_path / "o.pt")
-    assert {t.untyped_storage().nbytes() for t in state.values()} == {160} and len({t.untyped_storage().data_ptr() for t in state.values()}) == 1
+    assert {t.untyped_storage().nbytes() for t in state.values()} == {160} and len(
+        {t.untyped_storage().data_ptr() for t in state.values()}
+    ) == 1
     assert all(torch.equal(a, b) for a, b in zip(state.values(), views.values()))
 
 
@@ -90,7 +98,10 @@ def test_ties_of_torch_shards_survive_a_merge(tmp_path, paramcli):
     """Sharded .bin to one .pt: names of one tensor stay one, and what a shard holds beside its tensors is named."""
     folder = tmp_path / "model"
     folder.mkdir()
-    shards = {"pytorch_model-00001-of-00002.bin": {"a.weight": W, "b.weight": W, "step": 3}, "pytorch_model-00002-of-00002.bin": {"c.weight": V}}
+    shards = {
+        "pytorch_model-00001-of-00002.bin": {"a.weight": W, "b.weight": W, "step": 3},
+        "pytorch_model-00002-of-00002.bin": {"c.weight": V},
+    }
     for shard, state in shards.items():
         torch.save(state, folder / shard)
     places = {name: shard for shard, state in shards.items() for name in state if name != "step"}
@@ -119,7 +130,11 @@ def test_a_pickled_module_becomes_its_state_dict(tmp_path, paramcli):
     torch.save({"net": model, "epoch": 7}, tmp_path / "m.pt")
     result = paramcli("convert", tmp_path / "m.pt", "-o", tmp_path / "o.pt", "--json")
     back = load(tmp_path / "o.pt")
-    assert back["epoch"] == 7 and list(back["net"]) == list(model.state_dict()) and one(back["net"], "0.weight", "2.weight")
+    assert (
+        back["epoch"] == 7
+        and list(back["net"]) == list(model.state_dict())
+        and one(back["net"], "0.weight", "2.weight")
+    )
     model.load_state_dict(back["net"], strict=True)
     assert "torch.nn.modules.container.Sequential" in result.json["dropped"][0] and "not carried over" in result.err
 
@@ -136,11 +151,18 @@ def test_odd_neighbours_of_the_weights_come_along(tmp_path, paramcli):
         "bytes": torch.arange(5, dtype=torch.uint8).untyped_storage(),
     }
     torch.save({"model": {"w.weight": W}, "extra": extra}, tmp_path / "a.pt")
-    paramcli("add", tmp_path / "a.pt", "--root", "model", "-t", "w.weight", "--chain", "symmetric", "-o", tmp_path / "o.pt")
+    paramcli(
+        "add", tmp_path / "a.pt", "--root", "model", "-t", "w.weight", "--chain", "symmetric", "-o", tmp_path / "o.pt"
+    )
     back = load(tmp_path / "o.pt")["extra"]
-    assert torch.equal(back["quantized"].int_repr(), extra["quantized"].int_repr()) and back["quantized"].q_zero_point() == 2
+    assert (
+        torch.equal(back["quantized"].int_repr(), extra["quantized"].int_repr())
+        and back["quantized"].q_zero_point() == 2
+    )
     assert torch.equal(back["sparse"].to_dense(), V.relu()) and torch.equal(back["complex"], extra["complex"])
-    assert back["f8"].dtype == torch.float8_e4m3fn and torch.equal(back["f8"].view(torch.uint8), extra["f8"].view(torch.uint8))
+    assert back["f8"].dtype == torch.float8_e4m3fn and torch.equal(
+        back["f8"].view(torch.uint8), extra["f8"].view(torch.uint8)
+    )
     assert torch.equal(back["f4"].view(torch.uint8), torch.arange(8, dtype=torch.uint8))
     assert back["bytes"].tolist() == [0, 1, 2, 3, 4]
 
@@ -152,5 +174,12 @@ def test_4_bit_floats_go_to_safetensors_and_back(tmp_path, paramcli):
     paramcli("convert", tmp_path / "a.pt", "-o", tmp_path / "b.safetensors")
     paramcli("add", tmp_path / "b.safetensors", "-t", "w.weight", "--chain", "symmetric", "-o", tmp_path / "c.pt")
     got = load(tmp_path / "c.pt")["q.weight"]
-    assert got.dtype == packed.dtype and got.shape == packed.shape and torch.equal(got.view(torch.uint8), packed.view(torch.uint8))
-    assert "q.weight is F4" in paramcli("add", tmp_path / "b.safetensors", "-t", "q.weight", "--chain", "weight_norm", code=3).err
+    assert (
+        got.dtype == packed.dtype
+        and got.shape == packed.shape
+        and torch.equal(got.view(torch.uint8), packed.view(torch.uint8))
+    )
+    assert (
+        "q.weight is F4"
+        in paramcli("add", tmp_path / "b.safetensors", "-t", "q.weight", "--chain", "weight_norm", code=3).err
+    )

@@ -9,17 +9,29 @@ import math
 import pytest
 import torch
 
-from paramcli.fitting import measure
 from paramcli.chain import parse_chain
 from paramcli.errors import InputRefused
+from paramcli.fitting import measure
+from paramcli.fitting.fit import fit
+from paramcli.fitting.originals import evaluate
 from paramcli.maths.base import eps
 from paramcli.maths.norm import WeightNorm
 from paramcli.registry import constraint as make
-from paramcli.fitting.fit import fit
-from paramcli.fitting.originals import evaluate
 from paramcli.view import IDENTITY
 
-from ..maths.test_laws import CHAINS, MAPS, SETS, SPECS, double, dtypes_of, dtypes_of_set, last_class, member, weight, weight_near
+from ..maths.test_laws import (
+    CHAINS,
+    MAPS,
+    SETS,
+    SPECS,
+    double,
+    dtypes_of,
+    dtypes_of_set,
+    last_class,
+    member,
+    weight,
+    weight_near,
+)
 from . import DEVICE, NEEDS_GPU
 
 pytestmark = NEEDS_GPU
@@ -43,7 +55,9 @@ def shapes_of(name: str, table: list) -> list[tuple[int, ...]]:
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_a_tensor_measures_as_on_the_cpu(spec):
-    """Members and near-misses, in every dtype: the verdict is the CPU's and so is the residual, which is never negative."""
+    """Members and near-misses, in every dtype: the verdict is the CPU's and so is the residual, which is never
+    negative.
+    """
     for shape in shapes_of(spec, SETS):
         for dtype in dtypes_of_set(spec):
             W = member(spec, shape, 0, double(dtype))
@@ -53,7 +67,10 @@ def test_a_tensor_measures_as_on_the_cpu(spec):
                 assert here.ok == there.ok and not there.residual < 0, case
                 # Both are computed in double precision; near 0 the last digits are their own.
                 slack = max(1e-13, here.tolerance / 100)
-                assert math.isclose(here.residual, there.residual, rel_tol=1e-9, abs_tol=slack) or here.residual != here.residual, case
+                assert (
+                    math.isclose(here.residual, there.residual, rel_tol=1e-9, abs_tol=slack)
+                    or here.residual != here.residual
+                ), case
 
 
 @pytest.mark.parametrize("spec", [spec for spec in SPECS if make(spec).projection != "none"])
@@ -81,21 +98,28 @@ def test_zeros_of_either_sign_are_never_better_than_a_member(spec):
 
 @pytest.mark.parametrize("chain", CHAINS)
 def test_a_weight_is_fitted_and_baked_as_on_the_cpu(chain):
-    """The value a weight is fitted to, and the value of what the CPU stored, agree with the CPU's; all that is stored lies on the device."""
+    """The value a weight is fitted to, and the value of what the CPU stored, agree with the CPU's; all that is stored
+    lies on the device.
+    """
     parsed = parse_chain(chain)
     for shape in shapes_of(chain, MAPS):
         for dtype in dtypes_of(chain):
             for seed in range(2):
                 W, case = weight(chain, shape, seed, dtype), (shape, dtype, seed)
-                (here, why), (there, why_there) = outcome(fit, W, parsed, IDENTITY), outcome(fit, W.to(DEVICE), parsed, IDENTITY)
+                (here, why), (there, why_there) = (
+                    outcome(fit, W, parsed, IDENTITY),
+                    outcome(fit, W.to(DEVICE), parsed, IDENTITY),
+                )
                 assert why == why_there, case
                 if here is None:
                     continue
                 assert {tensor.device.type for tensor in (there.value, *there.state.values())} == {DEVICE}, case
-                assert there.check is None or there.check.ok and there.check.residual >= 0, (case, there.check)
+                assert there.check is None or (there.check.ok and there.check.residual >= 0), (case, there.check)
                 if not last_class(chain).random:  # a device has random numbers of its own
                     assert measure.moved(there.value.cpu(), here.value) <= ROUNDINGS * eps(dtype), case
-                baked = evaluate(parsed, IDENTITY, shape, {role: tensor.to(DEVICE) for role, tensor in here.state.items()}, dtype)
+                baked = evaluate(
+                    parsed, IDENTITY, shape, {role: tensor.to(DEVICE) for role, tensor in here.state.items()}, dtype
+                )
                 assert baked.device.type == DEVICE
                 assert measure.moved(baked.cpu(), here.value) <= ROUNDINGS * eps(dtype), case
 
@@ -117,7 +141,9 @@ def test_weight_norm_is_right_in_double_precision(dim):
     """torch's kernel is off by 3e-8 there; in single precision the bits are torch's own."""
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(33, 20, 7, dtype=torch.float64, generator=generator)
-    g = torch.randn(torch.norm_except_dim(v, 2, -1 if dim is None else dim).shape, dtype=torch.float64, generator=generator)
+    g = torch.randn(
+        torch.norm_except_dim(v, 2, -1 if dim is None else dim).shape, dtype=torch.float64, generator=generator
+    )
     others = None if dim is None else [d for d in range(3) if d != dim]
     exact = v * (g / torch.linalg.vector_norm(v, dim=others, keepdim=dim is not None))
     part = WeightNorm(dim)

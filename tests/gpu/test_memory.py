@@ -41,8 +41,27 @@ def files(tmp_path, paramcli, monkeypatch):
     """A small and a large weight, plain and as rotations, in the working folder; returns what lies there."""
     monkeypatch.chdir(tmp_path)
     g = torch.Generator().manual_seed(0)
-    save_file({"small.weight": torch.randn(8, 8, generator=g), "big.weight": torch.randn(SIDE, SIDE, generator=g) / SIDE**0.5}, "plain.safetensors")
-    paramcli("add", "plain.safetensors", "-t", "*.weight", "--chain", "skew,cayley", "--init", "raw", "--device", DEVICE, "-o", "made.safetensors")
+    save_file(
+        {
+            "small.weight": torch.randn(8, 8, generator=g),
+            "big.weight": torch.randn(SIDE, SIDE, generator=g) / SIDE**0.5,
+        },
+        "plain.safetensors",
+    )
+    paramcli(
+        "add",
+        "plain.safetensors",
+        "-t",
+        "*.weight",
+        "--chain",
+        "skew,cayley",
+        "--init",
+        "raw",
+        "--device",
+        DEVICE,
+        "-o",
+        "made.safetensors",
+    )
     return lambda: {name: open(name, "rb").read() for name in os.listdir(tmp_path)}
 
 
@@ -53,6 +72,10 @@ def test_the_tensor_that_does_not_fit_is_named(command, files, paramcli):
     with room_for(ROOM):
         told = paramcli(*COMMANDS[command], "--device", DEVICE, code=3)
     errors = [line for line in told.err.splitlines() if line.startswith("error:")]
-    assert len(errors) == 1 and errors[0].startswith("error: big.weight: the device is out of memory") and "--device cpu" in told.err
+    assert (
+        len(errors) == 1
+        and errors[0].startswith("error: big.weight: the device is out of memory")
+        and "--device cpu" in told.err
+    )
     assert files() == before
     paramcli(*COMMANDS[command], "--device", DEVICE)

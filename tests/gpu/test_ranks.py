@@ -15,9 +15,22 @@ pytestmark = NEEDS_GPU
 def test_two_ranks_on_one_device_write_the_bytes_of_one(tmp_path):
     """torchrun with --device cuda:0 for all, shards shared out."""
     folder = make_folder(tmp_path / "model")
-    alone = [sys.executable, "-m", "paramcli", "remove", str(folder), "--bake", "--device", "cuda:0", "-o", str(tmp_path / "one")]
+    alone = [
+        sys.executable,
+        "-m",
+        "paramcli",
+        "remove",
+        str(folder),
+        "--bake",
+        "--device",
+        "cuda:0",
+        "-o",
+        str(tmp_path / "one"),
+    ]
     subprocess.run(alone, env=os.environ | {"PYTHONPATH": ROOT}, capture_output=True, check=True)
-    done = torchrun("-m", "paramcli", "remove", str(folder), "--bake", "--device", "cuda:0", "-o", str(tmp_path / "two"))
+    done = torchrun(
+        "-m", "paramcli", "remove", str(folder), "--bake", "--device", "cuda:0", "-o", str(tmp_path / "two")
+    )
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
     done = torchrun("-m", "paramcli", "verify", str(tmp_path / "two"), "--device", "cuda:0")

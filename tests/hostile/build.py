@@ -45,7 +45,13 @@ def storage(key: str = "0", numel: int = 4, cls: str = "FloatStorage", device: s
     return b"(" + text("storage") + name("torch", cls) + text(key) + text(device) + number(numel) + b"tQ"
 
 
-def tensor(offset: int = 0, shape: bytes = b"K\x04\x85", stride: bytes = b"K\x01\x85", of: bytes | None = None, more: bytes = b"N") -> bytes:
+def tensor(
+    offset: int = 0,
+    shape: bytes = b"K\x04\x85",
+    stride: bytes = b"K\x01\x85",
+    of: bytes | None = None,
+    more: bytes = b"N",
+) -> bytes:
     return REBUILD + b"(" + (of or storage()) + number(offset) + shape + stride + b"\x89" + more + b"tR"
 
 
@@ -67,7 +73,9 @@ def member(where: str, data: bytes, **lies: object) -> dict:
 
 
 def zipped(members: list[dict], comment: bytes = b"", tail: bytes = b"", **end: int) -> bytes:
-    """Stored members with their directory. A member may say otherwise: local_name, method, size, crc, offset, flags, extra."""
+    """Stored members with their directory. A member may say otherwise: local_name, method, size, crc, offset, flags,
+    extra.
+    """
     out, directory = b"", b""
     for m in members:
         data, size = m.get("bytes", m["data"]), m.get("size", len(m["data"]))
@@ -76,14 +84,52 @@ def zipped(members: list[dict], comment: bytes = b"", tail: bytes = b"", **end: 
         local = m.get("local_name", m["name"])
         offset = m.get("offset", len(out))
         stored = m.get("stored", len(data) if method else size)
-        out += struct.pack("<4s5H3L2H", b"PK\3\4", 20, flags, method, 0, 33, m.get("local_crc", crc), stored, m.get("local_size", size), len(local), len(extra))
+        out += struct.pack(
+            "<4s5H3L2H",
+            b"PK\3\4",
+            20,
+            flags,
+            method,
+            0,
+            33,
+            m.get("local_crc", crc),
+            stored,
+            m.get("local_size", size),
+            len(local),
+            len(extra),
+        )
         out += local + extra + data
         more = m.get("directory_extra", b"")
-        directory += struct.pack("<4s6H3L5H2L", b"PK\1\2", 20, 20, flags, method, 0, 33, crc, stored, size, len(m["name"]), len(more), 0, 0, 0, m.get("attributes", 0), offset)
+        directory += struct.pack(
+            "<4s6H3L5H2L",
+            b"PK\1\2",
+            20,
+            20,
+            flags,
+            method,
+            0,
+            33,
+            crc,
+            stored,
+            size,
+            len(m["name"]),
+            len(more),
+            0,
+            0,
+            0,
+            m.get("attributes", 0),
+            offset,
+        )
         directory += m["name"] + more
     count = end.get("count", len(members))
     at, size = end.get("at", len(out)), end.get("size", len(directory))
-    return out + directory + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, count, count, size, at, len(comment)) + comment + tail
+    return (
+        out
+        + directory
+        + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, count, count, size, at, len(comment))
+        + comment
+        + tail
+    )
 
 
 VERSION = member("archive/version", b"3\n")
@@ -101,8 +147,14 @@ PROTOCOL = b"\x80\x02M\xe9\x03."
 SYSTEM = b"\x80\x02}(" + text("protocol_version") + b"M\xe9\x03" + text("little_endian") + b"\x88u."
 
 
-def legacy(pickle: bytes, keys: bytes = b"\x80\x02](" + text("0") + b"e.", storages: bytes = struct.pack("<Q", 4) + VALUES,
-           magic: bytes = MAGIC, protocol: bytes = PROTOCOL, system: bytes = SYSTEM) -> bytes:  # fmt: skip
+def legacy(
+    pickle: bytes,
+    keys: bytes = b"\x80\x02](" + text("0") + b"e.",
+    storages: bytes = struct.pack("<Q", 4) + VALUES,
+    magic: bytes = MAGIC,
+    protocol: bytes = PROTOCOL,
+    system: bytes = SYSTEM,
+) -> bytes:
     return magic + protocol + system + pickle + keys + storages
 
 

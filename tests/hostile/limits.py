@@ -61,7 +61,14 @@ def main(kind: str, folder: Path) -> None:
 
         took = steps(convert, MOST_STEPS)
         leaked = made.exists() and SECRET[:12] in made.read_bytes()
-        told = {"case": case.name, "code": code, "steps": took, "grown": high_water() - before - size, "err": err.getvalue(), "leaked": leaked}
+        told = {
+            "case": case.name,
+            "code": code,
+            "steps": took,
+            "grown": high_water() - before - size,
+            "err": err.getvalue(),
+            "leaked": leaked,
+        }
         print(json.dumps(told), flush=True)
         shutil.rmtree(place)
     print(json.dumps({"canary": [str(p) for p in folder.rglob("CANARY*")]}))

@@ -43,16 +43,25 @@ def command(output: str) -> list[str]:
 
 
 FAULTS = {
-    "pwrite": errno.ENOSPC, "fsync": errno.EIO, "posix_fallocate": errno.ENOSPC, "copy_file_range": errno.ENOSPC, "link": errno.EACCES,
-    "rename": errno.EIO, "replace": errno.EIO, "mkdir": errno.EROFS, "fchmod": errno.EPERM,
-}  # fmt: skip
+    "pwrite": errno.ENOSPC,
+    "fsync": errno.EIO,
+    "posix_fallocate": errno.ENOSPC,
+    "copy_file_range": errno.ENOSPC,
+    "link": errno.EACCES,
+    "rename": errno.EIO,
+    "replace": errno.EIO,
+    "mkdir": errno.EROFS,
+    "fchmod": errno.EPERM,
+}
 
 
 @pytest.mark.parametrize("existing", [False, True])
 @pytest.mark.parametrize("function", FAULTS)
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_a_failing_call_leaves_the_folder_as_it_was(output, function, existing, place, paramcli, monkeypatch):
-    """Write, sync, reserve, copy, link, rename, replace and mkdir fail, the first time or the second, over nothing or over an old output."""
+    """Write, sync, reserve, copy, link, rename, replace and mkdir fail, the first time or the second, over nothing or
+    over an old output.
+    """
     if existing:
         paramcli(*command(output)[:-2], "--chain", "skew")
     more = ["-f"] if existing else []
@@ -72,10 +81,12 @@ def test_a_failing_call_leaves_the_folder_as_it_was(output, function, existing, 
             assert result.code == 4
             check_one_line(result.err, function)
             after = state_of(place)
-            if after != before and (existing and output in FOLDERS or function == "fsync" and nth == 2):
+            if after != before and ((existing and output in FOLDERS) or (function == "fsync" and nth == 2)):
                 # The names had changed by then, and what they lead to is complete: only the folder's own sync failed.
                 check_whole(place / output)
-                assert {n: c for n, c in after.items() if not n.startswith(output)} == {n: c for n, c in before.items() if not n.startswith(output)}
+                assert {n: c for n, c in after.items() if not n.startswith(output)} == {
+                    n: c for n, c in before.items() if not n.startswith(output)
+                }
                 if not existing:
                     (place / output).unlink()
             else:
@@ -97,7 +108,9 @@ def check_whole(folder: Path) -> None:
 def limited(arguments: list[str], before) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "paramcli", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(Path(reading.__file__).parents[2])}
-    return subprocess.run(command, capture_output=True, text=True, preexec_fn=before, env=environment, timeout=HANG_SECONDS)
+    return subprocess.run(
+        command, capture_output=True, text=True, preexec_fn=before, env=environment, timeout=HANG_SECONDS
+    )
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
@@ -159,7 +172,12 @@ def test_a_user_without_permission(output, place, paramcli):
 
 def in_shell(line: str) -> int:
     environment = {**os.environ, "PYTHONPATH": str(Path(reading.__file__).parents[2])}
-    return subprocess.run(["sh", "-c", line.replace("paramcli", f"{sys.executable} -m paramcli")], env=environment, timeout=HANG_SECONDS, stderr=subprocess.DEVNULL).returncode
+    return subprocess.run(
+        ["sh", "-c", line.replace("paramcli", f"{sys.executable} -m paramcli")],
+        env=environment,
+        timeout=HANG_SECONDS,
+        stderr=subprocess.DEVNULL,
+    ).returncode
 
 
 @pytest.mark.parametrize("streams", ["<&- >&- 2>&-", ">/dev/full 2>/dev/full", ">/dev/full", "| true", "2>&-"])
@@ -214,7 +232,9 @@ def test_an_output_on_another_file_system(place, paramcli):
 
 @pytest.mark.parametrize("output", ["out.safetensors", *FOLDERS])
 def test_runs_that_race_for_one_output(output, place):
-    """Four runs with different results on one output: one wins, the others say that it exists, and the result is one of theirs."""
+    """Four runs with different results on one output: one wins, the others say that it exists, and the result is one of
+    theirs.
+    """
     chains = ["symmetric", "skew", "weight_norm", "spectral_norm"]
     children = [quietly([*command(output)[:-1], chain], place) for chain in chains]
     codes = sorted(wait(child) for child in children)
@@ -283,7 +303,13 @@ def test_nothing_in_the_working_folder_or_beside_the_checkpoint_is_imported(plac
     script = f"import sys; sys.path = [p for p in sys.path if p not in ('', {str(place)!r})]; from paramcli.cli.app import main; main()"
     environment = {**os.environ, "PYTHONPATH": str(Path(reading.__file__).parents[2])}
     for arguments in (["inspect", "shards"], ["add", "shards", "-o", "out", *ADD], ["verify", "out"]):
-        done = subprocess.run([sys.executable, "-P" if sys.version_info >= (3, 11) else "-I", "-c", script, *arguments], capture_output=True, text=True, env=environment, timeout=HANG_SECONDS)
+        done = subprocess.run(
+            [sys.executable, "-P" if sys.version_info >= (3, 11) else "-I", "-c", script, *arguments],
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=HANG_SECONDS,
+        )
         assert done.returncode in (0, 1), done.stderr
     assert not (place / "CANARY").exists()
 
@@ -300,7 +326,12 @@ def order(lines: list[str], folder: Path, name: str) -> list[str]:
             assert "O_CREAT" in line and "O_NOFOLLOW" in line
             descriptors.add(line.rsplit("= ", 1)[1].strip())
             said.append("create")
-        elif "openat(" in line and "O_DIRECTORY" in line and f'"{folder}"' in line.replace('"."', f'"{folder}"') and "= -1" not in line:
+        elif (
+            "openat(" in line
+            and "O_DIRECTORY" in line
+            and f'"{folder}"' in line.replace('"."', f'"{folder}"')
+            and "= -1" not in line
+        ):
             folder_descriptor.add(line.rsplit("= ", 1)[1].strip())
         # A thread that ends at this moment makes strace say it in two lines: the call, unfinished, and its result.
         elif any(f"fsync({d}{end}" in line for d in folder_descriptor for end in (")", " <unfinished")):
@@ -309,7 +340,12 @@ def order(lines: list[str], folder: Path, name: str) -> list[str]:
             said.append("sync")
         elif temporary and ("pwrite64(" in line or "copy_file_range(" in line) and (not said or said[-1] != "write"):
             said.append("write")
-        elif temporary and ("rename" in line or "link(" in line or "linkat(" in line) and temporary in line and "unlink" not in line:
+        elif (
+            temporary
+            and ("rename" in line or "link(" in line or "linkat(" in line)
+            and temporary in line
+            and "unlink" not in line
+        ):
             assert name in line
             said.append("name")
         elif temporary and "unlink" in line and temporary in line:
@@ -328,18 +364,44 @@ def test_the_order_of_system_calls(existing, place, paramcli):
     calls = "openat,pwrite64,copy_file_range,fsync,fdatasync,rename,renameat,renameat2,link,linkat,unlink,unlinkat"
     environment = {**os.environ, "PYTHONPATH": str(Path(reading.__file__).parents[2])}
     done = subprocess.run(
-        ["strace", "-f", "-o", "trace", "-e", f"trace={calls}", sys.executable, "-m", "paramcli", "convert", "in.safetensors", "-o", str(output), "-f"],
-        env=environment, capture_output=True, text=True, timeout=HANG_SECONDS,
-    )  # fmt: skip
+        [
+            "strace",
+            "-f",
+            "-o",
+            "trace",
+            "-e",
+            f"trace={calls}",
+            sys.executable,
+            "-m",
+            "paramcli",
+            "convert",
+            "in.safetensors",
+            "-o",
+            str(output),
+            "-f",
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECONDS,
+    )
     if done.returncode and "ptrace" in done.stderr:
         pytest.skip("strace may not trace here")
     assert done.returncode == 0, done.stderr
-    assert order(Path("trace").read_text().splitlines(), place, "out.safetensors") == ["create", "write", "sync", "name", "sync folder"]
+    assert order(Path("trace").read_text().splitlines(), place, "out.safetensors") == [
+        "create",
+        "write",
+        "sync",
+        "name",
+        "sync folder",
+    ]
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_every_file_is_synced_before_it_gets_its_name_and_the_index_last(output, place, paramcli, monkeypatch):
-    """By os's own functions: no file is linked or renamed that was not synced after its last write; the index of shards is named last."""
+    """By os's own functions: no file is linked or renamed that was not synced after its last write; the index of shards
+    is named last.
+    """
     dirty, named, synced_folders = {}, [], 0
     real = {name: getattr(os, name) for name in ("pwrite", "copy_file_range", "fsync", "link", "rename", "replace")}
 

@@ -1,4 +1,6 @@
-"""Every hostile, broken and odd file: refused in one line with the right code, or read; nothing runs, nothing leaks, nothing grows."""
+"""Every hostile, broken and odd file: refused in one line with the right code, or read; nothing runs, nothing leaks,
+nothing grows.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ LIGHT = [case for case in CASES if not case.heavy]
 def state_of(folder: Path) -> dict[str, object]:
     """Every name in the folder with what is under it, without opening what could block."""
     return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() and not path.is_symlink() else os.lstat(path).st_mode
+        str(path.relative_to(folder)): path.read_bytes()
+        if path.is_file() and not path.is_symlink()
+        else os.lstat(path).st_mode
         for path in folder.rglob("*")
     }
 
@@ -53,11 +57,17 @@ def test_there_are_cases_of_every_kind():
 
 @pytest.mark.parametrize("case", LIGHT, ids=str)
 def test_refused_in_one_line_or_read(case, tmp_path, paramcli, monkeypatch):
-    """convert refuses with exit 3 and writes nothing, or writes exactly the tensors there are; inspect never fails otherwise."""
+    """convert refuses with exit 3 and writes nothing, or writes exactly the tensors there are; inspect never fails
+    otherwise.
+    """
     monkeypatch.chdir(tmp_path)
     path = case.make(tmp_path)
     before = state_of(tmp_path)
-    for command in (["inspect", path], ["inspect", path, "--json"], ["convert", path, "-o", tmp_path / "out.safetensors"]):
+    for command in (
+        ["inspect", path],
+        ["inspect", path, "--json"],
+        ["convert", path, "-o", tmp_path / "out.safetensors"],
+    ):
         result = paramcli(*command, code=None)
         assert is_printable(result.out) and is_printable(result.err), f"{case}: {result.out!r} {result.err!r}"
         if result.code == 0:
@@ -80,7 +90,9 @@ def test_refused_in_one_line_or_read(case, tmp_path, paramcli, monkeypatch):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_within_a_loop_s_time_and_its_size_plus_a_constant(kind, tmp_path):
-    """In a process with limited memory each file of a kind costs a bounded number of steps, and its own size plus a constant."""
+    """In a process with limited memory each file of a kind costs a bounded number of steps, and its own size plus a
+    constant.
+    """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tests.hostile.limits", kind, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=2 * HANG_SECONDS)
@@ -100,7 +112,13 @@ def test_within_a_loop_s_time_and_its_size_plus_a_constant(kind, tmp_path):
 LIBRARY_ACCEPTS = {
     "legacy": ["no storages listed: memory as weights"],
     "zip": ["a flipped bit in a weight", "deflated tensor", "a tensor marked as a folder: memory as weights"],
-    "pickle": ["FloatTensor(n)", "a state dict key of bytes", "a state dict key of None", "1 beside '1'", "a dict in itself"],
+    "pickle": [
+        "FloatTensor(n)",
+        "a state dict key of bytes",
+        "a state dict key of None",
+        "1 beside '1'",
+        "a dict in itself",
+    ],
     "header": ["a name twice", "a name twice, one escaped", "metadata key twice", "an entry as a list"],
 }
 

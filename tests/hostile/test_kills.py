@@ -1,6 +1,7 @@
 """SIGKILL and stop signals at random moments: the input intact, the output old or whole, the next run sound.
 
-Two kills of each kind of run always, twenty with -m slow. Each run is a fork of this process, so that torch is loaded once.
+Two kills of each kind of run always, twenty with -m slow. Each run is a fork of this process, so that torch is loaded
+once.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def quietly(arguments: list[str], folder: Path) -> int:
     """The pid of a fork that runs the command line in the folder."""
-    # Signals wait outside of the command, from the first moment on: what surrounds it here is this test's, not the tool's.
+    # Signals wait outside of the command, from the first moment on: what surrounds it here is this test's, not the
+    # tool's.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     child = os.fork()
     if child:
@@ -94,7 +96,9 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 def models(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
-    state = {f"l.{n}.weight": torch.randn(160, 160) for n in range(6)} | {f"other.{n}": torch.randn(5000) for n in range(6)}
+    state = {f"l.{n}.weight": torch.randn(160, 160) for n in range(6)} | {
+        f"other.{n}": torch.randn(5000) for n in range(6)
+    }
     save_file(state, folder / "m.safetensors", {"format": "pt"})
     torch.save(state, folder / "m.pt")
     for command in (
@@ -127,7 +131,12 @@ def stopped(what: str, models: Path, folder: Path, how: int, chance: random.Rand
         reference = fresh("reference")
         start = time.perf_counter()
         assert wait(quietly(arguments, reference)) == 0
-        undisturbed[what] = time.perf_counter() - start, tensors(models / source), tensors(reference / (output or source)), bytes_of(reference)
+        undisturbed[what] = (
+            time.perf_counter() - start,
+            tensors(models / source),
+            tensors(reference / (output or source)),
+            bytes_of(reference),
+        )
     duration, old, new, whole = undisturbed[what]
 
     for _ in range(moments if how != signal.SIGKILL else 4 * moments):

@@ -30,19 +30,48 @@ def make_seed(kind: str, folder) -> bytes:
     if kind == "index":
         save_file({"a": torch.zeros(2)}, folder / "a.safetensors")
         save_file({"b": torch.zeros(2)}, folder / "b.safetensors")
-        return json.dumps({"metadata": {"total_size": 16}, "weight_map": {"a": "a.safetensors", "b": "b.safetensors"}}).encode()
+        return json.dumps(
+            {"metadata": {"total_size": 16}, "weight_map": {"a": "a.safetensors", "b": "b.safetensors"}}
+        ).encode()
     path = folder / "seed.pt"
-    wrapped = {"state_dict": STATE, "epoch": 3, "opt": {"state": {0: {"m": torch.zeros(2)}}, "param_groups": [{"lr": 0.1}]}}
+    wrapped = {
+        "state_dict": STATE,
+        "epoch": 3,
+        "opt": {"state": {0: {"m": torch.zeros(2)}}, "param_groups": [{"lr": 0.1}]},
+    }
     torch.save(wrapped, path, _use_new_zipfile_serialization=kind == "zip")
     return path.read_bytes()
 
 
-NAMES = {"safetensors": "made.safetensors", "zip": "made.pt", "legacy": "made.pt", "index": "model.safetensors.index.json"}
-NUMBERS = [0, 1, 2, 7, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 1 << 31, (1 << 32) - 1, 1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1]
+NAMES = {
+    "safetensors": "made.safetensors",
+    "zip": "made.pt",
+    "legacy": "made.pt",
+    "index": "model.safetensors.index.json",
+}
+NUMBERS = [
+    0,
+    1,
+    2,
+    7,
+    0x7F,
+    0x80,
+    0xFF,
+    0x7FFF,
+    0xFFFF,
+    1 << 31,
+    (1 << 32) - 1,
+    1 << 62,
+    (1 << 63) - 1,
+    1 << 63,
+    (1 << 64) - 1,
+]
 
 
 def mutate(data: bytes, chance: random.Random) -> bytes:
-    """One to three of: bits flipped, a byte set, a cut, a piece repeated, removed or moved, a number field changed, two files spliced."""
+    """One to three of: bits flipped, a byte set, a cut, a piece repeated, removed or moved, a number field changed, two
+    files spliced.
+    """
     for _ in range(chance.choice((1, 1, 1, 2, 3))):
         at = chance.randrange(len(data) + 1)
         how = chance.randrange(9)
@@ -50,7 +79,11 @@ def mutate(data: bytes, chance: random.Random) -> bytes:
         if how <= 1 and at < len(data):
             data = data[:at] + bytes([data[at] ^ (1 << chance.randrange(8))]) + data[at + 1 :]
         elif how == 2 and at < len(data):
-            data = data[:at] + bytes([chance.choice((0, 0xFF, 0x22, 0x7B, 0x2E, 0x28, 0x52, 0x71, chance.randrange(256)))]) + data[at + 1 :]
+            data = (
+                data[:at]
+                + bytes([chance.choice((0, 0xFF, 0x22, 0x7B, 0x2E, 0x28, 0x52, 0x71, chance.randrange(256)))])
+                + data[at + 1 :]
+            )
         elif how == 3:
             data = data[:at]
         elif how == 4:
@@ -75,6 +108,7 @@ class Hang(BaseException):
 
 def outcome(path) -> str:
     """'read' or 'refused'; anything else is an error of the test. Every tensor of what opens is read."""
+
     def alarm(number, frame):
         raise Hang
 
@@ -113,7 +147,9 @@ def compare_with_torch(path, what: str) -> None:
         for key in source.root_path:
             theirs = theirs[key]
         for name in source.tensors:
-            assert source.read_bytes(name) == theirs[name].contiguous().flatten().view(torch.uint8).numpy().tobytes(), f"{what}: {name} differs from torch's"
+            assert source.read_bytes(name) == theirs[name].contiguous().flatten().view(torch.uint8).numpy().tobytes(), (
+                f"{what}: {name} differs from torch's"
+            )
 
 
 def run(kind: str, folder, mutants: Iterator[tuple[str, bytes]]) -> dict[str, int]:
@@ -171,7 +207,11 @@ def test_every_truncation_and_flip(kind, tmp_path):
     """Cut at every byte, and one bit of every byte flipped."""
     seed = make_seed(kind, tmp_path)
     assert run(kind, tmp_path, ((f"cut at {n}", seed[:n]) for n in range(len(seed))))["read"] == 0
-    run(kind, tmp_path, ((f"flip at {n}", seed[:n] + bytes([seed[n] ^ (1 << n % 8)]) + seed[n + 1 :]) for n in range(len(seed))))
+    run(
+        kind,
+        tmp_path,
+        ((f"flip at {n}", seed[:n] + bytes([seed[n] ^ (1 << n % 8)]) + seed[n + 1 :]) for n in range(len(seed))),
+    )
 
 
 @pytest.mark.parametrize("field", NUMBERS)

@@ -22,9 +22,13 @@ def test_there_are_twenty_one_promises_and_each_names_a_test():
 @pytest.mark.parametrize("file, test", NAMED, ids=lambda value: str(value).rsplit("/", 1)[-1])
 def test_each_named_test_exists(file, test):
     """The file defines the function, and no marker takes it out of the usual run."""
-    functions = {node.name: node for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.FunctionDef)}
+    functions = {
+        node.name: node for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.FunctionDef)
+    }
     assert test in functions
-    assert "slow" not in ast.unparse(ast.Module(functions[test].decorator_list and [ast.Expr(d) for d in functions[test].decorator_list], []))
+    assert "slow" not in ast.unparse(
+        ast.Module(functions[test].decorator_list and [ast.Expr(d) for d in functions[test].decorator_list], [])
+    )
 
 
 def runs_a_name(called: str) -> bool:
@@ -38,18 +42,28 @@ def runs_a_name(called: str) -> bool:
 
 
 # The package's own modules, and the plug-ins that the user installed or named.
-ALLOWED = {"import_module:paramcli/__init__.py", "import_module:paramcli/cli/group.py", "import_module:paramcli/registry.py", "point.load:paramcli/plugins.py", "found.loader.exec_module:paramcli/plugins.py"}
+ALLOWED = {
+    "import_module:paramcli/__init__.py",
+    "import_module:paramcli/cli/group.py",
+    "import_module:paramcli/registry.py",
+    "point.load:paramcli/plugins.py",
+    "found.loader.exec_module:paramcli/plugins.py",
+}
 
 
 def test_the_source_never_unpickles_or_evaluates():
-    """No torch.load, pickle, eval, exec or import by name, but for the registry's own classes and plug-ins that the user installed."""
+    """No torch.load, pickle, eval, exec or import by name, but for the registry's own classes and plug-ins that the
+    user installed.
+    """
     found = []
     for path in sorted((ROOT / "paramcli").rglob("*.py")):
         tree, where = ast.parse(path.read_text()), str(path.relative_to(ROOT))
         for node in ast.walk(tree):
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
-                if any(name.split(".")[0] in ("pickle", "_pickle", "marshal", "dill", "joblib", "shelve") for name in names):
+                if any(
+                    name.split(".")[0] in ("pickle", "_pickle", "marshal", "dill", "joblib", "shelve") for name in names
+                ):
                     found.append(f"{where}: {ast.unparse(node)}")
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)

@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 from paramcli.cli.app import run
 from paramcli.dtypes import CODE_OF_TORCH
 
-NAMES = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=8).filter(lambda name: name != "__metadata__" and "parametrizations" not in name and "_" not in name)
+NAMES = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=8).filter(
+    lambda name: name != "__metadata__" and "parametrizations" not in name and "_" not in name
+)
 SHAPES = st.lists(st.integers(0, 4), max_size=4).map(tuple)
 DTYPES = [getattr(torch, name) for name in CODE_OF_TORCH]
 EDITED = "edited.weight"
@@ -29,16 +31,35 @@ def states(draw) -> dict[str, torch.Tensor]:
         dtype, shape = draw(st.sampled_from(DTYPES)), draw(SHAPES)
         size = torch.empty(shape, dtype=dtype).nbytes
         raw = torch.tensor(list(draw(st.binary(min_size=size, max_size=size))), dtype=torch.uint8)
-        state[name] = (raw % 2 == 1).reshape(shape) if dtype is torch.bool else raw.view(dtype).reshape(shape) if size else torch.empty(shape, dtype=dtype)
+        state[name] = (
+            (raw % 2 == 1).reshape(shape)
+            if dtype is torch.bool
+            else raw.view(dtype).reshape(shape)
+            if size
+            else torch.empty(shape, dtype=dtype)
+        )
     side = draw(st.integers(1, 4))
     floating = draw(st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16]))
-    numbers = draw(st.lists(st.floats(-4, 4, width=16).filter(lambda x: x == 0 or abs(x) > 0.01), min_size=side * side, max_size=side * side))
+    numbers = draw(
+        st.lists(
+            st.floats(-4, 4, width=16).filter(lambda x: x == 0 or abs(x) > 0.01),
+            min_size=side * side,
+            max_size=side * side,
+        )
+    )
     numbers[0] = numbers[0] or 1.0  # a weight norm has no direction at zero
     return state | {EDITED: torch.tensor(numbers, dtype=torch.float64).reshape(side, side).to(floating)}
 
 
 def raw(state: dict[str, torch.Tensor]) -> dict[str, tuple]:
-    return {name: (t.dtype, tuple(t.shape), t.contiguous().flatten().view(torch.uint8).numpy().tobytes() if t.numel() else b"") for name, t in state.items()}
+    return {
+        name: (
+            t.dtype,
+            tuple(t.shape),
+            t.contiguous().flatten().view(torch.uint8).numpy().tobytes() if t.numel() else b"",
+        )
+        for name, t in state.items()
+    }
 
 
 def in_folder(check) -> None:
@@ -87,7 +108,20 @@ def test_containers_and_spellings_round_trip(state):
         do("convert", folder / "in.safetensors", "-o", folder / "a.pt")
         do("convert", folder / "a.pt", "-o", folder / "b.safetensors")
         assert (folder / "b.safetensors").read_bytes() == (folder / "in.safetensors").read_bytes()
-        do("add", folder / "in.safetensors", "-t", EDITED, "--chain", "weight_norm:dim=none", "--init", "raw", "--spelling", "old", "-o", folder / "old.safetensors")
+        do(
+            "add",
+            folder / "in.safetensors",
+            "-t",
+            EDITED,
+            "--chain",
+            "weight_norm:dim=none",
+            "--init",
+            "raw",
+            "--spelling",
+            "old",
+            "-o",
+            folder / "old.safetensors",
+        )
         do("migrate", folder / "old.safetensors", "--to", "new", "-o", folder / "new.safetensors")
         do("migrate", folder / "new.safetensors", "--to", "old", "-o", folder / "again.safetensors")
         assert raw(load_file(folder / "again.safetensors")) == raw(load_file(folder / "old.safetensors"))
@@ -98,11 +132,24 @@ def test_containers_and_spellings_round_trip(state):
 @EXAMPLES
 @given(states(), st.sampled_from(["symmetric", "skew", "skew,cayley", "symmetric,matrix_exp"]))
 def test_adding_raw_and_taking_off_is_the_identity(state, chain):
-    """add --init raw, then remove --no-bake: the original is the weight that was there, bit for bit, of every floating dtype."""
+    """add --init raw, then remove --no-bake: the original is the weight that was there, bit for bit, of every floating
+    dtype.
+    """
 
     def check(folder: Path) -> None:
         save_file(state, folder / "in.safetensors", {"format": "pt"})
-        do("add", folder / "in.safetensors", "-t", EDITED, "--chain", chain, "--init", "raw", "-o", folder / "a.safetensors")
+        do(
+            "add",
+            folder / "in.safetensors",
+            "-t",
+            EDITED,
+            "--chain",
+            chain,
+            "--init",
+            "raw",
+            "-o",
+            folder / "a.safetensors",
+        )
         do("remove", folder / "a.safetensors", "--no-bake", "-o", folder / "b.safetensors")
         assert raw(load_file(folder / "b.safetensors")) == raw(state)
 

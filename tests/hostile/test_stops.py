@@ -25,7 +25,13 @@ def test_a_stop_waits_until_torch_is_imported(tmp_path):
         "    try: import_torch()\n"
         "    except Interrupted as stop: assert stop.signal == 15 and sys.modules['torch'].loaded; print('held')\n"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}, timeout=HANG_SECONDS)
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        timeout=HANG_SECONDS,
+    )
     assert said.stdout == "held\n", said.stderr
 
 
@@ -37,8 +43,17 @@ def test_a_stop_that_comes_when_all_is_done_changes_nothing(number):
     assert done.returncode == 0 and not done.stderr and "skew" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["add a.safetensors -t w --chain symmetric -o o.safetensors", "convert a.safetensors --dtype bfloat16 -o o.safetensors",
-                                     "verify a.safetensors -t w --constraint any", "discover a.safetensors", "spectrum a.safetensors -t w", "diff a.safetensors b.safetensors"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "add a.safetensors -t w --chain symmetric -o o.safetensors",
+        "convert a.safetensors --dtype bfloat16 -o o.safetensors",
+        "verify a.safetensors -t w --constraint any",
+        "discover a.safetensors",
+        "spectrum a.safetensors -t w",
+        "diff a.safetensors b.safetensors",
+    ],
+)
 def test_every_command_imports_torch_with_stops_held(command, tmp_path):
     """The first import of it in a process is that one."""
     for name in ("a", "b"):
@@ -51,5 +66,7 @@ def test_every_command_imports_torch_with_stops_held(command, tmp_path):
         f"run({command.split()!r})\n"
         "assert seen and not seen[0] and 'torch' in sys.modules, seen\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=HANG_SECONDS)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=HANG_SECONDS
+    )
     assert done.returncode == 0, done.stderr

@@ -10,7 +10,23 @@ from torch.overrides import TorchFunctionMode
 # Functions that make a tensor out of nothing, on the default device unless told.
 _FACTORIES = {
     getattr(torch, name)
-    for name in "empty zeros ones full eye arange linspace logspace rand randn randint tensor as_tensor tril_indices triu_indices".split()
+    for name in [
+        "empty",
+        "zeros",
+        "ones",
+        "full",
+        "eye",
+        "arange",
+        "linspace",
+        "logspace",
+        "rand",
+        "randn",
+        "randint",
+        "tensor",
+        "as_tensor",
+        "tril_indices",
+        "triu_indices",
+    ]
 }
 
 

@@ -66,7 +66,9 @@ def partial_reflection(n: int, left: int) -> Tensor:
 
 
 def even(n: int, left: int) -> Tensor:
-    """The singular correlation matrix of n - left variables that are as far from each other as they can be, beside others."""
+    """The singular correlation matrix of n - left variables that are as far from each other as they can be, beside
+    others.
+    """
     k, C = n - left, torch.eye(n, dtype=torch.float64)
     C[:k, :k] = -1 / (k - 1)
     return C.fill_diagonal_(1.0)
@@ -87,7 +89,9 @@ def turns(n: int, angle: float = 1.0) -> Tensor:
 
 
 def few_values(n: int, seed: int = 0) -> Tensor:
-    """A product of rank 1 of few different positive numbers: its errors line up, and are the largest of those that round."""
+    """A product of rank 1 of few different positive numbers: its errors line up, and are the largest of those that
+    round.
+    """
     a = 1 + (0.1 + 0.037 * seed) * (torch.arange(n) % 5).double()
     return a[:, None] * (1 + (0.13 + 0.029 * seed) * (torch.arange(n) % 7).double())
 
@@ -163,7 +167,9 @@ MEMBERS: dict[str, Members] = {
     "orthogonal": lambda n, seed: iter((rotation(n, seed), reflection(n))),
     "special_orthogonal": lambda n, seed: iter((rotation(n, seed), turns(n, 0.3 + seed))),
     "positive_definite": lambda n, seed: iter((spd(n, seed), kernel(n) + n / 8 * torch.eye(n, dtype=torch.float64))),
-    "unit_spectral_norm": lambda n, seed: iter((unit_spectral(normal(n, n, seed)), rotation(n, seed), *(partial_reflection(n, left) for left in range(1, 6)))),
+    "unit_spectral_norm": lambda n, seed: iter(
+        (unit_spectral(normal(n, n, seed)), rotation(n, seed), *(partial_reflection(n, left) for left in range(1, 6)))
+    ),
     "low_rank:rank={r}": lambda n, seed: iter((low_rank(n, eighth(n), seed),)),
     "low_rank:rank=1": lambda n, seed: iter((few_values(n, seed), two_blocks(n, seed))),
     "fixed_rank:rank={r}": lambda n, seed: iter((low_rank(n, eighth(n), seed),)),
@@ -171,26 +177,59 @@ MEMBERS: dict[str, Members] = {
     "invertible": lambda n, seed: iter((rotation(n, seed), spd(n, seed))),
     "special_linear": lambda n, seed: iter((unit_determinant(n, seed), rotation(n, seed))),
     "almost_orthogonal": lambda n, seed: iter((1.1 * rotation(n, seed), 0.9 * rotation(n, seed), 1.1 * reflection(n))),
-    "psd": lambda n, seed: iter((psd(n, n // 2, seed), symmetric(few_values(n) @ few_values(n).T), two_blocks(n, seed))),
+    "psd": lambda n, seed: iter(
+        (psd(n, n // 2, seed), symmetric(few_values(n) @ few_values(n).T), two_blocks(n, seed))
+    ),
     "psd_low_rank:rank={r}": lambda n, seed: iter((psd(n, eighth(n), seed),)),
     "psd_fixed_rank:rank={r}": lambda n, seed: iter((psd(n, eighth(n), seed),)),
     "hurwitz:alpha=0.5": lambda n, seed: iter((with_values(n, -0.5 - (torch.arange(n) > n // 2).double(), seed),)),
-    "schur_stable:gamma=0.9": lambda n, seed: iter((with_values(n, 0.9 * torch.arange(n).remainder(2).mul(2).sub(1).double(), seed),)),
-    "unit_norm": lambda n, seed: iter((normal(n, n, seed) / rows_of(normal(n, n, seed)), flat(n, n - 1, (n - 1) ** -0.5), flat(n, n - 3, (n - 3) ** -0.5))),
-    "unit_rms": lambda n, seed: iter((normal(n, n, seed) * n**0.5 / rows_of(normal(n, n, seed)), flat(n, n - 1, (n / (n - 1)) ** 0.5))),
-    "max_norm": lambda n, seed: iter((normal(n, n, seed) / rows_of(normal(n, n, seed)), flat(n, n - 1, (n - 1) ** -0.5), flat(n, n - 3, (n - 3) ** -0.5))),
-    "ball": lambda n, seed: iter((0.99999 * normal(n, n, seed) / rows_of(normal(n, n, seed)), flat(n, n - 1, 0.99999 * (n - 1) ** -0.5))),
+    "schur_stable:gamma=0.9": lambda n, seed: iter(
+        (with_values(n, 0.9 * torch.arange(n).remainder(2).mul(2).sub(1).double(), seed),)
+    ),
+    "unit_norm": lambda n, seed: iter(
+        (
+            normal(n, n, seed) / rows_of(normal(n, n, seed)),
+            flat(n, n - 1, (n - 1) ** -0.5),
+            flat(n, n - 3, (n - 3) ** -0.5),
+        )
+    ),
+    "unit_rms": lambda n, seed: iter(
+        (normal(n, n, seed) * n**0.5 / rows_of(normal(n, n, seed)), flat(n, n - 1, (n / (n - 1)) ** 0.5))
+    ),
+    "max_norm": lambda n, seed: iter(
+        (
+            normal(n, n, seed) / rows_of(normal(n, n, seed)),
+            flat(n, n - 1, (n - 1) ** -0.5),
+            flat(n, n - 3, (n - 3) ** -0.5),
+        )
+    ),
+    "ball": lambda n, seed: iter(
+        (0.99999 * normal(n, n, seed) / rows_of(normal(n, n, seed)), flat(n, n - 1, 0.99999 * (n - 1) ** -0.5))
+    ),
     "sum_to": lambda n, seed: iter((centered(normal(n, n, seed), 0.0),)),
     "sum_to:c=3.0": lambda n, seed: iter((centered(normal(n, n, seed), 3.0), flat(n, n - 1, 3 / (n - 1)))),
-    "standardized": lambda n, seed: iter((two_valued(n), centered(normal(n, n, seed), 0.0) * n**0.5 / rows_of(centered(normal(n, n, seed), 0.0)))),
+    "standardized": lambda n, seed: iter(
+        (two_valued(n), centered(normal(n, n, seed), 0.0) * n**0.5 / rows_of(centered(normal(n, n, seed), 0.0)))
+    ),
     "spectral_cap": lambda n, seed: iter((rotation(n, seed), reflection(n))),
     "aol": lambda n, seed: iter((aol(normal(n, n, seed)), rotation(n, seed))),
-    "simplex": lambda n, seed: iter((normal(n, n, seed).softmax(-1), flat(n, n - 1, 1 / (n - 1)), flat(n, n - 3, 1 / (n - 3)))),
+    "simplex": lambda n, seed: iter(
+        (normal(n, n, seed).softmax(-1), flat(n, n - 1, 1 / (n - 1)), flat(n, n - 3, 1 / (n - 3)))
+    ),
     "stochastic": lambda n, seed: iter((normal(n, n, seed).softmax(-1), flat(n, n - 1, 1 / (n - 1)))),
-    "doubly_stochastic": lambda n, seed: iter((sinkhorn(normal(n, n, seed)), (1 - torch.eye(n, dtype=torch.float64)) / (n - 1))),
-    "correlation": lambda n, seed: iter((correlation(n, seed), kernel(n), 0.3 + 0.7 * torch.eye(n, dtype=torch.float64), even(n, 1), even(n, 3))),
-    "kronecker:p=2:q=2": lambda n, seed: iter((torch.kron(normal(2, 2, seed), normal(n // 2, n // 2, seed + 1)), torch.kron(few_values(2, seed), few_values(n // 2, seed)))),
-}  # fmt: skip
+    "doubly_stochastic": lambda n, seed: iter(
+        (sinkhorn(normal(n, n, seed)), (1 - torch.eye(n, dtype=torch.float64)) / (n - 1))
+    ),
+    "correlation": lambda n, seed: iter(
+        (correlation(n, seed), kernel(n), 0.3 + 0.7 * torch.eye(n, dtype=torch.float64), even(n, 1), even(n, 3))
+    ),
+    "kronecker:p=2:q=2": lambda n, seed: iter(
+        (
+            torch.kron(normal(2, 2, seed), normal(n // 2, n // 2, seed + 1)),
+            torch.kron(few_values(2, seed), few_values(n // 2, seed)),
+        )
+    ),
+}
 
 
 # Further members whose rounding is the worst; one sign of theirs may make no difference.

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from paramcli.fitting import measure
 from paramcli.chain import parse_chain
 from paramcli.errors import InputRefused
+from paramcli.fitting import measure
+from paramcli.fitting.fit import fit
 from paramcli.fitting.torch_module import bare, register, value
 from paramcli.maths.moments import rounded_to_sum
 from paramcli.registry import constraint as make
-from paramcli.fitting.fit import fit
 from paramcli.view import IDENTITY, parse_view
 
 
@@ -29,7 +29,9 @@ def test_unit_norm_is_torchs_normalize():
 def test_max_norm_is_torchs_renorm():
     """torch.renorm cuts the slices of a dimension; here the vectors along one."""
     X = randn(6, 4)
-    torch.testing.assert_close(fit(X, parse_chain("max_norm:c=1.5"), IDENTITY).value, torch.renorm(X, 2, 0, 1.5), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        fit(X, parse_chain("max_norm:c=1.5"), IDENTITY).value, torch.renorm(X, 2, 0, 1.5), rtol=1e-6, atol=1e-6
+    )
 
 
 def test_weight_std_is_batch_norm_of_each_filter():
@@ -48,10 +50,15 @@ def test_a_large_mean_does_not_spoil_the_sum(offset):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("chain", "dim", "c"), [("centered", -1, 0), ("sum_to:c=2", -1, 2), ("sum_to:dim=0:c=-2", 0, -2), ("sum_to:dim=none:c=1", (0, 1), 1)])
+@pytest.mark.parametrize(
+    ("chain", "dim", "c"),
+    [("centered", -1, 0), ("sum_to:c=2", -1, 2), ("sum_to:dim=0:c=-2", 0, -2), ("sum_to:dim=none:c=1", (0, 1), 1)],
+)
 def test_sums_of_half_types_come_out(dtype, chain, dim, c):
-    """Numbers of few digits less their mean are all rounded one way: rows of 4096 are off by ten times eps. Entries are rounded to
-    one of their two neighbours, so that the sum is off by a step of one of them at most, where it would be off by more than eps."""
+    """Numbers of few digits less their mean are all rounded one way: rows of 4096 are off by ten times eps. Entries are
+    rounded to one of their two neighbours, so that the sum is off by a step of one of them at most, where it would be
+    off by more than eps.
+    """
     X = randn(96, 4096).to(dtype)
     fitted = fit(X, parse_chain(chain), IDENTITY)
     n, eps = X.numel() / X.double().sum(dim).numel(), torch.finfo(dtype).eps
@@ -66,10 +73,13 @@ def test_sums_of_half_types_come_out(dtype, chain, dim, c):
 
 
 def test_entries_are_rounded_the_other_way_where_it_costs_least():
-    """By hand: steps of 1/128 above 1. Five entries are 0.3 of a step above their grid, and lose 1.5 steps together when rounded:
-    one of them is rounded up, the one that was nearest to it."""
+    """By hand: steps of 1/128 above 1. Five entries are 0.3 of a step above their grid, and lose 1.5 steps together
+    when rounded: one of them is rounded up, the one that was nearest to it.
+    """
     step = 2.0**-7
-    X = torch.tensor([[1 + 0.3 * step, 1 + 0.3 * step, 1 + 0.4 * step, 1 + 0.3 * step, 1 + 0.2 * step]], dtype=torch.float64)
+    X = torch.tensor(
+        [[1 + 0.3 * step, 1 + 0.3 * step, 1 + 0.4 * step, 1 + 0.3 * step, 1 + 0.2 * step]], dtype=torch.float64
+    )
     assert rounded_to_sum(X, -1, X.sum().item(), torch.bfloat16).tolist() == [[1.0, 1.0, 1 + step, 1.0, 1.0]]
 
 
@@ -136,7 +146,9 @@ def test_units_are_noticed():
     X = randn(20, 30)
     assert [c.dim for c in UnitNorm.candidates(F.normalize(X, dim=0), X.dtype)] == [-2]
     assert [c.dim for c in SumTo.candidates(X - X.mean(-1, keepdim=True), X.dtype)] == [-1]
-    assert Standardized.candidates(make("standardized").project(X), X.dtype) and UnitRms.candidates(make("unit_rms").project(X), X.dtype)
+    assert Standardized.candidates(make("standardized").project(X), X.dtype) and UnitRms.candidates(
+        make("unit_rms").project(X), X.dtype
+    )
     assert not any(kind.candidates(X, X.dtype) for kind in (UnitNorm, UnitRms, SumTo, Standardized))
 
 

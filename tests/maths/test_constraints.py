@@ -36,17 +36,22 @@ def test_a_single_wrong_row_of_a_large_matrix_is_seen():
     assert not measure.check("orthogonal", Q.bfloat16()).ok
 
 
-
 def computed_by_torch(n: int, dtype: torch.dtype, scale: float) -> dict[str, torch.Tensor]:
     """Orthogonal matrices as torch's own functions compute them in this dtype, from random originals of a 1-norm."""
     X = torch.randn(n, n, generator=torch.Generator().manual_seed(n), dtype=torch.float64).triu(1)
     A = (X - X.T) * (scale / (X - X.T).abs().sum(0).max())
     A, I = A.to(dtype), torch.eye(n, dtype=dtype)
-    made = {"cayley": torch.linalg.solve(I - A, I + A), "matrix_exp": torch.matrix_exp(A), "qr": torch.linalg.qr(I + A).Q}
+    made = {
+        "cayley": torch.linalg.solve(I - A, I + A),
+        "matrix_exp": torch.matrix_exp(A),
+        "qr": torch.linalg.qr(I + A).Q,
+    }
     for name in ("matrix_exp", "cayley", "householder"):
         layer = torch.nn.Linear(n, n, dtype=dtype)
         layer.weight.data.copy_(A)
-        made[f"orthogonal {name}"] = torch.nn.utils.parametrizations.orthogonal(layer, orthogonal_map=name).weight.detach()
+        made[f"orthogonal {name}"] = torch.nn.utils.parametrizations.orthogonal(
+            layer, orthogonal_map=name
+        ).weight.detach()
     return made
 
 
@@ -62,4 +67,8 @@ def test_what_torch_computes_is_accepted_and_near_misses_of_it_are_not(dtype, n)
                 assert found.ok, (name, scale, stored, found)
                 row = W.clone()
                 row[n // 2] *= 1.05
-                assert not any(measure.check("orthogonal", off).ok for off in (1.05 * W, 0 * W, row)), (name, scale, stored)
+                assert not any(measure.check("orthogonal", off).ok for off in (1.05 * W, 0 * W, row)), (
+                    name,
+                    scale,
+                    stored,
+                )

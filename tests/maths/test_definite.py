@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from paramcli.fitting import measure
 from paramcli.chain import parse_chain
 from paramcli.errors import InputRefused
-from paramcli.registry import constraint as make
+from paramcli.fitting import measure
 from paramcli.fitting.fit import fit
 from paramcli.fitting.originals import evaluate
+from paramcli.registry import constraint as make
 from paramcli.view import IDENTITY
 
 from .members import spd
@@ -26,7 +26,9 @@ def test_nearest_correlation_of_highams_paper():
 
 
 def test_singular_correlations_are_kept():
-    """All ones (rank 1), the nearest points themselves, and perfect anticorrelation: to 1e-9 in float64, and to rounding in bfloat16."""
+    """All ones (rank 1), the nearest points themselves, and perfect anticorrelation: to 1e-9 in float64, and to
+    rounding in bfloat16.
+    """
     ones = torch.ones(4, 4, dtype=torch.float64)
     opposite = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
     for C in (ones, opposite, make("correlation").project(randn(6, 6))):

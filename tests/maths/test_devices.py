@@ -38,9 +38,23 @@ MAPS = {
     **{
         type(part).__name__: lambda X, part=part: part(X)
         for part in (
-            ToUnitNorm(), MagnitudePreserving(), ToBall(), CutNorm(), ToSum(), WeightStandardization(), ScaledToCap(), CutToCap(),
-            AlmostOrthogonal(), ToPositive(), ToInterval(), ToIncreasing(), ToSimplex(), Sinkhorn(3), CholeskyDefinite(0.1), CholeskyCorrelation(),
-        )  # fmt: skip
+            ToUnitNorm(),
+            MagnitudePreserving(),
+            ToBall(),
+            CutNorm(),
+            ToSum(),
+            WeightStandardization(),
+            ScaledToCap(),
+            CutToCap(),
+            AlmostOrthogonal(),
+            ToPositive(),
+            ToInterval(),
+            ToIncreasing(),
+            ToSimplex(),
+            Sinkhorn(3),
+            CholeskyDefinite(0.1),
+            CholeskyCorrelation(),
+        )
     },
     "half precision": lambda X: Cayley()(X.half()),
     "gram error": lambda X: gram_error(X),
@@ -73,7 +87,11 @@ def test_weight_norm_in_double_precision_leaves_torchs_kernel_on_cuda_alone(monk
         raise Asked
 
     with FakeTensorMode():
-        for dtype, device, torchs in ((torch.float64, "cuda", False), (torch.float32, "cuda", True), (torch.float64, "cpu", True)):
+        for dtype, device, torchs in (
+            (torch.float64, "cuda", False),
+            (torch.float32, "cuda", True),
+            (torch.float64, "cpu", True),
+        ):
             v = torch.empty(SHAPE, device=device, dtype=dtype)
             originals = {0: v.narrow(1, 0, 1).narrow(2, 0, 1), None: v.new_empty(())}
             for dim, g in originals.items():

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from paramcli.fitting import measure
 from paramcli.chain import parse_chain
 from paramcli.errors import UsageError
+from paramcli.fitting import measure
+from paramcli.fitting.fit import fit
 from paramcli.fitting.torch_module import bare, register, value
 from paramcli.maths.elementwise import inverse_softplus, pool_adjacent_violators
 from paramcli.maths.stochastic import nearest_doubly_stochastic
 from paramcli.registry import constraint as make
-from paramcli.fitting.fit import fit
 from paramcli.view import IDENTITY
 
 
@@ -24,7 +24,9 @@ def test_inverse_softplus_over_many_magnitudes():
     torch.testing.assert_close(torch.nn.functional.softplus(inverse_softplus(y), threshold=50), y, rtol=1e-11, atol=0)
 
 
-@pytest.mark.parametrize("chain", ["positive", "positive:f=exp", "positive:f=square", "interval", "increasing", "simplex", "ball"])
+@pytest.mark.parametrize(
+    "chain", ["positive", "positive:f=exp", "positive:f=square", "interval", "increasing", "simplex", "ball"]
+)
 def test_a_live_registration_on_any_weight_is_finite(chain):
     """Outside the set a live module starts from a member near by, not from NaN."""
     W = value(register(bare(2 * randn(4, 4).float()), "weight", parse_chain(chain)))
@@ -98,7 +100,9 @@ def test_nearest_doubly_stochastic_of_two_by_two(seed):
     X = 2 * randn(2, 2, seed=seed)
     (a, b), (c, d) = X.tolist()
     p = min(max((a + d - b - c + 2) / 4, 0.0), 1.0)
-    torch.testing.assert_close(nearest_doubly_stochastic(X), torch.tensor([[p, 1 - p], [1 - p, p]], dtype=torch.float64))
+    torch.testing.assert_close(
+        nearest_doubly_stochastic(X), torch.tensor([[p, 1 - p], [1 - p, p]], dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize("n", [3, 8, 20])
@@ -115,9 +119,17 @@ def test_nearest_doubly_stochastic_agrees_with_dykstra(n):
 
 
 def test_large_and_lopsided_matrices_converge():
-    """A permutation times 50, a rank-one matrix, large negative entries, heavy tails: sums come out to rounding of the largest entry."""
+    """A permutation times 50, a rank-one matrix, large negative entries, heavy tails: sums come out to rounding of the
+    largest entry.
+    """
     n = 60
-    for X in (randn(n, n), 50 * torch.eye(n, dtype=torch.float64).flip(0), randn(n, 1) @ randn(1, n), -1e3 * randn(n, n).abs(), randn(n, n) ** 5):
+    for X in (
+        randn(n, n),
+        50 * torch.eye(n, dtype=torch.float64).flip(0),
+        randn(n, 1) @ randn(1, n),
+        -1e3 * randn(n, n).abs(),
+        randn(n, n) ** 5,
+    ):
         residual = make("doubly_stochastic").residual(nearest_doubly_stochastic(X)).item()
         assert residual <= n * torch.finfo(torch.float64).eps * (1 + X.abs().max().item())
 
@@ -125,7 +137,9 @@ def test_large_and_lopsided_matrices_converge():
 @pytest.mark.parametrize("n", [2, 3, 4])
 @pytest.mark.parametrize("kind", ["a permutation and dust", "rows of far apart sizes", "many ties", "small", "large"])
 def test_sums_come_out_to_rounding_however_hard_the_matrix(n, kind):
-    """Where entries have to vanish scaling never ends, and the dual is flat. No permutation is on the far side of X - P."""
+    """Where entries have to vanish scaling never ends, and the dual is flat. No permutation is on the far side of X -
+    P.
+    """
     from itertools import permutations
 
     for seed in range(40):
@@ -133,8 +147,10 @@ def test_sums_come_out_to_rounding_however_hard_the_matrix(n, kind):
         X = {
             "a permutation and dust": lambda: torch.eye(n, dtype=X.dtype).roll(seed, 0) + 1e-9 * X,
             "rows of far apart sizes": lambda: X * torch.logspace(-4, 4, n, dtype=X.dtype),
-            "many ties": lambda: torch.round(2 * X) / 2, "small": lambda: 1e-3 * X, "large": lambda: 100 * X,
-        }[kind]()  # fmt: skip
+            "many ties": lambda: torch.round(2 * X) / 2,
+            "small": lambda: 1e-3 * X,
+            "large": lambda: 100 * X,
+        }[kind]()
         P = nearest_doubly_stochastic(X)
         assert make("doubly_stochastic").residual(P).item() <= 1e-15 * n
         vertices = [torch.eye(n, dtype=X.dtype)[list(order)] for order in permutations(range(n))]
@@ -169,4 +185,6 @@ def test_identity_renames_and_nothing_else():
     """The original is the weight, bit for bit."""
     W = randn(3, 3).float()
     fitted = fit(W, parse_chain("identity"), IDENTITY)
-    assert list(fitted.state) == ["original"] and torch.equal(fitted.state["original"], W) and torch.equal(fitted.value, W)
+    assert (
+        list(fitted.state) == ["original"] and torch.equal(fitted.state["original"], W) and torch.equal(fitted.value, W)
+    )

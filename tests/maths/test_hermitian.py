@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from paramcli.fitting import measure
 from paramcli.chain import parse_chain
 from paramcli.errors import InputRefused, UsageError
+from paramcli.fitting import measure
+from paramcli.fitting.fit import fit
 from paramcli.fitting.torch_module import require_fit
 from paramcli.maths.exponential import MatrixExp, symmetric_log
 from paramcli.maths.orthogonal import Cayley
 from paramcli.maths.rotation import cayley_inverse, unitary_log
-from paramcli.fitting.fit import fit
 from paramcli.view import IDENTITY
 
 
@@ -26,7 +26,9 @@ def unitary(angles: list[float], seed: int = 0) -> torch.Tensor:
 
 
 def random_angles(n: int, seed: int) -> list[float]:
-    return ((torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2 - 1) * math.pi).tolist()
+    return (
+        (torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2 - 1) * math.pi
+    ).tolist()
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 8, 33, 64])
@@ -52,7 +54,15 @@ def test_the_logarithm_of_a_unitary_matrix_round_trips(n):
         [1.0, -1.0, 1.0, -1.0],
         [2 * math.pi * k / 7 - math.pi for k in range(7)],
     ],
-    ids=["minus identity", "half turns", "both sides of a half turn", "identity", "clustered", "mirrored", "equally spaced"],
+    ids=[
+        "minus identity",
+        "half turns",
+        "both sides of a half turn",
+        "identity",
+        "clustered",
+        "mirrored",
+        "equally spaced",
+    ],
 )
 def test_the_logarithm_has_no_bad_angles(angles):
     """Eigenvalue -1, coinciding, nearly coinciding and mirrored eigenvalues round-trip to 1e-13 like any other."""
@@ -123,4 +133,8 @@ def test_a_transposed_gate_is_not_hermitian():
     gate = torch.tensor([[1, 0], [0, 1j]], dtype=torch.complex64)
     assert measure.check("unitary", gate).ok and not measure.check("hermitian", gate).ok
     swap = torch.tensor([[0, 1j], [1j, 0]], dtype=torch.complex64)
-    assert measure.check("skew_hermitian", swap).ok and measure.check("symmetric", swap).ok and not measure.check("hermitian", swap).ok
+    assert (
+        measure.check("skew_hermitian", swap).ok
+        and measure.check("symmetric", swap).ok
+        and not measure.check("hermitian", swap).ok
+    )

@@ -1,21 +1,23 @@
-"""Laws that every entry of the table keeps: sets first, then maps. Abilities, examples and tolerances come from the entries."""
+"""Laws that every entry of the table keeps: sets first, then maps. Abilities, examples and tolerances come from the
+entries.
+"""
 
 import math
 
 import pytest
 import torch
 
-from paramcli.fitting import measure
 from paramcli.chain import parse_chain
 from paramcli.dtypes import code_of
 from paramcli.errors import InputRefused
+from paramcli.fitting import blocks as rows
+from paramcli.fitting import measure
+from paramcli.fitting.fit import fit
+from paramcli.fitting.originals import evaluate, register_raw, widened
 from paramcli.fitting.torch_module import bare, outline, register, roles, value
 from paramcli.maths.base import ROW_STEP, Parametrization, compute_dtype, row_blocks
 from paramcli.registry import CONSTRAINTS, PARAMETRIZATIONS, parse_constraint, target_class, within
 from paramcli.registry import constraint as make
-from paramcli.fitting import blocks as rows
-from paramcli.fitting.fit import fit
-from paramcli.fitting.originals import evaluate, register_raw, widened
 from paramcli.view import IDENTITY, View, parse_view
 
 from .devices import only_explicit_devices
@@ -52,7 +54,9 @@ def chain_fits(text: str, shape: tuple[int, ...]) -> bool:
 SPECS = [spec for entry in CONSTRAINTS.values() for spec in entry.examples or (entry.name,)]
 SETS = [(spec, shape) for spec in SPECS for shape in SHAPES if fits(spec, shape)]
 # An entry that is another name for one of these has the same class and maps: test_registry holds it to that.
-CHAINS = [chain for entry in PARAMETRIZATIONS.values() if not entry.same_as for chain in entry.examples or (entry.name,)]
+CHAINS = [
+    chain for entry in PARAMETRIZATIONS.values() if not entry.same_as for chain in entry.examples or (entry.name,)
+]
 MAPS = [(chain, shape) for chain in CHAINS for shape in SHAPES if chain_fits(chain, shape)]
 
 
@@ -165,7 +169,11 @@ def test_no_random_member_is_nearer_than_the_projection(spec, shape):
 def test_inclusions_of_the_table_are_true(spec, shape):
     """A member of a set is a member of every set the table says contains it (those that need no arguments)."""
     for other, entry in CONSTRAINTS.items():
-        if spec.partition(":")[0] != other and within(spec.partition(":")[0], other) and not any(a.required for a in entry.arguments):
+        if (
+            spec.partition(":")[0] != other
+            and within(spec.partition(":")[0], other)
+            and not any(a.required for a in entry.arguments)
+        ):
             check = measure.check(other, member(spec, shape, 0))
             assert check.ok, check
 
@@ -173,7 +181,13 @@ def test_inclusions_of_the_table_are_true(spec, shape):
 @pytest.mark.parametrize("spec", [s for s in SPECS if not make(s).whole and ((s, (3, 4, 4)) in SETS)])
 def test_a_batch_measures_as_its_matrices(spec):
     """The residual of a batch is the residual of each of its matrices, members or not."""
-    batch = torch.stack([member(spec, (4, 4), 0), *list(make(spec).near_misses(member(spec, (4, 4), 1)).values())[:1], member(spec, (4, 4), 2)])
+    batch = torch.stack(
+        [
+            member(spec, (4, 4), 0),
+            *list(make(spec).near_misses(member(spec, (4, 4), 1)).values())[:1],
+            member(spec, (4, 4), 2),
+        ]
+    )
     wanted = torch.stack([make(spec).residual(W) for W in batch])
     torch.testing.assert_close(make(spec).residual(batch), wanted, rtol=1e-9, atol=1e-13)
 
@@ -204,15 +218,23 @@ def test_fit_lies_in_the_image_and_promises_hold(chain, shape, dtype):
         assert torch.equal(again, fitted.value)
 
 
-@pytest.mark.parametrize(("chain", "shape", "dtype"), [(c, s, d) for c, s in MAPS if not last_class(c).random for d in dtypes_of(c)], ids=str)
+@pytest.mark.parametrize(
+    ("chain", "shape", "dtype"), [(c, s, d) for c, s in MAPS if not last_class(c).random for d in dtypes_of(c)], ids=str
+)
 def test_fit_is_idempotent(chain, shape, dtype):
     """A weight that is a value of the chain is kept to rounding: f(r(f(r(W)))) = f(r(W))."""
     first = fit(weight(chain, shape, 1, dtype), parse_chain(chain), IDENTITY)
     second = fit(first.value, parse_chain(chain), IDENTITY)
-    assert second.moved <= 40 * torch.finfo(dtype).eps * (25 if dtype in (torch.float64, torch.float32, torch.complex64) else 1)
+    assert second.moved <= 40 * torch.finfo(dtype).eps * (
+        25 if dtype in (torch.float64, torch.float32, torch.complex64) else 1
+    )
 
 
-@pytest.mark.parametrize(("chain", "shape"), [(c, s) for c, s in MAPS if last_class(c).fills_image and not last_class(c).random and parse_chain(c).constraint], ids=str)
+@pytest.mark.parametrize(
+    ("chain", "shape"),
+    [(c, s) for c, s in MAPS if last_class(c).fills_image and not last_class(c).random and parse_chain(c).constraint],
+    ids=str,
+)
 def test_members_of_the_image_are_kept(chain, shape):
     """forward(right_inverse(Y)) = Y for members Y of the image, in float64."""
     for seed in SEEDS:
@@ -228,7 +250,9 @@ def live(chain: str, shape: tuple[int, ...], seed: int, state: dict[str, torch.T
 
 
 def trained(chain: str, shape: tuple[int, ...], seed: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """(tensors by role with the originals moved off the fitted ones, the entries that training moves: their gradient is not 0)."""
+    """(tensors by role with the originals moved off the fitted ones, the entries that training moves: their gradient is
+    not 0).
+    """
     state = dict(fit(weight(chain, shape, seed, widest(dtypes_of(chain))), parse_chain(chain), IDENTITY).state)
     host = live(chain, shape, seed, state).requires_grad_()
     direction = torch.randn(shape, generator=generator(seed + 100), dtype=host.weight.dtype)
@@ -243,11 +267,15 @@ def trained(chain: str, shape: tuple[int, ...], seed: int) -> tuple[dict[str, to
     return state, moves
 
 
-@pytest.mark.parametrize(("chain", "shape"), [(c, s) for c, s in MAPS if last_class(c).onto_image and parse_chain(c).constraint], ids=str)
+@pytest.mark.parametrize(
+    ("chain", "shape"), [(c, s) for c, s in MAPS if last_class(c).onto_image and parse_chain(c).constraint], ids=str
+)
 def test_values_of_any_originals_lie_in_the_image(chain, shape):
     """After training has moved the originals the value still lies in the image."""
     for seed in SEEDS:
-        host_value = evaluate(parse_chain(chain), IDENTITY, shape, trained(chain, shape, seed)[0], widest(dtypes_of(chain)))
+        host_value = evaluate(
+            parse_chain(chain), IDENTITY, shape, trained(chain, shape, seed)[0], widest(dtypes_of(chain))
+        )
         check = measure.image_check(parse_chain(chain), host_value, IDENTITY)
         assert check.ok, check
 
@@ -263,7 +291,9 @@ def keeps_its_weight(chain: str) -> bool:
     ("chain", "shape", "dtype"), [(c, s, d) for c, s in MAPS if keeps_its_weight(c) for d in dtypes_of(c)], ids=str
 )
 def test_adding_raw_and_taking_off_gives_the_weight_back(chain, shape, dtype):
-    """Where mathematics allows it the round trip is exact to the bit; everywhere else test_fit_is_idempotent states the bound."""
+    """Where mathematics allows it the round trip is exact to the bit; everywhere else test_fit_is_idempotent states the
+    bound.
+    """
     W = weight(chain, shape, 2, dtype)
     assert torch.equal(register_raw(W, parse_chain(chain), IDENTITY, 0)["original"].to(dtype), W)
 
@@ -285,13 +315,24 @@ def test_a_file_and_a_live_module_agree(chain, shape):
     assert torch.equal(value(module), fitted.value)
 
 
-@pytest.mark.parametrize("chain", [c for c in CHAINS if (c, (3, 4, 4)) in MAPS and (parse_chain(c).constraint is None or not make(parse_chain(c).constraint).whole) and not last_class(c).whole])
+@pytest.mark.parametrize(
+    "chain",
+    [
+        c
+        for c in CHAINS
+        if (c, (3, 4, 4)) in MAPS
+        and (parse_chain(c).constraint is None or not make(parse_chain(c).constraint).whole)
+        and not last_class(c).whole
+    ],
+)
 def test_a_batch_is_fitted_as_its_matrices(chain):
     """Each matrix of a batch is mapped on its own."""
     batch = torch.stack([weight(chain, (4, 4), seed, widest(dtypes_of(chain))) for seed in SEEDS])
     whole = fit(batch, parse_chain(chain), IDENTITY).value
     for i in range(3):
-        torch.testing.assert_close(whole[i], fit(batch[i].clone(), parse_chain(chain), IDENTITY).value, rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(
+            whole[i], fit(batch[i].clone(), parse_chain(chain), IDENTITY).value, rtol=1e-8, atol=1e-8
+        )
 
 
 @pytest.mark.parametrize("chain", [c for c in CHAINS if last_class(c).differentiable])
@@ -332,7 +373,10 @@ def test_views_keep_the_stored_shape(chain, view):
     assert fitted.value.shape == W.shape and fitted.value.is_contiguous()
     stored = last_class(chain).stored_originals
     for i in stored:
-        assert fitted.state["original" if len(fitted.state) and "original" in fitted.state else f"original{i}"].shape == W.shape
+        assert (
+            fitted.state["original" if len(fitted.state) and "original" in fitted.state else f"original{i}"].shape
+            == W.shape
+        )
     if fitted.check:
         assert measure.check(fitted.check.constraint, seen_through.into(fitted.value)).ok
     again = evaluate(parse_chain(chain), seen_through, shape, widened(fitted.state, W.dtype), W.dtype)
@@ -353,7 +397,9 @@ def views_of(shape: tuple[int, ...]) -> list[View]:
     return [IDENTITY, parse_view("flatten")] if len(shape) > 2 else [IDENTITY]
 
 
-ROWS = [(c, n, v) for c in CHAINS for n in TALL for v in views_of(n) if chain_fits(c, v.shape(n)) and row_claims(c, n, v)]
+ROWS = [
+    (c, n, v) for c in CHAINS for n in TALL for v in views_of(n) if chain_fits(c, v.shape(n)) and row_claims(c, n, v)
+]
 
 
 def blocks_of(shape: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -372,9 +418,13 @@ def test_blocks_begin_where_no_kernel_can_tell():
     assert row_blocks((10, 1), 10) == [(0, 10)]
 
 
-@pytest.mark.parametrize(("chain", "shape", "view", "dtype"), [(*row, d) for row in ROWS for d in dtypes_of(row[0])], ids=str)
+@pytest.mark.parametrize(
+    ("chain", "shape", "view", "dtype"), [(*row, d) for row in ROWS for d in dtypes_of(row[0])], ids=str
+)
 def test_rows_alone_give_the_rows_of_the_whole(chain, shape, view, dtype):
-    """Who claims to act by rows does, bit for bit and in one thread: values, the residual and, where claimed, what it stores."""
+    """Who claims to act by rows does, bit for bit and in one thread: values, the residual and, where claimed, what it
+    stores.
+    """
     parsed, roles = parse_chain(chain), row_claims(chain, shape, view)
     assert not any(target_class(link.entry).threads_matter(**link.arguments) for link in parsed.links)
     try:
@@ -386,14 +436,19 @@ def test_rows_alone_give_the_rows_of_the_whole(chain, shape, view, dtype):
     torch.set_num_threads(1)
     try:
         value = evaluate(parsed, view, shape, state, dtype)
-        made, check = [], measure.GatheredCheck(parsed.constraint, torch.Size(view.shape(shape)), dtype, compute_dtype(dtype))
+        made, check = (
+            [],
+            measure.GatheredCheck(parsed.constraint, torch.Size(view.shape(shape)), dtype, compute_dtype(dtype)),
+        )
         for first, end in blocks_of(shape):
             part = {role: tensor[first:end] if role in roles else tensor for role, tensor in state.items()}
             made.append(evaluate(parsed, view, (end - first, *shape[1:]), part, dtype))
             check.add(view.into(made[-1]))
         assert torch.equal(torch.cat(made), value)
         whole = measure.image_check(parsed, value, view)
-        assert (whole and (whole.residual, whole.tolerance)) == (check.result() and (check.result().residual, check.result().tolerance))
+        assert (whole and (whole.residual, whole.tolerance)) == (
+            check.result() and (check.result().residual, check.result().tolerance)
+        )
         if rows.made_by_rows(parsed, view, shape):
             again = fit(value, parsed, view)
             parts = [fit(value[first:end].clone(), parsed, view).state for first, end in blocks_of(shape)]
@@ -403,7 +458,9 @@ def test_rows_alone_give_the_rows_of_the_whole(chain, shape, view, dtype):
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("spec", "shape"), [(s, n) for s in SPECS for n in TALL if fits(s, n) and make(s).by_rows(torch.Size(n))], ids=str)
+@pytest.mark.parametrize(
+    ("spec", "shape"), [(s, n) for s in SPECS for n in TALL if fits(s, n) and make(s).by_rows(torch.Size(n))], ids=str
+)
 def test_a_set_measured_by_rows_finds_what_it_finds_in_the_whole(spec, shape):
     """Members and near-misses: equal residuals, to the bit."""
     W = member(spec, shape, 0)
@@ -413,4 +470,6 @@ def test_a_set_measured_by_rows_finds_what_it_finds_in_the_whole(spec, shape):
             check.add(tensor[first:end])
         whole, by_rows = measure.check(spec, tensor), check.result()
         assert (whole.ok, whole.tolerance) == (by_rows.ok, by_rows.tolerance), label
-        assert whole.residual == by_rows.residual or whole.residual != whole.residual and by_rows.residual != by_rows.residual, label
+        assert whole.residual == by_rows.residual or (
+            whole.residual != whole.residual and by_rows.residual != by_rows.residual
+        ), label

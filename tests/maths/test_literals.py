@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from paramcli.chain import parse_chain
-from paramcli.registry import PARAMETRIZATIONS
 from paramcli.fitting.originals import evaluate
+from paramcli.registry import PARAMETRIZATIONS
 from paramcli.view import IDENTITY
 
 from .literals import LITERALS
@@ -15,7 +15,10 @@ from .literals import LITERALS
 def test_the_formula_gives_the_literal(chain, state, expected):
     """The weight of these tensors is the one worked by hand, to 1e-12."""
     wanted = torch.tensor(expected, dtype=torch.complex128 if "j" in repr(expected) else torch.float64)
-    tensors = {role: torch.tensor(value, dtype=torch.complex128 if "j" in repr(value) else torch.float64) for role, value in state.items()}
+    tensors = {
+        role: torch.tensor(value, dtype=torch.complex128 if "j" in repr(value) else torch.float64)
+        for role, value in state.items()
+    }
     W = evaluate(parse_chain(chain), IDENTITY, wanted.shape, tensors, wanted.dtype)
     torch.testing.assert_close(W, wanted, rtol=1e-12, atol=1e-12)
 

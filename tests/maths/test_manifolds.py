@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from paramcli.fitting import measure
 from paramcli.chain import parse_chain
 from paramcli.errors import InputRefused
+from paramcli.fitting import measure
+from paramcli.fitting.fit import fit
 from paramcli.fitting.torch_module import bare, register, value
 from paramcli.maths.stability import AlphaStable, abscissa, lyapunov
 from paramcli.registry import constraint as make
-from paramcli.fitting.fit import fit
 from paramcli.view import IDENTITY
 
 from .members import rotation, spd
@@ -23,7 +23,8 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    "chain", ["fixed_rank:rank=3", "invertible", "sln", "spd", "psd_fixed_rank:rank=3", "alpha_stable", "alpha_stable:alpha=2"]
+    "chain",
+    ["fixed_rank:rank=3", "invertible", "sln", "spd", "psd_fixed_rank:rank=3", "alpha_stable", "alpha_stable:alpha=2"],
 )
 def test_sets_without_a_nearest_point_take_any_weight(chain, dtype):
     """A random weight of a usual layer's size goes to a point of the set that stays there when it is stored."""
@@ -90,7 +91,9 @@ def test_the_lyapunov_equation_is_solved(n):
     A = randn(n, n, seed=n)
     A = A - (abscissa(A) + 0.1) * torch.eye(n, dtype=torch.float64)
     Q, I = spd(n, n), torch.eye(n, dtype=torch.float64)
-    wanted = torch.linalg.solve(torch.kron(I, A.T.contiguous()) + torch.kron(A.T.contiguous(), I), -Q.reshape(-1)).reshape(n, n)
+    wanted = torch.linalg.solve(
+        torch.kron(I, A.T.contiguous()) + torch.kron(A.T.contiguous(), I), -Q.reshape(-1)
+    ).reshape(n, n)
     torch.testing.assert_close(lyapunov(A, Q), wanted, rtol=1e-9, atol=1e-9)
 
 
@@ -120,12 +123,18 @@ def test_hurwitz_measures_the_distance_for_normal_matrices():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_what_is_stored_is_stable_or_is_not(dtype):
-    """Rounding moves eigenvalues of a matrix far from normal over the edge: what is stored is then unstable, and told so."""
+    """Rounding moves eigenvalues of a matrix far from normal over the edge: what is stored is then unstable, and told
+    so.
+    """
     for seed in range(20):
         # Eigenvectors 1, 1/2, ... that crowd together: an eigenvalue moves several times as far as the matrix.
         V = torch.eye(6, dtype=torch.float64) + 0.4 * randn(6, 6, seed=seed)
         V[:, 0] = V[:, 1:].sum(-1) + 0.1 * V[:, 0]
-        A = V @ torch.diag(torch.tensor([-0.1, -3.0, -3.5, -4.0, -4.5, -5.0], dtype=torch.float64)) @ torch.linalg.inv(V)
+        A = (
+            V
+            @ torch.diag(torch.tensor([-0.1, -3.0, -3.5, -4.0, -4.5, -5.0], dtype=torch.float64))
+            @ torch.linalg.inv(V)
+        )
         edge = torch.linalg.eigvals(A.to(dtype).double()).real.max().item() + 0.1
         explained = 0.55 * torch.finfo(dtype).eps * torch.linalg.matrix_norm(A, 2).item()
         check = measure.check("hurwitz:alpha=0.1", A.to(dtype))

@@ -98,7 +98,9 @@ MISSES = {
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("key", MISSES)
 def test_members_hold_and_near_misses_do_not(key, n):
-    """In every dtype: members made by others hold, errors that line up included; off by 5 %, an entry, a sign or flat they do not."""
+    """In every dtype: members made by others hold, errors that line up included; off by 5 %, an entry, a sign or flat
+    they do not.
+    """
     spec = specs(n)[key]
     for W in members(key, n, 1 if n > 64 else 3):
         for dtype in DTYPES:
@@ -120,7 +122,9 @@ def test_every_set_has_its_members():
         made = constraint(next(iter(entry.examples), name))
         if made.tolerance(torch.Size((8, 8)), torch.float32, torch.float32) == 0:
             exact.add(name)
-    assert {key.partition(":")[0] for key in MISSES} == {name for name, entry in CONSTRAINTS.items() if entry.real} - exact
+    assert {key.partition(":")[0] for key in MISSES} == {
+        name for name, entry in CONSTRAINTS.items() if entry.real
+    } - exact
     assert specs(8).keys() == MISSES.keys()
 
 
@@ -159,7 +163,7 @@ EXACT = {
     "block_diagonal:g=2": lambda n: torch.block_diag(normal(n // 2, n // 2, 0), normal(n // 2, n // 2, 1)),
     "ternary": ternary,
     "binary": lambda n: 0.37 * normal(n, n, 0).sign(),
-}  # fmt: skip
+}
 
 
 def one_ulp(W: Tensor, at: tuple[int, int]) -> Tensor:
@@ -174,7 +178,9 @@ def one_ulp(W: Tensor, at: tuple[int, int]) -> Tensor:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("spec", EXACT)
 def test_one_bit_is_told_where_rounding_keeps_the_law(spec, dtype, n):
-    """The residual of a rounded member is exactly 0, and the next number in one place is off, as is a sign, whatever the size."""
+    """The residual of a rounded member is exactly 0, and the next number in one place is off, as is a sign, whatever
+    the size.
+    """
     W = EXACT[spec](n).to(dtype)
     check = measure.check(spec, W)
     assert check.residual == 0 == check.tolerance, check
@@ -189,7 +195,9 @@ def test_one_bit_is_told_where_rounding_keeps_the_law(spec, dtype, n):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_order_and_bounds_are_kept_by_rounding(dtype):
-    """Sorted numbers stay sorted and bounded ones bounded, equal neighbours and rounded ends included; one step beyond is told."""
+    """Sorted numbers stay sorted and bounded ones bounded, equal neighbours and rounded ends included; one step beyond
+    is told.
+    """
     rising = torch.rand(4096, generator=torch.Generator().manual_seed(0), dtype=torch.float64).sort().values
     assert measure.check("increasing", rising.to(dtype)).residual == 0
     W = rising.to(dtype)
@@ -224,7 +232,9 @@ TALL = {
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("spec", TALL)
 def test_a_vocabulary_loosens_nothing(spec, dtype):
-    """50257 rows of 8: members hold, and 1.05 of them, one row (or a column of the frame) of 1.05 do not; the same wide."""
+    """50257 rows of 8: members hold, and 1.05 of them, one row (or a column of the frame) of 1.05 do not; the same
+    wide.
+    """
     W = TALL[spec](50257, 8)
     frame = not spec.startswith(("unit_norm", "max_norm", "simplex", "sum_to"))
     for seen in (W, W.T.contiguous()) if frame else (W,):
@@ -238,12 +248,31 @@ def test_a_vocabulary_loosens_nothing(spec, dtype):
 
 @pytest.mark.parametrize("size", [1e-170, 1e-30, 1e30, 1e170])
 def test_structure_does_not_depend_on_size(size):
-    """Squares that vanish or overflow hide nothing: tensors of any size are symmetric, low in rank, centered, or are not."""
+    """Squares that vanish or overflow hide nothing: tensors of any size are symmetric, low in rank, centered, or are
+    not.
+    """
     X = normal(8, 8, 0) * size
-    for spec in ("symmetric", "skew", "toeplitz", "circulant", "diagonal", "sum_to", "low_rank:rank=2", "kronecker:p=2:q=2", "psd", "unit_norm"):
+    for spec in (
+        "symmetric",
+        "skew",
+        "toeplitz",
+        "circulant",
+        "diagonal",
+        "sum_to",
+        "low_rank:rank=2",
+        "kronecker:p=2:q=2",
+        "psd",
+        "unit_norm",
+    ):
         assert not measure.check(spec, X).ok, spec
     low = rotation(8, 0)[:, :2] @ rotation(8, 1)[:2] * size
-    for spec, W in (("symmetric", X + X.T), ("skew", X - X.T), ("sum_to", X - X.mean(-1, keepdim=True)), ("low_rank:rank=2", low), ("psd", correlation(8, 0) * size)):
+    for spec, W in (
+        ("symmetric", X + X.T),
+        ("skew", X - X.T),
+        ("sum_to", X - X.mean(-1, keepdim=True)),
+        ("low_rank:rank=2", low),
+        ("psd", correlation(8, 0) * size),
+    ):
         assert measure.check(spec, W).ok, spec
     assert measure.moved(2 * X, X) == pytest.approx(1.0)
 
@@ -252,7 +281,9 @@ def test_a_residual_below_zero_or_nan_never_holds():
     """Neither a sign nor a NaN passes for small."""
     from paramcli.maths.base import Check, ratio
 
-    assert not Check("any", -math.inf, 1.0).ok and not Check("any", -1e-9, 1.0).ok and not Check("any", math.nan, 1.0).ok
+    assert (
+        not Check("any", -math.inf, 1.0).ok and not Check("any", -1e-9, 1.0).ok and not Check("any", math.nan, 1.0).ok
+    )
     assert Check("any", -0.0, 0.0).ok
     made = ratio(torch.tensor([1.0, -1.0, 0.0, -0.0, 2.0]), torch.tensor([-0.0, 0.0, -0.0, 0.0, -4.0]))
     assert made.tolist() == [math.inf, math.inf, 0.0, 0.0, 0.5]
@@ -264,7 +295,10 @@ def test_a_residual_below_zero_or_nan_never_holds():
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
-@pytest.mark.parametrize("spec", ["orthogonal", "almost_orthogonal", "unit_spectral_norm", "unit_norm", "positive_definite", "special_linear"])
+@pytest.mark.parametrize(
+    "spec",
+    ["orthogonal", "almost_orthogonal", "unit_spectral_norm", "unit_norm", "positive_definite", "special_linear"],
+)
 def test_nothing_is_computed_in_eight_bits(spec, dtype):
     """Maps compute in float32 or wider, so a zero matrix in float8 is no more a member than in any other dtype."""
     for n in (8, 64):
@@ -273,8 +307,11 @@ def test_nothing_is_computed_in_eight_bits(spec, dtype):
 
 TRIANGULAR = {
     "two": torch.tensor([[0.5, 1000.0], [0.0, -1.0]], dtype=torch.float64),
-    "jordan": 0.3 * torch.eye(8, dtype=torch.float64) + 100 * torch.eye(8, dtype=torch.float64).diag_embed().sum(0).roll(1, 1).triu(1),
-    "random": (2 * normal(64, 64, 0).triu(1) - torch.eye(64, dtype=torch.float64)).diagonal_scatter(torch.full((64,), -1.0, dtype=torch.float64).index_fill(0, torch.tensor([63]), 0.1)),
+    "jordan": 0.3 * torch.eye(8, dtype=torch.float64)
+    + 100 * torch.eye(8, dtype=torch.float64).diag_embed().sum(0).roll(1, 1).triu(1),
+    "random": (2 * normal(64, 64, 0).triu(1) - torch.eye(64, dtype=torch.float64)).diagonal_scatter(
+        torch.full((64,), -1.0, dtype=torch.float64).index_fill(0, torch.tensor([63]), 0.1)
+    ),
 }
 
 
@@ -289,7 +326,9 @@ def test_rounding_excuses_no_eigenvalue_of_a_triangular_matrix(name, dtype):
 
 
 def test_zeros_round_to_nothing():
-    """Entries that are exactly 0 lose nothing below the smallest number: a sum of 1.2 is not 1, however many zeros there are."""
+    """Entries that are exactly 0 lose nothing below the smallest number: a sum of 1.2 is not 1, however many zeros
+    there are.
+    """
     W = torch.zeros(2048, 2048, dtype=torch.float16)
     W[0, 0] = 1.2
     assert not measure.check("sum_to:dim=none:c=1", W).ok
@@ -303,7 +342,13 @@ def test_matrices_of_two_numbers_are_members_still(dtype):
     for n in range(3, 130):
         I = torch.eye(n, dtype=torch.float64)
         reflection, projection = (I - 2 / n).to(dtype), (I - 1 / n).to(dtype)
-        for spec, W in (("spectral_cap", reflection), ("unit_spectral_norm", reflection), ("orthogonal", reflection), ("psd", projection), (f"low_rank:rank={n - 1}", projection)):
+        for spec, W in (
+            ("spectral_cap", reflection),
+            ("unit_spectral_norm", reflection),
+            ("orthogonal", reflection),
+            ("psd", projection),
+            (f"low_rank:rank={n - 1}", projection),
+        ):
             check = measure.check(spec, W)
             assert check.ok, (n, check)
 

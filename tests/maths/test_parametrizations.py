@@ -5,11 +5,11 @@ import torch
 
 from paramcli.chain import parse_chain
 from paramcli.errors import InputRefused
+from paramcli.fitting.fit import fit
 from paramcli.fitting.torch_module import bare, register, value
 from paramcli.maths.exponential import MatrixExp
 from paramcli.maths.orthogonal import Cayley
 from paramcli.maths.rotation import cayley_inverse, rotation_log
-from paramcli.fitting.fit import fit
 from paramcli.view import parse_view
 
 from .members import rotation, spd
@@ -40,8 +40,12 @@ def test_cayley_convention_is_the_tutorials():
     """X = [[0, 1], [-1, 0]] maps to (I + X)(I - X)^{-1} = [[0, 1], [-1, 0]], a quarter turn; half-scaled would not."""
     X = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
     torch.testing.assert_close(Cayley().map(X), torch.tensor([[0.0, 1.0], [-1.0, 0.0]]))
-    assert torch.equal(parse_and_evaluate("skew", torch.tensor([[9.0, 2.0], [5.0, 7.0]])), torch.tensor([[0.0, 2.0], [-2.0, 0.0]]))
-    assert torch.equal(parse_and_evaluate("symmetric", torch.tensor([[9.0, 2.0], [5.0, 7.0]])), torch.tensor([[9.0, 2.0], [2.0, 7.0]]))
+    assert torch.equal(
+        parse_and_evaluate("skew", torch.tensor([[9.0, 2.0], [5.0, 7.0]])), torch.tensor([[0.0, 2.0], [-2.0, 0.0]])
+    )
+    assert torch.equal(
+        parse_and_evaluate("symmetric", torch.tensor([[9.0, 2.0], [5.0, 7.0]])), torch.tensor([[9.0, 2.0], [2.0, 7.0]])
+    )
 
 
 def parse_and_evaluate(chain: str, X: torch.Tensor) -> torch.Tensor:
@@ -66,7 +70,9 @@ def test_logarithm_near_half_turns(gap):
     """Angles that miss half a turn by anything from rounding up round-trip to 1e-11."""
     n = 8
     angles = torch.tensor([torch.pi - gap, torch.pi - 3 * gap, 1.0, torch.pi], dtype=torch.float64)
-    blocks = torch.block_diag(*[torch.tensor([[a.cos(), -a.sin()], [a.sin(), a.cos()]], dtype=torch.float64) for a in angles])
+    blocks = torch.block_diag(
+        *[torch.tensor([[a.cos(), -a.sin()], [a.sin(), a.cos()]], dtype=torch.float64) for a in angles]
+    )
     P = rotation(n, 7)
     Q = P @ blocks @ P.T
     assert torch.linalg.vector_norm(torch.matrix_exp(rotation_log(Q)) - Q) < 1e-11

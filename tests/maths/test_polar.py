@@ -5,8 +5,8 @@ import torch
 
 from paramcli.chain import parse_chain
 from paramcli.errors import InputRefused
-from paramcli.maths.polar import QR, Polar
 from paramcli.fitting.fit import fit
+from paramcli.maths.polar import QR, Polar
 from paramcli.view import IDENTITY
 
 from .members import rotation
@@ -81,6 +81,9 @@ def test_qr_has_a_positive_diagonal(shape):
 def test_qr_starts_from_the_nearest_orthogonal_matrix():
     """A fit moves the weight no farther than its polar factor, though the map itself would."""
     W = rotation(16, 0) + 0.01 * random(16, 16, seed=1)
-    near, own = fit(W, parse_chain("polar"), IDENTITY).moved, torch.linalg.vector_norm(QR().map(W) - W) / torch.linalg.vector_norm(W)
+    near, own = (
+        fit(W, parse_chain("polar"), IDENTITY).moved,
+        torch.linalg.vector_norm(QR().map(W) - W) / torch.linalg.vector_norm(W),
+    )
     assert fit(W, parse_chain("qr"), IDENTITY).moved == pytest.approx(near, rel=1e-9)
     assert own > 1.2 * near

@@ -5,15 +5,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from paramcli.fitting import measure
 from paramcli.chain import parse_chain
 from paramcli.errors import InputRefused
+from paramcli.fitting import measure
+from paramcli.fitting.fit import fit
+from paramcli.fitting.originals import evaluate
 from paramcli.fitting.torch_module import bare, register, value
 from paramcli.maths.base import compute_dtype
 from paramcli.maths.norm import SpectralNorm, UnitSpectralNorm, WeightNorm
 from paramcli.maths.spectral import AlmostOrthogonal, CutSingularValues
-from paramcli.fitting.fit import fit
-from paramcli.fitting.originals import evaluate
 from paramcli.view import IDENTITY
 
 from .members import rotation
@@ -124,9 +124,12 @@ def radio_state(W, scale, version):
     """The tensors that NVIDIA's RADIO code stores, with u and v the exact singular vectors."""
     U, S, Vh = torch.linalg.svd(W)
     return {
-        "original": W, "0.scale": torch.full((1, 1), scale), "0._u": U[:, 0].contiguous(), "0._v": Vh[0].contiguous(),
+        "original": W,
+        "0.scale": torch.full((1, 1), scale),
+        "0._u": U[:, 0].contiguous(),
+        "0._v": Vh[0].contiguous(),
         "0._sn_version": torch.tensor(version),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -146,7 +149,9 @@ def test_spectral_reparam_has_a_least_norm():
 
 
 def value_and_norm(X: torch.Tensor, u: torch.Tensor) -> tuple[SpectralNorm, torch.Tensor, float]:
-    """The module with this u and the v of its next half step, the value in double precision, and its largest singular value."""
+    """The module with this u and the v of its next half step, the value in double precision, and its largest singular
+    value.
+    """
     part = SpectralNorm(X)
     part._u, part._v = u, torch.nn.functional.normalize(X.mT @ u, dim=0)
     value = part.eval().map(X).double()
@@ -155,13 +160,17 @@ def value_and_norm(X: torch.Tensor, u: torch.Tensor) -> tuple[SpectralNorm, torc
 
 @pytest.mark.parametrize("shape", [(8, 8), (40, 40), (64, 9), (9, 64)], ids=str)
 def test_no_norm_lies_above_what_u_promises(shape):
-    """Where u has a ninth of its square on the largest direction, or more, sigma_max - 1 is within the promise, if there is one."""
+    """Where u has a ninth of its square on the largest direction, or more, sigma_max - 1 is within the promise, if
+    there is one.
+    """
     promised = 0
     for seed in range(200):
         g = torch.Generator().manual_seed(seed)
         X = torch.randn(shape, generator=g, dtype=torch.float64)
         U, S, _ = torch.linalg.svd(X, full_matrices=False)
-        rest = torch.nn.functional.normalize(U[:, 1:] @ (torch.randn(len(S) - 1, generator=g, dtype=torch.float64) * S[1:] ** (seed % 40)), dim=0)
+        rest = torch.nn.functional.normalize(
+            U[:, 1:] @ (torch.randn(len(S) - 1, generator=g, dtype=torch.float64) * S[1:] ** (seed % 40)), dim=0
+        )
         share = 1 / 9 + 8 / 9 * torch.rand((), generator=g, dtype=torch.float64)
         part, value, sigma = value_and_norm(X, share.sqrt() * U[:, 0] + (1 - share).sqrt() * rest)
         slack = part.slack(UnitSpectralNorm(), value)
@@ -172,7 +181,9 @@ def test_no_norm_lies_above_what_u_promises(shape):
 
 @pytest.mark.parametrize("n", [8, 64, 256])
 def test_torchs_own_registration_is_promised(n):
-    """15 steps from a random u leave more than rounding and mostly no more than they promise; other u and v promise nothing."""
+    """15 steps from a random u leave more than rounding and mostly no more than they promise; other u and v promise
+    nothing.
+    """
     within = beyond = 0
     count = 200 if n < 256 else 20
     for seed in range(count):
@@ -180,7 +191,11 @@ def test_torchs_own_registration_is_promised(n):
         X = torch.randn(n, n)
         part = SpectralNorm(X)
         value = part.eval().map(X)
-        part.stored_dtype, image, off = torch.float32, UnitSpectralNorm(), torch.linalg.svdvals(value.double())[0].item() - 1
+        part.stored_dtype, image, off = (
+            torch.float32,
+            UnitSpectralNorm(),
+            torch.linalg.svdvals(value.double())[0].item() - 1,
+        )
         rounding = image.tolerance(value.shape, torch.float32, torch.float32)
         beyond += off > rounding
         within += off <= rounding + part.slack(image, value.double())
@@ -191,7 +206,9 @@ def test_torchs_own_registration_is_promised(n):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
 def test_own_tolerances_are_those_of_rounding(dtype):
-    """Lengths of u and v and of weight norm's slices: a few times what rounding leaves, and a thousandth is off in float32."""
+    """Lengths of u and v and of weight norm's slices: a few times what rounding leaves, and a thousandth is off in
+    float32.
+    """
     torch.manual_seed(0)
     for n in (8, 64, 512):
         X = torch.randn(n, n, dtype=torch.float64)

@@ -1,18 +1,20 @@
-"""Structured matrices: agreement with torch's own functions, exact places, shared diagonals, factors and what they cannot reach."""
+"""Structured matrices: agreement with torch's own functions, exact places, shared diagonals, factors and what they
+cannot reach.
+"""
 
 import pytest
 import torch
 
-from paramcli.fitting import measure
 from paramcli.chain import parse_chain
 from paramcli.errors import InputRefused
+from paramcli.fitting import measure
+from paramcli.fitting.fit import fit
+from paramcli.fitting.originals import evaluate
 from paramcli.fitting.torch_module import require_fit
 from paramcli.maths.factors import kronecker_product, nearest_kronecker
 from paramcli.maths.structured import BandedMatrices, BlockDiagonalMatrices, DiagonalMatrices, LowerTriangularMatrices
 from paramcli.maths.toeplitz import CirculantMatrices, ToeplitzMatrices
 from paramcli.registry import constraint
-from paramcli.fitting.fit import fit
-from paramcli.fitting.originals import evaluate
 from paramcli.view import IDENTITY, parse_view
 
 SHAPES = [(4, 4), (3, 5), (5, 3), (1, 6), (2, 4, 3)]
@@ -33,7 +35,10 @@ def test_triangles_are_torchs(shape):
 
 def test_a_unit_diagonal_is_exactly_one_and_softplus_keeps_tiny_numbers():
     """Ones are exact whatever was there; a positive diagonal from 1e-30 to 1e6 comes back to rounding."""
-    assert torch.equal(fit(random(5, 5) * 1e20, parse_chain("lower_triangular:diag=unit"), IDENTITY).value.diagonal(), torch.ones(5, dtype=torch.float64))
+    assert torch.equal(
+        fit(random(5, 5) * 1e20, parse_chain("lower_triangular:diag=unit"), IDENTITY).value.diagonal(),
+        torch.ones(5, dtype=torch.float64),
+    )
     D = torch.tensor([1e-30, 1e-9, 0.3, 25.0, 1e6], dtype=torch.float64)
     W = random(5, 5).tril(-1) + torch.diag(D)
     value = fit(W, parse_chain("lower_triangular:diag=softplus"), IDENTITY).value

@@ -6,8 +6,8 @@ import torch
 from ..tolerances import TORCHS, lines
 from .members import MEMBERS
 
-# How much of what was measured a tolerance may be: in half types, and where no map of torch's computes members; where torch's own
-# do (orthogonal, spectral_norm, matrix_exp, the tutorial's).
+# How much of what was measured a tolerance may be: in half types, and where no map of torch's computes members; where
+# torch's own do (orthogonal, spectral_norm, matrix_exp, the tutorial's).
 MOST, OF_TORCHS = 20, 4
 
 

@@ -52,7 +52,9 @@ def test_inspect_lists_what_the_reference_reads(name, real, paramcli):
             tensor = state[t["tensor"]]
             assert t["shape"] == list(tensor.shape) and t["dtype"] == str(tensor.dtype).removeprefix("torch.")
             assert t["bytes"] == tensor.numel() * tensor.element_size()
-            assert t["tied"] == sorted(n for n in state if n != t["tensor"] and place[n] == place[t["tensor"]] and tensor.numel())
+            assert t["tied"] == sorted(
+                n for n in state if n != t["tensor"] and place[n] == place[t["tensor"]] and tensor.numel()
+            )
     forms = {t["form"] for t in document["tensors"]}
     assert forms == {"plain"} | ({"weight_norm_old"} if "hifigan" in name or name == "fcpe" else set())
 
@@ -71,18 +73,39 @@ def test_every_key_is_in_the_output_or_named(name, real, tmp_path, paramcli):
     for step in keys:
         for key in level:
             if key != step:
-                assert f"{prefix}{key}" in result.json["dropped"] and f"{prefix}{key}" in result.err.split("not carried over: ")[1]
+                assert (
+                    f"{prefix}{key}" in result.json["dropped"]
+                    and f"{prefix}{key}" in result.err.split("not carried over: ")[1]
+                )
         level, prefix = level[step], f"{prefix}{step}."
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_add_and_bake_are_torch_s_own(name, real, tmp_path, paramcli):
-    """weight_norm on every matrix and kernel: originals as torch registers them, the bake as torch removes them, the rest untouched."""
+    """weight_norm on every matrix and kernel: originals as torch registers them, the bake as torch removes them, the
+    rest untouched.
+    """
     path, keys = READABLE[name]
     _, state = read(real / path, keys)
-    weights = [n for n, t in state.items() if t.ndim >= 2 and t.is_floating_point() and bool((t.flatten(1).norm(dim=1) > 0).all())]
+    weights = [
+        n
+        for n, t in state.items()
+        if t.ndim >= 2 and t.is_floating_point() and bool((t.flatten(1).norm(dim=1) > 0).all())
+    ]
     chosen = [option for n in weights for option in ("-t", n)]
-    paramcli("add", real / path, *chosen, "--chain", "weight_norm", "--init", "raw", "--tied", "separate", "-o", tmp_path / "p.safetensors")
+    paramcli(
+        "add",
+        real / path,
+        *chosen,
+        "--chain",
+        "weight_norm",
+        "--init",
+        "raw",
+        "--tied",
+        "separate",
+        "-o",
+        tmp_path / "p.safetensors",
+    )
     paramcli("verify", tmp_path / "p.safetensors")
     paramcli("remove", tmp_path / "p.safetensors", "-o", tmp_path / "b.safetensors")
     added, baked = load_file(tmp_path / "p.safetensors"), load_file(tmp_path / "b.safetensors")
@@ -95,14 +118,19 @@ def test_add_and_bake_are_torch_s_own(name, real, tmp_path, paramcli):
         parametrizations.weight_norm(host, "weight")
         module, dot, leaf = key.rpartition(".")
         for i in (0, 1):
-            assert torch.equal(added.pop(f"{module}{dot}parametrizations.{leaf}.original{i}"), getattr(host.parametrizations.weight, f"original{i}"))
+            assert torch.equal(
+                added.pop(f"{module}{dot}parametrizations.{leaf}.original{i}"),
+                getattr(host.parametrizations.weight, f"original{i}"),
+            )
         parametrize.remove_parametrizations(host, "weight")
         assert torch.equal(baked[key], host.weight)
     assert not added and set(baked) == set(state)
 
 
 def test_non_contiguous_weights_are_read_by_value(real, tmp_path, paramcli):
-    """facenet's column-major kernels: present in the files, equal in both containers, and laid out as before in a torch result."""
+    """facenet's column-major kernels: present in the files, equal in both containers, and laid out as before in a torch
+    result.
+    """
     for net, count in (("pnet", 5), ("rnet", 6), ("onet", 8)):
         path = real / f"facenet-pytorch-2.6.0/facenet_pytorch/data/{net}.pt"
         _, state = read(path, ())
@@ -110,8 +138,14 @@ def test_non_contiguous_weights_are_read_by_value(real, tmp_path, paramcli):
         assert len(strided) == count
         paramcli("convert", path, "-o", tmp_path / f"{net}.safetensors")
         paramcli("convert", path, "-o", tmp_path / f"{net}.out.pt")
-        flat, kept = load_file(tmp_path / f"{net}.safetensors"), torch.load(tmp_path / f"{net}.out.pt", weights_only=True)
-        assert all(torch.equal(flat[n], t) and torch.equal(kept[n], t) and kept[n].stride() == t.stride() for n, t in state.items())
+        flat, kept = (
+            load_file(tmp_path / f"{net}.safetensors"),
+            torch.load(tmp_path / f"{net}.out.pt", weights_only=True),
+        )
+        assert all(
+            torch.equal(flat[n], t) and torch.equal(kept[n], t) and kept[n].stride() == t.stride()
+            for n, t in state.items()
+        )
 
 
 def test_the_lightning_file_that_torch_refuses_has_its_tensors(real, tmp_path, paramcli):
@@ -149,7 +183,9 @@ def test_fcpe_bakes_as_torch_removes(real, tmp_path, paramcli):
 
 
 def test_an_edit_of_chgnet_keeps_its_training_state(real, tmp_path, paramcli):
-    """Two levels of wrapper: optimizer and scheduler stay, the optimizer is called stale, the originals stand where the weight stood."""
+    """Two levels of wrapper: optimizer and scheduler stay, the optimizer is called stale, the originals stand where the
+    weight stood.
+    """
     path, keys = PLAIN["chgnet 0.3"]
     value, state = read(real / path, keys)
     target = next(n for n, t in state.items() if t.ndim == 2 and t.shape[0] == t.shape[1])

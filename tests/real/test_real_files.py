@@ -64,7 +64,18 @@ def test_packed_lstm_views_are_not_ties(real, tmp_path, paramcli):
     path = real / BEATNET / "model_1_weights.pt"
     document = paramcli("inspect", path, "--json").json
     assert not any(tensor["tied"] for tensor in document["tensors"])
-    paramcli("add", path, "-t", "lstm.weight_hh_l*", "--view", "blocks=4", "--chain", "orthogonal", "-o", tmp_path / "o.safetensors")
+    paramcli(
+        "add",
+        path,
+        "-t",
+        "lstm.weight_hh_l*",
+        "--view",
+        "blocks=4",
+        "--chain",
+        "orthogonal",
+        "-o",
+        tmp_path / "o.safetensors",
+    )
     paramcli("verify", tmp_path / "o.safetensors")
 
 
@@ -76,7 +87,16 @@ def test_ties_are_shown_and_kept(real, tmp_path, paramcli):
     paramcli("convert", path, "-o", tmp_path / "k.pt")
     kept = torch.load(tmp_path / "k.pt", weights_only=True)
     assert kept["predictions.bias"].data_ptr() == kept["predictions.decoder.bias"].data_ptr()
-    edit = ("add", path, "-t", "predictions.decoder.weight", "--chain", "prune_random:amount=0.5", "-o", tmp_path / "e.safetensors")
+    edit = (
+        "add",
+        path,
+        "-t",
+        "predictions.decoder.weight",
+        "--chain",
+        "prune_random:amount=0.5",
+        "-o",
+        tmp_path / "e.safetensors",
+    )
     assert "--tied" in paramcli(*edit, code=3).err
     paramcli(*edit, "--tied", "together")
     both = load_file(tmp_path / "e.safetensors")
@@ -88,7 +108,9 @@ def test_ties_are_shown_and_kept(real, tmp_path, paramcli):
 
 def test_lightning_file_that_torch_refuses(real, tmp_path, paramcli):
     """pesto's second file holds OmegaConf objects, which are not installed here: its tensors are plain."""
-    result = paramcli("convert", real / "pesto-pitch-2.0.1/pesto/weights/mir-1k_g7.ckpt", "-o", tmp_path / "p.safetensors")
+    result = paramcli(
+        "convert", real / "pesto-pitch-2.0.1/pesto/weights/mir-1k_g7.ckpt", "-o", tmp_path / "p.safetensors"
+    )
     assert "omegaconf.listconfig.ListConfig" in result.err and "hparams" in result.err
     tensors = load_file(tmp_path / "p.safetensors")
     assert len(tensors) == 22 and all(torch.isfinite(t).all() for t in tensors.values() if t.is_floating_point())
@@ -148,7 +170,10 @@ def test_a_pair_over_two_shards(real, tmp_path, paramcli):
     normed = torch.nn.utils.parametrizations.weight_norm(linear)
     module = name.removesuffix(".weight")
     g, v = (f"{module}.parametrizations.weight.original{i}" for i in (0, 1))
-    plain[g], plain[v] = normed.parametrizations.weight.original0.data.clone(), normed.parametrizations.weight.original1.data.clone()
+    plain[g], plain[v] = (
+        normed.parametrizations.weight.original0.data.clone(),
+        normed.parametrizations.weight.original1.data.clone(),
+    )
     folder = tmp_path / "model"
     folder.mkdir()
     names = sorted(plain)
@@ -157,7 +182,9 @@ def test_a_pair_over_two_shards(real, tmp_path, paramcli):
     for file in sorted(set(shard.values())):
         save_file({n: plain[n] for n in names if shard[n] == file}, folder / file, {"format": "pt"})
     total = sum(t.numel() * t.element_size() for t in plain.values())
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": shard}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": total}, "weight_map": shard})
+    )
     (folder / "config.json").write_text('{"hidden_size": 384}')
     (folder / "tokenizer.json").write_text("{}")
 
@@ -168,7 +195,7 @@ def test_a_pair_over_two_shards(real, tmp_path, paramcli):
     union, size = {}, 0
     for file in sorted(out.glob("*.safetensors")):
         with safe_open(file, "pt") as opened:
-            union.update({key: file.name for key in opened.keys()})
+            union.update(dict.fromkeys(opened.keys(), file.name))
         size += sum(t.numel() * t.element_size() for t in load_file(file).values())
     assert index["weight_map"] == union and index["metadata"]["total_size"] == size
     assert (out / "config.json").read_text() == '{"hidden_size": 384}' and (out / "tokenizer.json").exists()

@@ -14,7 +14,11 @@ EDITED, COPIED = 0.4321, 0.1234
 @pytest.fixture
 def inputs(tmp_path):
     """One model as a safetensors file, as shards and as a torch file with an optimizer."""
-    state = {"fc.weight": torch.full((8, 8), EDITED), "other": torch.full((40, 5), COPIED), "half": torch.ones(7).half()}
+    state = {
+        "fc.weight": torch.full((8, 8), EDITED),
+        "other": torch.full((40, 5), COPIED),
+        "half": torch.ones(7).half(),
+    }
     folder = tmp_path / "in"
     folder.mkdir()
     save_file(state, folder / "m.safetensors", {"format": "pt", "note": "kept"})
@@ -22,7 +26,10 @@ def inputs(tmp_path):
     torch.save({"state_dict": state, "optimizer": moments}, folder / "m.pt")
     from paramcli.cli.app import run
 
-    assert run(["convert", str(folder / "m.safetensors"), "-o", str(folder / "sharded"), "--max-shard-size", "500", "-q"]) == 0
+    assert (
+        run(["convert", str(folder / "m.safetensors"), "-o", str(folder / "sharded"), "--max-shard-size", "500", "-q"])
+        == 0
+    )
     return folder
 
 
@@ -60,12 +67,18 @@ def spoil(monkeypatch, value: float, bit: int = 1) -> list:
 @pytest.mark.parametrize("value", [EDITED, COPIED], ids=["edited", "untouched"])
 @pytest.mark.parametrize("kind", OUTPUTS)
 def test_a_flipped_bit_is_found_before_anything_appears(kind, value, inputs, tmp_path, paramcli, monkeypatch):
-    """One bit changed on the way to the disk: exit 4 by the tensor's name and an empty folder; without --check nobody notices."""
+    """One bit changed on the way to the disk: exit 4 by the tensor's name and an empty folder; without --check nobody
+    notices.
+    """
     source, out = OUTPUTS[kind]
     before = sorted(os.listdir(tmp_path))
     hits = spoil(monkeypatch, value)
     error = paramcli("add", inputs / source, "-o", tmp_path / out, *ADD, "--check", code=4).json["error"]
-    assert hits and "not written as planned" in error["message"] and ("weight" if value == EDITED else "other") in error["tensor"]
+    assert (
+        hits
+        and "not written as planned" in error["message"]
+        and ("weight" if value == EDITED else "other") in error["tensor"]
+    )
     assert sorted(os.listdir(tmp_path)) == before
     paramcli("add", inputs / source, "-o", tmp_path / out, *ADD)
 
@@ -80,6 +93,7 @@ def test_a_flipped_bit_in_an_optimizer_is_found(inputs, tmp_path, paramcli, monk
 @pytest.mark.parametrize("name", ["m.safetensors", "sharded"])
 def test_in_place_is_always_checked(name, inputs, paramcli, monkeypatch):
     """--in-place needs no --check: a bad write leaves the input as it was, alone in its folder."""
+
     def state():
         return {path: path.read_bytes() for path in sorted(inputs.rglob("*")) if path.is_file()}
 
@@ -94,9 +108,16 @@ def test_in_place_is_always_checked(name, inputs, paramcli, monkeypatch):
 @pytest.mark.parametrize("what", ["name", "dtype", "metadata", "half the header"])
 def test_a_wrong_header_is_found(what, inputs, tmp_path, paramcli, monkeypatch):
     """A name, a dtype and a metadata value that come out otherwise, and a header that no longer parses."""
-    old, new = {"name": (b"other", b"othes"), "dtype": (b'"F16"', b'"I16"'), "metadata": (b"kept", b"lost"), "half the header": (b"data_off", b"\0\0\0\0\0\0\0\0")}[what]
+    old, new = {
+        "name": (b"other", b"othes"),
+        "dtype": (b'"F16"', b'"I16"'),
+        "metadata": (b"kept", b"lost"),
+        "half the header": (b"data_off", b"\0\0\0\0\0\0\0\0"),
+    }[what]
     real = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda descriptor, data, offset: real(descriptor, bytes(data).replace(old, new), offset))
+    monkeypatch.setattr(
+        os, "pwrite", lambda descriptor, data, offset: real(descriptor, bytes(data).replace(old, new), offset)
+    )
     result = paramcli("add", inputs / "m.safetensors", "-o", tmp_path / "o.safetensors", *ADD, "--check", code=4)
     assert "not written as planned" in result.json["error"]["message"]
     assert not (tmp_path / "o.safetensors").exists()
@@ -113,14 +134,22 @@ def test_an_input_that_is_damaged_meanwhile_is_the_input_s_fault(inputs, tmp_pat
         real(file)
 
     monkeypatch.setattr(check, "_drop_cache", cut)
-    message = paramcli("add", inputs / "m.safetensors", "-o", tmp_path / "o.safetensors", *ADD, "--check", code=3).json["error"]["message"]
+    message = paramcli("add", inputs / "m.safetensors", "-o", tmp_path / "o.safetensors", *ADD, "--check", code=3).json[
+        "error"
+    ]["message"]
     assert "m.safetensors" in message and not (tmp_path / "o.safetensors").exists()
 
 
-@pytest.mark.parametrize("command", [
-    ["convert", "m.pt", "-o", "c.safetensors"], ["convert", "m.safetensors", "-o", "c.pt"], ["convert", "m.pt", "-o", "folder", "--max-shard-size", "300"],
-    ["convert", "m.safetensors", "-o", "half.pt", "--dtype", "float16"], ["assign", "m.safetensors", "-t", "other", "--with", "normal", "-o", "a.safetensors"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["convert", "m.pt", "-o", "c.safetensors"],
+        ["convert", "m.safetensors", "-o", "c.pt"],
+        ["convert", "m.pt", "-o", "folder", "--max-shard-size", "300"],
+        ["convert", "m.safetensors", "-o", "half.pt", "--dtype", "float16"],
+        ["assign", "m.safetensors", "-t", "other", "--with", "normal", "-o", "a.safetensors"],
+    ],
+)
 def test_every_command_takes_it(command, inputs, tmp_path, paramcli, monkeypatch):
     """The commands that write all check, conversions across containers, splits and casts included."""
     monkeypatch.chdir(inputs)
@@ -131,6 +160,9 @@ def test_bakes_and_renames_are_checked(inputs, tmp_path, paramcli, monkeypatch):
     """remove and migrate read their results back."""
     monkeypatch.chdir(inputs)
     paramcli("add", "m.safetensors", "-t", "fc.weight", "--chain", "weight_norm", "-o", "w.safetensors")
-    for command in (["remove", "w.safetensors", "-o", "b.safetensors"], ["migrate", "w.safetensors", "--to", "old", "-o", "o.safetensors"]):
+    for command in (
+        ["remove", "w.safetensors", "-o", "b.safetensors"],
+        ["migrate", "w.safetensors", "--to", "old", "-o", "o.safetensors"],
+    ):
         assert "read back" in paramcli(*command, "--check").err
     assert "fc.weight_g" in load_file("o.safetensors")

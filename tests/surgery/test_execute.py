@@ -8,23 +8,27 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from paramcli.checkpoint.disk import direct
-from paramcli.checkpoint.write import safetensors_file as write_safetensors
 from paramcli.checkpoint.disk.atomic import Abandoned
+from paramcli.checkpoint.disk.stream import Stream
 from paramcli.checkpoint.read.open import open_checkpoint
 from paramcli.checkpoint.source import Source
-from paramcli.checkpoint.disk.stream import Stream
+from paramcli.checkpoint.write import safetensors_file as write_safetensors
 from paramcli.errors import InputRefused
 
 
 def test_a_flipped_bit_in_a_tensor_that_nobody_edits_is_refused(tmp_path, paramcli):
     """Checksums are compared beside the copy, and nothing is published before all of them are."""
-    torch.save({"edited": torch.eye(8), **{f"other.{n}": torch.full((1000,), float(n)) for n in range(20)}}, tmp_path / "a.pt")
+    torch.save(
+        {"edited": torch.eye(8), **{f"other.{n}": torch.full((1000,), float(n)) for n in range(20)}}, tmp_path / "a.pt"
+    )
     data = bytearray((tmp_path / "a.pt").read_bytes())
     at = data.index(torch.full((1000,), 13.0).numpy().tobytes())
     data[at + 5] ^= 1
     (tmp_path / "a.pt").write_bytes(data)
     for output in ("o.safetensors", "o.pt"):
-        said = paramcli("add", tmp_path / "a.pt", "-t", "edited", "--chain", "symmetric", "-o", tmp_path / output, code=3).err
+        said = paramcli(
+            "add", tmp_path / "a.pt", "-t", "edited", "--chain", "symmetric", "-o", tmp_path / output, code=3
+        ).err
         assert "damaged" in said and "checksum" in said
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
 
@@ -34,7 +38,9 @@ def test_checksums_are_compared_once_however_many_threads_ask(tmp_path, monkeypa
     torch.save({f"t{n}": torch.full((1000,), float(n)) for n in range(10)}, tmp_path / "a.pt")
     with open_checkpoint(tmp_path / "a.pt") as source:
         compared, real = [], source._pass
-        monkeypatch.setattr(source, "_pass", lambda storage, *how, **also: compared.append(storage.key) or real(storage, *how, **also))
+        monkeypatch.setattr(
+            source, "_pass", lambda storage, *how, **also: compared.append(storage.key) or real(storage, *how, **also)
+        )
         source.check_ahead(source.tensors)
         for name in source.tensors:
             source.read(name)
@@ -61,7 +67,11 @@ def test_a_copy_and_its_checksum_are_one_pass(tmp_path, paramcli, monkeypatch, o
     torch.save(tensors, tmp_path / "a.pt")
     monkeypatch.setattr(write_safetensors, "copy_run", lambda *run: pytest.fail("copied without its checksum"))
     passes, real = [], Source._pass
-    monkeypatch.setattr(Source, "_pass", lambda self, storage, *how, **also: passes.append(storage.key) or real(self, storage, *how, **also))
+    monkeypatch.setattr(
+        Source,
+        "_pass",
+        lambda self, storage, *how, **also: passes.append(storage.key) or real(self, storage, *how, **also),
+    )
     paramcli("convert", tmp_path / "a.pt", "-o", tmp_path / output)
     assert len(passes) == len(set(passes)) == 9
     with open_checkpoint(tmp_path / output) as got:
@@ -89,7 +99,9 @@ def test_what_another_thread_compares_is_copied_and_waits_for_its_verdict(tmp_pa
 
 
 def test_a_comparison_that_was_stopped_is_made_by_who_waits_for_it(tmp_path):
-    """One thread's copy fails in the middle of a damaged storage; the thread that waited for its verdict compares it itself."""
+    """One thread's copy fails in the middle of a damaged storage; the thread that waited for its verdict compares it
+    itself.
+    """
     torch.save({"a": torch.arange(1000.0)}, tmp_path / "a.pt")
     data = bytearray((tmp_path / "a.pt").read_bytes())
     data[data.index(torch.arange(1000.0).numpy().tobytes())] ^= 1
@@ -148,19 +160,24 @@ def test_when_the_maths_fails_the_copy_stops_and_no_thread_or_file_stays(tmp_pat
     monkeypatch.setattr(write_safetensors, "copy_run", slow)
     save_file({"bad": torch.full((4, 4), float("nan")), "large": torch.ones(1 << 20)}, tmp_path / "a.safetensors")
     before = threading.active_count()
-    said = paramcli("add", tmp_path / "a.safetensors", "-t", "bad", "--chain", "symmetric", "-o", tmp_path / "o.safetensors", code=3).err
+    said = paramcli(
+        "add", tmp_path / "a.safetensors", "-t", "bad", "--chain", "symmetric", "-o", tmp_path / "o.safetensors", code=3
+    ).err
     assert "NaN" in said and stopped == [True]
     assert threading.active_count() == before and [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
 
 def test_when_the_copy_fails_the_run_fails_with_its_reason(tmp_path, paramcli, monkeypatch):
     """What a thread meets is the user's message, and the output does not appear."""
+
     def cut(*arguments):
         raise InputRefused("a.safetensors was cut while it was being read")
 
     monkeypatch.setattr(write_safetensors, "copy_run", cut)
     save_file({"w": torch.eye(4), "other": torch.ones(9)}, tmp_path / "a.safetensors")
-    said = paramcli("add", tmp_path / "a.safetensors", "-t", "w", "--chain", "symmetric", "-o", tmp_path / "o.safetensors", code=3).err
+    said = paramcli(
+        "add", tmp_path / "a.safetensors", "-t", "w", "--chain", "symmetric", "-o", tmp_path / "o.safetensors", code=3
+    ).err
     assert "was cut" in said and not (tmp_path / "o.safetensors").exists()
 
 
@@ -168,7 +185,10 @@ def test_tensors_too_large_to_read_ahead_come_out_the_same(tmp_path, paramcli, m
     """With nothing read ahead and nothing written behind, the bytes are those of a run that does both."""
     from paramcli.surgery import execute
 
-    save_file({f"l{n}.weight_{s}": torch.rand((5, 1) if s == "g" else (5, 7)) for n in range(9) for s in "gv"}, tmp_path / "a.safetensors")
+    save_file(
+        {f"l{n}.weight_{s}": torch.rand((5, 1) if s == "g" else (5, 7)) for n in range(9) for s in "gv"},
+        tmp_path / "a.safetensors",
+    )
     paramcli("remove", tmp_path / "a.safetensors", "-o", tmp_path / "1.safetensors")
     monkeypatch.setattr(execute, "AHEAD_BYTES", 0)
     paramcli("remove", tmp_path / "a.safetensors", "-o", tmp_path / "2.safetensors")
@@ -181,7 +201,9 @@ def test_the_heap_is_looked_after_while_tensors_are_computed(tmp_path, paramcli,
     from paramcli.surgery import execute
 
     told = []
-    monkeypatch.setattr(execute, "Holes", lambda: type("Recorder", (), {"tidy": lambda self, nbytes: told.append(nbytes)})())
+    monkeypatch.setattr(
+        execute, "Holes", lambda: type("Recorder", (), {"tidy": lambda self, nbytes: told.append(nbytes)})()
+    )
     save_file({"a": torch.rand(300, 300), "b": torch.rand(40, 40), "c": torch.rand(9)}, tmp_path / "a.safetensors")
     paramcli("add", tmp_path / "a.safetensors", "-t", "[ab]", "--chain", "symmetric", "-o", tmp_path / "o.safetensors")
     assert sum(told) >= 4 * (300 * 300 + 40 * 40)

@@ -9,8 +9,25 @@ from safetensors.torch import save_file
 def test_the_bytes_are_those_that_are_written_and_the_operations_those_of_the_law(tmp_path, paramcli):
     """A Cayley map of n x n is four products of 2 n^3, and skew one pass; bytes are the file's own, its header aside."""
     n = 32
-    save_file({"a.weight": torch.linalg.qr(torch.randn(n, n, dtype=torch.float64)).Q.float().contiguous(), "b": torch.ones(100)}, tmp_path / "a.safetensors")
-    arguments = ("add", tmp_path / "a.safetensors", "-t", "a.weight", "--chain", "skew,cayley", "--init", "raw", "-o", tmp_path / "o.safetensors")
+    save_file(
+        {
+            "a.weight": torch.linalg.qr(torch.randn(n, n, dtype=torch.float64)).Q.float().contiguous(),
+            "b": torch.ones(100),
+        },
+        tmp_path / "a.safetensors",
+    )
+    arguments = (
+        "add",
+        tmp_path / "a.safetensors",
+        "-t",
+        "a.weight",
+        "--chain",
+        "skew,cayley",
+        "--init",
+        "raw",
+        "-o",
+        tmp_path / "o.safetensors",
+    )
     told = paramcli(*arguments, "--dry-run", "--json").json["forecast"]
     assert told["operations"] == 4 * 2 * n**3 + n * n
     assert not (tmp_path / "o.safetensors").exists()
@@ -30,6 +47,7 @@ def test_a_rename_needs_no_torch_and_no_arithmetic(tmp_path, paramcli):
 
 def test_memory_grows_with_the_largest_tensor_that_is_edited_alone(tmp_path, paramcli):
     """Twice as many tensors cost no more memory; a larger one does."""
+
     def peak(**tensors):
         save_file(tensors, tmp_path / "a.safetensors")
         done = paramcli("add", tmp_path / "a.safetensors", "-t", "w*", "--chain", "symmetric", "--dry-run", "--json")
@@ -49,7 +67,13 @@ def test_a_tensor_that_is_computed_by_rows_costs_its_blocks(tmp_path, paramcli, 
 
     def peak(side, chain):
         save_file({"w": torch.ones(side, 1024)}, tmp_path / "a.safetensors")
-        return paramcli("add", tmp_path / "a.safetensors", "-t", "w", "--chain", chain, "--dry-run", "--json").json["forecast"]["peak_memory"]
+        return paramcli("add", tmp_path / "a.safetensors", "-t", "w", "--chain", chain, "--dry-run", "--json").json[
+            "forecast"
+        ]["peak_memory"]
 
-    assert peak(2048, "weight_norm") == peak(1024, "weight_norm") < 0.2 * (peak(1024, "weight_norm:dim=1") - 160_000_000) + 160_000_000
+    assert (
+        peak(2048, "weight_norm")
+        == peak(1024, "weight_norm")
+        < 0.2 * (peak(1024, "weight_norm:dim=1") - 160_000_000) + 160_000_000
+    )
     assert peak(2048, "weight_norm:dim=1") > 1.2 * peak(1024, "weight_norm:dim=1")

@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 from paramcli.catalogue.entry import itself
 from paramcli.checkpoint.disk import direct
 from paramcli.checkpoint.disk.atomic import AtomicFile
-from paramcli.spelling.forms import detect
-from paramcli.checkpoint.read.open import open_checkpoint
-from paramcli.spelling.record import KEY, parse_record
 from paramcli.checkpoint.header import Slot
+from paramcli.checkpoint.read.open import open_checkpoint
 from paramcli.checkpoint.write.safetensors_file import SafetensorsSink
 from paramcli.errors import ParamcliError
 from paramcli.registry import PARAMETRIZATIONS
+from paramcli.spelling.forms import detect
+from paramcli.spelling.record import KEY, parse_record
 from paramcli.surgery.commands import Add, Assign, Remove
 from paramcli.surgery.execute import Writing
 from paramcli.surgery.foretell import foretell
@@ -79,7 +79,11 @@ def test_what_the_table_says_is_stored_is_stored(chain, tensors):
 def test_a_view_a_longer_chain_a_bake_and_an_assignment_are_foretold(tensors, tmp_path, paramcli):
     """The edits that people make most: none of them waits for torch before its untouched tensors are on their way."""
     path = tensors((8, 4))
-    edits = [Add(tensor=["w"], chain="skew,cayley", view="blocks=2"), Add(tensor=["w"], chain="weight_norm,mask"), Assign(tensor=["w"], with_="orthogonal")]
+    edits = [
+        Add(tensor=["w"], chain="skew,cayley", view="blocks=2"),
+        Add(tensor=["w"], chain="weight_norm,mask"),
+        Assign(tensor=["w"], with_="orthogonal"),
+    ]
     for edit in edits:
         early, plan = both(path, edit)
         assert promised(early) == promised(plan)
@@ -87,7 +91,9 @@ def test_a_view_a_longer_chain_a_bake_and_an_assignment_are_foretold(tensors, tm
         paramcli("add", path, "-t", "w", "--chain", chain, "-o", tmp_path / "p.safetensors", "-f")
         early, plan = both(tmp_path / "p.safetensors", Remove())
         assert promised(early) == promised(plan)
-        early, plan = both(tmp_path / "p.safetensors", Assign(tensor=["w"], with_="ones" if chain == "mask" else "orthogonal"))
+        early, plan = both(
+            tmp_path / "p.safetensors", Assign(tensor=["w"], with_="ones" if chain == "mask" else "orthogonal")
+        )
         assert promised(early) == promised(plan)
 
 
@@ -125,14 +131,18 @@ def files(path):
 
 
 def test_what_was_begun_for_a_refused_edit_leaves_nothing(tensors, tmp_path, paramcli):
-    """An edit that data refuse late, or the plan early: the copy that was under way is gone, and the message is the edit's own."""
+    """An edit that data refuse late, or the plan early: the copy that was under way is gone, and the message is the
+    edit's own.
+    """
     path = tensors((8, 4))
     before = set(os.listdir(tmp_path))
     said = paramcli("add", path, "-t", "w", "--chain", "cayley", "-o", tmp_path / "o.safetensors", code=2).err
     assert "cayley wants skew" in said
     said = paramcli("add", path, "-t", "w", "--chain", "skew", "-o", tmp_path / "o.safetensors", code=3).err
     assert "square" in said
-    said = paramcli("add", path, "-t", "w", "--chain", "orthogonal", "--init", "strict", "-o", tmp_path / "o.safetensors", code=1).err
+    said = paramcli(
+        "add", path, "-t", "w", "--chain", "orthogonal", "--init", "strict", "-o", tmp_path / "o.safetensors", code=1
+    ).err
     assert "not orthogonal" in said
     assert set(os.listdir(tmp_path)) == before
 
@@ -159,12 +169,26 @@ def test_no_space_is_asked_for_what_planning_may_refuse(tmp_path, paramcli, monk
     for size in (65536, 1 << 31):
         entry = {"state": "parametrized", "chain": "mask", "view": None, "constraint": None, "shape": [size, size]}
         record = json.dumps({"schema": 1, "version": "0", "tensors": {"w.weight": entry}})
-        tensors = {"w.parametrizations.weight.original": torch.ones(2, 2), "w.parametrizations.weight.0.mask": torch.ones(2, 2, dtype=torch.bool), "b": torch.ones(3)}
+        tensors = {
+            "w.parametrizations.weight.original": torch.ones(2, 2),
+            "w.parametrizations.weight.0.mask": torch.ones(2, 2, dtype=torch.bool),
+            "b": torch.ones(3),
+        }
         save_file(tensors, tmp_path / "over.safetensors", {KEY: record})
         for output in ("o.safetensors", "o.dcp"):
             paramcli("remove", tmp_path / "over.safetensors", "-o", tmp_path / output, code=3)
     save_file({"e": torch.randn(100_000, 1), "b": torch.ones(3)}, tmp_path / "tall.safetensors")
-    paramcli("add", tmp_path / "tall.safetensors", "-t", "e", "--chain", "orthogonal", "-o", tmp_path / "o.safetensors", code=3)
+    paramcli(
+        "add",
+        tmp_path / "tall.safetensors",
+        "-t",
+        "e",
+        "--chain",
+        "orthogonal",
+        "-o",
+        tmp_path / "o.safetensors",
+        code=3,
+    )
     assert not asked and sorted(os.listdir(tmp_path)) == ["over.safetensors", "tall.safetensors"]
 
 
@@ -204,7 +228,10 @@ def test_a_hint_to_the_disk_takes_no_standard_stream(tmp_path):
         f"w.begin_writeback(os.open({str(tmp_path / 'x')!r}, os.O_RDWR | os.O_CREAT) + 0)\n"
         "assert taken and min(taken) > 2, taken\n"
     )
-    assert subprocess.run(["sh", "-c", 'exec "$0" -c "$1" <&-', sys.executable, code], timeout=HANG_SECONDS).returncode == 0
+    assert (
+        subprocess.run(["sh", "-c", 'exec "$0" -c "$1" <&-', sys.executable, code], timeout=HANG_SECONDS).returncode
+        == 0
+    )
 
 
 @pytest.mark.parametrize("output", ["o.safetensors", "o.dcp"])

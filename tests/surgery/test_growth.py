@@ -8,7 +8,14 @@ from paramcli.chain import parse_chain
 from paramcli.fitting.torch_module import outline
 from paramcli.registry import PARAMETRIZATIONS
 
-SQUARE_BASES = ["stiefel", "grassmannian", "low_rank:rank=8", "orthogonal", "orthogonal:map=cayley", "almost_orthogonal"]
+SQUARE_BASES = [
+    "stiefel",
+    "grassmannian",
+    "low_rank:rank=8",
+    "orthogonal",
+    "orthogonal:map=cayley",
+    "almost_orthogonal",
+]
 
 
 def zeros_file(path, rows: int, columns: int) -> None:
@@ -32,12 +39,16 @@ def test_megabytes_are_told(tmp_path, paramcli):
     """3000 x 50 grows 61 times, to 35 MiB: told with the chain that does not, and by the dry run too."""
     zeros_file(tmp_path / "a.safetensors", 3000, 50)
     result = paramcli("add", tmp_path / "a.safetensors", "-t", "w", "--chain", "stiefel", "-n")
-    assert "34.9 MiB" in result.err and "61 times" in result.err and "orthogonal:map=householder:triv=false" in result.err
+    assert (
+        "34.9 MiB" in result.err and "61 times" in result.err and "orthogonal:map=householder:triv=false" in result.err
+    )
     document = paramcli("add", tmp_path / "a.safetensors", "-t", "w", "--chain", "stiefel", "-n", "--json").json
     assert "34.9 MiB" in document["tensors"][0]["note"]
 
 
-@pytest.mark.parametrize(("shape", "chain"), [((1, 64), "stiefel"), ((256, 256), "alpha_stable"), ((30000, 50), "weight_norm")])
+@pytest.mark.parametrize(
+    ("shape", "chain"), [((1, 64), "stiefel"), ((256, 256), "alpha_stable"), ((30000, 50), "weight_norm")]
+)
 def test_what_is_small_or_no_larger_is_not_spoken_of(shape, chain, tmp_path, paramcli):
     """A few KiB more, a few times a square matrix, or no base at all need no word."""
     zeros_file(tmp_path / "a.safetensors", *shape)

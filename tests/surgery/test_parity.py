@@ -134,7 +134,9 @@ def test_conv_kernels_flatten_on_request(tmp_path, paramcli):
 
 
 def test_raw_registers_what_a_map_cannot_reach(tmp_path, paramcli):
-    """The tutorial's MatrixExponential has no right inverse: registered first, it takes the weight itself as its original."""
+    """The tutorial's MatrixExponential has no right inverse: registered first, it takes the weight itself as its
+    original.
+    """
     live = nn.Linear(5, 5)
     torch.save(live.state_dict(), tmp_path / "a.pt")
     paramcli("add", tmp_path / "a.pt", "-t", "weight", "--chain", "matrix_exp", code=3)
@@ -156,7 +158,10 @@ def test_a_bake_is_computed_as_the_dtype_asks(name, dtype, tmp_path, paramcli):
     paramcli("add", tmp_path / "a.pt", "-t", "weight", "--chain", name.partition(" ")[0].rstrip(","))
     paramcli("remove", tmp_path / "a.parametrized.safetensors")
     wide = torch.promote_types(dtype, torch.float32)
-    stored = {key: tensor.to(wide) if tensor.is_floating_point() else tensor for key, tensor in load_file(tmp_path / "a.parametrized.safetensors").items()}
+    stored = {
+        key: tensor.to(wide) if tensor.is_floating_point() else tensor
+        for key, tensor in load_file(tmp_path / "a.parametrized.safetensors").items()
+    }
     live = parametrized(make()).to(wide).eval()
     live.load_state_dict(stored, strict=True)
     parametrize.remove_parametrizations(live, "weight", leave_parametrized=True)

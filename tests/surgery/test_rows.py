@@ -17,7 +17,9 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.float16]
 
 @pytest.fixture
 def both_ways(monkeypatch, paramcli, tmp_path):
-    """Run a command whole and by rows of a few kilobytes: (its answer, its words, every output file) of each are compared."""
+    """Run a command whole and by rows of a few kilobytes: (its answer, its words, every output file) of each are
+    compared.
+    """
     counted = []
     real = rows._Work.read
 
@@ -71,23 +73,56 @@ def masked(shape, dtype, seed=0):
 def test_weight_norm_is_put_on_and_baked(tmp_path, both_ways, shape, dtype, spelling):
     """Both spellings, every dtype, some lengths negative: equal files, equal reports."""
     save_file({"l.weight": weight(shape, dtype), "b": torch.ones(3)}, tmp_path / "a.safetensors")
-    made = both_ways("add", tmp_path / "a.safetensors", "-t", "l.weight", "--chain", "weight_norm:dim=0", "--spelling", spelling)
+    made = both_ways(
+        "add", tmp_path / "a.safetensors", "-t", "l.weight", "--chain", "weight_norm:dim=0", "--spelling", spelling
+    )
     (tmp_path / "n.safetensors").write_bytes(made[2]["out.safetensors"])
     tensors = load_file(tmp_path / "n.safetensors")
     g = next(key for key in tensors if key.endswith(("_g", "original0")))
-    tensors[g] = tensors[g] * torch.where(torch.arange(shape[0]) % 3 == 0, -1, 1).reshape(-1, *[1] * (len(shape) - 1)).to(dtype)
+    tensors[g] = tensors[g] * torch.where(torch.arange(shape[0]) % 3 == 0, -1, 1).reshape(
+        -1, *[1] * (len(shape) - 1)
+    ).to(dtype)
     save_file(tensors, tmp_path / "n.safetensors")
     baked = both_ways("remove", tmp_path / "n.safetensors")
     (tmp_path / "out.safetensors").write_bytes(baked[2]["out.safetensors"])
-    assert torch.equal(load_file(tmp_path / "out.safetensors")["l.weight"], torch._weight_norm(tensors[g[:-1] + ("v" if g.endswith("g") else "1")], tensors[g], 0))
+    assert torch.equal(
+        load_file(tmp_path / "out.safetensors")["l.weight"],
+        torch._weight_norm(tensors[g[:-1] + ("v" if g.endswith("g") else "1")], tensors[g], 0),
+    )
 
 
 # Each family that acts by rows, and chains of two; those that --init project puts on by rows are also put on so.
 BAKED = [
-    "mask", "prune_l1:amount=0.4", "prune_l1:amount=9000", "prune_random:amount=0.3", "nm", "positive", "positive:f=exp:floor=0.5", "interval:a=-2.0:b=0.5",
-    "identity", "fake_quant:dim=0", "fp8", "unit_norm", "mp_norm", "max_norm", "weight_norm,mask", "weight_norm,unit_norm", "weight_norm,interval", "identity,positive",
-]  # fmt: skip
-ADDED = {"mask", "nm", "interval:a=-2.0:b=0.5", "identity", "fake_quant:dim=0", "fp8", "max_norm", "weight_norm,mask", "weight_norm,interval"}
+    "mask",
+    "prune_l1:amount=0.4",
+    "prune_l1:amount=9000",
+    "prune_random:amount=0.3",
+    "nm",
+    "positive",
+    "positive:f=exp:floor=0.5",
+    "interval:a=-2.0:b=0.5",
+    "identity",
+    "fake_quant:dim=0",
+    "fp8",
+    "unit_norm",
+    "mp_norm",
+    "max_norm",
+    "weight_norm,mask",
+    "weight_norm,unit_norm",
+    "weight_norm,interval",
+    "identity,positive",
+]
+ADDED = {
+    "mask",
+    "nm",
+    "interval:a=-2.0:b=0.5",
+    "identity",
+    "fake_quant:dim=0",
+    "fp8",
+    "max_norm",
+    "weight_norm,mask",
+    "weight_norm,interval",
+}
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
@@ -107,9 +142,15 @@ def test_every_family_gives_the_same_file_by_rows(tmp_path, both_ways, paramcli,
 
 
 @pytest.mark.parametrize("chain", sorted(ADDED | {"weight_norm"}))
-@pytest.mark.parametrize("options", [("--init", "strict"), ("--init", "raw"), ("--max-change", "0.1"), ("--compute-dtype", "float64")], ids=" ".join)
+@pytest.mark.parametrize(
+    "options",
+    [("--init", "strict"), ("--init", "raw"), ("--max-change", "0.1"), ("--compute-dtype", "float64")],
+    ids=" ".join,
+)
 def test_every_way_to_start_says_the_same_by_rows(tmp_path, both_ways, paramcli, chain, options):
-    """strict, raw, a limit on the change and wider arithmetic: equal files where it works, equal words where it is refused."""
+    """strict, raw, a limit on the change and wider arithmetic: equal files where it works, equal words where it is
+    refused.
+    """
     a = tmp_path / "a.safetensors"
     save_file({"l.weight": masked((301, 76), torch.float32)}, a)
     arguments = ("add", a, "-t", "l.weight", "--chain", chain, *options)
@@ -131,15 +172,33 @@ def test_a_flat_view_of_kernels_is_taken_by_rows_and_others_are_not(tmp_path, bo
 @pytest.mark.parametrize(
     "kind, output",
     [
-        ("safetensors", "out.safetensors"), ("safetensors", "out.pt"), ("torch", "out.safetensors"), ("torch", "out.pt"),
-        ("shards", "out"), ("torch shards", "out"), ("torch", "out.dcp"), ("shards", "out.dcp"),
+        ("safetensors", "out.safetensors"),
+        ("safetensors", "out.pt"),
+        ("torch", "out.safetensors"),
+        ("torch", "out.pt"),
+        ("shards", "out"),
+        ("torch shards", "out"),
+        ("torch", "out.dcp"),
+        ("shards", "out.dcp"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("check", [False, True])
 def test_every_container_takes_parts(tmp_path, both_ways, kind, output, check):
     """From a file, a torch zip and shards, to each of them, with --check and without."""
-    g, v, W, mask = weight((301, 1), torch.float32), weight((301, 77), torch.float32, 1), weight((120, 65), torch.bfloat16), weight((120, 65), torch.float32) > 0
-    tensors = {"c.weight_g": g, "c.weight_v": v, "b": torch.ones(5), "l.weight_orig": W, "l.weight_mask": mask.to(W.dtype), "t": torch.arange(9)}
+    g, v, W, mask = (
+        weight((301, 1), torch.float32),
+        weight((301, 77), torch.float32, 1),
+        weight((120, 65), torch.bfloat16),
+        weight((120, 65), torch.float32) > 0,
+    )
+    tensors = {
+        "c.weight_g": g,
+        "c.weight_v": v,
+        "b": torch.ones(5),
+        "l.weight_orig": W,
+        "l.weight_mask": mask.to(W.dtype),
+        "t": torch.arange(9),
+    }
     source = tmp_path / "in"
     if kind == "safetensors":
         save_file(tensors, source)
@@ -154,7 +213,9 @@ def test_every_container_takes_parts(tmp_path, both_ways, kind, output, check):
             held = {name: tensors[name] for name in part}
             (save_file if kind == "shards" else torch.save)(held, source / file)
         index = {"metadata": {}, "weight_map": {name: file for file, part in parts.items() for name in part}}
-        (source / ("model.safetensors.index.json" if kind == "shards" else "pytorch_model.bin.index.json")).write_text(json.dumps(index))
+        (source / ("model.safetensors.index.json" if kind == "shards" else "pytorch_model.bin.index.json")).write_text(
+            json.dumps(index)
+        )
     said, _, files = both_ways("remove", source, *(["--check"] if check else []), output=output, blocks=4)
     assert {t["tensor"] for t in said["tensors"]} == {"c.weight", "l.weight"}
     if output == "out.pt":
@@ -168,7 +229,9 @@ def test_two_names_of_one_tensor_stay_one(tmp_path, both_ways):
     """Edited together they are one tensor in a torch result, whose second copy of the parts is only compared."""
     W = weight((301, 77), torch.float32)
     torch.save({"a.weight": W, "b.weight": W, "c": torch.ones(2)}, tmp_path / "a.pt")
-    _, _, files = both_ways("add", tmp_path / "a.pt", "-t", "*.weight", "--chain", "identity", "--tied", "together", output="o.pt")
+    _, _, files = both_ways(
+        "add", tmp_path / "a.pt", "-t", "*.weight", "--chain", "identity", "--tied", "together", output="o.pt"
+    )
     (tmp_path / "o.pt").write_bytes(files["o.pt"])
     state = torch.load(tmp_path / "o.pt", weights_only=True)
     one, two = (state[f"{name}.parametrizations.weight.original"] for name in "ab")
@@ -179,7 +242,15 @@ def test_what_no_row_alone_decides_is_computed_whole(tmp_path, both_ways):
     """Norms across rows, sets that count over the tensor, and several edits of one tensor make no blocks."""
     a = tmp_path / "a.safetensors"
     save_file({"l.weight": weight((301, 76), torch.float32).abs()}, a)
-    for chain in ("weight_norm:dim=1", "weight_norm:dim=none", "prune_l1:amount=0.4", "unit_norm:dim=0", "positive", "spectral_norm", "fake_quant"):
+    for chain in (
+        "weight_norm:dim=1",
+        "weight_norm:dim=none",
+        "prune_l1:amount=0.4",
+        "unit_norm:dim=0",
+        "positive",
+        "spectral_norm",
+        "fake_quant",
+    ):
         both_ways("add", a, "-t", "l.weight", "--chain", chain, blocks=0)
 
 
@@ -195,7 +266,7 @@ def test_what_no_row_alone_decides_is_computed_whole(tmp_path, both_ways):
         ({"v": [(250, 0.0)]}, "its direction v is zero (slice 250 of dimension 0 has no length to divide by)"),
         ({"g": [(9, 3e38)], "v": [(299, 0.0), (288, 0.0)]}, "its direction v is zero (slice 288 of dimension 0"),
     ],
-)  # fmt: skip
+)
 def test_a_bake_that_is_refused_says_of_the_whole_what_is_wrong(tmp_path, both_ways, spoil, said):
     """Counts are over the tensor, rows are its own, and what comes first in the whole comes first."""
     g, v = weight((301, 1), torch.float32).abs() + 1, weight((301, 77), torch.float32)
@@ -226,7 +297,7 @@ def test_a_bake_that_is_refused_says_of_the_whole_what_is_wrong(tmp_path, both_w
         ("fake_quant:dim=0", {}, ("--init", "strict"), 1, "would change the tensor"),
         ("weight_norm", {200: 0.0}, ("--init", "raw"), 0, "NaN"),
     ],
-)  # fmt: skip
+)
 def test_an_add_that_is_refused_says_of_the_whole_what_is_wrong(tmp_path, both_ways, chain, spoil, options, code, said):
     """Also where a block before the faulty one had something of less weight to say."""
     W = weight((301, 77), torch.float32)
@@ -238,7 +309,9 @@ def test_an_add_that_is_refused_says_of_the_whole_what_is_wrong(tmp_path, both_w
             W[row, 5] = value
     save_file({"l.weight": W}, tmp_path / "a.safetensors")
     blocks = 0 if chain == "unit_norm" else 2
-    got, words, _ = both_ways("add", tmp_path / "a.safetensors", "-t", "l.weight", "--chain", chain, *options, code=code, blocks=blocks)
+    got, words, _ = both_ways(
+        "add", tmp_path / "a.safetensors", "-t", "l.weight", "--chain", chain, *options, code=code, blocks=blocks
+    )
     assert said in words + json.dumps(got)
     assert sorted(os.listdir(tmp_path)) == ["a.safetensors"]
 

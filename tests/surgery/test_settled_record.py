@@ -1,4 +1,6 @@
-"""Records that the data complete: the header is written before a tensor is read, with room for the longest that can follow."""
+"""Records that the data complete: the header is written before a tensor is read, with room for the longest that can
+follow.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,10 @@ def tensors() -> dict[str, torch.Tensor]:
     W = torch.randn(24, 24)
     U, _, Vh = torch.linalg.svd(W.T.double())
     parts = {"original": W, "0._u": U[:, 0].float(), "0._v": Vh[0].float()}
-    return {**{f"l.parametrizations.weight.{role}": tensor.contiguous() for role, tensor in parts.items()}, "big": torch.randn(500, 500)}
+    return {
+        **{f"l.parametrizations.weight.{role}": tensor.contiguous() for role, tensor in parts.items()},
+        "big": torch.randn(500, 500),
+    }
 
 
 def recorded(path) -> dict:
@@ -66,7 +71,9 @@ def test_in_place(tensors, tmp_path, paramcli):
 
 
 def test_each_shard_completes_its_own(tensors, tmp_path, paramcli):
-    """Of a folder only the shard with the tensor has its record, and shards without one are byte for byte what they were."""
+    """Of a folder only the shard with the tensor has its record, and shards without one are byte for byte what they
+    were.
+    """
     folder = tmp_path / "model"
     folder.mkdir()
     names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
@@ -107,7 +114,9 @@ def test_a_header_with_room_is_as_long_as_the_longest():
     short, long = {"format": "pt"}, {"format": "pt", "paramcli": "x" * 100}
     roomy = build_header(slots, short, longest=long)
     assert len(roomy) == len(build_header(slots, long)) == len(build_header(slots, long, longest=long))
-    assert roomy[8:].rstrip() == build_header(slots, short)[8:].rstrip() and parse_header(roomy[8:], 8).metadata == short
+    assert (
+        roomy[8:].rstrip() == build_header(slots, short)[8:].rstrip() and parse_header(roomy[8:], 8).metadata == short
+    )
 
 
 def test_amending_more_than_there_is_room_for_is_a_mistake(tmp_path):
@@ -126,10 +135,14 @@ def test_no_edit_follows_a_chain_that_only_the_data_tell(tensors, tmp_path, para
     save_file(tensors, tmp_path / "in.safetensors")
     first = '[[edit]]\ncommand = "add"\ntensor = ["l.weight"]\nchain = "symmetric"\n\n'
     (tmp_path / "r.toml").write_text(f'{first}[[edit]]\n{then}\ntensor = ["l.weight"]\n')
-    refused = paramcli("apply", tmp_path / "r.toml", tmp_path / "in.safetensors", "-o", tmp_path / "out.safetensors", code=3)
+    refused = paramcli(
+        "apply", tmp_path / "r.toml", tmp_path / "in.safetensors", "-o", tmp_path / "out.safetensors", code=3
+    )
     assert "in the data" in refused.err and not (tmp_path / "out.safetensors").exists()
     # One after another they are what they are.
-    paramcli("add", tmp_path / "in.safetensors", "-t", "l.weight", "--chain", "symmetric", "-o", tmp_path / "p.safetensors")
+    paramcli(
+        "add", tmp_path / "in.safetensors", "-t", "l.weight", "--chain", "symmetric", "-o", tmp_path / "p.safetensors"
+    )
     paramcli("remove", tmp_path / "p.safetensors", "-o", tmp_path / "b.safetensors")
     value = load_file(tmp_path / "b.safetensors")["l.weight"]
     assert torch.equal(value, value.T)
@@ -141,7 +154,9 @@ def test_taking_off_what_the_data_tell_leaves_the_original(tensors, tmp_path, pa
     edits = ('command = "add"\nchain = "symmetric"', 'command = "remove"\nbake = false')
     (tmp_path / "r.toml").write_text("\n".join(f'[[edit]]\ntensor = ["l.weight"]\n{edit}\n' for edit in edits))
     paramcli("apply", tmp_path / "r.toml", tmp_path / "in.safetensors", "-o", tmp_path / "out.safetensors")
-    assert torch.equal(load_file(tmp_path / "out.safetensors")["l.weight"], tensors["l.parametrizations.weight.original"])
+    assert torch.equal(
+        load_file(tmp_path / "out.safetensors")["l.weight"], tensors["l.parametrizations.weight.original"]
+    )
     paramcli("inspect", tmp_path / "out.safetensors")
     with safe_open(tmp_path / "out.safetensors", "pt") as file:
         assert "paramcli" not in file.metadata()

@@ -6,13 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from paramcli.fitting import torch_module as host
 from paramcli.chain import parse_chain
-from paramcli.registry import PARAMETRIZATIONS, target_class
-from paramcli.surgery import execute
 from paramcli.fitting import stack
+from paramcli.fitting import torch_module as host
 from paramcli.fitting.fit import fit
 from paramcli.fitting.originals import evaluate
+from paramcli.registry import PARAMETRIZATIONS, target_class
+from paramcli.surgery import execute
 from paramcli.surgery.plan import Stack
 from paramcli.view import IDENTITY, parse_view
 
@@ -33,7 +33,9 @@ def test_every_entry_that_stacks_is_tested_here():
         assert set(host.outline(parse_chain(text), (4, 4), torch.float32)) == {"original"}
 
 
-@pytest.mark.parametrize("text, n, dtype", list(itertools.product(CHAINS, (1, 3, 64, 128), (torch.float32, torch.float64, torch.bfloat16))))
+@pytest.mark.parametrize(
+    "text, n, dtype", list(itertools.product(CHAINS, (1, 3, 64, 128), (torch.float32, torch.float64, torch.bfloat16)))
+)
 def test_a_stack_gives_each_tensor_the_bits_it_gets_alone(text, n, dtype):
     """Baked and fitted: a batch of kernels and one kernel at a time agree bit for bit."""
     chain, generator = parse_chain(text), torch.Generator().manual_seed(0)
@@ -41,11 +43,17 @@ def test_a_stack_gives_each_tensor_the_bits_it_gets_alone(text, n, dtype):
     for X, (value, _) in zip(tensors, stack.bake_stack(tensors, chain, IDENTITY, "cpu", "same")):
         assert torch.equal(value, evaluate(chain, IDENTITY, X.shape, {"original": X}, dtype))
     weights = rotations(5, n, dtype) if text.endswith("cayley") else tensors
-    for W, fitted in zip(weights, stack.fit_stack(weights, chain, IDENTITY, init="project", max_change=None, device="cpu", compute="same")):
+    for W, fitted in zip(
+        weights,
+        stack.fit_stack(weights, chain, IDENTITY, init="project", max_change=None, device="cpu", compute="same"),
+    ):
         alone = fit(W, chain, IDENTITY)
         assert torch.equal(fitted.state["original"], alone.state["original"]) and torch.equal(fitted.value, alone.value)
         assert fitted.moved == pytest.approx(alone.moved, rel=1e-12)
-        assert fitted.check.residual == pytest.approx(alone.check.residual, rel=1e-6) and fitted.check.tolerance == alone.check.tolerance
+        assert (
+            fitted.check.residual == pytest.approx(alone.check.residual, rel=1e-6)
+            and fitted.check.tolerance == alone.check.tolerance
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -65,7 +73,9 @@ def test_views_are_stacked_as_the_maths_sees_them():
     """The gates of several recurrent kernels are one batch of matrices."""
     chain, view = parse_chain("skew,cayley"), parse_view("blocks=4")
     kernels = [torch.cat(rotations(4, 8)) * (1 + 0.01 * index) for index in range(3)]
-    for W, fitted in zip(kernels, stack.fit_stack(kernels, chain, view, init="project", max_change=None, device="cpu", compute="same")):
+    for W, fitted in zip(
+        kernels, stack.fit_stack(kernels, chain, view, init="project", max_change=None, device="cpu", compute="same")
+    ):
         alone = fit(W, chain, view)
         assert torch.equal(fitted.state["original"], alone.state["original"]) and fitted.value.shape == W.shape
 
@@ -86,8 +96,20 @@ def test_a_whole_file_of_small_tensors_is_batched_and_unchanged_in_meaning(tmp_p
     save_file({**weights, "bias": torch.ones(3)}, tmp_path / "a.safetensors")
     calls = []
     real = stack.evaluate_stack
-    monkeypatch.setattr(stack, "evaluate_stack", lambda chain, X, compute="same": calls.append(len(X)) or real(chain, X, compute))
-    told = paramcli("add", tmp_path / "a.safetensors", "-t", "l.*", "--chain", "skew,cayley", "-o", tmp_path / "b.safetensors", "--json").json
+    monkeypatch.setattr(
+        stack, "evaluate_stack", lambda chain, X, compute="same": calls.append(len(X)) or real(chain, X, compute)
+    )
+    told = paramcli(
+        "add",
+        tmp_path / "a.safetensors",
+        "-t",
+        "l.*",
+        "--chain",
+        "skew,cayley",
+        "-o",
+        tmp_path / "b.safetensors",
+        "--json",
+    ).json
     assert [t["tensor"] for t in told["tensors"]] == list(weights)
     paramcli("remove", tmp_path / "b.safetensors", "-o", tmp_path / "c.safetensors")
     assert calls == [15, 15, 15, 15]
@@ -103,7 +125,9 @@ def test_parts_of_a_stack_give_the_bits_of_the_whole(threads, part, monkeypatch)
     monkeypatch.setattr(execute, "SHARED_OUT", 0)
     monkeypatch.setattr(execute, "PART", part)
     chain, Xs = parse_chain("skew,cayley"), list(torch.randn(17, 12, 12))
-    work = Stack(None, None, lambda tensors, device, compute: stack.bake_stack(tensors, chain, IDENTITY, device, compute), None)
+    work = Stack(
+        None, None, lambda tensors, device, compute: stack.bake_stack(tensors, chain, IDENTITY, device, compute), None
+    )
     before = torch.get_num_threads()
     got = execute.by_parts(work, Xs, 12 * 12, "cpu", "same", threads)
     assert len(got) == 17 and torch.get_num_threads() == before
@@ -112,7 +136,9 @@ def test_parts_of_a_stack_give_the_bits_of_the_whole(threads, part, monkeypatch)
 
 
 def test_batches_keep_within_their_budget(monkeypatch):
-    """Stackable steps of one key fill batches up to the budget; another key, and a step that does not stack, stand apart."""
+    """Stackable steps of one key fill batches up to the budget; another key, and a step that does not stack, stand
+    apart.
+    """
     from types import SimpleNamespace
 
     def step(key, nbytes):
@@ -127,10 +153,14 @@ def test_batches_keep_within_their_budget(monkeypatch):
 @pytest.mark.parametrize(
     "shape, chain, expected",
     [
-        ((64, 64), "skew,cayley", 1), ((512, 512), "skew,cayley", 2), ((512, 512), "weight_norm:dim=0", 1), ((512, 512), "symmetric", 1),
-        ((512, 512), "weight_norm:dim=none", 2), ((512, 512), None, 2),
+        ((64, 64), "skew,cayley", 1),
+        ((512, 512), "skew,cayley", 2),
+        ((512, 512), "weight_norm:dim=0", 1),
+        ((512, 512), "symmetric", 1),
+        ((512, 512), "weight_norm:dim=none", 2),
+        ((512, 512), None, 2),
     ],
-)  # fmt: skip
+)
 def test_threads_are_a_function_of_shape_and_chain(shape, chain, expected):
     """One for what is small or a mere pass over memory, torch's number where it matters; it is given back."""
     from types import SimpleNamespace
@@ -150,13 +180,25 @@ def test_bakes_called_independent_of_threads_are():
     before = torch.get_num_threads()
     v, g = torch.randn(700, 300, generator=torch.Generator().manual_seed(0)), torch.rand(700, 1)
     mask = torch.rand(700, 300) > 0.5
-    cases = [("weight_norm", {"original0": g, "original1": v}), ("mask", {"original": v, "0.mask": mask}), ("symmetric", {"original": v[:300]})]
+    cases = [
+        ("weight_norm", {"original0": g, "original1": v}),
+        ("mask", {"original": v, "0.mask": mask}),
+        ("symmetric", {"original": v[:300]}),
+    ]
     try:
         for text, state in cases:
             values = []
             for threads in (1, 2):
                 torch.set_num_threads(threads)
-                values.append(evaluate(parse_chain(text), IDENTITY, (700, 300) if text != "symmetric" else (300, 300), state, torch.float32))
+                values.append(
+                    evaluate(
+                        parse_chain(text),
+                        IDENTITY,
+                        (700, 300) if text != "symmetric" else (300, 300),
+                        state,
+                        torch.float32,
+                    )
+                )
             assert torch.equal(*values)
     finally:
         torch.set_num_threads(before)
@@ -171,7 +213,9 @@ def test_an_evaluated_tensor_is_not_kept_by_the_module_that_evaluated_it():
     try:
         v = torch.randn(4, 4)
         kept = weakref.ref(v)
-        evaluate(parse_chain("weight_norm"), IDENTITY, (4, 4), {"original0": torch.ones(4, 1), "original1": v}, torch.float32)
+        evaluate(
+            parse_chain("weight_norm"), IDENTITY, (4, 4), {"original0": torch.ones(4, 1), "original1": v}, torch.float32
+        )
         del v
         assert kept() is None
     finally:

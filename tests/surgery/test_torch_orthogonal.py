@@ -49,13 +49,21 @@ def test_bake_is_torchs_live_value_to_the_bit(dtype, map, triv, tmp_path, paramc
                 live.load_state_dict(host.state_dict())
             assert torch.equal(baked[f"{name}.weight"], live.weight), (source, shape)
         square = [n == k and not triv and map != "householder" for *_, n, k in SHAPES]
-        assert [t["checks"][0]["constraint"] for t in proof] == ["special_orthogonal" if s else "orthogonal" for s in square]
+        assert [t["checks"][0]["constraint"] for t in proof] == [
+            "special_orthogonal" if s else "orthogonal" for s in square
+        ]
 
 
 @pytest.mark.parametrize("map", MAPS)
 def test_a_base_that_was_saved_row_by_row_is_used_so(map, tmp_path, paramcli):
     """torch copies a square weight that is orthogonal to begin with, and a torch file tells that its base is row-major."""
-    host = trained((64, 64), torch.float64, map, True, start=lambda shape, dtype: nn.init.orthogonal_(torch.empty(shape, dtype=dtype)))
+    host = trained(
+        (64, 64),
+        torch.float64,
+        map,
+        True,
+        start=lambda shape, dtype: nn.init.orthogonal_(torch.empty(shape, dtype=dtype)),
+    )
     assert host.parametrizations.weight[0].base.is_contiguous()
     torch.save(host.state_dict(), tmp_path / "a.pt")
     paramcli("remove", tmp_path / "a.pt", "--chain", f"orthogonal:map={map}", "-o", tmp_path / "b.safetensors")
@@ -82,4 +90,6 @@ def test_a_rectangle_has_no_right_inverse_without_base(shape, tmp_path, paramcli
     command = ("add", tmp_path / "a.safetensors", "-t", "w", "--chain", "orthogonal:map=cayley:triv=false")
     assert "--chain orthogonal stores a base" in paramcli(*command, code=3).err
     paramcli(*command, "--init", "raw", "-o", tmp_path / "b.safetensors")
-    assert [t["checks"][0]["constraint"] for t in paramcli("verify", tmp_path / "b.safetensors", "--json").json["tensors"]] == ["orthogonal"]
+    assert [
+        t["checks"][0]["constraint"] for t in paramcli("verify", tmp_path / "b.safetensors", "--json").json["tensors"]
+    ] == ["orthogonal"]

@@ -23,10 +23,10 @@ from pathlib import Path
 
 from ...errors import OutputFailed, UsageError
 from ...text import printable_path
+from ..source import Source
 from .direct import PAGE, Direct, Disk
 from .input_file import OpenFiles, above_standard_streams, in_use
 from .interrupts import signals_held
-from ..source import Source
 from .writeback import begin_writeback
 
 TEMPORARY_PREFIX = ".paramcli-"
@@ -50,8 +50,8 @@ _REASONS = {
 UNSUPPORTED = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK, errno.ENOTSUP}
 
 
-# What is written in one call. For larger ones the kernel takes whole huge pages, which a virtual machine's host has often
-# taken back: 4 MB at a time took three times as long.
+# What is written in one call. For larger ones the kernel takes whole huge pages, which a virtual machine's host has
+# often taken back: 4 MB at a time took three times as long.
 WRITE_BLOCK = 1 << 20
 # Bytes after which the disk is set to work on what has arrived.
 WRITEBACK = 1 << 26
@@ -94,6 +94,7 @@ def same_place(path: str | os.PathLike, source: Source, replaceable: bool) -> No
 
     `replaceable`: the command has an --in-place that takes this input.
     """
+
     def is_at(place: str | os.PathLike) -> bool:
         try:
             return os.path.samefile(place, path)
@@ -255,7 +256,8 @@ class AtomicFile:
             return
         disk = self.disk or Disk(size)
         if disk.direct:
-            # In space that is reserved a file grows by nothing that is written, so threads need not wait for each other.
+            # In space that is reserved a file grows by nothing that is written, so threads need not wait for each
+            # other.
             with failures(self.path):
                 self._direct = Direct(self.temporary, os.fstat(self.descriptor), disk)
 
@@ -269,7 +271,9 @@ class AtomicFile:
                     done += past
                     self.arrived(0, descriptor)
                     continue
-                first = -(offset + done) % PAGE if self.goes_direct else 0  # from the next page on there is the other way
+                first = (
+                    -(offset + done) % PAGE if self.goes_direct else 0
+                )  # from the next page on there is the other way
                 with self.turn:
                     got = os.pwrite(descriptor, rest[: first or WRITE_BLOCK], offset + done)
                 done += got

@@ -153,7 +153,9 @@ class InputFile:
         return data
 
     def require(self, offset: int, length: int) -> None:
-        """Raise InputRefused where the file was too short for these bytes when it was opened: no memory is asked for then."""
+        """Raise InputRefused where the file was too short for these bytes when it was opened: no memory is asked for
+        then.
+        """
         if offset < 0 or length < 0 or offset + length > self.size:
             raise InputRefused(f"{printable_path(self.path)} is cut short", path=self.path)
 

@@ -56,7 +56,9 @@ def signals_held() -> Iterator[None]:
 
 
 def import_torch() -> None:
-    """Import torch for the first time with signals held: one that raises amid its C++ aborts the process, which cleans nothing up."""
+    """Import torch for the first time with signals held: one that raises amid its C++ aborts the process, which cleans
+    nothing up.
+    """
     if "torch" not in sys.modules:
         with signals_held():
             import torch  # noqa: F401

@@ -1,6 +1,7 @@
 """Memory for what is read: the same few blocks again and again, apart from the heap.
 
-A new bytearray is filled with zeros first, and one for every tensor leaves the heap with holes that the next does not fit.
+A new bytearray is filled with zeros first, and one for every tensor leaves the heap with holes that the next does not
+fit.
 """
 
 from __future__ import annotations

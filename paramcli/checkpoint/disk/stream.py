@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 class Stream:
     """Reads land where `room` says, and what `came` is written when the block is full: many small tensors in one call.
 
-    Bytes lie in their pages of memory as they will in those of the file, and what follows on shares the page it begins in.
-    One thread's own. Without a file the bytes are dropped: what is only summed up is read the same way.
-    Use in a `with`: what is in the block at its end is written then.
+    Bytes lie in their pages of memory as they will in those of the file, and what follows on shares the page it begins
+    in. One thread's own. Without a file the bytes are dropped: what is only summed up is read the same way. Use in a
+    `with`: what is in the block at its end is written then.
     """
 
     def __init__(self, target: AtomicFile | None = None):

@@ -206,7 +206,11 @@ def _parameter_with_state(arguments: tuple) -> object:
     made = _parameter(arguments)
     state = arguments[3] if len(arguments) > 3 else None
     attributes = state[0] if isinstance(state, tuple) and state else state
-    if isinstance(made, TensorRef) and isinstance(attributes, dict) and not {"ds_tensor", "ds_shape"}.isdisjoint(attributes):
+    if (
+        isinstance(made, TensorRef)
+        and isinstance(attributes, dict)
+        and not {"ds_tensor", "ds_shape"}.isdisjoint(attributes)
+    ):
         return replace(made, flags=(*made.flags, PARTITIONED))
     return made
 
@@ -222,7 +226,11 @@ def _from_type(arguments: tuple) -> object:
     return made
 
 
-_PLAIN_TENSORS = {Global("torch", "Tensor"), Global("torch.nn.parameter", "Parameter"), Global("torch.nn.parameter", "Buffer")}
+_PLAIN_TENSORS = {
+    Global("torch", "Tensor"),
+    Global("torch.nn.parameter", "Parameter"),
+    Global("torch.nn.parameter", "Buffer"),
+}
 
 
 def _mapping(cls: Global) -> Callable[[tuple], Items]:
@@ -293,7 +301,12 @@ _CALLS: dict[tuple[str, str], Callable[[tuple], object]] = {
     ("_codecs", "encode"): _encode,
     **{
         name: _mapping(Global(*name))
-        for name in (("collections", "OrderedDict"), ("collections", "defaultdict"), ("collections", "Counter"), ("builtins", "dict"))
+        for name in (
+            ("collections", "OrderedDict"),
+            ("collections", "defaultdict"),
+            ("collections", "Counter"),
+            ("builtins", "dict"),
+        )
     },
 }
 
@@ -360,7 +373,12 @@ _FAMILIAR = {_SET, _FROZENSET, Global("__builtin__", "set"), Global("torch", "de
 
 def members(value: object) -> list:
     """The elements of a set as the pickle has it; [] for anything else."""
-    if isinstance(value, Opaque) and value.cls.name in ("set", "frozenset") and value.arguments and isinstance(value.arguments[0], list):
+    if (
+        isinstance(value, Opaque)
+        and value.cls.name in ("set", "frozenset")
+        and value.arguments
+        and isinstance(value.arguments[0], list)
+    ):
         return value.arguments[0]
     return []
 

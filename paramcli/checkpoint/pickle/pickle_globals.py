@@ -13,50 +13,171 @@ from ...text import printable
 # Modules none of whose names belong in a checkpoint: each reaches the system, the interpreter, the network, or
 # rebuilds code. The list names the danger to a person; what is not on it becomes an inert object all the same.
 _DANGEROUS_MODULES = frozenset(
-    "os posix nt subprocess sys importlib imp runpy pty socket shutil ctypes pickle _pickle cPickle marshal codeop "
-    "webbrowser multiprocessing commands popen2 pdb bdb timeit cProfile pydoc urllib http ftplib smtplib telnetlib "
-    "xmlrpc imaplib poplib pip ensurepip zipimport pkgutil _posixsubprocess _ctypes _thread _io mmap sqlite3 "
-    "cloudpickle dill joblib".split()
+    [
+        "os",
+        "posix",
+        "nt",
+        "subprocess",
+        "sys",
+        "importlib",
+        "imp",
+        "runpy",
+        "pty",
+        "socket",
+        "shutil",
+        "ctypes",
+        "pickle",
+        "_pickle",
+        "cPickle",
+        "marshal",
+        "codeop",
+        "webbrowser",
+        "multiprocessing",
+        "commands",
+        "popen2",
+        "pdb",
+        "bdb",
+        "timeit",
+        "cProfile",
+        "pydoc",
+        "urllib",
+        "http",
+        "ftplib",
+        "smtplib",
+        "telnetlib",
+        "xmlrpc",
+        "imaplib",
+        "poplib",
+        "pip",
+        "ensurepip",
+        "zipimport",
+        "pkgutil",
+        "_posixsubprocess",
+        "_ctypes",
+        "_thread",
+        "_io",
+        "mmap",
+        "sqlite3",
+        "cloudpickle",
+        "dill",
+        "joblib",
+    ]
 )
 _DANGEROUS_NAMES = {
     ("builtins", "__builtin__"): frozenset(
-        "eval exec execfile compile open file input raw_input __import__ getattr setattr delattr globals locals vars "
-        "breakpoint exit quit apply reload map filter memoryview classmethod staticmethod super type print".split()
+        [
+            "eval",
+            "exec",
+            "execfile",
+            "compile",
+            "open",
+            "file",
+            "input",
+            "raw_input",
+            "__import__",
+            "getattr",
+            "setattr",
+            "delattr",
+            "globals",
+            "locals",
+            "vars",
+            "breakpoint",
+            "exit",
+            "quit",
+            "apply",
+            "reload",
+            "map",
+            "filter",
+            "memoryview",
+            "classmethod",
+            "staticmethod",
+            "super",
+            "type",
+            "print",
+        ]
     ),
-    ("operator", "_operator"): frozenset("attrgetter methodcaller call".split()),
-    ("types",): frozenset("FunctionType CodeType LambdaType MethodType ModuleType".split()),
+    ("operator", "_operator"): frozenset(["attrgetter", "methodcaller", "call"]),
+    ("types",): frozenset(["FunctionType", "CodeType", "LambdaType", "MethodType", "ModuleType"]),
     ("functools", "_functools"): frozenset(("reduce",)),
-    ("io", "codecs"): frozenset("open FileIO open_code".split()),
-    ("code",): frozenset("interact InteractiveInterpreter InteractiveConsole compile_command".split()),
-    ("torch",): frozenset("load save hub jit from_file ops".split()),
+    ("io", "codecs"): frozenset(["open", "FileIO", "open_code"]),
+    ("code",): frozenset(["interact", "InteractiveInterpreter", "InteractiveConsole", "compile_command"]),
+    ("torch",): frozenset(["load", "save", "hub", "jit", "from_file", "ops"]),
     ("torch.storage",): frozenset(("_load_from_bytes",)),
-    ("numpy", "numpy.core.multiarray", "numpy._core.multiarray"): frozenset("load fromfile memmap loadtxt genfromtxt".split()),
+    ("numpy", "numpy.core.multiarray", "numpy._core.multiarray"): frozenset(
+        ["load", "fromfile", "memmap", "loadtxt", "genfromtxt"]
+    ),
     ("pandas", "pandas.io.pickle"): frozenset(("read_pickle",)),
 }
 _DANGEROUS_PREFIXES = (
-    "torch.hub", "torch.jit", "torch.ops", "torch.fx", "torch.utils.cpp_extension", "torch.utils.collect_env",
-    "torch.distributed.rpc", "torch._inductor", "torch._dynamo", "torch.package", "numpy.testing", "numpy.f2py",
-)  # fmt: skip
+    "torch.hub",
+    "torch.jit",
+    "torch.ops",
+    "torch.fx",
+    "torch.utils.cpp_extension",
+    "torch.utils.collect_env",
+    "torch.distributed.rpc",
+    "torch._inductor",
+    "torch._dynamo",
+    "torch.package",
+    "numpy.testing",
+    "numpy.f2py",
+)
 
 STORAGE_DTYPES = {
-    "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
-    "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8",
-    "BoolStorage": "BOOL", "ComplexFloatStorage": "C64", "UntypedStorage": "U8",
-}  # fmt: skip
+    "DoubleStorage": "F64",
+    "FloatStorage": "F32",
+    "HalfStorage": "F16",
+    "BFloat16Storage": "BF16",
+    "LongStorage": "I64",
+    "IntStorage": "I32",
+    "ShortStorage": "I16",
+    "CharStorage": "I8",
+    "ByteStorage": "U8",
+    "BoolStorage": "BOOL",
+    "ComplexFloatStorage": "C64",
+    "UntypedStorage": "U8",
+}
 # Storages whose elements no safetensors dtype can hold: code that starts with '?' names them in messages.
 OTHER_STORAGES = {
-    "ComplexDoubleStorage": ("?complex128", 16), "QInt8Storage": ("?qint8", 1), "QUInt8Storage": ("?quint8", 1),
-    "QInt32Storage": ("?qint32", 4), "QUInt4x2Storage": ("?quint4x2", 1), "QUInt2x4Storage": ("?quint2x4", 1),
-}  # fmt: skip
+    "ComplexDoubleStorage": ("?complex128", 16),
+    "QInt8Storage": ("?qint8", 1),
+    "QUInt8Storage": ("?quint8", 1),
+    "QInt32Storage": ("?qint32", 4),
+    "QUInt4x2Storage": ("?quint4x2", 1),
+    "QUInt2x4Storage": ("?quint2x4", 1),
+}
 OTHER_WIDTHS = dict(OTHER_STORAGES.values())
 TORCH_DTYPES = {
-    "float64": "F64", "double": "F64", "float32": "F32", "float": "F32", "float16": "F16", "half": "F16", "bfloat16": "BF16",
-    "int64": "I64", "long": "I64", "int32": "I32", "int": "I32", "int16": "I16", "short": "I16", "int8": "I8", "uint8": "U8",
-    "uint16": "U16", "uint32": "U32", "uint64": "U64", "bool": "BOOL", "complex64": "C64", "cfloat": "C64",
-    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0",
-    "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ", "float4_e2m1fn_x2": "F4x2",
-    "complex128": "?complex128", "cdouble": "?complex128",
-}  # fmt: skip
+    "float64": "F64",
+    "double": "F64",
+    "float32": "F32",
+    "float": "F32",
+    "float16": "F16",
+    "half": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "long": "I64",
+    "int32": "I32",
+    "int": "I32",
+    "int16": "I16",
+    "short": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "uint16": "U16",
+    "uint32": "U32",
+    "uint64": "U64",
+    "bool": "BOOL",
+    "complex64": "C64",
+    "cfloat": "C64",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+    "float8_e8m0fnu": "F8_E8M0",
+    "float8_e4m3fnuz": "F8_E4M3FNUZ",
+    "float8_e5m2fnuz": "F8_E5M2FNUZ",
+    "float4_e2m1fn_x2": "F4x2",
+    "complex128": "?complex128",
+    "cdouble": "?complex128",
+}
 
 
 def storage_dtype(module: str, name: str) -> str | None:
@@ -95,7 +216,11 @@ def refuse_built_memory(module: str, name: str, arguments: tuple) -> None:
     """Raise InputRefused where a class is built whose elements would be this process's own memory."""
     is_storage = module.startswith("torch") and name.endswith("Storage")
     is_tensor = module.startswith("torch") and name.endswith("Tensor") and not name.startswith("_")
-    sized = module in ("builtins", "__builtin__") and name in ("bytearray", "bytes") and any(isinstance(a, int) for a in arguments[:1])
+    sized = (
+        module in ("builtins", "__builtin__")
+        and name in ("bytearray", "bytes")
+        and any(isinstance(a, int) for a in arguments[:1])
+    )
     if is_storage or is_tensor or sized:
         raise InputRefused(
             f"its pickle builds a {printable(module, 80)}.{printable(name, 80)} from a size, whose content would be memory of this machine",

@@ -69,10 +69,15 @@ def _read_archive(file: InputFile) -> Archive:
     if len(set(names)) != len(names):
         raise broken("a name appears twice")
     if all(name.endswith(".npy") for name in names):
-        raise InputRefused("a numpy archive (.npz), not a checkpoint", hint="save its arrays as tensors: safetensors.numpy.save_file")
+        raise InputRefused(
+            "a numpy archive (.npz), not a checkpoint", hint="save its arrays as tensors: safetensors.numpy.save_file"
+        )
     roots = {name.partition("/")[0] for name in names}
     if len(roots) != 1 or not all("/" in name for name in names):
-        raise InputRefused("a zip archive, but not one that torch.save writes", hint="unpack it and give paramcli the checkpoint inside")
+        raise InputRefused(
+            "a zip archive, but not one that torch.save writes",
+            hint="unpack it and give paramcli the checkpoint inside",
+        )
     root = roots.pop()
     if root in ("", ".", ".."):
         raise broken("its members lie in no folder of their own")
@@ -82,7 +87,10 @@ def _read_archive(file: InputFile) -> Archive:
     for name, local, compressed, stored, crc, method, flags in sorted(entries, key=lambda entry: entry[1]):
         shown = printable(name, 80)
         if method != 0 or compressed != stored:
-            raise InputRefused(f"'{shown}' in its zip archive is compressed; torch.save stores tensors as they are", hint="save it again with torch.save")
+            raise InputRefused(
+                f"'{shown}' in its zip archive is compressed; torch.save stores tensors as they are",
+                hint="save it again with torch.save",
+            )
         if flags & 1:
             raise broken(f"'{shown}' is encrypted")
         if local < position:
@@ -114,7 +122,10 @@ def _refuse_other_archives(names: set[str]) -> None:
             hint="in Python: load it with torch.package and torch.save its state_dict()",
         )
     if "model.json" in names or "models" in {name.partition("/")[0] for name in names}:
-        raise InputRefused("an exported program, not a checkpoint", hint="torch.save the state_dict() of the model it was exported from")
+        raise InputRefused(
+            "an exported program, not a checkpoint",
+            hint="torch.save the state_dict() of the model it was exported from",
+        )
 
 
 def _directory_place(file: InputFile) -> tuple[int, int, int, int]:
@@ -123,7 +134,9 @@ def _directory_place(file: InputFile) -> tuple[int, int, int, int]:
     tail = bytes(file.read(file.size - tail_size, tail_size))
     found = tail.rfind(b"PK\x05\x06")
     if found < 0 or len(tail) - found < _END.size:
-        raise InputRefused("cut short: it begins as a torch checkpoint, but the end of its zip archive is missing", hint=_DAMAGED)
+        raise InputRefused(
+            "cut short: it begins as a torch checkpoint, but the end of its zip archive is missing", hint=_DAMAGED
+        )
     end = file.size - tail_size + found
     _, disk, start_disk, here, total, size, offset, comment = _END.unpack_from(tail, found)
     if disk or start_disk or here != total or end + _END.size + comment != file.size:
@@ -131,7 +144,9 @@ def _directory_place(file: InputFile) -> tuple[int, int, int, int]:
     limit = end
     if _MAX16 in (total,) or _MAX32 in (size, offset):
         place = end - _LOCATOR64.size
-        magic, _, end64, _ = _LOCATOR64.unpack(bytes(file.read(place, _LOCATOR64.size))) if place >= 0 else (b"", 0, 0, 0)
+        magic, _, end64, _ = (
+            _LOCATOR64.unpack(bytes(file.read(place, _LOCATOR64.size))) if place >= 0 else (b"", 0, 0, 0)
+        )
         if magic == b"PK\x06\x07":
             if end64 + _END64.size > place:
                 raise broken("its 64-bit end record lies outside the file")
@@ -196,7 +211,9 @@ def _wide(extra: bytes, size: int, compressed: int, local: int) -> tuple[int, in
             values = list(struct.unpack_from(f"<{min(length // 8, 3)}Q", extra, at + 4))
             if len(values) < sum(wanted):
                 raise broken("a 64-bit size is missing")
-            size, compressed, local = (values.pop(0) if full else value for full, value in zip(wanted, (size, compressed, local)))
+            size, compressed, local = (
+                values.pop(0) if full else value for full, value in zip(wanted, (size, compressed, local))
+            )
             break
         at += 4 + length
     return size, compressed, local
@@ -229,5 +246,7 @@ def member_bytes(file: InputFile, archive: Archive, name: str, limit: int) -> by
         raise InputRefused(f"'{printable(name, 80)}' in it is {member.size} bytes long; {limit} is the limit")
     data = bytes(file.read(member.offset, member.size))
     if archive.checksums and zlib.crc32(data) != member.crc:
-        raise InputRefused(f"it is damaged: the checksum of '{printable(name, 80)}' does not match its bytes", hint=_DAMAGED)
+        raise InputRefused(
+            f"it is damaged: the checksum of '{printable(name, 80)}' does not match its bytes", hint=_DAMAGED
+        )
     return data

@@ -11,9 +11,9 @@ import struct
 from collections.abc import Callable
 
 from ...errors import InputRefused
+from ..read.torch_file import element_width
 from .pickle_data import MAX_BYTES, Global, Items, Key, Opaque, RawInteger, Size, StorageRef, TensorRef
 from .pickle_globals import OTHER_STORAGES, STORAGE_DTYPES, TORCH_DTYPES
-from ..read.torch_file import element_width
 
 # Real checkpoints nest a dozen deep; this keeps a hostile one from exhausting Python's stack.
 MAX_NESTING = 200
@@ -55,7 +55,9 @@ class PickleWriter:
             return
         self.depth += 1
         if self.depth > MAX_NESTING:
-            raise InputRefused("the checkpoint is nested too deep to be written as a torch file", hint="-o FILE.safetensors")
+            raise InputRefused(
+                "the checkpoint is nested too deep to be written as a torch file", hint="-o FILE.safetensors"
+            )
         if len(self.out) > MAX_BYTES:
             raise InputRefused("the checkpoint's description is too large for a torch file", hint="-o FILE.safetensors")
         self._by_type(value)
@@ -103,7 +105,9 @@ class PickleWriter:
         elif isinstance(value, Opaque):
             self._opaque(value)
         else:
-            raise InputRefused(f"a {type(value).__name__} that cannot be written as a torch file", hint="-o FILE.safetensors")
+            raise InputRefused(
+                f"a {type(value).__name__} that cannot be written as a torch file", hint="-o FILE.safetensors"
+            )
 
     def _integer(self, value: int) -> None:
         if -(2**31) <= value < 2**31:
@@ -172,7 +176,9 @@ class PickleWriter:
     def _tensor(self, ref: TensorRef) -> None:
         key, numel, offset = self.place(ref)
         if ref.flags or ref.storage.device == "meta":
-            raise InputRefused("a lazy view or a meta tensor that cannot be written as a torch file", hint="-o FILE.safetensors")
+            raise InputRefused(
+                "a lazy view or a meta tensor that cannot be written as a torch file", hint="-o FILE.safetensors"
+            )
         by_class = ref.dtype in _STORAGE_NAMES
         function = "_rebuild_tensor_v2" if by_class else "_rebuild_tensor_v3"
         self.write(Global("torch._utils", function))
@@ -183,7 +189,10 @@ class PickleWriter:
         self._call(_ORDERED, ())
         if not by_class:
             if ref.dtype not in DTYPE_NAMES:
-                raise InputRefused(f"a {ref.dtype.lstrip('?')} tensor that cannot be written as a torch file", hint="-o FILE.safetensors")
+                raise InputRefused(
+                    f"a {ref.dtype.lstrip('?')} tensor that cannot be written as a torch file",
+                    hint="-o FILE.safetensors",
+                )
             self.write(Global("torch", DTYPE_NAMES[ref.dtype]))
         self.out += b"tR"
         self.remember(ref)

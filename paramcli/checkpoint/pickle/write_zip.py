@@ -1,7 +1,7 @@
 """The archive that torch.save writes, as places: where each member lies is known before its bytes are.
 
-    local header, bytes     one after another; bytes aligned, as a mapped file should have aligned tensors
-    directory, end record   with every member's size and checksum
+local header, bytes     one after another; bytes aligned, as a mapped file should have aligned tensors
+directory, end record   with every member's size and checksum
 """
 
 from __future__ import annotations
@@ -42,7 +42,11 @@ class Member:
         padding = self.start - self.header - _LOCAL.size - len(name) - len(extra) - 4
         extra += struct.pack("<HH", 0x4246, padding) + b"Z" * padding
         size = _MAX32 if large else self.size
-        return _LOCAL.pack(b"PK\x03\x04", 45 if large else 20, 0, 0, 0, 0x21, self.crc, size, size, len(name), len(extra)) + name + extra
+        return (
+            _LOCAL.pack(b"PK\x03\x04", 45 if large else 20, 0, 0, 0, 0x21, self.crc, size, size, len(name), len(extra))
+            + name
+            + extra
+        )
 
     def _entry(self) -> bytes:
         name = f"{_ROOT}/{self.name}".encode()
@@ -50,13 +54,36 @@ class Member:
         extra = struct.pack(f"<HH{len(wide)}Q", 1, 8 * len(wide), *wide) if wide else b""
         size, header = min(self.size, _MAX32), min(self.header, _MAX32)
         version = 45 if wide else 20
-        fields = (b"PK\x01\x02", version, version, 0, 0, 0, 0x21, self.crc, size, size, len(name), len(extra), 0, 0, 0, 0, header)
+        fields = (
+            b"PK\x01\x02",
+            version,
+            version,
+            0,
+            0,
+            0,
+            0x21,
+            self.crc,
+            size,
+            size,
+            len(name),
+            len(extra),
+            0,
+            0,
+            0,
+            0,
+            header,
+        )
         return _ENTRY.pack(*fields) + name + extra
 
 
 def members_of(pickle: bytes, storages: Sequence[Member]) -> list[Member]:
     """All members of an archive with these storages, in torch's order."""
-    return [Member("data.pkl", len(pickle), pickle), Member("byteorder", 6, b"little"), *storages, Member("version", 2, b"3\n")]
+    return [
+        Member("data.pkl", len(pickle), pickle),
+        Member("byteorder", 6, b"little"),
+        *storages,
+        Member("version", 2, b"3\n"),
+    ]
 
 
 def lay_out(members: Sequence[Member]) -> int:
@@ -79,4 +106,8 @@ def directory(members: Sequence[Member], place: int) -> bytes:
         out += struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, len(entries), place)
         out += struct.pack("<4sLQL", b"PK\x06\x07", 0, end, 1)
     few = min(count, 0xFFFF)
-    return entries + out + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, few, few, min(len(entries), _MAX32), min(place, _MAX32), 0)
+    return (
+        entries
+        + out
+        + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, few, few, min(len(entries), _MAX32), min(place, _MAX32), 0)
+    )

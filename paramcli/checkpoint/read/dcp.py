@@ -4,9 +4,9 @@
     __0_0.distcp     one after another what was written: each tensor chunk a torch.save archive, other values a pickle
 
 torch reads .metadata with `pickle.load`. Here it is read symbolically (pickle_data), and every record in it is checked
-field by field: plain file names, ranges that lie in their file and share no byte, chunks that tile their tensor. A chunk's
-archive must hold one tensor, of the dtype and shape that .metadata says. A tensor in one chunk is then a byte range as in
-any container; one in several is put together when it is read.
+field by field: plain file names, ranges that lie in their file and share no byte, chunks that tile their tensor. A
+chunk's archive must hold one tensor, of the dtype and shape that .metadata says. A tensor in one chunk is then a byte
+range as in any container; one in several is put together when it is read.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ...errors import InputRefused
 from ...text import printable, printable_path
+from ..disk.input_file import InputFile, OpenFiles
 from ..pickle.pickle_data import (
     MAX_BYTES,
     Global,
@@ -33,12 +34,11 @@ from ..pickle.pickle_data import (
     shown,
 )
 from ..pickle.pickle_globals import TORCH_DTYPES
-from .torch_file import PAIRS, check_expansion, collector_paused, tensor_info, zip_parts
+from ..source import Piece, Root, Source, Storage, TensorInfo
 from .recognise import DCP
 from .recognise import DCP_METADATA as METADATA
 from .roots import choose_root
-from ..disk.input_file import InputFile, OpenFiles
-from ..source import Piece, Root, Source, Storage, TensorInfo
+from .torch_file import PAIRS, check_expansion, collector_paused, tensor_info, zip_parts
 
 _MODULE = "torch.distributed.checkpoint.metadata"
 _FILES = "torch.distributed.checkpoint.filesystem"
@@ -127,7 +127,9 @@ def _open(path: Path, root: str | None, files: dict[str, InputFile], metadata: s
     tree = _tree(entries, top.get("planner_data"))
     chosen = choose_root(tree, root)
     if "__metadata__" in chosen.tensors:
-        raise InputRefused("a tensor is named __metadata__, which safetensors cannot store", hint="rename it where it was made")
+        raise InputRefused(
+            "a tensor is named __metadata__, which safetensors cannot store", hint="rename it where it was made"
+        )
     pool = OpenFiles()
     for part in sorted({r.part for r in ranges.values()}):
         if not os.path.lexists(path / part):
@@ -141,11 +143,21 @@ def _open(path: Path, root: str | None, files: dict[str, InputFile], metadata: s
         entry = ref.storage.key
         tensors[name] = _info(name, entry, entries[entry], ranges, files, numbers, notes)
     stored = {f"{name} {piece.offsets}": piece.info for name, info in tensors.items() for piece in info.pieces}
-    check_expansion({name: info for name, info in tensors.items() if not info.pieces} | stored, sum(file.size for file in files.values()))
+    check_expansion(
+        {name: info for name, info in tensors.items() if not info.pieces} | stored,
+        sum(file.size for file in files.values()),
+    )
     return Source(
-        path=path, container=DCP, files=list(files.values()), tensors=tensors, extras=chosen.extras,
-        roots=[Root(place, count) for place, count in chosen.candidates], root=chosen.name, root_path=chosen.path, notes=[*notes, *chosen.notes],
-    )  # fmt: skip
+        path=path,
+        container=DCP,
+        files=list(files.values()),
+        tensors=tensors,
+        extras=chosen.extras,
+        roots=[Root(place, count) for place, count in chosen.candidates],
+        root=chosen.name,
+        root_path=chosen.path,
+        notes=[*notes, *chosen.notes],
+    )
 
 
 def _broken(why: str) -> InputRefused:
@@ -157,8 +169,16 @@ def _broken(why: str) -> InputRefused:
 
 def _record(value: object, module: str, name: str) -> dict:
     """The fields of an object of one class; every other object is refused."""
-    if not isinstance(value, Opaque) or value.cls != Global(module, name) or value.arguments or value.items or value.pairs:
-        raise _broken(f"{shown(value.cls) if isinstance(value, Opaque) else shown(value)} stands where a {name} belongs")
+    if (
+        not isinstance(value, Opaque)
+        or value.cls != Global(module, name)
+        or value.arguments
+        or value.items
+        or value.pairs
+    ):
+        raise _broken(
+            f"{shown(value.cls) if isinstance(value, Opaque) else shown(value)} stands where a {name} belongs"
+        )
     state = {} if value.state is None else value.state
     if not isinstance(state, dict):
         raise _broken(f"a {name} without fields")
@@ -166,7 +186,11 @@ def _record(value: object, module: str, name: str) -> dict:
 
 
 def _sizes(value: object) -> tuple[int, ...]:
-    if not isinstance(value, (Size, tuple)) or len(value) > 64 or not all(type(v) is int and 0 <= v < 1 << 62 for v in value):
+    if (
+        not isinstance(value, (Size, tuple))
+        or len(value) > 64
+        or not all(type(v) is int and 0 <= v < 1 << 62 for v in value)
+    ):
         raise _broken("a shape or offset that is no list of whole numbers")
     return tuple(value)
 
@@ -192,13 +216,19 @@ def _entry(name: str, item: object) -> _Tensor | None:
     if not isinstance(dtype, Global) or dtype.module != "torch":
         raise _broken(f"{printable(name, 80)} has no dtype")
     if not isinstance(layout, Opaque) or layout.arguments != ("torch.strided",):
-        raise InputRefused(f"{printable(name, 120)} is no strided tensor", hint="save it as a plain dense tensor where it was made", tensor=name)
+        raise InputRefused(
+            f"{printable(name, 120)} is no strided tensor",
+            hint="save it as a plain dense tensor where it was made",
+            tensor=name,
+        )
     if not isinstance(chunks, list):
         raise _broken(f"{printable(name, 80)} has no chunks")
     shape = _sizes(fields.get("size"))
     parts = [_record(chunk, _MODULE, "ChunkStorageMetadata") for chunk in chunks]
     tensor = _Tensor(
-        TORCH_DTYPES.get(dtype.name, f"?{dtype.name}"), shape, tuple(_Chunk(_sizes(p.get("offsets")), _sizes(p.get("sizes"))) for p in parts)
+        TORCH_DTYPES.get(dtype.name, f"?{dtype.name}"),
+        shape,
+        tuple(_Chunk(_sizes(p.get("offsets")), _sizes(p.get("sizes"))) for p in parts),
     )
     _check_tiling(name, tensor)
     return tensor
@@ -233,7 +263,9 @@ def _check_tiling(name: str, tensor: _Tensor) -> None:
         if compared > _MAX_COMPARED:
             raise refuse("cut into more chunks than any checkpoint is")
         for other in active:
-            if all(a < b + m and b < a + n for a, n, b, m in zip(chunk.offsets, chunk.sizes, other.offsets, other.sizes)):
+            if all(
+                a < b + m and b < a + n for a, n, b, m in zip(chunk.offsets, chunk.sizes, other.offsets, other.sizes)
+            ):
                 raise refuse("two of its chunks overlap")
         active.append(chunk)
 
@@ -252,9 +284,13 @@ def _ranges(value: object, entries: Mapping[str, _Tensor | None]) -> dict[tuple,
         if place in found:
             raise _broken(f"data of {printable(name, 80)} is given twice")
         found[place] = _range(name, item)
-    wanted = {(name, chunk and chunk.offsets) for name, tensor in entries.items() for chunk in (tensor.chunks if tensor else (None,))}
+    wanted = {
+        (name, chunk and chunk.offsets)
+        for name, tensor in entries.items()
+        for chunk in (tensor.chunks if tensor else (None,))
+    }
     if wanted != set(found):
-        name = min((place[0] for place in wanted ^ set(found)))
+        name = min(place[0] for place in wanted ^ set(found))
         raise _broken(f"the data of {printable(name, 80)} are not its chunks")
     return found
 
@@ -262,7 +298,12 @@ def _ranges(value: object, entries: Mapping[str, _Tensor | None]) -> dict[tuple,
 def _range(name: str, item: object) -> _Range:
     fields = _record(item, _FILES, "_StorageInfo")
     part, offset, length = fields.get("relative_path"), fields.get("offset"), fields.get("length")
-    if not isinstance(part, str) or part in ("", ".", "..", METADATA) or len(part) > 255 or any(c in part for c in "/\\\0"):
+    if (
+        not isinstance(part, str)
+        or part in ("", ".", "..", METADATA)
+        or len(part) > 255
+        or any(c in part for c in "/\\\0")
+    ):
         raise _broken(f"{printable(name, 80)} is in {shown(part)}, which is no plain file name")
     if type(offset) is not int or type(length) is not int or offset < 0 or length < 0:
         raise _broken(f"{printable(name, 80)} lies at no place")
@@ -279,7 +320,11 @@ def _check_ranges(ranges: Mapping[tuple, _Range], files: Mapping[str, InputFile]
     last: tuple[str, int] = ("", 0)
     for (name, _), r in sorted(ranges.items(), key=lambda item: (item[1].part, item[1].offset, item[1].length)):
         if r.offset + r.length > files[r.part].size:
-            raise InputRefused(f"{printable(r.part)} is cut short: {printable(name, 120)} reaches beyond its end", hint=_AGAIN, tensor=name)
+            raise InputRefused(
+                f"{printable(r.part)} is cut short: {printable(name, 120)} reaches beyond its end",
+                hint=_AGAIN,
+                tensor=name,
+            )
         if r.part == last[0] and r.offset < last[1]:
             raise _broken(f"{printable(name, 80)} shares bytes with another entry")
         last = r.part, r.offset + r.length
@@ -292,7 +337,12 @@ def _tree(entries: Mapping[str, _Tensor | None], paths: object) -> dict:
     room = _STEPS * len(entries) + 1000
     for name, tensor in entries.items():
         path = paths.get(name, (name,))
-        if not isinstance(path, tuple) or not path or not all(type(step) in (str, int) for step in path) or len(path) > 100:
+        if (
+            not isinstance(path, tuple)
+            or not path
+            or not all(type(step) in (str, int) for step in path)
+            or len(path) > 100
+        ):
             raise _broken(f"{printable(name, 80)} has no path")
         room -= len(path)
         if room < 0:
@@ -322,14 +372,18 @@ def _tree(entries: Mapping[str, _Tensor | None], paths: object) -> dict:
 def _ref(name: str, tensor: _Tensor) -> TensorRef:
     """The tensor as the search for state dicts knows one; its storage's key is the entry's name."""
     stride = tuple(math.prod(tensor.shape[d + 1 :]) for d in range(len(tensor.shape)))
-    return TensorRef(StorageRef(name, tensor.dtype, math.prod(tensor.shape), "cpu"), tensor.dtype, 0, tensor.shape, stride)
+    return TensorRef(
+        StorageRef(name, tensor.dtype, math.prod(tensor.shape), "cpu"), tensor.dtype, 0, tensor.shape, stride
+    )
 
 
 # --- the parts -------------------------------------------------------------------------------------
 
 
 class _Window(InputFile):
-    """One range of an open file, as a file by itself. Its two ends, where an archive describes itself, are read at once."""
+    """One range of an open file, as a file by itself. Its two ends, where an archive describes itself, are read at
+    once.
+    """
 
     def __init__(self, file: InputFile, r: _Range):
         self._file, self._base = file, r.offset
@@ -339,7 +393,7 @@ class _Window(InputFile):
 
     def read(self, offset: int, length: int) -> bytearray:
         for start, data in self._ends.items():
-            if 0 <= offset - start and offset - start + length <= len(data):
+            if offset - start >= 0 and offset - start + length <= len(data):
                 return data[offset - start : offset - start + length]
         return super().read(offset, length)
 
@@ -348,9 +402,14 @@ class _Window(InputFile):
 
 
 def _info(
-    name: str, entry: str, tensor: _Tensor, ranges: Mapping[tuple, _Range], files: Mapping[str, InputFile], numbers: Mapping[str, int],
+    name: str,
+    entry: str,
+    tensor: _Tensor,
+    ranges: Mapping[tuple, _Range],
+    files: Mapping[str, InputFile],
+    numbers: Mapping[str, int],
     notes: dict[str, None],
-) -> TensorInfo:  # fmt: skip
+) -> TensorInfo:
     pieces = []
     for chunk in tensor.chunks:
         r = ranges[entry, chunk.offsets]
@@ -364,12 +423,18 @@ def _info(
     if len(pieces) == 1:
         return pieces[0].info
     if tensor.dtype == PAIRS:
-        raise InputRefused(f"{printable(name, 120)} is packed in pairs, and cut into {len(pieces)} chunks", hint="save it in one piece", tensor=name)
+        raise InputRefused(
+            f"{printable(name, 120)} is packed in pairs, and cut into {len(pieces)} chunks",
+            hint="save it in one piece",
+            tensor=name,
+        )
     full = [piece for piece in pieces if piece.info.numel]
     return TensorInfo(name, tensor.dtype, tensor.shape, pieces[0].info.storage, pieces=tuple(full))
 
 
-def _chunk_info(name: str, tensor: _Tensor, chunk: _Chunk, window: InputFile, number: int, base: int, notes: dict[str, None]) -> TensorInfo:
+def _chunk_info(
+    name: str, tensor: _Tensor, chunk: _Chunk, window: InputFile, number: int, base: int, notes: dict[str, None]
+) -> TensorInfo:
     """The chunk's tensor as a range of its part file."""
     if bytes(window.read(0, min(4, window.size))) != b"PK\x03\x04":
         raise InputRefused("its bytes are no archive of torch.save", hint=_AGAIN)
@@ -379,6 +444,7 @@ def _chunk_info(name: str, tensor: _Tensor, chunk: _Chunk, window: InputFile, nu
     if not isinstance(ref, TensorRef) or ref.dtype != tensor.dtype or ref.shape != chunk.sizes:
         raise InputRefused("it holds another tensor than .metadata says", hint=_AGAIN)
     moved: dict[str, Storage] = {
-        key: replace(storage, file=number, offset=base + storage.offset, key=f"{name}: {storage.key}") for key, storage in storages.items()
+        key: replace(storage, file=number, offset=base + storage.offset, key=f"{name}: {storage.key}")
+        for key, storage in storages.items()
     }
     return tensor_info(name, ref, moved)

@@ -8,9 +8,9 @@ from pathlib import Path
 from ...dtypes import DTYPES
 from ...errors import InputRefused, UsageError
 from ...text import count_text, printable, printable_path
-from .recognise import ZERO_HINT, container_of, is_dcp
 from ..disk.input_file import InputFile
 from ..source import Source
+from .recognise import ZERO_HINT, container_of, is_dcp
 
 
 def open_checkpoint(path: str | Path, root: str | None = None) -> Source:
@@ -59,13 +59,16 @@ def _refuse_root(source: Source, root: str | None) -> None:
 def _refuse_placeholders(source: Source) -> None:
     """DeepSpeed's ZeRO-3 saves weights that live in other processes as tensors of shape (0,): no weight is that."""
     empty = [
-        name for name, info in source.tensors.items()
+        name
+        for name, info in source.tensors.items()
         if info.shape == (0,) and name.rpartition(".")[2] == "weight" and DTYPES[info.dtype].kind in ("float", "half")
-    ]  # fmt: skip
+    ]
     if empty:
         source.close()
         more = f" (and {count_text(len(empty) - 1, 'more tensor')})" if len(empty) > 1 else ""
         raise InputRefused(
             f"{printable_path(source.path)}: {printable(empty[0], 120)}{more} is an empty placeholder of DeepSpeed ZeRO-3; its data is in other files",
-            hint=ZERO_HINT, tensor=empty[0], path=source.path,
-        )  # fmt: skip
+            hint=ZERO_HINT,
+            tensor=empty[0],
+            path=source.path,
+        )

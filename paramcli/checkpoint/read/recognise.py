@@ -66,25 +66,40 @@ def container_of(file: InputFile) -> str:
         return "safetensors"
     if head[0] == 0x80 and len(head) > 1 and 2 <= head[1] <= 5:
         # The magic number is the first value; protocol 4 puts a frame opcode of 9 bytes before it.
-        if head[2:14].startswith(_LEGACY_START) or head[2:3] == b"\x95" and head[11:23].startswith(_LEGACY_START):
+        if head[2:14].startswith(_LEGACY_START) or (head[2:3] == b"\x95" and head[11:23].startswith(_LEGACY_START)):
             return "torch legacy"
-        raise refuse("a pickle, but not one that torch.save writes", "load it where it was made and save its state_dict with torch.save")
+        raise refuse(
+            "a pickle, but not one that torch.save writes",
+            "load it where it was made and save its state_dict with torch.save",
+        )
     if len(head) >= 512 and head[257:262] == b"ustar":
         raise refuse("a tar archive", "unpack it first; torch's tar format of 2016 needs an old torch to convert")
     text = head.lstrip().lower()
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
-        raise refuse("a web page, not a checkpoint: the download went wrong", "download it again, with the file's own address")
+        raise refuse(
+            "a web page, not a checkpoint: the download went wrong", "download it again, with the file's own address"
+        )
     if text.startswith((b"{", b"[")):
         raise refuse("a JSON text, not a checkpoint", "give the weights file beside it, or the folder")
-    if head[:1] == b"\x08" and b"\x12" in head[:8] or b"onnx" in head.lower() or b"pytorch" in head[:64] and head[:1] == b"\x08":
+    if (
+        (head[:1] == b"\x08" and b"\x12" in head[:8])
+        or b"onnx" in head.lower()
+        or (b"pytorch" in head[:64] and head[:1] == b"\x08")
+    ):
         raise refuse("an ONNX model (or another protobuf)", "export the weights from the torch model that made it")
-    if head[:2] in (b"(d", b"(l", b"(i", b"cc") or head[:1] == b"c" and b"\n" in head[:100]:
-        raise refuse("a pickle of protocol 0, not one that torch.save writes", "load it where it was made and save its state_dict with torch.save")
+    if head[:2] in (b"(d", b"(l", b"(i", b"cc") or (head[:1] == b"c" and b"\n" in head[:100]):
+        raise refuse(
+            "a pickle of protocol 0, not one that torch.save writes",
+            "load it where it was made and save its state_dict with torch.save",
+        )
     if len(head) < 9:
         raise refuse(f"only {file.size} bytes long, not a checkpoint", "copy or download it again")
     if _is_text(head):
         raise refuse("a text, not a checkpoint", "look for the weights file beside it")
-    raise refuse("not a checkpoint paramcli knows (safetensors, or torch.save of any version)", "paramcli inspect reads files that torch.save or safetensors wrote")
+    raise refuse(
+        "not a checkpoint paramcli knows (safetensors, or torch.save of any version)",
+        "paramcli inspect reads files that torch.save or safetensors wrote",
+    )
 
 
 def _is_text(head: bytes) -> bool:

@@ -13,14 +13,28 @@ from dataclasses import dataclass, field
 from ...errors import InputRefused, UsageError
 from ...text import closest, count_text, listing, printable
 from ..pickle.pickle_data import Global, Opaque, StorageRef, TensorRef, members, shown
-from .recognise import ZERO_HINT
 from ..source import Extra
+from .recognise import ZERO_HINT
 
 # Wrapper dicts nest a few deep; this bounds what a hostile file can make us walk.
 MAX_DEPTH = 12
 _NOT_MODELS = frozenset(
-    "scheduler schedulers lr_scheduler lr_schedulers callbacks loops scaler grad_scaler amp rng rng_state rng_states "
-    "random_state native_amp_scaling_state".split()
+    [
+        "scheduler",
+        "schedulers",
+        "lr_scheduler",
+        "lr_schedulers",
+        "callbacks",
+        "loops",
+        "scaler",
+        "grad_scaler",
+        "amp",
+        "rng",
+        "rng_state",
+        "rng_states",
+        "random_state",
+        "native_amp_scaling_state",
+    ]
 )
 # Their dotted place is a few words; a longer one would be copied into the name of everything below it.
 MAX_PLACE = 200
@@ -76,7 +90,9 @@ def holds_optimizers(value: dict | list | tuple) -> bool:
     """One optimizer's state, or several as a list (Lightning) or a dict (G and D of a GAN)."""
     if isinstance(value, dict) and is_optimizer(value):
         return True
-    return any(isinstance(item, dict) and is_optimizer(item) for item in (value.values() if isinstance(value, dict) else value))
+    return any(
+        isinstance(item, dict) and is_optimizer(item) for item in (value.values() if isinstance(value, dict) else value)
+    )
 
 
 class Budget:
@@ -110,7 +126,11 @@ def module_tensors(module: Opaque, budget: Budget) -> dict[str, object] | None:
             for name, value in _items(state.get(table), prefix, budget):
                 if value is not None and not (table == "_buffers" and name in transient):
                     found[f"{prefix}{name}"] = value
-        children = [(f"{prefix}{name}.", child, depth + 1) for name, child in _items(state.get("_modules"), prefix, budget) if isinstance(child, Opaque)]
+        children = [
+            (f"{prefix}{name}.", child, depth + 1)
+            for name, child in _items(state.get("_modules"), prefix, budget)
+            if isinstance(child, Opaque)
+        ]
         todo.extend(reversed(children))
     return found
 
@@ -137,10 +157,11 @@ def has_tensors(mapping: dict) -> bool:
 def looks_like_weights(mapping: dict) -> bool:
     """More than counters, metrics and generator states: a dotted or usual name, or two dimensions."""
     return any(
-        isinstance(item, TensorRef) and isinstance(key, str)
+        isinstance(item, TensorRef)
+        and isinstance(key, str)
         and (len(item.shape) > 1 or "." in key or key.startswith(("weight", "bias")))
         for key, item in mapping.items()
-    )  # fmt: skip
+    )
 
 
 def candidates(value: object) -> dict[str, tuple[tuple[str, ...], dict]]:
@@ -164,16 +185,25 @@ def candidates(value: object) -> dict[str, tuple[tuple[str, ...], dict]]:
         if has_tensors(mapping):
             place = ".".join(path)
             if place in found:
-                raise InputRefused(f"two of its state dicts are both at {printable(place)}", hint="save them under other names")
+                raise InputRefused(
+                    f"two of its state dicts are both at {printable(place)}", hint="save them under other names"
+                )
             if len(found) == MAX_CANDIDATES:
-                raise InputRefused(f"it holds more than {MAX_CANDIDATES} state dicts", hint="save the model's state_dict() with torch.save")
+                raise InputRefused(
+                    f"it holds more than {MAX_CANDIDATES} state dicts",
+                    hint="save the model's state_dict() with torch.save",
+                )
             found[place] = path, mapping
         if isinstance(item, dict) and len(path) < MAX_DEPTH:
             length = sum(map(len, path)) + len(path)
             todo.extend(
-                ((*path, key), child) for key, child in item.items()
-                if isinstance(key, str) and isinstance(child, (dict, Opaque)) and length + len(key) <= MAX_PLACE and not _is_other(key)
-            )  # fmt: skip
+                ((*path, key), child)
+                for key, child in item.items()
+                if isinstance(key, str)
+                and isinstance(child, (dict, Opaque))
+                and length + len(key) <= MAX_PLACE
+                and not _is_other(key)
+            )
     weights = {place: at for place, at in found.items() if looks_like_weights(at[1])}
     return weights or found
 
@@ -192,13 +222,17 @@ def choose_root(value: object, root: str | None) -> Chosen:
         place = "" if root == "." else root
         if place not in found:
             near = closest(place, [name or "." for name in found]) or [name or "." for name in found]
-            raise UsageError(f"no state dict at --root {printable(root)}", hint=f"known: {listing(near)}" if near else None)
+            raise UsageError(
+                f"no state dict at --root {printable(root)}", hint=f"known: {listing(near)}" if near else None
+            )
     elif not found:
         raise _nothing(value)
     elif len(found) > 1:
         shown = "; ".join(f"{printable(name) or '.'} ({count_text(count, 'tensor')})" for name, count in listed[:40])
         shown += f" and {len(listed) - 40} more" if len(listed) > 40 else ""
-        raise InputRefused(f"it holds {len(found)} state dicts: {shown}", hint=f"--root {printable(listed[0][0]) or '.'}")
+        raise InputRefused(
+            f"it holds {len(found)} state dicts: {shown}", hint=f"--root {printable(listed[0][0]) or '.'}"
+        )
     else:
         place = next(iter(found))
     path, state = found[place]
@@ -223,8 +257,13 @@ def _nothing(value: object) -> InputRefused:
     what = type_text(value)
     told = f"it is {'an' if what[0] in 'aeiou' else 'a'} {what}"
     if any(isinstance(item, TensorRef) for item in below):
-        return InputRefused(f"it holds tensors but no state dict (name -> tensor): {told}", hint="save the model's state_dict() with torch.save")
-    return InputRefused(f"it holds no state dict: {told} without tensors", hint="save the model's state_dict() with torch.save")
+        return InputRefused(
+            f"it holds tensors but no state dict (name -> tensor): {told}",
+            hint="save the model's state_dict() with torch.save",
+        )
+    return InputRefused(
+        f"it holds no state dict: {told} without tensors", hint="save the model's state_dict() with torch.save"
+    )
 
 
 def _count(state: dict) -> int:
@@ -250,11 +289,16 @@ def _split(state: dict, place: str) -> tuple[dict[str, TensorRef], list[Extra]]:
 
 # How torch rebuilds tensors that are no plain strided data -> what to call them.
 _SPECIAL_TENSORS = {
-    "_rebuild_qtensor": "a quantized tensor", "_rebuild_sparse_tensor": "a sparse tensor", "_rebuild_nested_tensor": "a nested tensor",
-    "_rebuild_meta_tensor_no_storage": "a meta tensor, a shape without data", "_rebuild_wrapper_subclass": "a tensor subclass",
-    "_rebuild_device_tensor_from_numpy": "a tensor of another device", "_rebuild_device_tensor_from_cpu_tensor": "a tensor of another device",
-    "UninitializedParameter": "an uninitialised parameter", "UninitializedBuffer": "an uninitialised buffer",
-}  # fmt: skip
+    "_rebuild_qtensor": "a quantized tensor",
+    "_rebuild_sparse_tensor": "a sparse tensor",
+    "_rebuild_nested_tensor": "a nested tensor",
+    "_rebuild_meta_tensor_no_storage": "a meta tensor, a shape without data",
+    "_rebuild_wrapper_subclass": "a tensor subclass",
+    "_rebuild_device_tensor_from_numpy": "a tensor of another device",
+    "_rebuild_device_tensor_from_cpu_tensor": "a tensor of another device",
+    "UninitializedParameter": "an uninitialised parameter",
+    "UninitializedBuffer": "an uninitialised buffer",
+}
 
 
 def special_kind(item: object) -> str | None:
@@ -274,7 +318,9 @@ def _refuse_unreadable(key: str, item: object) -> None:
     """Raise InputRefused for tensors of kinds that have no bytes to carry; a tensor is never dropped in silence."""
     kind = special_kind(item)
     if kind is not None:
-        raise InputRefused(f"{printable(key, 120)} is {kind}", hint="save it as a plain dense tensor where it was made", tensor=key)
+        raise InputRefused(
+            f"{printable(key, 120)} is {kind}", hint="save it as a plain dense tensor where it was made", tensor=key
+        )
 
 
 def _check_name(name: str) -> None:
@@ -296,5 +342,7 @@ def _outside(value: object, path: tuple[str, ...]) -> list[Extra]:
         extras += [Extra(f"{prefix}{_key_text(key)}", type_text(item)) for key, item in here.items() if key != step]
         here, prefix = here[step], f"{prefix}{step}."
     if isinstance(here, Opaque):
-        extras.append(Extra(f"the pickled {type_text(here)}", "an object; its weights are read, its code is not", carried=False))
+        extras.append(
+            Extra(f"the pickled {type_text(here)}", "an object; its weights are read, its code is not", carried=False)
+        )
     return extras

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ...errors import InputRefused
 from ...text import printable_path
-from ..header import header_length, parse_header
 from ..disk.input_file import InputFile
+from ..header import header_length, parse_header
 from ..source import Root, Source, Storage, TensorInfo
 
 

@@ -17,13 +17,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...errors import InputRefused
-from ...text import count_text, listing, printable, printable_path
 from ...spelling import record
-from .safetensors_file import open_safetensors
-from .recognise import DCP_METADATA, ZERO_HINT
+from ...text import count_text, listing, printable, printable_path
 from ..disk.input_file import InputFile, OpenFiles
 from ..source import Extra, Root, Source, Storage, TensorInfo
 from ..strict_json import BrokenJson, decode_utf8, read_any, read_text, walk_document, walk_object
+from .recognise import DCP_METADATA, ZERO_HINT
+from .safetensors_file import open_safetensors
 
 INDEX_SUFFIX = ".safetensors.index.json"
 INDEX_NAME = f"model{INDEX_SUFFIX}"
@@ -35,14 +35,32 @@ MAX_TENSORS = 500_000
 MAX_OTHER_KEYS = 10_000
 # Weights and training state, in any framework's spelling: a new checkpoint's folder must not show old ones.
 _WEIGHTS = (
-    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".tar", ".pkl", ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf",
-    ".ggml", ".npz", ".ot", ".tflite", ".distcp", ".index.json",
-)  # fmt: skip
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".tar",
+    ".pkl",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+    ".onnx_data",
+    ".gguf",
+    ".ggml",
+    ".npz",
+    ".ot",
+    ".tflite",
+    ".distcp",
+    ".index.json",
+)
 
 
 @dataclass(frozen=True)
 class Index:
-    """What an index file says: tensor name -> shard file name, the total size if it is a number, and its other metadata."""
+    """What an index file says: tensor name -> shard file name, the total size if it is a number, and its other
+    metadata.
+    """
 
     weight_map: dict[str, str]
     total_size: int | None
@@ -66,7 +84,9 @@ def _open_folder(path: Path) -> Source:
         )
     names = [name for name in names if not name.startswith(".")]
     if "zero_to_fp32.py" in names or any(name.endswith("_optim_states.pt") for name in names):
-        raise InputRefused(f"{shown} is a DeepSpeed checkpoint folder, its weights spread over processes", hint=ZERO_HINT, path=path)
+        raise InputRefused(
+            f"{shown} is a DeepSpeed checkpoint folder, its weights spread over processes", hint=ZERO_HINT, path=path
+        )
     found: list[str] = []
     # A folder from the hub often holds the same model twice; safetensors comes first, as in every loader.
     for suffix in (INDEX_SUFFIX, ".safetensors", TORCH_INDEX_SUFFIX):
@@ -111,7 +131,9 @@ def _index_in(file: InputFile) -> Index:
         return _parse_index(bytes(file.read(0, file.size)))
     except BrokenJson as error:
         raise InputRefused(
-            f"{printable_path(file.path)} is not a sound index: {error}", hint="copy or download it again", path=file.path
+            f"{printable_path(file.path)} is not a sound index: {error}",
+            hint="copy or download it again",
+            path=file.path,
         ) from None
 
 
@@ -230,7 +252,9 @@ def _combine(path: Path, index_file: InputFile, index: Index, parts: Mapping[str
         notes += [f"{printable(shard)}: {note}" for note in part.notes]
     total = sum(info.nbytes for info in tensors.values())
     if index.total_size is not None and index.total_size != total:
-        notes.append(f"{printable_path(index_file.path)} promises {index.total_size} bytes of tensors; there are {total}")
+        notes.append(
+            f"{printable_path(index_file.path)} promises {index.total_size} bytes of tensors; there are {total}"
+        )
     by_shard = {shard: part.metadata for shard, part in parts.items()}
     metadata = _merged_metadata(by_shard, notes)
     records = {shard: its[record.KEY] for shard, its in by_shard.items() if record.KEY in its}
@@ -289,11 +313,17 @@ def sibling_files(path: str | Path) -> list[Path]:
     for those of the hub's cache, whose snapshots are links to blobs.
     """
     folder, names, shards = _contents(path)
-    return [folder / name for name in names if name not in shards and not name.endswith(_WEIGHTS) and _stays_inside(folder / name)]
+    return [
+        folder / name
+        for name in names
+        if name not in shards and not name.endswith(_WEIGHTS) and _stays_inside(folder / name)
+    ]
 
 
 def files_left(source: Source) -> list[str]:
-    """What else lies in a sharded checkpoint's folder and is neither part of it nor carried along: training state, folders."""
+    """What else lies in a sharded checkpoint's folder and is neither part of it nor carried along: training state,
+    folders.
+    """
     folder, names, _ = _contents(source.path)
     mine = {*source.shards, *(path.name for path in sibling_files(source.path))}
     with os.scandir(folder) as entries:

@@ -15,6 +15,7 @@ from pathlib import Path
 from ...dtypes import DTYPES
 from ...errors import InputRefused
 from ...text import listing, printable, printable_path
+from ..disk.input_file import InputFile
 from ..pickle.pickle_data import (
     MAX_BYTES,
     PARTITIONED,
@@ -28,11 +29,10 @@ from ..pickle.pickle_data import (
     shown,
 )
 from ..pickle.pickle_globals import OTHER_WIDTHS
+from ..pickle.torch_zip import member_bytes, read_archive
+from ..source import Root, Source, Storage, TensorInfo
 from .recognise import LEGACY_MAGIC, ZERO_HINT
 from .roots import choose_root
-from ..disk.input_file import InputFile
-from ..source import Root, Source, Storage, TensorInfo
-from ..pickle.torch_zip import member_bytes, read_archive
 
 # A tensor expanded by stride 0 is stored whole in safetensors: allowed as long as that cannot blow up.
 EXPANSION = 64 << 20
@@ -87,7 +87,9 @@ def _open(path: Path, file: InputFile, root: str | None) -> Source:
     tensors = {name: tensor_info(name, ref, storages) for name, ref in chosen.tensors.items()}
     check_expansion(tensors, file.size)
     if any(name == "__metadata__" for name in tensors):
-        raise InputRefused("a tensor is named __metadata__, which safetensors cannot store", hint="rename it where it was made")
+        raise InputRefused(
+            "a tensor is named __metadata__, which safetensors cannot store", hint="rename it where it was made"
+        )
     skipped = [str(cls) for cls in loaded.classes]
     if skipped:
         notes.append(f"read past classes paramcli does not know: {listing(skipped, 100)}")
@@ -114,7 +116,8 @@ def zip_parts(file: InputFile) -> tuple[Unpickled, Storages, list[str]]:
     archive = read_archive(file)
     if "data.pkl" not in archive.members:
         raise InputRefused(
-            "a zip archive without the data.pkl of a torch checkpoint", hint="unpack it and give paramcli the checkpoint inside"
+            "a zip archive without the data.pkl of a torch checkpoint",
+            hint="unpack it and give paramcli the checkpoint inside",
         )
     order = member_bytes(file, archive, "byteorder", 100) if "byteorder" in archive.members else b"little"
     if order.strip() != b"little":
@@ -122,10 +125,14 @@ def zip_parts(file: InputFile) -> tuple[Unpickled, Storages, list[str]]:
     data = member_bytes(file, archive, "data.pkl", MAX_BYTES)
     loaded = read_pickle(data)
     if loaded.end != len(data):
-        raise InputRefused("bytes after the end of its pickle belong to nothing", hint="copy or download the file again")
+        raise InputRefused(
+            "bytes after the end of its pickle belong to nothing", hint="copy or download the file again"
+        )
     notes = [] if archive.checksums else ["the file records no checksums, so damage to its tensors cannot be noticed"]
     storages = {
-        name.removeprefix("data/"): Storage(0, member.offset, member.size, name, member.crc if archive.checksums else None)
+        name.removeprefix("data/"): Storage(
+            0, member.offset, member.size, name, member.crc if archive.checksums else None
+        )
         for name, member in archive.members.items()
         if name.startswith("data/")
     }
@@ -152,7 +159,9 @@ def _legacy_from(file: InputFile, data: bytes) -> tuple[Unpickled, Storages, lis
     protocol = read_pickle(data, magic.end)
     system = read_pickle(data, protocol.end)
     if protocol.value != _LEGACY_PROTOCOL:
-        raise InputRefused(f"a torch checkpoint of protocol {shown(protocol.value)}; {_LEGACY_PROTOCOL} is the one known")
+        raise InputRefused(
+            f"a torch checkpoint of protocol {shown(protocol.value)}; {_LEGACY_PROTOCOL} is the one known"
+        )
     if isinstance(system.value, dict) and system.value.get("little_endian") is False:
         raise InputRefused("it was written on a big-endian machine", hint="save it again on a little-endian one")
     loaded = read_pickle(data, system.end)
@@ -171,16 +180,24 @@ def _legacy_from(file: InputFile, data: bytes) -> tuple[Unpickled, Storages, lis
         count = int.from_bytes(file.read(position, 8), "little") if position + 8 <= file.size else -1
         size = count * element_width(used[key].dtype)
         if count < 0 or count != used[key].numel or position + 8 + size > file.size:
-            raise InputRefused(f"cut short, or storage '{printable(key, 40)}' has another size than it says", hint="copy or download the file again")
+            raise InputRefused(
+                f"cut short, or storage '{printable(key, 40)}' has another size than it says",
+                hint="copy or download the file again",
+            )
         storages[key] = Storage(0, position + 8, size, key)
         position += 8 + size
     if position != file.size:
-        raise InputRefused(f"{file.size - position} bytes after its last storage belong to nothing", hint="copy or download the file again")
+        raise InputRefused(
+            f"{file.size - position} bytes after its last storage belong to nothing",
+            hint="copy or download the file again",
+        )
     return loaded, storages, []
 
 
 def storage_refs(value: object, without: Set[int] = frozenset()) -> dict[str, StorageRef]:
-    """Every storage of the tree by key, but those of tensors whose id is in `without`; one key with two sizes is refused."""
+    """Every storage of the tree by key, but those of tensors whose id is in `without`; one key with two sizes is
+    refused.
+    """
     found: dict[str, StorageRef] = {}
     for ref in walk(value):
         if id(ref) in without:
@@ -189,7 +206,9 @@ def storage_refs(value: object, without: Set[int] = frozenset()) -> dict[str, St
         if isinstance(storage, StorageRef):
             known = found.setdefault(storage.key, storage)
             if known.numel * element_width(known.dtype) != storage.numel * element_width(storage.dtype):
-                raise InputRefused(f"storage '{printable(storage.key, 40)}' has two sizes", hint="copy or download the file again")
+                raise InputRefused(
+                    f"storage '{printable(storage.key, 40)}' has two sizes", hint="copy or download the file again"
+                )
     return found
 
 
@@ -260,11 +279,17 @@ def tensor_info(name: str, ref: TensorRef, storages: Storages) -> TensorInfo:
         return InputRefused(f"{printable(name, 120)} {why}", hint=hint, tensor=name)
 
     if ref.dtype not in DTYPES and ref.dtype != PAIRS:
-        raise refuse(f"is {printable(ref.dtype.removeprefix('?'), 40)}, which safetensors cannot store", "convert it where it was made")
+        raise refuse(
+            f"is {printable(ref.dtype.removeprefix('?'), 40)}, which safetensors cannot store",
+            "convert it where it was made",
+        )
     if PARTITIONED in ref.flags:
         raise refuse("is one process's part of a DeepSpeed ZeRO-3 parameter", ZERO_HINT)
     if ref.flags:
-        raise refuse(f"is a lazy view ({', '.join(printable(f, 20) for f in ref.flags)})", "save it after .resolve_conj().resolve_neg()")
+        raise refuse(
+            f"is a lazy view ({', '.join(printable(f, 20) for f in ref.flags)})",
+            "save it after .resolve_conj().resolve_neg()",
+        )
     if ref.storage.device == "meta":
         raise refuse("is on the meta device: it has a shape and no data", "save it with its data")
     storage, start = _span(ref, storages)
@@ -280,14 +305,18 @@ def tensor_info(name: str, ref: TensorRef, storages: Storages) -> TensorInfo:
 def check_expansion(tensors: dict[str, TensorInfo], file_size: int) -> None:
     """Strided and shared tensors are stored whole in safetensors: all of them together may not blow up."""
     strided = [info for info in tensors.values() if info.stride is not None]
-    for what, infos, factor in (("an expanded view", strided, 2), ("one of many that share a storage", tensors.values(), MAX_SHARING)):
+    for what, infos, factor in (
+        ("an expanded view", strided, 2),
+        ("one of many that share a storage", tensors.values(), MAX_SHARING),
+    ):
         total = sum(info.nbytes for info in infos)
         if total > max(EXPANSION, factor * file_size):
             largest = max(infos, key=lambda info: info.nbytes)
             raise InputRefused(
                 f"{printable(largest.name, 120)} is {what}: written out, they take {total} bytes, the file has {file_size}",
-                hint="save it after .contiguous()", tensor=largest.name,
-            )  # fmt: skip
+                hint="save it after .contiguous()",
+                tensor=largest.name,
+            )
 
 
 def is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:

@@ -20,18 +20,18 @@ from ...errors import OutputFailed
 from ...text import printable_path
 from ..disk.atomic import AtomicFile, failures, hidden_name
 from ..disk.direct import Disk
+from ..disk.input_file import OpenFiles
+from ..disk.stream import Stream
 from ..header import Slot
 from ..pickle.pickle_data import Global, Key, Opaque, Size, StorageRef, TensorRef
+from ..pickle.write_pickle import DTYPE_NAMES, PickleWriter, unit
+from ..pickle.write_zip import ALIGNMENT, Member, directory, lay_out, members_of
 from ..read.dcp import part_names
 from ..read.recognise import DCP_METADATA, is_dcp
-from ..disk.input_file import OpenFiles
 from ..source import Source, Storage
-from ..disk.stream import Stream
 from .folder import FolderSink
-from ..pickle.write_pickle import DTYPE_NAMES, PickleWriter, unit
 from .safetensors_file import Check, copy_storage
 from .torch_file import as_torch, strides
-from ..pickle.write_zip import ALIGNMENT, Member, directory, lay_out, members_of
 
 PART_SUFFIX = ".distcp"
 _MODULE = "torch.distributed.checkpoint.metadata"
@@ -71,7 +71,9 @@ class _Archive:
             out[member.header - gap : member.start - gap] = member.local_header()
             if member.data is not None:
                 out[member.start - gap : member.start - gap + member.size] = member.data
-        return bytes(out[: self.storage.start]), bytes(out[self.storage.start :]) + directory(self.members, self.directory)
+        return bytes(out[: self.storage.start]), bytes(out[self.storage.start :]) + directory(
+            self.members, self.directory
+        )
 
 
 def places_of(slots: Sequence[Slot]) -> dict[str, tuple[int, int]]:
@@ -90,8 +92,15 @@ class PartFile:
     """One part being written: the same interface as SafetensorsSink."""
 
     def __init__(
-        self, path: Path, slots: Sequence[Slot], places: Mapping[str, tuple[int, int]], *, overwrite: bool, pool: OpenFiles, disk: Disk
-    ):  # fmt: skip
+        self,
+        path: Path,
+        slots: Sequence[Slot],
+        places: Mapping[str, tuple[int, int]],
+        *,
+        overwrite: bool,
+        pool: OpenFiles,
+        disk: Disk,
+    ):
         self._slots = {slot.name: slot for slot in slots}
         self._places = places
         self._missing = set(self._slots)
@@ -178,9 +187,14 @@ class DcpSink(FolderSink):
     part_suffix = PART_SUFFIX
 
     def __init__(
-        self, folder: str | os.PathLike, parts: Mapping[str, Sequence[Slot]], siblings: Iterable[str | os.PathLike] = (), *,
-        overwrite: bool = False, owner: Mapping[str, int] | None = None,
-    ):  # fmt: skip
+        self,
+        folder: str | os.PathLike,
+        parts: Mapping[str, Sequence[Slot]],
+        siblings: Iterable[str | os.PathLike] = (),
+        *,
+        overwrite: bool = False,
+        owner: Mapping[str, int] | None = None,
+    ):
         super().__init__(folder, parts, siblings, overwrite=overwrite, owner=owner)
         self.places = {part: places_of(slots) for part, slots in self.parts.items()}
 
@@ -204,16 +218,25 @@ class DcpSink(FolderSink):
                 tensors[slot.name] = _object(_MODULE, "TensorStorageMetadata", fields)
                 paths[slot.name] = (slot.name,)
                 index = _object(_MODULE, "MetadataIndex", {"fqn": slot.name, "offset": first, "index": 0})
-                data[Key(index)] = _object(_FILES, "_StorageInfo", {"relative_path": names[part], "offset": offset, "length": length})
-        fields = {"state_dict_metadata": tensors, "planner_data": paths, "storage_data": data, "storage_meta": None, "version": _VERSION}
+                data[Key(index)] = _object(
+                    _FILES, "_StorageInfo", {"relative_path": names[part], "offset": offset, "length": length}
+                )
+        fields = {
+            "state_dict_metadata": tensors,
+            "planner_data": paths,
+            "storage_data": data,
+            "storage_meta": None,
+            "version": _VERSION,
+        }
         return PickleWriter(_no_tensor).finish(_object(_MODULE, "Metadata", fields))
 
     def check_replaced(self) -> None:
         if os.listdir(self.folder) and not is_dcp(self.folder):
             raise OutputFailed(
                 f"{printable_path(self.path)} is not a folder of torch.distributed.checkpoint, and --force replaces no other there",
-                hint="remove it, or write elsewhere with -o", path=self.path,
-            )  # fmt: skip
+                hint="remove it, or write elsewhere with -o",
+                path=self.path,
+            )
 
     def old_parts(self) -> set[str]:
         return part_names(self.folder)
@@ -225,7 +248,9 @@ class DcpSink(FolderSink):
         index = hidden_name(self._building or self.folder, DCP_METADATA)
         with failures(self.path):
             try:
-                index.write_bytes(self.index_bytes({part: sink.file.temporary.name for part, sink in self._sinks.items()}))
+                index.write_bytes(
+                    self.index_bytes({part: sink.file.temporary.name for part, sink in self._sinks.items()})
+                )
                 check(self.path, [index])
             finally:
                 index.unlink(missing_ok=True)
@@ -242,7 +267,9 @@ def _object(module: str, name: str, state: object) -> Opaque:
 
 
 def _properties(dtype: str) -> Opaque:
-    return _object(_MODULE, "TensorProperties", (Global("torch", DTYPE_NAMES[dtype]), _LAYOUT, False, _CONTIGUOUS, False))
+    return _object(
+        _MODULE, "TensorProperties", (Global("torch", DTYPE_NAMES[dtype]), _LAYOUT, False, _CONTIGUOUS, False)
+    )
 
 
 def _no_tensor(ref: object) -> tuple[str, int, int]:

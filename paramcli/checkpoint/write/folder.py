@@ -42,11 +42,11 @@ from ..disk.atomic import (
     sync_folder,
 )
 from ..disk.direct import Disk
-from ..header import Slot
-from ..disk.interrupts import signals_held
 from ..disk.input_file import InputFile, OpenFiles
-from ..source import Source
+from ..disk.interrupts import signals_held
 from ..disk.stream import Stream
+from ..header import Slot
+from ..source import Source
 from .safetensors_file import Check, MetadataOf, check_unchanged, copy_run
 
 
@@ -147,8 +147,9 @@ class FolderSink:
         if self._run.size > 1 and not place.is_dir():
             raise OutputFailed(
                 f"the folder of {printable_path(self.path)} is not one that all processes of the run see",
-                hint="the ranks of a run need one file system: -o a folder on it", path=self.path,
-            )  # fmt: skip
+                hint="the ranks of a run need one file system: -o a folder on it",
+                path=self.path,
+            )
         pool, disk = OpenFiles(), Disk(sum(slot.nbytes for slots in self.parts.values() for slot in slots))
         for part in self.parts:
             if self._owner.get(part, 0) == self._run.rank:
@@ -164,7 +165,11 @@ class FolderSink:
             os.mkdir(self._building, 0o777)  # the mode follows the umask
             return self._building.name
         if not stat.S_ISDIR(mode):
-            raise OutputFailed(f"{printable_path(self.path)} is no folder, which a sharded checkpoint is", hint="-o FOLDER", path=self.path)
+            raise OutputFailed(
+                f"{printable_path(self.path)} is no folder, which a sharded checkpoint is",
+                hint="-o FOLDER",
+                path=self.path,
+            )
         self.check_replaced()
         return None
 
@@ -250,9 +255,10 @@ class FolderSink:
                 self._files[part] = file
                 if not file.temporary.is_file() or file.temporary.stat().st_size != size:
                     raise OutputFailed(
-                        f"{printable(part)}, which rank {rank} wrote, is not to be found here", path=self.path,
+                        f"{printable(part)}, which rank {rank} wrote, is not to be found here",
+                        path=self.path,
                         hint="the ranks of a run need one file system: -o a folder on it",
-                    )  # fmt: skip
+                    )
         return True
 
     def _carry(self, sibling: Path, place: Path) -> None:

@@ -19,10 +19,10 @@ from types import MappingProxyType
 
 from ..disk.atomic import AtomicFile, failure
 from ..disk.direct import Disk
-from ..header import PAGE, Slot, build_header, congruent_end, layout
 from ..disk.input_file import InputFile, OpenFiles, in_use
-from ..source import Source, Storage
 from ..disk.stream import Stream
+from ..header import PAGE, Slot, build_header, congruent_end, layout
+from ..source import Source, Storage
 
 # One call of copy_file_range moves at most this much, so that signals are not held up, and the disk begins early.
 KERNEL_BLOCK = 1 << 26
@@ -101,7 +101,9 @@ class SafetensorsSink:
             runs.append((number, offset, place, length))
             if info.storage.crc is not None:
                 parts.append(info.storage)
-        copy_storages(source, self.file, [(storage, place) for _, _, place, storage in sorted(whole, key=lambda item: item[:3])])
+        copy_storages(
+            source, self.file, [(storage, place) for _, _, place, storage in sorted(whole, key=lambda item: item[:3])]
+        )
         copy_runs(source, self.file, joined(runs))
         for storage in parts:
             source.check_storage(storage)
@@ -125,7 +127,9 @@ class SafetensorsSink:
         """The same for a part, which begins where the one before it ended."""
         begin, end = self._places[name]
         assert name in self._missing, f"{name} is written twice"
-        assert at == self._missing[name], f"{name} has {self._missing[name]} bytes so far, and a part for byte {at} came"
+        assert at == self._missing[name], (
+            f"{name} has {self._missing[name]} bytes so far, and a part for byte {at} came"
+        )
         assert at + length <= end - begin, f"{name} has {end - begin} bytes, {at + length} were given"
         self._missing[name] += length
         if self._missing[name] == end - begin:
@@ -168,9 +172,16 @@ def joined(runs: Iterable[tuple[int, int, int, int]]) -> list[tuple[int, int, in
 _FICLONERANGE = 0x4020940D
 # Errors of copy_file_range after which reading and writing may still work, or will say whose fault it is.
 _TRY_PLAIN = {
-    errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM, errno.ETXTBSY, errno.EOVERFLOW,
+    errno.EXDEV,
+    errno.EINVAL,
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+    errno.EBADF,
+    errno.EPERM,
+    errno.ETXTBSY,
+    errno.EOVERFLOW,
     errno.EIO,
-}  # fmt: skip
+}
 
 
 def copy_storage(source: Source, storage: Storage, stream: Stream, place: int) -> int:
@@ -181,6 +192,7 @@ def copy_storage(source: Source, storage: Storage, stream: Stream, place: int) -
 
 def copy_storages(source: Source, target: AtomicFile, places: Sequence[tuple[Storage, int]]) -> None:
     """The same for many, in several threads where there is much."""
+
     def copy(stream: Stream, storage: Storage, place: int) -> None:
         copy_storage(source, storage, stream, place)
 
@@ -188,7 +200,10 @@ def copy_storages(source: Source, target: AtomicFile, places: Sequence[tuple[Sto
 
 
 def copy_runs(source: Source, target: AtomicFile, runs: Iterable[tuple[int, int, int, int]]) -> None:
-    """Copy runs (file, offset there, offset here, length); several threads keep a disk busy that is written past the cache."""
+    """Copy runs (file, offset there, offset here, length); several threads keep a disk busy that is written past the
+    cache.
+    """
+
     def copy(stream: Stream, number: int, *run: int) -> None:
         copy_run(source.files[number], stream, *run)
 

@@ -11,10 +11,10 @@ from types import MappingProxyType
 from ...errors import InputRefused, OutputFailed
 from ...text import printable, printable_path
 from ..disk.direct import Disk
-from ..header import Slot
-from ..read.sharded import INDEX_NAME, INDEX_SUFFIX, read_index
-from ..read.recognise import is_dcp
 from ..disk.input_file import OpenFiles
+from ..header import Slot
+from ..read.recognise import is_dcp
+from ..read.sharded import INDEX_NAME, INDEX_SUFFIX, read_index
 from .folder import FolderSink
 from .safetensors_file import MetadataOf, SafetensorsSink
 
@@ -24,8 +24,9 @@ SINGLE_NAME = "model.safetensors"
 class ShardedSink(FolderSink):
     """A folder of shards being written; the same interface as SafetensorsSink.
 
-    `shards` is file name -> slots. `metadata` gives that of a shard with these keys; `index_metadata` goes into the index
-    beside total_size, which is always exact. `longest` is SafetensorsSink's, of each shard. The rest is FolderSink's.
+    `shards` is file name -> slots. `metadata` gives that of a shard with these keys; `index_metadata` goes into the
+    index beside total_size, which is always exact. `longest` is SafetensorsSink's, of each shard. The rest is
+    FolderSink's.
     """
 
     part_suffix = ".safetensors"
@@ -57,9 +58,16 @@ class ShardedSink(FolderSink):
         metadata = self.metadata(slot.name for slot in slots)
         longest = self.longest(slot.name for slot in slots) if self.longest is not None else metadata
         return SafetensorsSink(
-            path, slots, metadata, overwrite=self.overwrite, follow_links=False, pool=pool, disk=disk, origins=self.origins,
+            path,
+            slots,
+            metadata,
+            overwrite=self.overwrite,
+            follow_links=False,
+            pool=pool,
+            disk=disk,
+            origins=self.origins,
             longest=longest if longest != metadata else None,
-        )  # fmt: skip
+        )
 
     def amend(self, metadata: MetadataOf) -> None:
         for sink in self._sinks.values():
@@ -75,10 +83,16 @@ class ShardedSink(FolderSink):
         indexes = sorted(name for name in os.listdir(self.folder) if name.endswith(INDEX_SUFFIX))
         if self.index_name in indexes:
             return
-        other = f"another sharded checkpoint, {printable(indexes[0])}" if indexes else "a checkpoint of torch.distributed.checkpoint"
+        other = (
+            f"another sharded checkpoint, {printable(indexes[0])}"
+            if indexes
+            else "a checkpoint of torch.distributed.checkpoint"
+        )
         if indexes or is_dcp(self.folder):
             raise OutputFailed(
-                f"{printable_path(self.path)} holds {other}; one folder is for one", hint="remove it, or write elsewhere with -o", path=self.path
+                f"{printable_path(self.path)} holds {other}; one folder is for one",
+                hint="remove it, or write elsewhere with -o",
+                path=self.path,
             )
 
     def old_parts(self) -> set[str]:

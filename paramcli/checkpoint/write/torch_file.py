@@ -17,15 +17,15 @@ from ...dtypes import DTYPES
 from ...errors import InputRefused
 from ...text import printable
 from ..disk.atomic import AtomicFile
+from ..disk.stream import Stream
 from ..header import Slot
 from ..pickle.pickle_data import Items, StorageRef, TensorRef
-from ..read.torch_file import PAIRS, element_width, storage_refs
-from ..read.roots import as_dict
-from ..source import Source, Storage
-from ..disk.stream import Stream
 from ..pickle.write_pickle import PickleWriter, unit
-from .safetensors_file import Check, MetadataOf, check_unchanged, copy_storage
 from ..pickle.write_zip import Member, directory, lay_out, members_of
+from ..read.roots import as_dict
+from ..read.torch_file import PAIRS, element_width, storage_refs
+from ..source import Source, Storage
+from .safetensors_file import Check, MetadataOf, check_unchanged, copy_storage
 
 
 @dataclass
@@ -48,9 +48,16 @@ class TorchSink:
     """One torch checkpoint being written. Use in a `with`; nothing appears without commit()."""
 
     def __init__(
-        self, path: Path, source: Source, slots: Sequence[Slot], copies: Sequence[tuple[str, str]], renamed: Mapping[str, str],
-        tied: Mapping[str, str] = {}, *, overwrite: bool = False,
-    ):  # fmt: skip
+        self,
+        path: Path,
+        source: Source,
+        slots: Sequence[Slot],
+        copies: Sequence[tuple[str, str]],
+        renamed: Mapping[str, str],
+        tied: Mapping[str, str] = {},
+        *,
+        overwrite: bool = False,
+    ):
         """`copies`: (name here, name in the source); `renamed`: source key -> the first name that takes its place;
         `tied`: a slot that is written -> the one before it that it is one tensor with."""
         self.source = source
@@ -114,7 +121,9 @@ class TorchSink:
         if dtype == PAIRS:
             stride, numel = strides(shape), place.record.size
         self._tensors[slot.name] = place
-        self._refs[slot.name] = TensorRef(StorageRef(place.key, dtype, numel, "cpu"), dtype, place.offset, shape, stride)
+        self._refs[slot.name] = TensorRef(
+            StorageRef(place.key, dtype, numel, "cpu"), dtype, place.offset, shape, stride
+        )
 
     def _tree(self, renamed: Mapping[str, str]) -> object:
         """The source's tree with its state dict replaced; for a source without one, a plain state dict."""
@@ -145,8 +154,12 @@ class TorchSink:
         return new
 
     def _plan_foreign(self, tree: object) -> None:
-        """A place for every storage outside the state dict (optimizer moments, an EMA copy), shared where it is copied whole."""
-        outside = {key: ref for key, ref in storage_refs(tree, without=self._own).items() if key in self.source.storages}
+        """A place for every storage outside the state dict (optimizer moments, an EMA copy), shared where it is copied
+        whole.
+        """
+        outside = {
+            key: ref for key, ref in storage_refs(tree, without=self._own).items() if key in self.source.storages
+        }
         for key, ref in outside.items():
             storage = self.source.storages[key]
             self._foreign[key] = self._whole.get(_spot(storage)) or self._add(storage.nbytes, storage)
@@ -156,8 +169,10 @@ class TorchSink:
             return ref.storage.key, ref.storage.numel * unit(ref.dtype), ref.offset
         storage = ref if isinstance(ref, StorageRef) else ref.storage
         place = self._foreign.get(storage.key)
-        if place is None or isinstance(ref, StorageRef) and ref.view:
-            raise InputRefused("a tensor outside the state dict whose storage the file does not have", hint="-o FILE.safetensors")
+        if place is None or (isinstance(ref, StorageRef) and ref.view):
+            raise InputRefused(
+                "a tensor outside the state dict whose storage the file does not have", hint="-o FILE.safetensors"
+            )
         numel = place.record.size // element_width(ref.dtype) * unit(ref.dtype)
         if isinstance(ref, StorageRef):
             return place.key, place.record.size if ref.untyped else numel, 0
@@ -202,7 +217,11 @@ class TorchSink:
         if at + view.nbytes < record.size:
             self._parts[name] = at + view.nbytes, crc
         elif record.written and crc != record.crc:
-            raise InputRefused(f"{printable(name)} is tied to another tensor, and would get other values than that", hint="--tied separate", tensor=name)
+            raise InputRefused(
+                f"{printable(name)} is tied to another tensor, and would get other values than that",
+                hint="--tied separate",
+                tensor=name,
+            )
         else:
             record.written = True
 
@@ -253,7 +272,11 @@ def as_torch(slot: Slot) -> tuple[str, tuple[int, ...]]:
         # torch counts bytes, each two values; the format counts values.
         return PAIRS, (*shape[:-1], shape[-1] // 2)
     if DTYPES[dtype].torch_name is None:
-        raise InputRefused(f"{printable(slot.name)} is {dtype}, which torch files cannot hold", hint="-o FILE.safetensors", tensor=slot.name)
+        raise InputRefused(
+            f"{printable(slot.name)} is {dtype}, which torch files cannot hold",
+            hint="-o FILE.safetensors",
+            tensor=slot.name,
+        )
     return dtype, shape
 
 

@@ -33,10 +33,13 @@ class Sink(Protocol):
         """Let other threads that write here stop soon: the work has failed and the sink is about to be left."""
 
     def amend(self, metadata: MetadataOf) -> None:
-        """The metadata as the data have settled it, in the room that was kept for it; nothing where the container has none."""
+        """The metadata as the data have settled it, in the room that was kept for it; nothing where the container has
+        none.
+        """
 
     def commit(self, *sources: Source, check: Check | None = None) -> None:
         """Publish. Sources that were copied from, and those given, must be unchanged since they were opened.
 
-        `check` gets the output's path and the finished files under their temporary names; if it raises, nothing appears.
+        `check` gets the output's path and the finished files under their temporary names; if it raises, nothing
+        appears.
         """

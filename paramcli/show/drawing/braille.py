@@ -65,7 +65,10 @@ def _curve(panel: Curve) -> list[str]:
         for column, (at, after) in enumerate(zip(rows, [*rows[1:], rows[-1]])):
             for between in range(at, max(after, at + 1)):
                 canvas.put(column, between, BEFORE)
-    heights = [round((value - panel.low) / span * (4 * HEIGHT - 1)) for value in sampled(panel.after, panel.low, 2 * canvas.width)]
+    heights = [
+        round((value - panel.low) / span * (4 * HEIGHT - 1))
+        for value in sampled(panel.after, panel.low, 2 * canvas.width)
+    ]
     for x, height in enumerate(heights):
         canvas.line(x, height, heights[x + 1] if x + 1 < len(heights) else height)
     labels = {row(exponent): f"1e{exponent}" for exponent in ticks(panel.low, panel.high, 4)}

@@ -14,7 +14,10 @@ def png(shown: Sequence[Curve | Plane], across: int, title: str) -> bytes:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UsageError("--png needs matplotlib, which is not installed", hint="pip install 'paramcli[plot]', or --svg, which needs nothing") from None
+        raise UsageError(
+            "--png needs matplotlib, which is not installed",
+            hint="pip install 'paramcli[plot]', or --svg, which needs nothing",
+        ) from None
     across = max(min(across, len(shown)), 1)
     down = -(-len(shown) // across)
     figure = Figure(figsize=(3.2 * across, 2.7 * down), layout="constrained")
@@ -31,9 +34,23 @@ def png(shown: Sequence[Curve | Plane], across: int, title: str) -> bytes:
 
 def _curve(axes, panel: Curve) -> None:
     if panel.before is not None:
-        axes.semilogy(range(1, len(panel.before) + 1), [10 ** log(v, panel.low) for v in panel.before], "--", color="#b35900", linewidth=1, label="original")
+        axes.semilogy(
+            range(1, len(panel.before) + 1),
+            [10 ** log(v, panel.low) for v in panel.before],
+            "--",
+            color="#b35900",
+            linewidth=1,
+            label="original",
+        )
     marker = "." if len(panel.after) < 30 else ""
-    axes.semilogy(range(1, len(panel.after) + 1), [10 ** log(v, panel.low) for v in panel.after], marker=marker, color="#0b63ce", linewidth=1.3, label="value")
+    axes.semilogy(
+        range(1, len(panel.after) + 1),
+        [10 ** log(v, panel.low) for v in panel.after],
+        marker=marker,
+        color="#0b63ce",
+        linewidth=1.3,
+        label="value",
+    )
     axes.set_ylim(10**panel.low, 10**panel.high)
     axes.grid(True, linewidth=0.4, alpha=0.5)
     axes.set_title(f"singular values {panel.title}".strip(), fontsize=8, parse_math=False)

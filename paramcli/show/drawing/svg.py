@@ -68,7 +68,9 @@ def _curve(shown: Curve) -> str:
     marks = ticks(shown.low, shown.high, 5)
     for exponent in marks:
         at = _number(_TOP + (shown.high - exponent) / span * high)
-        parts.append(f'<path class="grid" d="M{_LEFT} {at}h{wide}"/><text x="{_LEFT - 5}" y="{at}" dy="4" text-anchor="end">{power(exponent)}</text>')
+        parts.append(
+            f'<path class="grid" d="M{_LEFT} {at}h{wide}"/><text x="{_LEFT - 5}" y="{at}" dy="4" text-anchor="end">{power(exponent)}</text>'
+        )
     if not marks:
         parts.append(f'<text x="{_LEFT - 5}" y="{_TOP + 6}" text-anchor="end">{10**shown.high:.2g}</text>')
         parts.append(f'<text x="{_LEFT - 5}" y="{_TOP + high}" text-anchor="end">{10**shown.low:.2g}</text>')
@@ -76,7 +78,9 @@ def _curve(shown: Curve) -> str:
     if shown.before is not None:
         parts.append(f'<polyline class="then" points="{place(shown.before)}"/>')
     parts.append(f'<polyline class="now" points="{place(shown.after)}"/>')
-    parts.append(f'<text x="{_LEFT}" y="{HEIGHT - 8}">1</text><text x="{WIDTH - _RIGHT}" y="{HEIGHT - 8}" text-anchor="end">{len(shown.after)}</text>')
+    parts.append(
+        f'<text x="{_LEFT}" y="{HEIGHT - 8}">1</text><text x="{WIDTH - _RIGHT}" y="{HEIGHT - 8}" text-anchor="end">{len(shown.after)}</text>'
+    )
     return "".join(parts)
 
 
@@ -85,7 +89,9 @@ def _plane(shown: Plane) -> str:
     cx, cy = WIDTH / 2, _TOP + radius
     unit = radius / shown.reach
     parts = [_title(f"eigenvalues {shown.title}".strip())]
-    parts.append(f'<path class="grid" d="M{_number(cx - radius)} {_number(cy)}h{_number(2 * radius)}M{_number(cx)} {_number(cy - radius)}v{_number(2 * radius)}"/>')
+    parts.append(
+        f'<path class="grid" d="M{_number(cx - radius)} {_number(cy)}h{_number(2 * radius)}M{_number(cx)} {_number(cy - radius)}v{_number(2 * radius)}"/>'
+    )
     if 2 < unit <= radius:
         parts.append(f'<circle class="grid" cx="{_number(cx)}" cy="{_number(cy)}" r="{_number(unit)}"/>')
     # Far more points than pixels say nothing.

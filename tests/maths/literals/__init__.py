@@ -1,6 +1,30 @@
 """Worked examples of every entry by hand: (chain, tensors by role, the weight). One file a family, as in the catalogue."""
 
-from . import adapters, core, definite, elementwise, geotorch, manifolds, norms, orthogonal, quantized, sparse, structured
+from . import (
+    adapters,
+    core,
+    definite,
+    elementwise,
+    geotorch,
+    manifolds,
+    norms,
+    orthogonal,
+    quantized,
+    sparse,
+    structured,
+)
 
-_FAMILIES = (core, orthogonal, manifolds, norms, elementwise, definite, structured, sparse, quantized, adapters, geotorch)
+_FAMILIES = (
+    core,
+    orthogonal,
+    manifolds,
+    norms,
+    elementwise,
+    definite,
+    structured,
+    sparse,
+    quantized,
+    adapters,
+    geotorch,
+)
 LITERALS = [case for family in _FAMILIES for case in family.LITERALS]

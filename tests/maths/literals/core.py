@@ -15,7 +15,8 @@ LITERALS = [
     # The lower triangle counts: A = [[0, -2], [2, 0]], and (I + A/2)(I - A/2)^-1 is a quarter turn.
     ("orthogonal:map=cayley:triv=false", {"original": [[5, 7], [2, 5]]}, [[0, -1], [1, 0]]),
     ("orthogonal:map=matrix_exp:triv=false", {"original": [[5, 7], [1, 5]]}, [[cos(1), -sin(1)], [sin(1), cos(1)]]),
-    # Reflectors v = (1, 1) and (0, 1): (I - v v^T) diag(1, -1) = [[0, 1], [-1, 0]], its columns times the diagonal's signs.
+    # Reflectors v = (1, 1) and (0, 1): (I - v v^T) diag(1, -1) = [[0, 1], [-1, 0]], its columns times the diagonal's
+    # signs.
     ("orthogonal:map=householder:triv=false", {"original": [[1, 7], [1, -1]]}, [[0, -1], [-1, 0]]),
     (
         "orthogonal:map=cayley",

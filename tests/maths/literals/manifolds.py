@@ -20,11 +20,23 @@ LITERALS = [
     ("grassmannian", {"original": [[5], [1]], "0.base": I2}, [[cos(1)], [sin(1)]]),
     ("grassmannian", {"original": [[5, 7], [1, 5]], "0.base": SWAP}, SWAP),
     # s = 3 on the diagonal; below it 1 turns U's first column, above it pi/2 turns V's: 3 (cos 1, sin 1)^T (0, 1).
-    ("low_rank:rank=1", {"original": [[3, pi / 2], [1, 9]], "0.0.base": I2, "0.2.base": I2}, [[0, 3 * cos(1)], [0, 3 * sin(1)]]),
+    (
+        "low_rank:rank=1",
+        {"original": [[3, pi / 2], [1, 9]], "0.0.base": I2, "0.2.base": I2},
+        [[0, 3 * cos(1)], [0, 3 * sin(1)]],
+    ),
     ("fixed_rank:rank=1", {"original": [[1, 0], [0, 9]], "0.0.base": SWAP, "0.2.base": I2}, [[0, 0], [SP1, 0]]),
     # 1 + 0.3 sin(pi/2) and 1 + 0.3 sin(0); tanh(log 2) = 3/5; 2 sigmoid(log 3) - 1 = 1/2.
-    ("almost_orthogonal:lam=0.3", {"original": [[pi / 2, 0], [0, 0]], "0.0.base": I2, "0.2.base": I2}, [[1.3, 0], [0, 1]]),
-    ("almost_orthogonal:f=tanh", {"original": [[log(2), 0], [0, 0]], "0.0.base": I2, "0.2.base": I2}, [[1.06, 0], [0, 1]]),
+    (
+        "almost_orthogonal:lam=0.3",
+        {"original": [[pi / 2, 0], [0, 0]], "0.0.base": I2, "0.2.base": I2},
+        [[1.3, 0], [0, 1]],
+    ),
+    (
+        "almost_orthogonal:f=tanh",
+        {"original": [[log(2), 0], [0, 0]], "0.0.base": I2, "0.2.base": I2},
+        [[1.06, 0], [0, 1]],
+    ),
     (
         "almost_orthogonal:f=scaled_sigmoid:lam=0.5",
         {"original": [[log(3), 0], [0, 0]], "0.0.base": I2, "0.2.base": I2},
@@ -32,7 +44,11 @@ LITERALS = [
     ),
     ("invertible", {"original": [[0, 0], [0, 1]], "0.0.base": SWAP, "0.2.base": I2}, [[0, SP1], [SP0, 0]]),
     # p = (SP1, SP0) over sqrt(SP1 SP0).
-    ("sln", {"original": [[1, 0], [0, 0]], "0.0.base": I2, "0.2.base": I2}, [[sqrt(SP1 / SP0), 0], [0, sqrt(SP0 / SP1)]]),
+    (
+        "sln",
+        {"original": [[1, 0], [0, 0]], "0.0.base": I2, "0.2.base": I2},
+        [[sqrt(SP1 / SP0), 0], [0, sqrt(SP0 / SP1)]],
+    ),
     # Q is the turn by 1: Q diag(SP1, SP0) Q^T.
     (
         "spd",

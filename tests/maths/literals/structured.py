@@ -23,11 +23,19 @@ LITERALS = [
     # 3, 0, 0 at 0; 6, 0, 0 at 1; 0, 0, 9 at 2: the second row is the first moved to the right.
     ("circulant", {"original": [[3, 6, 0], [0, 0, 0], [0, 9, 0]]}, [[1, 2, 3], [3, 1, 2], [2, 3, 1]]),
     # scipy.linalg.toeplitz([1, 2, 3], [1, 4, 5, 6]), its r_0 ignored, and scipy.linalg.circulant([1, 2, 3]).
-    ("toeplitz_compact", {"original0": [1, 2, 3], "original1": [99, 4, 5, 6]}, [[1, 4, 5, 6], [2, 1, 4, 5], [3, 2, 1, 4]]),
+    (
+        "toeplitz_compact",
+        {"original0": [1, 2, 3], "original1": [99, 4, 5, 6]},
+        [[1, 4, 5, 6], [2, 1, 4, 5], [3, 2, 1, 4]],
+    ),
     ("circulant_compact", {"original": [1, 2, 3]}, [[1, 3, 2], [2, 1, 3], [3, 2, 1]]),
     ("kronecker:p=1:q=2", {"original0": [[1, -2]], "original1": [[1, 2], [3, 4]]}, [[1, 2, -2, -4], [3, 4, -6, -8]]),
     ("kronecker:p=2:q=1", {"original0": [[1], [1j]], "original1": [[1, 2]]}, [[1, 2], [1j, 2j]]),
-    ("factored:rank=2", {"original0": [[1, 0], [0, 1], [1, 1]], "original1": [[1, 2, 3], [4, 5, 6]]}, [[1, 2, 3], [4, 5, 6], [5, 7, 9]]),
+    (
+        "factored:rank=2",
+        {"original0": [[1, 0], [0, 1], [1, 1]], "original1": [[1, 2, 3], [4, 5, 6]]},
+        [[1, 2, 3], [4, 5, 6], [5, 7, 9]],
+    ),
     ("rank_one", {"original0": [1, 2], "original1": [3, 4, 5]}, [[3, 4, 5], [6, 8, 10]]),
     # U = I and V the exchange of two axes: 3 e_1 e_2^T + 2 e_2 e_1^T. V^H conjugates the i.
     ("svd_vals", {"original": [3, 2], "0.U": [[1, 0], [0, 1]], "0.V": [[0, 1], [1, 0]]}, [[0, 3], [2, 0]]),
