@@ -1,27 +1,112 @@
 """paramcli: torch's parametrizations on a checkpoint on disk, without the model's code.
 
+Every command is a function with the command's name and options; it returns a frozen result:
+
     import paramcli
-    paramcli.register(model.fc, "weight", "skew,cayley")      # what `paramcli add` does, on a live module
+    result = paramcli.add("ckpt.pt", "fc.weight", "skew,cayley", output="ckpt.parametrized.safetensors")
+    paramcli.verify(result.output).ok                         # what `paramcli verify` measures; a model will do too
+
+and on live models:
+
+    paramcli.register(model.fc, "weight", "skew,cayley")      # what `add` does, on a module in memory
     paramcli.save(model, "model.safetensors")                 # the state dict, with a record of the chains
     paramcli.load(model, "model.safetensors")                 # registers what the record says, then loads
-    paramcli.verify("model.safetensors")                      # what `paramcli verify` measures; a model will do too
 
-Importing this package is cheap; the functions of its public interface load torch when first used.
+Errors are `ParamcliError` and its subclasses, with fields. Importing this package is cheap; torch is loaded by the
+functions that compute.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 __version__ = "0.1.0"
-__all__ = ["load", "register", "save", "verify"]
+
+if TYPE_CHECKING:
+    from .answers.diff import Difference, DiffResult
+    from .answers.discover import DiscoverResult, Finding
+    from .answers.inspect import InspectResult
+    from .answers.spectrum import Spectra, Spectrum, SpectrumResult
+    from .answers.verdict import Verdict, VerifyResult
+    from .api.edits import add, apply, assign, convert, migrate, remove
+    from .api.questions import diff, discover, inspect, snippet, spectrum, verify
+    from .errors import CheckFailed, DeviceFull, InputRefused, OutputFailed, ParamcliError, UsageError
+    from .live import load, register, save
+    from .maths.base import Check
+    from .plugins import load_plugin
+    from .spelling.forms import Group
+    from .surgery.plan import Outcome
+    from .surgery.result import EditResult
+    from .watch import Watch
+
+# Public name -> the module that has it. None is imported before it is asked for.
+_PLACES = {
+    ".api.edits": ("add", "apply", "assign", "convert", "migrate", "remove"),
+    ".api.questions": ("diff", "discover", "inspect", "snippet", "spectrum", "verify"),
+    ".live": ("load", "register", "save"),
+    ".plugins": ("load_plugin",),
+    ".watch": ("Watch",),
+    ".errors": ("CheckFailed", "DeviceFull", "InputRefused", "OutputFailed", "ParamcliError", "UsageError"),
+    ".surgery.result": ("EditResult",),
+    ".surgery.plan": ("Outcome",),
+    ".answers.inspect": ("InspectResult",),
+    ".answers.verdict": ("Verdict", "VerifyResult"),
+    ".answers.diff": ("DiffResult", "Difference"),
+    ".answers.discover": ("DiscoverResult", "Finding"),
+    ".answers.spectrum": ("Spectra", "Spectrum", "SpectrumResult"),
+    ".maths.base": ("Check",),
+    ".spelling.forms": ("Group",),
+}
+_HOME = {name: place for place, names in _PLACES.items() for name in names}
+
+__all__ = [
+    "Check",
+    "CheckFailed",
+    "DeviceFull",
+    "DiffResult",
+    "Difference",
+    "DiscoverResult",
+    "EditResult",
+    "Finding",
+    "Group",
+    "InputRefused",
+    "InspectResult",
+    "Outcome",
+    "OutputFailed",
+    "ParamcliError",
+    "Spectra",
+    "Spectrum",
+    "SpectrumResult",
+    "UsageError",
+    "Verdict",
+    "VerifyResult",
+    "Watch",
+    "add",
+    "apply",
+    "assign",
+    "convert",
+    "diff",
+    "discover",
+    "inspect",
+    "load",
+    "load_plugin",
+    "migrate",
+    "register",
+    "remove",
+    "save",
+    "snippet",
+    "spectrum",
+    "verify",
+]
 
 
-def __getattr__(name: str):
-    if name in __all__:
+def __getattr__(name: str) -> object:
+    if name in _HOME:
         from importlib import import_module
 
-        return getattr(import_module(".live", __name__), name)
+        return getattr(import_module(_HOME[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__})

@@ -57,8 +57,8 @@ class Gathering:
     out.
     """
 
-    def __init__(self, arguments: Sequence[str], *sources: Source):
-        self.command = printable(shlex.join(["paramcli", *arguments]), _LONGEST_COMMAND)
+    def __init__(self, command: Sequence[str], *sources: Source):
+        self.command = printable(shlex.join(command), _LONGEST_COMMAND)
         self._sources = sources
         self._sums: list[FileSum] = []
         self._error: Exception | None = None

@@ -3,7 +3,7 @@
     register(module, "weight", "skew,cayley")      what `paramcli add` does to a tensor in a file
     load(model, path)                              registers what the file says, then loads it
     save(model, path)                              the state dict, with a record of the chains
-    verify(model_or_path)                          what `paramcli verify` measures
+    verify_model(model)                            what `paramcli verify` measures
 
 Registration is torch's own parametrize, so `parametrize.cached()`, deepcopy, optimizers and
 `torch.compile` see nothing they do not know.
@@ -23,21 +23,27 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _Orthogonal, _SpectralNorm, _WeightNorm
 
 from . import __version__
-from .answers.verify import Verdict, measure_parts, select_claims, verify_group
+from .answers.measured import measure_parts
+from .answers.verdict import Verdict, VerifyResult
 from .chain import Chain, extend, parse_chain
+from .checkpoint.disk.atomic import AtomicFile
 from .checkpoint.header import Slot
-from .checkpoint.read.open import open_checkpoint
 from .checkpoint.source import Source, tensor_bytes
+from .checkpoint.write.safetensors_file import SafetensorsSink
+from .devices import torch_device
 from .dtypes import CODE_OF_TORCH, code_of
-from .errors import InputRefused, UsageError, error_context
+from .errors import InputRefused, OutputFailed, UsageError, error_context
 from .fitting import torch_module as hosting
 from .fitting.evaluate import complete, read_state, require_chain, settle
 from .fitting.fit import fit
 from .fitting.reach import NOTED
+from .spec import select
 from .spelling import record as records
-from .spelling.forms import PARAMETRIZED, Group, detect
+from .spelling.forms import PARAMETRIZED, Group
 from .spelling.keys import parametrized_key
-from .text import listing, printable, shape_text
+from .spelling.opened import open_groups
+from .surgery.output import TORCH_SUFFIXES
+from .text import listing, printable, printable_path, shape_text
 from .view import IDENTITY, View, parse_view
 
 
@@ -100,27 +106,36 @@ def register(
     return module
 
 
-def load(model: nn.Module, path: str | os.PathLike, strict: bool = True, *, root: str | None = None) -> nn.Module:
+def load(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    strict: bool = True,
+    *,
+    root: str | None = None,
+    device: str = "cpu",
+    ignore_record: bool = False,
+) -> nn.Module:
     """Register on the model what the file's record and keys say, then load the file; returns the model.
 
     Any checkpoint that `paramcli inspect` reads will do, in any spelling: older spellings of weight norm, spectral
     norm and pruning become parametrizations, unless the model itself spells them so. Parameters that the model has
     under the same name are filled in place, so an optimizer made before keeps its single originals; one made after
-    sees all of them.
+    sees all of them. `device`: where what the file leaves open is computed; the model stays where it is.
 
     Raises InputRefused for a file that does not fit the model (`strict=False` loads what fits), UsageError for a chain
     that nothing tells; the model is then as it was.
     """
-    with open_checkpoint(Path(path), root) as source, error_context(path=path), ExitStack() as undo:
+    where = torch_device(device)
+    with open_groups(path, root, ignore_record) as opened, error_context(path=path), ExitStack() as undo:
         state: dict[str, Tensor] = {}
-        for group in _groups(source).values():
-            state.update(_tensors_for(model, source, group, undo))
-        source.check_unchanged()
+        for group in opened.groups.values():
+            state.update(_tensors_for(model, opened.source, group, where, undo))
+        opened.source.check_unchanged()
         have = model.state_dict()
         wrong = [
-            f"{printable(key)} is {shape_text(state[key].shape)} in the file and {shape_text(have[key].shape)} in the model"
-            for key in state
-            if isinstance(have.get(key), Tensor) and have[key].shape != state[key].shape
+            f"{printable(key)} is {shape_text(tensor.shape)} in the file and {shape_text(have[key].shape)} in the model"
+            for key, tensor in state.items()
+            if isinstance(have.get(key), Tensor) and have[key].shape != tensor.shape
         ]
         missing, unexpected = [k for k in have if k not in state], [k for k in state if k not in have]
         if wrong or (strict and (missing or unexpected)):
@@ -136,16 +151,9 @@ def load(model: nn.Module, path: str | os.PathLike, strict: bool = True, *, root
     return model
 
 
-def _groups(source: Source) -> dict[str, Group]:
-    record = records.record_in(source)
-    plain = detect(source.tensors)
-    records.check_against(record, {name: group.form for name, group in plain.items()})
-    return detect(source.tensors, record) if record else plain
-
-
-def _tensors_for(model: nn.Module, source: Source, group: Group, undo: ExitStack) -> dict[str, Tensor]:
+def _tensors_for(model: nn.Module, source: Source, group: Group, device: str, undo: ExitStack) -> dict[str, Tensor]:
     """The group's tensors under the keys the model has for them, its chain registered first where it is not."""
-    state = read_state(source, group)
+    state = read_state(source, group, device)
     own = {key: state[role] for role, key in group.keys.items()}
     module, name = _holder(model, group.tensor)
     if group.is_plain or module is None or set(own) <= set(model.state_dict(keep_vars=True)):
@@ -171,16 +179,56 @@ def _tensors_for(model: nn.Module, source: Source, group: Group, undo: ExitStack
 
 
 def save(
-    model: nn.Module, path: str | os.PathLike, *, overwrite: bool = False, metadata: Mapping[str, str] | None = None
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    metadata: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write the model's state dict as safetensors, with a record of its chains; returns the path.
+    """Write the model's state dict, as its name says: `.safetensors` with a record of its chains, `.pt`, `.pth`, `.bin`
+    or `.ckpt` as torch.save writes it, which has no place for one. Returns the path.
 
     torch's own weight_norm, spectral_norm and orthogonal are recorded too. Tensors parametrized by classes that
-    paramcli does not know are written without a record. The file appears whole or not at all.
+    paramcli does not know are written without a record. The file appears whole or not at all; one that is there is
+    replaced with `overwrite=True` only.
     """
-    from .checkpoint.write.safetensors_file import SafetensorsSink
+    path = Path(path)
+    if not path.name.endswith((".safetensors", *TORCH_SUFFIXES)):
+        raise UsageError(
+            f"save writes safetensors and torch checkpoints, not {printable(path.name)}",
+            hint="model.safetensors, or model.pt",
+        )
+    if not overwrite and os.path.lexists(path):
+        raise OutputFailed(f"{printable_path(path)} exists already", hint="overwrite=True replaces it", path=path)
+    if path.name.endswith(".safetensors"):
+        _save_safetensors(model, path, overwrite, metadata or {})
+    elif metadata:
+        raise UsageError("a torch file has no place for metadata", hint="save to a name that ends in .safetensors")
+    else:
+        with AtomicFile(path, overwrite=overwrite) as file:
+            writer = _Writer(file)
+            torch.save(model.state_dict(), writer)
+            file.commit(writer.size)
+    return path
 
-    path, state = Path(path), model.state_dict(keep_vars=True)
+
+class _Writer:
+    """An AtomicFile as torch.save wants one: written from its beginning to its end."""
+
+    def __init__(self, file: AtomicFile):
+        self._file, self.size = file, 0
+
+    def write(self, data: bytes | memoryview) -> int:
+        self._file.write_at(self.size, data)
+        self.size += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        pass
+
+
+def _save_safetensors(model: nn.Module, path: Path, overwrite: bool, metadata: Mapping[str, str]) -> None:
+    state = model.state_dict(keep_vars=True)
     for key, tensor in state.items():
         if (
             not isinstance(tensor, Tensor)
@@ -194,86 +242,65 @@ def save(
             )
             raise InputRefused(f"{printable(key)} is {what}, which safetensors cannot hold", tensor=key)
     slots = [Slot(key, code_of(tensor.dtype), tuple(tensor.shape)) for key, tensor in state.items()]
+    text = {**metadata, "format": "pt"}
+    if entries := _record_of(model):
+        text[records.KEY] = records.record_text(entries, __version__)
+    with SafetensorsSink(path, slots, text, overwrite=overwrite) as sink:
+        for key, tensor in state.items():
+            sink.write(key, tensor_bytes(tensor.detach().cpu().contiguous()))
+        sink.commit()
+
+
+def _record_of(model: nn.Module) -> dict[str, records.Entry]:
     entries = {}
     for tensor, module, name in _parametrized(model):
         known = chain_of(module, name)
         if known is not None:
             shape = tuple(hosting.parts(module, name)[0].stored_shape) if not _keeps_shape(module, name) else None
             entries[tensor] = records.Entry(PARAMETRIZED, str(known[0]), known[1].text, known[0].constraint, shape)
-    text = {**(metadata or {}), "format": "pt"}
-    if entries:
-        text[records.KEY] = records.record_text(entries, __version__)
-    with SafetensorsSink(path, slots, text, overwrite=overwrite) as sink:
-        for key, tensor in state.items():
-            sink.write(key, tensor_bytes(tensor.detach().cpu().contiguous()))
-        sink.commit()
-    return path
+    return entries
 
 
-def verify(
-    what: nn.Module | str | os.PathLike,
-    names: Sequence[str] | None = None,
-    *,
-    constraint: str | None = None,
-    tolerance: float | None = None,
-    root: str | None = None,
-) -> list[Verdict]:
-    """Measure the constraints of a model's parametrized tensors, or of a checkpoint's; each Verdict has `tensor`, `ok`,
-    `checks`.
+def verify_model(
+    model: nn.Module, tensor: Sequence[str] = (), *, constraint: str | None = None, tolerance: float | None = None
+) -> VerifyResult:
+    """Measure the constraints of a model's parametrized tensors, of those that `tensor` names or of all.
 
-    `ok` is None, and `checks` empty, for a tensor that makes no claim.
-
-    `names` limits it to some tensors; `constraint` holds them to that set instead of their own. Raises InputRefused
-    where there is nothing to verify.
+    `constraint` holds them to that set instead of their own. Raises InputRefused where there is nothing to verify.
     """
-    if isinstance(what, nn.Module):
-        return _verify_model(what, names, constraint, tolerance)
-    with open_checkpoint(Path(what), root) as source, error_context(path=what):
-        groups = _groups(source)
-        unknown = [name for name in names or () if name not in groups]
-        if unknown:
-            raise UsageError(f"no tensor named '{printable(unknown[0])}' in {printable(what)}", tensor=unknown[0])
-        chosen = [groups[name] for name in names] if names is not None else select_claims(list(groups.values()), what)
-        found = [verify_group(source, group, constraint, tolerance) for group in chosen]
-        source.check_unchanged()
-    return found
-
-
-def _verify_model(
-    model: nn.Module, names: Sequence[str] | None, constraint: str | None, tolerance: float | None
-) -> list[Verdict]:
-    verdicts = []
-    for tensor, module, name in _parametrized(model):
-        known = chain_of(module, name)
-        if known is None or (names is not None and tensor not in names):
-            continue
-        chain, view = known
-        with torch.no_grad(), error_context(tensor=tensor):
-            modes = [(part, part.training) for part in module.parametrizations[name].modules()]
-            try:
-                # A power step would move u and v, and measuring changes nothing.
-                module.parametrizations[name].eval()
-                value = getattr(module, name).detach()
-            finally:
-                for part, was in modes:
-                    part.training = was
-            group = Group(
-                tensor,
-                PARAMETRIZED,
-                {},
-                {},
-                tuple(value.shape),
-                code_of(value.dtype),
-                str(chain),
-                view.text,
-                chain.constraint,
-            )
-            originals = hosting.roles(module, name)
-            checks = measure_parts(chain, view, value, originals, constraint, tolerance)
-        verdicts.append(Verdict(group, str(chain), view.text, tuple(checks)))
-    if not verdicts:
+    known = {}
+    for full, module, name in _parametrized(model):
+        if (chain := chain_of(module, name)) is not None:
+            known[full] = (module, name, *chain)
+    if not known:
         raise InputRefused("nothing to verify: no tensor of the model has a chain that paramcli knows")
-    return verdicts
+    chosen = select(list(known), tensor, "the model") if tensor else list(known)
+    verdicts = [_verdict_of(full, *known[full], constraint, tolerance) for full in chosen]
+    return VerifyResult(None, tuple(verdicts))
+
+
+def _verdict_of(
+    tensor: str,
+    module: nn.Module,
+    name: str,
+    chain: Chain,
+    view: View,
+    constraint: str | None,
+    tolerance: float | None,
+) -> Verdict:
+    with torch.no_grad(), error_context(tensor=tensor):
+        modes = [(part, part.training) for part in module.parametrizations[name].modules()]
+        try:
+            # A power step would move u and v, and measuring changes nothing.
+            module.parametrizations[name].eval()
+            value = getattr(module, name).detach()
+        finally:
+            for part, was in modes:
+                part.training = was
+        code, shape = code_of(value.dtype), tuple(value.shape)
+        group = Group(tensor, PARAMETRIZED, {}, {}, shape, code, str(chain), view.text, chain.constraint)
+        checks = measure_parts(chain, view, value, hosting.roles(module, name), constraint, tolerance)
+    return Verdict(group, str(chain), view.text, tuple(checks))
 
 
 def chain_of(module: nn.Module, name: str) -> tuple[Chain, View] | None:

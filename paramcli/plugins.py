@@ -9,6 +9,7 @@ before any file is opened, and no name in a record is ever looked for.
 
 from __future__ import annotations
 
+import functools
 import glob
 import os
 import sys
@@ -22,7 +23,15 @@ GROUP = "paramcli.parametrizations"
 
 
 def load_installed() -> list[str]:
-    """Add the families of all installed packages; returns a line for each that could not be loaded."""
+    """Add the families of all installed packages, once; returns a line for each that could not be loaded, once too."""
+    problems = _loaded()
+    told = list(problems)
+    problems.clear()
+    return told
+
+
+@functools.cache
+def _loaded() -> list[str]:
     if not any(map(_announces, sys.path)):
         return []
     from importlib import metadata
@@ -54,7 +63,7 @@ def _announces(folder: str) -> bool:
     return False
 
 
-def load_file(spec: str) -> None:
+def load_plugin(spec: str) -> None:
     """Add the family that FILE.py:NAME holds; FILE.py alone stands for the file's own tables.
 
     Raises UsageError for a file or name that is not there, and for one that does not import.

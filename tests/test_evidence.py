@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import paramcli as package
 from paramcli import evidence
-from paramcli.answers import verify as verdict
+from paramcli.answers import measured as verdict
 
 CONTAINERS = {
     "a file": ("m.safetensors", ["m.safetensors"]),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from ..checkpoint.disk.interrupts import import_torch
 from ..checkpoint.source import Source
 from ..dtypes import DTYPES, dtype_name
 from ..errors import InputRefused
 from ..spelling.forms import Group
+from ..spelling.opened import Opened, choose_any
 from ..text import number_text, shape_text
+from ..watch import NOBODY, Watch
 
 # Two evaluations of one chain (another device, another thread count) differ by this many eps at most.
 DEFAULT_EPS = 16
@@ -27,13 +29,74 @@ class Difference:
     detail: str | None = None
 
 
-def compare(
-    a: Source, groups_a: dict[str, Group], b: Source, groups_b: dict[str, Group], tolerance: float | None, exact: bool
-) -> Iterator[Difference]:
-    """Every tensor that both have, in the order of the first."""
-    for name, one in groups_a.items():
-        if name in groups_b:
-            yield _compare_one(name, a, one, b, groups_b[name], tolerance, exact)
+@dataclass(frozen=True)
+class DiffResult:
+    """Two checkpoints by their effective weights. `tensors`: of those that both have, in the order of the first."""
+
+    tensors: tuple[Difference, ...]
+    only_in_a: tuple[str, ...]
+    only_in_b: tuple[str, ...]
+    # What to type next, where the difference is one of spelling or of a wrapper's prefix.
+    advice: str | None = None
+
+    @property
+    def equal(self) -> bool:
+        return not self.only_in_a and not self.only_in_b and all(d.equal for d in self.tensors)
+
+    def document(self) -> dict[str, object]:
+        """As --json prints it."""
+        return {
+            "equal": self.equal,
+            "tensors": [
+                {
+                    "tensor": d.tensor,
+                    "max_abs": d.max_abs,
+                    "relative": d.relative,
+                    "equal": d.equal,
+                    "detail": d.detail,
+                }
+                for d in self.tensors
+            ],
+            "only_in_a": list(self.only_in_a),
+            "only_in_b": list(self.only_in_b),
+        }
+
+    def summary(self) -> str:
+        unequal = [d for d in self.tensors if not d.equal]
+        worst = max((d.relative for d in unequal if d.relative is not None), default=None)
+        parts = [f"{len(self.tensors) - len(unequal)} equal", f"{len(unequal)} different"]
+        only = (("A", self.only_in_a), ("B", self.only_in_b))
+        parts += [f"{len(names)} only in {label}" for label, names in only if names]
+        farthest = f"; largest relative distance {number_text(worst)}" if worst is not None else ""
+        return ("equal: " if self.equal else "different: ") + ", ".join(parts) + farthest
+
+
+def diff(
+    one: Opened,
+    two: Opened,
+    tensor: Sequence[str] = (),
+    *,
+    tolerance: float | None = None,
+    exact: bool = False,
+    watch: Watch = NOBODY,
+) -> DiffResult:
+    """Compare what `tensor` names, or everything. As `paramcli.diff` has it."""
+    names = choose_any(tensor, (one, two)) if tensor else {*one.groups, *two.groups}
+    groups_a = {name: group for name, group in one.groups.items() if name in names}
+    groups_b = {name: group for name, group in two.groups.items() if name in names}
+    shared = [name for name in groups_a if name in groups_b]
+    found = []
+    with watch.meter("diff", len(shared), sum(groups_a[name].nbytes for name in shared)) as meter:
+        for name in shared:
+            sides = one.source, groups_a[name], two.source, groups_b[name]
+            found.append(_compare_one(name, *sides, tolerance, exact))
+            meter.advance(groups_a[name].nbytes)
+    one.source.check_unchanged()
+    two.source.check_unchanged()
+    only_a = tuple(name for name in groups_a if name not in groups_b)
+    only_b = tuple(name for name in groups_b if name not in groups_a)
+    result = DiffResult(tuple(found), only_a, only_b)
+    return replace(result, advice=advice(groups_a, groups_b, only_a, only_b, result.equal))
 
 
 def same_state(a: Source, one: Group, b: Source, other: Group) -> bool:
@@ -110,7 +173,11 @@ def _distance(
 
 
 def advice(
-    groups_a: dict[str, Group], groups_b: dict[str, Group], only_a: list[str], only_b: list[str], equal: bool
+    groups_a: Mapping[str, Group],
+    groups_b: Mapping[str, Group],
+    only_a: Sequence[str],
+    only_b: Sequence[str],
+    equal: bool,
 ) -> str | None:
     """The next thing to type where the difference is one of spelling or of a wrapper's prefix."""
     shared = [name for name in groups_a if name in groups_b]
@@ -127,11 +194,3 @@ def advice(
             if few and {f"{prefix}{name}" for name in few} & set(many):
                 return f"the names of {label} carry the prefix {prefix}: paramcli convert {label} --strip-prefix {prefix} -o OUT"
     return None
-
-
-def summary(differences: list[Difference], only_a: list[str], only_b: list[str]) -> str:
-    unequal = [d for d in differences if not d.equal]
-    worst = max((d.relative for d in unequal if d.relative is not None), default=None)
-    parts = [f"{len(differences) - len(unequal)} equal", f"{len(unequal)} different"]
-    parts += [f"{len(names)} only in {label}" for label, names in (("A", only_a), ("B", only_b)) if names]
-    return ", ".join(parts) + (f"; largest relative distance {number_text(worst)}" if worst is not None else "")

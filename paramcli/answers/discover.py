@@ -17,7 +17,10 @@ from ..fitting.evaluate import effective
 from ..maths.base import Check, eps, wide
 from ..registry import CONSTRAINTS, spec_of, target_class, within
 from ..spelling.forms import Group
+from ..spelling.opened import Opened
+from ..text import count_text
 from ..view import IDENTITY, View
+from ..watch import NOBODY, Watch
 
 # A residual below this is worth telling of, though rounding does not explain it.
 NEARLY = 0.05
@@ -33,6 +36,54 @@ class Finding:
     holds: tuple[Check, ...]
     nearly: tuple[Check, ...]
 
+    def document(self) -> dict[str, object]:
+        def checks(found: Sequence[Check]) -> list[dict[str, object]]:
+            return [{"constraint": c.constraint, "residual": c.residual, "tolerance": c.tolerance} for c in found]
+
+        return {
+            "tensor": self.tensor,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "holds": checks(self.holds),
+            "nearly": checks(self.nearly),
+        }
+
+
+@dataclass(frozen=True)
+class DiscoverResult:
+    """A finding for each floating tensor; `skipped`: those that could not be looked at, with the reason."""
+
+    tensors: tuple[Finding, ...]
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def structured(self) -> tuple[Finding, ...]:
+        """Those with something to tell."""
+        return tuple(finding for finding in self.tensors if finding.holds or finding.nearly)
+
+    def summary(self) -> str:
+        return f"{count_text(len(self.structured), 'tensor')} of {len(self.tensors)} with structure"
+
+    def document(self) -> dict[str, object]:
+        """As --json prints it."""
+        return {"tensors": [finding.document() for finding in self.tensors]}
+
+
+def discover(
+    opened: Opened,
+    tensor: Sequence[str] = (),
+    *,
+    view: View | None = None,
+    device: str = "cpu",
+    watch: Watch = NOBODY,
+) -> DiscoverResult:
+    """Look at the tensors that `tensor` names, or at all; `view`: as it shows them alone."""
+    chosen = opened.choose(tensor)
+    with watch.meter("discover", len(chosen), sum(group.nbytes for group in chosen)) as meter:
+        result = findings(opened.source, chosen, device, meter.advance, view)
+    opened.source.check_unchanged()
+    return result
+
 
 def findings(
     source: Source,
@@ -40,10 +91,7 @@ def findings(
     device: str = "cpu",
     progress: Callable[[int], None] = lambda nbytes: None,
     view: View | None = None,
-) -> tuple[list[Finding], list[tuple[str, str]]]:
-    """(one Finding for each floating tensor, tensors that could not be looked at with the reason); `view`: as it shows
-    them alone.
-    """
+) -> DiscoverResult:
     found, skipped, seen = [], [], {}
     for group in groups:
         progress(group.nbytes)
@@ -63,7 +111,7 @@ def findings(
         holds = tuple(check for check in checks if check.ok)
         nearly = tuple(check for check in checks if not check.ok and check.residual <= NEARLY)
         found.append(Finding(group.tensor, group.shape, dtype_name(group.dtype), *_strongest(holds, nearly)))
-    return found, skipped
+    return DiscoverResult(tuple(found), tuple(skipped))
 
 
 def source_bytes(W: Tensor) -> memoryview:

@@ -7,18 +7,40 @@ can become code or reach a terminal as it is.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..chain import Chain, parse_chain
+from ..checkpoint.source import Source
+from ..errors import InputRefused
 from ..spelling.forms import PARAMETRIZED, Group
+from ..spelling.opened import Opened
 from ..view import parse_view
 
 
-def snippet(groups: Iterable[Group], path: Path, root: Sequence[str] = ()) -> str:
-    """A function `parametrize(model)` and the line that loads the file; the chains must all be known.
+def snippet(opened: Opened, path: Path, tensor: Sequence[str] = ()) -> str:
+    """A function `parametrize(model)` and the line that loads the file.
 
-    `root`: the keys that lead to the state dict in a torch file.
+    Of what `tensor` names, or of all that is parametrized; where keys and shapes leave several chains the data are
+    asked.
     """
+    chosen = opened.choose(tensor, lambda group: not group.is_plain)
+    return snippet_text([_settled(opened.source, group) for group in chosen], path, opened.source.root_path)
+
+
+def _settled(source: Source, group: Group) -> Group:
+    if group.problem:
+        raise InputRefused(group.problem, hint=group.hint, tensor=group.tensor, path=source.path)
+    if not group.alternatives:
+        return group
+    from ..fitting.evaluate import read_state, settle
+
+    chain, _ = settle(group, read_state(source, group))
+    return replace(group, chain=str(chain), alternatives=())
+
+
+def snippet_text(groups: Iterable[Group], path: Path, root: Sequence[str] = ()) -> str:
+    """The same for groups whose chains are all known. `root`: the keys that lead to the state dict in a torch file."""
     levels = "".join(f"[{key!a}]" for key in root)
     parametrized = [group for group in groups if not group.is_plain]
     calls = [_call(group) for group in parametrized]

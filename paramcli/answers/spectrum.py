@@ -5,19 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..checkpoint.source import Source
+from ..devices import torch_device
 from ..dtypes import DTYPES, dtype_name
-from ..errors import InputRefused, error_context
+from ..errors import InputRefused, ParamcliError, UsageError, error_context
 from ..fitting import measure
 from ..fitting.evaluate import read_state, settle, weight_of
 from ..maths.base import wide
-from ..spelling.forms import Group
-from ..text import shape_text
+from ..spelling.forms import Group, with_chain
+from ..spelling.opened import Opened
+from ..text import count_text, number_text, shape_text
 from ..view import parse_view
+from ..watch import NOBODY, Watch
 
 # A batch of more matrices than this is told as one: a panel each would say nothing.
 MAX_MATRICES = 16
@@ -52,6 +56,21 @@ class Spectrum:
     def radius(self) -> float | None:
         return None if self.eigen is None else max(map(abs, self.eigen))
 
+    def document(self) -> dict[str, object]:
+        return {
+            "of": self.of,
+            "block": self.block,
+            "count": self.count,
+            "shape": list(self.shape),
+            "sigma_max": self.largest,
+            "sigma_min": self.smallest,
+            "condition": self.condition,
+            "stable_rank": self.stable_rank,
+            "spectral_radius": self.radius,
+            "singular_values": list(self.singular),
+            "eigenvalues": None if self.eigen is None else [[z.real, z.imag] for z in self.eigen],
+        }
+
 
 @dataclass(frozen=True)
 class Spectra:
@@ -69,6 +88,69 @@ class Spectra:
     def title(self) -> str:
         seen = f" ({self.view})" if self.view else ""
         return f"{shape_text(self.shape)} {self.dtype}" + (f", {self.chain}" if self.chain else "") + seen
+
+    def document(self) -> dict[str, object]:
+        return {
+            "tensor": self.tensor,
+            "form": self.form,
+            "chain": self.chain,
+            "view": self.view,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "matrices": [matrix.document() for matrix in self.matrices],
+        }
+
+
+@dataclass(frozen=True)
+class SpectrumResult:
+    """The spectra of each tensor; `skipped`: those that have none, with the error that says why."""
+
+    checkpoint: Path
+    tensors: tuple[Spectra, ...]
+    skipped: tuple[tuple[str, ParamcliError], ...] = ()
+
+    def summary(self) -> str:
+        matrices = [matrix for found in self.tensors for matrix in found.matrices]
+        least, most = min(m.smallest for m in matrices), max(m.largest for m in matrices)
+        count = count_text(len(self.tensors), "tensor")
+        return f"{count}: singular values from {number_text(least)} to {number_text(most)}"
+
+    def document(self) -> dict[str, object]:
+        """As --json prints it."""
+        return {"checkpoint": str(self.checkpoint), "tensors": [found.document() for found in self.tensors]}
+
+
+def spectrum(
+    opened: Opened,
+    path: Path,
+    tensor: Sequence[str] = (),
+    *,
+    chain: str | None = None,
+    view: str | None = None,
+    chosen_view: str | None = None,
+    device: str = "cpu",
+    watch: Watch = NOBODY,
+) -> SpectrumResult:
+    """Of what `tensor` names, else of all that is parametrized or recorded. As `paramcli.spectrum` has it.
+
+    `chain`, `view`: what the tensors named are read as; `chosen_view`: the view that was asked for, also of others.
+    """
+    chosen = choose_groups(with_chain(opened.choose(tensor), chain, view, named=bool(tensor)), bool(tensor))
+    if not chosen:
+        raise UsageError("spectrum needs -t/--tensor: no tensor is parametrized", hint="paramcli inspect lists them")
+    where = torch_device(device)
+    found, skipped = [], []
+    with watch.meter("spectrum", len(chosen), sum(group.nbytes for group in chosen)) as meter:
+        for group in chosen:
+            try:
+                found.append(spectra(opened.source, group, chosen_view, where))
+            except InputRefused as error:
+                skipped.append((group.tensor, error))
+            meter.advance(group.nbytes)
+    if not found:
+        raise skipped[0][1]
+    opened.source.check_unchanged()
+    return SpectrumResult(path, tuple(found), tuple(skipped))
 
 
 def spectra(source: Source, group: Group, view: str | None = None, device: str = "cpu") -> Spectra:
@@ -106,12 +188,6 @@ def spectra(source: Source, group: Group, view: str | None = None, device: str =
             dtype_name(group.dtype),
             matrices,
         )
-
-
-def of_weight(tensor: str, form: str, chain: str | None, view: str | None, W: Tensor) -> Spectra:
-    """The spectra of one value at hand."""
-    found = tuple(_spectra_of("value", _matrices(parse_view(view).into(W))))
-    return Spectra(tensor, form, chain, view, tuple(W.shape), str(W.dtype).removeprefix("torch."), found)
 
 
 def _matrices(seen: Tensor) -> Tensor:

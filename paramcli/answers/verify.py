@@ -1,46 +1,89 @@
-"""(Source, groups) -> verdicts: which constraint, how far off, against what tolerance."""
+"""verify: which tensors keep what they claim, how far off each is, and against what tolerance."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import astuple
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from .. import ranks
+from ..chain import parse_chain
+from ..checkpoint.disk.interrupts import import_torch
+from ..devices import torch_device
+from ..errors import InputRefused, UsageError
+from ..fitting.costs import cost, share_out
+from ..registry import parse_constraint
+from ..spelling.forms import Group, with_chain
+from ..spelling.opened import Opened
+from ..text import listing, printable
+from ..view import parse_view
+from ..watch import NOBODY, Watch
+from .verdict import Verdict, VerifyResult
 
-from ..chain import Chain
-from ..checkpoint.source import Source
-from ..errors import InputRefused, error_context
-from ..fitting import measure
-from ..fitting import torch_module as hosting
-from ..fitting.claims import claim_check
-from ..fitting.evaluate import complete, read_state, require_chain, settle, weight_of
-from ..fitting.originals import widened
-from ..maths.base import Check, Parametrization, compute_dtype, wide
-from ..registry import CONSTRAINTS, parse_constraint, target_class
-from ..spelling.forms import Group
-from ..text import count_text, listing
-from ..view import View, parse_view
+if TYPE_CHECKING:
+    pass
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What verify says of one tensor."""
+def verify(
+    opened: Opened,
+    path: Path,
+    tensor: Sequence[str] = (),
+    *,
+    constraint: str | None = None,
+    tolerance: float | None = None,
+    chain: str | None = None,
+    view: str | None = None,
+    device: str = "cpu",
+    compute_dtype: str = "same",
+    watch: Watch = NOBODY,
+) -> VerifyResult:
+    """Measure what the tensors claim; without `tensor`, of all that claim something. As `paramcli.verify` has it."""
+    import_torch()
+    from .measured import verify_group
 
-    group: Group
-    chain: str | None
-    view: str | None
-    # Empty where the tensor makes no claim.
-    checks: tuple[Check, ...]
+    chosen = with_chain(opened.choose(tensor), chain, view, named=bool(tensor))
+    if chain and tensor and (plain := next((group for group in chosen if group.is_plain), None)) is not None:
+        raise UsageError(
+            f"{printable(plain.tensor)} is a plain tensor: no chain is left in it",
+            tensor=plain.tensor,
+            hint="--constraint SET holds it to the set of the chain's last map (paramcli registry NAME says which)",
+        )
+    unread = [] if tensor else [group for group in chosen if group.problem]
+    if not tensor:
+        chosen = select_claims(chosen, path)
+        for group in unread:
+            watch.warn(f"{printable(group.tensor)} is not verified: {group.problem}")
+    elif constraint is None:
+        require_claims(chosen, path)
+    others = 0 if tensor else len(opened.groups) - len(chosen) - len(unread)
+    where = torch_device(device)
+    with watch.meter("verify", len(chosen), sum(group.nbytes for group in chosen)) as meter:
 
-    @property
-    def tensor(self) -> str:
-        return self.group.tensor
+        def measured(group: Group) -> Verdict:
+            verdict = verify_group(opened.source, group, constraint, tolerance, view, where, compute_dtype)
+            meter.advance(group.nbytes)
+            return verdict
 
-    @property
-    def ok(self) -> bool | None:
-        """Does all that it claims hold? None for a tensor without a claim, which proves nothing."""
-        return all(check.ok for check in self.checks) if self.checks else None
+        verdicts = shared_verdicts(chosen, measured)
+    opened.source.check_unchanged()
+    require_claims(chosen, path, verdicts)
+    return VerifyResult(path, tuple(verdicts), tuple(unread), others)
+
+
+def check_options(
+    constraint: str | None, chain: str | None, view: str | None, tolerance: float | None
+) -> tuple[str | None, str | None]:
+    """The chain and the view as the record spells them; UsageError for an option that cannot be."""
+    if constraint is not None:
+        parse_constraint(constraint)
+    check_tolerance(tolerance)
+    return str(parse_chain(chain)) if chain else None, parse_view(view).text if view is not None else None
+
+
+def check_tolerance(value: float | None) -> None:
+    if value is not None and not value >= 0:
+        raise UsageError(f"--tol {value:g}: must be at least 0")
 
 
 def verifiable(group: Group) -> bool:
@@ -50,86 +93,7 @@ def verifiable(group: Group) -> bool:
     return group.problem is None
 
 
-def verify_group(
-    source: Source,
-    group: Group,
-    constraint: str | None = None,
-    tolerance: float | None = None,
-    view: str | None = None,
-    device: torch.device | str = "cpu",
-    compute: str = "same",
-) -> Verdict:
-    """Evaluate one tensor and measure what it claims, or whether it lies in `constraint`."""
-    with error_context(tensor=group.tensor, path=source.path), torch.no_grad():
-        if constraint is not None:
-            parse_constraint(constraint)
-        state = read_state(source, group, device)
-        chain, seen_through = (None, parse_view(group.view)) if group.is_plain else settle(group, state)
-        seen_through = parse_view(view) if view is not None else seen_through
-        value = state["value"] if group.is_plain else weight_of(group, state, chain, seen_through, compute)
-        wanted = constraint or group.constraint
-        if wanted is not None and not (value.is_floating_point() or value.is_complex()):
-            raise InputRefused(f"{str(value.dtype).removeprefix('torch.')} tensors have no constraint to verify")
-        if chain is None:
-            checks = unless_finite(value) if wanted is None else [measure.check(wanted, value, seen_through, tolerance)]
-            return Verdict(group, group.chain, seen_through.text, tuple(checks))
-        whole = complete(group, state, chain)
-        if (
-            "value" in state
-        ):  # the oldest spectral norm has no v: the one that is solved for has no length to be held to
-            whole["0._v"] = torch.nn.functional.normalize(whole["0._v"], dim=0)
-        checks = measure_parts(chain, seen_through, value, whole, wanted, tolerance, compute, own=constraint is None)
-        return Verdict(group, str(chain), seen_through.text, tuple(checks))
-
-
-def measure_parts(
-    chain: Chain,
-    view: View,
-    value: Tensor,
-    state: Mapping[str, Tensor],
-    constraint: str | None = None,
-    tolerance: float | None = None,
-    compute: str = "same",
-    own: bool = True,
-) -> list[Check]:
-    """The constraint (default: the chain's) on the value, and what each link promises about its own tensors (`state`,
-    by role).
-    """
-    wanted = constraint or chain.constraint
-    checks = []
-    if wanted is not None and own and tolerance is None:
-        checks.append(claim_check(chain, view, value, state, compute, wanted))
-    elif wanted is not None:
-        checks.append(measure.check(wanted, value, view, tolerance, compute_dtype(value.dtype, compute)))
-    if own:
-        checks += _own_checks(chain, view, value, state)
-    return checks or unless_finite(value)
-
-
-def unless_finite(value: Tensor) -> list[Check]:
-    """Nothing is claimed of this value; that it is not finite is a finding all the same."""
-    return [] if measure.all_finite(value) else [measure.check("any", value)]
-
-
-def _own_checks(chain: Chain, view: View, value: Tensor, state: Mapping[str, Tensor]) -> list[Check]:
-    """u and v of unit length, zeros under a mask, the norms g: whatever a link checks beyond its constraint."""
-    if all(target_class(link.entry).checks is Parametrization.checks for link in chain.links):
-        return []
-    double = wide(value.dtype, value.device)
-    host = hosting.load(chain, view, value.shape, widened(state, double))
-    originals = tuple(tensor for role, tensor in hosting.roles(host).items() if role.startswith("original"))
-    checks = []
-    parts = hosting.parts(host)
-    for index, part in enumerate(parts):
-        part.stored_dtype = value.dtype
-        seen = part.into_view(originals)
-        made = view.into(value.to(double)) if index == len(parts) - 1 else part.map(*seen)
-        checks += part.checks(seen, made)
-        originals = (view.back(made, value.shape),)
-    return checks
-
-
-def require_claims(groups: Sequence[Group], path: object, found: Sequence[Verdict] | None = None) -> None:
+def require_claims(groups: Sequence[Group], path: Path, found: Sequence[Verdict] | None = None) -> None:
     """Raise InputRefused where none of the tensors makes a claim: by what headers tell, or by the verdicts found."""
     claims = (
         any(verifiable(group) or group.problem for group in groups)
@@ -137,40 +101,22 @@ def require_claims(groups: Sequence[Group], path: object, found: Sequence[Verdic
         else any(verdict.checks for verdict in found)
     )
     if not claims:
+        makes = "makes" if len(groups) == 1 else "make"
         raise InputRefused(
-            f"nothing to verify: {listing([group.tensor for group in groups], 4)} {'makes' if len(groups) == 1 else 'make'} no claim",
+            f"nothing to verify: {listing([group.tensor for group in groups], 4)} {makes} no claim",
             hint="name a set that they must lie in: --constraint orthogonal",
             path=path,
         )
 
 
-def summary(verdicts: Sequence[Verdict], where: str = "", unread: Sequence[str] = (), others: int = 0) -> str:
-    """One line: what is proved of how many tensors, and which are not among them. `where`: " in FILE"; `unread`: those
-    whose chain is not known; `others`: how many were not looked at, as they claim nothing.
-    """
-    claims, rest = [v for v in verdicts if v.checks], [v.tensor for v in verdicts if not v.checks]
-    sets = [v for v in claims if any(check.constraint.partition(":")[0] in CONSTRAINTS for check in v.checks)]
-    failed = sum(not v.ok for v in claims)
-    what = count_text(len(claims), "tensor")
-    if failed:
-        says = f"{count_text(failed, 'tensor')} of {len(claims)}{where}: the constraint does not hold"
-    elif not sets:
-        says = f"{what}{where}: what they store agrees; no constraint is claimed"
-    else:
-        says = f"{what}{where}: {'the' if unread else 'every'} constraint holds"
-        if len(sets) < len(claims):
-            says += f" ({len(claims) - len(sets)} of them claim none: what they store agrees)"
-    for names, lack in ((rest, "without a claim"), (unread, "not verified")):
-        says += f"; {len(names)} {lack}: {listing(names, 4)}" if names else ""
-    return says + (f"; {others} without a claim not looked at" if others else "")
-
-
-def select_claims(groups: Sequence[Group], path: object) -> list[Group]:
+def select_claims(groups: Sequence[Group], path: Path) -> list[Group]:
     """Everything that may make a claim; InputRefused where nothing does."""
     claims = [group for group in groups if verifiable(group)]
     if not claims:
         unknown = next((group for group in groups if group.problem), None)
         if unknown is not None:
+            from ..fitting.evaluate import require_chain
+
             require_chain(unknown)
         raise InputRefused(
             "nothing to verify: no tensor is parametrized and no record names a constraint",
@@ -178,3 +124,26 @@ def select_claims(groups: Sequence[Group], path: object) -> list[Group]:
             path=path,
         )
     return claims
+
+
+def shared_verdicts(chosen: Sequence[Group], verify: Callable[[Group], Verdict]) -> list[Verdict]:
+    """What verify says of each group, in order; every rank measures its share, and all know the whole."""
+    run = ranks.current()
+    if run.size == 1:
+        return [verify(group) for group in chosen]
+    from ..maths.base import Check
+
+    owner = share_out({group.tensor: cost(group, group.chain, group.view) for group in chosen}, run.size)
+    said = []
+    for group in chosen:
+        if owner[group.tensor] == run.rank:
+            run.check()
+            verdict = verify(group)
+            said.append((group.tensor, verdict.chain, verdict.view, [astuple(check) for check in verdict.checks]))
+    groups = {group.tensor: group for group in chosen}
+    every = {
+        tensor: Verdict(groups[tensor], chain, view, tuple(Check(*fields) for fields in checks))
+        for part in run.exchange("verdicts", said)
+        for tensor, chain, view, checks in part
+    }
+    return [every[group.tensor] for group in chosen]

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 CHECKERS = 2
 
 
+# The one key of metadata of which each shard has a part of its own; spelling/record.py reads it.
+RECORD_KEY = "paramcli"
+
+
 @dataclass(frozen=True, slots=True)
 class Storage:
     """A run of bytes in one file of the source: file number, offset, length.

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
+from ..show.console import Screen
 from . import complete
 from . import options as o
-from .session import Target, run_edits
 
 
 def attach(app: typer.Typer) -> None:
@@ -88,11 +88,14 @@ def add(
 
     paramcli add rnn.pt -t '*.weight_hh*' --view blocks=4 --chain skew,cayley
     """
-    from ..surgery.commands import Add
+    from ..api import edits
+    from ..show.edit import show_edit
 
-    edit = Add(
-        tensor=tensor,
-        chain=chain,
+    screen = Screen(quiet)
+    result = edits.add(
+        ckpt,
+        tensor or (),
+        chain,
         view=view,
         init=init,
         mask=mask,
@@ -101,11 +104,15 @@ def add(
         seed=seed,
         tied=tied,
         compute_dtype=compute_dtype,
+        output=output,
+        force=force,
+        in_place=in_place,
+        check=check,
+        verify=verify,
+        dry_run=dry_run,
+        root=root,
+        device=device,
+        ignore_record=ignore_record,
+        watch=screen,
     )
-    run_edits(
-        "add",
-        [edit],
-        edit.suffix,
-        ckpt,
-        Target(output, force, in_place, dry_run, root, device, ignore_record, as_json, quiet, check, verify),
-    )
+    show_edit(screen, result, as_json)

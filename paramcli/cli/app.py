@@ -72,14 +72,14 @@ def common(
         ranks.join()
         if not ranks.current().leads:
             sys.stdout = open(os.devnull, "w")
-    from ..plugins import load_file, load_installed
+    from ..plugins import load_installed, load_plugin
 
     for problem in load_installed():
         from ..show.console import Screen
 
         Screen().warn(problem)
     for spec in plugin or ():
-        load_file(spec)
+        load_plugin(spec)
 
 
 # How long a thread that moves bytes waits for the interpreter's lock, in seconds. Python's own 5 ms are longer than a

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ..show.console import Screen
 from . import options as o
-from .session import Target, run_edits
 
 
 def attach(app: typer.Typer) -> None:
@@ -46,7 +46,27 @@ def apply(
     A recipe is a list of edits; their keys are the commands' options. Edits of one tensor happen in their order,
     each on the result of the one before, as if the commands had run one after another.
     """
-    from ..recipe import read_recipe
+    from ..api import edits
+    from ..show.edit import show_edit
 
-    target = Target(output, force, in_place, dry_run, root, device, ignore_record, as_json, quiet, check, verify)
-    run_edits("apply", read_recipe(recipe), ".edited", ckpt, target, as_recipe=True)
+    screen = Screen(quiet)
+    result = edits.apply(
+        recipe,
+        ckpt,
+        output=output,
+        force=force,
+        in_place=in_place,
+        check=check,
+        verify=verify,
+        dry_run=dry_run,
+        root=root,
+        device=device,
+        ignore_record=ignore_record,
+        watch=screen,
+    )
+    if not dry_run:
+        show_edit(screen, result, as_json)
+        return
+    from ..recipe import recipe_text
+
+    show_edit(screen, result, as_json, recipe_text(result.edit, result.plan.steps))

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
+from ..show.console import Screen
 from . import complete
 from . import options as o
-from .session import Target, run_edits
 
 
 def attach(app: typer.Typer) -> None:
@@ -60,10 +60,13 @@ def assign(
 
     paramcli assign ckpt.safetensors -t fc.weight --from other.pt:head.weight
     """
-    from ..surgery.commands import Assign
+    from ..api import edits
+    from ..show.edit import show_edit
 
-    edit = Assign(
-        tensor=tensor,
+    screen = Screen(quiet)
+    result = edits.assign(
+        ckpt,
+        tensor or (),
         from_=from_file,
         with_=with_init,
         chain=chain,
@@ -71,11 +74,15 @@ def assign(
         seed=seed,
         tied=tied,
         compute_dtype=compute_dtype,
+        output=output,
+        force=force,
+        in_place=in_place,
+        check=check,
+        verify=verify,
+        dry_run=dry_run,
+        root=root,
+        device=device,
+        ignore_record=ignore_record,
+        watch=screen,
     )
-    run_edits(
-        "assign",
-        [edit],
-        edit.suffix,
-        ckpt,
-        Target(output, force, in_place, dry_run, root, device, ignore_record, as_json, quiet, check, verify),
-    )
+    show_edit(screen, result, as_json)

@@ -6,12 +6,9 @@ from typing import Annotated
 
 import typer
 
-from ..errors import UsageError
 from ..show.console import Screen
 from ..show.tables import convert_table
-from ..text import listing
 from . import options as o
-from .session import Output, finish_edit, open_groups, output_path, write_plan
 
 
 def attach(app: typer.Typer) -> None:
@@ -73,44 +70,23 @@ def convert(
 
     paramcli convert model.safetensors -o folder --max-shard-size 2GB
     """
-    from ..surgery.convert import Convert, check_dtype, parse_size
-    from ..surgery.execute import preview
-    from ..surgery.output import DEFAULT_SHARD_SIZE, default_output, is_file
+    from ..api import edits
+    from ..show.edit import show_edit
 
     screen = Screen(quiet)
-    edit = Convert(strip_prefix or (), keep or (), drop or (), check_dtype(dtype))
-    size = parse_size(max_shard_size) if max_shard_size else None
-    with open_groups(ckpt, root, ignore_record, screen) as opened:
-        if output is None and (opened.source.shards or default_output(ckpt, "") == ckpt):
-            what = "a folder of shards" if opened.source.shards else "safetensors already"
-            raise UsageError(
-                f"{opened.where} is {what}: convert needs -o",
-                hint="-o FILE.safetensors, FILE.pt, FOLDER.dcp, or a FOLDER for shards",
-            )
-        destination = output_path(opened.source, output, False, "", force or dry_run)
-        if size is None and output is not None and destination.suffix == "" and not opened.source.shards:
-            size = DEFAULT_SHARD_SIZE
-        if size is not None and is_file(destination):
-            raise UsageError("--max-shard-size writes a folder of shards", hint="-o FOLDER")
-        plan, left = edit.plan(opened.source, opened.groups, opened.where)
-        if max_shard_size and (larger := [slot.name for slot in plan.slots if slot.nbytes > size]):
-            screen.note(f"larger than --max-shard-size, and each in a file of its own: {listing(larger, 4)}")
-        if dry_run:
-            outcomes = preview(plan)
-        else:
-            outcomes = write_plan(
-                screen, plan, Output(opened, destination, overwrite=force, check=check, max_shard_size=size)
-            )
-        finish_edit(
-            screen,
-            as_json,
-            plan,
-            opened,
-            destination,
-            outcomes,
-            dry_run,
-            convert_table(outcomes, edit.dtype, fold=screen.folds(len(outcomes))),
-            left,
-            checked=check,
-            replaces=force,
-        )
+    result = edits.convert(
+        ckpt,
+        output,
+        max_shard_size=max_shard_size,
+        strip_prefix=strip_prefix or (),
+        keep=keep or (),
+        drop=drop or (),
+        dtype=dtype,
+        force=force,
+        check=check,
+        dry_run=dry_run,
+        root=root,
+        ignore_record=ignore_record,
+        watch=screen,
+    )
+    show_edit(screen, result, as_json, convert_table(result.tensors, dtype, fold=screen.folds(len(result.tensors))))

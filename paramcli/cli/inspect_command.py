@@ -7,10 +7,9 @@ from typing import Annotated
 import typer
 
 from ..show.console import Screen
-from ..show.document import document, inspect_document
+from ..show.document import document
 from ..show.tables import inspect_head, inspect_table, inspect_tail, inspect_tree
 from . import options as o
-from .session import open_groups
 
 
 def attach(app: typer.Typer) -> None:
@@ -39,17 +38,16 @@ def inspect(
 
     paramcli inspect training.ckpt --root state_dict --json
     """
+    from ..api import questions
+
     screen = Screen(quiet)
-    with open_groups(ckpt, root, ignore_record, screen) as opened:
-        groups = opened.choose(tensor)
-        ties = opened.source.tied()
-        if as_json:
-            tied = {name: [other for other in names if other != name] for names in ties for name in names}
-            screen.answer(document(inspect_document(opened.source, groups, tied)))
-            return
-        for line in inspect_head(opened.source):
-            screen.show(line)
-        as_tree = screen.out.is_terminal if tree is None else tree
-        screen.show(inspect_tree(groups) if as_tree else inspect_table(groups))
-        for line in inspect_tail(opened.source, groups, ties):
-            screen.show(line)
+    result = questions.inspect(ckpt, tensor or (), root=root, ignore_record=ignore_record, watch=screen)
+    if as_json:
+        screen.answer(document(result.document()))
+        return
+    for line in inspect_head(result):
+        screen.show(line)
+    as_tree = screen.out.is_terminal if tree is None else tree
+    screen.show(inspect_tree(result.tensors) if as_tree else inspect_table(result.tensors))
+    for line in inspect_tail(result):
+        screen.show(line)

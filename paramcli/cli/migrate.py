@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
+from ..show.console import Screen
 from . import complete
 from . import options as o
-from .session import Target, run_edits
 
 
 def attach(app: typer.Typer) -> None:
@@ -48,13 +48,22 @@ def migrate(
 
     paramcli migrate model.safetensors --to old -o for_old_code.safetensors
     """
-    from ..surgery.commands import Migrate
+    from ..api import edits
+    from ..show.edit import show_edit
 
-    edit = Migrate(to=to, tensor=tensor, tied=tied)
-    run_edits(
-        "migrate",
-        [edit],
-        edit.suffix,
+    screen = Screen(quiet)
+    result = edits.migrate(
         ckpt,
-        Target(output, force, in_place, dry_run, root, "cpu", ignore_record, as_json, quiet, check),
+        tensor or (),
+        to=to,
+        tied=tied,
+        output=output,
+        force=force,
+        in_place=in_place,
+        check=check,
+        dry_run=dry_run,
+        root=root,
+        ignore_record=ignore_record,
+        watch=screen,
     )
+    show_edit(screen, result, as_json)

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from ..show.console import Screen
 from . import options as o
-from .session import Target, run_edits
 
 
 def attach(app: typer.Typer) -> None:
@@ -42,13 +42,27 @@ def remove(
 
     paramcli remove ckpt.parametrized.safetensors --no-bake -t fc.weight
     """
-    from ..surgery.commands import Remove
+    from ..api import edits
+    from ..show.edit import show_edit
 
-    edit = Remove(tensor=tensor, bake=bake, chain=chain, view=view, tied=tied, compute_dtype=compute_dtype)
-    run_edits(
-        "remove",
-        [edit],
-        edit.suffix,
+    screen = Screen(quiet)
+    result = edits.remove(
         ckpt,
-        Target(output, force, in_place, dry_run, root, device, ignore_record, as_json, quiet, check, verify),
+        tensor or (),
+        bake=bake,
+        chain=chain,
+        view=view,
+        tied=tied,
+        compute_dtype=compute_dtype,
+        output=output,
+        force=force,
+        in_place=in_place,
+        check=check,
+        verify=verify,
+        dry_run=dry_run,
+        root=root,
+        device=device,
+        ignore_record=ignore_record,
+        watch=screen,
     )
+    show_edit(screen, result, as_json)

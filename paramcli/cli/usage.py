@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import typer
+
 from ..errors import UsageError
 from ..text import closest, printable
 
@@ -48,6 +50,11 @@ def hoisted(arguments: list[str]) -> list[str]:
     """--debug and --no-color work wherever they stand: in front of the command is where the parser wants them."""
     flags = [argument for argument in arguments if argument in GLOBAL_FLAGS]
     return [*dict.fromkeys(flags), *(argument for argument in arguments if argument not in GLOBAL_FLAGS)]
+
+
+def typed(context: typer.Context) -> list[str]:
+    """The command line as it was typed, before it was put in order."""
+    return ["paramcli", *context.obj]
 
 
 def usage_error(error: Exception) -> UsageError:

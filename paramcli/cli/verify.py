@@ -6,21 +6,13 @@ from typing import Annotated
 
 import typer
 
-from .. import ranks
-from ..chain import parse_chain
-from ..checkpoint.disk.interrupts import import_torch
-from ..errors import UsageError
-from ..registry import parse_constraint
 from ..show.console import Screen
-from ..show.document import document, verify_document
-from ..show.reports import check_report, facts, gathering, spectra_for_report
+from ..show.document import document
 from ..show.tables import verify_table
-from ..spelling.forms import Group, with_chain
-from ..text import printable, printable_path
-from ..view import parse_view
+from ..text import printable_path
 from . import complete
 from . import options as o
-from .session import check_compute, check_device, check_tolerance, open_groups, write_file
+from .usage import typed
 
 
 def attach(app: typer.Typer) -> None:
@@ -72,79 +64,37 @@ def verify(
 
     paramcli verify rnn.pt -t '*_hh*' --constraint orthogonal --view blocks=4
     """
+    from ..api import questions
+
     screen = Screen(quiet)
-    if constraint is not None:
-        parse_constraint(constraint)
-    chain = str(parse_chain(chain)) if chain else None
-    seen = parse_view(view).text if view is not None else None
-    check_compute(compute_dtype)
-    check_tolerance(tolerance)
-    check_report(report, force)
-    proves = (report is not None or sha256) and ranks.current().leads
-    with (
-        open_groups(ckpt, root, ignore_record, screen) as opened,
-        gathering(proves, context.obj, opened.source) as gathered,
-    ):
-        import_torch()
-        from ..answers.verify import Verdict, require_claims, select_claims, summary, verify_group
-        from ..surgery.shares import shared_verdicts
-
-        chosen = with_chain(opened.choose(tensor), chain, seen, named=bool(tensor))
-        if chain and tensor and (plain := next((group for group in chosen if group.is_plain), None)) is not None:
-            raise UsageError(
-                f"{printable(plain.tensor)} is a plain tensor: no chain is left in it",
-                tensor=plain.tensor,
-                hint="--constraint SET holds it to the set of the chain's last map (paramcli registry NAME says which)",
-            )
-        unread = [] if tensor else [group for group in chosen if group.problem]
-        if not tensor:
-            chosen = select_claims(chosen, ckpt)
-            for group in unread:
-                screen.warn(f"{printable(group.tensor)} is not verified: {group.problem}")
-        elif constraint is None:
-            require_claims(chosen, ckpt)
-        others = 0 if tensor else len(opened.groups) - len(chosen) - len(unread)
-        where = check_device(device)
-        with screen.meter("verify", len(chosen), sum(group.nbytes for group in chosen)) as meter:
-
-            def measured(group: Group) -> Verdict:
-                verdict = verify_group(opened.source, group, constraint, tolerance, seen, where, compute_dtype)
-                meter.advance(group.nbytes)
-                return verdict
-
-            verdicts = shared_verdicts(chosen, measured)
-        opened.source.check_unchanged()
-        require_claims(chosen, ckpt, verdicts)
-        drawn = (
-            spectra_for_report(opened.source, [(v.group, v.view) for v in verdicts], where)
-            if report is not None and proves
-            else None
-        )
-        evidence = gathered.evidence(where) if gathered else None
-        if drawn is not None:
-            from ..show.html import verify_page
-
-            write_file(
-                report, verify_page(printable_path(ckpt), verdicts, *drawn, evidence, facts(opened.source)), force
-            )
-        if as_json:
-            screen.answer(document(verify_document(ckpt, verdicts, unread, evidence if sha256 else None)))
-        else:
-            screen.show(
-                verify_table(verdicts, fold=screen.folds(sum(max(len(verdict.checks), 1) for verdict in verdicts)))
-            )
-            for file in evidence.files if evidence and sha256 else ():
-                screen.note(f"{file.sha256}  {file.path}")
-        if report is not None:
-            screen.note(f"wrote {printable_path(report)}")
-        failed = any(verdict.ok is False for verdict in verdicts)
-        screen.note(
-            summary(
-                verdicts, f" in {printable_path(ckpt)}", () if failed else [group.tensor for group in unread], others
-            )
-        )
-        if failed:
-            raise typer.Exit(1)
-        if unread:
-            screen.note("say what they are with --chain, or name with -t what is to be verified")
-            raise typer.Exit(3)
+    result = questions.verify(
+        ckpt,
+        tensor or (),
+        constraint=constraint,
+        tolerance=tolerance,
+        chain=chain,
+        view=view,
+        root=root,
+        device=device,
+        compute_dtype=compute_dtype,
+        ignore_record=ignore_record,
+        report=report,
+        force=force,
+        sha256=sha256,
+        command=typed(context),
+        watch=screen,
+    )
+    if as_json:
+        screen.answer(document(result.document()))
+    else:
+        screen.show(verify_table(result, fold=screen.folds(sum(max(len(verdict.checks), 1) for verdict in result))))
+        for file in result.evidence.files if result.evidence else ():
+            screen.note(f"{file.sha256}  {file.path}")
+    if report is not None:
+        screen.note(f"wrote {printable_path(report)}")
+    screen.note(result.summary(f" in {printable_path(ckpt)}"))
+    if result.failed:
+        raise typer.Exit(1)
+    if result.unverified:
+        screen.note("say what they are with --chain, or name with -t what is to be verified")
+        raise typer.Exit(3)

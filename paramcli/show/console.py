@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
 from .. import ranks
+from ..watch import Watch
 
 # Without a terminal there is no width to respect: a pipe gets whole lines.
 PIPE_WIDTH = 10_000
@@ -121,7 +122,7 @@ class Stream:
             self.file.write(line + "\n")
 
 
-class Screen:
+class Screen(Watch):
     """Where the answer and the messages go."""
 
     def __init__(self, quiet: bool = False, color: bool | None = None):

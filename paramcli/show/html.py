@@ -10,7 +10,8 @@ import base64
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..evidence import Evidence
@@ -20,6 +21,12 @@ from .drawing.residuals import Row, plot, worst
 from .drawing.svg import STYLE as PLOT_STYLE
 from .drawing.svg import grid, text
 from .tables import NO_CLAIM
+
+if TYPE_CHECKING:
+    from ..answers.diff import DiffResult
+    from ..answers.discover import DiscoverResult
+    from ..answers.spectrum import Spectra, SpectrumResult
+    from ..answers.verdict import VerifyResult
 
 STYLE = (
     PLOT_STYLE
@@ -195,17 +202,27 @@ def residuals(rows: Sequence[Row]) -> str:
     return section("Residuals", note(f"{fewer}{legend}".strip()), f"<figure>{picture}</figure>") if picture else ""
 
 
-def spectra_section(found: Sequence, skipped: Sequence[str], planes: bool = True, legend: str = "") -> str:
+@dataclass(frozen=True)
+class Drawn:
+    """The spectra that a page shows, and the names of those that it has no room for."""
+
+    found: tuple[Spectra, ...]
+    skipped: tuple[str, ...] = ()
+
+
+def spectra_section(drawn: Drawn, planes: bool = True, legend: str = "") -> str:
     """The section of singular values and eigenvalues, a figure for each tensor."""
     figures = []
-    for s in found:
+    for s in drawn.found:
         before = any(m.of != "value" for m in s.matrices)
         shown = panels(s, planes)
         figures.append(
             f'<div class="one"><h3>{text(s.tensor)} <span>{text(s.title)}</span></h3><figure>{grid(shown, 3 if before and planes else 4)}</figure></div>'
         )
     fewer = (
-        f"Not drawn: {count_text(len(skipped), 'tensor')} more or larger than {LARGEST} x {LARGEST}." if skipped else ""
+        f"Not drawn: {count_text(len(drawn.skipped), 'tensor')} more or larger than {LARGEST} x {LARGEST}."
+        if drawn.skipped
+        else ""
     )
     return (
         section(
@@ -222,18 +239,12 @@ def drawable(shape: Sequence[int], drawn: int) -> bool:
 
 
 def verify_page(
-    path: str,
-    verdicts: Sequence,
-    found: Sequence,
-    skipped: Sequence[str],
-    evidence: Evidence,
-    facts: Sequence[tuple[str, str]],
+    path: str, result: VerifyResult, drawn: Drawn, evidence: Evidence, facts: Sequence[tuple[str, str]]
 ) -> bytes:
-    from ..answers.verify import summary
     from ..dtypes import dtype_name
 
     rows, checks = [], []
-    for v in verdicts:
+    for v in result:
         if not v.checks:
             rows.append(
                 [
@@ -264,68 +275,53 @@ def verify_page(
             checks.append(Row(f"{v.group.tensor}  {c.constraint}", c.residual, c.tolerance, c.ok))
     headings = ("tensor", "chain", "constraint", "shape", "dtype", "residual", "tolerance", "verdict")
     legend = (
-        "Dashed: the original. Solid: the value." if any(m.of != "value" for s in found for m in s.matrices) else ""
+        "Dashed: the original. Solid: the value."
+        if any(m.of != "value" for s in drawn.found for m in s.matrices)
+        else ""
     )
     return page(
         "verify",
         path,
-        summary(verdicts),
-        all(v.ok is not False for v in verdicts),
+        replace(result, others=0).summary(),
+        not result.failed,
         evidence,
         facts,
         section("Checks", table(headings, rows, ("residual", "tolerance"))),
         residuals(checks),
-        spectra_section(found, skipped, legend=legend),
+        spectra_section(drawn, legend=legend),
     )
 
 
-def diff_page(
-    a: str,
-    b: str,
-    equal: bool,
-    says: str,
-    differences: Sequence,
-    only_a: Sequence[str],
-    only_b: Sequence[str],
-    found: Sequence,
-    skipped: Sequence[str],
-    evidence: Evidence,
-) -> bytes:
+def diff_page(a: str, b: str, result: DiffResult, drawn: Drawn, evidence: Evidence) -> bytes:
     rows = [
         [d.tensor, number(d.max_abs), number(d.relative), verdict(d.equal, "equal", "DIFFERENT", d.detail)]
-        for d in differences
+        for d in result.tensors
     ]
     rows += [
         [name, number(None), number(None), Cell(f"only in {label}", kind="bad")]
-        for label, names in (("A", only_a), ("B", only_b))
+        for label, names in (("A", result.only_in_a), ("B", result.only_in_b))
         for name in names
     ]
-    distances = [Row(d.tensor, d.relative, None, d.equal) for d in differences if d.relative]
+    distances = [Row(d.tensor, d.relative, None, d.equal) for d in result.tensors if d.relative]
     picture = plot(worst(distances))
     return page(
         "diff",
         f"{a} and {b}",
-        says,
-        equal,
+        result.summary(),
+        result.equal,
         evidence,
         (("A", a), ("B", b)),
         section("Tensors", table(("tensor", "max abs", "relative", "verdict"), rows, ("max abs", "relative"))),
         section("Relative distances", f"<figure>{picture}</figure>") if picture else "",
-        spectra_section(found, skipped, planes=False, legend="Dashed: A. Solid: B."),
+        spectra_section(drawn, planes=False, legend="Dashed: A. Solid: B."),
     )
 
 
 def discover_page(
-    path: str,
-    findings: Sequence,
-    says: str,
-    found: Sequence,
-    skipped: Sequence[str],
-    evidence: Evidence,
-    facts: Sequence[tuple[str, str]],
+    path: str, result: DiscoverResult, drawn: Drawn, evidence: Evidence, facts: Sequence[tuple[str, str]]
 ) -> bytes:
     rows, checks = [], []
-    for f in findings:
+    for f in result.structured:
         for how, these in (("holds", f.holds), ("nearly", f.nearly)):
             for c in these:
                 rows.append(
@@ -344,17 +340,18 @@ def discover_page(
     return page(
         "discover",
         path,
-        says,
+        result.summary(),
         None,
         evidence,
         facts,
         section("Structure", table(headings, rows, ("residual", "tolerance"))),
         residuals(checks),
-        spectra_section(found, skipped),
+        spectra_section(drawn),
     )
 
 
-def spectrum_page(path: str, found: Sequence, says: str, evidence: Evidence, facts: Sequence[tuple[str, str]]) -> bytes:
+def spectrum_page(path: str, result: SpectrumResult, evidence: Evidence, facts: Sequence[tuple[str, str]]) -> bytes:
+    found = result.tensors
     rows = [
         [
             s.tensor,
@@ -378,10 +375,10 @@ def spectrum_page(path: str, found: Sequence, says: str, evidence: Evidence, fac
     return page(
         "spectrum",
         path,
-        says,
+        result.summary(),
         None,
         evidence,
         facts,
         section("Matrices", table(("tensor", "chain", "matrix", "shape", "dtype", *numbers), rows, numbers)),
-        spectra_section(found[:MOST_SPECTRA], [s.tensor for s in found[MOST_SPECTRA:]], legend=legend),
+        spectra_section(Drawn(found[:MOST_SPECTRA], tuple(s.tensor for s in found[MOST_SPECTRA:])), legend=legend),
     )

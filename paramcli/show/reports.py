@@ -1,27 +1,30 @@
-"""What verify, diff, discover and spectrum gather for --report: facts of the file, and the spectra worth drawing."""
+"""--report: the page that verify, diff, discover and spectrum write, and what it shows beside their answer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..checkpoint.source import Source
-from ..cli.session import Opened
 from ..errors import OutputFailed, ParamcliError, UsageError
 from ..spelling.forms import Group
+from ..spelling.opened import Opened
 from ..text import printable, size_text
 
 if TYPE_CHECKING:
     from ..evidence import Gathering
+    from .html import Drawn
 
 
-def check_report(report: Path | None, force: bool) -> None:
-    """Refuse early what could not be written at the end."""
+def check_report(report: str | PathLike[str] | None, force: bool) -> Path | None:
+    """Where the page goes; refused early where it could not be written at the end."""
     if report is None:
-        return
+        return None
+    report = Path(report)
     from ..checkpoint.disk.atomic import refuse_existing
 
     if report.suffix not in (".html", ".htm"):
@@ -34,6 +37,7 @@ def check_report(report: Path | None, force: bool) -> None:
     except OutputFailed as error:
         error.hint = "--force replaces it, or --report another FILE.html"
         raise
+    return report
 
 
 def gathering(wanted: bool, typed: Sequence[str], *sources: Source) -> AbstractContextManager[Gathering | None]:
@@ -53,12 +57,10 @@ def facts(source: Source) -> list[tuple[str, str]]:
     ]
 
 
-def spectra_for_report(
-    source: Source, groups: Sequence[tuple[Group, str | None]], device: str
-) -> tuple[list, list[str]]:
-    """(the spectra of the first that fit a report, names of the others); what has none is left out."""
+def spectra_for_report(source: Source, groups: Sequence[tuple[Group, str | None]], device: str) -> Drawn:
+    """The spectra of the first that fit a page; what has none is left out."""
     from ..answers.spectrum import spectra
-    from .html import drawable
+    from .html import Drawn, drawable
 
     found, skipped = [], []
     for group, view in groups:
@@ -71,19 +73,28 @@ def spectra_for_report(
             found.append(spectra(source, group, view, device))
         except ParamcliError:
             continue
-    return found, skipped
+    return Drawn(tuple(found), tuple(skipped))
 
 
-def spectra_of_pairs(a: Opened, b: Opened, names: Sequence[str]) -> tuple[list, list[str]]:
+def spectra_of_pairs(a: Opened, b: Opened, names: Sequence[str]) -> Drawn:
     """The same of two checkpoints' values, A's in the place of what was before."""
     views = {name: b.groups[name].view or a.groups[name].view for name in names}
-    one, skipped = spectra_for_report(a.source, [(a.groups[name], views[name]) for name in names], "cpu")
-    two, _ = spectra_for_report(b.source, [(b.groups[s.tensor], views[s.tensor]) for s in one], "cpu")
-    other = {s.tensor: s for s in two}
+    one = spectra_for_report(a.source, [(a.groups[name], views[name]) for name in names], "cpu")
+    two = spectra_for_report(b.source, [(b.groups[s.tensor], views[s.tensor]) for s in one.found], "cpu")
+    other = {s.tensor: s for s in two.found}
     found = []
-    for s in one:
+    for s in one.found:
         if s.tensor in other:
             values = [replace(m, of="A") for m in s.matrices if m.of == "value"]
             now = other[s.tensor]
             found.append(replace(now, matrices=(*values, *(m for m in now.matrices if m.of == "value"))))
-    return found, skipped
+    return replace(one, found=tuple(found))
+
+
+def write_page(path: Path, page: bytes, overwrite: bool) -> None:
+    """A picture or report, there whole or not at all."""
+    from ..checkpoint.disk.atomic import AtomicFile
+
+    with AtomicFile(path, overwrite=overwrite) as file:
+        file.write_at(0, page)
+        file.commit(len(page))

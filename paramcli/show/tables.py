@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from ..spelling.record import KEY as RECORD
 from ..text import count_text, listing, number_text, printable, printable_path, shape_text, size_text
 from .alike import alike
 from .console import Styled, Table
+
+if TYPE_CHECKING:
+    from ..answers.diff import DiffResult
+    from ..answers.inspect import InspectResult
 
 # Of a tensor that no constraint and no chain says anything about.
 NO_CLAIM = "no claim"
@@ -37,8 +42,7 @@ def edit_table(outcomes: Sequence, fold: bool = False) -> Table:
     table = Table("tensor", "chain", "shape", "dtype", *((name, "right") for name in numbers), *verdict)
 
     def look(o) -> tuple:
-        off = o.residual is not None and not o.residual <= o.tolerance
-        return o.chain, o.view, o.shape, o.dtype, o.moved is None, o.residual is None, o.tensor if off else None
+        return o.chain, o.view, o.shape, o.dtype, o.moved is None, o.residual is None, o.tensor if o.off else None
 
     for name, group in _rows(table, outcomes, look, fold):
         o = max(group, key=lambda o: _excess(o.residual, o.tolerance))
@@ -49,7 +53,7 @@ def edit_table(outcomes: Sequence, fold: bool = False) -> Table:
         row = [_times(name, group), printable(chain), shape_text(o.shape), o.dtype]
         row += [_number(moved if number == "moved" else getattr(o, number)) for number in numbers]
         if verdict:
-            row.append("" if o.residual is None else _verdict(o.residual <= o.tolerance))
+            row.append("" if o.residual is None else _verdict(not o.off))
         table.add_row(*row)
     return table
 
@@ -172,37 +176,37 @@ def inspect_tree(groups: Sequence) -> Table:
     return table
 
 
-def inspect_head(source) -> Iterable[str]:
-    forms = count_text(len(source.tensors), "tensor key")
-    yield f"{printable_path(source.path)}: {source.container}, {size_text(source.nbytes)}, {forms}"
-    if source.root:
-        yield f"state dict: {printable(source.root)}"
+def inspect_head(result: InspectResult) -> Iterable[str]:
+    forms = count_text(result.keys, "tensor key")
+    yield f"{printable_path(result.checkpoint)}: {result.container}, {size_text(result.nbytes)}, {forms}"
+    if result.root:
+        yield f"state dict: {printable(result.root)}"
 
 
-def inspect_tail(source, groups: Sequence, tied: Iterable[Sequence[str]]) -> Iterable[str]:
+def inspect_tail(result: InspectResult) -> Iterable[str]:
+    groups = result.tensors
     values = sum(max((info.numel for info in group.infos.values()), default=0) for group in groups)
     nbytes = sum(group.nbytes for group in groups)
     other = sum(not group.is_plain for group in groups)
     yield f"{count_text(len(groups), 'tensor')}, {values:,} values, {size_text(nbytes)}" + (
         f"; {other} parametrized" if other else ""
     )
-    for names in tied:
+    for names in result.tied:
         yield f"tied: {' = '.join(printable(name) for name in names)}"
     for group in groups:
         if group.problem:
             yield f"{printable(group.tensor)}: {group.problem}"
-    if named := sorted({*source.metadata, *([RECORD] if source.shard_records else [])}):
+    if named := sorted({*result.metadata, *([RECORD] if result.sharded_record else [])}):
         yield f"metadata: {listing(named, len(named))}"
-    if source.extras:
-        yield "not tensors of the state dict: " + listing(
-            [f"{e.name} ({e.type})" for e in source.extras], len(source.extras)
-        )
+    if result.extra:
+        kinds = [f"{extra.name} ({extra.type})" for extra in result.extra]
+        yield "not tensors of the state dict: " + listing(kinds, len(kinds))
 
 
-def diff_table(differences: Sequence, only_a: Sequence[str], only_b: Sequence[str], limit: int = 200) -> Table:
+def diff_table(result: DiffResult, limit: int = 200) -> Table:
     """Tensors that differ, or that are spelt another way; equal ones of one spelling are only counted."""
     table = Table("tensor", ("max abs", "right"), ("relative", "right"), "verdict")
-    shown = [d for d in differences if not d.equal] + [d for d in differences if d.equal and d.detail]
+    shown = [d for d in result.tensors if not d.equal] + [d for d in result.tensors if d.equal and d.detail]
     for d in shown[:limit]:
         verdict = Styled(("equal", "green")) if d.equal else Styled(("DIFFERENT", "bold red"))
         table.add_row(
@@ -211,7 +215,7 @@ def diff_table(differences: Sequence, only_a: Sequence[str], only_b: Sequence[st
             _number(d.relative),
             Styled(verdict, f": {printable(d.detail)}") if d.detail else verdict,
         )
-    for label, names in (("A", only_a), ("B", only_b)):
+    for label, names in (("A", result.only_in_a), ("B", result.only_in_b)):
         for name in names[:limit]:
             table.add_row(printable(name), "-", "-", Styled((f"only in {label}", "bold red")))
     return table

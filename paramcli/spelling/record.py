@@ -15,16 +15,13 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from ..checkpoint.source import RECORD_KEY, Source
 from ..checkpoint.strict_json import BrokenJson, read_any, read_text, walk_document, walk_object
 from ..errors import InputRefused, ParamcliError, error_context
 from ..text import listing, printable
 
-if TYPE_CHECKING:
-    from ..checkpoint.source import Source
-
-KEY = "paramcli"
+KEY = RECORD_KEY
 SCHEMA = 1
 STATES = ("parametrized", "baked")
 # Room for a chain on each of 100,000 tensors; nothing legitimate comes near.

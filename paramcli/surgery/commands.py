@@ -116,6 +116,10 @@ class Edit:
         }
         return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
 
+    def table(self) -> dict[str, object]:
+        """As a table of a recipe: the command and the options that were given."""
+        return {"command": self.command, **self.options()}
+
     def check(self) -> None:
         """Raise UsageError for what the options alone show to be wrong."""
 

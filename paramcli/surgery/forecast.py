@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..chain import parse_chain
-from ..errors import ParamcliError
+from ..fitting.costs import operations
 from ..text import size_text
-from ..view import parse_view
 from .plan import Plan, Step
 
 # Anonymous memory of the interpreter with paramcli alone, and with torch; measured on Linux with torch 2.13.
@@ -48,21 +45,6 @@ def held_by(step: Step) -> int:
         return step.nbytes + COPIES * 8 * entries
     share = max(end - first for first, end in step.rows.ranges) / step.group.shape[0]
     return int(share * (3 * step.nbytes + COPIES * 8 * entries))
-
-
-def operations(shape: Sequence[int], chain: str | None, view: str | None) -> int:
-    """2 n^3 for each product of n x n that a link costs, by the table; one for each entry where it is no linear
-    algebra.
-    """
-    entries = math.prod(shape)
-    try:
-        shape = parse_view(view).shape(shape)
-        products = [link.entry.products for link in parse_chain(chain).links] if chain else [0]
-    except ParamcliError:
-        return entries
-    side = max(shape[-2:]) if len(shape) > 1 else 1
-    batch = math.prod(shape[:-2])
-    return sum(int(2 * count * batch * side**3) or entries for count in products)
 
 
 def count_text(count: int) -> str:

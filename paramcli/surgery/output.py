@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..checkpoint.disk.atomic import same_place
+from ..checkpoint.disk.atomic import ELSEWHERE
 from ..checkpoint.header import Slot
 from ..checkpoint.read.recognise import DCP, is_dcp
 from ..checkpoint.read.sharded import index_name, sibling_files
@@ -14,8 +15,9 @@ from ..checkpoint.source import Source
 from ..checkpoint.write.dcp import DcpSink, part_name
 from ..checkpoint.write.torch_file import TorchSink
 from ..checkpoint.write.writer import MetadataOf, SafetensorsSink, ShardedSink, plan_shards
+from ..errors import UsageError
 from ..spelling import record as records
-from ..text import printable
+from ..text import printable, printable_path
 from .plan import Plan, Step
 
 # Longest first: .pth.tar before .tar.
@@ -199,6 +201,28 @@ def open_sink(
         origins=origins,
         longest=longest,
     )
+
+
+def same_place(path: str | os.PathLike, source: Source, replaceable: bool) -> None:
+    """Raise UsageError where the output is one of the input's files, or its folder, under any name.
+
+    `replaceable`: the command has an --in-place that takes this input.
+    """
+
+    def is_at(place: str | os.PathLike) -> bool:
+        try:
+            return os.path.samefile(place, path)
+        except OSError:
+            return False
+
+    if os.path.isdir(path):
+        inside = any(map(is_at, {file.path.absolute().parent for file in source.files}))
+    else:
+        inside = is_at(source.path) or any(is_at(file.path) for file in source.files)
+    if inside:
+        shown = printable_path(path)
+        hint = f"--in-place replaces it, or {ELSEWHERE}" if replaceable else ELSEWHERE
+        raise UsageError(f"{shown} is the input itself", hint=hint, path=path)
 
 
 def index_metadata(source: Source, plan: Plan) -> dict[str, object]:

@@ -42,6 +42,27 @@ class Outcome:
     tolerance: float | None = None
     note: str | None = None
 
+    @property
+    def off(self) -> bool:
+        """Was a residual measured that is beyond its tolerance?"""
+        return self.residual is not None and not self.residual <= self.tolerance
+
+    def document(self) -> dict[str, object]:
+        return {
+            "tensor": self.tensor,
+            "action": self.action,
+            "chain": self.chain,
+            "view": self.view,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "moved": self.moved,
+            "residual": self.residual,
+            "tolerance": self.tolerance,
+            "reads": list(self.reads),
+            "writes": list(self.writes),
+            **({"note": self.note} if self.note else {}),
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Stack:

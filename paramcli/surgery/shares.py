@@ -6,37 +6,16 @@ rank works the shares out for itself, from headers alone, and finds the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from hashlib import sha256
 
 from .. import ranks
-from ..answers.verify import Verdict
 from ..checkpoint.header import Slot
 from ..checkpoint.source import Source
 from ..errors import InputRefused
-from ..maths.base import Check
-from ..spelling.forms import Group
-from .forecast import operations
+from ..fitting.costs import cost, share_out
 from .plan import Outcome, Plan
-
-# What one multiplication or addition is worth in bytes: a core does some fifty while it copies one.
-_BYTES_OF_OPERATION = 0.02
-
-
-def share_out(weights: Mapping[str, float], count: int) -> dict[str, int]:
-    """Name -> which of `count` gets it: the heaviest first, each to whoever has the least by then."""
-    loads = [0.0] * count
-    owner = {}
-    for name in sorted(weights, key=lambda name: -weights[name]):
-        owner[name] = loads.index(min(loads))
-        loads[owner[name]] += weights[name]
-    return owner
-
-
-def cost(group: Group, chain: str | None, view: str | None) -> float:
-    """Bytes to read, and those that the time of its arithmetic is worth."""
-    return group.nbytes + _BYTES_OF_OPERATION * operations(group.shape, chain, view)
 
 
 def owners(source: Source, plan: Plan, shards: Mapping[str, Sequence[Slot]], count: int) -> dict[str, int]:
@@ -63,27 +42,6 @@ def part_of(
     return replace(
         plan, steps=steps, copies=copies, slots=tuple(slot for slot in plan.slots if slot.name in mine)
     ), numbers
-
-
-def shared_verdicts(chosen: Sequence[Group], verify: Callable[[Group], Verdict]) -> list[Verdict]:
-    """What verify says of each group, in order; every rank measures its share, and all know the whole."""
-    run = ranks.current()
-    if run.size == 1:
-        return [verify(group) for group in chosen]
-    owner = share_out({group.tensor: cost(group, group.chain, group.view) for group in chosen}, run.size)
-    said = []
-    for group in chosen:
-        if owner[group.tensor] == run.rank:
-            run.check()
-            verdict = verify(group)
-            said.append((group.tensor, verdict.chain, verdict.view, [astuple(check) for check in verdict.checks]))
-    groups = {group.tensor: group for group in chosen}
-    every = {
-        tensor: Verdict(groups[tensor], chain, view, tuple(Check(*fields) for fields in checks))
-        for part in run.exchange("verdicts", said)
-        for tensor, chain, view, checks in part
-    }
-    return [every[group.tensor] for group in chosen]
 
 
 def agree(run: ranks.Alone, source: Source, plan: Plan) -> None:

@@ -90,7 +90,7 @@ def test_debug_works_in_any_place_and_keeps_the_exit_code(shell):
 def test_a_bug_says_how_to_report_it(fc_checkpoint, monkeypatch, paramcli):
     """Exit 70: what it was, on one line, and what a report should hold."""
 
-    monkeypatch.setattr("paramcli.cli.session.detect", lambda *_: 1 / 0)
+    monkeypatch.setattr("paramcli.spelling.opened.detect", lambda *_: 1 / 0)
     result = paramcli("inspect", fc_checkpoint, code=70)
     assert (
         "a bug in paramcli: ZeroDivisionError" in result.err and "report it" in result.err and "--debug" in result.err

@@ -19,9 +19,9 @@ from torch.distributed import HashStore
 
 from paramcli import ranks
 from paramcli.cli.app import run
-from paramcli.cli.session import check_device
+from paramcli.devices import torch_device as check_device
 from paramcli.errors import InputRefused, UsageError
-from paramcli.surgery.shares import share_out
+from paramcli.fitting.costs import share_out
 
 from ..pace import HANG_SECONDS
 

@@ -88,7 +88,8 @@ def test_the_list_of_commands_imports_none_of_them():
         f"paramcli.cli.{name}" for name in ("app", "group", "help", "outlet", "usage")
     }
     assert {name for name in modules if name.startswith("paramcli.checkpoint.")} == {
-        "paramcli.checkpoint.disk.interrupts"
+        "paramcli.checkpoint.disk",
+        "paramcli.checkpoint.disk.interrupts",
     }
 
 
@@ -193,12 +194,12 @@ def test_closed_streams_do_not_change_the_exit_code(streams, fc_checkpoint, tmp_
 
 def test_a_ctrl_c_is_told(fc_checkpoint, paramcli, monkeypatch):
     """Exit 130 with one line that says how things stand, also where the parser's library has caught the interrupt."""
-    from paramcli.cli import session
+    from paramcli.spelling import opened
 
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(session, "open_checkpoint", interrupted)
+    monkeypatch.setattr(opened, "open_checkpoint", interrupted)
     said = paramcli("inspect", fc_checkpoint, code=130)
     assert said.out == "" and said.err == "error: interrupted; nothing was left half written\n"
 

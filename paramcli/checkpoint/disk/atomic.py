@@ -21,29 +21,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ...errors import OutputFailed, UsageError
+from ...errors import OutputFailed
 from ...text import printable_path
-from ..source import Source
 from .direct import PAGE, Direct, Disk
 from .input_file import OpenFiles, above_standard_streams, in_use
 from .interrupts import signals_held
 from .writeback import begin_writeback
 
 TEMPORARY_PREFIX = ".paramcli-"
-_ELSEWHERE = "write elsewhere with -o"
+ELSEWHERE = "write elsewhere with -o"
 # What an errno means to a person, and the next step.
 _REASONS = {
-    errno.ENOSPC: ("disk full", f"free some space, or {_ELSEWHERE}"),
-    errno.EDQUOT: ("disk quota used up", f"free some space, or {_ELSEWHERE}"),
-    errno.EFBIG: ("the file would pass the size limit", f"raise the limit (ulimit -f), or {_ELSEWHERE}"),
-    errno.EACCES: ("permission denied", _ELSEWHERE),
-    errno.EPERM: ("permission denied", _ELSEWHERE),
-    errno.EROFS: ("read-only file system", _ELSEWHERE),
+    errno.ENOSPC: ("disk full", f"free some space, or {ELSEWHERE}"),
+    errno.EDQUOT: ("disk quota used up", f"free some space, or {ELSEWHERE}"),
+    errno.EFBIG: ("the file would pass the size limit", f"raise the limit (ulimit -f), or {ELSEWHERE}"),
+    errno.EACCES: ("permission denied", ELSEWHERE),
+    errno.EPERM: ("permission denied", ELSEWHERE),
+    errno.EROFS: ("read-only file system", ELSEWHERE),
     errno.ENOENT: ("its folder does not exist", "make the folder first"),
-    errno.ENOTDIR: ("its folder is a file", _ELSEWHERE),
+    errno.ENOTDIR: ("its folder is a file", ELSEWHERE),
     errno.EISDIR: ("it is a folder", "give a file name with -o"),
     errno.ENAMETOOLONG: ("its name is too long", "choose a shorter one with -o"),
-    errno.ELOOP: ("a loop of symbolic links", _ELSEWHERE),
+    errno.ELOOP: ("a loop of symbolic links", ELSEWHERE),
     errno.EMFILE: ("too many open files", "raise the limit (ulimit -n)"),
 }
 # What link(2) and renameat2(2) answer on a file system that lacks them.
@@ -80,35 +79,13 @@ def failures(path: str | os.PathLike) -> Iterator[None]:
 
 def _exists(path: str | os.PathLike) -> OutputFailed:
     shown = printable_path(path)
-    return OutputFailed(f"{shown} exists already", hint=f"--force replaces it, or {_ELSEWHERE}", path=path)
+    return OutputFailed(f"{shown} exists already", hint=f"--force replaces it, or {ELSEWHERE}", path=path)
 
 
 def refuse_existing(path: str | os.PathLike, overwrite: bool) -> None:
     """Raise OutputFailed early where the output is there already; the real guard is at publication."""
     if not overwrite and os.path.lexists(path):
         raise _exists(path)
-
-
-def same_place(path: str | os.PathLike, source: Source, replaceable: bool) -> None:
-    """Raise UsageError where the output is one of the input's files, or its folder, under any name.
-
-    `replaceable`: the command has an --in-place that takes this input.
-    """
-
-    def is_at(place: str | os.PathLike) -> bool:
-        try:
-            return os.path.samefile(place, path)
-        except OSError:
-            return False
-
-    if os.path.isdir(path):
-        inside = any(map(is_at, {file.path.absolute().parent for file in source.files}))
-    else:
-        inside = is_at(source.path) or any(is_at(file.path) for file in source.files)
-    if inside:
-        shown = printable_path(path)
-        hint = f"--in-place replaces it, or {_ELSEWHERE}" if replaceable else _ELSEWHERE
-        raise UsageError(f"{shown} is the input itself", hint=hint, path=path)
 
 
 def hidden_name(folder: Path, suffix: str = ".tmp") -> Path:

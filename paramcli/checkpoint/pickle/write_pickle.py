@@ -11,9 +11,9 @@ import struct
 from collections.abc import Callable
 
 from ...errors import InputRefused
-from ..read.torch_file import element_width
 from .pickle_data import MAX_BYTES, Global, Items, Key, Opaque, RawInteger, Size, StorageRef, TensorRef
 from .pickle_globals import OTHER_STORAGES, STORAGE_DTYPES, TORCH_DTYPES
+from .tree import element_width
 
 # Real checkpoints nest a dozen deep; this keeps a hostile one from exhausting Python's stack.
 MAX_NESTING = 200

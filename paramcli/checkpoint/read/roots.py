@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from ...errors import InputRefused, UsageError
 from ...text import closest, count_text, listing, printable
 from ..pickle.pickle_data import Global, Opaque, StorageRef, TensorRef, members, shown
+from ..pickle.tree import walk
 from ..source import Extra
 from .recognise import ZERO_HINT
 
@@ -244,8 +245,6 @@ def choose_root(value: object, root: str | None) -> Chosen:
 
 def _nothing(value: object) -> InputRefused:
     """The refusal of a file without a state dict: what it is instead."""
-    from .torch_file import walk
-
     below = walk(value)
     mappings = [item for item in below if isinstance(item, dict)]  # a module's parameters are in one too
     for mapping in mappings:

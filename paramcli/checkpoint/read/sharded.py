@@ -17,10 +17,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...errors import InputRefused
-from ...spelling import record
 from ...text import count_text, listing, printable, printable_path
 from ..disk.input_file import InputFile, OpenFiles
-from ..source import Extra, Root, Source, Storage, TensorInfo
+from ..source import RECORD_KEY, Extra, Root, Source, Storage, TensorInfo
 from ..strict_json import BrokenJson, decode_utf8, read_any, read_text, walk_document, walk_object
 from .recognise import DCP_METADATA, ZERO_HINT
 from .safetensors_file import open_safetensors
@@ -257,7 +256,7 @@ def _combine(path: Path, index_file: InputFile, index: Index, parts: Mapping[str
         )
     by_shard = {shard: part.metadata for shard, part in parts.items()}
     metadata = _merged_metadata(by_shard, notes)
-    records = {shard: its[record.KEY] for shard, its in by_shard.items() if record.KEY in its}
+    records = {shard: its[RECORD_KEY] for shard, its in by_shard.items() if RECORD_KEY in its}
     return Source(
         path,
         "sharded torch" if index_file.path.name.endswith(TORCH_INDEX_SUFFIX) else "sharded safetensors",
@@ -268,7 +267,7 @@ def _combine(path: Path, index_file: InputFile, index: Index, parts: Mapping[str
         [Root("", len(tensors))],
         notes=notes,
         shards={shard: list(part.tensors) for shard, part in parts.items()},
-        shard_records=records if record.KEY not in metadata else {},
+        shard_records=records if RECORD_KEY not in metadata else {},
         index=index_file,
         index_metadata=index.metadata,
     )
@@ -287,7 +286,7 @@ def _merged_metadata(by_shard: Mapping[str, Mapping[str, str]], notes: list[str]
                 disputed.add(key)
     for key in disputed:
         del merged[key]
-    disputed.discard(record.KEY)
+    disputed.discard(RECORD_KEY)
     if disputed:
         keys = f"{count_text(len(disputed), 'metadata key')}, not carried over: {listing(sorted(disputed), 6)}"
         notes.append(f"the shards disagree about {keys}")

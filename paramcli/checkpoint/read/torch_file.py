@@ -8,7 +8,7 @@ ignored checksums, and calls of what a file names.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,17 +19,14 @@ from ..disk.input_file import InputFile
 from ..pickle.pickle_data import (
     MAX_BYTES,
     PARTITIONED,
-    Key,
-    Opaque,
-    StorageRef,
     TensorRef,
     Unpickled,
     check_structure,
     read_pickle,
     shown,
 )
-from ..pickle.pickle_globals import OTHER_WIDTHS
 from ..pickle.torch_zip import member_bytes, read_archive
+from ..pickle.tree import element_width, storage_refs, walk
 from ..source import Root, Source, Storage, TensorInfo
 from .recognise import LEGACY_MAGIC, ZERO_HINT
 from .roots import choose_root
@@ -192,57 +189,6 @@ def _legacy_from(file: InputFile, data: bytes) -> tuple[Unpickled, Storages, lis
             hint="copy or download the file again",
         )
     return loaded, storages, []
-
-
-def storage_refs(value: object, without: Set[int] = frozenset()) -> dict[str, StorageRef]:
-    """Every storage of the tree by key, but those of tensors whose id is in `without`; one key with two sizes is
-    refused.
-    """
-    found: dict[str, StorageRef] = {}
-    for ref in walk(value):
-        if id(ref) in without:
-            continue
-        storage = ref.storage if isinstance(ref, TensorRef) else ref
-        if isinstance(storage, StorageRef):
-            known = found.setdefault(storage.key, storage)
-            if known.numel * element_width(known.dtype) != storage.numel * element_width(storage.dtype):
-                raise InputRefused(
-                    f"storage '{printable(storage.key, 40)}' has two sizes", hint="copy or download the file again"
-                )
-    return found
-
-
-_WORDS = frozenset((str, int, float, bool, bytes, type(None)))
-
-
-def walk(value: object) -> list[object]:
-    """Every object below `value` that is more than a text or number, each once, without recursion."""
-    seen: set[int] = set()
-    todo, out = [value], []
-    while todo:
-        item = todo.pop()
-        kind = type(item)
-        if kind in _WORDS or id(item) in seen:
-            continue
-        seen.add(id(item))
-        out.append(item)
-        if kind is TensorRef or kind is StorageRef:
-            continue
-        if isinstance(item, dict):
-            todo.extend(item.values())
-            todo.extend(key.value for key in item if isinstance(key, Key))
-            todo.append(getattr(item, "attributes", None))
-        elif isinstance(item, (list, tuple)):
-            todo.extend(item)
-        elif isinstance(item, Opaque):
-            todo.extend((item.arguments, item.state, item.items, item.pairs))
-    return out
-
-
-def element_width(dtype: str) -> int:
-    """Bytes of one element as torch counts them."""
-    # A dtype that nothing here can carry ("?bits8") counts as bytes until the tensor is refused by name.
-    return DTYPES[dtype].bits // 8 if dtype in DTYPES else OTHER_WIDTHS.get(dtype, 1)
 
 
 def _span(ref: TensorRef, storages: Storages) -> tuple[Storage, int]:

@@ -20,10 +20,11 @@ from ..disk.atomic import AtomicFile
 from ..disk.stream import Stream
 from ..header import Slot
 from ..pickle.pickle_data import Items, StorageRef, TensorRef
+from ..pickle.tree import element_width, storage_refs
 from ..pickle.write_pickle import PickleWriter, unit
 from ..pickle.write_zip import Member, directory, lay_out, members_of
 from ..read.roots import as_dict
-from ..read.torch_file import PAIRS, element_width, storage_refs
+from ..read.torch_file import PAIRS
 from ..source import Source, Storage
 from .safetensors_file import Check, MetadataOf, check_unchanged, copy_storage
 

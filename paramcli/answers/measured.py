@@ -1,0 +1,101 @@
+"""(Source, group) -> its verdict: the tensor is evaluated, and what it claims is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..chain import Chain
+from ..checkpoint.source import Source
+from ..errors import InputRefused, error_context
+from ..fitting import measure
+from ..fitting import torch_module as hosting
+from ..fitting.claims import claim_check
+from ..fitting.evaluate import complete, read_state, settle, weight_of
+from ..fitting.originals import widened
+from ..maths.base import Check, Parametrization, compute_dtype, wide
+from ..registry import parse_constraint, target_class
+from ..spelling.forms import Group
+from ..view import View, parse_view
+from .verdict import Verdict
+
+
+def verify_group(
+    source: Source,
+    group: Group,
+    constraint: str | None = None,
+    tolerance: float | None = None,
+    view: str | None = None,
+    device: torch.device | str = "cpu",
+    compute: str = "same",
+) -> Verdict:
+    """Evaluate one tensor and measure what it claims, or whether it lies in `constraint`."""
+    with error_context(tensor=group.tensor, path=source.path), torch.no_grad():
+        if constraint is not None:
+            parse_constraint(constraint)
+        state = read_state(source, group, device)
+        chain, seen_through = (None, parse_view(group.view)) if group.is_plain else settle(group, state)
+        seen_through = parse_view(view) if view is not None else seen_through
+        value = state["value"] if group.is_plain else weight_of(group, state, chain, seen_through, compute)
+        wanted = constraint or group.constraint
+        if wanted is not None and not (value.is_floating_point() or value.is_complex()):
+            raise InputRefused(f"{str(value.dtype).removeprefix('torch.')} tensors have no constraint to verify")
+        if chain is None:
+            checks = unless_finite(value) if wanted is None else [measure.check(wanted, value, seen_through, tolerance)]
+            return Verdict(group, group.chain, seen_through.text, tuple(checks))
+        whole = complete(group, state, chain)
+        if (
+            "value" in state
+        ):  # the oldest spectral norm has no v: the one that is solved for has no length to be held to
+            whole["0._v"] = torch.nn.functional.normalize(whole["0._v"], dim=0)
+        checks = measure_parts(chain, seen_through, value, whole, wanted, tolerance, compute, own=constraint is None)
+        return Verdict(group, str(chain), seen_through.text, tuple(checks))
+
+
+def measure_parts(
+    chain: Chain,
+    view: View,
+    value: Tensor,
+    state: Mapping[str, Tensor],
+    constraint: str | None = None,
+    tolerance: float | None = None,
+    compute: str = "same",
+    own: bool = True,
+) -> list[Check]:
+    """The constraint (default: the chain's) on the value, and what each link promises about its own tensors (`state`,
+    by role).
+    """
+    wanted = constraint or chain.constraint
+    checks = []
+    if wanted is not None and own and tolerance is None:
+        checks.append(claim_check(chain, view, value, state, compute, wanted))
+    elif wanted is not None:
+        checks.append(measure.check(wanted, value, view, tolerance, compute_dtype(value.dtype, compute)))
+    if own:
+        checks += _own_checks(chain, view, value, state)
+    return checks or unless_finite(value)
+
+
+def unless_finite(value: Tensor) -> list[Check]:
+    """Nothing is claimed of this value; that it is not finite is a finding all the same."""
+    return [] if measure.all_finite(value) else [measure.check("any", value)]
+
+
+def _own_checks(chain: Chain, view: View, value: Tensor, state: Mapping[str, Tensor]) -> list[Check]:
+    """u and v of unit length, zeros under a mask, the norms g: whatever a link checks beyond its constraint."""
+    if all(target_class(link.entry).checks is Parametrization.checks for link in chain.links):
+        return []
+    double = wide(value.dtype, value.device)
+    host = hosting.load(chain, view, value.shape, widened(state, double))
+    originals = tuple(tensor for role, tensor in hosting.roles(host).items() if role.startswith("original"))
+    checks = []
+    parts = hosting.parts(host)
+    for index, part in enumerate(parts):
+        part.stored_dtype = value.dtype
+        seen = part.into_view(originals)
+        made = view.into(value.to(double)) if index == len(parts) - 1 else part.map(*seen)
+        checks += part.checks(seen, made)
+        originals = (view.back(made, value.shape),)
+    return checks

@@ -1,0 +1,121 @@
+"""What verify finds: a verdict on each tensor, and what they amount to together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..dtypes import dtype_name
+from ..registry import CONSTRAINTS
+from ..spelling.forms import Group
+from ..text import count_text, listing
+
+if TYPE_CHECKING:
+    from ..evidence import Evidence
+    from ..maths.base import Check
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What verify says of one tensor. `checks` is empty where it makes no claim."""
+
+    group: Group
+    chain: str | None
+    view: str | None
+    checks: tuple[Check, ...]
+
+    @property
+    def tensor(self) -> str:
+        return self.group.tensor
+
+    @property
+    def ok(self) -> bool | None:
+        """Does all that it claims hold? None for a tensor without a claim, which proves nothing."""
+        return all(check.ok for check in self.checks) if self.checks else None
+
+    def document(self) -> dict[str, object]:
+        return {
+            "tensor": self.tensor,
+            "form": self.group.form,
+            "chain": self.chain,
+            "view": self.view,
+            "shape": list(self.group.shape),
+            "dtype": dtype_name(self.group.dtype),
+            "checks": [
+                {
+                    "constraint": check.constraint,
+                    "residual": check.residual,
+                    "tolerance": check.tolerance,
+                    "ok": check.ok,
+                    "detail": check.detail,
+                }
+                for check in self.checks
+            ],
+            "ok": self.ok,
+        }
+
+
+@dataclass(frozen=True)
+class VerifyResult(Sequence[Verdict]):
+    """The verdicts, one for each tensor that was looked at, as a sequence; and which tensors were not.
+
+    `unverified`: tensors that claim something which their keys do not tell, each with its `problem`; `others`: how many
+    were not looked at, as they claim nothing; `evidence`: the files' SHA-256 and what computed, where it was asked for.
+    """
+
+    checkpoint: Path | None
+    tensors: tuple[Verdict, ...]
+    unverified: tuple[Group, ...] = ()
+    others: int = 0
+    evidence: Evidence | None = None
+
+    def __iter__(self) -> Iterator[Verdict]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __getitem__(self, index):
+        return self.tensors[index]
+
+    @property
+    def failed(self) -> tuple[Verdict, ...]:
+        """Those that do not hold."""
+        return tuple(verdict for verdict in self.tensors if verdict.ok is False)
+
+    @property
+    def ok(self) -> bool:
+        """Does every claim hold, and was every one looked at?"""
+        return not self.failed and not self.unverified
+
+    def document(self) -> dict[str, object]:
+        """As --json prints it."""
+        unread = [{"tensor": group.tensor, "reason": group.problem} for group in self.unverified]
+        return {
+            "checkpoint": str(self.checkpoint),
+            "ok": self.ok,
+            **({"unverified": unread} if unread else {}),
+            "tensors": [verdict.document() for verdict in self.tensors],
+            **({"evidence": self.evidence.document()} if self.evidence else {}),
+        }
+
+    def summary(self, where: str = "") -> str:
+        """One line: what is proved of how many tensors, and which are not among them. `where`: " in FILE"."""
+        claims, rest = [v for v in self.tensors if v.checks], [v.tensor for v in self.tensors if not v.checks]
+        sets = [v for v in claims if any(check.constraint.partition(":")[0] in CONSTRAINTS for check in v.checks)]
+        unread = [] if self.failed else [group.tensor for group in self.unverified]
+        what = count_text(len(claims), "tensor")
+        if self.failed:
+            off = count_text(len(self.failed), "tensor")
+            says = f"{off} of {len(claims)}{where}: the constraint does not hold"
+        elif not sets:
+            says = f"{what}{where}: what they store agrees; no constraint is claimed"
+        else:
+            says = f"{what}{where}: {'the' if unread else 'every'} constraint holds"
+            if len(sets) < len(claims):
+                says += f" ({len(claims) - len(sets)} of them claim none: what they store agrees)"
+        for names, lack in ((rest, "without a claim"), (unread, "not verified")):
+            says += f"; {len(names)} {lack}: {listing(names, 4)}" if names else ""
+        return says + (f"; {self.others} without a claim not looked at" if self.others else "")

@@ -1,0 +1,40 @@
+"""What the functions of the library share: the types of their arguments, and how these are read."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Literal
+
+from ..plugins import load_installed
+
+FilePath = str | PathLike[str]
+# One pattern or several: a tensor's name, a shell glob (* crosses dots), or re:REGEX.
+Names = str | Sequence[str]
+Init = Literal["project", "strict", "raw"]
+Spelling = Literal["new", "old"]
+Tied = Literal["together", "separate"]
+ComputeDtype = Literal["same", "float32", "float64"]
+CastDtype = Literal["float64", "float32", "float16", "bfloat16"]
+
+
+def ready() -> None:
+    """Plug-ins of installed packages are there, as they are on the command line."""
+    for problem in load_installed():
+        warnings.warn(problem, stacklevel=3)
+
+
+def patterns(names: Names) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names or ())
+
+
+def path_of(path: FilePath | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def typed(command: Sequence[str] | None) -> Sequence[str]:
+    """What evidence names as the command: the command line, or the script that calls."""
+    return command if command is not None else sys.argv

@@ -1,0 +1,249 @@
+"""The editing commands as functions. Each writes one output, whole or not at all, and says what became of each tensor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..surgery.commands import Add, Assign, Migrate, Remove
+from ..surgery.convert import Convert, check_dtype
+from ..surgery.result import EditResult
+from ..surgery.run import Target, edit
+from ..surgery.run import convert as converted
+from ..watch import NOBODY, Watch
+from .common import CastDtype, ComputeDtype, FilePath, Init, Names, Spelling, Tied, path_of, patterns, ready
+
+
+def add(
+    ckpt: FilePath,
+    tensor: Names,
+    chain: str,
+    *,
+    view: str | None = None,
+    init: Init = "project",
+    mask: str | None = None,
+    max_change: float | None = None,
+    spelling: Spelling = "new",
+    seed: int = 0,
+    tied: Tied | None = None,
+    compute_dtype: ComputeDtype = "same",
+    output: FilePath | None = None,
+    force: bool = False,
+    in_place: bool = False,
+    check: bool = False,
+    verify: bool = False,
+    dry_run: bool = False,
+    root: str | None = None,
+    device: str = "cpu",
+    ignore_record: bool = False,
+    watch: Watch = NOBODY,
+) -> EditResult:
+    """Put a chain of parametrizations on tensors of a checkpoint, and write the result beside it or to `output`.
+
+    A weight that satisfies the constraint is kept; another moves to its nearest point, and `moved` says how far.
+    Raises CheckFailed (`init="strict"`, `max_change`, `verify`), UsageError, InputRefused, OutputFailed; nothing is
+    written then.
+    """
+    ready()
+    job = Add(
+        tensor=patterns(tensor),
+        chain=chain,
+        view=view,
+        init=init,
+        mask=mask,
+        max_change=max_change,
+        spelling=spelling,
+        seed=seed,
+        tied=tied,
+        compute_dtype=compute_dtype,
+    )
+    target = Target(
+        output=path_of(output),
+        force=force,
+        in_place=in_place,
+        check=check,
+        verify=verify,
+        dry_run=dry_run,
+        root=root,
+        device=device,
+        ignore_record=ignore_record,
+    )
+    return edit("add", [job], job.suffix, Path(ckpt), target, watch)
+
+
+def assign(
+    ckpt: FilePath,
+    tensor: Names,
+    *,
+    from_: str | None = None,
+    with_: str | None = None,
+    chain: str | None = None,
+    view: str | None = None,
+    seed: int = 0,
+    tied: Tied | None = None,
+    compute_dtype: ComputeDtype = "same",
+    output: FilePath | None = None,
+    force: bool = False,
+    in_place: bool = False,
+    check: bool = False,
+    verify: bool = False,
+    dry_run: bool = False,
+    root: str | None = None,
+    device: str = "cpu",
+    ignore_record: bool = False,
+    watch: Watch = NOBODY,
+) -> EditResult:
+    """Set tensors, as `layer.weight = X` does: through the chain's right inverse where there is one.
+
+    `from_`: FILE or FILE:NAME, the effective weight of another checkpoint; `with_`: an initialiser of torch.nn.init.
+    """
+    ready()
+    job = Assign(
+        tensor=patterns(tensor),
+        from_=from_,
+        with_=with_,
+        chain=chain,
+        view=view,
+        seed=seed,
+        tied=tied,
+        compute_dtype=compute_dtype,
+    )
+    target = Target(
+        output=path_of(output),
+        force=force,
+        in_place=in_place,
+        check=check,
+        verify=verify,
+        dry_run=dry_run,
+        root=root,
+        device=device,
+        ignore_record=ignore_record,
+    )
+    return edit("assign", [job], job.suffix, Path(ckpt), target, watch)
+
+
+def remove(
+    ckpt: FilePath,
+    tensor: Names = (),
+    *,
+    bake: bool = True,
+    chain: str | None = None,
+    view: str | None = None,
+    tied: Tied | None = None,
+    compute_dtype: ComputeDtype = "same",
+    output: FilePath | None = None,
+    force: bool = False,
+    in_place: bool = False,
+    check: bool = False,
+    verify: bool = False,
+    dry_run: bool = False,
+    root: str | None = None,
+    device: str = "cpu",
+    ignore_record: bool = False,
+    watch: Watch = NOBODY,
+) -> EditResult:
+    """Bake parametrized tensors into plain weights, or with `bake=False` go back to their originals."""
+    ready()
+    job = Remove(tensor=patterns(tensor), bake=bake, chain=chain, view=view, tied=tied, compute_dtype=compute_dtype)
+    target = Target(
+        output=path_of(output),
+        force=force,
+        in_place=in_place,
+        check=check,
+        verify=verify,
+        dry_run=dry_run,
+        root=root,
+        device=device,
+        ignore_record=ignore_record,
+    )
+    return edit("remove", [job], job.suffix, Path(ckpt), target, watch)
+
+
+def migrate(
+    ckpt: FilePath,
+    tensor: Names = (),
+    *,
+    to: Spelling,
+    tied: Tied | None = None,
+    output: FilePath | None = None,
+    force: bool = False,
+    in_place: bool = False,
+    check: bool = False,
+    dry_run: bool = False,
+    root: str | None = None,
+    ignore_record: bool = False,
+    watch: Watch = NOBODY,
+) -> EditResult:
+    """Rename weight norm, spectral norm and pruning between the old spelling and the new one, byte for byte."""
+    ready()
+    job = Migrate(to=to, tensor=patterns(tensor), tied=tied)
+    target = Target(
+        output=path_of(output),
+        force=force,
+        in_place=in_place,
+        check=check,
+        dry_run=dry_run,
+        root=root,
+        ignore_record=ignore_record,
+    )
+    return edit("migrate", [job], job.suffix, Path(ckpt), target, watch)
+
+
+def apply(
+    recipe: FilePath,
+    ckpt: FilePath,
+    *,
+    output: FilePath | None = None,
+    force: bool = False,
+    in_place: bool = False,
+    check: bool = False,
+    verify: bool = False,
+    dry_run: bool = False,
+    root: str | None = None,
+    device: str = "cpu",
+    ignore_record: bool = False,
+    watch: Watch = NOBODY,
+) -> EditResult:
+    """Make many edits in one pass over the data, from a recipe: TOML, or the document of an earlier edit."""
+    ready()
+    from ..recipe import read_recipe
+
+    target = Target(
+        output=path_of(output),
+        force=force,
+        in_place=in_place,
+        check=check,
+        verify=verify,
+        dry_run=dry_run,
+        root=root,
+        device=device,
+        ignore_record=ignore_record,
+    )
+    return edit("apply", read_recipe(Path(recipe)), ".edited", Path(ckpt), target, watch)
+
+
+def convert(
+    ckpt: FilePath,
+    output: FilePath | None = None,
+    *,
+    max_shard_size: str | None = None,
+    strip_prefix: Names = (),
+    keep: Names = (),
+    drop: Names = (),
+    dtype: CastDtype | None = None,
+    force: bool = False,
+    check: bool = False,
+    dry_run: bool = False,
+    root: str | None = None,
+    ignore_record: bool = False,
+    watch: Watch = NOBODY,
+) -> EditResult:
+    """Write the same tensors in another container, split or merged, renamed or cast; nothing else changes.
+
+    `max_shard_size`: e.g. "5GB", a folder of shards of at most this size.
+    """
+    ready()
+    job = Convert(patterns(strip_prefix), patterns(keep), patterns(drop), check_dtype(dtype))
+    target = Target(
+        output=path_of(output), force=force, check=check, dry_run=dry_run, root=root, ignore_record=ignore_record
+    )
+    return converted(job, Path(ckpt), target, max_shard_size, watch)

@@ -1,0 +1,292 @@
+"""The commands that ask and change nothing, as functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..devices import torch_device
+from ..errors import ParamcliError, UsageError
+from ..spelling.opened import Opened, open_groups
+from ..text import printable_path
+from ..watch import NOBODY, Watch
+from .common import ComputeDtype, FilePath, Names, path_of, patterns, ready, typed
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..answers.diff import DiffResult
+    from ..answers.discover import DiscoverResult
+    from ..answers.inspect import InspectResult
+    from ..answers.spectrum import SpectrumResult
+    from ..answers.verdict import VerifyResult
+
+
+def inspect(
+    ckpt: FilePath,
+    tensor: Names = (),
+    *,
+    root: str | None = None,
+    ignore_record: bool = False,
+    watch: Watch = NOBODY,
+) -> InspectResult:
+    """What a checkpoint holds, from its headers: how each tensor is spelt, its chain, shape and dtype."""
+    ready()
+    from ..answers.inspect import inspect as answer
+
+    with open_groups(ckpt, root, ignore_record, watch.note) as opened:
+        return answer(opened, patterns(tensor))
+
+
+def verify(
+    ckpt: FilePath | nn.Module,
+    tensor: Names = (),
+    *,
+    constraint: str | None = None,
+    tolerance: float | None = None,
+    chain: str | None = None,
+    view: str | None = None,
+    root: str | None = None,
+    device: str = "cpu",
+    compute_dtype: ComputeDtype = "same",
+    ignore_record: bool = False,
+    report: FilePath | None = None,
+    force: bool = False,
+    sha256: bool = False,
+    command: Sequence[str] | None = None,
+    watch: Watch = NOBODY,
+) -> VerifyResult:
+    """Measure what tensors claim against what rounding explains; without `tensor`, all that claim something.
+
+    Of a live model, what its parametrized tensors claim: `tensor`, `constraint` and `tolerance` are for it too.
+
+    Args:
+        constraint: a set to hold them to instead of their own, e.g. "orthogonal".
+        tolerance: in place of the constraint's own.
+        chain, view: how the named tensors are to be read.
+        report: an HTML page that is written too; `force` replaces one that is there.
+        sha256: the result's `evidence` says which files were read, by their SHA-256.
+        command: the command line that evidence names.
+
+    Raises InputRefused where there is nothing to verify: that is never a pass.
+    """
+    from .. import ranks
+    from ..answers.verify import check_options
+    from ..answers.verify import verify as answer
+    from ..dtypes import COMPUTE_DTYPES
+    from ..show.reports import check_report, facts, gathering, spectra_for_report, write_page
+    from ..spec import check_choice
+
+    ready()
+    if not isinstance(ckpt, (str, PathLike)):
+        from ..live import verify_model
+
+        return verify_model(ckpt, patterns(tensor), constraint=constraint, tolerance=tolerance)
+    chain, view = check_options(constraint, chain, view, tolerance)
+    check_choice("compute-dtype", compute_dtype, COMPUTE_DTYPES)
+    page_path = check_report(report, force)
+    proves = (report is not None or sha256) and ranks.current().leads
+    with (
+        open_groups(ckpt, root, ignore_record, watch.note) as opened,
+        gathering(proves, typed(command), opened.source) as gathered,
+    ):
+        result = answer(
+            opened,
+            Path(ckpt),
+            patterns(tensor),
+            constraint=constraint,
+            tolerance=tolerance,
+            chain=chain,
+            view=view,
+            device=device,
+            compute_dtype=compute_dtype,
+            watch=watch,
+        )
+        if gathered is None:
+            return result
+        where = torch_device(device)
+        drawn = None
+        if page_path is not None:
+            drawn = spectra_for_report(opened.source, [(v.group, v.view) for v in result], where)
+        evidence = gathered.evidence(where)
+        if page_path is not None and drawn is not None:
+            from ..show.html import verify_page
+
+            page = verify_page(printable_path(ckpt), result, drawn, evidence, facts(opened.source))
+            write_page(page_path, page, force)
+        return replace(result, evidence=evidence) if sha256 else result
+
+
+def diff(
+    a: FilePath,
+    b: FilePath,
+    tensor: Names = (),
+    *,
+    tolerance: float | None = None,
+    exact: bool = False,
+    root: str | None = None,
+    root_b: str | None = None,
+    ignore_record: bool = False,
+    report: FilePath | None = None,
+    force: bool = False,
+    command: Sequence[str] | None = None,
+    watch: Watch = NOBODY,
+) -> DiffResult:
+    """Compare effective weights: plain, baked, old and new spellings of one model are equal.
+
+    `tolerance`: the relative distance that counts as equal, by default 16 eps of the dtype; `exact`: every bit.
+    """
+    ready()
+    from ..answers.diff import diff as answer
+    from ..answers.verify import check_tolerance
+    from ..show.reports import check_report, gathering, spectra_of_pairs, write_page
+
+    page_path = check_report(report, force)
+    check_tolerance(tolerance)
+    with (
+        open_groups(a, root, ignore_record, watch.note) as one,
+        _open_second(b, root, root_b, ignore_record, watch) as two,
+        gathering(report is not None, typed(command), one.source, two.source) as gathered,
+    ):
+        result = answer(one, two, patterns(tensor), tolerance=tolerance, exact=exact, watch=watch)
+        if page_path is not None and gathered is not None:
+            from ..show.html import diff_page
+
+            drawn = spectra_of_pairs(one, two, [d.tensor for d in result.tensors if not d.equal])
+            write_page(page_path, diff_page(one.where, two.where, result, drawn, gathered.evidence("cpu")), force)
+        return result
+
+
+def _open_second(b: FilePath, root: str | None, root_b: str | None, ignore_record: bool, watch: Watch) -> Opened:
+    """B at root_b, else where root says, else at the only state dict it has: a result has fewer levels than its
+    input.
+    """
+    try:
+        return open_groups(b, root_b or root, ignore_record, watch.note)
+    except UsageError as unknown:
+        if root_b or not root:
+            raise
+        try:
+            return open_groups(b, None, ignore_record, watch.note)
+        except ParamcliError:
+            raise unknown from None
+
+
+def discover(
+    ckpt: FilePath,
+    tensor: Names = (),
+    *,
+    view: str | None = None,
+    root: str | None = None,
+    device: str = "cpu",
+    ignore_record: bool = False,
+    report: FilePath | None = None,
+    force: bool = False,
+    command: Sequence[str] | None = None,
+    watch: Watch = NOBODY,
+) -> DiscoverResult:
+    """Which constraints each tensor already satisfies, or nearly: symmetric, orthogonal, low rank, N:M sparse, ..."""
+    ready()
+    from ..show.reports import check_report, facts, gathering, spectra_for_report, write_page
+    from ..view import parse_view
+
+    seen = parse_view(view) if view is not None else None
+    page_path = check_report(report, force)
+    with (
+        open_groups(ckpt, root, ignore_record, watch.note) as opened,
+        gathering(report is not None, typed(command), opened.source) as gathered,
+    ):
+        opened.choose(patterns(tensor))  # a name that is not there is said before torch is asked for a device
+        where = torch_device(device)
+        from ..answers.discover import discover as answer
+
+        result = answer(opened, patterns(tensor), view=seen, device=where, watch=watch)
+        if page_path is not None and gathered is not None:
+            from ..show.html import discover_page
+
+            shown = [(opened.groups[f.tensor], view) for f in result.structured]
+            drawn = spectra_for_report(opened.source, shown, where)
+            page = discover_page(opened.where, result, drawn, gathered.evidence(where), facts(opened.source))
+            write_page(page_path, page, force)
+        return result
+
+
+def spectrum(
+    ckpt: FilePath,
+    tensor: Names = (),
+    *,
+    view: str | None = None,
+    chain: str | None = None,
+    root: str | None = None,
+    device: str = "cpu",
+    ignore_record: bool = False,
+    svg: FilePath | None = None,
+    png: FilePath | None = None,
+    report: FilePath | None = None,
+    force: bool = False,
+    command: Sequence[str] | None = None,
+    watch: Watch = NOBODY,
+) -> SpectrumResult:
+    """Singular values and, of square matrices, eigenvalues: of the value, and of the original before a chain.
+
+    Without `tensor`, of all that is parametrized or recorded. `svg`, `png`, `report`: pictures that are written too.
+    """
+    ready()
+    from ..checkpoint.disk.atomic import refuse_existing
+    from ..checkpoint.disk.interrupts import import_torch
+    from ..show.reports import check_report, facts, gathering, write_page
+    from ..surgery.commands import reading
+    from ..view import parse_view
+
+    chosen_view = parse_view(view).text if view is not None else None
+    for picture in (svg, png):
+        if picture is not None:
+            refuse_existing(Path(picture), force)
+    page_path = check_report(report, force)
+    with (
+        open_groups(ckpt, root, ignore_record, watch.note) as opened,
+        gathering(report is not None, typed(command), opened.source) as gathered,
+    ):
+        import_torch()
+        from ..answers.spectrum import spectrum as answer
+
+        read_as = reading(chain, view)
+        result = answer(
+            opened,
+            Path(ckpt),
+            patterns(tensor),
+            chain=read_as[0],
+            view=read_as[1],
+            chosen_view=chosen_view,
+            device=device,
+            watch=watch,
+        )
+        if svg is not None or png is not None:
+            from ..show.pictures import write_pictures
+
+            write_pictures(result, path_of(svg), path_of(png), force)
+        if page_path is not None and gathered is not None:
+            from ..show.html import spectrum_page
+
+            evidence = gathered.evidence(torch_device(device))
+            write_page(page_path, spectrum_page(opened.where, result, evidence, facts(opened.source)), force)
+        return result
+
+
+def snippet(
+    ckpt: FilePath,
+    tensor: Names = (),
+    *,
+    root: str | None = None,
+    ignore_record: bool = False,
+    watch: Watch = NOBODY,
+) -> str:
+    """The Python that registers the file's chains on a live model and loads it."""
+    ready()
+    from ..answers.snippet import snippet as answer
+
+    with open_groups(ckpt, root, ignore_record, watch.note) as opened:
+        return answer(opened, Path(ckpt), patterns(tensor))

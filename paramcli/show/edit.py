@@ -1,0 +1,89 @@
+"""What an editing command says: the table or document on stdout, and on stderr what was written, what was not, and
+what to type next.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..spelling import record as records
+from ..surgery.result import EditResult
+from ..text import count_text, listing, number_text, printable, printable_path, size_text
+from .console import Screen, Table
+from .document import document
+from .tables import edit_table
+
+# What a torch result lacks of ours; a sentence of its own says what follows from that.
+OWN_RECORD = f"metadata {records.KEY}"
+
+
+def show_edit(screen: Screen, result: EditResult, as_json: bool, shown: Table | str | None = None) -> None:
+    """`shown`: the answer for who does not ask for JSON, by default the table of the edited tensors."""
+    if as_json:
+        screen.answer(document(result.document()))
+    else:
+        screen.show(edit_table(result.tensors, fold=screen.folds(len(result.tensors))) if shown is None else shown)
+    for outcome in result.tensors:
+        if outcome.note:
+            screen.note(f"{printable(outcome.tensor)}: {outcome.note}")
+    for outcome in result.tensors:
+        if outcome.off:
+            residual = number_text(outcome.residual)
+            screen.warn(f"{printable(outcome.tensor)} is off its constraint (residual {residual}): verify will exit 1")
+    for line in _left_behind(result):
+        screen.note(line)
+    if result.stale:
+        # An optimizer's state belongs to the parameters as they were: by position, in their order and shapes.
+        screen.warn(
+            f"{listing(result.stale)} belongs to the tensors as they were: start the optimizer anew, "
+            "or restore it by hand"
+        )
+    for line in _foretold(result) if result.dry_run else _written(result):
+        screen.note(line)
+
+
+def _left_behind(result: EditResult) -> Iterator[str]:
+    """What the output does not hold, or holds otherwise."""
+    if set(result.dropped) - {OWN_RECORD}:
+        names = [name for name in result.dropped if name != OWN_RECORD]
+        yield f"not carried over: {listing(names, len(result.dropped))}"
+    if result.below:
+        yield f"the names begin below {printable(result.below)}: safetensors has one level"
+    if result.untied:
+        what = "a DCP folder" if result.container == "DCP folder" else "safetensors"
+        yield f"tied tensors are stored once for each name, as {what} knows no ties: {listing(result.untied, 6)}"
+    if result.files_left:
+        yield f"left where they are: {listing(result.files_left, 12)}"
+
+
+def _foretold(result: EditResult) -> Iterator[str]:
+    output = printable_path(result.output)
+    yield f"dry run: would write {output} ({size_text(result.nbytes)}), {result.untouched} tensors untouched"
+    yield f"dry run: {result.forecast}"
+    if not result.replaces and os.path.lexists(result.output):
+        yield f"dry run: {output} exists already, and only --force replaces it"
+
+
+def _written(result: EditResult) -> Iterator[str]:
+    changed = f"{count_text(len(result.tensors), 'tensor')} changed, {result.untouched} untouched"
+    checked = ", all read back and equal" if result.checked else ""
+    yield f"wrote {printable_path(result.output)}: {changed}{checked}"
+    if result.claims and not result.has_record:
+        views = result.views
+        view = "" if views == {None} else f" --view {next(iter(views))}" if len(views) == 1 else " and --view"
+        yield (
+            f"a {result.container} has no place for the record: verify it with --chain (baked: --constraint){view}, "
+            "or write safetensors"
+        )
+    elif result.claims:
+        yield f"next: paramcli verify {shell_path(result.output)}"
+    elif result.same_weights:
+        root = f" --root {shlex.quote(printable(result.root))}" if result.root else ""
+        yield f"next: paramcli diff {shell_path(result.checkpoint)} {shell_path(result.output)}{root}"
+
+
+def shell_path(path: Path) -> str:
+    return shlex.quote(printable_path(path))

@@ -1,0 +1,270 @@
+"""The engine: open, plan, write once. What every editing command does, on the command line and in Python.
+
+    headers and options -> plan -> execute: read, compute, write, fsync, rename -> EditResult
+
+What is said meanwhile goes to a `Watch`; nothing here prints, and nothing decides by who is asking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import ranks
+from ..devices import torch_device
+from ..errors import ParamcliError, UsageError, error_context
+from ..spelling.opened import Opened, open_groups
+from ..text import listing, printable
+from ..watch import NOBODY, Watch
+from .convert import Convert, parse_size
+from .output import (
+    DEFAULT_SHARD_SIZE,
+    FOREIGN_SUFFIXES,
+    NOT_IN_PLACE,
+    default_output,
+    is_file,
+    is_torch,
+    open_sink,
+    shards_of,
+)
+from .plan import Outcome, Plan
+from .result import EditResult, result_of
+
+if TYPE_CHECKING:
+    from ..checkpoint.source import Source
+    from .commands import Edit
+    from .execute import Writing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where and how a command reads and writes: the options that say so, as one value."""
+
+    output: Path | None = None
+    force: bool = False
+    in_place: bool = False
+    dry_run: bool = False
+    root: str | None = None
+    device: str = "cpu"
+    ignore_record: bool = False
+    check: bool = False
+    verify: bool = False
+
+
+def edit(
+    command: str, edits: Sequence[Edit], suffix: str, path: Path, target: Target, watch: Watch = NOBODY
+) -> EditResult:
+    """Plan all edits of a checkpoint, and write what comes of them once."""
+    with (
+        open_groups(path, target.root, target.ignore_record, watch.note) as opened,
+        ExitStack() as stack,
+        error_context(path=path),
+    ):
+        if len(edits) == 1 and not edits[0].origin:
+            edits[0].choose(opened.groups, opened.where)  # a name that is not there is said before the output's faults
+        destination = output_path(opened.source, target.output, target.in_place, suffix, target.force or target.dry_run)
+        output = Output(opened, destination, overwrite=target.force, in_place=target.in_place, check=target.check)
+        computes = any(edit.computes for edit in edits)
+        early = begin_early(command, edits, output, stack) if computes and not target.dry_run else None
+        # The sums take as long as importing torch does; of several processes each compares what it reads.
+        if computes and early is None and not target.dry_run and ranks.current().size == 1:
+            opened.source.check_ahead(opened.source.tensors)
+        device = torch_device(target.device) if computes else "cpu"
+        from .execute import preview
+        from .sequence import plan_edits
+
+        plan = plan_edits(command, edits, opened.source, opened.groups, stack)
+        if target.dry_run:
+            outcomes = preview(plan)
+        else:
+            outcomes = write_plan(plan, output, device, early, target.verify, watch)
+        return result_of(
+            plan,
+            opened,
+            destination,
+            outcomes,
+            dry_run=target.dry_run,
+            checked=target.check or target.in_place,
+            replaces=target.force or target.in_place,
+            edit=tuple(edits),
+        )
+
+
+def convert(
+    job: Convert, path: Path, target: Target, max_shard_size: str | None = None, watch: Watch = NOBODY
+) -> EditResult:
+    """Write the tensors of a checkpoint in another container, split, under other names or in another dtype."""
+    size = parse_size(max_shard_size) if max_shard_size else None
+    with open_groups(path, target.root, target.ignore_record, watch.note) as opened:
+        if target.output is None and (opened.source.shards or default_output(path, "") == path):
+            what = "a folder of shards" if opened.source.shards else "safetensors already"
+            raise UsageError(
+                f"{opened.where} is {what}: convert needs -o",
+                hint="-o FILE.safetensors, FILE.pt, FOLDER.dcp, or a FOLDER for shards",
+            )
+        destination = output_path(opened.source, target.output, False, "", target.force or target.dry_run)
+        if size is None and target.output is not None and destination.suffix == "" and not opened.source.shards:
+            size = DEFAULT_SHARD_SIZE
+        if size is not None and is_file(destination):
+            raise UsageError("--max-shard-size writes a folder of shards", hint="-o FOLDER")
+        plan, left = job.plan(opened.source, opened.groups, opened.where)
+        if max_shard_size and (larger := [slot.name for slot in plan.slots if slot.nbytes > size]):
+            watch.note(f"larger than --max-shard-size, and each in a file of its own: {listing(larger, 4)}")
+        if target.dry_run:
+            from .execute import preview
+
+            outcomes = preview(plan)
+        else:
+            output = Output(opened, destination, overwrite=target.force, check=target.check, max_shard_size=size)
+            outcomes = write_plan(plan, output, watch=watch)
+        return result_of(
+            plan,
+            opened,
+            destination,
+            outcomes,
+            dry_run=target.dry_run,
+            checked=target.check,
+            replaces=target.force,
+            left=left,
+        )
+
+
+def output_path(source: Source, output: Path | None, in_place: bool, suffix: str, overwrite: bool) -> Path:
+    """Where the result goes; refused early where it could not be written there."""
+    from ..checkpoint.disk.atomic import refuse_existing
+
+    if output is not None and str(output) == "-":
+        raise UsageError("-o -: a checkpoint is written to a file, never to a pipe", hint="-o FILE.safetensors")
+    if in_place and output is not None:
+        raise UsageError("--in-place and --output exclude each other")
+    if in_place:
+        if source.container in NOT_IN_PLACE:
+            raise UsageError(
+                "--in-place works on files and on safetensors shards; these are torch's own shards",
+                hint="-o FOLDER or FOLDER.dcp",
+                path=source.path,
+            )
+        return source.path
+    if output is not None and output.suffix.lower() in FOREIGN_SUFFIXES:
+        raise UsageError(
+            f"paramcli writes safetensors and torch checkpoints, not {printable(output.suffix)}",
+            hint="-o FILE.safetensors, FILE.pt or FOLDER.dcp",
+        )
+    path = output if output is not None else default_output(source.path, suffix)
+    refuse_existing(path, overwrite)
+    return path
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a plan's result goes, a file or a folder as the input is, and how; in place never without a check."""
+
+    opened: Opened
+    path: Path
+    overwrite: bool = False
+    in_place: bool = False
+    check: bool = False
+    max_shard_size: int | None = None
+
+    def begin(self, plan: Plan, part: Plan, owner: dict[str, int] | None = None) -> Writing:
+        """Open the sink, of `part` of the plan where other processes write the rest, and begin to copy. Use in a
+        `with`.
+        """
+        from .check import CheckedSink
+        from .execute import Writing, metadata_of
+
+        source = self.opened.source
+        metadata = partial(metadata_of, source, plan)
+        longest = partial(metadata_of, source, plan.with_record(plan.longest)) if plan.longest else None
+        sink = open_sink(
+            self.path,
+            source,
+            plan,
+            metadata,
+            overwrite=self.overwrite or self.in_place,
+            in_place=self.in_place,
+            max_shard_size=self.max_shard_size,
+            owner=owner,
+            longest=longest,
+        )
+        checked = None
+        if self.check or self.in_place:
+            root = (source.root or ".") if is_torch(self.path, source) else None
+            checked = CheckedSink(sink, part.slots, metadata, root)
+        return Writing(part, source, sink, checked)
+
+
+def begin_early(command: str, edits: Sequence[Edit], output: Output, stack: ExitStack) -> Writing | None:
+    """Begin to copy what no edit touches before torch is imported, where headers and tables foretell the plan."""
+    from ..checkpoint.disk.interrupts import signals_held
+    from .foretell import foretell
+
+    # Several processes agree on a plan first; which tensors of a torch file are one, the edits' chains tell.
+    if ranks.current().size > 1 or is_torch(output.path, output.opened.source):
+        return None
+    plan = foretell(command, edits, output.opened.source, output.opened.groups)
+    if plan is None or not plan.copies:
+        return None
+    try:
+        with signals_held():
+            return stack.enter_context(output.begin(plan, plan))
+    except ParamcliError:
+        return None  # the output cannot be written: said after the plan, if that has nothing to say
+
+
+def write_plan(
+    plan: Plan,
+    output: Output,
+    device: str = "cpu",
+    early: Writing | None = None,
+    verify: bool = False,
+    watch: Watch = NOBODY,
+) -> list[Outcome]:
+    """Execute the plan into the output; `early` is what was begun for it, and is given up where it is for another.
+
+    In a run of several processes each makes the tensors of its own shards; one file is written by the first alone.
+    """
+    from ..checkpoint.disk.interrupts import import_torch, signals_held
+    from .execute import execute
+
+    source, run, owner = output.opened.source, ranks.current(), None
+    part, numbers = plan, list(range(len(plan.steps)))
+    if run.size > 1:
+        from .shares import agree, gathered, owners, part_of
+
+        agree(run, source, plan)
+        shards = shards_of(output.path, source, plan, output.in_place, output.max_shard_size)
+        if shards is None and not run.leads:
+            return run.from_first("outcomes", lambda: None) or []
+        if shards is None:
+            watch.note(
+                "one file is written by one process while the others wait; shards are shared out: "
+                "paramcli convert -o FOLDER"
+            )
+        else:
+            owner = owners(source, plan, shards, run.size)
+            part, numbers = part_of(plan, shards, owner, run.rank)
+    if early and not early.serves(plan):
+        early.give_up()
+        early = None
+    if any(step.run is not None for step in part.steps):
+        import_torch()
+    with ExitStack() as stack, watch.meter(plan.command, len(part.steps), part.nbytes) as meter:
+        with signals_held():
+            writing = early or stack.enter_context(output.begin(plan, part, owner))
+
+        def progress(nbytes: int, tensors: int = 1) -> None:
+            meter.advance(nbytes, tensors)
+            run.check()
+
+        outcomes = execute(part, writing, device, progress=progress, verify=verify)
+    if run.size == 1:
+        return outcomes
+    if owner is None:
+        run.from_first("outcomes", lambda: None)
+        return outcomes
+    return gathered(run, numbers, outcomes)
