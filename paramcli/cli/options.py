@@ -13,8 +13,7 @@ from . import complete
 # The panels of each command's help: what to work on, where the result goes, how it is computed and read.
 WHERE, HOW = "Output", "Reading and computing"
 
-# readable=False: whether a file can be read is found out by reading it, and is exit 3.
-Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint: a file, a folder of shards, or its index.", show_default=False, readable=False)]
+Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint: a file, a folder of shards, or its index.", show_default=False)]
 Tensors = Annotated[
     Optional[list[str]],
     typer.Option("--tensor", "-t", metavar="PATTERN", help="Tensor name, shell glob, or re:REGEX; repeatable.", show_default=False, autocompletion=complete.tensors),
@@ -35,7 +34,7 @@ Tied = Annotated[
     ),
 ]  # fmt: skip
 
-Output = Annotated[Optional[Path], typer.Option("--output", "-o", metavar="FILE", help="Where to write; default beside the input.", show_default=False, readable=False, rich_help_panel=WHERE)]
+Output = Annotated[Optional[Path], typer.Option("--output", "-o", metavar="FILE", help="Where to write; default beside the input.", show_default=False, rich_help_panel=WHERE)]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace an output that exists.", rich_help_panel=WHERE)]
 InPlace = Annotated[bool, typer.Option("--in-place", help="Replace the input itself, atomically.", rich_help_panel=WHERE)]
 Check = Annotated[

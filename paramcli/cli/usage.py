@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from ..errors import UsageError
 from ..text import closest, printable
 
@@ -64,10 +62,4 @@ def usage_error(error: Exception) -> UsageError:
         name = message.split("'")[1] if "'" in message else message
         near = closest(name, context.command.commands, 1)
         return UsageError(f"no command '{printable(name)}'", hint=f"closest: {where} {near[0]}" if near else f"known: {', '.join(context.command.commands)}")
-    if message.startswith("Missing argument"):
-        return UsageError(f"{where} needs {message.removeprefix('Missing argument ').strip(chr(39))}", hint=hint)
-    message = message.removeprefix("Invalid value for ").removeprefix("Invalid value: ")
-    message = re.sub(r"^'(?:-\w / )?(--[\w-]+)(?: / -\w)?':", r"\1", message)
-    message = re.sub(r"is not a valid int(eger)?( range)?$", "is not a whole number", message)
-    message = re.sub(r"is not a valid float( range)?$", "is not a number", message)
     return UsageError(message[:1].lower() + message[1:], hint=hint)

@@ -42,8 +42,8 @@ code = run(sys.argv[1:])
 print(*sys.modules, file=sys.stderr)
 sys.exit(code)
 """
-# What typer's own help imports, and what only a chain or a table in a terminal needs.
-HEAVY = {"typer.rich_utils", "rich.markdown", "rich.syntax", "rich.traceback", "markdown_it", "pygments", "torch", "numpy", "asyncio", "importlib.metadata"}
+# What typer's own help and its reading of values import, and what only a chain or a table in a terminal needs.
+HEAVY = {"typer.rich_utils", "rich.markdown", "rich.syntax", "rich.traceback", "markdown_it", "pygments", "pydantic", "torch", "numpy", "asyncio", "importlib.metadata"}
 CHAINS = {"paramcli.chain", "paramcli.registry", "paramcli.catalogue", "paramcli.surgery", "paramcli.maths"}
 
 
@@ -59,7 +59,7 @@ def test_the_list_of_commands_imports_none_of_them():
     """--help is there at once: no rich, no catalogue, no file format, and no command's module."""
     modules = imported("--help")
     assert not modules & (HEAVY | CHAINS | {"rich", "paramcli.console", "paramcli.tables", "paramcli.report"})
-    assert {name for name in modules if name.startswith("paramcli.cli.")} <= {f"paramcli.cli.{name}" for name in ("app", "group", "help", "outlet", "usage")}
+    assert {name for name in modules if name.startswith("paramcli.cli.")} <= {f"paramcli.cli.{name}" for name in ("app", "group", "help", "outlet", "usage", "values")}
     assert {name for name in modules if name.startswith("paramcli.checkpoint.")} == {"paramcli.checkpoint.interrupts"}
 
 
