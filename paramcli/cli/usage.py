@@ -43,9 +43,23 @@ def with_examples_first(docstring: str) -> str:
 
 
 def hoisted(arguments: list[str]) -> list[str]:
-    """--debug and --no-color work wherever they stand: in front of the command is where the parser wants them."""
-    flags = [argument for argument in arguments if argument in GLOBAL_FLAGS]
-    return [*dict.fromkeys(flags), *(argument for argument in arguments if argument not in GLOBAL_FLAGS)]
+    """--debug, --no-color and --plugin FILE work wherever they stand: in front of the command is where the parser wants them.
+
+    What follows `--` is a name, whatever it looks like.
+    """
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    front, rest, words = [], [], iter(arguments[:end])
+    for word in words:
+        if word in GLOBAL_FLAGS or word.startswith("--plugin="):
+            front.append(word)
+        elif word == "--plugin":
+            front.append(word)
+            if (file := next(words, None)) is None:
+                return front  # alone, so that the parser misses the file, and Tab offers one
+            front.append(file)
+        else:
+            rest.append(word)
+    return [*front, *rest, *arguments[end:]]
 
 
 def usage_error(error: Exception) -> UsageError:

@@ -10,7 +10,7 @@ import typer
 
 from paramcli.cli.app import app
 from paramcli.cli.group import Command, built
-from paramcli.cli.usage import COMMANDS
+from paramcli.cli.usage import COMMANDS, hoisted
 from paramcli.cli.values import WANTED, kinds
 
 
@@ -62,3 +62,18 @@ def test_words_become_what_the_annotations_say(monkeypatch):
     got = given(*words)
     assert got == {"path": Path("c.pt"), "texts": ["a", "b"], "paths": [Path("p")], "whole": 3, "number": 1e-3, "flag": True, "way": False}
     assert type(got["whole"]) is int and type(got["flag"]) is bool
+
+
+@pytest.mark.parametrize(
+    ("typed", "parsed"),
+    [
+        ("registry skew --plugin p.py", "--plugin p.py registry skew"),
+        ("registry --plugin=p.py --debug skew --plugin q.py:X", "--plugin=p.py --debug --plugin q.py:X registry skew"),
+        ("inspect c.pt --no-color -t x", "--no-color inspect c.pt -t x"),
+        ("inspect --debug -- --plugin --debug", "--debug inspect -- --plugin --debug"),
+        ("registry skew --plugin", "--plugin"),
+    ],
+)
+def test_what_holds_for_all_commands_may_stand_anywhere(typed, parsed):
+    """In front is where the parser wants it; behind `--` are names; a --plugin without its file is left to be missed."""
+    assert hoisted(typed.split()) == parsed.split()
