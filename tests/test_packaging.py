@@ -38,6 +38,16 @@ def test_any_typer_from_the_oldest_on_will_do():
         assert name not in pinned or [*map(int, pinned[name].split("."))] >= [*map(int, oldest.split("."))]
 
 
+def test_ci_runs_the_command_line_with_the_oldest_typer():
+    """The version that .ci/run cuts out of pyproject.toml is the one there, and the tests that it names exist."""
+    script = (ROOT / ".ci" / "run").read_text()
+    cut = re.search(r"oldest=\$\((sed .*)\)$", script, re.M)[1]
+    oldest = subprocess.run(cut, shell=True, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    assert oldest and f'"typer>={oldest}"' in (ROOT / "pyproject.toml").read_text()
+    for file, name in re.findall(r"(tests/[\w/]+\.py)(?:::(\w+))?", script):
+        assert f"def {name or 'test_'}" in (ROOT / file).read_text()
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "paramcli" / "cli").glob("*.py")), ids=lambda path: path.name)
 def test_of_the_parser_only_what_is_public_is_used(path):
     """No module and no attribute with an underscore in front, which the next version may not have."""
