@@ -29,6 +29,44 @@ def test_every_file_is_python_3_10(path):
     ast.parse(path.read_text(), feature_version=(3, 10))
 
 
+def test_any_typer_from_the_oldest_on_will_do():
+    """No dependency has an upper bound, and the tests run with versions that are allowed."""
+    project = (ROOT / "pyproject.toml").read_text()
+    needed = re.findall(
+        r'^  "(\w+)>=([\d.]+)(.*)",$', project[project.index("dependencies = [") :].split("\n]\n")[0], re.M
+    )
+    assert {"torch", "typer", "rich", "safetensors"} <= {name for name, *_ in needed}
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+    for name, oldest, rest in needed:
+        assert not re.search("[<~=]", rest.partition(";")[0]), name
+        assert name not in pinned or [*map(int, pinned[name].split("."))] >= [*map(int, oldest.split("."))]
+
+
+def test_ci_runs_the_command_line_with_the_oldest_typer():
+    """The version that .ci/run cuts out of pyproject.toml is the one there, and the tests that it names exist."""
+    script = (ROOT / ".ci" / "run").read_text()
+    cut = re.search(r"oldest=\$\((sed .*)\)$", script, re.M)[1]
+    oldest = subprocess.run(cut, shell=True, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    assert oldest and f'"typer>={oldest}"' in (ROOT / "pyproject.toml").read_text()
+    for file, name in re.findall(r"(tests/[\w/]+\.py)(?:::(\w+))?", script):
+        assert f"def {name or 'test_'}" in (ROOT / file).read_text()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "paramcli" / "cli").glob("*.py")), ids=lambda path: path.name)
+def test_of_the_parser_only_what_is_public_is_used(path):
+    """No module and no attribute with an underscore in front, which the next version may not have."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            assert not any("._" in name.name or name.name == "click" for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            assert not re.search(
+                r"\b_[a-z]|^click\b",
+                f"{node.module} {' '.join(name.name for name in node.names)}".replace("__future__", ""),
+            )
+        elif isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id == "self"):
+            assert not re.match("_[a-z]", node.attr), node.attr
+
+
 @pytest.mark.slow
 def test_a_wheel_holds_what_is_needed_and_runs_by_itself(tmp_path):
     """pip wheel, then the installed files alone: py.typed, licence, entry point, version, and a command that works."""

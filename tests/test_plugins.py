@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -38,34 +37,15 @@ def test_an_installed_plugin_is_listed_and_works(installed, shell, tmp_path):
     assert torch.equal(load_file(tmp_path / "c.baked.safetensors")["w"], wanted)
 
 
-def test_a_file_named_on_the_command_line_works(paramcli, tmp_path):
-    """--plugin FILE.py:NAME and --plugin FILE.py both add the file's entries."""
+def test_a_file_named_on_the_command_line_works(paramcli, shell, tmp_path):
+    """--plugin FILE.py, before the command or after it, adds the file's entries."""
     torch.save({"w": torch.tensor([0.3, 0.9])}, tmp_path / "c.pt")
-    code = "import sys; from paramcli.cli.app import main; main(sys.argv[1:])"
-    import subprocess
-
-    for spec in (f"{PLUGIN}:", str(PLUGIN)):
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                code,
-                "--plugin",
-                spec.rstrip(":"),
-                "add",
-                str(tmp_path / "c.pt"),
-                "-t",
-                "w",
-                "--chain",
-                "to_halves",
-                "-f",
-            ],
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
+    edit = ("add", "c.pt", "-t", "w", "--chain", "to_halves", "-f")
+    for line in (["--plugin", PLUGIN, *edit], [*edit, "--plugin", PLUGIN]):
+        assert "to_halves" in shell(*line).out
     for wrong in ("none.py", "none.py:X", f"{PLUGIN}:nothing", "os"):
-        assert paramcli("--plugin", wrong, "registry", code=2).err.startswith("error: --plugin")
+        for line in (["--plugin", wrong, "registry"], ["registry", f"--plugin={wrong}"]):
+            assert paramcli(*line, code=2).err.startswith(f"error: --plugin {wrong}")
 
 
 def test_a_record_with_an_unknown_entry_imports_nothing(installed, shell, tmp_path):

@@ -147,7 +147,9 @@ def values(spec: str, n: int, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]
         given = "spectral_norm" in spec or (spec.startswith("sum_to") and eps(dtype) > eps(torch.float32))
         scales = () if given else ANGLES if "orthogonal" in spec else SCALES
         for scale in scales:
-            equal = spec in TORCHS or scale == 1.0 and not spec.startswith(("standardized", "sum_to", "special_linear"))
+            equal = spec in TORCHS or (
+                scale == 1.0 and not spec.startswith(("standardized", "sum_to", "special_linear"))
+            )
             for seed in range(-1 if equal else 0, _seeds(n)):  # -1: all entries are equal
                 yield (
                     chain.constraint,

@@ -19,7 +19,7 @@ from ..errors import OutputFailed, ParamcliError, device_full
 from ..text import printable, printable_path
 from .group import Group
 from .outlet import Outlet
-from .usage import hoisted, usage_error
+from .usage import usage_error
 
 app = typer.Typer(
     name="paramcli",
@@ -32,7 +32,6 @@ app = typer.Typer(
     epilog="Start with:  paramcli inspect ckpt.pt\n\nMany processes share out the shards of a folder (a single file is written by the first of them alone):\n\n"
     "torchrun --nproc-per-node 8 -m paramcli remove FOLDER --bake -o OUT\n\n"
     "Tab completes names after:  paramcli --install-completion",
-    no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -141,6 +140,8 @@ def run(arguments: list[str]) -> int:
         return _interrupted(code) if code == 130 else code
     except ParamcliError as error:
         return fail(error)
+    except typer.TyperException as error:
+        return fail(usage_error(error))
     except typer.Exit as stop:
         return stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
@@ -164,11 +165,6 @@ def run(arguments: list[str]) -> int:
                     hint="raise the limit (ulimit -u), or close other programs",
                 )
             )
-        if type(error).__name__ == "NoArgsIsHelpError":
-            typer.echo(error.format_message(), color=error.ctx.color)
-            return 2  # there is no mistake to name, but nothing was done either
-        if type(error).__module__.startswith("typer") and hasattr(error, "format_message"):
-            return fail(usage_error(error))
         what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
         report = f"report it with this command line, what it prints with --debug, and the version, {__version__}"
         return fail(_Bug(f"a bug in paramcli: {printable(what)}", hint=report))
@@ -196,9 +192,7 @@ def _dispatch(arguments: list[str]) -> int:
     if "--no-color" in arguments:  # before the parser, which shows a help or a mistake before it looks at other options
         os.environ["NO_COLOR"] = "1"
     # Commands find what was typed, before it was put in order, in their context.
-    code = typer.main.get_command(app).main(
-        args=hoisted(arguments), obj=arguments, prog_name="paramcli", standalone_mode=False
-    )
+    code = typer.main.get_command(app).main(args=arguments, obj=arguments, prog_name="paramcli", standalone_mode=False)
     sys.stdout.flush()
     return code if isinstance(code, int) else 0
 

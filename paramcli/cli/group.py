@@ -14,7 +14,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from .help import page, wants_colour
-from .usage import COMMANDS, PANELS, with_examples_first
+from .usage import COMMANDS, PANELS, hoisted, with_examples_first
+from .values import read_values
 
 # Command -> its module in this package; two names would shadow the standard library's and the table's. No other name is
 # imported.
@@ -22,7 +23,11 @@ MODULES = {**{name: f".{name}" for name in COMMANDS}, "inspect": ".inspect_comma
 
 
 class Command(TyperCommand):
-    """A command whose help is our page."""
+    """A command whose help is our page, and whose values we read."""
+
+    def parse_args(self, ctx, args):
+        read_values(self, ctx)
+        return super().parse_args(ctx, args)
 
     def format_help(self, ctx, formatter) -> None:
         ctx.color = wants_colour()
@@ -35,6 +40,13 @@ class Group(TyperGroup):
     def __init__(self, **settings):
         listed = {name: Command(name, short_help=short) for name, short in COMMANDS.items()}
         super().__init__(**{**settings, "commands": listed})
+
+    def parse_args(self, ctx, args):
+        if not args and not ctx.resilient_parsing:
+            typer.echo(ctx.get_help(), color=ctx.color)
+            raise typer.Exit(2)  # there is no mistake to name, but nothing was done either
+        read_values(self, ctx)
+        return super().parse_args(ctx, hoisted(args))
 
     def resolve_command(self, ctx, args):
         name, listed, rest = super().resolve_command(ctx, args)

@@ -12,6 +12,8 @@ import re
 import textwrap
 from collections.abc import Iterator
 
+from .values import kinds
+
 BOLD, DIM, USAGE, NAME, SWITCH, NEGATIVE, KIND, MARK, REQUIRED = (
     "1",
     "2",
@@ -39,6 +41,7 @@ Row = tuple[list[str], str]
 
 def page(command, context, listed: dict[str, list[Row]]) -> str:
     """The help of a command, or of a group with what it lists: panel -> rows."""
+    known = kinds(command)
     width = max(_width(), NARROWEST)
     panels: dict[str, list[Row]] = {"Arguments": [], "Options": []}
     for parameter in command.get_params(context):
@@ -46,7 +49,7 @@ def page(command, context, listed: dict[str, list[Row]]) -> str:
         if record is not None:
             usual = "Arguments" if parameter.param_type_name == "argument" else "Options"
             panels.setdefault(getattr(parameter, "rich_help_panel", None) or usual, []).append(
-                (_cells(parameter, context), record[1])
+                (_cells(parameter, known), record[1])
             )
     first, *rest = command.help.split("\n\n")
     # Lines are kept where the parser's own mark says so, and flow elsewhere.
@@ -89,22 +92,18 @@ def _width() -> int:
     return 80
 
 
-def _cells(parameter, context) -> list[str]:
+def _cells(parameter, known: dict[str, type]) -> list[str]:
     """The names of an option or argument, and the kind of its value."""
-    metavar = parameter.make_metavar(context)
     if parameter.param_type_name == "argument":
-        return [
-            _paint("*" if parameter.required else "", REQUIRED),
-            _paint(metavar, NAME),
-            _kind(f"<{parameter.type.name}>"),
-        ]
+        kind = _kind(f"<{known[parameter.name].__name__.lower()}>")
+        return [_paint("*" if parameter.required else "", REQUIRED), _paint(parameter.metavar, NAME), kind]
     long, short = ([name for name in parameter.opts if name.startswith("--") is wanted] for wanted in (True, False))
     names = [
         _paint(",".join(long), NAME),
         _paint(",".join(short), SWITCH),
         _paint(",".join(parameter.secondary_opts), NEGATIVE),
     ]
-    return [*names, "" if parameter.is_flag or parameter.count else _kind(metavar)]
+    return [*names, "" if parameter.is_flag or parameter.count else _kind(parameter.metavar)]
 
 
 def _kind(metavar: str) -> str:

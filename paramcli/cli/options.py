@@ -13,12 +13,9 @@ from . import complete
 # The panels of each command's help: what to work on, where the result goes, how it is computed and read.
 WHERE, HOW = "Output", "Reading and computing"
 
-# readable=False: whether a file can be read is found out by reading it, and is exit 3.
 Checkpoint = Annotated[
     Path,
-    typer.Argument(
-        metavar="CKPT", help="Checkpoint: a file, a folder of shards, or its index.", show_default=False, readable=False
-    ),
+    typer.Argument(metavar="CKPT", help="Checkpoint: a file, a folder of shards, or its index.", show_default=False),
 ]
 Tensors = Annotated[
     list[str] | None,
@@ -71,7 +68,6 @@ Output = Annotated[
         metavar="FILE",
         help="Where to write; default beside the input.",
         show_default=False,
-        readable=False,
         rich_help_panel=WHERE,
     ),
 ]

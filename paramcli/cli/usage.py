@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import typer
 
 from ..errors import UsageError
@@ -47,9 +45,24 @@ def with_examples_first(docstring: str) -> str:
 
 
 def hoisted(arguments: list[str]) -> list[str]:
-    """--debug and --no-color work wherever they stand: in front of the command is where the parser wants them."""
-    flags = [argument for argument in arguments if argument in GLOBAL_FLAGS]
-    return [*dict.fromkeys(flags), *(argument for argument in arguments if argument not in GLOBAL_FLAGS)]
+    """--debug, --no-color and --plugin FILE work wherever they stand: in front of the command is where the parser wants
+    them.
+
+    What follows `--` is a name, whatever it looks like.
+    """
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    front, rest, words = [], [], iter(arguments[:end])
+    for word in words:
+        if word in GLOBAL_FLAGS or word.startswith("--plugin="):
+            front.append(word)
+        elif word == "--plugin":
+            front.append(word)
+            if (file := next(words, None)) is None:
+                return front  # alone, so that the parser misses the file, and Tab offers one
+            front.append(file)
+        else:
+            rest.append(word)
+    return [*front, *rest, *arguments[end:]]
 
 
 def typed(context: typer.Context) -> list[str]:
@@ -76,10 +89,4 @@ def usage_error(error: Exception) -> UsageError:
             f"no command '{printable(name)}'",
             hint=f"closest: {where} {near[0]}" if near else f"known: {', '.join(context.command.commands)}",
         )
-    if message.startswith("Missing argument"):
-        return UsageError(f"{where} needs {message.removeprefix('Missing argument ').strip(chr(39))}", hint=hint)
-    message = message.removeprefix("Invalid value for ").removeprefix("Invalid value: ")
-    message = re.sub(r"^'(?:-\w / )?(--[\w-]+)(?: / -\w)?':", r"\1", message)
-    message = re.sub(r"is not a valid int(eger)?( range)?$", "is not a whole number", message)
-    message = re.sub(r"is not a valid float( range)?$", "is not a number", message)
     return UsageError(message[:1].lower() + message[1:], hint=hint)

@@ -53,6 +53,11 @@ def folder(tmp_path):
         ("paramcli registry --family ortho", ["orthogonal"]),
         ("paramcli migrate big.safetensors --to n", ["new"]),
         ("paramcli verify big.safetensors --device c", ["cpu", "cuda"]),
+        ("paramcli --plug", ["--plugin"]),
+        ("paramcli --plugin p.py add big.safetensors -t layers.249.q", ["layers.249.q.weight"]),
+        ("paramcli add --plugin p.py big.safetensors -t layers.249.q", ["layers.249.q.weight"]),
+        ("paramcli add big.safetensors --plugin=p.py --debug --view f", ["flatten"]),
+        ("paramcli add big.safetensors --plugin ", []),
     ],
 )
 def test_the_shell_is_offered_what_fits(line, wanted, folder):

@@ -45,6 +45,8 @@ def test_commands_are_listed_by_what_they_are_for(shell):
         (["add"], "paramcli add needs CKPT", "paramcli add --help"),
         (["add", "x", "-t", "a", "--chain", "skew", "--seed", "a"], "--seed 'a' is not a whole number", "--help"),
         (["add", "x", "-t", "a", "--chain", "skew", "--seed", "-1"], "--seed -1: must be at least 0", None),
+        (["add", "x", "--max-change", "x"], "--max-change 'x' is not a number", "paramcli add --help"),
+        (["registry", "x", "--plugin"], "option '--plugin' requires an argument", "paramcli --help"),
         (["verify", "x", "--tol", "-1"], "--tol -1: must be at least 0", None),
         (["diff", "x", "y", "--tol", "nan"], "--tol nan: must be at least 0", None),
         (

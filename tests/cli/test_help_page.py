@@ -45,7 +45,8 @@ def test_a_page_says_what_typer_would_say(name, monkeypatch):
         monkeypatch.setattr(parameter, "help", escape(parameter.help))  # typer reads it as markup
     with redirect_stdout(theirs):
         rich_utils.rich_format_help(obj=context.command, ctx=context, markup_mode="rich")
-    assert words(CODES.sub("", ours)) == words(theirs.getvalue())
+    # From 0.29 on typer names the kind of a flag too, which has no value.
+    assert words(CODES.sub("", ours)) == [word for word in words(theirs.getvalue()) if word != "<bool>"]
 
 
 @pytest.mark.parametrize("columns", [60, 80, 100, 200])

@@ -54,7 +54,7 @@ code = run(sys.argv[1:])
 print(*sys.modules, file=sys.stderr)
 sys.exit(code)
 """
-# What typer's own help imports, and what only a chain or a table in a terminal needs.
+# What typer's own help and its reading of values import, and what only a chain or a table in a terminal needs.
 HEAVY = {
     "typer.rich_utils",
     "rich.markdown",
@@ -62,6 +62,7 @@ HEAVY = {
     "rich.traceback",
     "markdown_it",
     "pygments",
+    "pydantic",
     "torch",
     "numpy",
     "asyncio",
@@ -85,7 +86,7 @@ def test_the_list_of_commands_imports_none_of_them():
         HEAVY | CHAINS | {"rich", "paramcli.show.console", "paramcli.show.tables", "paramcli.show.document"}
     )
     assert {name for name in modules if name.startswith("paramcli.cli.")} <= {
-        f"paramcli.cli.{name}" for name in ("app", "group", "help", "outlet", "usage")
+        f"paramcli.cli.{name}" for name in ("app", "group", "help", "outlet", "usage", "values")
     }
     assert {name for name in modules if name.startswith("paramcli.checkpoint.")} == {
         "paramcli.checkpoint.disk",

@@ -1,0 +1,61 @@
+"""What the words of a command line become, as the annotations of the command's function say.
+
+Typer could do that too, but from 0.29 on it imports pydantic for it, which makes a start longer by two thirds, and a
+word that does not fit is then told in pydantic's words.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+from ..errors import UsageError
+from ..text import printable
+
+# What a word can become, and what one that cannot is told not to be.
+WANTED = {str: "a text", Path: "a path", int: "a whole number", float: "a number"}
+
+
+def kinds(command) -> dict[str, type]:
+    """Parameter -> what each of its words becomes: of Optional and of a list, what is inside."""
+    found = {}
+    for name, kind in get_type_hints(command.callback).items():
+        while inner := get_args(kind):
+            kind = inner[0]
+        found[name] = kind
+    return found
+
+
+def read_values(command, context) -> None:
+    """Let `value_of` make the values of a command's parameters from their words, in the parser's place."""
+    known = kinds(command)
+    for parameter in command.get_params(context):
+        # The parser's own (--help, and those for the shell's completion) are not among the known; they are flags.
+        parameter.process_value = functools.partial(value_of, parameter, known.get(parameter.name, bool))
+
+
+def value_of(parameter, kind: type, context, words):
+    """The value of a parameter; `words` is what stands on the command line, or its default.
+
+    Raises UsageError for a word that does not fit, and for one that is missing.
+    """
+    if parameter.multiple:
+        value = tuple(_read(parameter, kind, context, word) for word in words or ())
+    else:
+        value = None if words is None else _read(parameter, kind, context, words)
+    if parameter.required and parameter.value_is_missing(value):
+        raise UsageError(f"{context.command_path} needs {parameter.metavar}", hint=f"{context.command_path} --help")
+    return value if parameter.callback is None else parameter.callback(context, parameter, value)
+
+
+def _read(parameter, kind: type, context, word):
+    if kind not in WANTED:
+        return word  # of a flag, which the parser has made True or False
+    try:
+        return kind(word)
+    except ValueError:
+        name = max(parameter.opts, key=len)
+        raise UsageError(
+            printable(f"{name} {word!r} is not {WANTED[kind]}"), hint=f"{context.command_path} --help"
+        ) from None
