@@ -28,7 +28,7 @@ def based(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
     return {"original": (None, shape), "base": (None, (*shape[:-2], side, side))}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MeasureEntry:
     """What is measured of a parametrization's own tensors, by the name that verify shows; no set, and no claim once it
     is baked.
@@ -47,7 +47,7 @@ class MeasureEntry:
         return f"{self.name}: {self.residual}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ConstraintEntry:
     """A set of tensors by name. `within`: the sets that contain it; `target`: as of `Entry`."""
 
@@ -66,7 +66,7 @@ class ConstraintEntry:
     real: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """A parametrization by name: its card, its types and the class that computes it.
 
