@@ -424,7 +424,8 @@ def old_names(tensor: str, chain: Chain, slots: tuple[Slot, ...], view: View) ->
             f"the old spelling has no views, and code that reads it would see another weight than --view {view} gives"
         )
     form = OLD_FORM.get(frozenset(slot.name.removeprefix(parametrized_key(tensor, "")) for slot in slots))
-    if form is None or len(chain) != 1:
+    # Two originals or a buffer named alike can be another parametrization.
+    if form is None or len(chain) != 1 or chain.links[0].entry.old_form != form:
         raise UsageError(f"{chain} has no old spelling", hint="weight_norm, spectral_norm and pruning have one")
     return {parametrized_key(tensor, role): tensor + suffix for suffix, role in FORM_OF_SPELLING[form].roles.items()}
 
