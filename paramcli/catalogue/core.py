@@ -47,6 +47,20 @@ def _spectral_norm_stores(shape: Shape, arguments: Mapping[str, Value]) -> Store
     return {"original": (None, shape), "_u": (None, (outputs,)), "_v": (None, (math.prod(shape) // outputs,))}
 
 
+def _weight_norm_call(arguments: Mapping[str, Value]) -> tuple[str, dict[str, Value]]:
+    return "weight_norm", {"dim": arguments.get("dim", 0)}
+
+
+def _spectral_norm_call(arguments: Mapping[str, Value]) -> tuple[str, dict[str, Value]]:
+    steps = {name: arguments[name] for name in ("n_power_iterations",) if name in arguments}
+    return "spectral_norm", {**steps, "dim": arguments.get("dim", 0)}
+
+
+def _orthogonal_call(arguments: Mapping[str, Value]) -> tuple[str, dict[str, Value]]:
+    kind = {"orthogonal_map": arguments["map"]} if "map" in arguments else {}
+    return "orthogonal", {**kind, **({"use_trivialization": False} if arguments.get("triv") is False else {})}
+
+
 CONSTRAINTS = (
     ConstraintEntry(
         name="any", summary="every finite tensor", target="norm:AnyTensor", within=(), residual="0", complex=True
@@ -57,6 +71,8 @@ CONSTRAINTS = (
         target="symmetric:SymmetricMatrices",
         residual="||A - A^T||_F / ||A||_F",
         complex=True,
+        keeper="symmetric",
+        of_constants=True,
     ),
     ConstraintEntry(
         name="skew",
@@ -71,6 +87,8 @@ CONSTRAINTS = (
         target="orthogonal:OrthogonalMatrices",
         residual="||Q^H Q - I||_2",
         complex=True,
+        keeper="orthogonal",
+        implies=("unit_spectral_norm", "unit_norm", "spectral_cap"),
     ),
     ConstraintEntry(
         name="special_orthogonal",
@@ -78,6 +96,7 @@ CONSTRAINTS = (
         target="orthogonal:Rotations",
         within=("orthogonal", "special_linear"),
         residual="||Q^T Q - I||_2, at least 2 where det < 0",
+        rotations=True,
     ),
     ConstraintEntry(
         name="positive_definite",
@@ -86,6 +105,7 @@ CONSTRAINTS = (
         within=("psd", "positive_determinant"),
         arguments=(Argument("least", "float", "a bound below the eigenvalues", 0.0, minimum=0, maximum=1),),
         residual="row of A - A^T / row of A, the largest; what lambda_min / max |lambda| lacks of what rounding may leave of a zero, and of least",
+        closure="psd",
     ),
     ConstraintEntry(
         name="positive_determinant",
@@ -222,6 +242,7 @@ PARAMETRIZATIONS = (
         image_at=lambda image, shape: image if shape[-2:-1] == shape[-1:] else "orthogonal",
         complex=lambda domain, a: a.get("map") != "householder" and a.get("triv", True),
         stores=_orthogonal_stores,
+        torch_call=_orthogonal_call,
     ),
     Entry(
         name="weight_norm",
@@ -249,6 +270,7 @@ PARAMETRIZATIONS = (
         verifies=str(NORM),
         examples=("weight_norm", "weight_norm:dim=1", "weight_norm:dim=-1", "weight_norm:dim=none"),
         stores=_weight_norm_stores,
+        torch_call=_weight_norm_call,
     ),
     Entry(
         name="spectral_norm",
@@ -270,6 +292,7 @@ PARAMETRIZATIONS = (
         old_form="spectral_norm_v1",
         complex=True,
         stores=_spectral_norm_stores,
+        torch_call=_spectral_norm_call,
     ),
     Entry(
         name="mask",
@@ -285,6 +308,8 @@ PARAMETRIZATIONS = (
         complex=True,
         stores=masked,
         verifies=str(MASK),
+        takes=("mask",),
+        keeps_zeros=True,
     ),
     Entry(
         name="prune_random",
@@ -328,5 +353,6 @@ PARAMETRIZATIONS = (
         old_form="prune_old",
         complex=True,
         stores=masked,
+        over_all=("scope", "global"),
     ),
 )

@@ -35,6 +35,7 @@ CONSTRAINTS = (
         arguments=(DIM,),
         residual="largest step down / largest entry",
         examples=("increasing", "increasing:dim=0"),
+        of_constants=True,
     ),
     ConstraintEntry(
         name="simplex",
@@ -43,6 +44,7 @@ CONSTRAINTS = (
         arguments=(DIM,),
         residual="max |sum - 1|; most negative entry",
         examples=("simplex", "simplex:dim=0"),
+        keeper="simplex",
     ),
     ConstraintEntry(
         name="stochastic",

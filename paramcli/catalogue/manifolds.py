@@ -41,6 +41,8 @@ CONSTRAINTS = (
         residual="s_{rank+1} / s_1 of the singular values",
         examples=("low_rank:rank=2",),
         complex=True,
+        keeper="low_rank",
+        of_constants=True,
     ),
     ConstraintEntry(
         name="fixed_rank",
@@ -57,6 +59,7 @@ CONSTRAINTS = (
         target="singular_values:Invertible",
         arguments=(LEAST,),
         residual="what s_n / s_1 lacks of what rounding may leave of a zero, and of least",
+        keeper="invertible",
     ),
     ConstraintEntry(
         name="special_linear",
@@ -79,6 +82,8 @@ CONSTRAINTS = (
         target="semidefinite:Semidefinite",
         within=("symmetric",),
         residual="row of A - A^T / row of A, the largest; max(0, -l_n) / max |l|",
+        keeper="psd",
+        of_constants=True,
     ),
     ConstraintEntry(
         name="psd_low_rank",

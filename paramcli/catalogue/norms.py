@@ -85,6 +85,7 @@ CONSTRAINTS = (
         residual="max(sigma / c - 1, 0)",
         examples=("spectral_cap", "spectral_cap:c=0.5"),
         complex=True,
+        keeper="spectral_cap",
     ),
     ConstraintEntry(
         name="aol",

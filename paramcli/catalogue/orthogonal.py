@@ -14,6 +14,7 @@ CONSTRAINTS = (
         residual="||A - A^H||_F / ||A||_F",
         complex=True,
         real=False,
+        keeper="hermitian",
     ),
     ConstraintEntry(
         name="skew_hermitian",

@@ -26,6 +26,7 @@ CONSTRAINTS = (
         arguments=(Argument("count", "int", "how many values", required=True, minimum=1, maximum=65536), SLICES),
         residual="values beyond count / entries",
         examples=("levels:count=4", "levels:count=3:dim=0"),
+        of_constants=True,
     ),
     ConstraintEntry(
         name="ternary",
@@ -34,6 +35,7 @@ CONSTRAINTS = (
         arguments=(SLICES,),
         residual="(largest - smallest magnitude) / largest, of entries that are not zero",
         examples=("ternary", "ternary:dim=0"),
+        implies=("levels",),
     ),
     ConstraintEntry(
         name="binary",
@@ -42,6 +44,7 @@ CONSTRAINTS = (
         arguments=(SLICES,),
         residual="as ternary; 1 where an entry is zero",
         examples=("binary", "binary:dim=0"),
+        implies=("levels", "ternary"),
     ),
     ConstraintEntry(
         name="fp8",

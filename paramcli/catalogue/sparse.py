@@ -26,6 +26,7 @@ CONSTRAINTS = (
         residual="missing zero slices / slices",
         examples=("structured_sparse:amount=0.5", "structured_sparse:amount=1:dim=1"),
         complex=True,
+        implies=("sparse",),
     ),
     ConstraintEntry(
         name="nm",
@@ -36,6 +37,7 @@ CONSTRAINTS = (
         spelt=("n", "m"),
         examples=("nm", "nm:n=1:m=2:dim=0"),
         complex=True,
+        implies=("sparse",),
     ),
 )
 

@@ -33,6 +33,8 @@ def _triangular_set(name: str, side: str, other: str) -> ConstraintEntry:
         residual=f"||{side} the diagonal||_F / ||W||_F, + max |W_ii - 1| or the share of W_ii <= 0",
         examples=(name, f"{name}:diag=unit", f"{name}:diag=positive"),
         complex=True,
+        keeper=name,
+        implies=("sparse",),
     )
 
 
@@ -63,6 +65,7 @@ CONSTRAINTS = (
         within=("lower_triangular", "upper_triangular"),
         residual="||off the diagonal||_F / ||W||_F",
         complex=True,
+        implies=("symmetric", "lower_triangular", "upper_triangular", "banded", "block_diagonal", "sparse", "nm"),
     ),
     ConstraintEntry(
         name="banded",
@@ -72,6 +75,7 @@ CONSTRAINTS = (
         residual="||off the band||_F / ||W||_F",
         examples=("banded:b=1",),
         complex=True,
+        implies=("sparse", "nm"),
     ),
     ConstraintEntry(
         name="block_diagonal",
@@ -81,6 +85,7 @@ CONSTRAINTS = (
         residual="||off the blocks||_F / ||W||_F",
         examples=("block_diagonal:g=2",),
         complex=True,
+        implies=("sparse", "nm"),
     ),
     ConstraintEntry(
         name="toeplitz",
@@ -88,6 +93,8 @@ CONSTRAINTS = (
         target="toeplitz:ToeplitzMatrices",
         residual="||T - means of its diagonals||_F / ||T||_F",
         complex=True,
+        keeper="toeplitz",
+        of_constants=True,
     ),
     ConstraintEntry(
         name="circulant",
@@ -96,6 +103,7 @@ CONSTRAINTS = (
         within=("toeplitz",),
         residual="||C - means of its wrapped diagonals||_F / ||C||_F",
         complex=True,
+        of_constants=True,
     ),
     ConstraintEntry(
         name="kronecker",
@@ -105,6 +113,7 @@ CONSTRAINTS = (
         residual="row of W - P / row of W, the largest, columns too; P the nearest A kron B",
         examples=("kronecker:p=2:q=2",),
         complex=True,
+        of_constants=True,
     ),
 )
 
