@@ -108,12 +108,6 @@ def spectra(source: Source, group: Group, view: str | None = None, device: str =
         )
 
 
-def of_weight(tensor: str, form: str, chain: str | None, view: str | None, W: Tensor) -> Spectra:
-    """The spectra of one value at hand."""
-    found = tuple(_spectra_of("value", _matrices(parse_view(view).into(W))))
-    return Spectra(tensor, form, chain, view, tuple(W.shape), str(W.dtype).removeprefix("torch."), found)
-
-
 def _matrices(seen: Tensor) -> Tensor:
     """(how many, rows, columns), in double precision."""
     measure.require_finite(seen)

@@ -26,8 +26,6 @@ from .claims import claim_check
 from .originals import evaluate, invert, register_raw, widened
 from .reach import NOTED, Reached, reach, stored_as
 
-INITS = ("project", "strict", "raw")
-
 
 @dataclass(frozen=True)
 class Fitted:
