@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from .errors import UsageError
-from .registry import CONSTRAINTS, PARAMETRIZATIONS, Entry, look_up, target_class, typed_arguments, within
+from .registry import ANY, CONSTRAINTS, PARAMETRIZATIONS, Entry, look_up, target_class, typed_arguments, within
 from .spec import Value, parse_items, value_text
 
 # As long as any number of `rounded_up` is.
@@ -49,6 +49,11 @@ class Link:
         )
 
     @property
+    def over_all(self) -> bool:
+        """Does its amount count entries of all chosen tensors together?"""
+        return self.entry.over_all is not None and self.entry.over_all in self.arguments.items()
+
+    @property
     def real(self) -> bool:
         """Does it take real tensors?"""
         return all(CONSTRAINTS[spec.partition(":")[0]].real for spec in (self.domain, self.image))
@@ -80,7 +85,7 @@ class Chain:
     def constraint(self) -> str | None:
         """The set the values lie in, as a constraint spec; None when that is every tensor."""
         image = self.links[-1].image
-        return None if image == "any" else image
+        return None if image == ANY else image
 
     @property
     def claims(self) -> bool:
@@ -97,11 +102,20 @@ class Chain:
         """The constraint with the argument that data decide: three digits of it, rounded up."""
         return f"{self.constraint}:{self.links[-1].entry.keeps}={value_text(rounded_up(within))}"
 
-    def with_tensors(self, name: str, **tensors: object) -> Chain:
-        """The chain whose link `name` is made with these tensors; UsageError where it has no such link."""
-        if name not in (link.entry.name for link in self.links):
-            raise UsageError(f"{self} has no {name} that could take it", hint=f"--chain {name}")
-        return Chain(tuple(replace(link, tensors=tensors) if link.entry.name == name else link for link in self.links))
+    def require_taker(self, name: str) -> None:
+        """Raise UsageError where no link takes a tensor of this name from a file."""
+        if not any(name in link.entry.takes for link in self.links):
+            takers = [entry.name for entry in PARAMETRIZATIONS.values() if name in entry.takes]
+            raise UsageError(f"{self} has no {name} that could take it", hint=f"--chain {takers[0]}")
+
+    def with_tensor(self, name: str, tensor: object) -> Chain:
+        """The chain whose links that take a tensor of this name are made with this one."""
+        return Chain(
+            tuple(
+                replace(link, tensors={**link.tensors, name: tensor}) if name in link.entry.takes else link
+                for link in self.links
+            )
+        )
 
     def weight_shape(self, originals: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:
         """The weight's shape from the shapes of its originals, without a view; None where they are not this chain's."""
@@ -149,7 +163,7 @@ class Chain:
 
         The right inverse of a link lands in its domain, so that must lie in the image before it.
         """
-        image = "any"
+        image = ANY
         for before, link in zip((None, *self.links), self.links):
             if before is not None and not within(link.domain.partition(":")[0], image):
                 return f"the right inverse of {link.entry.name} does not lie in the values of {before.entry.name}"
@@ -160,7 +174,7 @@ class Chain:
 def parse_chain(text: str) -> Chain:
     """'skew,cayley' -> Chain; raises UsageError for unknown names, bad arguments and ill-typed chains."""
     links: list[Link] = []
-    image = "any"
+    image = ANY
     for item in parse_items(text):
         entry = look_up(PARAMETRIZATIONS, item.name, "parametrization")
         arguments = typed_arguments(entry, item)

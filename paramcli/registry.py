@@ -45,6 +45,8 @@ _FAMILIES = (
 CONSTRAINTS: dict[str, ConstraintEntry] = {entry.name: entry for family in _FAMILIES for entry in family.CONSTRAINTS}
 PARAMETRIZATIONS: dict[str, Entry] = {entry.name: entry for family in _FAMILIES for entry in family.PARAMETRIZATIONS}
 MEASURES = measures.MEASURES
+# The set that contains every other: to promise it is to promise nothing.
+ANY = "any"
 # Entries that are not built in -> who brought them.
 ORIGINS: dict[str, str] = {}
 

@@ -149,12 +149,11 @@ def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
         )
 
 
-def select(names: Sequence[str], patterns: Iterable[str], where: str, everything: Iterable[str] = ()) -> list[str]:
+def select(names: Sequence[str], patterns: Iterable[str], where: str) -> list[str]:
     """The names that the patterns choose, in the order of `names`.
 
     A pattern is a full name, a shell glob (`*` crosses dots), or `re:REGEX` matched against the whole name.
-    One that matches nothing raises UsageError with the closest names; `everything` names what exists but
-    cannot be chosen, for a message that says so.
+    One that matches nothing raises UsageError with the closest names.
     """
     chosen: set[str] = set()
     known = set(names)
@@ -170,12 +169,12 @@ def select(names: Sequence[str], patterns: Iterable[str], where: str, everything
         else:
             found = {name for name in names if fnmatch.fnmatchcase(name, pattern)}
         if not found:
-            _nothing_matches(pattern, names, where, set(everything))
+            _nothing_matches(pattern, names, where)
         chosen |= found
     return [name for name in names if name in chosen]
 
 
-def _nothing_matches(pattern: str, names: Sequence[str], where: str, everything: set[str]) -> None:
+def _nothing_matches(pattern: str, names: Sequence[str], where: str) -> None:
     near = closest(pattern, names)
     hint = f"closest: {listing(near)}" if near else f"tensors there: {listing(names, 4)}" if names else None
     is_plain = not any(c in pattern for c in "*?[") and not pattern.startswith("re:")

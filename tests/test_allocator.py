@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from paramcli import allocator
-from paramcli.allocator import EACH, HOLES, Holes
+from paramcli.allocator import EACH, HOLES, Holes, share_one_heap
 
 from .pace import HANG_SECONDS
 
@@ -57,14 +57,37 @@ def test_what_stays_is_not_looked_for_again(process):
 
 
 @pytest.mark.parametrize("answer", [AttributeError, OSError, TypeError])
-def test_another_system_goes_without(monkeypatch, answer):
-    """Where the C library has no such call, or the system no such file, nothing happens."""
+def test_another_c_library_is_asked_once(monkeypatch, answer):
+    """Where it has no such call, nothing is raised, no memory is counted, and tidying never asks again."""
+    asked = []
 
     def missing(name):
+        asked.append(name)
         raise answer
 
     monkeypatch.setattr(allocator.ctypes, "CDLL", missing)
-    Holes().tidy(EACH)
+    share_one_heap.__wrapped__()
+    assert len(asked) == 1 and allocator._anonymous() == 0
+    holes, before = Holes(), len(asked)
+    for _ in range(10):
+        holes.tidy(EACH)
+    assert len(asked) == before
+
+
+def test_a_system_that_counts_no_memory_goes_without(monkeypatch):
+    """Without /proc/self/statm the heap is left alone, however much is computed."""
+
+    def no_such_file(path, mode):
+        raise FileNotFoundError(path)
+
+    found = Process(100 << 20)
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: found)
+    monkeypatch.setattr(allocator, "open", no_such_file, raising=False)
+    holes = Holes()
+    for _ in range(10):
+        found.holes += 10 * HOLES
+        holes.tidy(EACH)
+    assert allocator._anonymous() == 0 and found.trims == 0
 
 
 @pytest.mark.skipif(not allocator._anonymous(), reason="not Linux with glibc")

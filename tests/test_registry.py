@@ -1,12 +1,16 @@
 """The table itself: complete cards, targets that exist, no torch."""
 
+import ast
 import inspect
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import paramcli
+from paramcli.catalogue.entry import Entry
 from paramcli.chain import parse_chain
 from paramcli.maths.base import Constraint, Parametrization
 from paramcli.registry import _FAMILIES, CONSTRAINTS, MEASURES, PARAMETRIZATIONS, parse_constraint, target_class
@@ -35,6 +39,33 @@ def test_every_constraint_has_its_class(entry):
     """The class carries the table's name, and the supersets exist."""
     assert issubclass(target_class(entry), Constraint) and target_class(entry).name == entry.name
     assert all(name in CONSTRAINTS for name in entry.within) and entry.residual
+
+
+def test_entries_name_entries_that_exist():
+    """Sets that a set implies or closes, and the parametrization that keeps its members: all of the table."""
+    for entry in CONSTRAINTS.values():
+        assert {*entry.implies, *filter(None, [entry.closure])} <= set(CONSTRAINTS), entry.name
+        if entry.keeper:
+            needed = {argument.name for argument in entry.arguments if argument.required}
+            taken = {argument.name for argument in PARAMETRIZATIONS[entry.keeper].arguments}
+            assert needed <= taken, entry.name
+    with pytest.raises(TypeError):
+        Entry("w")
+
+
+def test_no_code_decides_by_the_name_of_an_entry():
+    """What is special about an entry is a field of it, so that an entry of a plug-in can have it too.
+
+    `spelling` tells the spellings of foreign files apart, each of which means an entry.
+    """
+    names = {*PARAMETRIZATIONS, *CONSTRAINTS, *MEASURES}
+    root = Path(paramcli.__file__).parent
+    for path in root.rglob("*.py"):
+        if path.relative_to(root).parts[0] not in ("catalogue", "maths", "spelling"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Compare):
+                    compared = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
+                    assert not names & compared, f"{path}:{node.lineno}"
 
 
 def test_no_family_takes_a_name_of_another():
@@ -68,7 +99,8 @@ def test_another_name_is_the_same_entry():
 
 def test_the_table_imports_no_torch():
     """Reading the catalogue, parsing chains and detecting forms leave torch alone."""
-    code = "import paramcli.chain, paramcli.spelling.forms, paramcli.spelling.record, sys; assert 'torch' not in sys.modules"
+    modules = "paramcli.chain, paramcli.spelling.forms, paramcli.spelling.record"
+    code = f"import {modules}, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -76,7 +108,7 @@ def test_the_table_imports_no_torch():
 def test_what_verify_measures_is_on_the_card(entry):
     """Each name that its table can show beside the image's residual."""
     own = [kind for kind in target_class(entry).__mro__ if "checks" in vars(kind) and kind is not Parametrization]
-    shown = {name for kind in own[:1] for name in re.findall(r'Check\(f?"(\w+)', inspect.getsource(kind.checks))}
+    shown = {name for kind in own[:1] for name in re.findall(r'Check\(\s*f?"(\w+)', inspect.getsource(kind.checks))}
     told = {text.partition(":")[0] for text in entry.verifies.split("; ") if text}
     assert shown <= told <= set(MEASURES) and bool(shown) == bool(told)
 

@@ -24,6 +24,8 @@ from ..watch import NOBODY, Watch
 
 # A residual below this is worth telling of, though rounding does not explain it.
 NEARLY = 0.05
+# A tensor of equal entries: a finding, and no set of the table.
+_CONSTANT = "constant"
 
 
 @dataclass(frozen=True)
@@ -120,33 +122,6 @@ def source_bytes(W: Tensor) -> memoryview:
     return tensor_bytes(W.cpu().contiguous())
 
 
-# What a set implies beyond the sets that contain it: these have arguments, which inclusions do not speak of.
-_IMPLIED = {
-    "orthogonal": {"unit_spectral_norm", "unit_norm", "spectral_cap", "singular_values_within"},
-    "ternary": {"levels"},
-    "binary": {"levels", "ternary"},
-    "nm": {"sparse"},
-    "structured_sparse": {"sparse"},
-    "diagonal": {"symmetric", "lower_triangular", "upper_triangular", "banded", "block_diagonal", "sparse", "nm"},
-    "lower_triangular": {"sparse"},
-    "upper_triangular": {"sparse"},
-    "banded": {"sparse", "nm"},
-    "block_diagonal": {"sparse", "nm"},
-    "circulant": {"toeplitz"},
-    "constant": {
-        "symmetric",
-        "low_rank",
-        "levels",
-        "toeplitz",
-        "circulant",
-        "centered",
-        "kronecker",
-        "psd",
-        "increasing",
-    },
-}
-
-
 def _strongest(holds: tuple[Check, ...], nearly: tuple[Check, ...]) -> tuple[tuple[Check, ...], tuple[Check, ...]]:
     """Without what a stronger finding implies: a rotation is orthogonal, has spectral norm 1 and unit rows."""
 
@@ -157,7 +132,7 @@ def _strongest(holds: tuple[Check, ...], nearly: tuple[Check, ...]) -> tuple[tup
     holds = without(holds, holds)
     named = {_name(check) for check in holds}
     # A singular one is nearly definite, which says no more than that it is semidefinite.
-    named |= {("positive_definite", view) for name, view in named if name in ("psd", "zero")}
+    named |= {(entry.name, view) for entry in CONSTRAINTS.values() for name, view in named if name == entry.closure}
     return holds, tuple(c for c in without(without(nearly, holds), nearly) if _name(c) not in named)
 
 
@@ -168,9 +143,13 @@ def _name(check: Check) -> tuple[str, str]:
 
 
 def _weaker(name: str) -> set[str]:
-    """The names of every set that contains this one."""
-    above = {other for other in CONSTRAINTS if name in CONSTRAINTS and other != name and within(name, other)}
-    return above.union(*(_IMPLIED.get(one, ()) for one in (name, *above)))
+    """The names of every set that contains this one, for some arguments of it."""
+    if name == _CONSTANT:
+        return {entry.name for entry in CONSTRAINTS.values() if entry.of_constants}
+    if name not in CONSTRAINTS:
+        return set()
+    above = {other for other in CONSTRAINTS if other != name and within(name, other)}
+    return above.union(*(CONSTRAINTS[one].implies for one in (name, *above)))
 
 
 def _checks(W: Tensor, view: View | None) -> list[Check]:
@@ -209,4 +188,4 @@ def _constant(double: Tensor, dtype: torch.dtype) -> list[Check]:
     first = double.reshape(-1)[0]
     gap = ((double - first).abs().max() / first.abs().clamp(min=1e-300)).item()
     value = f"{first.item():.6g}" if not dtype.is_complex else str(first.item())
-    return [Check(f"constant:value={value}", gap, eps(dtype))] if gap <= eps(dtype) and double.numel() > 1 else []
+    return [Check(f"{_CONSTANT}:value={value}", gap, eps(dtype))] if gap <= eps(dtype) and double.numel() > 1 else []

@@ -16,7 +16,7 @@ from ..fitting.claims import claim_check
 from ..fitting.evaluate import complete, read_state, settle, weight_of
 from ..fitting.originals import widened
 from ..maths.base import Check, Parametrization, compute_dtype, wide
-from ..registry import parse_constraint, target_class
+from ..registry import ANY, parse_constraint, target_class
 from ..spelling.forms import Group
 from ..view import View, parse_view
 from .verdict import Verdict
@@ -80,7 +80,7 @@ def measure_parts(
 
 def unless_finite(value: Tensor) -> list[Check]:
     """Nothing is claimed of this value; that it is not finite is a finding all the same."""
-    return [] if measure.all_finite(value) else [measure.check("any", value)]
+    return [] if measure.all_finite(value) else [measure.check(ANY, value)]
 
 
 def _own_checks(chain: Chain, view: View, value: Tensor, state: Mapping[str, Tensor]) -> list[Check]:

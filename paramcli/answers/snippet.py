@@ -80,15 +80,7 @@ def _call(group: Group) -> str:
 
 def _stock(chain: Chain) -> tuple[str, str] | None:
     """(torch's function, its keyword arguments) for a chain of one item that torch has."""
-    if len(chain) != 1:
+    if len(chain) != 1 or chain.links[0].entry.torch_call is None:
         return None
-    name, arguments = chain.links[0].entry.name, chain.links[0].arguments
-    if name == "weight_norm":
-        return name, f", dim={arguments.get('dim', 0)}"
-    if name == "spectral_norm":
-        steps = f", n_power_iterations={arguments['n_power_iterations']}" if "n_power_iterations" in arguments else ""
-        return name, f"{steps}, dim={arguments.get('dim', 0)}"
-    if name == "orthogonal":
-        kind = f", orthogonal_map={arguments['map']!a}" if "map" in arguments else ""
-        return name, f"{kind}, use_trivialization=False" if arguments.get("triv") is False else kind
-    return None
+    function, keywords = chain.links[0].entry.torch_call(chain.links[0].arguments)
+    return function, "".join(f", {name}={value!a}" for name, value in keywords.items())

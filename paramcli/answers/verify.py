@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .. import ranks
 from ..chain import parse_chain
@@ -20,9 +19,6 @@ from ..text import listing, printable
 from ..view import parse_view
 from ..watch import NOBODY, Watch
 from .verdict import Verdict, VerifyResult
-
-if TYPE_CHECKING:
-    pass
 
 
 def verify(

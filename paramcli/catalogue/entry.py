@@ -28,7 +28,7 @@ def based(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
     return {"original": (None, shape), "base": (None, (*shape[:-2], side, side))}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MeasureEntry:
     """What is measured of a parametrization's own tensors, by the name that verify shows; no set, and no claim once it
     is baked.
@@ -47,7 +47,7 @@ class MeasureEntry:
         return f"{self.name}: {self.residual}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ConstraintEntry:
     """A set of tensors by name. `within`: the sets that contain it; `target`: as of `Entry`."""
 
@@ -64,9 +64,20 @@ class ConstraintEntry:
     # Complex tensors can lie in it; and real ones can (`hermitian` leaves them to `symmetric`).
     complex: bool = False
     real: bool = True
+    # The parametrization, with those arguments that this set requires, that keeps every member as it is.
+    keeper: str | None = None
+    # For `discover`, which tells nothing that a stronger finding says: sets that its members lie in for some arguments
+    # of theirs, which the inclusions of `within` do not speak of;
+    implies: tuple[str, ...] = ()
+    # the closed set that this open one fills but for its border, whose members are all near this one;
+    closure: str | None = None
+    # and whether a tensor of equal entries is in it, or near it, for no other reason.
+    of_constants: bool = False
+    # Orthogonal matrices with determinant 1 alone: half of what draws orthogonal ones draws none of these.
+    rotations: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """A parametrization by name: its card, its types and the class that computes it.
 
@@ -112,6 +123,15 @@ class Entry:
     # The argument of its image that says how far beyond rounding a value may be: data decide it at a bake, and the
     # record keeps it.
     keeps: str = ""
+    # Tensors from a file that `make` takes beside the arguments, by name: `mask` is what --mask gives.
+    takes: tuple[str, ...] = ()
+    # Made of a weight alone it changes nothing but that the zeros stay; `add` says so of a weight that has none.
+    keeps_zeros: bool = False
+    # The argument, and its value, with which `amount` counts the smallest entries of all chosen tensors together.
+    # Each tensor's own chain then has its own count, and not this argument.
+    over_all: tuple[str, str] | None = None
+    # torch's function for the same, and its keyword arguments, where torch.nn.utils.parametrizations has one.
+    torch_call: Callable[[Mapping[str, Value]], tuple[str, dict[str, Value]]] | None = None
     # Another name for this entry: same class, same maps. The laws and literals of that entry are its own.
     same_as: str | None = None
 

@@ -19,42 +19,44 @@ KEEPS = "W itself: pruned entries keep their values until baked"
 
 CONSTRAINTS = (
     ConstraintEntry(
-        "structured_sparse",
-        "at least `amount` of the slices along dim are zero",
-        "sparse:StructuredSparse",
+        name="structured_sparse",
+        summary="at least `amount` of the slices along dim are zero",
+        target="sparse:StructuredSparse",
         arguments=(SLICES, DIM),
         residual="missing zero slices / slices",
         examples=("structured_sparse:amount=0.5", "structured_sparse:amount=1:dim=1"),
         complex=True,
+        implies=("sparse",),
     ),
     ConstraintEntry(
-        "nm",
-        "of every m entries along dim at most n are not zero",
-        "sparse:NofM",
+        name="nm",
+        summary="of every m entries along dim at most n are not zero",
+        target="sparse:NofM",
         arguments=NM,
         residual="share of groups with more than n entries",
         spelt=("n", "m"),
         examples=("nm", "nm:n=1:m=2:dim=0"),
         complex=True,
+        implies=("sparse",),
     ),
 )
 
 PARAMETRIZATIONS = (
     Entry(
-        "prune_structured",
-        "mask",
-        "a mask that drops whole slices by their norm or at random",
-        "W = X * mask, the mask constant on each slice along dim",
-        (
+        name="prune_structured",
+        family="mask",
+        summary="a mask that drops whole slices by their norm or at random",
+        law="W = X * mask, the mask constant on each slice along dim",
+        maps=(
             (
                 "any",
                 lambda a: f"structured_sparse:amount={value_text(a.get('amount', 0))}:dim={a.get('dim', 0)}",
             ),
         ),
-        KEEPS,
-        "torch.nn.utils.prune.ln_structured, random_structured",
-        "sparse:PruneStructured",
-        (
+        right_inverse=KEEPS,
+        source="torch.nn.utils.prune.ln_structured, random_structured",
+        target="sparse:PruneStructured",
+        arguments=(
             SLICES,
             Argument(
                 "n",
@@ -73,15 +75,15 @@ PARAMETRIZATIONS = (
         stores=masked,
     ),
     Entry(
-        "nm",
-        "mask",
-        "a mask that keeps the n largest of every m (2:4 sparsity)",
-        "W = X * mask, the mask with n ones in every m along dim",
-        (("any", lambda a: f"nm:n={a.get('n', 2)}:m={a.get('m', 4)}:dim={a.get('dim', -1)}"),),
-        KEEPS,
-        "Mishra et al. 2021, arXiv:2104.08378",
-        "sparse:PruneNM",
-        NM,
+        name="nm",
+        family="mask",
+        summary="a mask that keeps the n largest of every m (2:4 sparsity)",
+        law="W = X * mask, the mask with n ones in every m along dim",
+        maps=(("any", lambda a: f"nm:n={a.get('n', 2)}:m={a.get('m', 4)}:dim={a.get('dim', -1)}"),),
+        right_inverse=KEEPS,
+        source="Mishra et al. 2021, arXiv:2104.08378",
+        target="sparse:PruneNM",
+        arguments=NM,
         cost="one sort of each group",
         verifies=str(MASK),
         examples=("nm", "nm:n=1:m=2:dim=0"),

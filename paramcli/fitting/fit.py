@@ -16,7 +16,7 @@ from torch import Tensor
 from ..chain import Chain
 from ..errors import CheckFailed
 from ..maths.base import MEMBER, CannotReach, Check, eps, wide
-from ..registry import CONSTRAINTS, PARAMETRIZATIONS, parse_constraint
+from ..registry import CONSTRAINTS, parse_constraint
 from ..spec import value_text
 from ..text import number_text
 from ..view import View
@@ -25,8 +25,6 @@ from . import torch_module as hosting
 from .claims import claim_check
 from .originals import evaluate, invert, register_raw, widened
 from .reach import NOTED, Reached, reach, stored_as
-
-INITS = ("project", "strict", "raw")
 
 
 @dataclass(frozen=True)
@@ -149,15 +147,13 @@ def require_member(
 
 
 def keeper(spec: str, W: Tensor, view: View) -> str | None:
-    """The parametrization onto a next larger set that W lies in, where it has the set's name: `orthogonal`, for
-    determinant -1.
-    """
+    """The chain that keeps the members of a next larger set that W lies in: `orthogonal`, for determinant -1."""
     entry, arguments = parse_constraint(spec)
     for name in entry.within:
         needed = [argument.name for argument in CONSTRAINTS[name].arguments if argument.required]
-        if name not in PARAMETRIZATIONS or not set(needed) <= set(arguments):
+        if CONSTRAINTS[name].keeper is None or not set(needed) <= set(arguments):
             continue
-        chain = name + "".join(f":{key}={value_text(arguments[key])}" for key in needed)
-        if measure.check(chain, W, view).ok:
-            return chain
+        given = "".join(f":{key}={value_text(arguments[key])}" for key in needed)
+        if measure.check(name + given, W, view).ok:
+            return CONSTRAINTS[name].keeper + given
     return None

@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 
 from ..chain import Chain, Link
 from ..errors import InputRefused
-from ..registry import constraint, target_class
+from ..registry import ANY, constraint, target_class
 from ..view import IDENTITY, View
 
 _PREFIX = "parametrizations.weight."
@@ -88,7 +88,7 @@ def require_numbers(link: Link, dtype: torch.dtype) -> None:
     """Raise InputRefused where the link's maths is not for numbers of this kind."""
     name, kind = link.entry.name, str(dtype).removeprefix("torch.")
     if dtype.is_complex and not link.complex:
-        before = "" if link.domain == "any" else f" after {link.domain} values"
+        before = "" if link.domain == ANY else f" after {link.domain} values"
         raise InputRefused(
             f"{name} has no complex form{before}, and this tensor is {kind}",
             hint="for complex tensors: hermitian, skew_hermitian, and cayley or matrix_exp after them; orthogonal",
@@ -115,7 +115,7 @@ def require_fit(chain: Chain, view: View, shape: Sequence[int], dtype: torch.dty
                 error.hint = error.hint or (views if len(shape) > 1 else "leave it out with -t")
                 raise
         target_class(link.entry).check_shape(seen, **link.arguments)
-        if link.domain == "any" and link.image == "any" and not seen:
+        if link.domain == ANY and link.image == ANY and not seen:
             raise InputRefused(f"{name} needs a tensor with dimensions; this one is a scalar")
 
 

@@ -86,10 +86,10 @@ def beyond(size: Tensor, bound: float) -> Tensor:
     return torch.where(size < bound, torch.zeros_like(size), (size / bound - 1).clamp(min=EDGE))
 
 
-def one_slice(W: Tensor, per_slice: Tensor, by: float = 1.05) -> Tensor:
+def one_slice(W: Tensor, per_slice: Tensor) -> Tensor:
     """W with its last slice scaled: the one wrong slice that a mean would hide. `per_slice` has one value for each."""
     factors = torch.ones_like(per_slice)
-    factors.view(-1)[-1] = by
+    factors.view(-1)[-1] = 1.05
     return W * factors
 
 

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from .base import Parametrization
 
-TRIVIALIZATIONS = ("expm", "cayley")
-
 
 def lower_skew(X: Tensor) -> Tensor:
     """The skew-symmetric L - L^T with L the part of X below the diagonal (the tutorial takes the part above)."""

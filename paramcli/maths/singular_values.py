@@ -23,6 +23,7 @@ from .base import (
 )
 from .edges import singular_value_edge
 from .eigenvalues import beyond_zero, eigenvalue_tolerance
+from .elementwise import inverse_softplus
 from .frames import Frame, tall
 from .orthogonal import MATRIX_EXP_SMALL, RANK, frame_tolerance, require_directions, row_scaled
 
@@ -55,8 +56,7 @@ def softplus_inverse(y: Tensor, what: str, otherwise: str) -> Tensor:
             f"its softplus reaches {what} above {SOFTPLUS_FLOOR:g} only, and this tensor has {smallest:.3g}",
             hint=otherwise if smallest > 0 else "--init project moves it to the nearest tensor that the chain reaches",
         )
-    y = y - SOFTPLUS_FLOOR
-    return y + (-(-y).expm1()).log()
+    return inverse_softplus(y - SOFTPLUS_FLOOR)
 
 
 def with_singular_values(W: Tensor, change) -> Tensor:

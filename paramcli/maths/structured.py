@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import InputRefused
 from .base import CannotReach, Constraint, Parametrization, Singular, matrix, relative
+from .elementwise import inverse_softplus
 
 # The diagonals that are positive are an open set: an entry that is not is raised to this share of the largest entry.
 DIAGONAL_FLOOR = 1e-3
@@ -212,11 +213,6 @@ def with_diagonal(W: Tensor, D: Tensor) -> Tensor:
     i, j = places(W)
     padding = (0, W.size(-1) - D.size(-1), 0, W.size(-2) - D.size(-1))
     return W.masked_fill(i == j, 0) + torch.nn.functional.pad(torch.diag_embed(D), padding)
-
-
-def inverse_softplus(y: Tensor) -> Tensor:
-    """x with log(1 + e^x) = y > 0."""
-    return y + torch.log(-torch.expm1(-y))
 
 
 class Masked(Parametrization):

@@ -342,7 +342,7 @@ def _measured_of(entry) -> list[str]:
 
 def registry_card(entry) -> str:
     """Everything the table knows of one entry, as text for 80 columns."""
-    from ..registry import CONSTRAINTS, ORIGINS, domains_and_images
+    from ..registry import ANY, CONSTRAINTS, ORIGINS, domains_and_images
     from ..spec import value_text
 
     sets = domains_and_images(entry)
@@ -360,7 +360,7 @@ def registry_card(entry) -> str:
         rows.append((f":{a.name}=", "; ".join(x for x in (choices or a.type, a.help, default) if x)))
     rows.append(("right inverse", entry.right_inverse))
     for image in dict.fromkeys(image.partition(":")[0] for image in sets["image"]):
-        if CONSTRAINTS[image].residual and image != "any":
+        if CONSTRAINTS[image].residual and image != ANY:
             rows.append(("residual", f"{image}: {CONSTRAINTS[image].residual}"))
     rows += [("verify", entry.verifies)] if entry.verifies else []
     rows += [("cost", entry.cost), ("source", entry.source)]

@@ -23,7 +23,8 @@ from ..checkpoint.source import Source
 from ..errors import UsageError, error_context
 from ..fitting import measure
 from ..maths.mask import prune_count
-from ..spec import parse_items
+from ..registry import PARAMETRIZATIONS
+from ..spec import Item, parse_items
 from ..spelling.forms import Group
 
 _HALF = 1 << 16
@@ -33,24 +34,25 @@ def with_count(chain: Chain, count: int) -> Chain:
     """The chain with the count of one tensor in place of an amount over all of them."""
 
     def own(link: Link) -> Link:
-        if link.arguments.get("scope") != "global":
+        if not link.over_all:
             return link
-        arguments = {**{k: v for k, v in link.arguments.items() if k != "scope"}, "amount": count}
+        arguments = {**{k: v for k, v in link.arguments.items() if k != link.entry.over_all[0]}, "amount": count}
         return parse_chain(str(replace(link, arguments=arguments))).links[0]
 
     return Chain(tuple(map(own, chain.links)))
 
 
 def counts(chain: str, source: Source, chosen: Sequence[Group], edited: Collection[str] = ()) -> dict[str, int]:
-    """Tensor name -> entries to drop, for a chain with scope=global; {} for every other chain. Reads the tensors twice."""
+    """Tensor name -> entries to drop, for a chain with an `over_all` link; {} for others. Reads the tensors twice."""
     # Its types are checked later: what is appended to a chain is no chain of its own.
-    if not any(("scope", "global") in item.arguments for item in parse_items(chain)):
+    over_all = next(filter(None, map(_over_all, parse_items(chain))), None)
+    if over_all is None:
         return {}
     parsed = parse_chain(chain)
     if len(parsed) != 1 or any(not group.is_plain or group.tensor in edited for group in chosen):
         raise UsageError(
-            "scope=global prunes plain tensors as the file has them, by a chain of one item",
-            hint="--chain prune_l1:amount=0.3:scope=global",
+            f"{over_all[1]} prunes plain tensors as the file has them, by a chain of one item",
+            hint=f"--chain {over_all[0]}:amount=0.3:{over_all[1]}",
         )
     keys = {group.tensor: group.keys["value"] for group in chosen}
 
@@ -71,6 +73,13 @@ def counts(chain: str, source: Source, chosen: Sequence[Group], edited: Collecti
         lower[tensor] = torch.bincount(found[found // _HALF == bin_] % _HALF, minlength=_HALF)
     edge, smaller = _nth(sum(lower.values()), wanted - below)
     return _shared(upper, lower, bin_, edge, wanted - below - smaller)
+
+
+def _over_all(item: Item) -> tuple[str, str] | None:
+    """('prune_l1', 'scope=global') for an item that counts entries of all tensors together."""
+    entry = PARAMETRIZATIONS.get(item.name)
+    found = entry is not None and entry.over_all in item.arguments
+    return (entry.name, "=".join(entry.over_all)) if found else None
 
 
 def _nth(histogram: Tensor, wanted: int) -> tuple[int, int]:

@@ -179,7 +179,7 @@ class Add(Edit):
     def foretell(self, group: Group) -> Promise | None:
         view = parse_view(self.view)
         chain = parse_chain(self.chain).at(view.shape(group.shape))
-        if any(link.arguments.get("scope") == "global" for link in chain.links):
+        if any(link.over_all for link in chain.links):
             return None  # the share of each tensor is in its data
         roles = chain.stores(group.shape)
         if not group.is_plain or self.spelling == "old" or roles is None or (view.name and set(roles) != {"original"}):

@@ -38,7 +38,7 @@ from ..fitting.originals import evaluate, invert, rounded, widened
 from ..fitting.reach import NOTED, Reached, reach
 from ..fitting.stack import bake_stack, fit_stack, stackable
 from ..maths.base import Check, compute_dtype, wide
-from ..registry import target_class, within
+from ..registry import ANY, target_class, within
 from ..spelling.forms import FORM_OF_SPELLING, OLD_FORM, PARAMETRIZED, Group
 from ..spelling.keys import parametrized_key
 from ..spelling.record import Entry
@@ -77,12 +77,12 @@ class Register:
         """The chain for this tensor, with its own share of a count over all of them."""
         chain = parse_chain(self.chain)
         if self.mask_for is not None:
-            chain.with_tensors("mask")
+            chain.require_taker("mask")
         chain = chain.at(self.view.shape(group.shape))
         return with_count(chain, self.counts[group.tensor]) if group.tensor in self.counts else chain
 
     def _with_mask(self, chain: Chain, group: Group, view: View) -> Chain:
-        return chain if self.mask_for is None else chain.with_tensors("mask", mask=view.into(self.mask_for(group)))
+        return chain if self.mask_for is None else chain.with_tensor("mask", view.into(self.mask_for(group)))
 
     def _plan_plain(self, group: Group) -> Step:
         chain = self._chain_of(group)
@@ -96,7 +96,7 @@ class Register:
         )
         slots = tuple(Slot(names[slot.name], slot.dtype, slot.shape) for slot in slots)
 
-        keeps_zeros = self.mask_for is None and any(link.entry.name == "mask" for link in chain.links)
+        keeps_zeros = self.mask_for is None and any(link.entry.keeps_zeros for link in chain.links)
 
         def named(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return {names[key]: tensor for key, tensor in keyed(group.tensor, state).items()}
@@ -189,7 +189,7 @@ class Register:
         wholes = [self._appended(old, group, view) for old in olds]
         (whole, more), old = wholes[0], olds[0]
         if self.mask_for is not None:
-            more.with_tensors("mask")
+            more.require_taker("mask")
         slots = chain_slots(group, whole, view)
         if self.spelling == "old":
             old_names(group.tensor, whole, slots, view)
@@ -387,9 +387,9 @@ class Assign:
 def no_longer_promised(old: Chain, more: Chain, whole: Chain) -> str | None:
     """What to say where a chain's set is given up by what is appended: the last map's set is all that a chain promises."""
     before, after, wanted = (
-        (spec or "any").partition(":")[0] for spec in (old.constraint, whole.constraint, more.links[0].domain)
+        (spec or ANY).partition(":")[0] for spec in (old.constraint, whole.constraint, more.links[0].domain)
     )
-    if before == "any" or within(after, before) or within(wanted, before):
+    if before == ANY or within(after, before) or within(wanted, before):
         return None
     return f"{old.constraint} is no longer promised, nor verified: {more} after it may leave that set"
 
@@ -424,7 +424,8 @@ def old_names(tensor: str, chain: Chain, slots: tuple[Slot, ...], view: View) ->
             f"the old spelling has no views, and code that reads it would see another weight than --view {view} gives"
         )
     form = OLD_FORM.get(frozenset(slot.name.removeprefix(parametrized_key(tensor, "")) for slot in slots))
-    if form is None or len(chain) != 1:
+    # Two originals or a buffer named alike can be another parametrization.
+    if form is None or len(chain) != 1 or chain.links[0].entry.old_form != form:
         raise UsageError(f"{chain} has no old spelling", hint="weight_norm, spectral_norm and pruning have one")
     return {parametrized_key(tensor, role): tensor + suffix for suffix, role in FORM_OF_SPELLING[form].roles.items()}
 

@@ -16,6 +16,7 @@ from ..dtypes import torch_dtype
 from ..errors import InputRefused, error_context
 from ..fitting.evaluate import effective, require_chain
 from ..fitting.torch_module import generators_kept, start_generators, tensor_seed
+from ..registry import ANY, parse_constraint
 from ..spec import select
 from ..spelling import record as records
 from ..spelling.forms import Group, detect
@@ -31,9 +32,13 @@ class Initialised:
     name: str
     seed: int
 
+    @property
+    def _function(self) -> Callable[[Tensor], Tensor]:
+        return getattr(torch.nn.init, self.name.removesuffix("_") + "_")
+
     def check(self, group: Group) -> None:
         """Raise InputRefused where the initialiser has no values of this shape; nothing is drawn."""
-        if torch_dtype(group.dtype).is_complex and self.name.removesuffix("_") == "orthogonal":
+        if torch_dtype(group.dtype).is_complex and self._function is torch.nn.init.orthogonal_:
             raise InputRefused(
                 "torch.nn.init.orthogonal_ has no complex values",
                 hint="--with normal gives some, which the chain then projects",
@@ -53,10 +58,9 @@ class Initialised:
         """Half of all orthogonal draws have determinant -1, which chains onto rotations cannot take: turn one row of
         those.
         """
-        return self.name.removesuffix("_") == "orthogonal" and group.constraint == "special_orthogonal"
+        return self._function is torch.nn.init.orthogonal_ and parse_constraint(group.constraint or ANY)[0].rotations
 
     def _fill(self, group: Group, value: Tensor) -> None:
-        function = getattr(torch.nn.init, self.name.removesuffix("_") + "_")
         view = parse_view(group.view)
         try:
             for block in list(view.into(value)) if view.count else [value]:
@@ -65,7 +69,7 @@ class Initialised:
                 rotation = self._wants_rotation(group)
                 # A chain onto rotations takes a batch of matrices; the initialiser would see one wide matrix.
                 for matrix in filled.flatten(0, -3) if rotation and filled.dim() > 2 else [filled]:
-                    function(matrix)
+                    self._function(matrix)
                     if rotation and not value.is_meta and bool(torch.linalg.slogdet(matrix).sign < 0):
                         matrix[0] *= -1
                 block.copy_(filled)

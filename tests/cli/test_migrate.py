@@ -214,10 +214,13 @@ def test_add_writes_the_old_spelling_on_request(fc_checkpoint, tmp_path, paramcl
     conv["conv"](torch.ones(1, 3, 3, 3))  # the old hook computes the weight when it runs
     torch.testing.assert_close(conv["conv"].weight, torch.load(fc_checkpoint, weights_only=True)["conv.weight"])
     paramcli("verify", tmp_path / "o.safetensors")
-    assert (
-        "no old spelling"
-        in paramcli("add", fc_checkpoint, "-t", "fc.weight", "--chain", "skew", "--spelling", "old", code=2).err
-    )
+
+
+@pytest.mark.parametrize("chain", ["skew", "kronecker:p=2:q=2", "rank_one", "toeplitz_compact", "sigma_reparam"])
+def test_only_what_was_before_parametrize_has_an_old_spelling(chain, fc_checkpoint, paramcli):
+    """Two originals of another parametrization are no weight_g and weight_v, which old code would read as a norm."""
+    told = paramcli("add", fc_checkpoint, "-t", "fc.weight", "--chain", chain, "--spelling", "old", code=2).err
+    assert f"{chain} has no old spelling" in told
 
 
 def test_zero_matches_is_an_error(fc_checkpoint, paramcli):

@@ -36,17 +36,19 @@ class RoundToHalves(Parametrization):
         return (2 * X).round() / 2
 
 
-CONSTRAINTS = (ConstraintEntry("halves", "2 W is whole", Halves, residual="max |2 W - round(2 W)|"),)
+CONSTRAINTS = (
+    ConstraintEntry(name="halves", summary="2 W is whole", target=Halves, residual="max |2 W - round(2 W)|"),
+)
 PARAMETRIZATIONS = (
     Entry(
-        "to_halves",
-        "example",
-        "rounded to the nearest half",
-        "W = round(2 X) / 2",
-        (("any", "halves"),),
-        "W itself",
-        "tests/plugin",
-        RoundToHalves,
+        name="to_halves",
+        family="example",
+        summary="rounded to the nearest half",
+        law="W = round(2 X) / 2",
+        maps=(("any", "halves"),),
+        right_inverse="W itself",
+        source="tests/plugin",
+        target=RoundToHalves,
         cost="one pass",
     ),
 )
