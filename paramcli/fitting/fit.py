@@ -165,14 +165,16 @@ class Fitting:
         return self._originals(W, self._nearest(seen, off), first)
 
     def _look(self, W: Tensor) -> Tensor:
-        """The weight as the maths sees it, in double precision; it is noted how far from the constraint it is."""
+        """The weight as the maths sees it, in double precision; it is noted how far from the constraint it is, where
+        that matters, and how far the last map moves it.
+        """
         shown = self.view.into(W)
-        self._before.add(shown)
+        if not self._projects or self.init == "strict":
+            self._before.add(shown)
         seen = shown.to(wide(W.dtype, W.device))
-        if self.init == "strict":
+        if self._projects and self.init == "strict":
             hosting.start_generators(self.seed, W.device)
-            last = self.chain.links[-1].make(seen)
-            self._kept.add(last.map(seen) if self._projects else seen, seen)
+            self._kept.add(self.chain.links[-1].make(seen).map(seen), seen)
         return seen
 
     def _nearest(self, seen: Tensor, off: Sequence[int]) -> Tensor:

@@ -118,37 +118,45 @@ def execute(
     """
     outcomes: dict[int, Outcome] = {}
     settled: dict[str, Entry] = {}
-
-    def take(number: int, step: Step, told: dict[str, object]) -> None:
+    for number, told in _worked(plan, writing, device, compute, progress):
+        step = plan.steps[number]
         if (record := told.pop("record", None)) not in (None, step.record):
             settled[step.group.tensor] = record
         outcomes[number] = step.outcome(**told)
+    writing.finish()
+    in_order = [outcomes[number] for number in range(len(plan.steps))]
+    if verify:
+        require_all_hold(in_order)
+    if settled:
+        writing.sink.amend(functools.partial(metadata_of, writing.source, plan.with_record(settled)))
+    writing.source.check_unchanged()
+    writing.sink.commit()
+    return in_order
 
-    source, sink, copying = writing.source, writing.sink, writing.copying
+
+def _worked(
+    plan: Plan, writing: Writing, device: str, compute: str, progress: Callable[..., None]
+) -> Iterator[tuple[int, dict[str, object]]]:
+    """(the number of a step, what is told of it) for each that is computed and written, then for those that were
+    copied; all is written when it ends.
+    """
+    source, sink = writing.source, writing.sink
     batches = batched([(number, step) for number, step in enumerate(plan.steps) if step.computes])
     ahead = written = None
     holes = Holes()
-    for index, batch in enumerate(batches):
+    for batch, following in zip(batches, [*batches[1:], None]):
         if (step := batch[0][1]).ranges:
             if written:
                 written.result()
             with error_context(tensor=step.group.tensor, path=source.path):
                 told, written = _by_rows(step, writing, device, compute, progress)
-                take(batch[0][0], step, told)
+            yield batch[0][0], told
             continue
         held = ahead.result() if ahead else _read(source, batch)
-        ahead = None
-        if (
-            index + 1 < len(batches)
-            and not batches[index + 1][0][1].ranges
-            and _nbytes(batches[index + 1]) <= AHEAD_BYTES
-        ):
-            ahead = writing.begin(_read, source, batches[index + 1])
-        for (number, step), (tensors, told) in zip(
-            batch, _computed([step for _, step in batch], held, device, compute)
-        ):
+        ahead = writing.begin(_read, source, following) if following and _reads_ahead(following) else None
+        made = _computed([step for _, step in batch], held, device, compute)
+        for (number, step), (tensors, told) in zip(batch, made):
             with error_context(tensor=step.group.tensor, path=source.path):
-                take(number, step, told)
                 ready = [(slot.name, tensor_bytes(_promised(tensors[slot.name], slot))) for slot in step.writes]
             if written:
                 written.result()
@@ -157,23 +165,20 @@ def execute(
             if step.nbytes > AHEAD_BYTES:
                 written.result()
             progress(sum(slot.nbytes for slot in step.writes))
+            yield number, told
         holes.tidy(_nbytes(batch))
-        if copying.done():
-            copying.result()  # a failure there ends the work here
+        if writing.copying.done():
+            writing.copying.result()  # a failure there ends the work here
     for number, step in enumerate(plan.steps):
         if not step.computes:
-            outcomes[number] = step.outcome(moved=None)
             progress(sum(slot.nbytes for slot in step.writes))
+            yield number, {"moved": None}
     if written:
         written.result()
-    writing.finish()
-    if verify:
-        require_all_hold([outcomes[number] for number in range(len(plan.steps))])
-    if settled:
-        sink.amend(functools.partial(metadata_of, source, plan.with_record(settled)))
-    source.check_unchanged()
-    sink.commit()
-    return [outcomes[number] for number in range(len(plan.steps))]
+
+
+def _reads_ahead(batch: Sequence[tuple[int, Step]]) -> bool:
+    return not batch[0][1].ranges and _nbytes(batch) <= AHEAD_BYTES
 
 
 def require_all_hold(outcomes: Sequence[Outcome]) -> None:
