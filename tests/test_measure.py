@@ -47,3 +47,34 @@ def test_moved_is_the_relative_distance_whatever_the_size(size):
     x, y = a.double().numpy(), b.double().numpy()
     assert measure.moved(a, b) == pytest.approx(np.linalg.norm(x - y) / np.linalg.norm(y), rel=1e-12)
     assert measure.moved(a, a) == 0 and measure.moved(a, torch.zeros(size)) == float("inf")
+
+
+def test_moved_of_several_is_that_of_each_alone():
+    """One call for a stack, equal tensors and zeros among them; and one tensor in parts of any size, to the bit."""
+    generator = torch.Generator().manual_seed(0)
+    after, before = (torch.randn(4, 30, 20, generator=generator) for _ in range(2))
+    after[1], before[2] = before[1], 0
+    found = measure.moved_of_each(after, before)
+    assert found == pytest.approx([measure.moved(a, b) for a, b in zip(after, before)], rel=1e-14)
+    assert found[1] == 0 and found[2] == float("inf")
+    a, b = (torch.randn(2 * measure.BLOCK + 7, generator=generator) for _ in range(2))
+    parted = measure.Moved()
+    for first in range(0, len(a), 100_003):
+        parted.add(a[first : first + 100_003], b[first : first + 100_003])
+    assert parted.result() == [measure.moved(a, b)]
+
+
+def test_several_are_measured_as_each_alone():
+    """Of a stack each tensor has its own check, a NaN in one of them leaves the others what they are."""
+    shape, dtype = torch.Size((4, 3, 6, 6)), torch.float32
+    W = torch.linalg.qr(torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).Q.to(dtype)
+    W[1, 2] *= 1.5
+    W[3, 0, 0, 0] = float("nan")
+    measured = measure.Measured("orthogonal", shape, dtype, dtype, count=4)
+    measured.add(W)
+    assert not measured.finite
+    for check, one in zip(measured.result(), W):
+        alone = measure.check("orthogonal", one)
+        assert check.ok == alone.ok and check.tolerance == alone.tolerance
+        assert check.residual == pytest.approx(alone.residual, rel=1e-6, nan_ok=True)
+    assert [check.ok for check in measured.result()] == [True, False, True, False]

@@ -11,10 +11,9 @@ from ..chain import Chain
 from ..checkpoint.source import Source
 from ..errors import InputRefused, error_context
 from ..fitting import measure
-from ..fitting import torch_module as hosting
 from ..fitting.claims import claim_check
 from ..fitting.evaluate import complete, read_state, settle, weight_of
-from ..fitting.originals import widened
+from ..fitting.originals import loaded, originals_of, widened
 from ..maths.base import Check, Parametrization, compute_dtype, wide
 from ..registry import ANY, parse_constraint, target_class
 from ..spelling.forms import Group
@@ -88,10 +87,8 @@ def _own_checks(chain: Chain, view: View, value: Tensor, state: Mapping[str, Ten
     if all(target_class(link.entry).checks is Parametrization.checks for link in chain.links):
         return []
     double = wide(value.dtype, value.device)
-    host = hosting.load(chain, view, value.shape, widened(state, double))
-    originals = tuple(tensor for role, tensor in hosting.roles(host).items() if role.startswith("original"))
-    checks = []
-    parts = hosting.parts(host)
+    parts = loaded(chain, view, value.shape, widened(state, double))
+    originals, checks = originals_of(parts), []
     for index, part in enumerate(parts):
         part.stored_dtype = value.dtype
         seen = part.into_view(originals)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # Threads that compare checksums ahead of need, without the interpreter's lock.
 CHECKERS = 2
+# Rows of a tensor, indices [first, end) of dimension 0; None for all of them.
+Rows = tuple[int, int] | None
 
 
 # The one key of metadata of which each shard has a part of its own; spelling/record.py reads it.

@@ -139,8 +139,18 @@ def effective(source: Source, group: Group, device: torch.device | str = "cpu", 
         return weight_of(group, state, chain, view, compute)
 
 
-def weight_of(group: Group, state: dict[str, Tensor], chain: Chain, view: View, compute: str = "same") -> Tensor:
-    """The chain's value on this state; a shape the chain cannot have is refused with the keys it wants."""
+def weight_of(
+    group: Group,
+    state: dict[str, Tensor],
+    chain: Chain,
+    view: View,
+    compute: str = "same",
+    *,
+    row_major: bool = True,
+) -> Tensor:
+    """The chain's value on this state, as of `evaluate`; a shape the chain cannot have is refused with the keys it
+    wants.
+    """
     require_proportion(group)
     state = complete(group, state, chain)
     originals = [role for role in sorted(state) if role.startswith("original")]
@@ -152,7 +162,7 @@ def weight_of(group: Group, state: dict[str, Tensor], chain: Chain, view: View, 
         )
     dtype = state["original" if "original" in state else originals[-1]].dtype
     try:
-        return evaluate(chain, view, group.shape, state, dtype, compute)
+        return evaluate(chain, view, group.shape, state, dtype, compute, row_major=row_major)
     except RuntimeError as error:
         if "state_dict" not in str(error):
             raise

@@ -1,4 +1,4 @@
-"""Putting a chain on one tensor: raw as torch registers it, or fitted through right inverses.
+"""Putting a chain on tensors: raw as torch registers it, or fitted through right inverses.
 
 Tensors in, tensors out; names and files are the caller's. Values are measured after rounding to the
 stored dtype, as a reader of the written file would see them.
@@ -7,37 +7,46 @@ stored dtype, as a reader of the written file would see them.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..chain import Chain
-from ..errors import CheckFailed
-from ..maths.base import MEMBER, CannotReach, Check, eps, wide
+from ..errors import CheckFailed, ParamcliError
+from ..maths.base import MEMBER, CannotReach, Check, compute_dtype, eps, wide
 from ..registry import CONSTRAINTS, parse_constraint
 from ..spec import value_text
 from ..text import number_text
 from ..view import View
 from . import measure
 from . import torch_module as hosting
-from .claims import claim_check
-from .originals import evaluate, invert, register_raw, widened
-from .reach import NOTED, Reached, reach, stored_as
+from .claims import holds
+from .originals import invert, register_raw, require_preimage, widened
+from .reach import NOTED, Gathered, Reached, reach, require_reached, stored_as
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """The tensors of a parametrized weight by role, the value a reader sees, and what became of it."""
+@dataclass(frozen=True, kw_only=True)
+class Became:
+    """What became of a tensor that a chain was put on."""
 
-    state: Mapping[str, Tensor]
-    value: Tensor
     moved: float
     check: Check | None
     note: str | None = None
     # How far the value is from the point that its originals were made for, relatively.
     missed: float = 0.0
+    # Is the value finite? Only what is registered raw may have another.
+    finite: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted(Became):
+    """The same with the tensors of the parametrized weight, by role, and the value that a reader sees."""
+
+    state: Mapping[str, Tensor]
+    value: Tensor
 
 
 def fit(
@@ -50,79 +59,239 @@ def fit(
     max_change: float | None = None,
     compute: str = "same",
 ) -> Fitted:
-    """Put the chain on a plain tensor W (stored dtype).
+    """`Fitting` of one plain tensor that is there, in its stored dtype."""
+    fitting = Fitting(chain, view, W.shape, W.dtype, init=init, seed=seed, max_change=max_change, compute=compute)
+    state, value = fitting.make(W)
+    return Fitted(state=state, value=value, **vars(fitting.result()[0]))
+
+
+class Fitting:
+    """A chain put on plain tensors: they go in, their originals and values come out, and in the end what became of them.
+
+    One tensor whole, one tensor a block of rows after another (for chains that are `blocks.made_by_rows`; the bytes and
+    numbers are those of the whole), or `count` tensors at once: stacked as their view shows them, for chains that are
+    `blocks.stackable`; raises then where one of them needs to be told something, which alone it is.
 
     project: a weight on the constraint is kept, another moves to its nearest point; where the chain's image is open and
     originals rounded to their storage cannot hold that point, to the nearest that they can. strict: CheckFailed unless
-    it is on the constraint. raw: as torch's registration. Raises CannotReach, Singular, CheckFailed.
+    it is on the constraint. raw: as torch's registration. Raises CannotReach, Singular, CheckFailed; by rows it may do
+    so at the last block.
     """
-    measure.require_finite(W)
-    with torch.no_grad(), hosting.generators_kept(W.device):
-        if init == "raw":
-            state = widened(register_raw(W, chain, view, seed, compute), W.dtype)
-            value = evaluate(chain, view, W.shape, state, W.dtype, compute)
-            reached = Reached(state, value, claim_check(chain, view, value, state, compute))
-        else:
-            seen = view.into(W).to(wide(W.dtype, W.device))
-            reached = _inverted(W, seen, chain, view, init, seed, compute)
-    change = measure.moved(reached.value, W)
-    require_change(change, max_change)
-    note = None if init == "raw" else reached.note(chain, seen, change)
-    if init == "strict" and reached.missed > NOTED:
-        raise CheckFailed(
-            f"{stored_as(chain, W.dtype)} cannot keep the tensor as it is: rounding its originals puts the value {number_text(reached.missed)} away",
-            hint="--init project gives the nearest point that they can hold, and tells both distances",
+
+    def __init__(
+        self,
+        chain: Chain,
+        view: View,
+        shape: Sequence[int],
+        stored: torch.dtype,
+        *,
+        init: str = "project",
+        seed: int | None = 0,
+        max_change: float | None = None,
+        compute: str = "same",
+        count: int = 1,
+        again: Callable[[int], Iterable[Tensor]] | None = None,
+    ):
+        """`shape`: of all that is put in, as it is stored. `seed`: None where nothing is drawn. `again`: by rows, gives
+        the blocks that begin after a row once more.
+        """
+        self.chain, self.view, self.stored, self.init = chain, view, stored, init
+        self.seed, self.max_change, self.compute, self.count = seed, max_change, compute, count
+        self._again = again
+        rows, seen = again is not None, torch.Size(view.shape(shape))
+        with self._drawing(torch.device("cpu")):
+            self._projects = chain.links[-1].make(torch.empty(seen, dtype=stored, device="meta")).is_projection
+        self._before = measure.Measured(chain.constraint, seen, stored, compute_dtype(stored), count=count, rows=rows)
+        self._kept, self._moved = measure.Moved(count), measure.Moved(count)
+        # The round trip of each link's right inverse.
+        self._trips: dict[int, measure.Moved] = {}
+        # What is known of the originals, where no margin from an edge is searched for: that takes one tensor whole.
+        searches = init != "raw" and count == 1 and not rows
+        self._gathered = None if searches else Gathered(chain, view, shape, stored, compute, count=count, rows=rows)
+        self._reached: Reached | None = None
+        self._seen: Tensor | None = None
+        self._assumed: str | None = None
+        self._ends = self._looked = False
+        self._became: list[Became] = []
+
+    def make(self, W: Tensor, first: int | None = None, ends: bool = True) -> tuple[Mapping[str, Tensor], Tensor]:
+        """(originals and buffers by role, their value), as they are stored.
+
+        A block of rows begins at row `first`; the last one `ends` the tensor.
+        """
+        self._ends = ends
+        try:
+            measure.require_finite(W)
+            with torch.no_grad(), self._drawing(W.device):
+                state, value = self._raw(W) if self.init == "raw" else self._fitted(W, first)
+        except ParamcliError:
+            if self._again is not None:
+                self._explain(first)
+            raise
+        self._moved.add(value, W)
+        if ends:
+            self._became = self._judged()
+        return state, value
+
+    def _drawing(self, device: torch.device) -> AbstractContextManager[None]:
+        return nullcontext() if self.seed is None else hosting.generators_kept(device)
+
+    def result(self) -> list[Became]:
+        """What became of each tensor, once all is put in."""
+        return self._became
+
+    def _raw(self, W: Tensor) -> tuple[Mapping[str, Tensor], Tensor]:
+        state = widened(register_raw(W, self.chain, self.view, self.seed, self.compute), W.dtype)
+        return state, self._gathered.add(state, W.shape, None)
+
+    def _fitted(self, W: Tensor, first: int | None) -> tuple[Mapping[str, Tensor], Tensor]:
+        """Originals for the weight where it is a member, else for its nearest point."""
+        seen = self._look(W)
+        if self._ends:
+            self._looked = True
+            self._require_member(W)
+        if self._gathered is None:
+            self._seen = seen
+        free = self.chain.constraint is None or self._projects
+        off = [] if free else [index for index, far in enumerate(self._before.last()) if far > MEMBER]
+        if not off:
+            try:
+                return self._originals(W, seen, first, stored=W.dtype)
+            except CannotReach:
+                # Rounded to its storage a member is off by more than an exact inverse can bring back, and a badly
+                # conditioned one by more than its residual says.
+                if free or self.init == "strict" or self._gathered is not None:
+                    raise
+        return self._originals(W, self._nearest(seen, off), first)
+
+    def _look(self, W: Tensor) -> Tensor:
+        """The weight as the maths sees it, in double precision; it is noted how far from the constraint it is, where
+        that matters, and how far the last map moves it.
+        """
+        shown = self.view.into(W)
+        if not self._projects or self.init == "strict":
+            self._before.add(shown)
+        seen = shown.to(wide(W.dtype, W.device))
+        if self._projects and self.init == "strict":
+            hosting.start_generators(self.seed, W.device)
+            self._kept.add(self.chain.links[-1].make(seen).map(seen), seen)
+        return seen
+
+    def _nearest(self, seen: Tensor, off: Sequence[int]) -> Tensor:
+        """The points of the constraint nearest to the tensors that are off."""
+        if self.count == 1:
+            point, self._assumed = measure.nearest(self.chain.constraint, seen, self.stored)
+            return point
+        point = seen.clone()
+        point[off], self._assumed = measure.nearest(self.chain.constraint, seen[off], self.stored)
+        return point
+
+    def _originals(
+        self, W: Tensor, Y: Tensor, first: int | None, stored: torch.dtype | None = None
+    ) -> tuple[Mapping[str, Tensor], Tensor]:
+        """The originals of a point, and their value; `stored`: the dtype that the point was rounded to, where it was."""
+        make = functools.partial(
+            invert,
+            self.chain,
+            seed=self.seed,
+            view=self.view,
+            shape=W.shape,
+            first_row=first,
+            judge=self._judge,
+            stored=stored,
         )
-    return Fitted(reached.state, reached.value, change, reached.check, note, reached.missed)
+        if self._gathered is None:
+            reached = reach(
+                self.chain,
+                self.view,
+                W.shape,
+                W.dtype,
+                Y,
+                make,
+                self.compute,
+                projects=self._projects,
+                strict=self.init == "strict",
+            )
+            state, value = reached.state, reached.value
+        else:
+            state = widened(make(Y), W.dtype)
+            value = self._gathered.add(state, W.shape, None if self._projects else Y)
+        alone = self._projects and self.chain.constraint is not None and len(self.chain) == 1
+        if alone and not torch.equal(state["original"], W):
+            self._assumed = f"rounded, the weight's own value is not {self.chain.constraint}: the original is that value with some entries rounded the other way"
+        if self._gathered is None:
+            self._reached = replace(reached, assumed=self._assumed)
+        return state, value
+
+    def _judge(self, index: int, back: Tensor, wanted: Tensor) -> None:
+        """Note how far from what it was asked for a link's right inverse comes back; CannotReach, at the end, where
+        that is too far.
+        """
+        trip = self._trips.setdefault(index, measure.Moved(self.count))
+        trip.add(back, wanted)
+        if self._ends:
+            for error in self._trips.pop(index).result():
+                require_preimage(self.chain.links[index], error)
+
+    def _require_member(self, W: Tensor | None = None) -> None:
+        """--init strict: raise CheckFailed for what is off the constraint. `W`: the tensor, where it is there whole."""
+        if self.init != "strict":
+            return
+        for held, changed in zip(self._before.result(), self._kept.result()):
+            if held is None or held.ok or self.count > 1:
+                require_member(held, changed, self.stored)
+                continue
+            # Why it is off, and which chain keeps it, can be said of the whole alone; nothing more is to be made of it.
+            whole, spec = W if self._again is None else torch.cat(list(self._again(-1))), self.chain.constraint
+            held = measure.check(spec, whole, self.view)
+            require_member(held, changed, self.stored, lambda: keeper(spec, whole, self.view))
+
+    def _explain(self, first: int) -> None:
+        """Raise what would be said of the whole before what is wrong with the block at this row: how many entries are
+        not finite, or that it is no member.
+        """
+        measure.require_finite_parts(self._again(-1))
+        if self.init != "raw" and not self._looked:
+            for W in self._again(first):
+                self._look(W)
+            self._require_member()
+
+    def _judged(self) -> list[Became]:
+        """What became of each tensor; raises where it may not."""
+        moved = self._moved.result()
+        for change in moved:
+            require_change(change, self.max_change)
+        if self._gathered is None:
+            reached, note = self._reached, self._reached.note(self.chain, self._seen, moved[0])
+            self._reached = self._seen = None
+            became = [Became(moved=moved[0], check=reached.check, note=note, missed=reached.missed)]
+        else:
+            became = [
+                self._told(change, check, missed) for change, (check, missed) in zip(moved, self._gathered.result())
+            ]
+        for one in became:
+            if self.init == "strict" and one.missed > NOTED:
+                raise CheckFailed(
+                    f"{stored_as(self.chain, self.stored)} cannot keep the tensor as it is: rounding its originals puts the value {number_text(one.missed)} away",
+                    hint="--init project gives the nearest point that they can hold, and tells both distances",
+                )
+        return became
+
+    def _told(self, change: float, check: Check | None, missed: float) -> Became:
+        """What became of a tensor whose originals no edge was looked for."""
+        note = None
+        if self.init != "raw":
+            far = require_reached(self.chain, self.stored, missed, check)
+            note = "; ".join(filter(None, (self._assumed, far))) or None
+        if self.count > 1 and (note is not None or not holds(check, self.chain)):
+            raise CheckFailed("of one of them something is to be told")
+        return Became(moved=change, check=check, note=note, missed=missed, finite=self._gathered.claim.finite)
 
 
 def require_change(change: float, max_change: float | None) -> None:
     """Raise CheckFailed where a tensor would be moved farther than --max-change."""
     if max_change is not None and not change <= max_change:
         raise CheckFailed(f"the chain would move it by {number_text(change)}, more than --max-change {max_change:g}")
-
-
-def _inverted(W: Tensor, seen: Tensor, chain: Chain, view: View, init: str, seed: int, compute: str) -> Reached:
-    """Originals for the weight where it is a member, else for its nearest point. `seen`: W in the view and in double
-    precision.
-    """
-    before = None if chain.constraint is None else measure.check(chain.constraint, W, view)
-    hosting.start_generators(seed, W.device)
-    last = chain.links[-1].make(seen)
-    if init == "strict":
-        kept = last.map(seen) if last.is_projection else seen
-        require_member(before, measure.moved(kept, seen), W.dtype, lambda: keeper(chain.constraint, W, view))
-
-    def originals_for(Y: Tensor) -> Reached:
-        make = functools.partial(
-            invert, chain, seed=seed, view=view, shape=W.shape, stored=W.dtype if Y is seen else None
-        )
-        return reach(
-            chain, view, W.shape, W.dtype, Y, make, compute, projects=last.is_projection, strict=init == "strict"
-        )
-
-    if before is None:
-        return originals_for(seen)
-    if last.is_projection:
-        reached = originals_for(seen)
-        kept = len(chain) > 1 or torch.equal(reached.state["original"], W)
-        return (
-            reached
-            if kept
-            else replace(
-                reached,
-                assumed=f"rounded, the weight's own value is not {chain.constraint}: the original is that value with some entries rounded the other way",
-            )
-        )
-    # Also a member: rounded to its storage it is off by more than an exact inverse can bring back.
-    if before.residual <= MEMBER:
-        try:
-            return originals_for(seen)
-        except CannotReach:
-            if init == "strict":
-                raise  # a badly conditioned one is off by more than its residual says
-    point, assumed = measure.nearest(chain.constraint, seen, W.dtype)
-    return replace(originals_for(point), assumed=assumed)
 
 
 def require_member(

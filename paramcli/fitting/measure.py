@@ -9,7 +9,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..chain import Chain
 from ..errors import InputRefused
 from ..maths.base import Check, Part, compute_dtype, norm, wide
 from ..registry import CONSTRAINTS, constraint
@@ -27,39 +26,117 @@ def check(
 
     Raises InputRefused for a shape that cannot lie in the set, and for a tensor without entries.
     """
-    wanted = constraint(spec).as_stored(W.dtype)
     if W.numel() == 0:
         raise InputRefused(f"the tensor has no entries (it is {shape_text(W.shape)}): nothing to measure")
-    require_scalars(spec, W.dtype)
     seen = view.into(W)
-    wanted.check_shape(seen.shape)
-    kinds = W.dtype, computed or compute_dtype(W.dtype)
-    if not all_finite(W):
-        explained = wanted.tolerance(seen.shape, *kinds) if tolerance is None else tolerance
-        return Check(spec, float("nan"), explained, "NaN or infinity in the tensor")
-    seen = seen.to(wide(W.dtype, W.device))
-    parts = wanted.parts(seen, *kinds)
-    if tolerance is not None:
-        parts = [replace(part, tolerance=tolerance) for part in parts]
-    found = judged(parts)
-    worst = max(range(len(found)), key=lambda index: _weight(found[index]))
-    made = Check(spec, *found[worst])
-    if made.ok and not wanted.tells:
-        return made
-    detail = wanted.detail(seen)
-    if detail is None and len(found) > 1:
-        detail = f"matrix {worst} of {len(found)} is the worst"
-    return replace(made, detail=detail)
+    measured = Measured(spec, seen.shape, W.dtype, computed or compute_dtype(W.dtype), details=True)
+    measured.add(seen, tolerance)
+    return measured.result()[0]
 
 
-def checks(spec: str, stack: Tensor, computed: torch.dtype) -> list[Check]:
-    """`check` of each tensor of a stack, as the view shows it; details are left to who measures one alone."""
-    parts = (
-        constraint(spec).as_stored(stack.dtype).parts(stack.to(wide(stack.dtype, stack.device)), stack.dtype, computed)
-    )
-    found = judged(parts)
-    matrices = len(found) // len(stack)
-    return [Check(spec, *max(found[first : first + matrices], key=_weight)) for first in range(0, len(found), matrices)]
+class Measured:
+    """How far the tensors of a batch are from a constraint, against what rounding explains.
+
+    They are seen at once, or one tensor a block of `rows` after another, where the constraint can be measured so.
+    Without a constraint it is only asked whether they are finite. `details` are left to who measures one tensor alone.
+    """
+
+    def __init__(
+        self,
+        spec: str | None,
+        shape: torch.Size,
+        stored: torch.dtype,
+        computed: torch.dtype,
+        *,
+        count: int = 1,
+        rows: bool = False,
+        details: bool = False,
+    ):
+        """`shape`: of all that is measured, as the view shows it; of several tensors it begins with their `count`.
+
+        Raises InputRefused for a shape, or for numbers, that cannot lie in the set.
+        """
+        self.spec, self.shape, self.kinds = spec, shape, (stored, computed)
+        self.count, self.rows, self.details = count, rows, details
+        self.finite = True
+        self._wanted = constraint(spec or "any").as_stored(stored)
+        if spec is not None:
+            require_scalars(spec, stored)
+            self._wanted.check_shape(shape)
+        # Of each block of rows what it has to say, as numbers (see `Moved`), and the shape of the last one.
+        self._parts: list = []
+        self._last = shape
+        self._found: list[Check | None] = []
+
+    def add(self, block: Tensor, tolerance: float | None = None) -> None:
+        """Take note of a block, in its stored dtype, as the view shows it. `tolerance`: in place of the set's own."""
+        sound = finite_of_each(block, self.count)
+        self.finite = self.finite and all(sound)
+        if not self.rows:
+            self._found = self._judged(block, sound, tolerance)
+        elif self.finite and self.spec is not None:
+            self._parts.append(self._wanted.part(block.to(wide(block.dtype, block.device))).tolist())
+            self._last = block.shape
+
+    def _judged(self, block: Tensor, sound: Sequence[bool], tolerance: float | None) -> list[Check | None]:
+        """The check of each tensor of a batch that is seen at once."""
+        unsound = self._not_finite(tolerance)
+        if self.spec is None or not any(sound):
+            return [None if kept else unsound for kept in sound]
+        if not all(sound):
+            kept = torch.tensor(sound, device=block.device).reshape(-1, *[1] * (block.ndim - 1))
+            block = torch.where(kept, block, torch.zeros_like(block))
+        seen = block.to(wide(block.dtype, block.device))
+        parts = self._wanted.parts(seen, *self.kinds)
+        if tolerance is not None:
+            parts = [replace(part, tolerance=tolerance) for part in parts]
+        found = judged(parts)
+        each = len(found) // self.count
+        return [
+            self._worst(found[first : first + each], seen) if kept else unsound
+            for first, kept in zip(range(0, len(found), each), sound)
+        ]
+
+    def _worst(self, found: Sequence[tuple[float, float]], seen: Tensor) -> Check:
+        """The check of a tensor from those of its matrices."""
+        worst = max(range(len(found)), key=lambda index: _weight(found[index]))
+        made = Check(self.spec, *found[worst])
+        if not self.details or (made.ok and not self._wanted.tells):
+            return made
+        detail = self._wanted.detail(seen)
+        if detail is None and len(found) > 1:
+            detail = f"matrix {worst} of {len(found)} is the worst"
+        return replace(made, detail=detail)
+
+    def _not_finite(self, tolerance: float | None = None) -> Check:
+        explained = self._wanted.tolerance(self.shape, *self.kinds) if tolerance is None else tolerance
+        return Check(self.spec or "any", float("nan"), explained, "NaN or infinity in the tensor")
+
+    def _joined(self, parts: Sequence, shape: torch.Size) -> float:
+        return self._wanted.joined(torch.tensor(parts, dtype=torch.float64, device="cpu"), shape).item()
+
+    def last(self) -> list[float]:
+        """The residual of each tensor of the last block, as tensors by themselves: of rows, for sets that each row is
+        in or not.
+
+        A count of entries over the whole tensor says nothing of a block, so this is asked only where blocks are
+        projected.
+        """
+        if self.rows:
+            return [self._joined(self._parts[-1:], self._last)]
+        return [check.residual for check in self._found]
+
+    def result(self) -> list[Check | None]:
+        """The check of each tensor; None where it is finite and there is no constraint."""
+        if not self.rows:
+            return self._found
+        if not self.finite:
+            return [self._not_finite()]
+        if self.spec is None:
+            return [None]
+        return [
+            Check(self.spec, self._joined(self._parts, self.shape), self._wanted.tolerance(self.shape, *self.kinds))
+        ]
 
 
 def judged(parts: Sequence[Part]) -> list[tuple[float, float]]:
@@ -87,130 +164,93 @@ def require_scalars(spec: str, dtype: torch.dtype) -> None:
         )
 
 
-class GatheredCheck:
-    """`image_check` of a value of which a block of rows is seen at a time, for constraints that can be measured so."""
-
-    def __init__(self, spec: str | None, shape: torch.Size, stored: torch.dtype, computed: torch.dtype):
-        """`shape`: the whole tensor's, as the view shows it."""
-        self.spec, self.shape, self.finite = spec, shape, True
-        self._wanted = constraint(spec or "any").as_stored(stored)
-        self._tolerance = self._wanted.tolerance(shape, stored, computed)
-        self._parts: list = []  # numbers, as in `Moved`
-
-    def add(self, block: Tensor) -> None:
-        """Take note of a block (in its stored dtype, as the view shows it), where all is finite so far."""
-        self.finite = self.finite and all_finite(block)
-        if self.finite and self.spec is not None:
-            self._parts.append(self._wanted.part(block.to(wide(block.dtype, block.device))).tolist())
-
-    def last(self, shape: torch.Size) -> float:
-        """The residual of the last block, of this shape, as a tensor by itself: for sets that each row is in or not.
-
-        A count of entries over the whole tensor says nothing of a block, so this is asked only where blocks are
-        projected.
-        """
-        if not self._parts:
-            return 0.0
-        return self._wanted.joined(torch.tensor(self._parts[-1:], dtype=torch.float64, device="cpu"), shape).item()
-
-    def result(self) -> Check | None:
-        if not self.finite:
-            return Check(self.spec or "any", float("nan"), self._tolerance, "NaN or infinity in the tensor")
-        if self.spec is None:
-            return None
-        return Check(
-            self.spec,
-            self._wanted.joined(torch.tensor(self._parts, dtype=torch.float64, device="cpu"), self.shape).item(),
-            self._tolerance,
-        )
-
-
-def image_check(chain: Chain, value: Tensor, view: View, compute: str = "same") -> Check | None:
-    """The chain's own claim on its value; None where there is nothing to measure: any finite tensor, or no entry."""
-    chain = chain.at(view.shape(value.shape))
-    if not value.numel() or (chain.constraint is None and all_finite(value)):
-        return None
-    return check(chain.constraint or "any", value, view, computed=compute_dtype(value.dtype, compute))
-
-
-def project(spec: str, W: Tensor) -> Tensor:
-    """The nearest point of the constraint to W (as the view shows it, in double precision)."""
-    return constraint(spec).project(W)
-
-
-def nearest(spec: str, W: Tensor, stored: torch.dtype) -> tuple[Tensor, str | None]:
-    """(the same for a W that was rounded to `stored`, what had to be assumed of what rounding took away)"""
+def nearest(spec: str, W: Tensor, stored: torch.dtype | None) -> tuple[Tensor, str | None]:
+    """(the nearest point of the constraint to a W that was rounded to `stored`, if it was; what had to be assumed of
+    what rounding took away). W as the view shows it, in double precision.
+    """
     return constraint(spec).nearest(W, stored)
 
 
 class Moved:
-    """`moved` of tensors of which one part after another is seen; the same number however they are parted."""
+    """||after - before||_F / ||before||_F of each tensor of a batch, in double precision: 0 for equal tensors, inf
+    where before is zero.
 
-    def __init__(self):
+    One tensor may be seen part after part: the number is the same however it is parted.
+    """
+
+    def __init__(self, count: int = 1):
+        self._count = count
         # Of each BLOCK of entries. No tensors: small ones that stay, between large ones that go, would leave holes in
         # the heap that no large one fits into again, a gigabyte of them for a tensor of half that size.
-        self._distances: list[float] = []
-        self._sizes: list[float] = []
+        self._distances: list[list[float]] = []
+        self._sizes: list[list[float]] = []
         # Entries that do not fill a block yet.
         self._rest: tuple[Tensor, Tensor] | None = None
 
     def add(self, after: Tensor, before: Tensor) -> None:
-        after, before = after.flatten(), before.flatten()
+        """Take note of tensors of one shape; several of them lie along the first dimension, and are seen at once."""
+        after, before = (W.reshape(self._count, W.numel() // max(self._count, 1)) for W in (after, before))
+        if self._count > 1:
+            self._measure(after, before, max(after.size(1), 1))
+            return
         if self._rest is not None:
-            missing = BLOCK - len(self._rest[0])
-            first = tuple(torch.cat([rest, more[:missing]]) for rest, more in zip(self._rest, (after, before)))
-            after, before, self._rest = after[missing:], before[missing:], None
+            missing = BLOCK - self._rest[0].size(1)
+            first = tuple(torch.cat([rest, more[:, :missing]], 1) for rest, more in zip(self._rest, (after, before)))
+            after, before, self._rest = after[:, missing:], before[:, missing:], None
             self._take(*first)
         self._take(after, before)
 
     def _take(self, after: Tensor, before: Tensor) -> None:
-        full = len(after) - len(after) % BLOCK
-        self._measure(after[:full], before[:full])
-        if full < len(after):
-            self._rest = after[full:].clone(), before[full:].clone()  # no view, which would keep all of it in memory
+        full = after.size(1) - after.size(1) % BLOCK
+        self._measure(after[:, :full], before[:, :full], BLOCK)
+        if full < after.size(1):
+            # No view, which would keep all of it in memory.
+            self._rest = after[:, full:].clone(), before[:, full:].clone()
 
-    def _measure(self, after: Tensor, before: Tensor) -> None:
+    def _measure(self, after: Tensor, before: Tensor, entries: int) -> None:
         double = wide(before.dtype, before.device)
         distances, sizes = [], []
         # In blocks: a whole tensor in double precision, three times over, would be the peak of most edits.
-        for a, b in zip(after.split(BLOCK), before.split(BLOCK)):
+        for a, b in zip(after.split(entries, 1), before.split(entries, 1)):
             b = b.to(double)
-            distances.append(_length(a.to(double) - b))
-            sizes.append(_length(b))
-        if len(after):
+            distances.append(_lengths(a.to(double) - b))
+            sizes.append(_lengths(b))
+        if after.size(1):
             self._distances += torch.stack(distances).tolist()
             self._sizes += torch.stack(sizes).tolist()
 
-    def result(self) -> float:
+    def result(self) -> list[float]:
+        """The number of each tensor."""
         if self._rest is not None:
-            self._measure(*self._rest)
+            self._measure(*self._rest, BLOCK)
             self._rest = None
-        distance, size = (
-            _length(torch.tensor(parts, dtype=torch.float64, device="cpu")).item()
+        distances, sizes = (
+            _lengths(torch.tensor(parts, dtype=torch.float64, device="cpu").reshape(-1, self._count).mT).tolist()
             for parts in (self._distances, self._sizes)
         )
-        return 0.0 if distance == 0 else distance / size if size else float("inf")
+        return [0.0 if d == 0 else d / size if size else float("inf") for d, size in zip(distances, sizes)]
 
 
-def _length(values: Tensor) -> Tensor:
-    """The norm of a vector; where its squares leave the range of numbers, with a scale taken out first."""
-    plain = torch.linalg.vector_norm(values)
-    return plain if 1e-140 < plain.item() < 1e140 else norm(values, (0,))
+def _lengths(values: Tensor) -> Tensor:
+    """The norm of each row. Of a single one by a quicker sum, unless its squares leave the range of numbers; else with
+    a scale taken out first.
+    """
+    if len(values) > 1:
+        return norm(values, (1,))
+    plain = torch.linalg.vector_norm(values[0])
+    return (plain if 1e-140 < plain.item() < 1e140 else norm(values[0], (0,))).reshape(1)
 
 
 def moved(after: Tensor, before: Tensor) -> float:
-    """||after - before||_F / ||before||_F in double precision; 0 for equal tensors, inf where before is zero."""
-    both = Moved()
-    both.add(after, before)
-    return both.result()
+    """`Moved` of one tensor that is there."""
+    return moved_of_each(after.unsqueeze(0), before.unsqueeze(0))[0]
 
 
 def moved_of_each(after: Tensor, before: Tensor) -> list[float]:
-    """`moved` of each tensor of a stack."""
-    double = wide(before.dtype, before.device)
-    after, before = after.to(double).flatten(1), before.to(double).flatten(1)
-    distances, sizes = norm(after - before, (1,)).tolist(), norm(before, (1,)).tolist()
-    return [0.0 if not d else d / size if size else float("inf") for d, size in zip(distances, sizes)]
+    """`Moved` of each tensor of a stack that is there."""
+    both = Moved(len(after))
+    both.add(after, before)
+    return both.result()
 
 
 def all_finite(W: Tensor) -> bool:
@@ -220,6 +260,13 @@ def all_finite(W: Tensor) -> bool:
     # A conjugate or an 8-bit float has no extremes of its own.
     seen = torch.view_as_real(W.resolve_conj()) if W.is_complex() else W.float() if W.element_size() == 1 else W
     return all(math.isfinite(extreme) for extreme in torch.stack(torch.aminmax(seen)).tolist())
+
+
+def finite_of_each(W: Tensor, count: int) -> list[bool]:
+    """The same of each of so many tensors along the first dimension."""
+    if all_finite(W):
+        return [True] * count
+    return torch.isfinite(W).reshape(count, -1).all(1).tolist() if count > 1 else [False]
 
 
 def require_finite(W: Tensor, what: str = "the tensor") -> None:

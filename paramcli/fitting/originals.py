@@ -38,6 +38,33 @@ def widened(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor
     return {role: rounded(tensor, dtype) for role, tensor in state.items()}
 
 
+def loaded(chain: Chain, view: View, shape: Sequence[int], state: Mapping[str, Tensor]) -> nn.ModuleList:
+    """The chain's modules for a weight of this shape, with their tensors set from `state`, by role, and the originals
+    beside them, as torch's `ParametrizationList` has them. RuntimeError where the state has other roles or shapes.
+
+    Registered on no module: that costs more than a small matrix, and makes cycles that keep every tensor alive until
+    the collector runs.
+    """
+    start = torch.empty(tuple(shape), dtype=hosting.dtype_of(state), device="meta")
+    parts = nn.ModuleList()
+    with hosting.generators_kept(start.device):
+        for link in chain.links:
+            part = link.make(view.into(start))
+            part.view, part.stored_shape = view, tuple(shape)
+            parts.append(part.eval())
+        originals = parts[0].right_inverse(start)
+    made = {"original": originals} if isinstance(originals, Tensor) else _numbered(originals)
+    for name, original in made.items():
+        parts.register_parameter(name, nn.Parameter(original, requires_grad=False))
+    parts.load_state_dict(state, strict=True, assign=True)
+    return parts
+
+
+def _numbered(originals: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Several originals by role."""
+    return {f"original{i}": X for i, X in enumerate(originals)}
+
+
 def evaluate(
     chain: Chain,
     view: View,
@@ -45,14 +72,32 @@ def evaluate(
     state: Mapping[str, Tensor],
     stored: torch.dtype,
     compute: str = "same",
+    *,
+    row_major: bool = True,
 ) -> Tensor:
-    """The chain's value from its stored tensors: computed in one dtype, rounded once to `stored`."""
+    """The chain's value from its stored tensors: computed in one dtype, rounded once to `stored`.
+
+    It lies row by row in memory, or else in the order that its kernels leave it in.
+    """
     dtype = compute_dtype(stored, compute)
     # In the order in memory that they have: some maps round by it.
-    host = hosting.load(chain, view, shape, {role: in_precision(tensor, dtype) for role, tensor in state.items()})
-    value = hosting.value(host).to(stored).contiguous()
-    hosting.release(host)
-    return value
+    parts = loaded(chain, view, shape, {role: in_precision(tensor, dtype) for role, tensor in state.items()})
+    value = value_of(parts).to(stored)
+    return value.contiguous() if row_major else value
+
+
+def value_of(parts: nn.ModuleList) -> Tensor:
+    """The value that loaded modules have."""
+    with torch.no_grad():
+        value = parts[0](*originals_of(parts))
+        for part in list(parts)[1:]:
+            value = part(value)
+        return value.detach()
+
+
+def originals_of(parts: nn.ModuleList) -> tuple[Tensor, ...]:
+    """The originals of a loaded chain, in order."""
+    return tuple(parts.parameters(recurse=False))
 
 
 def register_raw(W: Tensor, chain: Chain, view: View, seed: int, compute: str = "same") -> dict[str, Tensor]:
@@ -67,7 +112,7 @@ def register_raw(W: Tensor, chain: Chain, view: View, seed: int, compute: str = 
 def invert(
     chain: Chain,
     Y: Tensor,
-    seed: int,
+    seed: int | None,
     view: View,
     shape: Sequence[int],
     existing: Sequence[nn.Module] | None = None,
@@ -102,7 +147,7 @@ def invert(
     made = tuple(view.back(X, shape) if i in part.stored_originals else X for i, X in enumerate(made))
     if isinstance(originals, Tensor):
         return {"original": made[0], **state}
-    return {**{f"original{i}": X for i, X in enumerate(made)}, **state}
+    return {**_numbered(made), **state}
 
 
 def _check_round_trip(chain: Chain, index: int, back: Tensor, wanted: Tensor) -> None:

@@ -15,9 +15,9 @@ from ..chain import Chain, Link
 from ..maths.base import CannotReach, Check, Edge, Parametrization, eps
 from ..registry import target_class
 from ..text import number_text
-from ..view import View
+from ..view import IDENTITY, View
 from . import measure
-from .claims import checks_of_each, claim_check, holds
+from .claims import Claim, holds
 from .originals import evaluate, require_preimage, rounded, widened
 
 # How far, relatively, originals rounded to their storage may put the value from the one they were made for. Where a
@@ -48,7 +48,7 @@ class Reached:
 
         `seen`: `what` was asked for as the view shows it, in double precision; `change`: how far the value is from it.
         """
-        told = require_reached(chain, self.value.dtype, lambda: self.missed, self.check, self.edge)
+        told = require_reached(chain, self.value.dtype, self.missed, self.check, self.edge)
         if self.kept_away:
             told = self._margin(chain, seen, change, what)
         return "; ".join(filter(None, (self.assumed, told))) or None
@@ -65,6 +65,48 @@ class Reached:
             f"{stored} cannot hold the nearest point, {number_text(asked)} from the {what} ({where}): "
             f"the value is {number_text(self.missed)} from that point, {number_text(change)} from the {what}"
         )
+
+
+class Gathered:
+    """What is known of originals once they are rounded to their storage: the values that they have, what is claimed of
+    those, and how far they are from the points that they were made for.
+
+    Of the tensors of a batch at once, or of one of them a block of `rows` after another.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        view: View,
+        shape: Sequence[int],
+        stored: torch.dtype,
+        compute: str,
+        *,
+        count: int = 1,
+        rows: bool = False,
+    ):
+        self.chain, self.view, self.stored, self.compute = chain, view, stored, compute
+        self.claim = Claim(chain, view, shape, stored, compute, count=count, rows=rows)
+        self._count = count
+        self._missed: measure.Moved | None = None
+
+    def add(self, state: Mapping[str, Tensor], shape: Sequence[int], point: Tensor | None) -> Tensor:
+        """The value of a block of this shape; `point`: what the view should show of it, where the last map does not
+        decide that itself.
+        """
+        # Several are measured as the kernels leave them: the last digits of a residual follow the order in memory.
+        alone = self._count == 1
+        value = evaluate(self.chain, self.view, shape, state, self.stored, self.compute, row_major=alone)
+        self.claim.add(value, state)
+        if point is not None:
+            self._missed = self._missed or measure.Moved(self._count)
+            self._missed.add(self.view.into(value), point)
+        return value
+
+    def result(self) -> list[tuple[Check | None, float]]:
+        """(its check, how far it is from its point) of each value."""
+        missed = self._missed.result() if self._missed else [0.0] * self._count
+        return list(zip(self.claim.result(), missed))
 
 
 def reach(
@@ -93,13 +135,10 @@ def reach(
         state = widened(make(Y), stored)
         if has_edge:
             _require_range(state)
-        value = evaluate(chain, view, shape, state, stored, compute)
-        check = claim_check(chain, view, value, state, compute)
-        return (
-            Reached(state, value, check)
-            if projects
-            else Reached(state, value, check, nearest, measure.moved(view.into(value), nearest))
-        )
+        gathered = Gathered(chain, view, shape, stored, compute)
+        value = gathered.add(state, shape, None if projects else nearest)
+        [(check, missed)] = gathered.result()
+        return Reached(state, value, check, None if projects else nearest, missed)
 
     if not has_edge:
         reached = attempt(nearest)
@@ -159,9 +198,9 @@ def _judged(chain: Chain, view: View, reached: Reached, Y: Tensor, compute: str)
     if holds(reached.check, chain) or len(values) == 1:
         member = [holds(reached.check, chain)] * len(values)
     else:
-        finite = values.isfinite().flatten(1).all(1)
-        checks = checks_of_each(chain, torch.where(finite[:, None, None], values, torch.zeros_like(values)), compute)
-        member = [holds(check, chain) and sound for check, sound in zip(checks, finite.tolist())]
+        claim = Claim(chain, IDENTITY, values.shape, values.dtype, compute, count=len(values))
+        claim.add(values, reached.state)
+        member = [holds(check, chain) for check in claim.result()]
     distances = (
         measure.moved_of_each(values, Y),
         measure.moved_of_each(Y, nearest),
@@ -231,11 +270,11 @@ def stored_as(chain: Chain, dtype: torch.dtype) -> str:
 
 
 def require_reached(
-    chain: Chain, dtype: torch.dtype, missed_by: Callable[[], float], check: Check | None, edge: Edge | None = None
+    chain: Chain, dtype: torch.dtype, missed: float, check: Check | None, edge: Edge | None = None
 ) -> str | None:
     """Raise CannotReach where the originals, rounded to their storage, give no member of the constraint or another one.
 
-    `missed_by`: the relative distance of the value from the point it was made for; `check`: the value's own. Returns a
+    `missed`: the relative distance of the value from the point it was made for; `check`: the value's own. Returns a
     note where the two differ visibly.
     """
     stored, hint = stored_as(chain, dtype), edge and edge.hint
@@ -247,7 +286,6 @@ def require_reached(
             f"(residual {number_text(check.residual)}, tolerance {number_text(check.tolerance)}{detail}){near}",
             hint=hint,
         )
-    missed = missed_by()
     if not missed <= MISSED:
         raise CannotReach(
             f"{stored} cannot keep this tensor: rounding its originals puts the value {number_text(missed)} away{near}",

@@ -37,8 +37,13 @@ def generators_kept(device: torch.device) -> Iterator[None]:
         yield
 
 
-def start_generators(seed: int, device: torch.device) -> None:
-    """torch.manual_seed for what is drawn on this device or on the CPU; the generators of other devices are not ours."""
+def start_generators(seed: int | None, device: torch.device) -> None:
+    """torch.manual_seed for what is drawn on this device or on the CPU; the generators of other devices are not ours.
+
+    Without a seed they go on.
+    """
+    if seed is None:
+        return
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         with torch.cuda.device(device):
@@ -66,14 +71,12 @@ def register(module: nn.Module, name: str, chain: Chain, view: View = IDENTITY, 
         for link in chain.links:
             # Maps keep shape and dtype, and without data there is nothing to evaluate.
             value = start if start.is_meta else getattr(module, name).detach()
-            if seed is not None:
-                start_generators(seed, value.device)
+            start_generators(seed, value.device)
             part = link.make(view.into(value))
             part.view = view
             part.stored_shape = tuple(value.shape)
             part.train(module.training)
-            if seed is not None:
-                start_generators(seed, value.device)
+            start_generators(seed, value.device)
             # Shapes and dtypes are ours to promise, so torch need not evaluate every map to check them.
             parametrize.register_parametrization(module, name, part, unsafe=not part.evaluated_on_registration)
     return module
@@ -138,17 +141,11 @@ def load(chain: Chain, view: View, shape: Sequence[int], state: Mapping[str, Ten
     return host
 
 
-def value(host: nn.Module) -> Tensor:
-    """The parametrized weight, evaluated."""
-    with torch.no_grad():
-        return host.weight.detach()
-
-
 def release(host: nn.Module) -> None:
     """Let go of a host's tensors now: torch's property holds the module in a cycle, which lives until the collector
     runs.
 
-    Without it the peak of a bake grows with the number of tensors.
+    Without it the peak of an edit grows with the number of tensors.
     """
     host._modules.clear()
 

@@ -1,12 +1,12 @@
 """The edits: what each one writes for a group, known from its header, and how it computes it.
 
-Each function plans one group and returns a `Step`; nothing here reads a tensor until `Step.run`.
+Each function plans one group and returns a `Step`; nothing here reads a tensor until its work begins.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -14,18 +14,18 @@ from torch import Tensor
 
 from ..chain import Chain, extend, parse_chain
 from ..checkpoint.header import Slot
-from ..checkpoint.source import Source
+from ..checkpoint.source import Rows, Source
 from ..dtypes import code_of, dtype_name, torch_dtype
 from ..errors import CheckFailed, InputRefused, UsageError
 from ..fitting import measure
 from ..fitting import torch_module as hosting
-from ..fitting.blocks import bake_rows, fit_rows
+from ..fitting.bake import Baked, Baking
+from ..fitting.blocks import Batch, bake_ranges, fit_ranges, sliced_roles, stackable
 from ..fitting.claims import claim_check, kept_constraint
 from ..fitting.evaluate import (
     NOT_FINITE,
     chain_of,
     complete,
-    explain_infinite,
     identities,
     read_state,
     require_chain,
@@ -33,10 +33,9 @@ from ..fitting.evaluate import (
     settle,
     weight_of,
 )
-from ..fitting.fit import Fitted, fit, keeper, require_member
-from ..fitting.originals import evaluate, invert, rounded, widened
+from ..fitting.fit import Became, Fitting, keeper, require_change, require_member
+from ..fitting.originals import evaluate, invert, loaded, rounded, widened
 from ..fitting.reach import NOTED, Reached, reach
-from ..fitting.stack import bake_stack, fit_stack, stackable
 from ..maths.base import Check, compute_dtype, wide
 from ..registry import ANY, target_class, within
 from ..spelling.forms import FORM_OF_SPELLING, OLD_FORM, PARAMETRIZED, Group
@@ -45,7 +44,7 @@ from ..spelling.record import Entry
 from ..text import number_text, printable, shape_text
 from ..view import View, parse_view
 from .allocate import with_count
-from .plan import Rows, Stack, Step, assigned, baked, keeps_within, longest_of, require_editable
+from .plan import Ranges, Step, assigned, baked, keeps_within, longest_of, once, require_editable
 
 
 @dataclass(frozen=True)
@@ -95,78 +94,19 @@ class Register:
             else old_names(group.tensor, chain, slots, self.view)
         )
         slots = tuple(Slot(names[slot.name], slot.dtype, slot.shape) for slot in slots)
-
-        keeps_zeros = self.mask_for is None and any(link.entry.keeps_zeros for link in chain.links)
-
-        def named(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {names[key]: tensor for key, tensor in keyed(group.tensor, state).items()}
-
-        def say(moved: float, check: Check | None, note: str | None, finite: bool, full: bool) -> dict[str, object]:
-            # Only raw gets here with such a value, with a zero row under a norm for one: torch writes it, and computes
-            # NaN from it.
-            note = note if finite else f"its value is NaN or infinite: {NOT_FINITE.format(dtype_name(group.dtype))}"
-            if full:
-                note = (
-                    note
-                    or "nothing is masked: without --mask FILE, `mask` keeps the zeros a tensor has, and it has none"
-                )
-            return {**numbers(moved, check), "note": note}
-
-        def give(fitted: Fitted):
-            full = keeps_zeros and bool(fitted.value.all())
-            return named(fitted.state), say(
-                fitted.moved, fitted.check, fitted.note, measure.all_finite(fitted.value), full
-            )
-
-        def run(source: Source, device: object, compute: str):
-            W = source.read(group.keys["value"]).to(device)
-            seed = hosting.tensor_seed(self.seed, group.twin or group.tensor)
-            return give(
-                fit(
-                    W,
-                    self._with_mask(chain, group, self.view),
-                    self.view,
-                    init=self.init,
-                    seed=seed,
-                    max_change=self.max_change,
-                    compute=compute,
-                )
-            )
-
-        def together(tensors: Sequence[Tensor], device: object, compute: str):
-            return fit_stack(
-                tensors, chain, self.view, init=self.init, max_change=self.max_change, device=device, compute=compute
-            )
-
-        stack = None
+        key = None
         if self.init != "raw" and stackable(chain, self.view, group.shape, torch_dtype(group.dtype)):
             key = ("register", str(chain), self.view.text, self.init, self.max_change, group.shape, group.dtype)
-            stack = Stack(key, lambda source: source.read(group.keys["value"]), together, give)
-        rows = (
-            None
-            if self.mask_for is not None
-            else fit_rows(
-                group,
-                chain,
-                self.view,
-                init=self.init,
-                seed=hosting.tensor_seed(self.seed, group.twin or group.tensor),
-                max_change=self.max_change,
-                keeps_zeros=keeps_zeros,
-                give=named,
-                say=say,
-            )
-        )
         return Step(
             group,
             "register",
             slots,
             str(chain),
             self.view.text,
-            run,
+            functools.partial(RegisterWork, self, chain),
             record=record_of(chain, self.view, group),
-            stack=stack,
-            rows=rows,
+            stack_key=key,
+            ranges=fit_ranges(group, chain, self.view) if self.mask_for is None else (),
         )
 
     def _appended(self, old: Chain, group: Group, view: View) -> tuple[Chain, Chain]:
@@ -217,10 +157,7 @@ class Register:
             hosting.release(host)
             value = evaluate(whole, view, group.shape, state, before.dtype, compute)
             change = measure.moved(value, before)
-            if self.max_change is not None and not change <= self.max_change:
-                raise CheckFailed(
-                    f"the chain would move it by {number_text(change)}, more than --max-change {self.max_change:g}"
-                )
+            require_change(change, self.max_change)
             told = numbers(change, claim_check(whole, view, value, state, compute))
             if held is not None and held.ok and change > NOTED:
                 # As in torch: what is appended gets the value of the chain before it, and no right inverse is asked.
@@ -235,8 +172,78 @@ class Register:
 
         note, records = no_longer_promised(old, more, whole), [record_of(whole, view, group) for whole, _ in wholes]
         if len(records) == 1:
-            return Step(group, "append", slots, str(whole), view.text, run, record=records[0], note=note)
-        return Step(group, "append", slots, None, view.text, run, longest=longest_of(records), note=note)
+            return Step(group, "append", slots, str(whole), view.text, once(run), record=records[0], note=note)
+        return Step(group, "append", slots, None, view.text, once(run), longest=longest_of(records), note=note)
+
+
+class RegisterWork:
+    """The work of `Register` on plain tensors."""
+
+    def __init__(
+        self,
+        edit: Register,
+        chain: Chain,
+        steps: Sequence[Step],
+        source: Source,
+        device: object,
+        compute: str,
+        ranges: Ranges,
+    ):
+        group, several = steps[0].group, len(steps) > 1
+        self.steps, self.chain, self.view = steps, chain, edit.view
+        self.batch = Batch(source, [s.group for s in steps], edit.view, device, ranges, frozenset({"value"}))
+        self.fitting = Fitting(
+            edit._with_mask(chain, group, edit.view),
+            self.batch.view,
+            self.batch.shape,
+            torch_dtype(group.dtype),
+            init=edit.init,
+            # Nothing is drawn where several are computed together.
+            seed=None if several else hosting.tensor_seed(edit.seed, group.twin or group.tensor),
+            max_change=edit.max_change,
+            compute=compute,
+            count=len(steps),
+            again=self._again if ranges else None,
+        )
+        # Asked of a mask alone: does it keep every entry?
+        self.full = edit.mask_for is None and any(link.entry.keeps_zeros for link in chain.links)
+
+    def read(self, rows: Rows) -> Mapping[str, Tensor]:
+        return self.batch.read(rows)
+
+    def _again(self, after: int) -> Iterator[Tensor]:
+        return (block["value"].to(self.batch.device) for _, block in self.batch.again({}, after))
+
+    def make(self, rows: Rows, block: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        W = block["value"].to(self.batch.device)
+        state, value = self.fitting.make(W, None if rows is None else rows[0], self.batch.is_last(rows))
+        self.full = self.full and bool(value.all())
+        if len(self.steps) == 1:
+            states = [state]
+        else:
+            states = [{"original": original} for original in self.batch.apart(state["original"])]
+        return [self._named(step, state) for step, state in zip(self.steps, states)]
+
+    def _named(self, step: Step, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors under the keys that the step writes."""
+        made = keyed(step.group.tensor, state)
+        slots = chain_slots(step.group, self.chain, self.view)
+        return {written.name: made[slot.name] for slot, written in zip(slots, step.writes)}
+
+    def told(self) -> list[dict[str, object]]:
+        return [self._told(step, became) for step, became in zip(self.steps, self.fitting.result())]
+
+    def _told(self, step: Step, became: Became) -> dict[str, object]:
+        note = became.note
+        if not became.finite:
+            # Only raw gets here with such a value, with a zero row under a norm for one: torch writes it, and computes
+            # NaN from it.
+            note = f"its value is NaN or infinite: {NOT_FINITE.format(dtype_name(step.group.dtype))}"
+        if self.full:
+            note = (
+                note or "nothing is masked: without --mask FILE, `mask` keeps the zeros a tensor has, and it has none"
+            )
+        return {**numbers(became.moved, became.check), "note": note}
 
 
 @dataclass(frozen=True)
@@ -251,55 +258,64 @@ class Bake:
             check_roles(group, chain, parse_view(group.view))
         require_proportion(group)
 
-        def run(source: Source, device: object, compute: str):
-            state = read_state(source, group, device)
-            for role, tensor in state.items():
-                if tensor.is_floating_point() or tensor.is_complex():
-                    measure.require_finite(tensor, f"'{role}'")
-            settled, view = settle(group, state)
-            value = weight_of(group, state, settled, view, compute)
-            if not measure.all_finite(value):
-                explain_infinite(group, [(0, state)])
-            check = claim_check(settled, view, value, complete(group, state, settled), compute, group.constraint)
-            kept = (
-                kept_constraint(settled, view, value, check, compute)
-                if keeps_within(group, settled)
-                else group.constraint or settled.constraint
-            )
-            record = Entry("baked", str(settled), view.text, kept)
-            return {group.tensor: value}, {**numbers(0.0, check), "chain": str(settled), "record": record}
-
         slots, record, longest = baked(group)
-        stack, rows = (self._stack(group, chain), self._rows(group, chain)) if chain else (None, None)
+        key, ranges = (self._together(group, chain), self._ranges(group, chain)) if chain else (None, ())
         return Step(
-            group, "bake", slots, group.chain, group.view, run, record=record, longest=longest, stack=stack, rows=rows
+            group,
+            "bake",
+            slots,
+            group.chain,
+            group.view,
+            BakeWork,
+            record=record,
+            longest=longest,
+            stack_key=key,
+            ranges=ranges,
         )
 
-    def _rows(self, group: Group, chain: Chain) -> Rows | None:
+    def _ranges(self, group: Group, chain: Chain) -> Ranges:
         if group.alternatives or group.constraint not in (None, chain.constraint):
-            return None
-        view = parse_view(group.view)
-        return bake_rows(group, chain, view, lambda check: {**numbers(0.0, check), "chain": str(chain)})
+            return ()
+        return bake_ranges(group, chain, parse_view(group.view))
 
-    def _stack(self, group: Group, chain: Chain) -> Stack | None:
+    def _together(self, group: Group, chain: Chain) -> Hashable:
         if group.alternatives or set(group.keys) != {"original"} or group.constraint not in (None, chain.constraint):
             return None
         view = parse_view(group.view)
         if not stackable(chain, view, group.shape, torch_dtype(group.dtype)):
             return None
+        return "bake", str(chain), view.text, group.shape, group.dtype
 
-        def together(tensors: Sequence[Tensor], device: object, compute: str):
-            return bake_stack(tensors, chain, view, device, compute)
 
-        def give(baked: tuple[Tensor, Check | None]):
-            return {group.tensor: baked[0]}, {**numbers(0.0, baked[1]), "chain": str(chain)}
+class BakeWork:
+    """The work of `Bake`."""
 
-        return Stack(
-            ("bake", str(chain), view.text, group.shape, group.dtype),
-            lambda source: source.read(group.keys["original"]),
-            together,
-            give,
+    def __init__(self, steps: Sequence[Step], source: Source, device: object, compute: str, ranges: Ranges):
+        self.steps, self.compute = steps, compute
+        group, view = steps[0].group, parse_view(steps[0].group.view)
+        sliced = sliced_roles(chain_of(group), view, group.shape) if ranges else frozenset()
+        self.batch = Batch(source, [s.group for s in steps], view, device, ranges, sliced)
+        self.baking = Baking(self.batch, compute)
+
+    def read(self, rows: Rows) -> Mapping[str, Tensor]:
+        return self.batch.read(rows)
+
+    def make(self, rows: Rows, block: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        values = self.baking.make(rows, block)
+        return [{step.group.tensor: value} for step, value in zip(self.steps, values)]
+
+    def told(self) -> list[dict[str, object]]:
+        return [self._told(step.group, baked) for step, baked in zip(self.steps, self.baking.result())]
+
+    def _told(self, group: Group, made: Baked) -> dict[str, object]:
+        chain, view, check = made.chain, made.view, made.check
+        kept = (
+            kept_constraint(chain, view, group.shape, torch_dtype(group.dtype), check, self.compute)
+            if keeps_within(group, chain)
+            else group.constraint or chain.constraint
         )
+        record = Entry("baked", str(chain), view.text, kept)
+        return {**numbers(0.0, check), "chain": str(chain), "record": record}
 
 
 @dataclass(frozen=True)
@@ -344,7 +360,7 @@ class Assign:
             told = {**numbers(measure.moved(reached.value, before), check), "note": note}
             return {group.keys[role]: tensor for role, tensor in new.items()}, told
 
-        return Step(group, "assign", slots, group.chain, group.view, run, record=record)
+        return Step(group, "assign", slots, group.chain, group.view, once(run), record=record)
 
     def _reached(
         self, group: Group, state: dict[str, Tensor], chain: Chain, view: View, wanted: Tensor, compute: str
@@ -353,11 +369,8 @@ class Assign:
         stored = hosting.dtype_of(state)
         seed = hosting.tensor_seed(self.seed, group.twin or group.tensor)
         with torch.no_grad(), hosting.generators_kept(wanted.device):
-            parts = hosting.parts(
-                hosting.load(
-                    chain, view, group.shape, widened(complete(group, state, chain), wide(stored, wanted.device))
-                )
-            )
+            held = widened(complete(group, state, chain), wide(stored, wanted.device))
+            parts = loaded(chain, view, group.shape, held)
             seen = view.into(wanted.to(wide(stored, wanted.device)))
             free = chain.constraint is None or parts[-1].is_projection
             target, assumed = (seen, None) if free else measure.nearest(chain.constraint, seen, wanted.dtype)

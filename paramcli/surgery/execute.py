@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ from ..registry import target_class
 from ..spelling import record as records
 from ..spelling.record import Entry
 from ..text import count_text, number_text
-from .plan import Outcome, Plan, Stack, Step
+from .plan import Made, Outcome, Plan, Step, computed
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -122,37 +122,45 @@ def execute(
     """
     outcomes: dict[int, Outcome] = {}
     settled: dict[str, Entry] = {}
-
-    def take(number: int, step: Step, told: dict[str, object]) -> None:
-        if record := told.pop("record", None):
+    for number, told in _worked(plan, writing, device, compute, progress):
+        step = plan.steps[number]
+        if (record := told.pop("record", None)) not in (None, step.record):
             settled[step.group.tensor] = record
         outcomes[number] = step.outcome(**told)
+    writing.finish()
+    in_order = [outcomes[number] for number in range(len(plan.steps))]
+    if verify:
+        require_all_hold(in_order)
+    if settled:
+        writing.sink.amend(functools.partial(metadata_of, writing.source, plan.with_record(settled)))
+    writing.source.check_unchanged()
+    writing.sink.commit()
+    return in_order
 
-    source, sink, copying = writing.source, writing.sink, writing.copying
-    batches = batched([(number, step) for number, step in enumerate(plan.steps) if step.run is not None])
+
+def _worked(
+    plan: Plan, writing: Writing, device: str, compute: str, progress: Callable[..., None]
+) -> Iterator[tuple[int, dict[str, object]]]:
+    """(the number of a step, what is told of it) for each that is computed and written, then for those that were
+    copied; all is written when it ends.
+    """
+    source, sink = writing.source, writing.sink
+    batches = batched([(number, step) for number, step in enumerate(plan.steps) if step.computes])
     ahead = written = None
     holes = Holes()
-    for index, batch in enumerate(batches):
-        if (step := batch[0][1]).rows is not None:
+    for batch, following in zip(batches, [*batches[1:], None]):
+        if (step := batch[0][1]).ranges:
             if written:
                 written.result()
             with error_context(tensor=step.group.tensor, path=source.path):
                 told, written = _by_rows(step, writing, device, compute, progress)
-                take(batch[0][0], step, told)
+            yield batch[0][0], told
             continue
         held = ahead.result() if ahead else _read(source, batch)
-        ahead = None
-        if (
-            index + 1 < len(batches)
-            and batches[index + 1][0][1].rows is None
-            and _nbytes(batches[index + 1]) <= AHEAD_BYTES
-        ):
-            ahead = writing.begin(_read, source, batches[index + 1])
-        for (number, step), (tensors, told) in zip(
-            batch, _computed([step for _, step in batch], held, device, compute)
-        ):
+        ahead = writing.begin(_read, source, following) if following and _reads_ahead(following) else None
+        made = _computed([step for _, step in batch], held, device, compute)
+        for (number, step), (tensors, told) in zip(batch, made):
             with error_context(tensor=step.group.tensor, path=source.path):
-                take(number, step, told)
                 ready = [(slot.name, tensor_bytes(_promised(tensors[slot.name], slot))) for slot in step.writes]
             if written:
                 written.result()
@@ -161,23 +169,20 @@ def execute(
             if step.nbytes > AHEAD_BYTES:
                 written.result()
             progress(sum(slot.nbytes for slot in step.writes))
+            yield number, told
         holes.tidy(_nbytes(batch))
-        if copying.done():
-            copying.result()  # a failure there ends the work here
+        if writing.copying.done():
+            writing.copying.result()  # a failure there ends the work here
     for number, step in enumerate(plan.steps):
-        if step.run is None:
-            outcomes[number] = step.outcome(moved=None)
+        if not step.computes:
             progress(sum(slot.nbytes for slot in step.writes))
+            yield number, {"moved": None}
     if written:
         written.result()
-    writing.finish()
-    if verify:
-        require_all_hold([outcomes[number] for number in range(len(plan.steps))])
-    if settled:
-        sink.amend(functools.partial(metadata_of, source, plan.with_record(settled)))
-    source.check_unchanged()
-    sink.commit()
-    return [outcomes[number] for number in range(len(plan.steps))]
+
+
+def _reads_ahead(batch: Sequence[tuple[int, Step]]) -> bool:
+    return not batch[0][1].ranges and _nbytes(batch) <= AHEAD_BYTES
 
 
 def require_all_hold(outcomes: Sequence[Outcome]) -> None:
@@ -219,15 +224,15 @@ def batched(steps: Sequence[tuple[int, Step]]) -> list[list[tuple[int, Step]]]:
     batches: list[list[tuple[int, Step]]] = []
     growing: dict[Hashable, tuple[list[tuple[int, Step]], int]] = {}
     for number, step in steps:
-        if step.stack is None:
+        if step.stack_key is None:
             batches.append([(number, step)])
             continue
-        batch, room = growing.get(step.stack.key, ([], 0))
+        batch, room = growing.get(step.stack_key, ([], 0))
         if room < step.nbytes:
             batch, room = [], STACK_BYTES
             batches.append(batch)
         batch.append((number, step))
-        growing[step.stack.key] = batch, room - step.nbytes
+        growing[step.stack_key] = batch, room - step.nbytes
     return batches
 
 
@@ -254,18 +259,18 @@ def _by_rows(
     """(a large step's numbers, the writing of its last block): one block is computed while the next is read and the
     last written.
     """
-    source, begin, ranges = writing.source, writing.begin, step.rows.ranges
-    work = step.rows.begin(source, device, compute)
-    ahead, written, done = begin(work.read, *ranges[0]), None, dict.fromkeys((slot.name for slot in step.writes), 0)
+    source, begin, ranges = writing.source, writing.begin, step.ranges
+    work = step.begin([step], source, device, compute, ranges)
+    ahead, written, done = begin(work.read, ranges[0]), None, dict.fromkeys((slot.name for slot in step.writes), 0)
     try:
-        for index, (first, end) in enumerate(ranges):
+        for index, rows in enumerate(ranges):
             block, ahead = ahead.result(), None
             if index + 1 < len(ranges):
-                ahead = begin(work.read, *ranges[index + 1])
+                ahead = begin(work.read, ranges[index + 1])
             with threads_for(step):
-                made = work.make(first, block)
+                [made] = work.make(rows, block)
             del block
-            parts = [replace(slot, shape=(end - first, *slot.shape[1:])) for slot in step.writes]
+            parts = [replace(slot, shape=(rows[1] - rows[0], *slot.shape[1:])) for slot in step.writes]
             ready = [(slot.name, done[slot.name], tensor_bytes(_promised(made[slot.name], slot))) for slot in parts]
             if written:
                 written.result()
@@ -273,11 +278,11 @@ def _by_rows(
             for slot in parts:
                 done[slot.name] += slot.nbytes
             del made, ready
-            progress(sum(slot.nbytes for slot in parts), int(end == ranges[-1][1]))
+            progress(sum(slot.nbytes for slot in parts), int(rows == ranges[-1]))
             if writing.copying.done():
                 writing.copying.result()  # a failure there ends the work here
         with threads_for(step):
-            told = work.told()
+            [told] = work.told()
     except (InputRefused, CheckFailed):
         _compare_checksums(step, source)  # what is wrong with damaged bytes is the damage
         raise
@@ -298,17 +303,13 @@ def _write_parts(sink: Sink, ready: Sequence[tuple[str, int, memoryview]]) -> No
         sink.write_part(name, at, data)
 
 
-def _computed(
-    steps: Sequence[Step], held: Held, device: str, compute: str
-) -> Iterator[tuple[Mapping[str, object], dict[str, object]]]:
-    """What each step writes, and its numbers."""
+def _computed(steps: Sequence[Step], held: Held, device: str, compute: str) -> Iterator[Made]:
+    """What each step makes."""
     if len(steps) > 1:
-        stack = steps[0].stack
         try:
-            inputs = [step.stack.read(held) for step in steps]
             with error_context(), threads_for(steps[0]) as threads:
-                results = by_parts(stack, inputs, math.prod(steps[0].group.shape), device, compute, threads)
-            yield from (step.stack.give(result) for step, result in zip(steps, results))
+                made = by_parts(steps, held, device, compute, threads)
+            yield from made
             return
         except ParamcliError:
             pass  # one of them has something to say: alone, it says it of itself
@@ -319,26 +320,22 @@ def _computed(
         del made
 
 
-def by_parts(
-    stack: Stack, inputs: Sequence[object], entries: int, device: str, compute: str, threads: int
-) -> list[object]:
-    """The results for all inputs, each of so many entries.
+def by_parts(steps: Sequence[Step], source: Source, device: str, compute: str, threads: int) -> list[Made]:
+    """What steps of one `stack_key` make together.
 
     Kernels go through a stack one matrix after another, so threads take parts of it in turn, each small enough for what
     is between its input and its result to stay in a core's cache.
     """
-    if device != "cpu" or threads == 1 or len(inputs) * entries < SHARED_OUT:
-        return list(stack.compute(inputs, device, compute))
+    entries = math.prod(steps[0].group.shape)
+    if device != "cpu" or threads == 1 or len(steps) * entries < SHARED_OUT:
+        return computed(steps, source, device, compute)
     import torch
 
     size, before = max(1, PART // entries), torch.get_num_threads()
-    parts = [inputs[at : at + size] for at in range(0, len(inputs), size)]
+    parts = [steps[at : at + size] for at in range(0, len(steps), size)]
     try:
-        return [
-            result
-            for part in _pool(threads).map(lambda part: stack.compute(part, device, compute), parts)
-            for result in part
-        ]
+        made = _pool(threads).map(lambda part: computed(part, source, device, compute), parts)
+        return [one for part in made for one in part]
     finally:
         torch.set_num_threads(before)  # torch keeps one number for all threads
 

@@ -28,7 +28,7 @@ class Forecast:
 
 
 def forecast(plan: Plan) -> Forecast:
-    computed = [step for step in plan.steps if step.run is not None]
+    computed = [step for step in plan.steps if step.computes]
     held = max(map(held_by, computed), default=0)
     base = WITH_TORCH if computed else BARE
     return Forecast(
@@ -41,9 +41,9 @@ def held_by(step: Step) -> int:
     one written meanwhile.
     """
     entries = math.prod(step.group.shape)
-    if step.rows is None:
+    if not step.ranges:
         return step.nbytes + COPIES * 8 * entries
-    share = max(end - first for first, end in step.rows.ranges) / step.group.shape[0]
+    share = max(end - first for first, end in step.ranges) / step.group.shape[0]
     return int(share * (3 * step.nbytes + COPIES * 8 * entries))
 
 

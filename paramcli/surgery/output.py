@@ -97,7 +97,7 @@ def tied_slots(source: Source, plan: Plan) -> dict[str, str]:
     tied: dict[str, str] = {}
     for step in plan.steps:
         group = step.group
-        if step.run is None or group.twin is None or not all(key in first_of for key in group.keys.values()):
+        if not step.computes or group.twin is None or not all(key in first_of for key in group.keys.values()):
             continue
         edit = (step.action, step.chain, step.view, *((role, first_of[key]) for role, key in group.keys.items()))
         first = seen.setdefault(edit, step)

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from ..chain import Chain, parse_chain
 from ..checkpoint.header import Slot
-from ..checkpoint.source import Source
+from ..checkpoint.source import Rows, Source
 from ..dtypes import DTYPES, dtype_name, nbytes_of
 from ..errors import InputRefused, ParamcliError
 from ..spelling.forms import Group
@@ -64,50 +64,58 @@ class Outcome:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Stack:
-    """How a step is computed together with others of an equal `key`: the same shape, dtype, chain and options.
-
-    `read` gives one step's input, `compute` turns the inputs of many into as many results, `give` makes of a result
-    what the step's own `run` gives. Where compute raises, each step is run alone, so that the error is its own.
-    """
-
-    key: Hashable
-    read: Callable[[Source], object]
-    compute: Callable[[Sequence[object], object, str], Sequence[object]]
-    give: Callable[[object], tuple[Mapping[str, object], dict[str, object]]]
+# What a step makes: the tensors that it writes, by key, and the numbers for the report.
+Made = tuple[Mapping[str, object], dict[str, object]]
+# The blocks of rows of a large tensor.
+Ranges = tuple[tuple[int, int], ...]
 
 
-class RowWork(Protocol):
-    """A step at work on one block of rows after another, in order; `read` may run ahead in another thread."""
+class StepWork(Protocol):
+    """Steps at work, on one block of their tensors after another, in order: blocks of rows, or (None) the only one."""
 
-    def read(self, first: int, end: int) -> object:
-        """The block's tensors."""
+    def read(self, rows: Rows) -> object:
+        """The block; may run ahead in another thread."""
 
-    def make(self, first: int, block: object) -> Mapping[str, object]:
-        """What is written for it, by key."""
+    def make(self, rows: Rows, block: object) -> Sequence[Mapping[str, object]]:
+        """What each step writes for it, by key."""
 
-    def told(self) -> dict[str, object]:
-        """The numbers for the report, after the last block; refusals that need the whole tensor come here."""
+    def told(self) -> Sequence[dict[str, object]]:
+        """The numbers of each step for the report, after the last block; refusals that need the whole tensor may come
+        here.
+        """
 
 
-@dataclass(frozen=True)
-class Rows:
-    """How a step on a large tensor is computed a block of rows at a time: the same bytes and numbers as by its `run`.
+Begin = Callable[[Sequence["Step"], Source, object, str, Ranges], StepWork]
 
-    `ranges` are the blocks, [first, end) along dimension 0 of what is read and written.
-    """
 
-    ranges: tuple[tuple[int, int], ...]
-    begin: Callable[[Source, object, str], RowWork]
+class Once:
+    """The work of one step on whole tensors, where that is one function of the source, the device and the dtype."""
+
+    def __init__(self, function: Callable[[Source, object, str], Made], *arguments: object):
+        self._function, self._arguments, self._told = function, arguments, {}
+
+    def read(self, rows: None) -> None:
+        """What the function reads it reads itself."""
+
+    def make(self, rows: None, block: None) -> list[Mapping[str, object]]:
+        made, self._told = self._function(*self._arguments)
+        return [made]
+
+    def told(self) -> list[dict[str, object]]:
+        return [self._told]
+
+
+def once(function: Callable[[Source, object, str], Made]) -> Begin:
+    """`Step.begin` of a step whose work is this function."""
+    return lambda steps, source, device, compute, ranges: Once(function, source, device, compute)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """One tensor's edit: the keys it reads, the slots it writes, and the work between them.
 
-    `run` gives the written tensors by key and the numbers for the report; it is None for a step that
-    only renames, whose `renames` (new key -> old key) are then copied byte for byte.
+    `begin` starts the work; it is None for a step that only renames, whose `renames` (new key -> old key) are then
+    copied byte for byte.
     """
 
     group: Group
@@ -115,10 +123,13 @@ class Step:
     writes: tuple[Slot, ...]
     chain: str | None = None
     view: str | None = None
-    run: Callable[[Source, object, str], tuple[Mapping[str, object], dict[str, object]]] | None = None
+    # (steps, source, device, compute, ranges) -> their work: of this step alone, or of several of one `stack_key`,
+    # equal in shape, dtype, chain and options; by these ranges of rows, or (none) whole. Where the work of several raises,
+    # each is done alone, so that the error is its own.
+    begin: Begin | None = None
     renames: Mapping[str, str] = field(default_factory=dict)
     # What the record says of the tensor afterwards; None takes it out. Where the data decide it (`longest` is given),
-    # `run` tells it as "record", and this is what headers know of it.
+    # the work tells it as "record", and this is what headers know of it.
     record: Entry | None = None
     # The longest word on the tensor that the data can lead to: the output keeps room for it.
     longest: Entry | None = None
@@ -126,8 +137,18 @@ class Step:
     edits: tuple[object, ...] = ()
     # What the headers alone tell that a person should know.
     note: str | None = None
-    stack: Stack | None = None
-    rows: Rows | None = None
+    stack_key: Hashable = None
+    # The blocks of rows of what a step on a large tensor reads and writes; none where it is computed whole.
+    ranges: Ranges = ()
+
+    @property
+    def computes(self) -> bool:
+        """Is there work to do, beyond copying?"""
+        return self.begin is not None
+
+    def run(self, source: Source, device: object, compute: str) -> Made:
+        """What this step makes by itself, its tensors whole."""
+        return computed([self], source, device, compute)[0]
 
     @property
     def nbytes(self) -> int:
@@ -148,6 +169,12 @@ class Step:
             writes=tuple(slot.name for slot in self.writes),
             **numbers,
         )
+
+
+def computed(steps: Sequence[Step], source: Source, device: object, compute: str) -> list[Made]:
+    """What steps of one `stack_key` make, or one step, their tensors whole."""
+    work = steps[0].begin(steps, source, device, compute, ())
+    return list(zip(work.make(None, work.read(None)), work.told()))
 
 
 @dataclass(frozen=True)

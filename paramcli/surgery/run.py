@@ -251,7 +251,7 @@ def write_plan(
     if early and not early.serves(plan):
         early.give_up()
         early = None
-    if any(step.run is not None for step in part.steps):
+    if any(step.computes for step in part.steps):
         import_torch()
     with ExitStack() as stack, watch.meter(plan.command, len(part.steps), part.nbytes) as meter:
         with signals_held():

@@ -16,7 +16,7 @@ from ..errors import InputRefused, UsageError
 from ..spelling.forms import Group, detect
 from ..text import printable, printable_path
 from .commands import Edit, Work
-from .plan import Plan, Step, assemble, together, with_growth
+from .plan import Plan, Step, assemble, once, together, with_growth
 
 
 def plan_edits(
@@ -54,20 +54,13 @@ def _located(error: InputRefused | UsageError, edit: Edit):
 
 
 def _computing(step: Step, edit: Edit) -> dict[str, object]:
-    """The step's work in the dtype that this edit asks for, where it asks: alone, in a stack, and by rows."""
-    wanted = getattr(edit, "compute_dtype", "same")
-    if step.run is None or wanted == "same":
+    """The step's work in the dtype that this edit asks for, where it asks."""
+    wanted, begin = getattr(edit, "compute_dtype", "same"), step.begin
+    if begin is None or wanted == "same":
         return {}
-    run, stack, rows = step.run, step.stack, step.rows
     return {
-        "run": lambda source, device, compute: run(source, device, wanted),
-        "stack": stack
-        and replace(
-            stack,
-            key=(stack.key, wanted),
-            compute=lambda tensors, device, compute: stack.compute(tensors, device, wanted),
-        ),
-        "rows": rows and replace(rows, begin=lambda source, device, compute: rows.begin(source, device, wanted)),
+        "begin": lambda steps, source, device, compute, ranges: begin(steps, source, device, wanted, ranges),
+        "stack_key": step.stack_key and (step.stack_key, wanted),
     }
 
 
@@ -127,12 +120,12 @@ def compose(first: Step, second: Step) -> Step:
         second,
         longest=longest,
         group=first.group,
-        stack=None,
-        rows=None,
+        stack_key=None,
+        ranges=(),
         action=f"{first.action}, {second.action}",
         edits=first.edits + second.edits,
     )
-    if first.run is None and second.run is None:
+    if not first.computes and not second.computes:
         return replace(joined, renames={name: first.renames[key] for name, key in second.renames.items()})
 
     def run(source: Source, device: object, compute: str):
@@ -151,11 +144,11 @@ def compose(first: Step, second: Step) -> Step:
             told["record"] = told_first["record"]
         return tensors, {**told, "moved": change, **({"note": "; ".join(notes)} if notes else {})}
 
-    return replace(joined, run=run, renames={})
+    return replace(joined, begin=once(run), renames={})
 
 
 def _run(step: Step, source: Source, device: object, compute: str):
-    if step.run is None:
+    if not step.computes:
         return {name: source.read(key) for name, key in step.renames.items()}, {}
     return step.run(source, device, compute)
 

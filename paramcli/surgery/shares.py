@@ -23,7 +23,7 @@ def owners(source: Source, plan: Plan, shards: Mapping[str, Sequence[Slot]], cou
     shard_of = {slot.name: shard for shard, slots in shards.items() for slot in slots}
     weights = {shard: 2.0 * sum(slot.nbytes for slot in slots) for shard, slots in shards.items()}
     for step in plan.steps:
-        if step.run is not None and step.writes:
+        if step.computes and step.writes:
             weights[shard_of[step.writes[0].name]] += cost(step.group, step.chain, step.view)
     return share_out(weights, count)
 

@@ -8,7 +8,7 @@ from paramcli.chain import parse_chain
 from paramcli.errors import InputRefused
 from paramcli.fitting import measure
 from paramcli.fitting.fit import fit
-from paramcli.fitting.torch_module import bare, register, value
+from paramcli.fitting.torch_module import bare, register
 from paramcli.maths.moments import rounded_to_sum
 from paramcli.registry import constraint as make
 from paramcli.view import IDENTITY, parse_view
@@ -45,7 +45,7 @@ def test_weight_std_is_batch_norm_of_each_filter():
 def test_a_large_mean_does_not_spoil_the_sum(offset):
     """In float32 the first mean of large entries is rounded to their size; the sum still comes out."""
     X = (randn(3, 1000) + offset).float()
-    W = value(register(bare(X), "weight", parse_chain("centered")))
+    W = register(bare(X), "weight", parse_chain("centered")).weight.detach()
     assert measure.check("sum_to", W).ok
 
 
@@ -124,7 +124,7 @@ def test_a_zero_vector_stays_in_the_ball_with_a_gradient():
 def test_a_trained_ball_that_saturates_is_kept():
     """Norms that round to 1 in bfloat16 are members by rounding, and a second fit hardly moves them."""
     X = 20 * randn(4, 3)
-    W = value(register(bare(X), "weight", parse_chain("ball"))).bfloat16()
+    W = register(bare(X), "weight", parse_chain("ball")).weight.detach().bfloat16()
     assert measure.check("ball", W).ok
     again = fit(W, parse_chain("ball"), IDENTITY)
     assert again.check.ok and again.moved < 0.01

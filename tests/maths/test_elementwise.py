@@ -6,8 +6,9 @@ import torch
 from paramcli.chain import parse_chain
 from paramcli.errors import UsageError
 from paramcli.fitting import measure
+from paramcli.fitting.claims import claim_check
 from paramcli.fitting.fit import fit
-from paramcli.fitting.torch_module import bare, register, value
+from paramcli.fitting.torch_module import bare, register
 from paramcli.maths.elementwise import inverse_softplus, pool_adjacent_violators
 from paramcli.maths.stochastic import nearest_doubly_stochastic
 from paramcli.registry import constraint as make
@@ -29,9 +30,9 @@ def test_inverse_softplus_over_many_magnitudes():
 )
 def test_a_live_registration_on_any_weight_is_finite(chain):
     """Outside the set a live module starts from a member near by, not from NaN."""
-    W = value(register(bare(2 * randn(4, 4).float()), "weight", parse_chain(chain)))
+    W = register(bare(2 * randn(4, 4).float()), "weight", parse_chain(chain)).weight.detach()
     assert bool(torch.isfinite(W).all())
-    assert measure.image_check(parse_chain(chain), W, IDENTITY).ok
+    assert claim_check(parse_chain(chain), IDENTITY, W, {}).ok
 
 
 def test_positive_entries_are_kept_and_the_others_just_lifted():
@@ -164,7 +165,7 @@ def test_sinkhorn_is_the_division_by_sums():
     for _ in range(50):
         M = M / M.sum(1, keepdim=True)
         M = M / M.sum(0, keepdim=True)
-    torch.testing.assert_close(value(register_on(X, "doubly_stochastic")), M)
+    torch.testing.assert_close(register_on(X, "doubly_stochastic").weight.detach(), M)
 
 
 def register_on(X, chain):
@@ -176,7 +177,7 @@ def register_on(X, chain):
 
 def test_a_sinkhorn_with_too_few_iterations_is_told():
     """One iteration leaves row sums that verify reports."""
-    W = value(register_on(5 * randn(4, 4), "doubly_stochastic:iterations=1"))
+    W = register_on(5 * randn(4, 4), "doubly_stochastic:iterations=1").weight.detach()
     check = measure.check("doubly_stochastic", W)
     assert not check.ok and "row sums off" in check.detail
 

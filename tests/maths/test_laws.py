@@ -12,10 +12,11 @@ from paramcli.dtypes import code_of
 from paramcli.errors import InputRefused
 from paramcli.fitting import blocks as rows
 from paramcli.fitting import measure
+from paramcli.fitting.claims import Claim, claim_check
 from paramcli.fitting.fit import fit
 from paramcli.fitting.originals import evaluate, register_raw, widened
-from paramcli.fitting.torch_module import bare, outline, register, roles, value
-from paramcli.maths.base import ROW_STEP, Parametrization, compute_dtype, row_blocks
+from paramcli.fitting.torch_module import bare, outline, register, roles
+from paramcli.maths.base import ROW_STEP, Parametrization, row_blocks
 from paramcli.registry import CONSTRAINTS, PARAMETRIZATIONS, parse_constraint, target_class, within
 from paramcli.registry import constraint as make
 from paramcli.view import IDENTITY, View, parse_view
@@ -273,10 +274,9 @@ def trained(chain: str, shape: tuple[int, ...], seed: int) -> tuple[dict[str, to
 def test_values_of_any_originals_lie_in_the_image(chain, shape):
     """After training has moved the originals the value still lies in the image."""
     for seed in SEEDS:
-        host_value = evaluate(
-            parse_chain(chain), IDENTITY, shape, trained(chain, shape, seed)[0], widest(dtypes_of(chain))
-        )
-        check = measure.image_check(parse_chain(chain), host_value, IDENTITY)
+        parsed, state = parse_chain(chain).at(shape), trained(chain, shape, seed)[0]
+        host_value = evaluate(parsed, IDENTITY, shape, state, widest(dtypes_of(chain)))
+        check = measure.check(parsed.constraint, host_value)
         assert check.ok, check
 
 
@@ -312,7 +312,7 @@ def test_a_file_and_a_live_module_agree(chain, shape):
         assert (tensor.shape, tensor.dtype) == (fitted.state[role].shape, fitted.state[role].dtype), role
         code_of(tensor.dtype)
     module.load_state_dict({f"parametrizations.weight.{role}": t for role, t in fitted.state.items()}, strict=True)
-    assert torch.equal(value(module), fitted.value)
+    assert torch.equal(module.weight.detach(), fitted.value)
 
 
 @pytest.mark.parametrize(
@@ -436,19 +436,14 @@ def test_rows_alone_give_the_rows_of_the_whole(chain, shape, view, dtype):
     torch.set_num_threads(1)
     try:
         value = evaluate(parsed, view, shape, state, dtype)
-        made, check = (
-            [],
-            measure.GatheredCheck(parsed.constraint, torch.Size(view.shape(shape)), dtype, compute_dtype(dtype)),
-        )
+        made, claim = [], Claim(parsed, view, shape, dtype, rows=True)
         for first, end in blocks_of(shape):
             part = {role: tensor[first:end] if role in roles else tensor for role, tensor in state.items()}
             made.append(evaluate(parsed, view, (end - first, *shape[1:]), part, dtype))
-            check.add(view.into(made[-1]))
+            claim.add(made[-1], part)
         assert torch.equal(torch.cat(made), value)
-        whole = measure.image_check(parsed, value, view)
-        assert (whole and (whole.residual, whole.tolerance)) == (
-            check.result() and (check.result().residual, check.result().tolerance)
-        )
+        whole, [by_rows] = claim_check(parsed, view, value, state), claim.result()
+        assert (whole and (whole.residual, whole.tolerance)) == (by_rows and (by_rows.residual, by_rows.tolerance))
         if rows.made_by_rows(parsed, view, shape):
             again = fit(value, parsed, view)
             parts = [fit(value[first:end].clone(), parsed, view).state for first, end in blocks_of(shape)]
@@ -465,10 +460,10 @@ def test_a_set_measured_by_rows_finds_what_it_finds_in_the_whole(spec, shape):
     """Members and near-misses: equal residuals, to the bit."""
     W = member(spec, shape, 0)
     for label, tensor in {"member": W, **make(spec).near_misses(W)}.items():
-        check = measure.GatheredCheck(spec, torch.Size(shape), W.dtype, W.dtype)
+        measured = measure.Measured(spec, torch.Size(shape), W.dtype, W.dtype, rows=True)
         for first, end in blocks_of(shape):
-            check.add(tensor[first:end])
-        whole, by_rows = measure.check(spec, tensor), check.result()
+            measured.add(tensor[first:end])
+        whole, [by_rows] = measure.check(spec, tensor), measured.result()
         assert (whole.ok, whole.tolerance) == (by_rows.ok, by_rows.tolerance), label
         assert whole.residual == by_rows.residual or (
             whole.residual != whole.residual and by_rows.residual != by_rows.residual

@@ -6,7 +6,7 @@ import torch
 from paramcli.chain import parse_chain
 from paramcli.errors import InputRefused
 from paramcli.fitting.fit import fit
-from paramcli.fitting.torch_module import bare, register, value
+from paramcli.fitting.torch_module import bare, register
 from paramcli.maths.exponential import MatrixExp
 from paramcli.maths.orthogonal import Cayley
 from paramcli.maths.rotation import cayley_inverse, rotation_log
@@ -49,7 +49,7 @@ def test_cayley_convention_is_the_tutorials():
 
 
 def parse_and_evaluate(chain: str, X: torch.Tensor) -> torch.Tensor:
-    return value(register(bare(X), "weight", parse_chain(chain)))
+    return register(bare(X), "weight", parse_chain(chain)).weight.detach()
 
 
 @pytest.mark.parametrize("n", [2, 4, 6, 9])

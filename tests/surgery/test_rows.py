@@ -21,13 +21,14 @@ def both_ways(monkeypatch, paramcli, tmp_path):
     compared.
     """
     counted = []
-    real = rows._Work.read
+    real = rows.Batch.read
 
-    def read(self, first, end):
-        counted.append((first, end))
-        return real(self, first, end)
+    def read(self, block):
+        if block is not None:
+            counted.append(block)
+        return real(self, block)
 
-    monkeypatch.setattr(rows._Work, "read", read)
+    monkeypatch.setattr(rows.Batch, "read", read)
 
     def outcome(*arguments, output, code):
         target = tmp_path / output
@@ -314,6 +315,15 @@ def test_an_add_that_is_refused_says_of_the_whole_what_is_wrong(tmp_path, both_w
     )
     assert said in words + json.dumps(got)
     assert sorted(os.listdir(tmp_path)) == ["a.safetensors"]
+
+
+def test_a_weight_that_its_originals_cannot_keep_is_refused_as_the_whole_is(tmp_path, both_ways):
+    """--init strict: rounding x to bfloat16 moves 1e6 / (1 + exp(-x)) by two percent; the number is the whole's."""
+    W = weight((301, 77), torch.float32).sigmoid().to(torch.bfloat16)
+    save_file({"l.weight": W}, tmp_path / "a.safetensors")
+    arguments = ("add", tmp_path / "a.safetensors", "-t", "l.weight", "--chain", "interval:a=0.0:b=1000000.0")
+    assert "cannot keep the tensor as it is" in both_ways(*arguments, "--init", "strict", code=1)[1]
+    assert "from the nearest point" in both_ways(*arguments)[0]["tensors"][0]["note"]
 
 
 def test_damaged_bytes_of_a_torch_file_are_refused_as_damage(tmp_path, both_ways):

@@ -7,13 +7,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from paramcli.chain import parse_chain
-from paramcli.fitting import stack
+from paramcli.checkpoint.read.open import open_checkpoint
+from paramcli.fitting import originals
 from paramcli.fitting import torch_module as host
-from paramcli.fitting.fit import fit
+from paramcli.fitting.claims import Claim, claim_check
+from paramcli.fitting.fit import Fitting, fit
 from paramcli.fitting.originals import evaluate
 from paramcli.registry import PARAMETRIZATIONS, target_class
+from paramcli.spelling.forms import detect, with_chain
 from paramcli.surgery import execute
-from paramcli.surgery.plan import Stack
+from paramcli.surgery.edits import Bake
 from paramcli.view import IDENTITY, parse_view
 
 CHAINS = ("skew", "symmetric", "skew,cayley")
@@ -23,6 +26,15 @@ def rotations(count, n, dtype=torch.float32):
     A = torch.randn(count, n, n, generator=torch.Generator().manual_seed(n), dtype=torch.float64).triu(1) / n**0.5
     A, I = A - A.mT, torch.eye(n, dtype=torch.float64)
     return [Q.contiguous() for Q in torch.linalg.solve(I - A, I + A).to(dtype)]
+
+
+def fitted_together(tensors, chain, view):
+    """What `Fitting` makes of a stack: (original, value, what became of it) of each tensor."""
+    W, shape = torch.stack([view.into(W) for W in tensors]), tensors[0].shape
+    fitting = Fitting(chain, IDENTITY, W.shape, W.dtype, seed=None, count=len(tensors))
+    state, values = fitting.make(W)
+    for X, value, became in zip(state["original"], values, fitting.result()):
+        yield view.back(X, shape), view.back(value, shape), became
 
 
 def test_every_entry_that_stacks_is_tested_here():
@@ -40,20 +52,22 @@ def test_a_stack_gives_each_tensor_the_bits_it_gets_alone(text, n, dtype):
     """Baked and fitted: a batch of kernels and one kernel at a time agree bit for bit."""
     chain, generator = parse_chain(text), torch.Generator().manual_seed(0)
     tensors = [(torch.randn(n, n, generator=generator) / max(n, 1) ** 0.5).to(dtype) for _ in range(5)]
-    for X, (value, _) in zip(tensors, stack.bake_stack(tensors, chain, IDENTITY, "cpu", "same")):
+    X = torch.stack(tensors)
+    values, claim = (
+        evaluate(chain, IDENTITY, X.shape, {"original": X}, dtype),
+        Claim(chain, IDENTITY, X.shape, dtype, count=5),
+    )
+    claim.add(values, {"original": X})
+    for X, value, check in zip(tensors, values, claim.result()):
         assert torch.equal(value, evaluate(chain, IDENTITY, X.shape, {"original": X}, dtype))
+        assert check.ok and check.tolerance == claim_check(chain, IDENTITY, value, {"original": X}).tolerance
     weights = rotations(5, n, dtype) if text.endswith("cayley") else tensors
-    for W, fitted in zip(
-        weights,
-        stack.fit_stack(weights, chain, IDENTITY, init="project", max_change=None, device="cpu", compute="same"),
-    ):
+    for W, (original, value, became) in zip(weights, fitted_together(weights, chain, IDENTITY)):
         alone = fit(W, chain, IDENTITY)
-        assert torch.equal(fitted.state["original"], alone.state["original"]) and torch.equal(fitted.value, alone.value)
-        assert fitted.moved == pytest.approx(alone.moved, rel=1e-12)
-        assert (
-            fitted.check.residual == pytest.approx(alone.check.residual, rel=1e-6)
-            and fitted.check.tolerance == alone.check.tolerance
-        )
+        assert torch.equal(original, alone.state["original"]) and torch.equal(value, alone.value)
+        assert became.moved == pytest.approx(alone.moved, rel=1e-12)
+        assert became.check.residual == pytest.approx(alone.check.residual, rel=1e-6)
+        assert became.check.tolerance == alone.check.tolerance
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -73,11 +87,9 @@ def test_views_are_stacked_as_the_maths_sees_them():
     """The gates of several recurrent kernels are one batch of matrices."""
     chain, view = parse_chain("skew,cayley"), parse_view("blocks=4")
     kernels = [torch.cat(rotations(4, 8)) * (1 + 0.01 * index) for index in range(3)]
-    for W, fitted in zip(
-        kernels, stack.fit_stack(kernels, chain, view, init="project", max_change=None, device="cpu", compute="same")
-    ):
+    for W, (original, value, _) in zip(kernels, fitted_together(kernels, chain, view)):
         alone = fit(W, chain, view)
-        assert torch.equal(fitted.state["original"], alone.state["original"]) and fitted.value.shape == W.shape
+        assert torch.equal(original, alone.state["original"]) and value.shape == W.shape
 
 
 def test_what_one_tensor_is_refused_for_is_told_of_it_alone(tmp_path, paramcli):
@@ -95,10 +107,8 @@ def test_a_whole_file_of_small_tensors_is_batched_and_unchanged_in_meaning(tmp_p
     weights = {f"l.{index:02d}.weight": W for index, W in enumerate(rotations(15, 6) + rotations(15, 8))}
     save_file({**weights, "bias": torch.ones(3)}, tmp_path / "a.safetensors")
     calls = []
-    real = stack.evaluate_stack
-    monkeypatch.setattr(
-        stack, "evaluate_stack", lambda chain, X, compute="same": calls.append(len(X)) or real(chain, X, compute)
-    )
+    real = originals.loaded
+    monkeypatch.setattr(originals, "loaded", lambda *arguments: calls.append(arguments[2][0]) or real(*arguments))
     told = paramcli(
         "add",
         tmp_path / "a.safetensors",
@@ -120,19 +130,20 @@ def test_a_whole_file_of_small_tensors_is_batched_and_unchanged_in_meaning(tmp_p
 
 @pytest.mark.parametrize("threads", [2, 3, 40])
 @pytest.mark.parametrize("part", [1, 144, 1000, 1 << 17])
-def test_parts_of_a_stack_give_the_bits_of_the_whole(threads, part, monkeypatch):
+def test_parts_of_a_stack_give_the_bits_of_the_whole(threads, part, monkeypatch, tmp_path):
     """However many threads share a stack, in whatever parts, each matrix comes out as it does alone, and in its place."""
     monkeypatch.setattr(execute, "SHARED_OUT", 0)
     monkeypatch.setattr(execute, "PART", part)
-    chain, Xs = parse_chain("skew,cayley"), list(torch.randn(17, 12, 12))
-    work = Stack(
-        None, None, lambda tensors, device, compute: stack.bake_stack(tensors, chain, IDENTITY, device, compute), None
-    )
+    Xs = {f"l.{index:02d}": torch.randn(12, 12) for index in range(17)}
+    save_file({f"{name}.parametrizations.weight.original": X for name, X in Xs.items()}, tmp_path / "a.safetensors")
     before = torch.get_num_threads()
-    got = execute.by_parts(work, Xs, 12 * 12, "cpu", "same", threads)
-    assert len(got) == 17 and torch.get_num_threads() == before
-    for X, (value, check) in zip(Xs, got):
-        assert torch.equal(value, evaluate(chain, IDENTITY, X.shape, {"original": X}, X.dtype)) and check.ok
+    with open_checkpoint(tmp_path / "a.safetensors") as source:
+        groups = with_chain(list(detect(source.tensors).values()), "skew,cayley", None, named=True)
+        made = execute.by_parts([Bake().plan(group) for group in groups], source, "cpu", "same", threads)
+    assert len(made) == 17 and torch.get_num_threads() == before
+    for (name, X), (tensors, told) in zip(Xs.items(), made):
+        value = evaluate(parse_chain("skew,cayley"), IDENTITY, X.shape, {"original": X}, X.dtype)
+        assert torch.equal(tensors[f"{name}.weight"], value) and told["residual"] <= told["tolerance"]
 
 
 def test_batches_keep_within_their_budget(monkeypatch):
@@ -142,7 +153,7 @@ def test_batches_keep_within_their_budget(monkeypatch):
     from types import SimpleNamespace
 
     def step(key, nbytes):
-        return SimpleNamespace(stack=None if key is None else SimpleNamespace(key=key), nbytes=nbytes)
+        return SimpleNamespace(stack_key=key, nbytes=nbytes)
 
     monkeypatch.setattr(execute, "STACK_BYTES", 100)
     steps = [step("a", 40), step("b", 40), step("a", 40), step(None, 40), step("a", 40), step("a", 200), step("a", 40)]

@@ -1,0 +1,75 @@
+"""Baking: the values that stored originals stand for, and what their chain claims of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..chain import Chain
+from ..checkpoint.source import Rows
+from ..maths.base import Check
+from ..view import View
+from . import measure
+from .blocks import Batch
+from .claims import Claim
+from .evaluate import complete, explain_infinite, settle, weight_of
+
+
+@dataclass(frozen=True)
+class Baked:
+    """What became of a tensor: the chain and view that its value was computed by, and how well it keeps their claim."""
+
+    chain: Chain
+    view: View
+    check: Check | None
+
+
+class Baking:
+    """The values of groups of one kind, block after block, and in the end what became of each."""
+
+    def __init__(self, batch: Batch, compute: str = "same"):
+        self.batch, self.compute = batch, compute
+        self._group = replace(batch.groups[0], shape=batch.shape)
+        self._settled: tuple[Chain, View] | None = None
+        self._claim: Claim | None = None
+
+    def make(self, rows: Rows, block: Mapping[str, Tensor]) -> list[Tensor]:
+        """The value of each tensor of the block; InputRefused where it, or an original, is not finite: of the whole."""
+        with torch.no_grad():
+            state = self.batch.on_device(block)
+            if not all(measure.all_finite(tensor) for tensor in state.values()):
+                self._refuse(state)
+            self._settled = self._settled or settle(self.batch.groups[0], state)
+            chain, view = self._settled[0], self.batch.view
+            count, part = len(self.batch.groups), self._group
+            if rows is not None:
+                part = replace(part, shape=(rows[1] - rows[0], *part.shape[1:]))
+            # Several are measured as the kernels leave them, as in `reach.Gathered`.
+            value = weight_of(part, state, chain, view, self.compute, row_major=count == 1)
+            self._claim = self._claim or Claim(
+                chain,
+                view,
+                self.batch.shape,
+                value.dtype,
+                self.compute,
+                self._group.constraint,
+                count=count,
+                rows=rows is not None,
+            )
+            self._claim.add(value, complete(part, state, chain))
+            if not self._claim.finite:
+                self._refuse(state)
+            return self.batch.apart(value)
+
+    def _refuse(self, state: Mapping[str, Tensor]) -> None:
+        """Say of the whole what is wrong with a block: first of the originals, then of the value."""
+        for role in self._group.keys:
+            measure.require_finite_parts(self.batch.parts(role, state), f"'{role}'")
+        explain_infinite(self._group, self.batch.again(state))
+
+    def result(self) -> list[Baked]:
+        """What became of each tensor, once all blocks are made."""
+        return [Baked(*self._settled, check) for check in self._claim.result()]
