@@ -80,7 +80,7 @@ class Measured:
 
     def _judged(self, block: Tensor, sound: Sequence[bool], tolerance: float | None) -> list[Check | None]:
         """The check of each tensor of a batch that is seen at once."""
-        unsound = self._not_finite(tolerance)
+        unsound = None if all(sound) else self._not_finite(tolerance)
         if self.spec is None or not any(sound):
             return [None if kept else unsound for kept in sound]
         if not all(sound):
@@ -189,7 +189,7 @@ class Moved:
 
     def add(self, after: Tensor, before: Tensor) -> None:
         """Take note of tensors of one shape; several of them lie along the first dimension, and are seen at once."""
-        after, before = (W.reshape(self._count, W.numel() // max(self._count, 1)) for W in (after, before))
+        after, before = (W.reshape(self._count, W.numel() // self._count) for W in (after, before))
         if self._count > 1:
             self._measure(after, before, max(after.size(1), 1))
             return

@@ -13,7 +13,7 @@ from ..errors import InputRefused, UsageError
 from ..spec import check_choice, select
 from ..spelling.forms import Group
 from ..text import closest, count_text, printable
-from .plan import Plan, Step
+from .plan import Plan, Step, once
 
 CAST_DTYPES = ("float64", "float32", "float16", "bfloat16")
 _UNITS = {
@@ -132,7 +132,7 @@ class Convert:
         one = replace(
             group, tensor=key, keys={"value": key}, infos={"value": info}, shape=info.shape, dtype=info.dtype, twin=twin
         )
-        return Step(one, "cast", (Slot(name, code, info.shape),), group.chain, group.view, run)
+        return Step(one, "cast", (Slot(name, code, info.shape),), group.chain, group.view, once(run))
 
 
 def check_dtype(name: str | None) -> str | None:

@@ -11,7 +11,7 @@ from ..spec import parse_items
 from ..spelling.forms import FORM_OF_SPELLING, OLD_FORM, PARAMETRIZED, Group
 from ..spelling.keys import parametrized_key
 from ..text import printable, shape_text
-from .plan import Step
+from .plan import Step, once
 
 
 @dataclass(frozen=True)
@@ -105,4 +105,4 @@ class Migrate:
                 "chain": str(chain)
             }
 
-        return Step(group, "migrate", slots, group.chain, group.view, run, record=group.record)
+        return Step(group, "migrate", slots, group.chain, group.view, once(run), record=group.record)
