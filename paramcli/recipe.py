@@ -21,7 +21,8 @@ from pathlib import Path
 from .checkpoint.disk.input_file import no_such_file
 from .dtypes import dtype_name
 from .errors import InputRefused, ParamcliError, UsageError
-from .surgery.commands import EDITS, Edit
+from .surgery.commands import EDITS
+from .surgery.edits.base import Edit
 from .text import closest, printable, printable_path, shape_text
 
 if sys.version_info >= (3, 11):

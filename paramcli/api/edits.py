@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..surgery.commands import Add, Assign, Migrate, Remove
-from ..surgery.convert import Convert, check_dtype
+from ..surgery.edits.add import Add
+from ..surgery.edits.assign import Assign
+from ..surgery.edits.convert import Convert, check_dtype
+from ..surgery.edits.migrate import Migrate
+from ..surgery.edits.remove import Remove
 from ..surgery.result import EditResult
 from ..surgery.run import Target, edit
 from ..surgery.run import convert as converted

@@ -238,7 +238,7 @@ def spectrum(
     from ..checkpoint.disk.atomic import refuse_existing
     from ..checkpoint.disk.interrupts import import_torch
     from ..show.reports import check_report, facts, gathering, write_page
-    from ..surgery.commands import reading
+    from ..surgery.edits.base import reading
     from ..view import parse_view
 
     chosen_view = parse_view(view).text if view is not None else None

@@ -86,6 +86,6 @@ def views(incomplete: str) -> list[str]:
 
 
 def initialisers(incomplete: str) -> list[str]:
-    from ..surgery.commands import INITS
+    from ..surgery.edits.assign import INITS
 
     return [name for name in INITS if name.startswith(incomplete)]

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from ..checkpoint.source import Source
 from ..errors import ParamcliError
 from ..spelling.forms import Group
-from .commands import Edit
+from .edits.base import Edit
 from .plan import Plan, Step, assemble
 from .sequence import tie
 

@@ -9,7 +9,7 @@ from ..chain import parse_chain
 from ..checkpoint.read.sharded import files_left
 from ..spelling.opened import Opened
 from ..spelling.record import Entry
-from .commands import Edit
+from .edits.base import Edit
 from .forecast import Forecast, forecast
 from .output import has_record, is_dcp_folder, is_file, is_torch, lost, untied
 from .plan import Outcome, Plan

@@ -20,7 +20,7 @@ from ..errors import ParamcliError, UsageError, error_context
 from ..spelling.opened import Opened, open_groups
 from ..text import listing, printable
 from ..watch import NOBODY, Watch
-from .convert import Convert, parse_size
+from .edits.convert import Convert, parse_size
 from .output import (
     DEFAULT_SHARD_SIZE,
     FOREIGN_SUFFIXES,
@@ -36,7 +36,7 @@ from .result import EditResult, result_of
 
 if TYPE_CHECKING:
     from ..checkpoint.source import Source
-    from .commands import Edit
+    from .edits.base import Edit
     from .execute import Writing
 
 

@@ -15,7 +15,7 @@ from ..checkpoint.source import Source, Storage, TensorInfo
 from ..errors import InputRefused, UsageError
 from ..spelling.forms import Group, detect
 from ..text import printable, printable_path
-from .commands import Edit, Work
+from .edits.base import Edit, Planning
 from .plan import Plan, Step, assemble, once, together, with_growth
 
 
@@ -28,7 +28,7 @@ def plan_edits(
     for edit in edits:
         try:
             chosen = tie(source, groups, now, edit.choose(now, where), edit.tied)
-            plan_step = edit.planner(Work(stack, source, chosen, steps.keys()))
+            plan_step = edit.planner(Planning(stack, source, chosen, steps.keys()))
         except (InputRefused, UsageError) as error:
             refusals.append(_located(error, edit))
             continue

@@ -352,7 +352,7 @@ def _computing(added: Path, checks: bool) -> float:
         "from paramcli.spelling.forms import detect\n"
         "from paramcli.checkpoint.read.open import open_checkpoint\n"
         "from paramcli.spelling.record import KEY, parse_record\n"
-        "from paramcli.surgery.commands import Remove\n"
+        "from paramcli.surgery.edits.remove import Remove\n"
         "from paramcli.surgery.execute import Held, batched, by_parts, threads_for\n"
         "from paramcli.surgery.sequence import plan_edits\n"
         "from paramcli.fitting.claims import Claim\n"

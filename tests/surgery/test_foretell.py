@@ -24,7 +24,9 @@ from paramcli.errors import ParamcliError
 from paramcli.registry import PARAMETRIZATIONS
 from paramcli.spelling.forms import detect
 from paramcli.spelling.record import KEY, parse_record
-from paramcli.surgery.commands import Add, Assign, Remove
+from paramcli.surgery.edits.add import Add
+from paramcli.surgery.edits.assign import Assign
+from paramcli.surgery.edits.remove import Remove
 from paramcli.surgery.execute import Writing
 from paramcli.surgery.foretell import foretell
 from paramcli.surgery.plan import Plan

@@ -16,7 +16,7 @@ from paramcli.fitting.originals import evaluate
 from paramcli.registry import PARAMETRIZATIONS, target_class
 from paramcli.spelling.forms import detect, with_chain
 from paramcli.surgery import execute
-from paramcli.surgery.edits import Bake
+from paramcli.surgery.edits.remove_work import Bake
 from paramcli.view import IDENTITY, parse_view
 
 CHAINS = ("skew", "symmetric", "skew,cayley")

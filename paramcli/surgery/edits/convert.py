@@ -6,14 +6,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..checkpoint.header import Slot
-from ..checkpoint.source import Source
-from ..dtypes import CODE_OF_TORCH, DTYPES, torch_dtype
-from ..errors import InputRefused, UsageError
-from ..spec import check_choice, select
-from ..spelling.forms import Group
-from ..text import closest, count_text, printable
-from .plan import Plan, Step, once
+from ...checkpoint.header import Slot
+from ...checkpoint.source import Source
+from ...dtypes import CODE_OF_TORCH, DTYPES, torch_dtype
+from ...errors import InputRefused, UsageError
+from ...spec import check_choice, select
+from ...spelling.forms import Group
+from ...text import closest, count_text, printable
+from ..plan import Plan, Step, once
 
 CAST_DTYPES = ("float64", "float32", "float16", "bfloat16")
 _UNITS = {

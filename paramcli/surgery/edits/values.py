@@ -6,23 +6,34 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..checkpoint.read.open import open_checkpoint
-from ..checkpoint.source import Source
-from ..dtypes import torch_dtype
-from ..errors import InputRefused, error_context
-from ..fitting.evaluate import effective, require_chain
-from ..fitting.torch_module import generators_kept, start_generators, tensor_seed
-from ..registry import ANY, parse_constraint
-from ..spec import select
-from ..spelling import record as records
-from ..spelling.forms import Group, detect
-from ..spelling.keys import parametrized_key
-from ..text import listing, printable, printable_path, shape_text
-from ..view import parse_view
+from ...checkpoint.read.open import open_checkpoint
+from ...checkpoint.source import Source
+from ...dtypes import torch_dtype
+from ...errors import InputRefused, error_context
+from ...fitting.evaluate import effective, require_chain
+from ...fitting.torch_module import generators_kept, start_generators, tensor_seed
+from ...registry import ANY, parse_constraint
+from ...spec import select
+from ...spelling import record as records
+from ...spelling.forms import Group, detect
+from ...spelling.keys import parametrized_key
+from ...text import listing, printable, printable_path, shape_text
+from ...view import parse_view
+
+
+class Values(Protocol):
+    """Where the values come from."""
+
+    def check(self, group: Group) -> None:
+        """Raise InputRefused where there is none for this tensor, as far as headers tell."""
+
+    def __call__(self, group: Group, device: object) -> Tensor:
+        """The value for a group, of its shape and any floating dtype."""
 
 
 @dataclass(frozen=True)

@@ -1,49 +1,60 @@
-"""Edits that only rename keys: their bytes are copied as they are, and torch is never imported."""
+"""migrate: the same tensors under the names of torch's parametrize, or of what came before it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..checkpoint.header import Slot
-from ..errors import InputRefused
-from ..registry import PARAMETRIZATIONS
-from ..spec import parse_items
-from ..spelling.forms import FORM_OF_SPELLING, OLD_FORM, PARAMETRIZED, Group
-from ..spelling.keys import parametrized_key
-from ..text import printable, shape_text
-from .plan import Step, once
+from ...checkpoint.header import Slot
+from ...errors import InputRefused, UsageError
+from ...registry import PARAMETRIZATIONS
+from ...spec import parse_items
+from ...spelling.forms import FORM_OF_SPELLING, OLD_FORM, PARAMETRIZED, Group
+from ...spelling.keys import parametrized_key
+from ...text import printable
+from ..plan import Step, once
+from .base import Edit, Planner, Planning, choose, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Migrate(Edit):
+    command = "migrate"
+    suffix = ".migrated"
+    computes = False
+
+    to: str | None = option(None, "text", choices=("new", "old"))
+
+    def check(self) -> None:
+        if self.to is None:
+            raise UsageError(
+                "migrate needs --to new or --to old",
+                hint="new is torch's parametrizations.*; old is weight_g/weight_v and its like",
+            )
+
+    def choose(self, groups: Mapping[str, Group], where: str) -> list[Group]:
+        edit = self._edit()
+        chosen = [
+            group
+            for group in (choose(groups, self.tensor, where) if self.tensor else groups.values())
+            if edit.applies(group)
+        ]
+        if not chosen:
+            there = sorted({group.form for group in groups.values()})
+            raise InputRefused(
+                f"nothing to migrate: no weight norm, spectral norm or pruning is spelt the {'old' if self.to == 'new' else 'new'} way",
+                hint=f"the tensors are {', '.join(there)}; paramcli inspect shows each",
+            )
+        return chosen
+
+    def planner(self, work: Planning) -> Planner:
+        return self._edit().plan
+
+    def _edit(self) -> Renaming:
+        return Renaming(self.to)
 
 
 @dataclass(frozen=True)
-class Unparametrize:
-    """`remove --no-bake`: the original in place of the parametrization, byte for byte."""
-
-    def plan(self, group: Group) -> Step:
-        if "original" not in group.keys:
-            several = ", ".join(sorted(role for role in group.keys if role.startswith("original")))
-            raise InputRefused(
-                f"{printable(group.tensor)} has several originals ({several or 'none complete'}); none of them alone is the weight",
-                hint="remove --bake keeps the value",
-            )
-        shape = group.infos["original"].shape
-        if shape != group.shape:
-            raise InputRefused(
-                f"the original of {printable(group.tensor)} is {shape_text(shape)} and the weight {shape_text(group.shape)}; it cannot take its place",
-                hint="remove --bake keeps the value",
-            )
-        renames = {group.tensor: group.keys["original"]}
-        return Step(
-            group,
-            "unparametrize",
-            (Slot(group.tensor, group.dtype, group.shape),),
-            group.chain,
-            group.view,
-            renames=renames,
-        )
-
-
-@dataclass(frozen=True)
-class Migrate:
+class Renaming:
     """`migrate`: the same tensors under the names of torch's parametrize (`new`) or of what came before it (`old`)."""
 
     to: str

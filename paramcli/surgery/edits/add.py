@@ -1,0 +1,65 @@
+"""add: put a chain of parametrizations on tensors. Its options, and what the headers foretell of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...chain import check_items, parse_chain
+from ...checkpoint.header import Slot
+from ...dtypes import COMPUTE_DTYPES
+from ...errors import UsageError
+from ...spelling.forms import Group
+from ...spelling.keys import parametrized_key
+from ...spelling.record import Entry
+from ...view import parse_view
+from ..plan import Promise
+from .base import Edit, Planner, Planning, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Add(Edit):
+    command = "add"
+    suffix = ".parametrized"
+
+    chain: str | None = option(None, "text")
+    view: str | None = option(None, "text")
+    init: str = option("project", "text", choices=("project", "strict", "raw"))
+    mask: str | None = option(None, "text")
+    max_change: float | None = option(None, "number", minimum=0)
+    spelling: str = option("new", "text", choices=("new", "old"))
+    seed: int = option(0, "integer", minimum=0, maximum=2**63 - 1)
+    compute_dtype: str = option("same", "text", choices=COMPUTE_DTYPES)
+
+    def check(self) -> None:
+        if not self.chain:
+            raise UsageError(
+                "add needs --chain: which parametrizations, in order",
+                hint="--chain skew,cayley; paramcli registry lists them",
+            )
+        self._need_tensors("parametrize")
+        check_items(self.chain)
+        parse_view(self.view)
+
+    def planner(self, work: Planning) -> Planner:
+        from ..allocate import counts
+        from .add_work import Register
+        from .values import masks_from
+
+        mask_for = work.stack.enter_context(masks_from(self.mask))
+        shares = counts(self.chain, work.source, work.chosen, work.edited)
+        view = parse_view(self.view)
+        return Register(self.chain, view, self.init, self.seed, self.max_change, self.spelling, mask_for, shares).plan
+
+    def foretell(self, group: Group) -> Promise | None:
+        view = parse_view(self.view)
+        chain = parse_chain(self.chain).at(view.shape(group.shape))
+        if any(link.over_all for link in chain.links):
+            return None  # the share of each tensor is in its data
+        roles = chain.stores(group.shape)
+        if not group.is_plain or self.spelling == "old" or roles is None or (view.name and set(roles) != {"original"}):
+            return None
+        slots = tuple(
+            Slot(parametrized_key(group.tensor, role), code or group.dtype, shape)
+            for role, (code, shape) in roles.items()
+        )
+        return Promise(slots, Entry("parametrized", str(chain), view.text, chain.constraint))

@@ -1,0 +1,73 @@
+"""assign: set tensors, through their chains. Its options, and what the headers foretell of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ...dtypes import COMPUTE_DTYPES
+from ...errors import UsageError
+from ...spelling.forms import Group, with_chain
+from ...text import closest, printable
+from ..plan import Promise, assigned
+from .base import Edit, Planner, Planning, choose, option, reading
+
+# The initialisers of torch.nn.init that need nothing but the tensor.
+INITS = (
+    "dirac",
+    "eye",
+    "kaiming_normal",
+    "kaiming_uniform",
+    "normal",
+    "ones",
+    "orthogonal",
+    "trunc_normal",
+    "uniform",
+    "xavier_normal",
+    "xavier_uniform",
+    "zeros",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assign(Edit):
+    command = "assign"
+    suffix = ".parametrized"
+
+    from_: str | None = option(None, "text")
+    with_: str | None = option(None, "text")
+    chain: str | None = option(None, "text")
+    view: str | None = option(None, "text")
+    seed: int = option(0, "integer", minimum=0, maximum=2**63 - 1)
+    compute_dtype: str = option("same", "text", choices=COMPUTE_DTYPES)
+
+    def check(self) -> None:
+        self._need_tensors("set")
+        if (self.from_ is None) == (self.with_ is None):
+            raise UsageError(
+                "assign needs one of --from FILE[:NAME] and --with INIT",
+                hint="--with orthogonal, or --from other.safetensors",
+            )
+        if self.with_ is not None and self.with_.removesuffix("_") not in INITS:
+            near = closest(self.with_, INITS)
+            raise UsageError(
+                f"no initialiser named '{printable(self.with_)}'",
+                hint=f"closest: {', '.join(near)}" if near else f"known: {', '.join(INITS)}",
+            )
+        reading(self.chain, self.view)
+
+    def choose(self, groups: Mapping[str, Group], where: str) -> list[Group]:
+        return with_chain(choose(groups, self.tensor, where), *reading(self.chain, self.view), named=True)
+
+    def planner(self, work: Planning) -> Planner:
+        from .assign_work import Assignment
+        from .values import Initialised, taken_from
+
+        if self.with_ is not None:
+            values = Initialised(self.with_, self.seed)
+        else:
+            values = work.stack.enter_context(taken_from(self.from_, self.compute_dtype))
+        return Assignment(values, self.seed).plan
+
+    def foretell(self, group: Group) -> Promise | None:
+        return assigned(group)

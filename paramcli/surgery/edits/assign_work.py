@@ -1,0 +1,111 @@
+"""What `assign` plans and computes: originals of a value, through right inverses."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ...chain import Chain
+from ...checkpoint.source import Source
+from ...errors import InputRefused
+from ...fitting import measure
+from ...fitting import torch_module as hosting
+from ...fitting.claims import claim_check
+from ...fitting.evaluate import (
+    chain_of,
+    complete,
+    read_state,
+    require_chain,
+    weight_of,
+)
+from ...fitting.originals import invert, loaded, rounded, widened
+from ...fitting.reach import NOTED, Reached, reach
+from ...maths.base import wide
+from ...spelling.forms import Group
+from ...text import number_text, printable
+from ...view import View, parse_view
+from ..plan import Step, assigned, once, require_editable
+from .slots import check_roles, numbers
+from .values import Values
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """`assign`: `layer.weight = X`, through the chain's right inverse; a plain tensor is replaced."""
+
+    value_for: Values
+    seed: int = 0
+
+    def plan(self, group: Group) -> Step:
+        require_editable(group)
+        require_chain(group)
+        chain = view = None
+        if not group.is_plain:
+            if group.chain is None:
+                raise InputRefused("keys and shapes leave its chain open", hint="say which with --chain")
+            chain, view = chain_of(group), parse_view(group.view)
+            if why := chain.uninvertible():
+                raise InputRefused(f"{chain} has no right inverse: {why}")
+            if "value" in group.keys:
+                raise InputRefused(
+                    f"{printable(group.tensor)} is spelt the oldest way ({group.form})",
+                    hint="paramcli migrate --to new first",
+                )
+            check_roles(group, chain, view)
+        self.value_for.check(group)
+        slots, record, _ = assigned(group)
+
+        def run(source: Source, device: object, compute: str):
+            state = read_state(source, group, device)
+            before = state["value"] if chain is None else weight_of(group, state, chain, view, compute)
+            wanted = self.value_for(group, device)
+            measure.require_finite(wanted, "the value to assign")
+            if chain is None:
+                value = rounded(wanted, before.dtype)
+                return {group.tensor: value}, numbers(measure.moved(value, before), None)
+            reached, note = self._reached(group, state, chain, view, wanted, compute)
+            new = {role: reached.state.get(role, state[role]) for role in state}
+            check = reached.check
+            if group.constraint not in (None, chain.constraint):
+                check = claim_check(chain, view, reached.value, complete(group, new, chain), compute, group.constraint)
+            told = {**numbers(measure.moved(reached.value, before), check), "note": note}
+            return {group.keys[role]: tensor for role, tensor in new.items()}, told
+
+        return Step(group, "assign", slots, group.chain, group.view, once(run), record=record)
+
+    def _reached(
+        self, group: Group, state: dict[str, Tensor], chain: Chain, view: View, wanted: Tensor, compute: str
+    ) -> tuple[Reached, str | None]:
+        """(originals for the assigned value, or for the nearest point that they can hold; what is to be told)"""
+        stored = hosting.dtype_of(state)
+        seed = hosting.tensor_seed(self.seed, group.twin or group.tensor)
+        with torch.no_grad(), hosting.generators_kept(wanted.device):
+            held = widened(complete(group, state, chain), wide(stored, wanted.device))
+            parts = loaded(chain, view, group.shape, held)
+            seen = view.into(wanted.to(wide(stored, wanted.device)))
+            free = chain.constraint is None or parts[-1].is_projection
+            target, assumed = (seen, None) if free else measure.nearest(chain.constraint, seen, wanted.dtype)
+            make = functools.partial(
+                invert,
+                chain,
+                seed=seed,
+                view=view,
+                shape=group.shape,
+                existing=parts,
+                stored=wanted.dtype if free else None,
+            )
+            reached = reach(chain, view, group.shape, stored, target, make, compute, projects=parts[-1].is_projection)
+        distance = measure.moved(target, seen)
+        notes = [
+            replace(reached, assumed=assumed).note(
+                chain, seen, measure.moved(view.into(reached.value), seen), "assigned value"
+            )
+        ]
+        if distance > NOTED and not reached.kept_away:
+            notes.append(
+                f"the assigned value was {number_text(distance)} from {chain.constraint}; its nearest point is stored"
+            )
+        return reached, "; ".join(filter(None, notes)) or None

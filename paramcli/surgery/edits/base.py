@@ -1,0 +1,121 @@
+"""What every edit has: options that are checked before any file is open, the tensors it is for, and a planner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, fields
+from typing import ClassVar
+
+from ...chain import parse_chain
+from ...checkpoint.source import Source
+from ...errors import UsageError
+from ...spec import check_choice, select
+from ...spelling.forms import Group
+from ...view import parse_view
+from ..plan import Promise, Step
+
+Planner = Callable[[Group], Step]
+
+
+def option(
+    default: object,
+    kind: str,
+    *,
+    choices: Sequence[str] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+):
+    """A field that is an option of the command: `kind` is text, texts, number, integer or flag."""
+    return field(
+        default=default, metadata={"kind": kind, "choices": tuple(choices), "minimum": minimum, "maximum": maximum}
+    )
+
+
+def option_name(attribute: str) -> str:
+    """max_change -> max-change; from_ -> from (words of Python carry an underscore)."""
+    return attribute.rstrip("_").replace("_", "-")
+
+
+def choose(groups: Mapping[str, Group], patterns: Sequence[str], where: str) -> list[Group]:
+    """The groups that the patterns name; one that matches nothing raises UsageError."""
+    return [groups[name] for name in select(list(groups), patterns, where)]
+
+
+@dataclass(frozen=True)
+class Planning:
+    """What planning an edit may need beside its options: the open file, the tensors it is for, those edited before."""
+
+    stack: ExitStack
+    source: Source
+    chosen: Sequence[Group]
+    edited: Collection[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """What every editing command has. `origin` says where it was written, for messages about it."""
+
+    command: ClassVar[str]
+    suffix: ClassVar[str]
+    # Does planning it need torch, and executing it a device?
+    computes: ClassVar[bool] = True
+
+    tensor: Sequence[str] | None = option((), "texts")
+    tied: str | None = option(None, "text", choices=("together", "separate"))
+    origin: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tensor", tuple(self.tensor or ()))
+        for name, declared in self.declared().items():
+            value = getattr(self, declared.name)
+            if value is not None and declared.metadata["choices"]:
+                check_choice(name, value, declared.metadata["choices"])
+            low, high = declared.metadata["minimum"], declared.metadata["maximum"]
+            if value is not None and low is not None and not value >= low:
+                raise UsageError(f"--{name} {value}: must be at least {low}")
+            if value is not None and high is not None and not value <= high:
+                raise UsageError(f"--{name} {value}: must be at most {high}")
+        self.check()
+
+    @classmethod
+    def declared(cls) -> dict[str, object]:
+        """Option name -> its field."""
+        return {option_name(f.name): f for f in fields(cls) if "kind" in f.metadata}
+
+    def options(self) -> dict[str, object]:
+        """The options that differ from their defaults, by name: what a recipe has to say."""
+        given = {
+            name: getattr(self, f.name) for name, f in self.declared().items() if getattr(self, f.name) != f.default
+        }
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+
+    def table(self) -> dict[str, object]:
+        """As a table of a recipe: the command and the options that were given."""
+        return {"command": self.command, **self.options()}
+
+    def check(self) -> None:
+        """Raise UsageError for what the options alone show to be wrong."""
+
+    def choose(self, groups: Mapping[str, Group], where: str) -> list[Group]:
+        """The groups this edit is for, read as its options say."""
+        return choose(groups, self.tensor, where)
+
+    def planner(self, work: Planning) -> Planner:
+        """The function that plans one group; what it holds open is closed with `work.stack`."""
+        raise NotImplementedError
+
+    def foretell(self, group: Group) -> Promise | None:
+        """What the planner will promise of this group, as far as the tables tell without torch; None where they do not."""
+        return None
+
+    def _need_tensors(self, purpose: str) -> None:
+        if not self.tensor:
+            raise UsageError(
+                f"{self.command} needs -t/--tensor: which tensors to {purpose}", hint="paramcli inspect lists them"
+            )
+
+
+def reading(chain: str | None, view: str | None) -> tuple[str | None, str | None]:
+    """--chain and --view as the record spells them; UsageError where they are wrong."""
+    return str(parse_chain(chain)) if chain else None, parse_view(view).text

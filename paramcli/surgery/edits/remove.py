@@ -1,0 +1,87 @@
+"""remove: bake tensors into plain weights, or go back to their originals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ...checkpoint.header import Slot
+from ...dtypes import COMPUTE_DTYPES
+from ...errors import InputRefused
+from ...spelling.forms import Group, with_chain
+from ...text import printable, shape_text
+from ..plan import Promise, Step, baked
+from .base import Edit, Planner, Planning, choose, option, reading
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remove(Edit):
+    command = "remove"
+
+    bake: bool = option(True, "flag")
+    chain: str | None = option(None, "text")
+    view: str | None = option(None, "text")
+    compute_dtype: str = option("same", "text", choices=COMPUTE_DTYPES)
+
+    @property
+    def suffix(self) -> str:
+        return ".baked" if self.bake else ".unparametrized"
+
+    @property
+    def computes(self) -> bool:
+        return self.bake
+
+    def check(self) -> None:
+        reading(self.chain, self.view)
+
+    def choose(self, groups: Mapping[str, Group], where: str) -> list[Group]:
+        found = choose(groups, self.tensor, where) if self.tensor else list(groups.values())
+        parametrized = [group for group in found if not group.is_plain]
+        chosen = with_chain(parametrized, *reading(self.chain, self.view), named=bool(self.tensor))
+        if not chosen and self.tensor:
+            raise InputRefused(
+                f"{printable(found[0].tensor)} is a plain tensor already",
+                hint="paramcli inspect shows the form of each",
+                tensor=found[0].tensor,
+            )
+        if not chosen:
+            raise InputRefused("no tensor is parametrized", hint="paramcli inspect shows what is there")
+        return chosen
+
+    def planner(self, work: Planning) -> Planner:
+        if not self.bake:
+            return Unparametrize().plan
+        from .remove_work import Bake
+
+        return Bake().plan
+
+    def foretell(self, group: Group) -> Promise | None:
+        return baked(group) if self.bake and not group.problem else None
+
+
+@dataclass(frozen=True)
+class Unparametrize:
+    """`remove --no-bake`: the original in place of the parametrization, byte for byte."""
+
+    def plan(self, group: Group) -> Step:
+        if "original" not in group.keys:
+            several = ", ".join(sorted(role for role in group.keys if role.startswith("original")))
+            raise InputRefused(
+                f"{printable(group.tensor)} has several originals ({several or 'none complete'}); none of them alone is the weight",
+                hint="remove --bake keeps the value",
+            )
+        shape = group.infos["original"].shape
+        if shape != group.shape:
+            raise InputRefused(
+                f"the original of {printable(group.tensor)} is {shape_text(shape)} and the weight {shape_text(group.shape)}; it cannot take its place",
+                hint="remove --bake keeps the value",
+            )
+        renames = {group.tensor: group.keys["original"]}
+        return Step(
+            group,
+            "unparametrize",
+            (Slot(group.tensor, group.dtype, group.shape),),
+            group.chain,
+            group.view,
+            renames=renames,
+        )

@@ -1,0 +1,93 @@
+"""What an edit writes for a tensor: its keys, dtypes and shapes as torch has them, and what the record says of it."""
+
+from __future__ import annotations
+
+import functools
+
+from torch import Tensor
+
+from ...chain import Chain
+from ...checkpoint.header import Slot
+from ...dtypes import code_of, torch_dtype
+from ...errors import InputRefused, UsageError
+from ...fitting import torch_module as hosting
+from ...fitting.evaluate import (
+    identities,
+)
+from ...maths.base import Check
+from ...registry import target_class
+from ...spelling.forms import FORM_OF_SPELLING, OLD_FORM, Group
+from ...spelling.keys import parametrized_key
+from ...spelling.record import Entry
+from ...text import printable, shape_text
+from ...view import View
+
+
+def chain_slots(group: Group, chain: Chain, view: View) -> tuple[Slot, ...]:
+    """The slots that the chain writes for this tensor, as torch's own bookkeeping has them."""
+    return tuple(
+        Slot(parametrized_key(group.tensor, role), dtype, shape)
+        for role, dtype, shape in _outline(chain, view, group.shape, group.dtype)
+    )
+
+
+@functools.lru_cache(1024)
+def _outline(
+    chain: Chain, view: View, shape: tuple[int, ...], code: str
+) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+    """(role, dtype, shape) of what the chain stores: the same for every tensor of one kind, and a module to find out."""
+    hosting.require_fit(chain, view, shape, torch_dtype(code))
+    try:
+        outline = hosting.outline(chain, shape, torch_dtype(code), view)
+    except (IndexError, ValueError, RuntimeError) as error:
+        raise InputRefused(
+            f"{chain} does not fit a tensor of shape {shape_text(shape)}: {str(error).splitlines()[0]}"
+        ) from None
+    return tuple((role, code_of(tensor.dtype), tuple(tensor.shape)) for role, tensor in outline.items())
+
+
+def old_names(tensor: str, chain: Chain, slots: tuple[Slot, ...], view: View) -> dict[str, str]:
+    """torch's current key -> the one from before parametrize; UsageError for chains that had none, and for views."""
+    if view.text is not None:
+        raise UsageError(
+            f"the old spelling has no views, and code that reads it would see another weight than --view {view} gives"
+        )
+    form = OLD_FORM.get(frozenset(slot.name.removeprefix(parametrized_key(tensor, "")) for slot in slots))
+    # Two originals or a buffer named alike can be another parametrization.
+    if form is None or len(chain) != 1 or chain.links[0].entry.old_form != form:
+        raise UsageError(f"{chain} has no old spelling", hint="weight_norm, spectral_norm and pruning have one")
+    return {parametrized_key(tensor, role): tensor + suffix for suffix, role in FORM_OF_SPELLING[form].roles.items()}
+
+
+def check_roles(group: Group, chain: Chain, view: View) -> None:
+    """Raise InputRefused unless the file's keys and shapes are the ones this chain has."""
+    if "value" in group.keys:
+        return
+    slots = chain_slots(group, chain, view)
+    wanted = {slot.name: slot.shape for slot in slots}
+    have = {parametrized_key(group.tensor, role): None for role in set(group.keys) - identities(chain, group.keys)}
+    if set(wanted) != set(have):
+        lacking, extra = sorted(set(wanted) - set(have)), sorted(set(have) - set(wanted))
+        told = [f"lacks {printable(k)}" for k in lacking[:2]] + [f"has {printable(k)} besides" for k in extra[:2]]
+        raise InputRefused(
+            f"{chain} does not fit the keys of {printable(group.tensor)}: the file {', '.join(told)}",
+            hint="give the chain and the view it was made with: --chain, --view",
+        )
+
+
+def keyed(tensor: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {parametrized_key(tensor, role): value.contiguous() for role, value in state.items()}
+
+
+def record_of(chain: Chain, view: View, group: Group) -> Entry:
+    """The record's word on a parametrized tensor; its shape too where no original has it."""
+    shape = None if target_class(chain.links[0].entry).stored_originals else group.shape
+    return Entry("parametrized", str(chain), view.text, chain.constraint, shape)
+
+
+def numbers(moved: float | None, check: Check | None) -> dict[str, object]:
+    return {
+        "moved": moved,
+        "residual": check.residual if check else None,
+        "tolerance": check.tolerance if check else None,
+    }
