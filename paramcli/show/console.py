@@ -67,6 +67,8 @@ class Table:
         self.air = 2
         # What is to be known of its rows, for a person.
         self.note: str | None = None
+        # Has every row with a tolerance its verdict beside it, and a good one?
+        self.judged = False
 
     def add_row(self, *cells: Styled | str) -> None:
         """Columns for which there is no cell are left empty."""
@@ -219,7 +221,7 @@ def _fit(table: Table, console) -> Table:
     if fits():
         return table
     mute = [column.header for column in table.columns if column.header and set(map(str, column.cells)) <= {"-", ""}]
-    for spare in (mute, ["tolerance"] if _judged(table) else []):
+    for spare in (mute, ["tolerance"] if table.judged else []):
         if not fits():
             table = table.without(spare)
             table.air = 1
@@ -229,13 +231,3 @@ def _fit(table: Table, console) -> Table:
     if max((_columns(str(cell)) for cell in names.cells), default=0) <= console.width // 2:
         names.whole = True
     return table
-
-
-def _judged(table: Table) -> bool:
-    """Does every row with a tolerance have its verdict, and a good one?"""
-    columns = {column.header: list(map(str, column.cells)) for column in table.columns}
-    last = list(columns.values())[-1]
-    return all(
-        verdict.partition(":")[0] == "holds" or tolerance in ("-", "")
-        for tolerance, verdict in zip(columns.get("tolerance", ()), last)
-    )
