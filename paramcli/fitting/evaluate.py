@@ -18,6 +18,7 @@ from ..spelling.forms import Group
 from ..text import number_text, printable, shape_text, size_text
 from ..view import View, parse_view
 from .originals import evaluate
+from .torch_module import OtherState
 
 # u and W v / ||W v|| of a spectral norm that ran once agree exactly; an unrelated pair is near 1. Without v, u is
 # compared with one power step of its own, which a young u is still some way from.
@@ -153,9 +154,7 @@ def weight_of(group: Group, state: dict[str, Tensor], chain: Chain, view: View, 
     dtype = state["original" if "original" in state else originals[-1]].dtype
     try:
         return evaluate(chain, view, group.shape, state, dtype, compute)
-    except RuntimeError as error:
-        if "state_dict" not in str(error):
-            raise
+    except OtherState:
         raise InputRefused(
             f"{chain} does not fit the keys of {printable(group.tensor)}: {', '.join(map(printable, state))}",
             hint="give the chain and the view it was made with: --chain, --view",
