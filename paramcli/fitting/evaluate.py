@@ -10,7 +10,7 @@ from torch import Tensor
 from ..chain import Chain, parse_chain
 from ..checkpoint.source import Source
 from ..dtypes import dtype_name, nbytes_of
-from ..errors import InputRefused, error_context
+from ..errors import TENSOR, InputRefused, error_context
 from ..maths.base import column_major, wide
 from ..maths.norm import as_matrix
 from ..registry import target_class
@@ -48,7 +48,7 @@ def _by_columns(group: Group) -> set[str]:
 def require_chain(group: Group) -> None:
     """Raise InputRefused with the group's own reason where its chain is not known."""
     if group.problem:
-        raise InputRefused(group.problem, hint=group.hint, tensor=group.tensor)
+        raise group.refusal()
 
 
 def chain_of(group: Group) -> Chain:
@@ -63,7 +63,7 @@ def require_proportion(group: Group) -> None:
     weight, stored = nbytes_of(group.dtype, group.shape), sum(info.nbytes for info in group.infos.values())
     if weight > LARGE and weight > EXPANSION * stored:
         raise InputRefused(
-            f"{printable(group.tensor)} stores {size_text(stored)} and stands for a weight of {size_text(weight)} ({shape_text(group.shape)})",
+            f"{TENSOR} stores {size_text(stored)} and stands for a weight of {size_text(weight)} ({shape_text(group.shape)})",
             hint="leave it out with -t",
             tensor=group.tensor,
         )
@@ -82,7 +82,7 @@ def settle(group: Group, state: dict[str, Tensor]) -> tuple[Chain, View]:
     if scores[best] > (AGREES if "0._v" in state else AGREES_ALONE) or scores[second] < 3 * scores[best]:
         fits = " and ".join(f"{text} ({number_text(score)})" for text, score in scores.items())
         raise InputRefused(
-            f"{printable(group.tensor)} is a spectral norm whose dim neither shapes nor u and v decide: {fits}",
+            f"{TENSOR} is a spectral norm whose dim neither shapes nor u and v decide: {fits}",
             hint="say which with --chain",
             tensor=group.tensor,
         )
@@ -147,7 +147,7 @@ def weight_of(group: Group, state: dict[str, Tensor], chain: Chain, view: View, 
     originals = [role for role in sorted(state) if role.startswith("original")]
     if not originals:
         raise InputRefused(
-            f"{printable(group.tensor)} has no original here, only {', '.join(map(printable, group.keys.values()))}",
+            f"{TENSOR} has no original here, only {', '.join(map(printable, group.keys.values()))}",
             hint="if this is a shard, give its folder or index",
             tensor=group.tensor,
         )
@@ -156,7 +156,7 @@ def weight_of(group: Group, state: dict[str, Tensor], chain: Chain, view: View, 
         return evaluate(chain, view, group.shape, state, dtype, compute)
     except OtherState:
         raise InputRefused(
-            f"{chain} does not fit the keys of {printable(group.tensor)}: {', '.join(map(printable, state))}",
+            f"{chain} does not fit the keys of {TENSOR}: {', '.join(map(printable, state))}",
             hint="give the chain and the view it was made with: --chain, --view",
             tensor=group.tensor,
         ) from None

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
 from .. import ranks
+from ..errors import Known
 from ..watch import Watch
 
 # Without a terminal there is no width to respect: a pipe gets whole lines.
@@ -180,10 +181,7 @@ class Screen(Watch):
     def error(self, message: str, hint: str | None) -> None:
         self.err.print(Styled(("error: ", "bold red"), message))
         if hint:
-            known = hint.startswith(
-                ("closest:", "known:", "options:", "families:", "tensors there:", "arguments:", "it has:")
-            )
-            self.err.print(f"  {hint}" if known else f"  try: {hint}")
+            self.err.print(f"  {hint}" if isinstance(hint, Known) else f"  try: {hint}")
 
 
 def _columns(text: str) -> int:

@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import ClassVar
 
 from ..chain import check_items, parse_chain
 from ..checkpoint.header import Slot
 from ..checkpoint.source import Source
 from ..dtypes import COMPUTE_DTYPES
-from ..errors import InputRefused, UsageError
+from ..errors import TENSOR, InputRefused, Known, Place, UsageError, error_context
 from ..spec import check_choice, select
 from ..spelling.forms import Group, with_chain
 from ..spelling.keys import parametrized_key
@@ -63,7 +64,7 @@ def option_name(attribute: str) -> str:
     return attribute.rstrip("_").replace("_", "-")
 
 
-def choose(groups: Mapping[str, Group], patterns: Sequence[str], where: str) -> list[Group]:
+def choose(groups: Mapping[str, Group], patterns: Sequence[str], where: Path) -> list[Group]:
     """The groups that the patterns name; one that matches nothing raises UsageError."""
     return [groups[name] for name in select(list(groups), patterns, where)]
 
@@ -80,7 +81,7 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Edit:
-    """What every editing command has. `origin` says where it was written, for messages about it."""
+    """What every editing command has. `origin` says where in a recipe it was written, for messages about it."""
 
     command: ClassVar[str]
     suffix: ClassVar[str]
@@ -89,7 +90,7 @@ class Edit:
 
     tensor: Sequence[str] | None = option((), "texts")
     tied: str | None = option(None, "text", choices=("together", "separate"))
-    origin: str = field(default="", compare=False)
+    origin: Place | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tensor", tuple(self.tensor or ()))
@@ -99,9 +100,9 @@ class Edit:
                 check_choice(name, value, declared.metadata["choices"])
             low, high = declared.metadata["minimum"], declared.metadata["maximum"]
             if value is not None and low is not None and not value >= low:
-                raise UsageError(f"--{name} {value}: must be at least {low}")
+                raise UsageError(f"--{name} {value}: must be at least {low}", option=name)
             if value is not None and high is not None and not value <= high:
-                raise UsageError(f"--{name} {value}: must be at most {high}")
+                raise UsageError(f"--{name} {value}: must be at most {high}", option=name)
         self.check()
 
     @classmethod
@@ -123,7 +124,7 @@ class Edit:
     def check(self) -> None:
         """Raise UsageError for what the options alone show to be wrong."""
 
-    def choose(self, groups: Mapping[str, Group], where: str) -> list[Group]:
+    def choose(self, groups: Mapping[str, Group], where: Path) -> list[Group]:
         """The groups this edit is for, read as its options say."""
         return choose(groups, self.tensor, where)
 
@@ -138,7 +139,9 @@ class Edit:
     def _need_tensors(self, purpose: str) -> None:
         if not self.tensor:
             raise UsageError(
-                f"{self.command} needs -t/--tensor: which tensors to {purpose}", hint="paramcli inspect lists them"
+                f"{self.command} needs -t/--tensor: which tensors to {purpose}",
+                hint="paramcli inspect lists them",
+                option="tensor",
             )
 
 
@@ -161,10 +164,13 @@ class Add(Edit):
             raise UsageError(
                 "add needs --chain: which parametrizations, in order",
                 hint="--chain skew,cayley; paramcli registry lists them",
+                option="chain",
             )
         self._need_tensors("parametrize")
-        check_items(self.chain)
-        parse_view(self.view)
+        with error_context(option="chain"):
+            check_items(self.chain)
+        with error_context(option="view"):
+            parse_view(self.view)
 
     def planner(self, work: Work) -> Planner:
         from .allocate import counts
@@ -209,16 +215,18 @@ class Assign(Edit):
             raise UsageError(
                 "assign needs one of --from FILE[:NAME] and --with INIT",
                 hint="--with orthogonal, or --from other.safetensors",
+                option="with",
             )
         if self.with_ is not None and self.with_.removesuffix("_") not in INITS:
             near = closest(self.with_, INITS)
             raise UsageError(
                 f"no initialiser named '{printable(self.with_)}'",
-                hint=f"closest: {', '.join(near)}" if near else f"known: {', '.join(INITS)}",
+                hint=Known(f"closest: {', '.join(near)}" if near else f"known: {', '.join(INITS)}"),
+                option="with",
             )
         reading(self.chain, self.view)
 
-    def choose(self, groups: Mapping[str, Group], where: str) -> list[Group]:
+    def choose(self, groups: Mapping[str, Group], where: Path) -> list[Group]:
         return with_chain(choose(groups, self.tensor, where), *reading(self.chain, self.view), named=True)
 
     def planner(self, work: Work) -> Planner:
@@ -255,13 +263,13 @@ class Remove(Edit):
     def check(self) -> None:
         reading(self.chain, self.view)
 
-    def choose(self, groups: Mapping[str, Group], where: str) -> list[Group]:
+    def choose(self, groups: Mapping[str, Group], where: Path) -> list[Group]:
         found = choose(groups, self.tensor, where) if self.tensor else list(groups.values())
         parametrized = [group for group in found if not group.is_plain]
         chosen = with_chain(parametrized, *reading(self.chain, self.view), named=bool(self.tensor))
         if not chosen and self.tensor:
             raise InputRefused(
-                f"{printable(found[0].tensor)} is a plain tensor already",
+                f"{TENSOR} is a plain tensor already",
                 hint="paramcli inspect shows the form of each",
                 tensor=found[0].tensor,
             )
@@ -293,9 +301,10 @@ class Migrate(Edit):
             raise UsageError(
                 "migrate needs --to new or --to old",
                 hint="new is torch's parametrizations.*; old is weight_g/weight_v and its like",
+                option="to",
             )
 
-    def choose(self, groups: Mapping[str, Group], where: str) -> list[Group]:
+    def choose(self, groups: Mapping[str, Group], where: Path) -> list[Group]:
         edit = self._edit()
         chosen = [
             group
@@ -324,4 +333,7 @@ EDITS = {edit.command: edit for edit in (Add, Assign, Remove, Migrate)}
 
 def reading(chain: str | None, view: str | None) -> tuple[str | None, str | None]:
     """--chain and --view as the record spells them; UsageError where they are wrong."""
-    return str(parse_chain(chain)) if chain else None, parse_view(view).text
+    with error_context(option="chain"):
+        parsed = str(parse_chain(chain)) if chain else None
+    with error_context(option="view"):
+        return parsed, parse_view(view).text

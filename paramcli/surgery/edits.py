@@ -16,7 +16,7 @@ from ..chain import Chain, extend, parse_chain
 from ..checkpoint.header import Slot
 from ..checkpoint.source import Source
 from ..dtypes import code_of, dtype_name, torch_dtype
-from ..errors import CheckFailed, InputRefused, UsageError
+from ..errors import TENSOR, CheckFailed, InputRefused, UsageError
 from ..fitting import measure
 from ..fitting import torch_module as hosting
 from ..fitting.blocks import bake_rows, fit_rows
@@ -66,7 +66,7 @@ class Register:
         require_editable(group)
         if 0 in group.shape:
             raise InputRefused(
-                f"{printable(group.tensor)} has no entries (its shape is {shape_text(group.shape)})",
+                f"{TENSOR} has no entries (its shape is {shape_text(group.shape)})",
                 hint="leave it out with -t",
             )
         if group.is_plain:
@@ -178,12 +178,12 @@ class Register:
         require_chain(group)
         if group.form != PARAMETRIZED:
             raise InputRefused(
-                f"{printable(group.tensor)} is spelt the old way ({group.form})",
+                f"{TENSOR} is spelt the old way ({group.form})",
                 hint="paramcli migrate --to new first, or remove --bake",
             )
         view = parse_view(group.view)
         if self.view.text not in (None, view.text):
-            raise UsageError(f"{printable(group.tensor)} already has the view {view}; a chain has one view")
+            raise UsageError(f"{TENSOR} already has the view {view}; a chain has one view")
         # Chains between which the data decide store the same.
         olds = [parse_chain(text) for text in ([group.chain] if group.chain else group.alternatives)]
         wholes = [self._appended(old, group, view) for old in olds]
@@ -321,7 +321,7 @@ class Assign:
                 raise InputRefused(f"{chain} has no right inverse: {why}")
             if "value" in group.keys:
                 raise InputRefused(
-                    f"{printable(group.tensor)} is spelt the oldest way ({group.form})",
+                    f"{TENSOR} is spelt the oldest way ({group.form})",
                     hint="paramcli migrate --to new first",
                 )
             check_roles(group, chain, view)
@@ -441,7 +441,7 @@ def check_roles(group: Group, chain: Chain, view: View) -> None:
         lacking, extra = sorted(set(wanted) - set(have)), sorted(set(have) - set(wanted))
         told = [f"lacks {printable(k)}" for k in lacking[:2]] + [f"has {printable(k)} besides" for k in extra[:2]]
         raise InputRefused(
-            f"{chain} does not fit the keys of {printable(group.tensor)}: the file {', '.join(told)}",
+            f"{chain} does not fit the keys of {TENSOR}: the file {', '.join(told)}",
             hint="give the chain and the view it was made with: --chain, --view",
         )
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..checkpoint.header import Slot
-from ..errors import InputRefused
+from ..errors import TENSOR, InputRefused
 from ..registry import PARAMETRIZATIONS
 from ..spec import parse_items
 from ..spelling.forms import FORM_OF_SPELLING, OLD_FORM, PARAMETRIZED, Group
 from ..spelling.keys import parametrized_key
-from ..text import printable, shape_text
+from ..text import shape_text
 from .plan import Step
 
 
@@ -22,13 +22,13 @@ class Unparametrize:
         if "original" not in group.keys:
             several = ", ".join(sorted(role for role in group.keys if role.startswith("original")))
             raise InputRefused(
-                f"{printable(group.tensor)} has several originals ({several or 'none complete'}); none of them alone is the weight",
+                f"{TENSOR} has several originals ({several or 'none complete'}); none of them alone is the weight",
                 hint="remove --bake keeps the value",
             )
         shape = group.infos["original"].shape
         if shape != group.shape:
             raise InputRefused(
-                f"the original of {printable(group.tensor)} is {shape_text(shape)} and the weight {shape_text(group.shape)}; it cannot take its place",
+                f"the original of {TENSOR} is {shape_text(shape)} and the weight {shape_text(group.shape)}; it cannot take its place",
                 hint="remove --bake keeps the value",
             )
         renames = {group.tensor: group.keys["original"]}
@@ -64,12 +64,12 @@ class Migrate:
 
     def plan(self, group: Group) -> Step:
         if group.problem:
-            raise InputRefused(group.problem, hint=group.hint, tensor=group.tensor)
+            raise group.refusal()
         if "value" in group.keys:
             return self._plan_oldest(group)
         if self.to == "old" and group.view is not None:
             raise InputRefused(
-                f"the old spelling has no views, and {printable(group.tensor)} has {group.view}: code that reads it would see another weight",
+                f"the old spelling has no views, and {TENSOR} has {group.view}: code that reads it would see another weight",
                 hint="leave it out with -t",
             )
         names = {role: self._name(group, role) for role in group.keys}
