@@ -50,7 +50,7 @@ class Group(TyperGroup):
 
     def resolve_command(self, ctx, args):
         # What looks like an option is for the parser to refuse.
-        if args[0] not in self.commands and args[0][:1].isalnum() and not ctx.resilient_parsing:
+        if args[0] not in self.commands and not args[0].startswith("-") and not ctx.resilient_parsing:
             raise no_such_command(args[0], ctx.command_path)
         name, listed, rest = super().resolve_command(ctx, args)
         return name, listed and built(name), rest
