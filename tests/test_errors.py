@@ -81,6 +81,21 @@ def test_a_tensor_is_named_whatever_it_is_called(name, tmp_path, paramcli):
     assert paramcli(*add, code=1).err.startswith(f"error: {name}: the chain would move it")
 
 
+def test_what_is_not_known_of_a_tensor_is_told_with_its_name(tmp_path, paramcli):
+    """In the document as in each refusal, and once."""
+    for name, value in (("a", 1.0), ("b", 2.0)):
+        save_file({"fc.weight_g": torch.full((3, 1), value)}, tmp_path / f"{name}.safetensors")
+    a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    half = "fc.weight is half a weight_norm_old pair: weight_g without fc.weight_v"
+    assert paramcli("inspect", a, "--json").json["tensors"][0]["problem"] == half
+    assert paramcli("remove", a, code=3).err.startswith(f"error: {half} (in {a})")
+    assert paramcli("snippet", a, code=3).err.startswith(f"error: {half} (in {a})")
+    assert paramcli("diff", a, b, code=3).err.startswith(
+        "error: fc.weight: the stored tensors differ, and their weight"
+    )
+    assert half in paramcli("diff", a, b, code=3).err
+
+
 @pytest.mark.parametrize(
     ("edit", "line", "option"),
     [
