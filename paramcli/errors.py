@@ -7,19 +7,59 @@
     ├── DeviceFull      3   a GPU whose memory does not hold what a tensor needs
     └── OutputFailed    4   the result could not be written
 
-An exception carries the fact and its fields (`tensor`, `path`, `hint`); low code raises the short
-fact, `error_context` adds tensor and file on the way up, and the command line prints it once.
+An exception carries the bare fact and its fields; low code raises the fact, `error_context` adds tensor and file on
+the way up, and `str(error)` is the line that the command prints. Nothing reads a message to find out what it says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
+from typing import NamedTuple
+
+from .text import count_text, listing, printable, printable_path
+
+# What a fact that says it itself has in the place of the tensor's name, of the file's path, and of the path without its
+# folder: f"{TENSOR} is spelt the old way". Text from outside cannot imitate them: `printable` lets no control character
+# through.
+TENSOR, PATH, FILE = "\x01", "\x02", "\x03"
+# So many mistakes are told in full.
+MOST = 5
+
+
+class Known(str):
+    """A hint that says what there is ("closest: fc.weight"), not what to try."""
+
+
+class Place(NamedTuple):
+    """Where in a recipe something is written: in one of its edits, counted from 1, and on which line, where it has
+    lines.
+    """
+
+    path: str | PathLike
+    edit: int | None
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return f"{_file_name(self.path)} " + (f"edit {self.edit}" if self.line is None else f"line {self.line}")
 
 
 class ParamcliError(Exception):
-    """Base of every error a user meets: one sentence, and the fields that scripts read."""
+    """Base of every error a user meets. `str(error)` is one line: the fact, and of what it is one.
+
+    message:  the bare fact, a sentence; it need not name the tensor or the file.
+    fact:     the same as it was raised, with TENSOR, PATH and FILE in the places of names.
+    hint:     what to try next, or as a `Known` what there is instead; None where there is nothing to say.
+    tensor:   the tensor's name, as in the file.
+    path:     the file or folder.
+    of_file:  the fact is one of the file as a whole, and not of a tensor in it.
+    part:     of a checkpoint in a folder, the name of the file that the tensor lies in.
+    option:   the option that is wrong, by its long name: "chain".
+    origin:   the `Place` in a recipe that asked for it.
+    others:   what else was found to be wrong with it, each an error of its own.
+    """
 
     exit_code = 70
     code = "bug"
@@ -31,12 +71,71 @@ class ParamcliError(Exception):
         hint: str | None = None,
         tensor: str | None = None,
         path: str | PathLike | None = None,
+        of_file: bool = False,
+        part: str | None = None,
+        option: str | None = None,
+        origin: Place | None = None,
+        others: Sequence[ParamcliError] = (),
     ):
         super().__init__(message)
-        self.message = message
+        self.fact = message
         self.hint = hint
         self.tensor = tensor
         self.path = path
+        self.of_file = of_file
+        self.part = part
+        self.option = option
+        self.origin = origin
+        self.others = others
+
+    @property
+    def message(self) -> str:
+        tensor = "the tensor" if self.tensor is None else printable(self.tensor)
+        path, file = ("the file",) * 2 if self.path is None else (printable_path(self.path), _file_name(self.path))
+        return self.fact.replace(TENSOR, tensor).replace(PATH, path).replace(FILE, file)
+
+    @property
+    def line(self) -> int | None:
+        """The line of the recipe."""
+        return self.origin.line if self.origin else None
+
+    def __str__(self) -> str:
+        """Tensor, recipe's line and file in front of the fact, what else is wrong and the file behind it: each where
+        nothing before has said it.
+        """
+        said = self.message
+        path = None if self.path is None else printable_path(self.path)
+        if self.part is not None:
+            said = f"{printable(self.tensor)} in {printable(self.part)}: {said}"
+        if self.of_file and path is not None:
+            said = f"{path}: {said}"
+        if self.origin is not None:
+            said = f"{self.origin}: {said}"
+        if self.tensor is not None and self.part is None and TENSOR not in self.fact:
+            said = f"{printable(self.tensor)}: {said}"
+        said += self._told_of_others()
+        tells_path = self.of_file or PATH in self.fact or FILE in self.fact
+        if path is not None and not tells_path and (self.origin is None or self.origin.path != self.path):
+            said += f" (in {path})"
+        return " ".join(said.splitlines())
+
+    def _told_of_others(self) -> str:
+        """Mistakes in full; of tensors that are refused too the names."""
+        mistakes = [error for error in self.others if error.tensor is None]
+        tensors = [error.tensor for error in self.others if error.tensor is not None]
+        said = "".join(f"; {error}" for error in mistakes[: MOST - 1])
+        if len(mistakes) > MOST - 1:
+            said += f"; and {len(mistakes) - (MOST - 1)} more"
+        if tensors:
+            said += f" ({count_text(len(tensors), 'more tensor')} refused too: {listing(tensors, 3)})"
+        return said
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
+
+
+def _file_name(path: str | PathLike) -> str:
+    return printable(os.path.basename(os.fspath(path)))
 
 
 class CheckFailed(ParamcliError):
@@ -67,8 +166,10 @@ class OutputFailed(ParamcliError):
 
 
 @contextmanager
-def error_context(*, tensor: str | None = None, path: str | PathLike | None = None) -> Iterator[None]:
-    """Add the tensor and file that low code did not know; what is already set stays.
+def error_context(
+    *, tensor: str | None = None, path: str | PathLike | None = None, option: str | None = None
+) -> Iterator[None]:
+    """Add the tensor, file and option that low code did not know; what is already set stays.
 
     A decomposition that does not converge, or meets numbers beyond the range of its dtype, is a fact about the tensor.
     So is what it needs of a device's memory.
@@ -80,6 +181,8 @@ def error_context(*, tensor: str | None = None, path: str | PathLike | None = No
             error.tensor = tensor
         if error.path is None:
             error.path = path
+        if error.option is None:
+            error.option = option
         raise
     except RuntimeError as error:
         if (full := device_full(error)) is not None:

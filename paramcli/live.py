@@ -32,7 +32,7 @@ from .checkpoint.source import Source, tensor_bytes
 from .checkpoint.write.safetensors_file import SafetensorsSink
 from .devices import torch_device
 from .dtypes import CODE_OF_TORCH, code_of
-from .errors import InputRefused, OutputFailed, UsageError, error_context
+from .errors import PATH, TENSOR, InputRefused, Known, OutputFailed, UsageError, error_context
 from .fitting import torch_module as hosting
 from .fitting.evaluate import complete, read_state, require_chain, settle
 from .fitting.fit import fit
@@ -43,7 +43,7 @@ from .spelling.forms import PARAMETRIZED, Group
 from .spelling.keys import parametrized_key
 from .spelling.opened import open_groups
 from .surgery.output import TORCH_SUFFIXES
-from .text import listing, printable, printable_path, shape_text
+from .text import listing, printable, shape_text
 from .view import IDENTITY, View, parse_view
 
 
@@ -76,9 +76,9 @@ def register(
     if parametrize.is_parametrized(module, name):
         known = chain_of(module, name)
         if known is None:
-            raise UsageError(f"{name} is parametrized by something paramcli does not know", tensor=name)
+            raise UsageError(f"{TENSOR} is parametrized by something paramcli does not know", tensor=name)
         if view is not None and parse_view(view) != known[1]:
-            raise UsageError(f"{name} already has the view {known[1]}; a chain has one view", tensor=name)
+            raise UsageError(f"{TENSOR} already has the view {known[1]}; a chain has one view", tensor=name)
         _, more = extend(known[0], chain)
         return hosting.register(module, name, more, known[1], seed)
     parsed, seen = parse_chain(chain), parse_view(view)
@@ -87,7 +87,7 @@ def register(
         have = [key for key, value in {**module._parameters, **module._buffers}.items() if value is not None]
         raise UsageError(
             f"the module has no parameter or buffer '{printable(name)}'",
-            hint=f"it has: {listing(have)}" if have else None,
+            hint=Known(f"it has: {listing(have)}") if have else None,
         )
     with error_context(tensor=name):
         parsed = parsed.at(seen.shape(tensor.shape))
@@ -199,7 +199,7 @@ def save(
             hint="model.safetensors, or model.pt",
         )
     if not overwrite and os.path.lexists(path):
-        raise OutputFailed(f"{printable_path(path)} exists already", hint="overwrite=True replaces it", path=path)
+        raise OutputFailed(f"{PATH} exists already", hint="overwrite=True replaces it", path=path)
     if path.name.endswith(".safetensors"):
         _save_safetensors(model, path, overwrite, metadata or {})
     elif metadata:
@@ -240,7 +240,7 @@ def _save_safetensors(model: nn.Module, path: Path, overwrite: bool, metadata: M
                 if not isinstance(tensor, Tensor)
                 else f"{tensor.layout} {tensor.dtype}".replace("torch.", "")
             )
-            raise InputRefused(f"{printable(key)} is {what}, which safetensors cannot hold", tensor=key)
+            raise InputRefused(f"{TENSOR} is {what}, which safetensors cannot hold", tensor=key)
     slots = [Slot(key, code_of(tensor.dtype), tuple(tensor.shape)) for key, tensor in state.items()]
     text = {**metadata, "format": "pt"}
     if entries := _record_of(model):

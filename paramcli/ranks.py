@@ -47,6 +47,10 @@ class RunFailed(ParamcliError):
         super().__init__(message, **fields)
         self.exit_code, self.code, self.told = exit_code, code, told
 
+    def __str__(self) -> str:
+        """What another rank has said is a whole line already."""
+        return self.message if self.told else super().__str__()
+
 
 class Alone:
     """A run of one process: it leads, and nobody has to be asked."""
@@ -223,7 +227,7 @@ class Ranks(Alone):
     def fail(self, error: ParamcliError) -> bool:
         self.give_up()
         told = {
-            "message": f"rank {self.rank}: {error.message}",
+            "message": f"rank {self.rank}: {error}",
             "hint": error.hint,
             "tensor": error.tensor,
             "path": error.path and os.fspath(error.path),

@@ -13,17 +13,16 @@ of such tables. It is checked as a whole, and a message names the line.
 from __future__ import annotations
 
 import json
-import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from .checkpoint.disk.input_file import no_such_file
 from .dtypes import dtype_name
-from .errors import InputRefused, ParamcliError, UsageError
+from .errors import FILE, PATH, InputRefused, Known, ParamcliError, Place, UsageError
 from .surgery.commands import EDITS
 from .surgery.edits.base import Edit
-from .text import closest, printable, printable_path, shape_text
+from .text import closest, printable, shape_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -46,20 +45,19 @@ _KINDS = {
 def read_recipe(path: Path) -> list[Edit]:
     """The edits of a recipe file; raises UsageError that tells every mistake with its line."""
     text = _read(path)
-    name = printable_path(path.name)
     if text.lstrip()[:1] == "{":
-        return _edits(_json(text, path).get("edit"), lambda index, key: f"{name} edit {index + 1}", path)
+        return _edits(_json(text, path).get("edit"), lambda index, key: Place(path, index + 1), path)
     try:
         found = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise UsageError(
-            f"{name} is not TOML: {printable(error)}",
+            f"{FILE} is not TOML: {printable(error)}",
             hint='each edit is a table: [[edit]], command = "add", ...',
             path=path,
         ) from None
     lines = locate(text)
-    _refuse_strangers(found, lines, name, path)
-    return _edits(found.get("edit"), lambda index, key: f"{name} line {_line(lines, index, key)}", path)
+    _refuse_strangers(found, lines, path)
+    return _edits(found.get("edit"), lambda index, key: Place(path, index + 1, _line(lines, index, key)), path)
 
 
 def _line(lines: Mapping, index: int, key: str | None) -> int:
@@ -70,17 +68,15 @@ def _line(lines: Mapping, index: int, key: str | None) -> int:
 def _read(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_BYTES or not path.is_file():
-            raise InputRefused(
-                f"{printable_path(path)} is no recipe: not a text file of at most {MAX_BYTES >> 20} MiB", path=path
-            )
+            raise InputRefused(f"{PATH} is no recipe: not a text file of at most {MAX_BYTES >> 20} MiB", path=path)
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise no_such_file(path) from None
     except OSError as error:
-        raise InputRefused(f"cannot open {printable_path(path)}: {error.strerror}", path=path) from None
+        raise InputRefused(f"cannot open {PATH}: {error.strerror}", path=path) from None
     except ValueError:
         raise InputRefused(
-            f"{printable_path(path)} is no recipe: not UTF-8 text",
+            f"{PATH} is no recipe: not UTF-8 text",
             hint="apply takes the recipe first, then the checkpoint",
             path=path,
         ) from None
@@ -90,7 +86,7 @@ def _json(text: str, path: Path) -> Mapping:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{printable_path(path.name)} is not JSON: {printable(error)}", path=path) from None
+        raise UsageError(f"{FILE} is not JSON: {printable(error)}", path=path) from None
 
 
 def locate(text: str) -> dict[tuple[int, str | None], int]:
@@ -122,16 +118,16 @@ def locate(text: str) -> dict[tuple[int, str | None], int]:
     return found
 
 
-def _refuse_strangers(found: Mapping, lines: Mapping, name: str, path: Path) -> None:
+def _refuse_strangers(found: Mapping, lines: Mapping, path: Path) -> None:
     for key in found:
         if key != "edit":
-            line = lines.get((-1, key), 1)
             raise UsageError(
-                f"{name} line {line}: a recipe is a list of [[edit]] tables and has no '{printable(key)}'",
+                f"a recipe is a list of [[edit]] tables and has no '{printable(key)}'",
                 hint="[[edit]]"
                 if isinstance(found[key], (dict, list))
                 else _WHOLE.get(key, "put it under an [[edit]]"),
                 path=path,
+                origin=Place(path, None, lines.get((-1, key), 1)),
             )
 
 
@@ -154,34 +150,35 @@ _WHOLE = {
 }
 
 
-def _edits(tables: object, origin, path: Path) -> list[Edit]:
-    name = printable_path(path.name)
+# (number of an edit from 0, key or None) -> where that stands.
+Places = Callable[[int, str | None], Place]
+
+
+def _edits(tables: object, places: Places, path: Path) -> list[Edit]:
     if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
         raise UsageError(
-            f"{name} holds no list of edits",
+            f"{FILE} holds no list of edits",
             hint='[[edit]], command = "add", tensor = ["fc.weight"], chain = "skew,cayley"',
             path=path,
         )
     edits, problems = [], []
     for index, table in enumerate(tables):
         try:
-            edits.append(_edit(table, index, origin))
+            edits.append(_edit(table, index, places))
         except ParamcliError as error:
             problems.append(error)
     if problems:
-        first = problems[0]
-        first.message = "; ".join(error.message for error in problems[:5])
-        first.message += f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        first, *first.others = problems
         first.path = path
         raise first
     return edits
 
 
-def _edit(table: Mapping[str, object], index: int, origin) -> Edit:
-    """One table as an edit; every mistake carries where it is."""
+def _edit(table: Mapping[str, object], index: int, places: Places) -> Edit:
+    """One table as an edit; every mistake carries its option and where that is."""
 
     def wrong(key: str | None, message: str, hint: str | None = None) -> UsageError:
-        return UsageError(f"{origin(index, key)}: {message}", hint=hint)
+        return UsageError(message, hint=hint, option=key, origin=places(index, key))
 
     command = table.get("command")
     if not isinstance(command, str) or command not in EDITS:
@@ -190,9 +187,11 @@ def _edit(table: Mapping[str, object], index: int, origin) -> Edit:
         if command is None:
             typo = next((key for key in table if closest("command", [key])), None)
             raise wrong(
-                typo, "the edit has no command", f"closest: '{printable(typo)}' stands there" if typo else known
+                typo, "the edit has no command", Known(f"closest: '{printable(typo)}' stands there") if typo else known
             )
-        raise wrong("command", f"no editing command '{printable(command)}'", f"closest: {near[0]}" if near else known)
+        raise wrong(
+            "command", f"no editing command '{printable(command)}'", Known(f"closest: {near[0]}") if near else known
+        )
     declared = EDITS[command].declared()
     values = {}
     for key, value in table.items():
@@ -200,7 +199,7 @@ def _edit(table: Mapping[str, object], index: int, origin) -> Edit:
             continue
         if key not in declared:
             near = closest(key, declared, 1)
-            closest_or_all = f"closest: {near[0]}" if near else f"options: {', '.join(declared)}"
+            closest_or_all = Known(f"closest: {near[0]}" if near else f"options: {', '.join(declared)}")
             raise wrong(key, f"{command} has no option '{printable(key)}'", _WHOLE.get(key, closest_or_all))
         kind = declared[key].metadata["kind"]
         if kind == "texts" and isinstance(value, str):
@@ -210,18 +209,10 @@ def _edit(table: Mapping[str, object], index: int, origin) -> Edit:
             raise wrong(key, f"{key} must be {wanted}")
         values[declared[key].name] = value
     try:
-        return EDITS[command](**values, origin=origin(index, None))
+        return EDITS[command](**values, origin=places(index, None))
     except ParamcliError as error:
-        culprit = next(
-            (key for key, value in table.items() if f"--{key}" in error.message or _told_of(value, error.message)), None
-        )
-        error.message = f"{origin(index, culprit)}: {error.message}"
+        error.origin = places(index, error.option)
         raise
-
-
-def _told_of(value: object, message: str) -> bool:
-    """Does the message quote this value, or a word of it?"""
-    return isinstance(value, str) and any(f"'{word}'" in message for word in (value, *re.split("[,:=]", value)))
 
 
 def recipe_text(edits: Sequence[Edit], steps: Sequence) -> str:

@@ -25,7 +25,7 @@ from .catalogue import (
     structured,
 )
 from .catalogue.entry import ConstraintEntry, Entry
-from .errors import UsageError
+from .errors import Known, UsageError
 from .spec import Item, Value, is_name, parse_items, value_text
 from .text import closest, printable
 
@@ -84,7 +84,7 @@ def look_up(table: Mapping[str, Entry] | Mapping[str, ConstraintEntry], name: st
         near = closest(name, table)
         raise UsageError(
             f"no {kind} named '{printable(name)}'",
-            hint=f"closest: {', '.join(near)}"
+            hint=Known(f"closest: {', '.join(near)}")
             if near
             else f"paramcli registry{' --constraints' if table is CONSTRAINTS else ''} lists them, {len(table)} in all",
         )
@@ -99,7 +99,7 @@ def typed_arguments(entry: Entry | ConstraintEntry, item: Item) -> dict[str, Val
         if key not in known:
             raise UsageError(
                 f"{entry.name} has no argument '{printable(key)}'",
-                hint=f"arguments: {', '.join(known)}" if known else f"{entry.name} takes none",
+                hint=Known(f"arguments: {', '.join(known)}") if known else f"{entry.name} takes none",
             )
         values[key] = known[key].parse(text, entry.name)
     for argument in entry.arguments:

@@ -10,8 +10,9 @@ import fnmatch
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from os import PathLike
 
-from .errors import UsageError
+from .errors import PATH, TENSOR, Known, UsageError
 from .text import closest, listing, printable
 
 Value = int | float | bool | str | None
@@ -146,14 +147,15 @@ def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
         raise UsageError(
             f"--{option} {printable(value)}: not one of {', '.join(choices)}",
             hint=f"--{option} {near[0]}" if near else None,
+            option=option,
         )
 
 
-def select(names: Sequence[str], patterns: Iterable[str], where: str) -> list[str]:
+def select(names: Sequence[str], patterns: Iterable[str], where: str | PathLike) -> list[str]:
     """The names that the patterns choose, in the order of `names`.
 
     A pattern is a full name, a shell glob (`*` crosses dots), or `re:REGEX` matched against the whole name.
-    One that matches nothing raises UsageError with the closest names.
+    One that matches nothing raises UsageError with the closest names; `where` is the file, or words for another place.
     """
     chosen: set[str] = set()
     known = set(names)
@@ -174,9 +176,10 @@ def select(names: Sequence[str], patterns: Iterable[str], where: str) -> list[st
     return [name for name in names if name in chosen]
 
 
-def _nothing_matches(pattern: str, names: Sequence[str], where: str) -> None:
+def _nothing_matches(pattern: str, names: Sequence[str], where: str | PathLike) -> None:
     near = closest(pattern, names)
-    hint = f"closest: {listing(near)}" if near else f"tensors there: {listing(names, 4)}" if names else None
+    hint = Known(f"closest: {listing(near)}" if near else f"tensors there: {listing(names, 4)}") if names else None
     is_plain = not any(c in pattern for c in "*?[") and not pattern.startswith("re:")
-    what = f"no tensor named '{printable(pattern)}'" if is_plain else f"no tensor matches '{printable(pattern)}'"
-    raise UsageError(f"{what} in {where}", hint=hint, tensor=pattern if is_plain else None)
+    what = f"no tensor named '{TENSOR}'" if is_plain else f"no tensor matches '{printable(pattern)}'"
+    place, path = (PATH, where) if isinstance(where, PathLike) else (where, None)
+    raise UsageError(f"{what} in {place}", hint=hint, tensor=pattern if is_plain else None, path=path)

@@ -128,7 +128,7 @@ def _compare_one(
     if unknown is not None:
         # Other originals may still give the same weight: only the chain could tell.
         raise InputRefused(
-            f"{name}: the stored tensors differ, and their weight is not known: {unknown.problem}",
+            f"the stored tensors differ, and their weight is not known: {unknown.problem}",
             hint="leave it out with -t",
             tensor=name,
         )

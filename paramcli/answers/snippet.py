@@ -12,7 +12,6 @@ from pathlib import Path
 
 from ..chain import Chain, parse_chain
 from ..checkpoint.source import Source
-from ..errors import InputRefused
 from ..spelling.forms import PARAMETRIZED, Group
 from ..spelling.opened import Opened
 from ..view import parse_view
@@ -30,7 +29,7 @@ def snippet(opened: Opened, path: Path, tensor: Sequence[str] = ()) -> str:
 
 def _settled(source: Source, group: Group) -> Group:
     if group.problem:
-        raise InputRefused(group.problem, hint=group.hint, tensor=group.tensor, path=source.path)
+        raise group.refusal(source.path)
     if not group.alternatives:
         return group
     from ..fitting.evaluate import read_state, settle

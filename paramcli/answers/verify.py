@@ -10,7 +10,7 @@ from .. import ranks
 from ..chain import parse_chain
 from ..checkpoint.disk.interrupts import import_torch
 from ..devices import torch_device
-from ..errors import InputRefused, UsageError
+from ..errors import TENSOR, InputRefused, UsageError
 from ..fitting.costs import cost, share_out
 from ..registry import parse_constraint
 from ..spelling.forms import Group, with_chain
@@ -41,7 +41,7 @@ def verify(
     chosen = with_chain(opened.choose(tensor), chain, view, named=bool(tensor))
     if chain and tensor and (plain := next((group for group in chosen if group.is_plain), None)) is not None:
         raise UsageError(
-            f"{printable(plain.tensor)} is a plain tensor: no chain is left in it",
+            f"{TENSOR} is a plain tensor: no chain is left in it",
             tensor=plain.tensor,
             hint="--constraint SET holds it to the set of the chain's last map (paramcli registry NAME says which)",
         )

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..dtypes import DTYPES, bits_of
-from ..errors import InputRefused
+from ..errors import PATH, TENSOR, InputRefused
 from ..text import printable, shape_text
 from .strict_json import BrokenJson, decode_utf8, read_small_object, read_text, walk_document, walk_object
 
@@ -56,20 +56,19 @@ class Header:
 
 
 def header_length(first: bytes, file_size: int) -> int:
-    """The header's length from a file's first bytes, 9 if it has them; refused when the file cannot hold it.
-
-    Messages here and below are clauses that follow a file's name: "is cut short: ...".
-    """
+    """The header's length from a file's first bytes, 9 if it has them; refused when the file cannot hold it."""
     if len(first) < 8:
-        raise InputRefused(f"is too short for a safetensors file ({file_size} bytes)", hint=_AGAIN)
+        raise InputRefused(f"{PATH} is too short for a safetensors file ({file_size} bytes)", hint=_AGAIN)
     # The format wants the brace first: that is how the file is told from others.
     if first[8:9] not in (b"", b"{"):
-        raise InputRefused("is not a safetensors file: its header does not begin with a brace")
+        raise InputRefused(f"{PATH} is not a safetensors file: its header does not begin with a brace")
     length = int.from_bytes(first[:8], "little")
     if length > MAX_HEADER_BYTES:
-        raise InputRefused(f"is not a safetensors file: its header would be {length} bytes long")
+        raise InputRefused(f"{PATH} is not a safetensors file: its header would be {length} bytes long")
     if 8 + length > file_size:
-        raise InputRefused(f"is cut short: its header alone is {length} bytes, the file has {file_size}", hint=_AGAIN)
+        raise InputRefused(
+            f"{PATH} is cut short: its header alone is {length} bytes, the file has {file_size}", hint=_AGAIN
+        )
     return length
 
 
@@ -97,12 +96,12 @@ def parse_header(data: bytes, data_size: int) -> Header:
         return at
 
     if data[:1] != b"{":
-        raise InputRefused("is not a safetensors file: its header does not begin with a brace")
+        raise InputRefused(f"{PATH} is not a safetensors file: its header does not begin with a brace")
     try:
         text = decode_utf8(data)
         walk_document(text, read_entry)
     except BrokenJson as error:
-        raise InputRefused(f"has a broken safetensors header: {error}") from None
+        raise InputRefused(f"{PATH} has a broken safetensors header: {error}") from None
     _check_coverage(tensors, data_size)
     return Header(tensors, metadata)
 
@@ -117,7 +116,7 @@ def _sizes(values: object) -> bool:
 
 def _entry(name: str, fields: dict[str, object]) -> tuple[str, tuple[int, ...], int, int]:
     def refuse(why: str) -> InputRefused:
-        return InputRefused(f"has a broken safetensors header: '{printable(name, 80)}' {why}", tensor=name)
+        return InputRefused(f"{PATH} has a broken safetensors header: '{TENSOR}' {why}", tensor=name)
 
     if fields.keys() != _FIELDS:
         raise refuse("is not exactly dtype, shape and data_offsets")
@@ -144,14 +143,17 @@ def _check_coverage(tensors: Mapping[str, tuple], data_size: int) -> None:
         if begin != position:
             gap = f"leaves {begin - position} bytes before it to no tensor"
             what = "overlaps another tensor" if begin < position else gap
-            raise InputRefused(f"has a broken safetensors header: '{printable(name, 80)}' {what}", tensor=name)
+            raise InputRefused(f"{PATH} has a broken safetensors header: '{TENSOR}' {what}", tensor=name)
         position = end
     if position > data_size:
         raise InputRefused(
-            f"is cut short: its header asks for {position} bytes of tensors, the file has {data_size}", hint=_AGAIN
+            f"{PATH} is cut short: its header asks for {position} bytes of tensors, the file has {data_size}",
+            hint=_AGAIN,
         )
     if position < data_size:
-        raise InputRefused(f"has {data_size - position} bytes after its last tensor that belong to none", hint=_AGAIN)
+        raise InputRefused(
+            f"{PATH} has {data_size - position} bytes after its last tensor that belong to none", hint=_AGAIN
+        )
 
 
 # The library lays tensors out by its enumeration of dtypes from last to first, then by name.
@@ -219,7 +221,7 @@ def _check_slot(slot: Slot) -> None:
     """Raise InputRefused for what no safetensors file can hold."""
 
     def refuse(why: str) -> InputRefused:
-        return InputRefused(f"'{printable(slot.name, 80)}' {why}", tensor=slot.name)
+        return InputRefused(f"'{TENSOR}' {why}", tensor=slot.name)
 
     if slot.name == METADATA_KEY:
         raise refuse("is a name that safetensors keeps for itself")

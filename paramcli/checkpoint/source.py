@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..dtypes import DTYPES, bits_of, nbytes_of, torch_dtype
-from ..errors import InputRefused
-from ..text import printable, printable_path
+from ..errors import PATH, TENSOR, InputRefused
+from ..text import printable
 from .disk.input_file import InputFile
 from .disk.memory import Blocks
 
@@ -38,7 +38,8 @@ class Storage:
     """A run of bytes in one file of the source: file number, offset, length.
 
     `crc` is the checksum the container recorded for these bytes (None: it records none).
-    Tensors of a torch file that share a storage share this object's `key`.
+    Tensors of a torch file that share a storage share this object's `key`. `tensor`: the only one it can be of, where
+    the container gives each its own.
     """
 
     file: int
@@ -46,6 +47,7 @@ class Storage:
     nbytes: int
     key: str
     crc: int | None = None
+    tensor: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,10 +268,11 @@ class Source:
             stream.came(len(part))
             at += len(part)
         if compare and crc != storage.crc:
-            shown, key = printable_path(file.path), printable(storage.key)
+            key = printable(storage.key) if storage.tensor is None else f"{TENSOR}: {printable(storage.key)}"
             raise InputRefused(
-                f"{shown} is damaged: the checksum of '{key}' does not match its bytes",
+                f"{PATH} is damaged: the checksum of '{key}' does not match its bytes",
                 hint="copy or download the file again",
+                tensor=storage.tensor,
                 path=file.path,
             )
         return crc

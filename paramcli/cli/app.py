@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import re
 import signal
 import sys
 import traceback
@@ -16,7 +15,7 @@ import typer
 
 from .. import __version__, ranks
 from ..errors import OutputFailed, ParamcliError, device_full
-from ..text import printable, printable_path
+from ..text import printable
 from .group import Group
 from .outlet import Outlet
 from .usage import usage_error
@@ -201,7 +200,6 @@ def _fail(error: ParamcliError, as_json: bool) -> int:
     from ..show.console import Screen
     from ..show.document import document, error_document
 
-    error.message = _whole_message(error)
     screen, run = Screen(), ranks.current()
     # Of a run's processes the one that fails first says why, and the others fail in silence.
     tells = run.fail(error) if not isinstance(error, ranks.RunFailed) or not error.told else False
@@ -212,29 +210,8 @@ def _fail(error: ParamcliError, as_json: bool) -> int:
             sys.stdout.flush()
     if tells:
         with suppress(OSError, ValueError, OutputFailed):
-            screen.error(error.message if run.leads else f"rank {run.rank}: {error.message}", error.hint)
+            screen.error(str(error) if run.leads else f"rank {run.rank}: {error}", error.hint)
     return error.exit_code
-
-
-def _whole_message(error: ParamcliError) -> str:
-    """The fact, with the tensor before it and the file after it where it does not name them itself."""
-    message = error.message
-    if error.tensor is not None and not _is_told(printable(error.tensor), message):
-        message = f"{printable(error.tensor)}: {message}"
-    if error.path is not None:
-        path = printable_path(error.path)
-        if path not in message and os.path.basename(path) not in message:
-            message = f"{message} (in {path})"
-    return " ".join(message.splitlines())
-
-
-def _is_told(tensor: str, message: str) -> bool:
-    """Does the message name the tensor? One without a dot (`w`, `weight`, `inf`) can be in it as a word or a part of
-    one.
-    """
-    if f"'{tensor}'" in message or re.match(rf"{re.escape(tensor)}(?![\w.]|:\w)", message):
-        return True
-    return "." in tensor and re.search(rf"(?<![\w.]){re.escape(tensor)}(?![\w.]*\w)", message) is not None
 
 
 def _interrupted(code: int) -> int:

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from .help import page, wants_colour
-from .usage import COMMANDS, PANELS, hoisted, with_examples_first
+from .usage import COMMANDS, PANELS, hoisted, no_such_command, with_examples_first
 from .values import read_values
 
 # Command -> its module in this package; two names would shadow the standard library's and the table's. No other name is
@@ -49,6 +49,9 @@ class Group(TyperGroup):
         return super().parse_args(ctx, hoisted(args))
 
     def resolve_command(self, ctx, args):
+        # What looks like an option is for the parser to refuse.
+        if args[0] not in self.commands and not args[0].startswith("-") and not ctx.resilient_parsing:
+            raise no_such_command(args[0], ctx.command_path)
         name, listed, rest = super().resolve_command(ctx, args)
         return name, listed and built(name), rest
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import UsageError
+from ..errors import Known, UsageError
 from ..registry import CONSTRAINTS, MEASURES, PARAMETRIZATIONS, look_up
 from ..show.console import Screen
 from ..show.document import document, registry_document
@@ -61,7 +61,7 @@ def registry(
             near = closest(family, families, 1)
             raise UsageError(
                 f"no family named '{printable(family)}'",
-                hint=f"closest: {near[0]}" if near else f"families: {', '.join(families)}",
+                hint=Known(f"closest: {near[0]}" if near else f"families: {', '.join(families)}"),
             )
         entries = [entry for entry in entries if entry.family == family]
     if as_json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from ..errors import UsageError
+from ..errors import Known, UsageError
 from ..text import closest, printable
 
 # Panel -> command -> what the list of commands says of it. In the order of use.
@@ -70,6 +70,12 @@ def typed(context: typer.Context) -> list[str]:
     return ["paramcli", *context.obj]
 
 
+def no_such_command(name: str, where: str) -> UsageError:
+    near = closest(name, COMMANDS, 1)
+    hint = f"closest: {where} {near[0]}" if near else f"known: {', '.join(COMMANDS)}"
+    return UsageError(f"no command '{printable(name)}'", hint=Known(hint))
+
+
 def usage_error(error: Exception) -> UsageError:
     """The parser's complaint in our words: what is wrong, and the nearest thing that would be right."""
     context = getattr(error, "ctx", None)
@@ -80,13 +86,7 @@ def usage_error(error: Exception) -> UsageError:
         known = [name for parameter in context.command.params for name in parameter.opts] if context else []
         near = closest(error.option_name, known, 1)
         return UsageError(
-            f"{where} has no option '{printable(error.option_name)}'", hint=f"closest: {near[0]}" if near else hint
-        )
-    if message.startswith("No such command"):
-        name = message.split("'")[1] if "'" in message else message
-        near = closest(name, context.command.commands, 1)
-        return UsageError(
-            f"no command '{printable(name)}'",
-            hint=f"closest: {where} {near[0]}" if near else f"known: {', '.join(context.command.commands)}",
+            f"{where} has no option '{printable(error.option_name)}'",
+            hint=Known(f"closest: {near[0]}") if near else hint,
         )
     return UsageError(message[:1].lower() + message[1:], hint=hint)

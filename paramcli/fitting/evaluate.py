@@ -10,7 +10,7 @@ from torch import Tensor
 from ..chain import Chain, parse_chain
 from ..checkpoint.source import Source
 from ..dtypes import dtype_name, nbytes_of
-from ..errors import InputRefused, error_context
+from ..errors import TENSOR, InputRefused, error_context
 from ..maths.base import column_major, wide
 from ..maths.norm import as_matrix
 from ..registry import target_class
@@ -18,6 +18,7 @@ from ..spelling.forms import Group
 from ..text import number_text, printable, shape_text, size_text
 from ..view import View, parse_view
 from .originals import evaluate
+from .torch_module import OtherState
 
 # u and W v / ||W v|| of a spectral norm that ran once agree exactly; an unrelated pair is near 1. Without v, u is
 # compared with one power step of its own, which a young u is still some way from.
@@ -47,7 +48,7 @@ def _by_columns(group: Group) -> set[str]:
 def require_chain(group: Group) -> None:
     """Raise InputRefused with the group's own reason where its chain is not known."""
     if group.problem:
-        raise InputRefused(group.problem, hint=group.hint, tensor=group.tensor)
+        raise group.refusal()
 
 
 def chain_of(group: Group) -> Chain:
@@ -62,7 +63,7 @@ def require_proportion(group: Group) -> None:
     weight, stored = nbytes_of(group.dtype, group.shape), sum(info.nbytes for info in group.infos.values())
     if weight > LARGE and weight > EXPANSION * stored:
         raise InputRefused(
-            f"{printable(group.tensor)} stores {size_text(stored)} and stands for a weight of {size_text(weight)} ({shape_text(group.shape)})",
+            f"{TENSOR} stores {size_text(stored)} and stands for a weight of {size_text(weight)} ({shape_text(group.shape)})",
             hint="leave it out with -t",
             tensor=group.tensor,
         )
@@ -81,7 +82,7 @@ def settle(group: Group, state: dict[str, Tensor]) -> tuple[Chain, View]:
     if scores[best] > (AGREES if "0._v" in state else AGREES_ALONE) or scores[second] < 3 * scores[best]:
         fits = " and ".join(f"{text} ({number_text(score)})" for text, score in scores.items())
         raise InputRefused(
-            f"{printable(group.tensor)} is a spectral norm whose dim neither shapes nor u and v decide: {fits}",
+            f"{TENSOR} is a spectral norm whose dim neither shapes nor u and v decide: {fits}",
             hint="say which with --chain",
             tensor=group.tensor,
         )
@@ -156,18 +157,16 @@ def weight_of(
     originals = [role for role in sorted(state) if role.startswith("original")]
     if not originals:
         raise InputRefused(
-            f"{printable(group.tensor)} has no original here, only {', '.join(map(printable, group.keys.values()))}",
+            f"{TENSOR} has no original here, only {', '.join(map(printable, group.keys.values()))}",
             hint="if this is a shard, give its folder or index",
             tensor=group.tensor,
         )
     dtype = state["original" if "original" in state else originals[-1]].dtype
     try:
         return evaluate(chain, view, group.shape, state, dtype, compute, row_major=row_major)
-    except RuntimeError as error:
-        if "state_dict" not in str(error):
-            raise
+    except OtherState:
         raise InputRefused(
-            f"{chain} does not fit the keys of {printable(group.tensor)}: {', '.join(map(printable, state))}",
+            f"{chain} does not fit the keys of {TENSOR}: {', '.join(map(printable, state))}",
             hint="give the chain and the view it was made with: --chain, --view",
             tensor=group.tensor,
         ) from None

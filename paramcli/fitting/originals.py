@@ -40,7 +40,7 @@ def widened(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor
 
 def loaded(chain: Chain, view: View, shape: Sequence[int], state: Mapping[str, Tensor]) -> nn.ModuleList:
     """The chain's modules for a weight of this shape, with their tensors set from `state`, by role, and the originals
-    beside them, as torch's `ParametrizationList` has them. RuntimeError where the state has other roles or shapes.
+    beside them, as torch's `ParametrizationList` has them. OtherState where the state has other roles or shapes.
 
     Registered on no module: that costs more than a small matrix, and makes cycles that keep every tensor alive until
     the collector runs.
@@ -56,7 +56,10 @@ def loaded(chain: Chain, view: View, shape: Sequence[int], state: Mapping[str, T
     made = {"original": originals} if isinstance(originals, Tensor) else _numbered(originals)
     for name, original in made.items():
         parts.register_parameter(name, nn.Parameter(original, requires_grad=False))
-    parts.load_state_dict(state, strict=True, assign=True)
+    try:
+        parts.load_state_dict(state, strict=True, assign=True)
+    except RuntimeError as error:
+        raise hosting.OtherState(str(error)) from error
     return parts
 
 

@@ -110,10 +110,11 @@ def require_fit(chain: Chain, view: View, shape: Sequence[int], dtype: torch.dty
         name = link.entry.name
         require_numbers(link, dtype)
         for spec in (link.domain, link.image):
+            wanted = constraint(spec)
+            wanted.name = name  # what is said of the set is said of the map
             try:
-                constraint(spec).check_shape(seen)
+                wanted.check_shape(seen)
             except InputRefused as error:
-                error.message = error.message.replace(spec.partition(":")[0], name, 1)
                 views = "--view flatten or blocks=N shows it other matrices; -t '...' can pick square ones"
                 error.hint = error.hint or (views if len(shape) > 1 else "leave it out with -t")
                 raise
@@ -134,10 +135,17 @@ def dtype_of(state: Mapping[str, Tensor]) -> torch.dtype:
     return next(tensor.dtype for role, tensor in state.items() if role.startswith("original"))
 
 
+class OtherState(RuntimeError):
+    """The tensors are not those that the chain has, by their names or shapes."""
+
+
 def load(chain: Chain, view: View, shape: Sequence[int], state: Mapping[str, Tensor]) -> nn.Module:
     """A host with the chain registered and its tensors set from `state`, by role."""
     host = register(bare(torch.empty(tuple(shape), dtype=dtype_of(state), device="meta")), "weight", chain, view)
-    host.load_state_dict({_PREFIX + role: tensor for role, tensor in state.items()}, strict=True, assign=True)
+    try:
+        host.load_state_dict({_PREFIX + role: tensor for role, tensor in state.items()}, strict=True, assign=True)
+    except RuntimeError as error:
+        raise OtherState(str(error)) from error
     return host
 
 

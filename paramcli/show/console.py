@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
 from .. import ranks
+from ..errors import Known
 from ..watch import Watch
 
 # Without a terminal there is no width to respect: a pipe gets whole lines.
@@ -67,6 +68,8 @@ class Table:
         self.air = 2
         # What is to be known of its rows, for a person.
         self.note: str | None = None
+        # Has every row with a tolerance its verdict beside it, and a good one?
+        self.judged = False
 
     def add_row(self, *cells: Styled | str) -> None:
         """Columns for which there is no cell are left empty."""
@@ -178,10 +181,7 @@ class Screen(Watch):
     def error(self, message: str, hint: str | None) -> None:
         self.err.print(Styled(("error: ", "bold red"), message))
         if hint:
-            known = hint.startswith(
-                ("closest:", "known:", "options:", "families:", "tensors there:", "arguments:", "it has:")
-            )
-            self.err.print(f"  {hint}" if known else f"  try: {hint}")
+            self.err.print(f"  {hint}" if isinstance(hint, Known) else f"  try: {hint}")
 
 
 def _columns(text: str) -> int:
@@ -219,7 +219,7 @@ def _fit(table: Table, console) -> Table:
     if fits():
         return table
     mute = [column.header for column in table.columns if column.header and set(map(str, column.cells)) <= {"-", ""}]
-    for spare in (mute, ["tolerance"] if _judged(table) else []):
+    for spare in (mute, ["tolerance"] if table.judged else []):
         if not fits():
             table = table.without(spare)
             table.air = 1
@@ -229,13 +229,3 @@ def _fit(table: Table, console) -> Table:
     if max((_columns(str(cell)) for cell in names.cells), default=0) <= console.width // 2:
         names.whole = True
     return table
-
-
-def _judged(table: Table) -> bool:
-    """Does every row with a tolerance have its verdict, and a good one?"""
-    columns = {column.header: list(map(str, column.cells)) for column in table.columns}
-    last = list(columns.values())[-1]
-    return all(
-        verdict.partition(":")[0] == "holds" or tolerance in ("-", "")
-        for tolerance, verdict in zip(columns.get("tolerance", ()), last)
-    )

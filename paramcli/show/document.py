@@ -37,7 +37,7 @@ def error_document(error: ParamcliError) -> dict:
     return {
         "error": {
             "code": error.code,
-            "message": error.message,
+            "message": str(error),
             "hint": error.hint,
             "tensor": error.tensor,
             "path": path,

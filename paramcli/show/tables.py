@@ -41,6 +41,8 @@ def edit_table(outcomes: Sequence, fold: bool = False) -> Table:
     verdict = [""] if "residual" in numbers else []
     table = Table("tensor", "chain", "shape", "dtype", *((name, "right") for name in numbers), *verdict)
 
+    table.judged = bool(verdict) and all(o.residual is None or o.residual <= o.tolerance for o in outcomes)
+
     def look(o) -> tuple:
         return o.chain, o.view, o.shape, o.dtype, o.moved is None, o.residual is None, o.tensor if o.off else None
 
@@ -94,6 +96,8 @@ def verify_table(verdicts: Sequence, fold: bool = False) -> Table:
     largest residual of each check.
     """
     table = Table("tensor", "constraint", ("residual", "right"), ("tolerance", "right"), "verdict")
+
+    table.judged = all(c.ok for v in verdicts for c in v.checks)
 
     def look(v) -> tuple:
         off = not all(c.ok for c in v.checks)

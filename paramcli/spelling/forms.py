@@ -21,10 +21,11 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from ..checkpoint.source import TensorInfo
 from ..dtypes import DTYPES, EDITABLE
-from ..errors import InputRefused
+from ..errors import TENSOR, InputRefused
 from ..text import listing, printable
 from .keys import parametrized_key, split_parametrized
 from .record import Entry
@@ -49,8 +50,8 @@ class Reading:
 class Group:
     """One tensor and the keys that spell it.
 
-    `keys`: role -> key; a plain tensor has the one role "value". `problem` says why the chain is not
-    known or the spelling is incomplete; `chain` is None then.
+    `keys`: role -> key; a plain tensor has the one role "value". `unknown` says why the chain is not known or the
+    spelling is incomplete, with TENSOR for its name, and `problem` the same with the name; `chain` is None then.
     """
 
     tensor: str
@@ -62,7 +63,7 @@ class Group:
     chain: str | None = None
     view: str | None = None
     constraint: str | None = None
-    problem: str | None = None
+    unknown: str | None = None
     hint: str | None = None
     # Chains that fit by keys and shapes; `surgery.evaluate.settle` asks the data which.
     alternatives: tuple[str, ...] = ()
@@ -70,6 +71,14 @@ class Group:
     twin: str | None = None
     # The record's word on it; None where the file carries none.
     record: Entry | None = None
+
+    @property
+    def problem(self) -> str | None:
+        return self.unknown and self.refusal().message
+
+    def refusal(self, path: Path | None = None) -> InputRefused:
+        """The error that says what is unknown of it."""
+        return InputRefused(self.unknown, hint=self.hint, tensor=self.tensor, path=path)
 
     @property
     def is_plain(self) -> bool:
@@ -250,12 +259,12 @@ def _half(base: str, suffixes: set[str], tensors: Mapping[str, TensorInfo]) -> G
     info = next(iter(infos.values()))
     if missing:
         have = " and ".join(printable(k.rpartition(".")[2]) for k in keys.values())
-        problem = f"{printable(base)} is half a {best.form} pair: {have} without {printable(missing[0])}"
+        problem = f"{TENSOR} is half a {best.form} pair: {have} without {printable(missing[0])}"
         hint = "the file is incomplete, or the name means something else: leave it out with -t"
     else:
-        problem = f"{printable(base)} looks like {best.form}, but its shapes and dtypes do not fit together"
+        problem = f"{TENSOR} looks like {best.form}, but its shapes and dtypes do not fit together"
         hint = "leave it out with -t, or give --chain"
-    return Group(base, best.form, keys, infos, info.shape, info.dtype, problem=problem, hint=hint)
+    return Group(base, best.form, keys, infos, info.shape, info.dtype, unknown=problem, hint=hint)
 
 
 def _parametrized(tensor: str, keys: dict[str, str], tensors: Mapping[str, TensorInfo], clash: bool) -> Group:
@@ -263,9 +272,7 @@ def _parametrized(tensor: str, keys: dict[str, str], tensors: Mapping[str, Tenso
     originals = sorted(role for role in parts if role.startswith("original"))
     if missing := _missing_role(parts, originals):
         first = next(iter(parts.values()))
-        problem = (
-            f"{printable(tensor)} is half a parametrization: {printable(parametrized_key(tensor, missing))} is missing"
-        )
+        problem = f"{TENSOR} is half a parametrization: {printable(parametrized_key(tensor, missing))} is missing"
         return Group(
             tensor,
             PARAMETRIZED,
@@ -273,19 +280,19 @@ def _parametrized(tensor: str, keys: dict[str, str], tensors: Mapping[str, Tenso
             parts,
             first.shape,
             first.dtype,
-            problem=problem,
+            unknown=problem,
             hint="the file is incomplete: leave it out with -t",
         )
     # Of a weight norm over the whole of a 1 x 1 tensor both originals have one entry, and v has the shape.
     stored = max((parts[role] for role in originals), key=lambda info: (info.numel, len(info.shape)))
     made = dict(tensor=tensor, form=PARAMETRIZED, keys=keys, infos=parts, shape=stored.shape, dtype=stored.dtype)
     if clash:
-        return Group(**made, problem=f"{printable(tensor)} is both a plain tensor and parametrized in this file")
+        return Group(**made, unknown=f"{TENSOR} is both a plain tensor and parametrized in this file")
     reading = read_roles(parts)
     return Group(
         **made,
         chain=reading.chain,
-        problem=reading.problem,
+        unknown=reading.problem,
         hint=_CHAIN_HINT if reading.problem else None,
         alternatives=reading.alternatives,
     )
@@ -386,7 +393,7 @@ def _recorded(
     known = dict(chain=entry.chain, view=entry.view, constraint=entry.constraint, record=entry)
     if entry.shape is not None:
         known["shape"] = entry.shape
-    group = replace(group, **known, problem=None, hint=None, alternatives=())
+    group = replace(group, **known, unknown=None, hint=None, alternatives=())
     if group.is_plain or "value" in group.keys:
         return group
     # Of a tensor whose parts lie in several shards, one shard alone has some.
@@ -397,7 +404,7 @@ def _recorded(
         return group
     problem = f"the record says {entry.chain}, and this file lacks its {listing(lacking, 3)}"
     return replace(
-        group, problem=problem, hint="if it is a shard, give its folder or index; --ignore-record reads it as it is"
+        group, unknown=problem, hint="if it is a shard, give its folder or index; --ignore-record reads it as it is"
     )
 
 
@@ -434,6 +441,6 @@ def with_chain(groups: Sequence[Group], chain: str | None, view: str | None, nam
             constraint = parsed.constraint  # no such view of it: told where its own turn comes
         known = dict(chain=chain, view=view, constraint=constraint, shape=shape)
         record = Entry("parametrized", chain, view, constraint, None if shape in originals else shape)
-        return replace(group, **known, record=record, problem=None, hint=None, alternatives=())
+        return replace(group, **known, record=record, unknown=None, hint=None, alternatives=())
 
     return [said(group) if group.tensor in meant else group for group in groups]

@@ -38,7 +38,7 @@ class Opened:
     ) -> list[Group]:
         """The groups that the patterns name, or without any those that `default` accepts."""
         if patterns:
-            return [self.groups[name] for name in select(list(self.groups), patterns, self.where)]
+            return [self.groups[name] for name in select(list(self.groups), patterns, self.source.path)]
         return [group for group in self.groups.values() if default(group)]
 
 

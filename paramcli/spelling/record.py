@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from ..checkpoint.source import RECORD_KEY, Source
 from ..checkpoint.strict_json import BrokenJson, read_any, read_text, walk_document, walk_object
-from ..errors import InputRefused, ParamcliError, error_context
+from ..errors import TENSOR, InputRefused, ParamcliError, error_context
 from ..text import listing, printable
 
 KEY = RECORD_KEY
@@ -69,7 +69,7 @@ def parse_record(text: str | None) -> dict[str, Entry]:
 
         def read_field(key: str, at: int) -> int:
             if key not in _FIELDS | _OPTIONAL:
-                raise _refuse(f"does not give exactly {', '.join(sorted(_FIELDS))} for {printable(name)}", name)
+                raise _refuse(f"does not give exactly {', '.join(sorted(_FIELDS))} for {TENSOR}", name)
             # A text or null; one field is a list of at most 64 sizes.
             fields[key], at = read_text(text, at) if text[at : at + 1] == '"' else read_any(text, at, 2048)
             return at
@@ -108,7 +108,7 @@ def join_records(texts: Mapping[str, str]) -> dict[str, Entry]:
         for name, entry in entries.items():
             if joined.setdefault(name, entry) != entry:
                 raise InputRefused(
-                    f"{printable(file)} has another paramcli record of {printable(name)} than the files before it",
+                    f"{printable(file)} has another paramcli record of {TENSOR} than the files before it",
                     hint=f"shards of different runs are mixed here; {IGNORE_HINT}",
                     tensor=name,
                 )
@@ -140,17 +140,17 @@ def _why_wrong(chain: str, view: str | None, constraint: str | None) -> str | No
 
 def _entry(name: str, fields: dict[str, object], check: Callable[..., str | None]) -> Entry:
     if set(fields) - _OPTIONAL != _FIELDS:
-        raise _refuse(f"does not give exactly {', '.join(sorted(_FIELDS))} for {printable(name)}", name)
+        raise _refuse(f"does not give exactly {', '.join(sorted(_FIELDS))} for {TENSOR}", name)
     if fields["state"] not in STATES or not isinstance(fields["chain"], str):
-        raise _refuse(f"gives {printable(name)} an unknown state or a chain that is no text", name)
+        raise _refuse(f"gives {TENSOR} an unknown state or a chain that is no text", name)
     if not all(fields[key] is None or isinstance(fields[key], str) for key in ("view", "constraint")):
-        raise _refuse(f"gives {printable(name)} a view or constraint that is no text", name)
+        raise _refuse(f"gives {TENSOR} a view or constraint that is no text", name)
     shape = fields.get("shape")
     if shape is not None and not (_is_shape(shape) and math.prod(s for s in shape if s) < 1 << 63):
-        raise _refuse(f"gives {printable(name)} a shape that is none", name)
+        raise _refuse(f"gives {TENSOR} a shape that is none", name)
     wrong = check(fields["chain"], fields["view"], fields["constraint"])
     if wrong is not None:
-        raise _refuse(f"is wrong about {printable(name)}: {wrong}", name)
+        raise _refuse(f"is wrong about {TENSOR}: {wrong}", name)
     return Entry(**{**fields, "shape": None if shape is None else tuple(shape)})
 
 
@@ -171,7 +171,8 @@ def check_against(entries: dict[str, Entry], forms: dict[str, str]) -> None:
     """Raise InputRefused where the record contradicts the tensors. `forms`: tensor name -> form in the file."""
     absent = [name for name in entries if name not in forms]
     if absent:
-        raise _refuse(f"names tensors that the file does not have: {listing(absent)}", absent[0])
+        others = f", {listing(absent[1:], 7)}" if absent[1:] else ""
+        raise _refuse(f"names tensors that the file does not have: {TENSOR}{others}", absent[0])
     for name, entry in entries.items():
         if (entry.state == "baked") != (forms[name] == "plain"):
-            raise _refuse(f"calls {printable(name)} {entry.state}, and its form in the file is {forms[name]}", name)
+            raise _refuse(f"calls {TENSOR} {entry.state}, and its form in the file is {forms[name]}", name)

@@ -22,8 +22,7 @@ from ..checkpoint.read.open import open_file
 from ..checkpoint.read.recognise import DCP_METADATA
 from ..checkpoint.source import Source
 from ..checkpoint.write.writer import MetadataOf, Sink
-from ..errors import InputRefused, OutputFailed, UsageError, error_context
-from ..text import printable, printable_path
+from ..errors import PATH, TENSOR, InputRefused, OutputFailed, UsageError, error_context
 
 _BLOCK = 1 << 20
 _HINT = "nothing was replaced; run it again, and if it happens again test this machine's disk and memory"
@@ -71,9 +70,7 @@ class CheckedSink:
         """Raise OutputFailed unless the files hold exactly the plan; `path` is the name they are to get."""
 
         def fail(why: str, tensor: str | None = None) -> OutputFailed:
-            return OutputFailed(
-                f"{printable_path(path)} was not written as planned: {why}", hint=_HINT, path=path, tensor=tensor
-            )
+            return OutputFailed(f"{PATH} was not written as planned: {why}", hint=_HINT, path=path, tensor=tensor)
 
         found: set[str] = set()
         for file in written:
@@ -86,12 +83,10 @@ class CheckedSink:
             except (InputRefused, UsageError) as error:
                 if error.path is not None and Path(error.path) not in (file, file.parent):
                     raise  # the input's fault
-                raise fail(
-                    "it does not read back: " + error.message.replace(printable_path(file), "the file"), error.tensor
-                ) from None
+                raise fail(f"it does not read back: {error.fact}", error.tensor) from None
         missing = self.slots.keys() - found
         if missing:
-            raise fail(f"{printable(min(missing))} is not in it", min(missing))
+            raise fail(f"{TENSOR} is not in it", min(missing))
 
     def _compare_file(self, result: Source, fail) -> None:
         if result.container == "safetensors" and result.metadata != dict(self.metadata(result.tensors)):
@@ -99,11 +94,11 @@ class CheckedSink:
         for name, info in result.tensors.items():
             slot = self.slots.get(name)
             if slot is None or (info.dtype, tuple(info.shape)) != (slot.dtype, tuple(slot.shape)):
-                raise fail(f"{printable(name)} is not in the plan with this dtype and shape", name)
+                raise fail(f"{TENSOR} is not in the plan with this dtype and shape", name)
             with error_context(tensor=name):
                 same = self._same_as_source(result, name) if name in self._copies else self._as_computed(result, name)
             if not same:
-                raise fail(f"{printable(name)} differs", name)
+                raise fail(f"{TENSOR} differs", name)
         for storage in result.storages.values():  # of a torch file: those of the optimizer too
             result.check_storage(storage)
 

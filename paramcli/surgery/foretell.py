@@ -25,7 +25,7 @@ def foretell(command: str, edits: Sequence[Edit], source: Source, groups: Mappin
     steps: dict[str, Step] = {}
     try:
         for edit in edits:
-            for group in tie(source, groups, groups, edit.choose(groups, ""), edit.tied):
+            for group in tie(source, groups, groups, edit.choose(groups, source.path), edit.tied):
                 promise = edit.foretell(group)
                 if promise is None or group.tensor in steps:
                     return None

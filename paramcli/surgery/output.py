@@ -15,9 +15,9 @@ from ..checkpoint.source import Source
 from ..checkpoint.write.dcp import DcpSink, part_name
 from ..checkpoint.write.torch_file import TorchSink
 from ..checkpoint.write.writer import MetadataOf, SafetensorsSink, ShardedSink, plan_shards
-from ..errors import UsageError
+from ..errors import PATH, UsageError
 from ..spelling import record as records
-from ..text import printable, printable_path
+from ..text import printable
 from .plan import Plan, Step
 
 # Longest first: .pth.tar before .tar.
@@ -220,9 +220,8 @@ def same_place(path: str | os.PathLike, source: Source, replaceable: bool) -> No
     else:
         inside = is_at(source.path) or any(is_at(file.path) for file in source.files)
     if inside:
-        shown = printable_path(path)
         hint = f"--in-place replaces it, or {ELSEWHERE}" if replaceable else ELSEWHERE
-        raise UsageError(f"{shown} is the input itself", hint=hint, path=path)
+        raise UsageError(f"{PATH} is the input itself", hint=hint, path=path)
 
 
 def index_metadata(source: Source, plan: Plan) -> dict[str, object]:

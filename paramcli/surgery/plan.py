@@ -14,10 +14,10 @@ from ..chain import Chain, parse_chain
 from ..checkpoint.header import Slot
 from ..checkpoint.source import Rows, Source
 from ..dtypes import DTYPES, dtype_name, nbytes_of
-from ..errors import InputRefused, ParamcliError
+from ..errors import TENSOR, InputRefused, ParamcliError
 from ..spelling.forms import Group
 from ..spelling.record import Entry
-from ..text import count_text, listing, printable, size_text
+from ..text import size_text
 from ..view import parse_view
 
 # A base as square as the longer side makes a long and narrow tensor many times larger. Past this factor a plan says
@@ -299,11 +299,9 @@ def with_growth(step: Step) -> Step:
 
 
 def together(refusals: Sequence[ParamcliError]) -> ParamcliError:
-    """One error for all of them: the first in full, the other tensors named."""
-    first = refusals[0]
-    if len(refusals) > 1:
-        others = [error.tensor for error in refusals[1:] if error.tensor]
-        first.message += f" ({count_text(len(refusals) - 1, 'more tensor')} refused too: {listing(others, 3)})"
+    """One error for all of them: the first, with the others as its fields."""
+    first, *others = refusals
+    first.others = others
     return first
 
 
@@ -312,7 +310,7 @@ def _refuse_collisions(slots: Sequence[Slot]) -> None:
     for slot in slots:
         if slot.name in seen:
             raise InputRefused(
-                f"the result would hold two tensors named {printable(slot.name)}",
+                f"the result would hold two tensors named {TENSOR}",
                 tensor=slot.name,
                 hint="the file already has that name; rename one of them first",
             )
@@ -324,7 +322,7 @@ def require_editable(group: Group) -> None:
     kind = DTYPES[group.dtype].kind
     if kind not in ("float", "half", "complex"):
         raise InputRefused(
-            f"{printable(group.tensor)} is {dtype_name(group.dtype)}; parametrizations need floating-point or complex numbers",
+            f"{TENSOR} is {dtype_name(group.dtype)}; parametrizations need floating-point or complex numbers",
             hint="leave it out with -t",
             tensor=group.tensor,
         )

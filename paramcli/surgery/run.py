@@ -65,7 +65,8 @@ def edit(
         error_context(path=path),
     ):
         if len(edits) == 1 and not edits[0].origin:
-            edits[0].choose(opened.groups, opened.where)  # a name that is not there is said before the output's faults
+            # A name that is not there is said before the output's faults.
+            edits[0].choose(opened.groups, opened.source.path)
         destination = output_path(opened.source, target.output, target.in_place, suffix, target.force or target.dry_run)
         output = Output(opened, destination, overwrite=target.force, in_place=target.in_place, check=target.check)
         computes = any(edit.computes for edit in edits)
@@ -111,7 +112,7 @@ def convert(
             size = DEFAULT_SHARD_SIZE
         if size is not None and is_file(destination):
             raise UsageError("--max-shard-size writes a folder of shards", hint="-o FOLDER")
-        plan, left = job.plan(opened.source, opened.groups, opened.where)
+        plan, left = job.plan(opened.source, opened.groups, opened.source.path)
         if max_shard_size and (larger := [slot.name for slot in plan.slots if slot.nbytes > size]):
             watch.note(f"larger than --max-shard-size, and each in a file of its own: {listing(larger, 4)}")
         if target.dry_run:

@@ -12,9 +12,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from ..checkpoint.source import Source, Storage, TensorInfo
-from ..errors import InputRefused, UsageError
+from ..errors import TENSOR, InputRefused, UsageError
 from ..spelling.forms import Group, detect
-from ..text import printable, printable_path
+from ..text import printable
 from .edits.base import Edit, Planning
 from .plan import Plan, Step, assemble, once, together, with_growth
 
@@ -24,10 +24,9 @@ def plan_edits(
 ) -> Plan:
     """Plan all of them; every refusal that headers decide is raised here, as one error."""
     now, steps, refusals = dict(groups), {}, []
-    where = printable_path(source.path)
     for edit in edits:
         try:
-            chosen = tie(source, groups, now, edit.choose(now, where), edit.tied)
+            chosen = tie(source, groups, now, edit.choose(now, source.path), edit.tied)
             plan_step = edit.planner(Planning(stack, source, chosen, steps.keys()))
         except (InputRefused, UsageError) as error:
             refusals.append(_located(error, edit))
@@ -49,7 +48,7 @@ def plan_edits(
 
 def _located(error: InputRefused | UsageError, edit: Edit):
     if edit.origin:
-        error.message = f"{edit.origin}: {error.message}"
+        error.origin = edit.origin
     return error
 
 
@@ -75,9 +74,8 @@ def group_after(step: Step) -> Group:
     record = {step.group.tensor: step.record} if step.record is not None else {}
     found = detect(infos, record)
     if set(found) != {step.group.tensor}:
-        raise InputRefused(
-            f"{step.action} leaves keys that no further edit can follow: {', '.join(map(printable, infos))}"
-        )
+        keys = [TENSOR if name == step.group.tensor else printable(name) for name in infos]
+        raise InputRefused(f"{step.action} leaves keys that no further edit can follow: {', '.join(keys)}")
     group = replace(found[step.group.tensor], twin=step.group.twin)
     if step.record is None and step.longest is not None and step.longest.state == "parametrized":
         # Its keys may be those of a shorter chain.
@@ -85,7 +83,7 @@ def group_after(step: Step) -> Group:
             "which chain the edit before leaves is in the data",
             "say it with --chain, or run this edit as a command of its own",
         )
-        return replace(group, chain=None, alternatives=(), problem=undecided, hint=hint)
+        return replace(group, chain=None, alternatives=(), unknown=undecided, hint=hint)
     return group
 
 
@@ -172,7 +170,7 @@ def tie(
             continue
         if how is None and len(touched) < len(names):
             raise InputRefused(
-                f"{' and '.join(printable(n) for n in names)} are one tensor (they share storage); editing one would untie them",
+                f"{' and '.join(TENSOR if n == touched[0] else printable(n) for n in names)} are one tensor (they share storage); editing one would untie them",
                 hint="--tied together edits each of them alike, --tied separate unties them",
                 tensor=touched[0],
                 path=source.path,

@@ -21,8 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ...errors import OutputFailed
-from ...text import printable_path
+from ...errors import PATH, OutputFailed
 from .direct import PAGE, Direct, Disk
 from .input_file import OpenFiles, above_standard_streams, in_use
 from .interrupts import signals_held
@@ -63,7 +62,7 @@ class Abandoned(Exception):
 def failure(error: OSError, path: str | os.PathLike) -> OutputFailed:
     """The line a person can act on, for each way a write goes wrong."""
     reason, hint = _REASONS.get(error.errno, (error.strerror or type(error).__name__, None))
-    return OutputFailed(f"cannot write {printable_path(path)}: {reason}", hint=hint, path=path)
+    return OutputFailed(f"cannot write {PATH}: {reason}", hint=hint, path=path)
 
 
 @contextmanager
@@ -78,8 +77,7 @@ def failures(path: str | os.PathLike) -> Iterator[None]:
 
 
 def _exists(path: str | os.PathLike) -> OutputFailed:
-    shown = printable_path(path)
-    return OutputFailed(f"{shown} exists already", hint=f"--force replaces it, or {ELSEWHERE}", path=path)
+    return OutputFailed(f"{PATH} exists already", hint=f"--force replaces it, or {ELSEWHERE}", path=path)
 
 
 def refuse_existing(path: str | os.PathLike, overwrite: bool) -> None:

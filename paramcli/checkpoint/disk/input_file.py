@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
-from ...errors import InputRefused
-from ...text import listing, printable_path
+from ...errors import PATH, InputRefused, Known
+from ...text import listing
 
 
 def no_such_file(path: Path) -> InputRefused:
@@ -29,8 +29,8 @@ def no_such_file(path: Path) -> InputRefused:
     # By the stem: a common extension is no likeness, and another one is none the less.
     stems = difflib.get_close_matches(path.stem, {name.stem for name in names})
     near = [str(path.parent / name) for stem in stems for name in names if name.stem == stem]
-    hint = f"closest: {listing(near, 3)}" if near else "check the path: a file, a folder of shards, or its index"
-    return InputRefused(f"no such file: {printable_path(path)}", hint=hint, path=path)
+    hint = Known(f"closest: {listing(near, 3)}") if near else "check the path: a file, a folder of shards, or its index"
+    return InputRefused(f"no such file: {PATH}", hint=hint, path=path)
 
 
 def above_standard_streams(descriptor: int) -> int:
@@ -109,7 +109,7 @@ class InputFile:
         if not stat.S_ISREG(status.st_mode):
             self.close()
             kind = "folder" if stat.S_ISDIR(status.st_mode) else "special file (pipe, socket or device)"
-            raise InputRefused(f"{printable_path(path)} is a {kind}, not a checkpoint file", path=path)
+            raise InputRefused(f"{PATH} is a {kind}, not a checkpoint file", path=path)
         self.size = status.st_size
         self._identity = _identity(status)
 
@@ -121,11 +121,9 @@ class InputFile:
         except FileNotFoundError:
             raise no_such_file(path) from None
         except OSError as error:
-            raise InputRefused(
-                f"cannot open {printable_path(path)}: {error.strerror or type(error).__name__}", path=path
-            ) from None
+            raise InputRefused(f"cannot open {PATH}: {error.strerror or type(error).__name__}", path=path) from None
         except ValueError:
-            raise InputRefused(f"not a path: {printable_path(path)}", path=path) from None
+            raise InputRefused(f"not a path: {PATH}", path=path) from None
 
     @property
     def descriptor(self) -> int:
@@ -157,7 +155,7 @@ class InputFile:
         then.
         """
         if offset < 0 or length < 0 or offset + length > self.size:
-            raise InputRefused(f"{printable_path(self.path)} is cut short", path=self.path)
+            raise InputRefused(f"{PATH} is cut short", path=self.path)
 
     def read_into(self, offset: int, view: memoryview) -> None:
         done = 0
@@ -166,12 +164,10 @@ class InputFile:
                 with in_use(self) as descriptor:
                     got = os.preadv(descriptor, [view[done : done + (1 << 30)]], offset + done)
             except OSError as error:
-                raise InputRefused(
-                    f"cannot read {printable_path(self.path)}: {error.strerror}", path=self.path
-                ) from None
+                raise InputRefused(f"cannot read {PATH}: {error.strerror}", path=self.path) from None
             if not got:
                 raise InputRefused(
-                    f"{printable_path(self.path)} was cut while it was being read",
+                    f"{PATH} was cut while it was being read",
                     hint="run again when nothing writes to it",
                     path=self.path,
                 )
@@ -189,7 +185,7 @@ class InputFile:
 
     def _changed(self) -> InputRefused:
         return InputRefused(
-            f"{printable_path(self.path)} changed while it was being read",
+            f"{PATH} changed while it was being read",
             hint="run again when nothing writes to it",
             path=self.path,
         )

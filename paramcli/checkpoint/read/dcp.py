@@ -18,8 +18,8 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ...errors import InputRefused
-from ...text import printable, printable_path
+from ...errors import TENSOR, InputRefused
+from ...text import printable
 from ..disk.input_file import InputFile, OpenFiles
 from ..pickle.pickle_data import (
     MAX_BYTES,
@@ -85,8 +85,7 @@ def open_dcp(path: Path, root: str | None = None, metadata: str = METADATA) -> S
     except InputRefused as error:
         _close(files)
         if error.path is None:
-            error.path = path
-            error.message = f"{printable_path(path)}: {error.message}"
+            error.path, error.of_file = path, True
         raise
     except BaseException:
         _close(files)
@@ -217,7 +216,7 @@ def _entry(name: str, item: object) -> _Tensor | None:
         raise _broken(f"{printable(name, 80)} has no dtype")
     if not isinstance(layout, Opaque) or layout.arguments != ("torch.strided",):
         raise InputRefused(
-            f"{printable(name, 120)} is no strided tensor",
+            f"{TENSOR} is no strided tensor",
             hint="save it as a plain dense tensor where it was made",
             tensor=name,
         )
@@ -238,7 +237,7 @@ def _check_tiling(name: str, tensor: _Tensor) -> None:
     """Raise InputRefused unless the chunks lie in the tensor, share no entry, and leave none out."""
 
     def refuse(why: str) -> InputRefused:
-        return InputRefused(f"{printable(name, 120)}: {why}", hint=_AGAIN, tensor=name)
+        return InputRefused(f"{TENSOR}: {why}", hint=_AGAIN, tensor=name)
 
     rank = len(tensor.shape)
     for chunk in tensor.chunks:
@@ -321,7 +320,7 @@ def _check_ranges(ranges: Mapping[tuple, _Range], files: Mapping[str, InputFile]
     for (name, _), r in sorted(ranges.items(), key=lambda item: (item[1].part, item[1].offset, item[1].length)):
         if r.offset + r.length > files[r.part].size:
             raise InputRefused(
-                f"{printable(r.part)} is cut short: {printable(name, 120)} reaches beyond its end",
+                f"{printable(r.part)} is cut short: {TENSOR} reaches beyond its end",
                 hint=_AGAIN,
                 tensor=name,
             )
@@ -416,15 +415,14 @@ def _info(
         try:
             info = _chunk_info(name, tensor, chunk, _Window(files[r.part], r), numbers[r.part], r.offset, notes)
         except InputRefused as error:
-            error.message = f"{printable(name, 120)} in {printable(r.part)}: {error.message}"
-            error.tensor = name
+            error.tensor, error.part = name, r.part
             raise
         pieces.append(Piece(info, chunk.offsets))
     if len(pieces) == 1:
         return pieces[0].info
     if tensor.dtype == PAIRS:
         raise InputRefused(
-            f"{printable(name, 120)} is packed in pairs, and cut into {len(pieces)} chunks",
+            f"{TENSOR} is packed in pairs, and cut into {len(pieces)} chunks",
             hint="save it in one piece",
             tensor=name,
         )
@@ -444,7 +442,7 @@ def _chunk_info(
     if not isinstance(ref, TensorRef) or ref.dtype != tensor.dtype or ref.shape != chunk.sizes:
         raise InputRefused("it holds another tensor than .metadata says", hint=_AGAIN)
     moved: dict[str, Storage] = {
-        key: replace(storage, file=number, offset=base + storage.offset, key=f"{name}: {storage.key}")
+        key: replace(storage, file=number, offset=base + storage.offset, tensor=name)
         for key, storage in storages.items()
     }
     return tensor_info(name, ref, moved)

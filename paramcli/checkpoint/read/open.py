@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from ...dtypes import DTYPES
-from ...errors import InputRefused, UsageError
-from ...text import count_text, printable, printable_path
+from ...errors import PATH, TENSOR, InputRefused, UsageError
+from ...text import count_text
 from ..disk.input_file import InputFile
 from ..source import Source
 from .recognise import ZERO_HINT, container_of, is_dcp
@@ -67,7 +67,7 @@ def _refuse_placeholders(source: Source) -> None:
         source.close()
         more = f" (and {count_text(len(empty) - 1, 'more tensor')})" if len(empty) > 1 else ""
         raise InputRefused(
-            f"{printable_path(source.path)}: {printable(empty[0], 120)}{more} is an empty placeholder of DeepSpeed ZeRO-3; its data is in other files",
+            f"{PATH}: {TENSOR}{more} is an empty placeholder of DeepSpeed ZeRO-3; its data is in other files",
             hint=ZERO_HINT,
             tensor=empty[0],
             path=source.path,

@@ -6,8 +6,7 @@ import codecs
 import os
 from pathlib import Path
 
-from ...errors import InputRefused
-from ...text import printable_path
+from ...errors import PATH, InputRefused
 from ..disk.input_file import InputFile
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -47,10 +46,9 @@ def is_dcp(folder: Path) -> bool:
 def container_of(file: InputFile) -> str:
     """'safetensors', 'torch zip' or 'torch legacy'; raises InputRefused naming what else it is."""
     head = bytes(file.read(0, min(512, file.size)))
-    shown = printable_path(file.path)
 
     def refuse(what: str, hint: str) -> InputRefused:
-        return InputRefused(f"{shown} is {what}", hint=hint, path=file.path)
+        return InputRefused(f"{PATH} is {what}", hint=hint, path=file.path)
 
     if str(file.path).endswith(".distcp"):
         raise refuse("one part of a torch.distributed.checkpoint folder", "give the folder")

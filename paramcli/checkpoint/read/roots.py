@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from ...errors import InputRefused, UsageError
+from ...errors import TENSOR, InputRefused, Known, UsageError
 from ...text import closest, count_text, listing, printable
 from ..pickle.pickle_data import Global, Opaque, StorageRef, TensorRef, members, shown
 from ..pickle.tree import walk
@@ -224,7 +224,7 @@ def choose_root(value: object, root: str | None) -> Chosen:
         if place not in found:
             near = closest(place, [name or "." for name in found]) or [name or "." for name in found]
             raise UsageError(
-                f"no state dict at --root {printable(root)}", hint=f"known: {listing(near)}" if near else None
+                f"no state dict at --root {printable(root)}", hint=Known(f"known: {listing(near)}") if near else None
             )
     elif not found:
         raise _nothing(value)
@@ -317,9 +317,7 @@ def _refuse_unreadable(key: str, item: object) -> None:
     """Raise InputRefused for tensors of kinds that have no bytes to carry; a tensor is never dropped in silence."""
     kind = special_kind(item)
     if kind is not None:
-        raise InputRefused(
-            f"{printable(key, 120)} is {kind}", hint="save it as a plain dense tensor where it was made", tensor=key
-        )
+        raise InputRefused(f"{TENSOR} is {kind}", hint="save it as a plain dense tensor where it was made", tensor=key)
 
 
 def _check_name(name: str) -> None:

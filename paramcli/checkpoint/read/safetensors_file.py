@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...errors import InputRefused
-from ...text import printable_path
+from ...errors import PATH, InputRefused
 from ..disk.input_file import InputFile
 from ..header import header_length, parse_header
 from ..source import Root, Source, Storage, TensorInfo
@@ -23,7 +22,6 @@ def open_safetensors(path: str | Path, file: InputFile | None = None) -> Source:
         file.close()
         if error.path is None:
             error.path = path
-            error.message = f"{printable_path(path)} {error.message}"
         raise
     except BaseException:
         file.close()
@@ -38,6 +36,6 @@ def open_safetensors(path: str | Path, file: InputFile | None = None) -> Source:
 def _refuse_stand_in(first: bytes) -> None:
     """Name the two things that most often lie where a shard should."""
     if first.startswith(b"version https://git-lfs"):
-        raise InputRefused("is a Git LFS pointer, not the file itself", hint="git lfs pull")
+        raise InputRefused(f"{PATH} is a Git LFS pointer, not the file itself", hint="git lfs pull")
     if first.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
-        raise InputRefused("is a web page, not a checkpoint: the download went wrong", hint="download it again")
+        raise InputRefused(f"{PATH} is a web page, not a checkpoint: the download went wrong", hint="download it again")

@@ -16,7 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ...errors import InputRefused
+from ...errors import PATH, TENSOR, InputRefused
 from ...text import count_text, listing, printable, printable_path
 from ..disk.input_file import InputFile, OpenFiles
 from ..source import RECORD_KEY, Extra, Root, Source, Storage, TensorInfo
@@ -73,18 +73,17 @@ def open_folder_or_index(path: str | Path) -> Source:
 
 
 def _open_folder(path: Path) -> Source:
-    shown = printable_path(path)
     names = _files_in(path)
     if any(name.endswith(".distcp") for name in names):
         raise InputRefused(
-            f"{shown} is a torch.distributed.checkpoint folder (DCP) without its {DCP_METADATA} file, which is written last",
+            f"{PATH} is a torch.distributed.checkpoint folder (DCP) without its {DCP_METADATA} file, which is written last",
             hint="copy the whole folder again, hidden files too",
             path=path,
         )
     names = [name for name in names if not name.startswith(".")]
     if "zero_to_fp32.py" in names or any(name.endswith("_optim_states.pt") for name in names):
         raise InputRefused(
-            f"{shown} is a DeepSpeed checkpoint folder, its weights spread over processes", hint=ZERO_HINT, path=path
+            f"{PATH} is a DeepSpeed checkpoint folder, its weights spread over processes", hint=ZERO_HINT, path=path
         )
     found: list[str] = []
     # A folder from the hub often holds the same model twice; safetensors comes first, as in every loader.
@@ -94,13 +93,13 @@ def _open_folder(path: Path) -> Source:
             break
     if len(found) > 1:
         raise InputRefused(
-            f"{shown} holds several checkpoints: {listing(found, 6)}", hint="give the one you mean", path=path
+            f"{PATH} holds several checkpoints: {listing(found, 6)}", hint="give the one you mean", path=path
         )
     if not found:
         weights = [name for name in names if name.endswith(_WEIGHTS)]
         instead = f"; it holds {listing(weights, 6)}" if weights else ""
         raise InputRefused(
-            f"{shown} is a folder without a checkpoint: no .safetensors file, no index{instead}",
+            f"{PATH} is a folder without a checkpoint: no .safetensors file, no index{instead}",
             hint="give the checkpoint file itself",
             path=path,
         )
@@ -114,7 +113,7 @@ def _files_in(folder: Path) -> list[str]:
         with os.scandir(folder) as entries:
             return sorted(entry.name for entry in entries if entry.is_file())
     except OSError as error:
-        raise InputRefused(f"cannot read the folder {printable_path(folder)}: {error.strerror}", path=folder) from None
+        raise InputRefused(f"cannot read the folder {PATH}: {error.strerror}", path=folder) from None
 
 
 def read_index(path: Path) -> Index:
@@ -130,7 +129,7 @@ def _index_in(file: InputFile) -> Index:
         return _parse_index(bytes(file.read(0, file.size)))
     except BrokenJson as error:
         raise InputRefused(
-            f"{printable_path(file.path)} is not a sound index: {error}",
+            f"{PATH} is not a sound index: {error}",
             hint="copy or download it again",
             path=file.path,
         ) from None
@@ -192,7 +191,7 @@ def _open_index(path: Path, index_path: Path) -> Source:
             place = index_path.parent / shard
             if not os.path.lexists(place):
                 raise InputRefused(
-                    f"{printable_path(index_path)} names the shard {printable(shard)}, which is not there",
+                    f"{PATH} names the shard {printable(shard)}, which is not there",
                     hint="download the missing shard, or the whole folder again",
                     path=index_path,
                 )
@@ -216,7 +215,7 @@ def _compare(index_path: Path, index: Index, shard: str, expected: Sequence[str]
 
     def refuse(name: str, why: str) -> InputRefused:
         return InputRefused(
-            f"{printable(shard)} {why} (index {printable_path(index_path)})",
+            f"{printable(shard)} {why} (index {PATH})",
             hint="download the index and all shards together again",
             tensor=name,
             path=index_path,
@@ -226,10 +225,10 @@ def _compare(index_path: Path, index: Index, shard: str, expected: Sequence[str]
         other = index.weight_map.get(name)
         if other != shard:
             told = f"puts it in {printable(other)}" if other else "does not name it"
-            raise refuse(name, f"holds '{printable(name, 80)}', and the index {told}")
+            raise refuse(name, f"holds '{TENSOR}', and the index {told}")
     for name in expected:
         if name not in part.tensors:
-            raise refuse(name, f"lacks '{printable(name, 80)}', which the index puts there")
+            raise refuse(name, f"lacks '{TENSOR}', which the index puts there")
 
 
 def _combine(path: Path, index_file: InputFile, index: Index, parts: Mapping[str, Source]) -> Source:

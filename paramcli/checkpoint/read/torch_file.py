@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ...dtypes import DTYPES
-from ...errors import InputRefused
-from ...text import listing, printable, printable_path
+from ...errors import TENSOR, InputRefused
+from ...text import listing, printable
 from ..disk.input_file import InputFile
 from ..pickle.pickle_data import (
     MAX_BYTES,
@@ -52,8 +52,7 @@ def open_torch(path: Path, file: InputFile | None = None, root: str | None = Non
     except InputRefused as error:
         file.close()
         if error.path is None:
-            error.path = path
-            error.message = f"{printable_path(path)}: {error.message}"
+            error.path, error.of_file = path, True
         raise
     except BaseException:
         file.close()
@@ -222,7 +221,7 @@ def tensor_info(name: str, ref: TensorRef, storages: Storages) -> TensorInfo:
     """The tensor as a checked byte range; raises InputRefused for one that safetensors has no form for."""
 
     def refuse(why: str, hint: str) -> InputRefused:
-        return InputRefused(f"{printable(name, 120)} {why}", hint=hint, tensor=name)
+        return InputRefused(f"{TENSOR} {why}", hint=hint, tensor=name)
 
     if ref.dtype not in DTYPES and ref.dtype != PAIRS:
         raise refuse(
@@ -259,7 +258,7 @@ def check_expansion(tensors: dict[str, TensorInfo], file_size: int) -> None:
         if total > max(EXPANSION, factor * file_size):
             largest = max(infos, key=lambda info: info.nbytes)
             raise InputRefused(
-                f"{printable(largest.name, 120)} is {what}: written out, they take {total} bytes, the file has {file_size}",
+                f"{TENSOR} is {what}: written out, they take {total} bytes, the file has {file_size}",
                 hint="save it after .contiguous()",
                 tensor=largest.name,
             )

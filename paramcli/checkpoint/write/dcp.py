@@ -16,8 +16,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ...errors import OutputFailed
-from ...text import printable_path
+from ...errors import PATH, OutputFailed
 from ..disk.atomic import AtomicFile, failures, hidden_name
 from ..disk.direct import Disk
 from ..disk.input_file import OpenFiles
@@ -233,7 +232,7 @@ class DcpSink(FolderSink):
     def check_replaced(self) -> None:
         if os.listdir(self.folder) and not is_dcp(self.folder):
             raise OutputFailed(
-                f"{printable_path(self.path)} is not a folder of torch.distributed.checkpoint, and --force replaces no other there",
+                f"{PATH} is not a folder of torch.distributed.checkpoint, and --force replaces no other there",
                 hint="remove it, or write elsewhere with -o",
                 path=self.path,
             )

@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Protocol
 
 from ... import ranks
-from ...errors import OutputFailed
-from ...text import printable, printable_path
+from ...errors import PATH, OutputFailed
+from ...text import printable
 from ..disk.atomic import (
     UNSUPPORTED,
     AtomicFile,
@@ -146,7 +146,7 @@ class FolderSink:
         place = self._building or self.folder
         if self._run.size > 1 and not place.is_dir():
             raise OutputFailed(
-                f"the folder of {printable_path(self.path)} is not one that all processes of the run see",
+                f"the folder of {PATH} is not one that all processes of the run see",
                 hint="the ranks of a run need one file system: -o a folder on it",
                 path=self.path,
             )
@@ -166,7 +166,7 @@ class FolderSink:
             return self._building.name
         if not stat.S_ISDIR(mode):
             raise OutputFailed(
-                f"{printable_path(self.path)} is no folder, which a sharded checkpoint is",
+                f"{PATH} is no folder, which a sharded checkpoint is",
                 hint="-o FOLDER",
                 path=self.path,
             )

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from ...errors import InputRefused, OutputFailed
-from ...text import printable, printable_path
+from ...errors import PATH, InputRefused, OutputFailed
+from ...text import printable
 from ..disk.direct import Disk
 from ..disk.input_file import OpenFiles
 from ..header import Slot
@@ -90,7 +90,7 @@ class ShardedSink(FolderSink):
         )
         if indexes or is_dcp(self.folder):
             raise OutputFailed(
-                f"{printable_path(self.path)} holds {other}; one folder is for one",
+                f"{PATH} holds {other}; one folder is for one",
                 hint="remove it, or write elsewhere with -o",
                 path=self.path,
             )

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...dtypes import DTYPES
-from ...errors import InputRefused
-from ...text import printable
+from ...errors import TENSOR, InputRefused
 from ..disk.atomic import AtomicFile
 from ..disk.stream import Stream
 from ..header import Slot
@@ -219,7 +218,7 @@ class TorchSink:
             self._parts[name] = at + view.nbytes, crc
         elif record.written and crc != record.crc:
             raise InputRefused(
-                f"{printable(name)} is tied to another tensor, and would get other values than that",
+                f"{TENSOR} is tied to another tensor, and would get other values than that",
                 hint="--tied separate",
                 tensor=name,
             )
@@ -274,7 +273,7 @@ def as_torch(slot: Slot) -> tuple[str, tuple[int, ...]]:
         return PAIRS, (*shape[:-1], shape[-1] // 2)
     if DTYPES[dtype].torch_name is None:
         raise InputRefused(
-            f"{printable(slot.name)} is {dtype}, which torch files cannot hold",
+            f"{TENSOR} is {dtype}, which torch files cannot hold",
             hint="-o FILE.safetensors",
             tensor=slot.name,
         )

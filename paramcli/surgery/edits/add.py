@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ...chain import check_items, parse_chain
 from ...checkpoint.header import Slot
 from ...dtypes import COMPUTE_DTYPES
-from ...errors import UsageError
+from ...errors import UsageError, error_context
 from ...spelling.forms import Group
 from ...spelling.keys import parametrized_key
 from ...spelling.record import Entry
@@ -35,10 +35,13 @@ class Add(Edit):
             raise UsageError(
                 "add needs --chain: which parametrizations, in order",
                 hint="--chain skew,cayley; paramcli registry lists them",
+                option="chain",
             )
         self._need_tensors("parametrize")
-        check_items(self.chain)
-        parse_view(self.view)
+        with error_context(option="chain"):
+            check_items(self.chain)
+        with error_context(option="view"):
+            parse_view(self.view)
 
     def planner(self, work: Planning) -> Planner:
         from ..allocate import counts

@@ -13,7 +13,7 @@ from ...chain import Chain, extend, parse_chain
 from ...checkpoint.header import Slot
 from ...checkpoint.source import Rows, Source
 from ...dtypes import dtype_name, torch_dtype
-from ...errors import CheckFailed, InputRefused, UsageError
+from ...errors import TENSOR, CheckFailed, InputRefused, UsageError
 from ...fitting import measure
 from ...fitting import torch_module as hosting
 from ...fitting.blocks import Batch, fit_ranges, stackable
@@ -32,7 +32,7 @@ from ...fitting.reach import NOTED
 from ...maths.base import compute_dtype
 from ...registry import ANY, within
 from ...spelling.forms import PARAMETRIZED, Group
-from ...text import number_text, printable, shape_text
+from ...text import number_text, shape_text
 from ...view import View, parse_view
 from ..allocate import with_count
 from ..plan import Ranges, Step, longest_of, once, require_editable
@@ -57,7 +57,7 @@ class Register:
         require_editable(group)
         if 0 in group.shape:
             raise InputRefused(
-                f"{printable(group.tensor)} has no entries (its shape is {shape_text(group.shape)})",
+                f"{TENSOR} has no entries (its shape is {shape_text(group.shape)})",
                 hint="leave it out with -t",
             )
         if group.is_plain:
@@ -110,12 +110,12 @@ class Register:
         require_chain(group)
         if group.form != PARAMETRIZED:
             raise InputRefused(
-                f"{printable(group.tensor)} is spelt the old way ({group.form})",
+                f"{TENSOR} is spelt the old way ({group.form})",
                 hint="paramcli migrate --to new first, or remove --bake",
             )
         view = parse_view(group.view)
         if self.view.text not in (None, view.text):
-            raise UsageError(f"{printable(group.tensor)} already has the view {view}; a chain has one view")
+            raise UsageError(f"{TENSOR} already has the view {view}; a chain has one view")
         # Chains between which the data decide store the same.
         olds = [parse_chain(text) for text in ([group.chain] if group.chain else group.alternatives)]
         wholes = [self._appended(old, group, view) for old in olds]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from ...dtypes import COMPUTE_DTYPES
-from ...errors import UsageError
+from ...errors import Known, UsageError
 from ...spelling.forms import Group, with_chain
 from ...text import closest, printable
 from ..plan import Promise, assigned
@@ -47,16 +48,18 @@ class Assign(Edit):
             raise UsageError(
                 "assign needs one of --from FILE[:NAME] and --with INIT",
                 hint="--with orthogonal, or --from other.safetensors",
+                option="with",
             )
         if self.with_ is not None and self.with_.removesuffix("_") not in INITS:
             near = closest(self.with_, INITS)
             raise UsageError(
                 f"no initialiser named '{printable(self.with_)}'",
-                hint=f"closest: {', '.join(near)}" if near else f"known: {', '.join(INITS)}",
+                hint=Known(f"closest: {', '.join(near)}" if near else f"known: {', '.join(INITS)}"),
+                option="with",
             )
         reading(self.chain, self.view)
 
-    def choose(self, groups: Mapping[str, Group], where: str) -> list[Group]:
+    def choose(self, groups: Mapping[str, Group], where: Path) -> list[Group]:
         return with_chain(choose(groups, self.tensor, where), *reading(self.chain, self.view), named=True)
 
     def planner(self, work: Planning) -> Planner:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...chain import Chain
 from ...checkpoint.source import Source
-from ...errors import InputRefused
+from ...errors import TENSOR, InputRefused
 from ...fitting import measure
 from ...fitting import torch_module as hosting
 from ...fitting.claims import claim_check
@@ -25,7 +25,7 @@ from ...fitting.originals import invert, loaded, rounded, widened
 from ...fitting.reach import NOTED, Reached, reach
 from ...maths.base import wide
 from ...spelling.forms import Group
-from ...text import number_text, printable
+from ...text import number_text
 from ...view import View, parse_view
 from ..plan import Step, assigned, once, require_editable
 from .slots import check_roles, numbers
@@ -51,7 +51,7 @@ class Assignment:
                 raise InputRefused(f"{chain} has no right inverse: {why}")
             if "value" in group.keys:
                 raise InputRefused(
-                    f"{printable(group.tensor)} is spelt the oldest way ({group.form})",
+                    f"{TENSOR} is spelt the oldest way ({group.form})",
                     hint="paramcli migrate --to new first",
                 )
             check_roles(group, chain, view)

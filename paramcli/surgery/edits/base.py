@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import ClassVar
 
 from ...chain import parse_chain
 from ...checkpoint.source import Source
-from ...errors import UsageError
+from ...errors import Place, UsageError, error_context
 from ...spec import check_choice, select
 from ...spelling.forms import Group
 from ...view import parse_view
@@ -37,7 +38,7 @@ def option_name(attribute: str) -> str:
     return attribute.rstrip("_").replace("_", "-")
 
 
-def choose(groups: Mapping[str, Group], patterns: Sequence[str], where: str) -> list[Group]:
+def choose(groups: Mapping[str, Group], patterns: Sequence[str], where: Path) -> list[Group]:
     """The groups that the patterns name; one that matches nothing raises UsageError."""
     return [groups[name] for name in select(list(groups), patterns, where)]
 
@@ -54,7 +55,7 @@ class Planning:
 
 @dataclass(frozen=True, kw_only=True)
 class Edit:
-    """What every editing command has. `origin` says where it was written, for messages about it."""
+    """What every editing command has. `origin` says where in a recipe it was written, for messages about it."""
 
     command: ClassVar[str]
     suffix: ClassVar[str]
@@ -63,7 +64,7 @@ class Edit:
 
     tensor: Sequence[str] | None = option((), "texts")
     tied: str | None = option(None, "text", choices=("together", "separate"))
-    origin: str = field(default="", compare=False)
+    origin: Place | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tensor", tuple(self.tensor or ()))
@@ -73,9 +74,9 @@ class Edit:
                 check_choice(name, value, declared.metadata["choices"])
             low, high = declared.metadata["minimum"], declared.metadata["maximum"]
             if value is not None and low is not None and not value >= low:
-                raise UsageError(f"--{name} {value}: must be at least {low}")
+                raise UsageError(f"--{name} {value}: must be at least {low}", option=name)
             if value is not None and high is not None and not value <= high:
-                raise UsageError(f"--{name} {value}: must be at most {high}")
+                raise UsageError(f"--{name} {value}: must be at most {high}", option=name)
         self.check()
 
     @classmethod
@@ -97,7 +98,7 @@ class Edit:
     def check(self) -> None:
         """Raise UsageError for what the options alone show to be wrong."""
 
-    def choose(self, groups: Mapping[str, Group], where: str) -> list[Group]:
+    def choose(self, groups: Mapping[str, Group], where: Path) -> list[Group]:
         """The groups this edit is for, read as its options say."""
         return choose(groups, self.tensor, where)
 
@@ -112,10 +113,15 @@ class Edit:
     def _need_tensors(self, purpose: str) -> None:
         if not self.tensor:
             raise UsageError(
-                f"{self.command} needs -t/--tensor: which tensors to {purpose}", hint="paramcli inspect lists them"
+                f"{self.command} needs -t/--tensor: which tensors to {purpose}",
+                hint="paramcli inspect lists them",
+                option="tensor",
             )
 
 
 def reading(chain: str | None, view: str | None) -> tuple[str | None, str | None]:
     """--chain and --view as the record spells them; UsageError where they are wrong."""
-    return str(parse_chain(chain)) if chain else None, parse_view(view).text
+    with error_context(option="chain"):
+        parsed = str(parse_chain(chain)) if chain else None
+    with error_context(option="view"):
+        return parsed, parse_view(view).text

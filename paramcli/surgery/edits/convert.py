@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from ...checkpoint.header import Slot
 from ...checkpoint.source import Source
 from ...dtypes import CODE_OF_TORCH, DTYPES, torch_dtype
-from ...errors import InputRefused, UsageError
+from ...errors import TENSOR, InputRefused, Known, UsageError
 from ...spec import check_choice, select
 from ...spelling.forms import Group
 from ...text import closest, count_text, printable
@@ -45,7 +46,7 @@ class Convert:
     drop: Sequence[str] = ()
     dtype: str | None = None
 
-    def plan(self, source: Source, groups: Mapping[str, Group], where: str) -> tuple[Plan, list[str]]:
+    def plan(self, source: Source, groups: Mapping[str, Group], where: Path) -> tuple[Plan, list[str]]:
         """(the plan, keys of the tensors left out because the user said so)."""
         carried = self._carried(groups, where)
         names = {key: self._stripped(key) for group in carried for key in group.keys.values()}
@@ -72,7 +73,7 @@ class Convert:
         left = [key for name, group in groups.items() if name not in kept for key in group.keys.values()]
         return Plan("convert", tuple(steps), tuple(copies), tuple(slots), record, recorded), left
 
-    def _carried(self, groups: Mapping[str, Group], where: str) -> list[Group]:
+    def _carried(self, groups: Mapping[str, Group], where: Path) -> list[Group]:
         names = list(groups)
         kept = select(names, self.keep, where) if self.keep else names
         dropped = set(select(names, self.drop, where)) if self.drop else set()
@@ -91,7 +92,7 @@ class Convert:
         for key, name in names.items():
             if name in taken:
                 raise InputRefused(
-                    f"--strip-prefix gives {printable(key)} and {printable(taken[name])} one name, {printable(name)}",
+                    f"--strip-prefix gives {TENSOR} and {printable(taken[name])} one name, {printable(name)}",
                     hint="drop one of them with --drop",
                     tensor=key,
                 )
@@ -105,7 +106,7 @@ class Convert:
                 near = closest(prefix, {key.partition(".")[0] for key in keys})
                 raise UsageError(
                     f"no tensor's name begins with the prefix '{printable(prefix.removesuffix('.'))}.'",
-                    hint=f"closest: {', '.join(map(printable, near))}" if near else None,
+                    hint=Known(f"closest: {', '.join(map(printable, near))}") if near else None,
                 )
             keys = stripped
 
@@ -145,8 +146,10 @@ def parse_size(text: str) -> int:
     """'5GB' -> 5000000000; units of 1000 (GB) and of 1024 (GiB)."""
     found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,3})?)\s*((?:[KMGT]i?)?B)?", text, re.I)
     if not found:
-        raise UsageError(f"--max-shard-size {printable(text)}: not a size", hint="e.g. 5GB or 500MiB")
+        raise UsageError(
+            f"--max-shard-size {printable(text)}: not a size", hint="e.g. 5GB or 500MiB", option="max-shard-size"
+        )
     size = int(float(found[1]) * _UNITS[(found[2] or "").upper()])
     if size < 1:
-        raise UsageError(f"--max-shard-size {printable(text)}: must be at least one byte")
+        raise UsageError(f"--max-shard-size {printable(text)}: must be at least one byte", option="max-shard-size")
     return size

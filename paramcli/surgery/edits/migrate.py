@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from ...checkpoint.header import Slot
-from ...errors import InputRefused, UsageError
+from ...errors import TENSOR, InputRefused, UsageError
 from ...registry import PARAMETRIZATIONS
 from ...spec import parse_items
 from ...spelling.forms import FORM_OF_SPELLING, OLD_FORM, PARAMETRIZED, Group
 from ...spelling.keys import parametrized_key
-from ...text import printable
 from ..plan import Step, once
 from .base import Edit, Planner, Planning, choose, option
 
@@ -29,9 +29,10 @@ class Migrate(Edit):
             raise UsageError(
                 "migrate needs --to new or --to old",
                 hint="new is torch's parametrizations.*; old is weight_g/weight_v and its like",
+                option="to",
             )
 
-    def choose(self, groups: Mapping[str, Group], where: str) -> list[Group]:
+    def choose(self, groups: Mapping[str, Group], where: Path) -> list[Group]:
         edit = self._edit()
         chosen = [
             group
@@ -75,12 +76,12 @@ class Renaming:
 
     def plan(self, group: Group) -> Step:
         if group.problem:
-            raise InputRefused(group.problem, hint=group.hint, tensor=group.tensor)
+            raise group.refusal()
         if "value" in group.keys:
             return self._plan_oldest(group)
         if self.to == "old" and group.view is not None:
             raise InputRefused(
-                f"the old spelling has no views, and {printable(group.tensor)} has {group.view}: code that reads it would see another weight",
+                f"the old spelling has no views, and {TENSOR} has {group.view}: code that reads it would see another weight",
                 hint="leave it out with -t",
             )
         names = {role: self._name(group, role) for role in group.keys}
@@ -107,7 +108,7 @@ class Renaming:
         )
 
         def run(source, device, compute):
-            from ..fitting.evaluate import complete, read_state, settle
+            from ...fitting.evaluate import complete, read_state, settle
 
             state = read_state(source, group, device)
             chain, _ = settle(group, state)

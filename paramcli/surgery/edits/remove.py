@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from ...checkpoint.header import Slot
 from ...dtypes import COMPUTE_DTYPES
-from ...errors import InputRefused
+from ...errors import TENSOR, InputRefused
 from ...spelling.forms import Group, with_chain
-from ...text import printable, shape_text
+from ...text import shape_text
 from ..plan import Promise, Step, baked
 from .base import Edit, Planner, Planning, choose, option, reading
 
@@ -34,13 +35,13 @@ class Remove(Edit):
     def check(self) -> None:
         reading(self.chain, self.view)
 
-    def choose(self, groups: Mapping[str, Group], where: str) -> list[Group]:
+    def choose(self, groups: Mapping[str, Group], where: Path) -> list[Group]:
         found = choose(groups, self.tensor, where) if self.tensor else list(groups.values())
         parametrized = [group for group in found if not group.is_plain]
         chosen = with_chain(parametrized, *reading(self.chain, self.view), named=bool(self.tensor))
         if not chosen and self.tensor:
             raise InputRefused(
-                f"{printable(found[0].tensor)} is a plain tensor already",
+                f"{TENSOR} is a plain tensor already",
                 hint="paramcli inspect shows the form of each",
                 tensor=found[0].tensor,
             )
@@ -67,13 +68,13 @@ class Unparametrize:
         if "original" not in group.keys:
             several = ", ".join(sorted(role for role in group.keys if role.startswith("original")))
             raise InputRefused(
-                f"{printable(group.tensor)} has several originals ({several or 'none complete'}); none of them alone is the weight",
+                f"{TENSOR} has several originals ({several or 'none complete'}); none of them alone is the weight",
                 hint="remove --bake keeps the value",
             )
         shape = group.infos["original"].shape
         if shape != group.shape:
             raise InputRefused(
-                f"the original of {printable(group.tensor)} is {shape_text(shape)} and the weight {shape_text(group.shape)}; it cannot take its place",
+                f"the original of {TENSOR} is {shape_text(shape)} and the weight {shape_text(group.shape)}; it cannot take its place",
                 hint="remove --bake keeps the value",
             )
         renames = {group.tensor: group.keys["original"]}

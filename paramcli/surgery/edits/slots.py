@@ -9,7 +9,7 @@ from torch import Tensor
 from ...chain import Chain
 from ...checkpoint.header import Slot
 from ...dtypes import code_of, torch_dtype
-from ...errors import InputRefused, UsageError
+from ...errors import TENSOR, InputRefused, UsageError
 from ...fitting import torch_module as hosting
 from ...fitting.evaluate import (
     identities,
@@ -70,7 +70,7 @@ def check_roles(group: Group, chain: Chain, view: View) -> None:
         lacking, extra = sorted(set(wanted) - set(have)), sorted(set(have) - set(wanted))
         told = [f"lacks {printable(k)}" for k in lacking[:2]] + [f"has {printable(k)} besides" for k in extra[:2]]
         raise InputRefused(
-            f"{chain} does not fit the keys of {printable(group.tensor)}: the file {', '.join(told)}",
+            f"{chain} does not fit the keys of {TENSOR}: the file {', '.join(told)}",
             hint="give the chain and the view it was made with: --chain, --view",
         )
 

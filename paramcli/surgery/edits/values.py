@@ -14,7 +14,7 @@ from torch import Tensor
 from ...checkpoint.read.open import open_checkpoint
 from ...checkpoint.source import Source
 from ...dtypes import torch_dtype
-from ...errors import InputRefused, error_context
+from ...errors import TENSOR, InputRefused, error_context
 from ...fitting.evaluate import effective, require_chain
 from ...fitting.torch_module import generators_kept, start_generators, tensor_seed
 from ...registry import ANY, parse_constraint
@@ -103,8 +103,9 @@ class TakenFrom:
         wanted = self._wanted(group)
         require_chain(wanted)
         if tuple(wanted.shape) != tuple(group.shape):
+            name = TENSOR if wanted.tensor == group.tensor else printable(wanted.tensor)
             raise InputRefused(
-                f"{printable(wanted.tensor)} in {printable_path(self.source.path)} is {shape_text(wanted.shape)}, not {shape_text(group.shape)}"
+                f"{name} in {printable_path(self.source.path)} is {shape_text(wanted.shape)}, not {shape_text(group.shape)}"
             )
 
     def __call__(self, group: Group, device: object) -> Tensor:
@@ -130,13 +131,14 @@ def masks_from(spec: str | None) -> Iterator[Callable[[Group], Tensor] | None]:
             found = next((key for key in names if key in source.tensors), None)
             if found is None:
                 raise InputRefused(
-                    f"no mask for {printable(group.tensor)} in {printable_path(path)}",
+                    f"no mask for {TENSOR} in {printable_path(path)}",
                     hint=f"it holds {listing(source.tensors, 4)}; --mask FILE:NAME says which",
                 )
             mask = source.read(found)
             if tuple(mask.shape) != tuple(group.shape):
                 shapes = f"{shape_text(mask.shape)}, not {shape_text(group.shape)}"
-                raise InputRefused(f"the mask {printable(found)} in {printable_path(path)} is {shapes}")
+                shown = TENSOR if found == group.tensor else printable(found)
+                raise InputRefused(f"the mask {shown} in {printable_path(path)} is {shapes}")
             return mask
 
         yield mask_for
