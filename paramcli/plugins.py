@@ -1,8 +1,8 @@
 """Entries of third parties: from installed packages, or from a file that the user names.
 
-A family is anything with `PARAMETRIZATIONS` and, if it needs new sets, `CONSTRAINTS`: tuples of the
-entries in `catalogue.entry`, a module as often as not. An installed package offers it through the
-entry-point group `paramcli.parametrizations`; `--plugin FILE.py:NAME` names one on the command line.
+A family is anything with the tables that `paramcli.plugin` describes, a module as often as not. An
+installed package offers it through the entry-point group `paramcli.parametrizations`;
+`--plugin FILE.py:NAME` names one on the command line.
 What a checkpoint holds never decides what is imported here: installed plug-ins load at every start,
 before any file is opened, and no name in a record is ever looked for.
 """

@@ -7,7 +7,7 @@ when each item's domain contains the image before it; the sets and their inclusi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib import import_module
 
 from .catalogue import (
@@ -24,7 +24,7 @@ from .catalogue import (
     sparse,
     structured,
 )
-from .catalogue.entry import ConstraintEntry, Entry
+from .catalogue.entry import ConstraintEntry, Entry, MeasureEntry
 from .errors import Known, UsageError
 from .spec import Item, Value, is_name, parse_items, value_text
 from .text import closest, printable
@@ -52,26 +52,43 @@ ORIGINS: dict[str, str] = {}
 
 
 def add_family(family: object, origin: str) -> None:
-    """Add the entries of a plug-in; UsageError where they are none, or take a name that is taken."""
-    sets, maps = tuple(getattr(family, "CONSTRAINTS", ())), tuple(getattr(family, "PARAMETRIZATIONS", ()))
+    """Add the entries of a plug-in's tables; `origin` is shown on their cards.
+
+    Raises UsageError, and adds nothing, where they are no entries, take a name that is taken, or name one that is not
+    there.
+    """
+    sets, maps, measured = (
+        tuple(getattr(family, name, ())) for name in ("CONSTRAINTS", "PARAMETRIZATIONS", "MEASURES")
+    )
     if not sets and not maps:
         raise UsageError(f"{origin} has no PARAMETRIZATIONS and no CONSTRAINTS")
-    for table, entries, kind in ((CONSTRAINTS, sets, ConstraintEntry), (PARAMETRIZATIONS, maps, Entry)):
+    brought = (
+        (CONSTRAINTS, sets, ConstraintEntry),
+        (PARAMETRIZATIONS, maps, Entry),
+        (MEASURES, measured, MeasureEntry),
+    )
+    for table, entries, kind in brought:
+        taken = set(table)
         for entry in entries:
             if not isinstance(entry, kind) or not is_name(entry.name):
                 raise UsageError(f"{origin}: {printable(entry, 80)} is no {kind.__name__} with a lower-case name")
-            if entry.name in table:
+            if entry.name in taken:
                 raise UsageError(f"{origin}: the name {entry.name} is taken")
-    CONSTRAINTS.update({entry.name: entry for entry in sets})
-    known = {name for entry in maps for pair in entry.maps for name in pair if isinstance(name, str)}
-    unknown = sorted(name for name in known if name.partition(":")[0] not in CONSTRAINTS)
-    unknown += [name for entry in sets for name in entry.within if name not in CONSTRAINTS]
-    if unknown:
-        for entry in sets:
-            del CONSTRAINTS[entry.name]
-        raise UsageError(f"{origin}: no constraint named {printable(unknown[0])}")
-    PARAMETRIZATIONS.update({entry.name: entry for entry in maps})
+            taken.add(entry.name)
+    named = [name.partition(":")[0] for entry in maps for pair in entry.maps for name in pair if isinstance(name, str)]
+    named += [name for entry in sets for name in (*entry.within, *entry.implies, *filter(None, [entry.closure]))]
+    _require_known(named, (*CONSTRAINTS, *(entry.name for entry in sets)), "constraint", origin)
+    keepers = [entry.keeper for entry in sets if entry.keeper]
+    _require_known(keepers, (*PARAMETRIZATIONS, *(entry.name for entry in maps)), "parametrization", origin)
+    for table, entries, _ in brought:
+        table.update({entry.name: entry for entry in entries})
     ORIGINS.update({entry.name: origin for entry in (*sets, *maps)})
+
+
+def _require_known(named: Iterable[str], known: Collection[str], kind: str, origin: str) -> None:
+    unknown = sorted(set(named).difference(known))
+    if unknown:
+        raise UsageError(f"{origin}: no {kind} named {printable(unknown[0])}")
 
 
 def within(name: str, other: str) -> bool:

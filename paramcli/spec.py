@@ -76,6 +76,10 @@ class Argument:
     minimum: float | None = None
     maximum: float | None = None
 
+    def __post_init__(self) -> None:
+        if not hasattr(self, f"_{self.type}"):
+            raise ValueError(f"the argument {self.name} has a type '{self.type}' that no text is read as")
+
     def parse(self, text: str, who: str) -> Value:
         """The typed value; raises UsageError saying what would be one."""
         try:

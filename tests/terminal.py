@@ -145,7 +145,7 @@ def _is_ours(step: list[str]) -> bool:
     # A plug-in changes the table for good: in a process of its own.
     return (
         (step[0] == "paramcli" and "--plugin" not in step)
-        or (step[0] == "python" and len(step) == 2)
+        or (step[0] == "python" and len(step) == 2 and "add_family" not in Path(step[1]).read_text())
         or step == ["echo", "$?"]
     )
 
@@ -170,11 +170,15 @@ def _in_process(step: list[str], code: int) -> int:
 
 
 def _in_bash(line: str) -> int:
-    """With paramcli of this clone on the path, whether or not one is installed."""
+    """With paramcli of this clone and this Python on the path, whether or not others are installed."""
     with tempfile.TemporaryDirectory() as folder:
-        command = Path(folder) / "paramcli"
-        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m paramcli "$@"\n')
-        command.chmod(0o755)
+        # As in this process: no document may depend on how long a run takes.
+        patient = "from paramcli.show import progress; progress.PATIENCE_SECONDS = 1e6"
+        ours = f"-c '{patient}; from paramcli.cli.app import main; main()' "
+        for name, what in (("paramcli", ours), ("python", "")):
+            command = Path(folder) / name
+            command.write_text(f'#!/bin/sh\nexec "{sys.executable}" {what}"$@"\n')
+            command.chmod(0o755)
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": path}
         return subprocess.run(["bash", "-c", line], env=environment, check=False).returncode

@@ -22,7 +22,7 @@ FLOORS = (
     ("fitting",),
     ("answers",),
     ("surgery",),
-    ("recipe", "live"),
+    ("recipe", "live", "plugin"),
     ("show",),
     ("api",),
     ("cli", "__main__"),

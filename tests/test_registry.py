@@ -5,9 +5,12 @@ import inspect
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import paramcli
 from paramcli.catalogue.entry import Entry
@@ -66,6 +69,26 @@ def test_no_code_decides_by_the_name_of_an_entry():
                 if isinstance(node, ast.Compare):
                     compared = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
                     assert not names & compared, f"{path}:{node.lineno}"
+
+
+def test_an_entry_under_another_name_has_all_that_is_special_about_it(paramcli, tmp_path, monkeypatch):
+    """A mask from a file, the word on a weight without zeros, one threshold over all tensors, torch's own function."""
+    for name in ("mask", "prune_l1", "weight_norm"):
+        monkeypatch.setitem(PARAMETRIZATIONS, f"my_{name}", replace(PARAMETRIZATIONS[name], name=f"my_{name}"))
+    a, b, m, out = (tmp_path / f"{name}.safetensors" for name in "abmo")
+    save_file({"a.weight": torch.arange(1.0, 5).reshape(2, 2), "b.weight": torch.arange(5.0, 9).reshape(2, 2)}, a)
+    save_file({"a.weight": torch.eye(2)}, m)
+    paramcli("add", a, "-t", "a.weight", "--chain", "my_mask", "--mask", m, "-o", b)
+    assert torch.equal(load_file(b)["a.parametrizations.weight.0.mask"], torch.eye(2).bool())
+    told = paramcli("add", a, "-t", "a.weight", "--chain", "my_mask", "-o", b, "-f")
+    assert "nothing is masked" in told.out + told.err
+    paramcli("add", a, "-t", "*", "--chain", "my_prune_l1:amount=0.5:scope=global", "-o", out)
+    masks = [load_file(out)[f"{name}.parametrizations.weight.0.mask"] for name in "ab"]
+    assert not masks[0].any() and masks[1].all()
+    told = paramcli("add", a, "-t", "*", "--chain", "skew,my_prune_l1:amount=0.5:scope=global", "-n", code=2).err
+    assert "scope=global prunes" in told and "--chain my_prune_l1:amount=0.3:scope=global" in told
+    paramcli("add", a, "-t", "a.weight", "--chain", "my_weight_norm", "-o", out, "-f")
+    assert "parametrizations.weight_norm(model.get_submodule('a'), 'weight', dim=0)" in paramcli("snippet", out).out
 
 
 def test_no_family_takes_a_name_of_another():

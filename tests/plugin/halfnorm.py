@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from paramcli.catalogue.entry import ConstraintEntry, Entry
-from paramcli.maths.base import Constraint, Parametrization
+from paramcli.plugin import Constraint, ConstraintEntry, Entry, Parametrization
 
 
 class Halves(Constraint):
