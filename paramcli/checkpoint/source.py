@@ -298,7 +298,7 @@ class Source:
             return self._read(info)
         whole = torch.empty(info.shape, dtype=torch_dtype(info.dtype))
         for piece in info.pieces:
-            place = tuple(slice(at, at + size) for at, size in zip(piece.offsets, piece.info.shape))
+            place = tuple(slice(at, at + size) for at, size in zip(piece.offsets, piece.info.shape, strict=True))
             whole[place] = self._read(piece.info)
         return whole
 
@@ -331,7 +331,7 @@ class Source:
             file, offset, length = info.run
             return torch.frombuffer(self._read_block(file, offset, length), dtype=dtype).reshape(info.shape)
         width = DTYPES[info.dtype].bits // 8
-        span = (1 + sum((size - 1) * step for size, step in zip(info.shape, info.stride))) * width
+        span = (1 + sum((size - 1) * step for size, step in zip(info.shape, info.stride, strict=True))) * width
         data = self.files[info.storage.file].read(info.storage.offset + info.offset, span)
         flat = torch.frombuffer(data, dtype=dtype)
         return flat.as_strided(info.shape, info.stride).contiguous()

@@ -123,7 +123,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[Cell | str]], numbers
         return "number" if heading in numbers else ""
 
     head = "".join(f'<th scope="col"{kinds(_kind(h))}><button type="button">{text(h)}</button></th>' for h in headings)
-    body = "".join("<tr>" + "".join(cell(h, c) for h, c in zip(headings, row)) + "</tr>\n" for row in rows)
+    body = "".join("<tr>" + "".join(cell(h, c) for h, c in zip(headings, row, strict=True)) + "</tr>\n" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
 
 

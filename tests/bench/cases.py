@@ -217,7 +217,8 @@ def _differing(one: Contender, two: Contender) -> int:
             with safe_open(part, "pt") as a:
                 seen.update(a.keys())
                 count += sum(
-                    a.get_tensor(key).numpy().tobytes() != b.get_tensor(key).numpy().tobytes() for key in a.keys()
+                    a.get_tensor(key).numpy().tobytes() != b.get_tensor(key).numpy().tobytes()
+                    for key in sorted(a.keys())
                 )
         assert seen == set(b.keys())
     remove(one.output)

@@ -80,7 +80,7 @@ def write_zip(path: Path, source: Path) -> Path:
         header = json.loads(file.read(length))
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         state: dict[str, Tensor] = {}
-        for name in opened.keys():
+        for name in list(opened.keys()):
             entry = header[name]
             begin, end = (8 + length + offset for offset in entry["data_offsets"])
             dtype = torch_dtype(entry["dtype"])

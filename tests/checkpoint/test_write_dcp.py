@@ -202,7 +202,7 @@ def test_parts_are_of_at_most_the_size_that_is_asked_for(tmp_path, paramcli):
 
 def test_edits_write_such_folders_too(model, tmp_path, paramcli):
     """add, remove and migrate take -o FOLDER.dcp, and say that the record has no place there."""
-    path, state = model
+    path, _ = model
     told = paramcli("add", path, "-t", "fc.weight", "--chain", "weight_norm", "-o", tmp_path / "added.dcp", "--check")
     assert "a DCP folder has no place for the record" in told.err
     paramcli("add", path, "-t", "fc.weight", "--chain", "weight_norm", "-o", tmp_path / "added.safetensors")
@@ -335,7 +335,7 @@ def test_a_folder_of_something_else_is_left_alone(model, tmp_path, paramcli):
 
 def test_shards_are_not_written_into_a_dcp_folder(model, tmp_path, paramcli):
     """Beside .metadata new shards would never be read: the folder is refused, and stays the checkpoint it is."""
-    path, state = model
+    path, _ = model
     paramcli("convert", path, "-o", tmp_path / "x.dcp")
     os.rename(tmp_path / "x.dcp", tmp_path / "step")
     before = files(tmp_path / "step")

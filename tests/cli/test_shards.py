@@ -134,7 +134,7 @@ def test_convert_without_an_output_says_what_it_needs(folder, tmp_path, paramcli
 
 def test_a_shard_has_the_record_of_its_own_tensors(folder, tmp_path, paramcli):
     """Headers together grow with the checkpoint, not with its square; the folder and each shard alone verify."""
-    path, state, _ = folder
+    path, _, _ = folder
     added = tmp_path / "added"
     paramcli("add", path, "-t", "layer.*.weight", "--chain", "skew", "--max-change", "2", "-o", added, "--check")
     named = []

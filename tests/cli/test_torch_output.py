@@ -91,7 +91,7 @@ def test_packed_views_stay_packed_through_a_migration(tmp_path, paramcli):
     assert {t.untyped_storage().nbytes() for t in state.values()} == {160} and len(
         {t.untyped_storage().data_ptr() for t in state.values()}
     ) == 1
-    assert all(torch.equal(a, b) for a, b in zip(state.values(), views.values()))
+    assert all(torch.equal(a, b) for a, b in zip(state.values(), views.values(), strict=True))
 
 
 def test_ties_of_torch_shards_survive_a_merge(tmp_path, paramcli):

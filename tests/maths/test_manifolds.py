@@ -162,7 +162,7 @@ def test_cayley_and_expm_start_alike_and_part_later():
     assert all(torch.equal(state["0.base"], states["expm"]["0.base"]) for state in states.values())
     step = 1e-2 * randn(4, 4)
     values = []
-    for triv, state in states.items():
+    for triv in states:
         host = register(bare(W.clone()), "weight", parse_chain(f"so:triv={triv}"))
         host.parametrizations.weight.original.data.copy_(step)
         values.append(host.weight.detach())

@@ -215,9 +215,11 @@ def test_a_signal_while_it_begins_or_cleans_up_leaves_nothing(moment, tensors, t
             signal.raise_signal(signal.SIGINT)
 
         monkeypatch.setattr(sink if moment == "abandon" else ThreadPoolExecutor, moment, interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            with Writing(Plan("x", (), tuple((key, key) for key in source.tensors), slots, {}, {}), source, sink):
-                raise KeyboardInterrupt
+        with (
+            pytest.raises(KeyboardInterrupt),
+            Writing(Plan("x", (), tuple((key, key) for key in source.tensors), slots, {}, {}), source, sink),
+        ):
+            raise KeyboardInterrupt
     assert sorted(os.listdir(tmp_path)) == ["a.safetensors"]
 
 

@@ -42,7 +42,7 @@ def test_bake_is_torchs_live_value_to_the_bit(dtype, map, triv, tmp_path, paramc
         paramcli("remove", tmp_path / source, "--chain", chain, "-o", tmp_path / "b.safetensors", "-f")
         proof = paramcli("verify", tmp_path / "b.safetensors", "--json").json["tensors"]
         baked = load_file(tmp_path / "b.safetensors")
-        for (name, host), shape in zip(hosts.items(), SHAPES):
+        for (name, host), shape in zip(hosts.items(), SHAPES, strict=True):
             live = host
             if source == "a.safetensors":
                 live = registered(shape, dtype, map, triv, seed=1)

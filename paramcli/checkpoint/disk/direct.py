@@ -14,6 +14,7 @@ import mmap
 import os
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from .input_file import above_standard_streams
@@ -113,10 +114,9 @@ class Direct:
         with self._lock:
             descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
-            try:
+            # The writes were done when they returned, and whether all is on the disk the fsync says.
+            with suppress(OSError):
                 os.close(descriptor)
-            except OSError:
-                pass  # the writes were done when they returned, and whether all is on the disk the fsync says
 
 
 def _begins_at_a_page(data: memoryview) -> bool:

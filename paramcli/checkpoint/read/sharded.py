@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -337,10 +337,9 @@ def _contents(path: str | Path) -> tuple[Path, list[str], set[str]]:
     shards: set[str] = set()
     for index in names:
         if index.endswith((INDEX_SUFFIX, TORCH_INDEX_SUFFIX)):
-            try:
+            # One that is not ours, and not sound: its shards are known by their endings.
+            with suppress(InputRefused):
                 shards.update(read_index(folder / index).weight_map.values())
-            except InputRefused:
-                pass  # an index that is not ours, and not sound: its shards are known by their endings
     return folder, names, shards
 
 

@@ -202,7 +202,7 @@ def _span(ref: TensorRef, storages: Storages) -> tuple[Storage, int]:
     if type(base) is not int or base < 0:
         raise InputRefused("uses a broken storage view")
     start = (base + ref.offset) * element_width(ref.dtype)
-    last = 0 if 0 in ref.shape else 1 + sum((size - 1) * step for size, step in zip(ref.shape, ref.stride))
+    last = 0 if 0 in ref.shape else 1 + sum((size - 1) * step for size, step in zip(ref.shape, ref.stride, strict=True))
     if start + last * element_width(ref.dtype) > storage.nbytes:
         raise InputRefused("lies outside its storage")
     return storage, start
@@ -269,7 +269,7 @@ def is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
     if 0 in shape:
         return True
     expected = 1
-    for size, step in zip(reversed(shape), reversed(stride)):
+    for size, step in zip(reversed(shape), reversed(stride), strict=True):
         if size != 1:
             if step != expected:
                 return False
