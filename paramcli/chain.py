@@ -150,7 +150,8 @@ class Chain:
             try:
                 stored = link.entry.stores(shape, link.arguments)
             except Exception:
-                return None  # a shape that the link does not take, or a plug-in's mistake; planning says what matters of it
+                # A shape that the link does not take, or a plug-in's mistake; planning says what matters of it.
+                return None
             for name, what in stored.items():
                 if not name.startswith("original"):
                     roles[f"{index}.{name}"] = what

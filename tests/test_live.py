@@ -70,7 +70,9 @@ def test_register_raw_is_torchs_own_registration():
     ],
 )
 def test_a_half_precision_model_has_the_value_that_its_file_bakes_to(chain, dtype, init, tmp_path, paramcli_run):
-    """torch has no such maps in half precision on the CPU: they are computed in float32 and rounded once, as in a bake."""
+    """torch has no such maps in half precision on the CPU: they are computed in float32 and rounded once,
+    as in a bake.
+    """
     m = model()["fc"].to(dtype)
     with torch.no_grad():
         m.weight[0] *= torch.linalg.det(m.weight.float()).sign().to(dtype)
@@ -82,7 +84,9 @@ def test_a_half_precision_model_has_the_value_that_its_file_bakes_to(chain, dtyp
 
 
 def test_register_refuses_with_the_fact():
-    """Unknown names, ill-typed chains, shapes and strict members are refused by type, and the module stays as it was."""
+    """Unknown names, ill-typed chains, shapes and strict members are refused by type, and the module stays
+    as it was.
+    """
     m = model()
     for error, arguments in (
         (UsageError, ("weihgt", "skew")),
@@ -307,5 +311,8 @@ def test_verify_keeps_each_part_in_its_own_mode():
 
 def test_importing_the_package_is_cheap():
     """`import paramcli` loads no torch; the public functions do when they are first used."""
-    code = "import paramcli, sys; assert 'torch' not in sys.modules; paramcli.register; assert 'torch' in sys.modules; import paramcli.cli.verify; assert callable(paramcli.verify)"
+    code = (
+        "import paramcli, sys; assert 'torch' not in sys.modules; paramcli.register; assert 'torch' in sys.modules; "
+        "import paramcli.cli.verify; assert callable(paramcli.verify)"
+    )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

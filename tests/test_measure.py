@@ -21,7 +21,9 @@ BAD = (float("nan"), float("inf"), float("-inf"))
 
 @pytest.mark.parametrize("dtype, bad, place", list(itertools.product(DTYPES, BAD, (0, 7, -1))))
 def test_one_bad_entry_is_seen_wherever_it_is(dtype, bad, place):
-    """NaN and both infinities, in every floating dtype, as torch.isfinite sees them; without it the tensor is finite."""
+    """NaN and both infinities, in every floating dtype, as torch.isfinite sees them; without it the tensor
+    is finite.
+    """
     W = torch.linspace(-1, 1, 40).to(dtype)
     assert measure.all_finite(W)
     W[place] = bad

@@ -171,7 +171,9 @@ class Source:
 
     @property
     def tells_strides(self) -> bool:
-        """Is a tensor without strides row-major where it was saved? torch's files keep strides, the others have none."""
+        """Is a tensor without strides row-major where it was saved? torch's files keep strides, the others
+        have none.
+        """
         return self.container in ("torch zip", "torch legacy", "sharded torch")
 
     @property

@@ -72,7 +72,9 @@ def write_shards(folder: Path, slots: Iterable[Slot], count: int) -> Path:
 
 
 def write_zip(path: Path, source: Path) -> Path:
-    """The tensors of a safetensors file as torch.save writes them, each its own storage; they are never all in memory."""
+    """The tensors of a safetensors file as torch.save writes them, each its own storage; they are never all
+    in memory.
+    """
     from safetensors import safe_open
 
     with safe_open(source, "pt") as opened, source.open("rb") as file:

@@ -84,7 +84,9 @@ def pieces(data: bytes, seed: int) -> list[tuple[int, bytes]]:
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("kind", [bytes, bytearray])
 def test_pieces_in_any_order_give_the_same_file(folder, calls, seed, kind):
-    """Whole pages go past the cache, in calls that the disk can take; what shares a page with another piece does not."""
+    """Whole pages go past the cache, in calls that the disk can take; what shares a page with another piece
+    does not.
+    """
     data = random.Random(seed).randbytes(SIZE)
     with AtomicFile(folder / "out") as file:
         file.reserve(SIZE)

@@ -144,7 +144,9 @@ HOSTILE = {
 
 @pytest.mark.parametrize("what", HOSTILE)
 def test_hostile_pickles_are_refused_in_time(checkpoint, what):
-    """A hostile pickle is refused in the time of a loop over the longest pickle there may be, and a constant of memory."""
+    """A hostile pickle is refused in the time of a loop over the longest pickle there may be, and a
+    constant of memory.
+    """
     first, took, grown = outcome(checkpoint(HOSTILE[what]))
     assert first.startswith("refused"), first
     assert took < MOST_STEPS and grown < 1000

@@ -140,7 +140,9 @@ def test_processes_load_their_shards(tmp_path, paramcli):
 
 
 def test_the_description_is_torch_s_own(model, tmp_path, paramcli):
-    """.metadata, unpickled, is the object that torch's writer makes, but for places in the files and for who saved it."""
+    """.metadata, unpickled, is the object that torch's writer makes, but for places in the files and for
+    who saved it.
+    """
     path, state = model
     paramcli("convert", path, "-o", tmp_path / "m.dcp")
     ours = pickle.loads((tmp_path / "m.dcp" / ".metadata").read_bytes())  # written by this test
@@ -295,7 +297,9 @@ def test_a_checkpoint_that_is_replaced_leaves_none_of_its_parts(model, tmp_path,
 
 
 def test_a_hostile_old_description_removes_nothing_but_parts(model, tmp_path, paramcli):
-    """Names in the .metadata that is replaced are followed to part files beside it alone; one that is broken, to none."""
+    """Names in the .metadata that is replaced are followed to part files beside it alone; one that is
+    broken, to none.
+    """
     path, state = model
     out = tmp_path / "out.dcp"
     for name in ("thesis.pdf", "../outside.distcp", str(tmp_path / "outside.distcp")):

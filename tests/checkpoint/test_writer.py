@@ -69,7 +69,9 @@ def copying(request, monkeypatch) -> str:
 
 
 def test_the_bytes_of_a_lazy_conjugate_are_its_values():
-    """torch's conj() and the imaginary part of one are views that change values on reading; bytes must not miss that."""
+    """torch's conj() and the imaginary part of one are views that change values on reading; bytes must not
+    miss that.
+    """
     X = torch.randn(3, 4, dtype=torch.complex64)
     for view, real in (
         (X.conj(), torch.conj_physical(X)),

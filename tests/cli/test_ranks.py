@@ -286,7 +286,9 @@ def test_torchrun_gives_the_bytes_of_one_process(tmp_path):
 
 
 def test_torchrun_with_a_killed_rank_leaves_nothing(tmp_path):
-    """A rank killed half way through its shards: torchrun fails, and there is no folder, no index, no temporary file."""
+    """A rank killed half way through its shards: torchrun fails, and there is no folder, no index, no
+    temporary file.
+    """
     folder, script = make_folder(tmp_path / "model"), tmp_path / "killed.py"
     script.write_text(KILLED)
     done = torchrun(str(script), "remove", str(folder), "--bake", "-o", str(tmp_path / "out"))

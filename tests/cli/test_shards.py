@@ -84,7 +84,9 @@ def test_a_pair_over_two_shards_bakes_and_merges(folder, tmp_path, paramcli):
 
 
 def test_a_split_is_kept_unless_a_size_is_given(folder, tmp_path, paramcli):
-    """convert to a folder keeps the shards; --max-shard-size makes others, a tensor larger than it has one to itself."""
+    """convert to a folder keeps the shards; --max-shard-size makes others, a tensor larger than it has one
+    to itself.
+    """
     path, state, _ = folder
     paramcli("convert", path, "-o", tmp_path / "same")
     check_index(tmp_path / "same")

@@ -86,7 +86,9 @@ def content(path: str) -> bytes:
 
 @pytest.mark.parametrize("device", NAMES)
 def test_what_is_put_on_holds_and_bakes_to_the_cpus_weights(device, plain, paramcli):
-    """add, verify and remove: made there it holds here and there, and the bakes of one file on both are equal weights."""
+    """add, verify and remove: made there it holds here and there, and the bakes of one file on both are
+    equal weights.
+    """
     made = put_on(paramcli, device, "made")
     for where, baked in ((device, "there.safetensors"), ("cpu", "here.safetensors")):
         paramcli("verify", made, "--device", where)

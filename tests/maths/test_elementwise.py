@@ -1,4 +1,6 @@
-"""Positive, interval and increasing entries, probabilities: torch, closed forms and independent algorithms as oracles."""
+"""Positive, interval and increasing entries, probabilities: torch, closed forms and independent algorithms
+as oracles.
+"""
 
 import pytest
 import torch

@@ -21,7 +21,9 @@ RECORDED = {"chain": "spectral_norm:dim=1", "constraint": "unit_spectral_norm:di
 
 @pytest.fixture
 def tensors() -> dict[str, torch.Tensor]:
-    """A square spectral norm of dim 1, which only its u and v tell, in the spelling of torch, and something beside it."""
+    """A square spectral norm of dim 1, which only its u and v tell, in the spelling of torch, and something
+    beside it.
+    """
     torch.manual_seed(0)
     W = torch.randn(24, 24)
     U, _, Vh = torch.linalg.svd(W.T.double())

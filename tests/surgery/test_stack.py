@@ -103,7 +103,9 @@ def test_what_one_tensor_is_refused_for_is_told_of_it_alone(tmp_path, paramcli):
 
 
 def test_a_whole_file_of_small_tensors_is_batched_and_unchanged_in_meaning(tmp_path, paramcli, monkeypatch):
-    """Many tensors of two shapes reach the maths in few calls, are reported in order, and bake to torch's own values."""
+    """Many tensors of two shapes reach the maths in few calls, are reported in order, and bake to torch's
+    own values.
+    """
     weights = {f"l.{index:02d}.weight": W for index, W in enumerate(rotations(15, 6) + rotations(15, 8))}
     save_file({**weights, "bias": torch.ones(3)}, tmp_path / "a.safetensors")
     calls = []
@@ -131,7 +133,9 @@ def test_a_whole_file_of_small_tensors_is_batched_and_unchanged_in_meaning(tmp_p
 @pytest.mark.parametrize("threads", [2, 3, 40])
 @pytest.mark.parametrize("part", [1, 144, 1000, 1 << 17])
 def test_parts_of_a_stack_give_the_bits_of_the_whole(threads, part, monkeypatch, tmp_path):
-    """However many threads share a stack, in whatever parts, each matrix comes out as it does alone, and in its place."""
+    """However many threads share a stack, in whatever parts, each matrix comes out as it does alone, and in
+    its place.
+    """
     monkeypatch.setattr(execute, "SHARED_OUT", 0)
     monkeypatch.setattr(execute, "PART", part)
     Xs = {f"l.{index:02d}": torch.randn(12, 12) for index in range(17)}

@@ -56,7 +56,9 @@ def test_bake_is_torchs_live_value_to_the_bit(dtype, map, triv, tmp_path, paramc
 
 @pytest.mark.parametrize("map", MAPS)
 def test_a_base_that_was_saved_row_by_row_is_used_so(map, tmp_path, paramcli):
-    """torch copies a square weight that is orthogonal to begin with, and a torch file tells that its base is row-major."""
+    """torch copies a square weight that is orthogonal to begin with, and a torch file tells that its base
+    is row-major.
+    """
     host = trained(
         (64, 64),
         torch.float64,

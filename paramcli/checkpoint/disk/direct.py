@@ -39,7 +39,9 @@ def new_block() -> memoryview:
 
 
 class Disk:
-    """What an output of `size` bytes is written to, and whether it is to be written past the cache: all its files ask."""
+    """What an output of `size` bytes is written to, and whether it is to be written past the cache: all its
+    files ask.
+    """
 
     def __init__(self, size: int):
         self.direct = size >= LEAST and hasattr(os, "O_DIRECT")

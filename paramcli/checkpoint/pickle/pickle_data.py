@@ -56,7 +56,9 @@ class Opaque:
 
 
 class Items(dict):
-    """A dict subclass: `cls` with the arguments it was called with, and the `attributes` BUILD put on it (`_metadata`)."""
+    """A dict subclass: `cls` with the arguments it was called with, and the `attributes` BUILD put on it
+    (`_metadata`).
+    """
 
     cls: Global
     arguments: tuple = ()

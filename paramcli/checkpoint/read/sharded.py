@@ -76,7 +76,8 @@ def _open_folder(path: Path) -> Source:
     names = _files_in(path)
     if any(name.endswith(".distcp") for name in names):
         raise InputRefused(
-            f"{PATH} is a torch.distributed.checkpoint folder (DCP) without its {DCP_METADATA} file, which is written last",
+            f"{PATH} is a torch.distributed.checkpoint folder (DCP) without its {DCP_METADATA} file, "
+            "which is written last",
             hint="copy the whole folder again, hidden files too",
             path=path,
         )

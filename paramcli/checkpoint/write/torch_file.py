@@ -81,7 +81,9 @@ class TorchSink:
     # --- what goes where -------------------------------------------------------------------------
 
     def _plan_storages(self, copies: Sequence[tuple[str, str]], tied: Mapping[str, str]) -> None:
-        """Whole source storages for those that only untouched tensors use; a storage of its own for every other tensor."""
+        """Whole source storages for those that only untouched tensors use; a storage of its own for every
+        other tensor.
+        """
         here = dict(copies)
         used: dict[tuple, set[str]] = {}
         for key, info in self.source.tensors.items():
