@@ -150,7 +150,8 @@ class Chain:
             try:
                 stored = link.entry.stores(shape, link.arguments)
             except Exception:
-                return None  # a shape that the link does not take, or a plug-in's mistake; planning says what matters of it
+                # A shape that the link does not take, or a plug-in's mistake; planning says what matters of it.
+                return None
             for name, what in stored.items():
                 if not name.startswith("original"):
                     roles[f"{index}.{name}"] = what
@@ -164,7 +165,7 @@ class Chain:
         The right inverse of a link lands in its domain, so that must lie in the image before it.
         """
         image = ANY
-        for before, link in zip((None, *self.links), self.links):
+        for before, link in zip((None, *self.links[:-1]), self.links, strict=True):
             if before is not None and not within(link.domain.partition(":")[0], image):
                 return f"the right inverse of {link.entry.name} does not lie in the values of {before.entry.name}"
             image = link.image.partition(":")[0]
@@ -188,17 +189,16 @@ def parse_chain(text: str) -> Chain:
                 f"{entry.name} stores {what}, so it can only be the first of a chain",
                 hint=f"{entry.name},{links[0].entry.name}",
             )
-        for domain, result in entry.maps:
-            if within(image.partition(":")[0], domain):
-                break
-        else:
-            _ill_typed(entry, links, image)
+        fitting = next((pair for pair in entry.maps if within(image.partition(":")[0], pair[0])), None)
+        if fitting is None:
+            raise _ill_typed(entry, links, image)
+        domain, result = fitting
         links.append(Link(entry, arguments, domain, result if isinstance(result, str) else result(arguments)))
         image = links[-1].image
     return Chain(tuple(links))
 
 
-def _ill_typed(entry: Entry, links: list[Link], image: str) -> None:
+def _ill_typed(entry: Entry, links: list[Link], image: str) -> UsageError:
     wanted = " or ".join(domain for domain, _ in entry.maps)
     before = (
         f"after {links[-1].entry.name} it gets {CONSTRAINTS[image.partition(':')[0]].name}"
@@ -212,7 +212,7 @@ def _ill_typed(entry: Entry, links: list[Link], image: str) -> None:
         if isinstance(made, str) and any(within(made.partition(":")[0], d) for d, _ in entry.maps)
     ]
     working = " or ".join(f"{name},{entry.name}" for name in dict.fromkeys(sources) if name != entry.name)
-    raise UsageError(f"{entry.name} wants {wanted} values; {before}", hint=working)
+    return UsageError(f"{entry.name} wants {wanted} values; {before}", hint=working)
 
 
 def check_items(text: str) -> None:

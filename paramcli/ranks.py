@@ -145,7 +145,8 @@ class Ranks(Alone):
                 if until is not None and time.monotonic() > until:
                     missing = [key.rpartition("/")[2] for key in keys if not self.store.check([key])]
                     raise RunFailed(
-                        f"{len(missing)} of the {self.size} processes that RANK and WORLD_SIZE speak of did not come: rank {', '.join(missing[:6])}",
+                        f"{len(missing)} of the {self.size} processes that RANK and WORLD_SIZE speak of did not come: "
+                        f"rank {', '.join(missing[:6])}",
                         exit_code=2,
                         code="usage",
                         told=False,
@@ -291,7 +292,10 @@ def join() -> None:
     except (RuntimeError, ValueError) as error:
         raise UsageError(
             f"the processes that RANK and WORLD_SIZE speak of cannot meet ({type(error).__name__})",
-            hint="start them with torchrun; one process alone: without RANK, WORLD_SIZE and LOCAL_RANK in its environment",
+            hint=(
+                "start them with torchrun; one process alone: without RANK, "
+                "WORLD_SIZE and LOCAL_RANK in its environment"
+            ),
         ) from None
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 # Family -> what its entries are for, in the reader's words; a family that is missing here is a failing test.
 FAMILIES = {
     "symmetric": "symmetric and skew-symmetric matrices",
-    "orthogonal": "rotations, orthogonal and (semi-)orthogonal matrices; `matrix_exp` of a symmetric one is positive definite",
+    "orthogonal": (
+        "rotations, orthogonal and (semi-)orthogonal matrices; `matrix_exp` of a symmetric one is positive definite"
+    ),
     "norm": "length and direction, largest singular value, unit rows, balls",
     "mask": "pruning: masks that are stored, by size, at random, by slices, N of every M",
     "complex": "Hermitian matrices; with `cayley` or `matrix_exp` unitary ones",

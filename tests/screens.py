@@ -35,7 +35,8 @@ SESSIONS = {
     "add": [
         "paramcli add -h",
         "paramcli add ckpt.pt -t fc.weight --chain skew,cayley",
-        "paramcli add fixtures/silero_vad_16k.safetensors -t lstm_cell.weight_hh --view blocks=4 --chain skew,cayley -n",
+        "paramcli add fixtures/silero_vad_16k.safetensors -t lstm_cell.weight_hh --view blocks=4 --chain skew,cayley "
+        "-n",
         "paramcli add ckpt.pt -t out.weight --chain skew,cayley -f",
         "paramcli add ckpt.pt -t fc.wieght --chain skew -f",
     ],

@@ -133,7 +133,7 @@ def _run(line: str, code: int) -> int:
             steps[-1].append(word)
     if not all(_is_ours(step) for step in steps):
         return _in_bash(line)
-    for how, step in zip(join, steps):
+    for how, step in zip(join, steps, strict=True):
         if how == ";" or code == 0:
             code = _in_process(step, code)
     return code

@@ -40,7 +40,7 @@ def outcome(number: int, moved: float, residual: float | None, tolerance: float 
 
 
 def rows(table) -> list[list[str]]:
-    return [[str(cell) for cell in row] for row in zip(*(column.cells for column in table.columns))]
+    return [[str(cell) for cell in row] for row in zip(*(column.cells for column in table.columns), strict=True)]
 
 
 def test_a_folded_edit_shows_the_worst_of_each_number():

@@ -70,7 +70,9 @@ GRAPH = {name_of(path): imports(path) for path in FILES if name_of(path)}
 
 @pytest.mark.parametrize("name", sorted(GRAPH))
 def test_imports_go_down(name):
-    """No file knows one that stands above it. (The package's own face names everything, and is asked for its version.)"""
+    """No file knows one that stands above it. (The package's own face names everything, and is asked for
+    its version.)
+    """
     up = {other for other in GRAPH[name] if floor(other) > floor(name)}
     assert not up, f"{name} imports {', '.join(sorted(up))}"
 

@@ -121,7 +121,10 @@ def test_ci_finds_the_readmes_lines():
 def test_a_document_that_tells_another_story_is_mended(tmp_path):
     """A wrong output is replaced, an elision keeps its place, a rounding error of another machine is left alone."""
     page = tmp_path / "page.md"
-    shown = "```console\n$ echo one; echo two; echo three\none\n...\nthree\n$ echo 1.5e-07\n9.9e-08\n$ echo right\nwrong\n$ false\n$ echo $?\n0\n```\n"
+    shown = (
+        "```console\n$ echo one; echo two; echo three\none\n...\nthree\n"
+        "$ echo 1.5e-07\n9.9e-08\n$ echo right\nwrong\n$ false\n$ echo $?\n0\n```\n"
+    )
     page.write_text(shown)
     assert docs.play(page) == shown.replace("wrong", "right").replace("$?\n0", "$?\n1")
     page.write_text("```console\n$ echo 0.5\n0.4\n```\n")
@@ -143,7 +146,10 @@ def test_unchecked_blocks_are_refused(tmp_path):
 
 def test_a_terminal_is_a_terminal(tmp_path):
     """On the stage a program sees a terminal of that width on all three streams, and a pipe where none is asked for."""
-    program = "import os, sys\nprint([os.isatty(i) for i in range(3)], sys.stdout.isatty() and os.get_terminal_size(1).columns)\n"
+    program = (
+        "import os, sys\n"
+        "print([os.isatty(i) for i in range(3)], sys.stdout.isatty() and os.get_terminal_size(1).columns)\n"
+    )
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "p.py").write_text(program)
     assert run_line("python p.py", tmp_path / "work", 87)[1] == "[True, True, True] 87\n"

@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def models(tmp_path, paramcli, monkeypatch):
 def sums(ckpt: str, names: list[str]) -> dict[str, tuple[int, str]]:
     """Path -> (bytes, SHA-256), by hashlib."""
     paths = [ckpt if name == ckpt else os.path.join(ckpt, name) for name in names]
-    return {path: (os.path.getsize(path), hashlib.sha256(open(path, "rb").read()).hexdigest()) for path in paths}
+    return {path: (os.path.getsize(path), hashlib.sha256(Path(path).read_bytes()).hexdigest()) for path in paths}
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
@@ -55,7 +56,7 @@ def test_a_report_names_every_file_that_was_read(command, container, models, par
     ckpt, names = CONTAINERS[container]
     name, *rest = command
     paramcli(name, ckpt, *rest, "--report", "r.html")
-    text = open("r.html").read()
+    text = Path("r.html").read_text()
     for path, (nbytes, digest) in sums(ckpt, names).items():
         assert re.search(
             f'<td>{re.escape(path)}</td><td class="number" data-value="{nbytes}">{nbytes}</td><td>{digest}</td>', text
@@ -105,10 +106,10 @@ def test_a_file_that_changes_meanwhile_is_refused(changed, how, models, paramcli
     measure, path = verdict.verify_group, os.path.join("shards", changed)
 
     def changing(*arguments):
-        data = open(path, "rb").read()
+        data = Path(path).read_bytes()
         if how == "replaced":
             os.rename(path, "old")
-        open(path, "wb").write(data)
+        Path(path).write_bytes(data)
         os.utime(path, ns=(1, 1))
         return measure(*arguments)
 
@@ -166,7 +167,7 @@ def test_the_command_is_text_that_a_shell_takes_back(name, models, paramcli):
     import shlex
 
     paramcli("discover", "m.safetensors", "--report", name)
-    text = open(name).read()
+    text = Path(name).read_text()
     shown = html.unescape(re.search("<dt>command</dt><dd>(.*?)</dd>", text)[1])
     assert "<b" not in text.partition("<dl>")[2].partition("</dl>")[0] and "\x1b" not in text and "\u202e" not in text
     escaped = name.replace("\x1b", "\\x1b").replace("\u202e", "\\u202e").replace("\udcff", "\\xff")

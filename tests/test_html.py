@@ -188,7 +188,11 @@ def test_a_page_that_fetches_is_noticed(reports, tmp_path):
 @needs_chromium
 def test_tables_sort_by_a_click(reports, tmp_path):
     """The page's own script, clicked by one that only this test lets in: numbers by value, both ways."""
-    click = "const b = document.querySelectorAll('th')[2].firstChild; b.click(); const up = document.querySelector('td').textContent; b.click(); document.title = up + '|' + document.querySelector('td').textContent + '|' + b.parentNode.ariaSort"
+    click = (
+        "const b = document.querySelectorAll('th')[2].firstChild; b.click(); "
+        "const up = document.querySelector('td').textContent; b.click(); document.title = up + '|' + "
+        "document.querySelector('td').textContent + '|' + b.parentNode.ariaSort"
+    )
     text = reports["diff"].read_text()
     text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text).replace(
         "</body>", f"<script>{click}</script></body>"

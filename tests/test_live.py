@@ -70,7 +70,9 @@ def test_register_raw_is_torchs_own_registration():
     ],
 )
 def test_a_half_precision_model_has_the_value_that_its_file_bakes_to(chain, dtype, init, tmp_path, paramcli_run):
-    """torch has no such maps in half precision on the CPU: they are computed in float32 and rounded once, as in a bake."""
+    """torch has no such maps in half precision on the CPU: they are computed in float32 and rounded once,
+    as in a bake.
+    """
     m = model()["fc"].to(dtype)
     with torch.no_grad():
         m.weight[0] *= torch.linalg.det(m.weight.float()).sign().to(dtype)
@@ -82,7 +84,9 @@ def test_a_half_precision_model_has_the_value_that_its_file_bakes_to(chain, dtyp
 
 
 def test_register_refuses_with_the_fact():
-    """Unknown names, ill-typed chains, shapes and strict members are refused by type, and the module stays as it was."""
+    """Unknown names, ill-typed chains, shapes and strict members are refused by type, and the module stays
+    as it was.
+    """
     m = model()
     for error, arguments in (
         (UsageError, ("weihgt", "skew")),
@@ -155,14 +159,14 @@ def test_round_trip_from_disk_through_training_to_plain_weights(tensor, chain, v
         optimizer.zero_grad()
         sum((o - 1).square().mean() for o in outputs(m)).backward()
         optimizer.step()
-    assert not any(torch.allclose(a, b, atol=1e-3) for a, b in zip(before, outputs(m)))
+    assert not any(torch.allclose(a, b, atol=1e-3) for a, b in zip(before, outputs(m), strict=True))
     paramcli.save(m, tmp_path / "trained.safetensors")
     if claim:
         assert claim in paramcli_run("verify", tmp_path / "trained.safetensors").out
     paramcli_run("remove", tmp_path / "trained.safetensors", "--bake", "-o", tmp_path / "plain.safetensors")
     plain = model()
     plain.load_state_dict(load_file(tmp_path / "plain.safetensors"), strict=True)
-    for a, b in zip(outputs(plain), outputs(m)):
+    for a, b in zip(outputs(plain), outputs(m), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
@@ -193,7 +197,7 @@ def test_load_speaks_every_spelling(tmp_path):
     nn.utils.weight_norm(same["conv"], dim=1)
     nn.utils.spectral_norm(same["fc"])
     paramcli.load(same, tmp_path / "old.ckpt")
-    assert all(torch.equal(a, b) for a, b in zip(same.state_dict().values(), old.state_dict().values()))
+    assert all(torch.equal(a, b) for a, b in zip(same.state_dict().values(), old.state_dict().values(), strict=True))
 
 
 def test_load_names_what_does_not_fit(tmp_path):
@@ -225,10 +229,10 @@ def test_a_refused_load_leaves_the_model_as_it_was(already, tmp_path):
         paramcli.load(m, path)
     after = list(m.named_parameters())
     assert [name for name, _ in after] == [name for name, _ in before] and all(
-        a is b for (_, a), (_, b) in zip(after, before)
+        a is b for (_, a), (_, b) in zip(after, before, strict=True)
     )
     assert (
-        all(torch.equal(p, copy) for p, copy in zip(m.parameters(), copies))
+        all(torch.equal(p, copy) for p, copy in zip(m.parameters(), copies, strict=True))
         and [type(part) for part in m.modules()] == kinds
     )
     assert m["fc"](torch.ones(1, 8)).isfinite().all()
@@ -247,7 +251,7 @@ def test_a_user_s_random_numbers_are_left_alone(chain, tmp_path, monkeypatch):
     layers = [nn.Linear(8, 8) for _ in range(4)]
     torch.default_generator.manual_seed(3)
     state = torch.get_rng_state()
-    for layer, init in zip(layers, ("project", "raw")):
+    for layer, init in zip(layers[:2], ("project", "raw"), strict=True):
         paramcli.register(layer, "weight", chain, init=init)
     paramcli.register(layers[2], "weight", "symmetric")
     paramcli.register(layers[2], "weight", "prune_random:amount=0.5")
@@ -307,5 +311,8 @@ def test_verify_keeps_each_part_in_its_own_mode():
 
 def test_importing_the_package_is_cheap():
     """`import paramcli` loads no torch; the public functions do when they are first used."""
-    code = "import paramcli, sys; assert 'torch' not in sys.modules; paramcli.register; assert 'torch' in sys.modules; import paramcli.cli.verify; assert callable(paramcli.verify)"
+    code = (
+        "import paramcli, sys; assert 'torch' not in sys.modules; paramcli.register; assert 'torch' in sys.modules; "
+        "import paramcli.cli.verify; assert callable(paramcli.verify)"
+    )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

@@ -21,7 +21,9 @@ BAD = (float("nan"), float("inf"), float("-inf"))
 
 @pytest.mark.parametrize("dtype, bad, place", list(itertools.product(DTYPES, BAD, (0, 7, -1))))
 def test_one_bad_entry_is_seen_wherever_it_is(dtype, bad, place):
-    """NaN and both infinities, in every floating dtype, as torch.isfinite sees them; without it the tensor is finite."""
+    """NaN and both infinities, in every floating dtype, as torch.isfinite sees them; without it the tensor
+    is finite.
+    """
     W = torch.linspace(-1, 1, 40).to(dtype)
     assert measure.all_finite(W)
     W[place] = bad
@@ -55,7 +57,7 @@ def test_moved_of_several_is_that_of_each_alone():
     after, before = (torch.randn(4, 30, 20, generator=generator) for _ in range(2))
     after[1], before[2] = before[1], 0
     found = measure.moved_of_each(after, before)
-    assert found == pytest.approx([measure.moved(a, b) for a, b in zip(after, before)], rel=1e-14)
+    assert found == pytest.approx([measure.moved(a, b) for a, b in zip(after, before, strict=True)], rel=1e-14)
     assert found[1] == 0 and found[2] == float("inf")
     a, b = (torch.randn(2 * measure.BLOCK + 7, generator=generator) for _ in range(2))
     parted = measure.Moved()
@@ -73,7 +75,7 @@ def test_several_are_measured_as_each_alone():
     measured = measure.Measured("orthogonal", shape, dtype, dtype, count=4)
     measured.add(W)
     assert not measured.finite
-    for check, one in zip(measured.result(), W):
+    for check, one in zip(measured.result(), W, strict=True):
         alone = measure.check("orthogonal", one)
         assert check.ok == alone.ok and check.tolerance == alone.tolerance
         assert check.residual == pytest.approx(alone.residual, rel=1e-6, nan_ok=True)

@@ -111,7 +111,7 @@ def test_patterns_choose_by_name_glob_and_regex():
 
 def test_a_pattern_that_matches_nothing_shows_the_closest():
     """fc.wieght is answered with fc.weight."""
-    with pytest.raises(UsageError, match="no tensor named 'fc.wieght' in f") as caught:
+    with pytest.raises(UsageError, match=r"no tensor named 'fc\.wieght' in f") as caught:
         select(["fc.weight", "fc.bias"], ["fc.wieght"], "f")
     assert caught.value.hint == "closest: fc.weight"
     with pytest.raises(UsageError, match="regular expression"):

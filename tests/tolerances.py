@@ -1,8 +1,10 @@
 """python -m tests.tolerances: how far each tolerance is from what rounding leaves, for every set, dtype and size.
 
     rounded    the worst residual of members (tests/maths/members.py) rounded to the dtype
-    maps       the worst of values that chains compute in the dtype from originals of many sizes, and of fits to random weights
-    ratio      tolerance / the worse of the two; "exact" where both are 0, "-" where the residual has what measuring it is off by taken off
+    maps       the worst of values that chains compute in the dtype from originals of many sizes, and of fits to random
+               weights
+    ratio      tolerance / the worse of the two; "exact" where both are 0, "-" where the residual has what
+               measuring it is off by taken off
 
 A line for each condition of a set. `--write` renews docs/tolerances.md; `--sizes 8,64` takes fewer.
 """
@@ -200,7 +202,8 @@ def table(found: Iterable[Line]) -> str:
         name = f"`{line.spec}`" + (f" {line.what}" if line.what else "")
         ratio = "exact" if line.exact else f"{line.ratio:.1f}" if line.ratio < float("inf") else "-"
         rows.append(
-            f"| {name} | {line.dtype} | {line.n} | {line.tolerance / unit:.3g} | {line.rounded / unit:.2g} | {line.maps / unit:.2g} | {ratio} |"
+            f"| {name} | {line.dtype} | {line.n} | {line.tolerance / unit:.3g} | {line.rounded / unit:.2g} | "
+            f"{line.maps / unit:.2g} | {ratio} |"
         )
     return "\n".join(rows)
 

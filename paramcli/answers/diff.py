@@ -192,5 +192,8 @@ def advice(
     for prefix in ("module.", "_orig_mod.", "model."):
         for few, many, label in ((only_b, only_a, "A"), (only_a, only_b, "B")):
             if few and {f"{prefix}{name}" for name in few} & set(many):
-                return f"the names of {label} carry the prefix {prefix}: paramcli convert {label} --strip-prefix {prefix} -o OUT"
+                return (
+                    f"the names of {label} carry the prefix {prefix}: paramcli convert {label} --strip-prefix {prefix} "
+                    "-o OUT"
+                )
     return None

@@ -177,7 +177,9 @@ def spectra(source: Source, group: Group, view: str | None = None, device: str =
         shown = [(of, _matrices(seen.into(W))) for of, W in stages]
         # Block by block, so that before stands beside after.
         matrices = tuple(
-            spectrum for parts in zip(*(_spectra_of(of, batch) for of, batch in shown)) for spectrum in parts
+            spectrum
+            for parts in zip(*(_spectra_of(of, batch) for of, batch in shown), strict=True)
+            for spectrum in parts
         )
         return Spectra(
             group.tensor,

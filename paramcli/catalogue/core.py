@@ -104,7 +104,10 @@ CONSTRAINTS = (
         target="exponential:PositiveDefinite",
         within=("psd", "positive_determinant"),
         arguments=(Argument("least", "float", "a bound below the eigenvalues", 0.0, minimum=0, maximum=1),),
-        residual="row of A - A^T / row of A, the largest; what lambda_min / max |lambda| lacks of what rounding may leave of a zero, and of least",
+        residual=(
+            "row of A - A^T / row of A, the largest; what lambda_min / max |lambda| lacks of what rounding may leave "
+            "of a zero, and of least"
+        ),
         closure="psd",
     ),
     ConstraintEntry(
@@ -175,8 +178,13 @@ PARAMETRIZATIONS = (
         summary="skew-symmetric to a rotation without half turns",
         law="Q = (I + X)(I - X)^-1",
         maps=(("skew", "special_orthogonal"), ("skew_hermitian", "unitary")),
-        right_inverse="X = (Q + I)^-1 (Q - I); none at det -1 if real, nor at eigenvalue -1 (there the nearest Q without)",
-        source=f"{TUTORIAL}; Helfrich, Willmott and Ye 2018, arXiv:1707.09520; complex: Maduranga, Helfrich and Ye 2018, arXiv:1811.04142",
+        right_inverse=(
+            "X = (Q + I)^-1 (Q - I); none at det -1 if real, nor at eigenvalue -1 (there the nearest Q without)"
+        ),
+        source=(
+            f"{TUTORIAL}; Helfrich, Willmott and Ye 2018, arXiv:1707.09520; complex: Maduranga, Helfrich and Ye 2018, "
+            "arXiv:1811.04142"
+        ),
         target="orthogonal:Cayley",
         examples=("skew,cayley", "skew_hermitian,cayley"),
         cost="one LU solve, about 4 products",

@@ -26,7 +26,10 @@ NORM = MeasureEntry(
     name="norm",
     summary="every slice of the value has the length that g says",
     residual="largest | ||W_i|| - |g_i| | / |g_i|",
-    tolerance="eps of the stored dtype and 4 + m / 16 eps of the one it is computed in, m the entries of a slice; at most 0.01",
+    tolerance=(
+        "eps of the stored dtype and 4 + m / 16 eps of the one it is computed in, m the entries of a slice; "
+        "at most 0.01"
+    ),
     proves="v has no zero slice, and the value is what g and v say",
     not_proved="anything of the weight: every tensor has lengths, and a baked one makes no claim",
 )

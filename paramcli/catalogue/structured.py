@@ -219,7 +219,10 @@ PARAMETRIZATIONS = (
         law="W_ij = A_(i div n/p, j div k/q) B_(i mod n/p, j mod k/q); original0 = A, original1 = B",
         maps=(("any", lambda a: f"kronecker:p={value_text(a['p'])}:q={value_text(a['q'])}"),),
         right_inverse="the first singular pair of the rearranged weight, its size shared (nearest)",
-        source="Van Loan and Pitsianis 1993, Approximation with Kronecker products; LoKr, Yeh et al. 2023, arXiv:2309.14859",
+        source=(
+            "Van Loan and Pitsianis 1993, Approximation with Kronecker products; LoKr, Yeh et al. 2023, "
+            "arXiv:2309.14859"
+        ),
         target="factors:Kronecker",
         arguments=_GRID,
         cost="one pass; the inverse one SVD of a (p q) x (n k / p q) matrix",

@@ -171,7 +171,9 @@ class Source:
 
     @property
     def tells_strides(self) -> bool:
-        """Is a tensor without strides row-major where it was saved? torch's files keep strides, the others have none."""
+        """Is a tensor without strides row-major where it was saved? torch's files keep strides, the others
+        have none.
+        """
         return self.container in ("torch zip", "torch legacy", "sharded torch")
 
     @property
@@ -298,7 +300,7 @@ class Source:
             return self._read(info)
         whole = torch.empty(info.shape, dtype=torch_dtype(info.dtype))
         for piece in info.pieces:
-            place = tuple(slice(at, at + size) for at, size in zip(piece.offsets, piece.info.shape))
+            place = tuple(slice(at, at + size) for at, size in zip(piece.offsets, piece.info.shape, strict=True))
             whole[place] = self._read(piece.info)
         return whole
 
@@ -331,7 +333,7 @@ class Source:
             file, offset, length = info.run
             return torch.frombuffer(self._read_block(file, offset, length), dtype=dtype).reshape(info.shape)
         width = DTYPES[info.dtype].bits // 8
-        span = (1 + sum((size - 1) * step for size, step in zip(info.shape, info.stride))) * width
+        span = (1 + sum((size - 1) * step for size, step in zip(info.shape, info.stride, strict=True))) * width
         data = self.files[info.storage.file].read(info.storage.offset + info.offset, span)
         flat = torch.frombuffer(data, dtype=dtype)
         return flat.as_strided(info.shape, info.stride).contiguous()

@@ -205,7 +205,9 @@ def asymmetry(W: Tensor) -> Tensor:
 
 
 def one_entry(W: Tensor, by: float = 0.2) -> Tensor:
-    """W with its entry (0, 1) of each matrix (or 1 of a vector) off by a share of W's size: a near-miss of many sets."""
+    """W with its entry (0, 1) of each matrix (or 1 of a vector) off by a share of W's size: a near-miss of
+    many sets.
+    """
     off = W.clone()
     off[..., 0, -1] += by * torch.linalg.vector_norm(W)
     return off
@@ -392,7 +394,9 @@ class Parametrization(nn.Module):
 
     @classmethod
     def threads_matter(cls, **arguments) -> bool:
-        """Does the map gain from several threads, or do its bits depend on their number? Passes over memory do neither."""
+        """Does the map gain from several threads, or do its bits depend on their number? Passes over memory
+        do neither.
+        """
         return True
 
     @classmethod
@@ -436,7 +440,9 @@ class Parametrization(nn.Module):
 
     @classmethod
     def weight_shape(cls, *originals: tuple[int, ...], **arguments) -> tuple[int, ...] | None:
-        """The weight's shape from its originals' shapes, where no view and no record tells it; None where they do not."""
+        """The weight's shape from its originals' shapes, where no view and no record tells it; None where
+        they do not.
+        """
         return originals[cls.stored_originals[0]]
 
     def forward(self, *originals: Tensor) -> Tensor:

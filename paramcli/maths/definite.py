@@ -60,7 +60,10 @@ class Correlation(Constraint):
     def detail(self, W: Tensor) -> str | None:
         diagonal = W.diagonal(dim1=-2, dim2=-1)
         least = torch.linalg.eigvalsh((W + W.mT) / 2)[..., 0].amin().item()
-        return f"diagonal from {diagonal.amin().item():.4g} to {diagonal.amax().item():.4g}, smallest eigenvalue {least:.3g}"
+        return (
+            f"diagonal from {diagonal.amin().item():.4g} to {diagonal.amax().item():.4g}, "
+            f"smallest eigenvalue {least:.3g}"
+        )
 
     def check_shape(self, shape: torch.Size) -> None:
         square(shape, self.name)
@@ -131,7 +134,8 @@ class CholeskyDefinite(Parametrization):
         if bool(failed.any()):
             least = torch.linalg.eigvalsh(A)[..., 0].amin().item()
             raise CannotReach(
-                f"spd_cholesky:eps={self.eps:g} reaches eigenvalues above {self.eps:g}, and this tensor has {least:.3g}",
+                f"spd_cholesky:eps={self.eps:g} reaches eigenvalues above {self.eps:g}, "
+                f"and this tensor has {least:.3g}",
                 hint=self._otherwise(),
             )
         return lower_factor_inverse(L)
@@ -209,7 +213,8 @@ class LU(Parametrization):
         pivots = U.diagonal(dim1=-2, dim2=-1)
         if bool((pivots.abs() <= 1e-12 * W.abs().amax()).any()):
             raise CannotReach(
-                f"lu reaches invertible matrices, and this one is singular: its smallest pivot is {pivots.abs().amin().item():.2g}",
+                "lu reaches invertible matrices, and this one is singular: "
+                f"its smallest pivot is {pivots.abs().amin().item():.2g}",
                 hint="leave this tensor out with -t",
             )
         self.rows, self.signs = P.argmax(-1), pivots.sign()

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from .base import eps, ratio
 
-# ||E||_2 / ||A||_2 of the rounding error E of a matrix A, in eps: at most 1/2 for entries of one sign, 1 for a I + b J, and some room.
+# ||E||_2 / ||A||_2 of the rounding error E of a matrix A, in eps: at most 1/2 for entries of one sign, 1 for a I + b J,
+# and some room.
 MATRIX_ROUNDED = 1.1
 # For each root of n what a product of two orthonormal frames is off by, in eps of the dtype it is computed in
 # (measured: up to 1.6 eps at n = 512). What eigenvalues in double precision are for each root of n and each n (up to 11

@@ -219,7 +219,7 @@ def pool_adjacent_violators(values: list[float]) -> list[float]:
             total, count = total + sums.pop(), count + counts.pop()
         sums.append(total)
         counts.append(count)
-    return [total / count for total, count in zip(sums, counts) for _ in range(count)]
+    return [total / count for total, count in zip(sums, counts, strict=True) for _ in range(count)]
 
 
 class ToPositive(Parametrization):

@@ -99,8 +99,8 @@ class PositiveDefinite(Constraint):
         where = "" if len(smallest) == 1 else f" in matrix {worst} of {len(smallest)}"
         off = asymmetry(W).max().item()
         return (
-            f"the smallest eigenvalue of its symmetric part is {smallest[worst].item():.3g}{where}, the largest {largest[worst].item():.3g}"
-            + (f"; rows are off symmetry by up to {off:.2g}" if off else "")
+            f"the smallest eigenvalue of its symmetric part is {smallest[worst].item():.3g}{where}, "
+            f"the largest {largest[worst].item():.3g}" + (f"; rows are off symmetry by up to {off:.2g}" if off else "")
         )
 
     def check_shape(self, shape: torch.Size) -> None:

@@ -27,7 +27,8 @@ def check_grid(shape: torch.Size | tuple[int, ...], p: int, q: int, who: str) ->
     matrix(shape, who)
     if shape[-2] % p or shape[-1] % q:
         raise InputRefused(
-            f"{who}:p={p}:q={q} needs rows that divide by {p} and columns that divide by {q}; the maths sees {shape[-2]}x{shape[-1]}"
+            f"{who}:p={p}:q={q} needs rows that divide by {p} and columns that divide by {q}; "
+            f"the maths sees {shape[-2]}x{shape[-1]}"
         )
 
 
@@ -114,7 +115,8 @@ class Kronecker(Parametrization):
     Inverse: the first singular pair of the rearranged weight, its size shared equally; A and -A, B and -B give the
              same, and the largest entry of A is made positive.
     Cost:    one pass over the matrix; the inverse an SVD of a p q x (n k / p q) matrix.
-    Source:  Van Loan and Pitsianis, 1993, Approximation with Kronecker products; LoKr, Yeh et al., 2023, arXiv:2309.14859.
+    Source:  Van Loan and Pitsianis, 1993, Approximation with Kronecker products; LoKr, Yeh et al., 2023,
+             arXiv:2309.14859.
     """
 
     stored_originals = ()
@@ -150,7 +152,8 @@ class Factored(Parametrization):
     Shapes:  A (..., n, r), B (..., r, k) -> W (..., n, k).
     Inverse: the r largest singular values, the root of each on either side, exact where the rank is at most r.
     Cost:    one product; the inverse an SVD.
-    Source:  Eckart and Young, 1936. `low_rank` has the same image with orthonormal factors and separate singular values.
+    Source:  Eckart and Young, 1936. `low_rank` has the same image with orthonormal factors and separate singular
+             values.
     """
 
     stored_originals = ()

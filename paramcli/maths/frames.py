@@ -31,7 +31,7 @@ def completed(Q: Tensor) -> Tensor:
     """Orthonormal columns (n, r) completed to an orthogonal (n, n) by Householder reflections; nothing is random."""
     if Q.size(-1) == Q.size(-2):
         return Q
-    full, R = torch.linalg.qr(Q, mode="complete")
+    full, _ = torch.linalg.qr(Q, mode="complete")
     # R is diagonal with entries +-1 here, and the first columns are Q up to those signs.
     return torch.cat([Q, full[..., Q.size(-1) :]], dim=-1)
 

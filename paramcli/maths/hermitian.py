@@ -1,4 +1,6 @@
-"""Complex matrices: Hermitian, skew-Hermitian and unitary ones. Real tensors have `symmetric`, `skew` and `orthogonal`."""
+"""Complex matrices: Hermitian, skew-Hermitian and unitary ones. Real tensors have `symmetric`, `skew` and
+`orthogonal`.
+"""
 
 from __future__ import annotations
 

@@ -244,7 +244,10 @@ class SpectralNorm(Parametrization, _SpectralNorm):
     """
 
     evaluated_on_registration = True
-    unpromised = "its u and v are far from the largest singular value: more steps of the power method (forward passes in training) bring them there"
+    unpromised = (
+        "its u and v are far from the largest singular value: more steps of the power method (forward passes in "
+        "training) bring them there"
+    )
     whole = True
     # u and v are those of the weight it started from until training moves them along.
     onto_image = False

@@ -125,7 +125,8 @@ def require_directions(
         worst = S.reshape(-1, k)[int(torch.where(refused, lost, torch.zeros_like(lost)).argmax())]
         below = f", {int(lost.max())} of {k} below what rounding leaves of zero" if bool((lost > zero).any()) else ""
         raise Singular(
-            f"{what}: the tensor is rank-deficient (singular values from {worst[0].item():.2g} down to {worst[-1].item():.2g}{below})",
+            f"{what}: the tensor is rank-deficient (singular values from {worst[0].item():.2g} down to "
+            f"{worst[-1].item():.2g}{below})",
             hint="--init raw registers it as it is",
         )
     most = int(lost.max())
@@ -211,7 +212,10 @@ class OrthogonalMatrices(Constraint):
             seen = f"a vector of {shape[0]}" if shape else "a scalar"
             raise InputRefused(
                 f"{self.name} needs a matrix (or a batch of them); the maths sees {seen}",
-                hint="a vector has no columns to make orthogonal: unit_norm gives it length 1, -t '*weight' leaves it out",
+                hint=(
+                    "a vector has no columns to make orthogonal: unit_norm gives it length 1, "
+                    "-t '*weight' leaves it out"
+                ),
             )
 
     def near_misses(self, W: Tensor) -> dict[str, Tensor]:
@@ -371,7 +375,8 @@ class Orthogonal(Parametrization, _Orthogonal):
             return _Orthogonal.right_inverse(self, Q)
         if Q.size(-1) != Q.size(-2):
             raise CannotReach(
-                f"orthogonal with triv=false and map={self.orthogonal_map.name} has no inverse for a rectangular tensor",
+                f"orthogonal with triv=false and map={self.orthogonal_map.name} has no inverse for a rectangular "
+                "tensor",
                 hint="--chain orthogonal stores a base; --chain orthogonal:map=householder:triv=false needs none",
             )
         # A = L - L^T with L = tril(X), so L = tril(A, -1) is a preimage; cayley works with A/2.

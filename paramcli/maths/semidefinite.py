@@ -38,7 +38,9 @@ class Semidefinite(Constraint):
         return torch.maximum(asymmetry(W), self._off(torch.linalg.eigvalsh((W + W.mT) / 2).flip(-1)))
 
     def _off(self, l: Tensor) -> Tensor:
-        """Of eigenvalues in descending order: the largest that should not be there, as a share of the largest of all."""
+        """Of eigenvalues in descending order: the largest that should not be there, as a share of the
+        largest of all.
+        """
         off, rank = (-l[..., -1]).clamp(min=0), self.rank_of(l.shape)
         if rank < l.size(-1):
             off = torch.maximum(off, l[..., rank].clamp(min=0))
@@ -145,7 +147,8 @@ class SemidefiniteFixedRank(SemidefiniteLowRank):
         square(shape, self.name)
         if self.rank > shape[-1]:
             raise InputRefused(
-                f"{self.name}:rank={self.rank} needs {self.rank} rows and columns; the maths sees {shape[-2]}x{shape[-1]}"
+                f"{self.name}:rank={self.rank} needs {self.rank} rows and columns; "
+                f"the maths sees {shape[-2]}x{shape[-1]}"
             )
 
     def sample(self, shape: torch.Size, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:

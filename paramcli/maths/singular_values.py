@@ -189,7 +189,8 @@ class FixedRank(LowRank):
         matrix(shape, self.name)
         if self.rank_of(shape) > min(shape[-2:]):
             raise InputRefused(
-                f"{self.name}:rank={self.rank} needs {self.rank} rows and columns; the maths sees {shape[-2]}x{shape[-1]}"
+                f"{self.name}:rank={self.rank} needs {self.rank} rows and columns; "
+                f"the maths sees {shape[-2]}x{shape[-1]}"
             )
 
     def sample(self, shape: torch.Size, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -323,7 +324,8 @@ class SpecialLinear(Constraint):
         U, S, Vh = torch.linalg.svd(W)
         if bool((S[..., -1:] <= RANK * S[..., :1]).any()):
             raise Singular(
-                f"no multiple of it has determinant 1: singular values from {S.max().item():.2g} down to {S.min().item():.2g}",
+                f"no multiple of it has determinant 1: singular values from {S.max().item():.2g} down to "
+                f"{S.min().item():.2g}",
                 hint="--chain invertible takes singular values that small",
             )
         signs = torch.linalg.slogdet(U @ Vh).sign

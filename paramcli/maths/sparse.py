@@ -114,7 +114,8 @@ class NofM(Constraint):
             raise InputRefused(f"nm:n={self.n}:m={self.m} keeps more than there are in a group")
         if shape[self.dim] % self.m or not shape[self.dim]:
             raise InputRefused(
-                f"nm needs groups of {self.m} along dimension {self.dim}, whose size {shape[self.dim]} does not divide by it"
+                f"nm needs groups of {self.m} along dimension {self.dim}, "
+                f"whose size {shape[self.dim]} does not divide by it"
             )
 
     def near_misses(self, W: Tensor) -> dict[str, Tensor]:

@@ -230,7 +230,8 @@ class CutToCap(Parametrization):
     Shapes:  (..., n, n) -> (..., n, n).
     Inverse: W itself.
     Cost:    one SVD.
-    Source:  the nearest point of a spectral norm ball; stable recurrent networks: Miller and Hardt, 2018, arXiv:1805.10369.
+    Source:  the nearest point of a spectral norm ball; stable recurrent networks: Miller and Hardt, 2018,
+             arXiv:1805.10369.
     """
 
     is_projection = True
@@ -276,7 +277,9 @@ class AlmostOrthogonal(Parametrization):
 
 
 def perron_vector(A: Tensor) -> Tensor:
-    """A positive s with A s = rho s of a symmetric non-negative A, by squaring: one for each block where A falls apart."""
+    """A positive s with A s = rho s of a symmetric non-negative A, by squaring: one for each block where A
+    falls apart.
+    """
     M = A / A.amax((-1, -2), keepdim=True).clamp(min=1e-300)
     for _ in range(20):
         M = M @ M

@@ -195,7 +195,8 @@ class BlockDiagonalMatrices(Pattern):
         super().check_shape(shape)
         if shape[-2] % self.g or shape[-1] % self.g:
             raise InputRefused(
-                f"{self.name}:g={self.g} needs rows and columns that divide by {self.g}; the maths sees {shape[-2]}x{shape[-1]}"
+                f"{self.name}:g={self.g} needs rows and columns that divide by {self.g}; "
+                f"the maths sees {shape[-2]}x{shape[-1]}"
             )
 
     @classmethod

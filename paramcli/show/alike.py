@@ -24,4 +24,4 @@ def alike(
 
 
 def _common(names: Sequence[str]) -> str:
-    return "".join(parts[0] if len(set(parts)) == 1 else "*" for parts in zip(*map(_NUMBER.split, names)))
+    return "".join(parts[0] if len(set(parts)) == 1 else "*" for parts in zip(*map(_NUMBER.split, names), strict=True))

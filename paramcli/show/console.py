@@ -93,7 +93,7 @@ class Table:
         drawn = Drawn(box=None, pad_edge=False, padding=(0, self.air, 0, 0), header_style="bold")
         for column in self.columns:
             drawn.add_column(Text(column.header), justify=column.justify, overflow="fold", no_wrap=column.whole)
-        for row in zip(*(column.cells for column in self.columns)):
+        for row in zip(*(column.cells for column in self.columns), strict=True):
             drawn.add_row(*(cell.rich() if isinstance(cell, Styled) else cell for cell in row))
         return drawn
 
@@ -198,11 +198,12 @@ def plain_lines(table: Table) -> Iterator[str]:
     columns = [[str(cell).split("\n") for cell in (column.header, *column.cells)] for column in table.columns]
     widths = [max(_columns(line) for cell in column for line in cell) for column in columns]
     right = [column.justify == "right" for column in table.columns]
-    for row in zip(*columns):
+    for row in zip(*columns, strict=True):
         for parts in zip_longest(*row, fillvalue=""):
-            padding = [" " * (width - _columns(part)) for width, part in zip(widths, parts)]
+            padding = [" " * (width - _columns(part)) for width, part in zip(widths, parts, strict=True)]
             yield "  ".join(
-                pad + part if at_right else part + pad for part, pad, at_right in zip(parts, padding, right)
+                pad + part if at_right else part + pad
+                for part, pad, at_right in zip(parts, padding, right, strict=True)
             ).rstrip()
 
 

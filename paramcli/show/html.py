@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 STYLE = (
     PLOT_STYLE
     + """
-:root{color-scheme:light dark;--page:#fff;--ink:#1f2328;--quiet:#59636e;--line:#d8dee4;--soft:#f6f8fa;--good:#1a7f37;--bad:#c62828}
-@media (prefers-color-scheme:dark){:root{--page:#0d1117;--ink:#e6edf3;--quiet:#9198a1;--line:#30363d;--soft:#151b23;--good:#56d364;--bad:#ff8a80}}
+:root{color-scheme:light dark;--page:#fff;--ink:#1f2328;--quiet:#59636e;--line:#d8dee4;--soft:#f6f8fa;\
+--good:#1a7f37;--bad:#c62828}
+@media (prefers-color-scheme:dark){:root{--page:#0d1117;--ink:#e6edf3;--quiet:#9198a1;--line:#30363d;--soft:#151b23;\
+--good:#56d364;--bad:#ff8a80}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
 main{max-width:1060px;margin:0 auto;padding:40px 24px 64px}
@@ -61,7 +63,8 @@ svg{max-width:100%;height:auto}
 @media print{
 :root{--page:#fff;--ink:#000;--quiet:#444;--line:#bbb;--soft:#fff;--good:#0a5c22;--bad:#b00020}
 body{font-size:11px}table{font-size:9.5px}th,td{padding-right:8px}main{max-width:none;padding:0}
-h2,h3{break-after:avoid}tr,figure,.one{break-inside:avoid}thead{display:table-header-group}th button::after{content:""!important}
+h2,h3{break-after:avoid}tr,figure,.one{break-inside:avoid}\
+thead{display:table-header-group}th button::after{content:""!important}
 }
 """
 )
@@ -74,7 +77,8 @@ for (const table of document.querySelectorAll("table")) {
     for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", up ? "ascending" : "descending");
     const key = row => row.cells[head.cellIndex].dataset.value ?? row.cells[head.cellIndex].textContent;
-    const order = (a, b) => head.className === "number" ? key(a) - key(b) : key(a).localeCompare(key(b), "en", {numeric: true});
+    const order = (a, b) => head.className === "number" ? key(a) - key(b) \
+: key(a).localeCompare(key(b), "en", {numeric: true});
     const rows = [...table.tBodies[0].rows].sort((a, b) => up ? order(a, b) : order(b, a));
     table.tBodies[0].append(...rows);
   });
@@ -123,7 +127,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[Cell | str]], numbers
         return "number" if heading in numbers else ""
 
     head = "".join(f'<th scope="col"{kinds(_kind(h))}><button type="button">{text(h)}</button></th>' for h in headings)
-    body = "".join("<tr>" + "".join(cell(h, c) for h, c in zip(headings, row)) + "</tr>\n" for row in rows)
+    body = "".join("<tr>" + "".join(cell(h, c) for h, c in zip(headings, row, strict=True)) + "</tr>\n" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
 
 
@@ -217,7 +221,8 @@ def spectra_section(drawn: Drawn, planes: bool = True, legend: str = "") -> str:
         before = any(m.of != "value" for m in s.matrices)
         shown = panels(s, planes)
         figures.append(
-            f'<div class="one"><h3>{text(s.tensor)} <span>{text(s.title)}</span></h3><figure>{grid(shown, 3 if before and planes else 4)}</figure></div>'
+            f'<div class="one"><h3>{text(s.tensor)} '
+            f"<span>{text(s.title)}</span></h3><figure>{grid(shown, 3 if before and planes else 4)}</figure></div>"
         )
     fewer = (
         f"Not drawn: {count_text(len(drawn.skipped), 'tensor')} more or larger than {LARGEST} x {LARGEST}."

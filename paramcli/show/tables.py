@@ -107,7 +107,7 @@ def verify_table(verdicts: Sequence, fold: bool = False) -> Table:
         view = group[0].view
         if not group[0].checks:
             table.add_row(_times(name, group), "-", "-", "-", NO_CLAIM)
-        for i, same in enumerate(zip(*(v.checks for v in group))):
+        for i, same in enumerate(zip(*(v.checks for v in group), strict=True)):
             c = max(same, key=lambda c: _excess(c.residual, c.tolerance))
             constraint = c.constraint + (f" ({view})" if view and i == 0 else "")
             verdict = _verdict(c.ok)
@@ -351,7 +351,7 @@ def registry_card(entry) -> str:
 
     sets = domains_and_images(entry)
     rows = [("law", entry.law)]
-    rows += [("maps", f"{domain} -> {image}") for domain, image in zip(sets["domain"], sets["image"])]
+    rows += [("maps", f"{domain} -> {image}") for domain, image in zip(sets["domain"], sets["image"], strict=True)]
     for a in entry.arguments:
         default = (
             "required"

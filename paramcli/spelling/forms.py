@@ -203,7 +203,9 @@ def detect(tensors: Mapping[str, TensorInfo], record: Mapping[str, Entry] | None
 
 
 def _is_packed(keys: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> bool:
-    """Several originals of which one holds integers: the parts of a quantized tensor (torchao's unwrapped subclasses)."""
+    """Several originals of which one holds integers: the parts of a quantized tensor (torchao's unwrapped
+    subclasses).
+    """
     originals = [tensors[key].dtype for role, key in keys.items() if role.startswith("original")]
     return len(originals) > 1 and not all(DTYPES[dtype].kind in ("float", "half", "complex") for dtype in originals)
 
@@ -323,20 +325,25 @@ _GEOTORCH = {
     frozenset(
         ("original0", "original1", "original2", "0.In", "0.alpha", "0.0.0.base", "0.1.0.base")
     ): "a stable linear system by "
-    "geotorch's keys, whose map of its bases they do not tell: geotorch.alpha_stable:alpha=X fits, with X as in 0.alpha",
+    "geotorch's keys, whose map of its bases they do not tell: geotorch.alpha_stable:alpha=X fits, "
+    "with X as in 0.alpha",
 }
 
 
 def _one_base(original: tuple[int, ...], base: tuple[int, ...]) -> str:
-    """What fits one base: of orthogonal matrices it is as square as the longer side, of unit vectors like the original."""
+    """What fits one base: of orthogonal matrices it is as square as the longer side, of unit vectors like
+    the original.
+    """
     if base == original and (len(base) < 2 or base[-1] != base[-2]):
         return "unit vectors by geotorch's keys, and not their length: geotorch.sphere:radius=X fits"
     side = max(original[-2:], default=0)
     seen = "" if base == (*original[:-2], side, side) else ", with the --view it was made with"
     sphere = "; geotorch.sphere too, if it holds unit vectors" if base == original else ""
     return (
-        "an orthogonal parametrization whose map the keys do not tell: orthogonal:map=matrix_exp, orthogonal:map=cayley, "
-        f"orthogonal:map=householder, geotorch.orthogonal, geotorch.orthogonal:triv=cayley and geotorch.grassmannian fit{seen}{sphere}"
+        "an orthogonal parametrization whose map the keys do not tell: orthogonal:map=matrix_exp, "
+        "orthogonal:map=cayley, "
+        "orthogonal:map=householder, geotorch.orthogonal, geotorch.orthogonal:triv=cayley and geotorch.grassmannian "
+        f"fit{seen}{sphere}"
     )
 
 
@@ -353,7 +360,10 @@ def _low_rank_adapter(parts: Mapping[str, TensorInfo]) -> Reading:
         ):
             way = ":embedding=true" if embedding else ""
             return Reading(
-                problem=f"LoRA by its keys, whose scale they do not tell: {name}:rank={rank[0]}:alpha=X{way} fits, the change scaled by X / {rank[0]}"
+                problem=(
+                    f"LoRA by its keys, whose scale they do not tell: {name}:rank={rank[0]}:alpha=X{way} fits, "
+                    f"the change scaled by X / {rank[0]}"
+                )
             )
     return Reading(problem="LoRA by its keys, and lora_A, lora_B and the original do not fit together")
 
@@ -409,7 +419,9 @@ def _recorded(
 
 
 def _stored_roles(text: str, shape: tuple[int, ...]) -> frozenset[str]:
-    """The roles that a weight of this shape has under a chain of the built-in table; none where the table cannot tell."""
+    """The roles that a weight of this shape has under a chain of the built-in table; none where the table
+    cannot tell.
+    """
     from ..chain import parse_chain
 
     chain = parse_chain(text)

@@ -32,11 +32,13 @@ def table(result: Result) -> str:
     for name, f in result.figures.items():
         peak = f"{statistics.median(f.cpu):7.2f} {f.peak_anonymous / MB:8.0f}" if f.cpu else ""
         lines.append(
-            f"  {name:{width}}  {f.median:8.3f} {min(f.seconds):6.2f} {max(f.seconds):6.2f}  {result.ratio(name):6.2f} {peak}"
+            f"  {name:{width}}  {f.median:8.3f} {min(f.seconds):6.2f} {max(f.seconds):6.2f}  "
+            f"{result.ratio(name):6.2f} {peak}"
         )
     for claim in result.claims:
         lines.append(
-            f"  {'holds' if claim.ok else 'MISSED'}: {claim.what} = {claim.value:.3g} {claim.unit} (limit {claim.limit:.3g})"
+            f"  {'holds' if claim.ok else 'MISSED'}: {claim.what} = {claim.value:.3g} {claim.unit} "
+            f"(limit {claim.limit:.3g})"
         )
     return "\n".join([*lines, *(f"  {note}" for note in result.notes)])
 

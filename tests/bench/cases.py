@@ -34,7 +34,10 @@ IMPORT_TORCH = Contender([PYTHON, "-c", "import torch"])
 def startup(bench: Bench) -> Result:
     """Commands that need no torch against an interpreter that does nothing."""
     many = files.write_many_small(bench.place("many.safetensors"))
-    reader = "import sys; from safetensors import safe_open; f = safe_open(sys.argv[1], 'np'); print([(k, f.get_slice(k).get_shape()) for k in f.keys()])"
+    reader = (
+        "import sys; from safetensors import safe_open; f = safe_open(sys.argv[1], 'np'); "
+        "print([(k, f.get_slice(k).get_shape()) for k in f.keys()])"
+    )
     figures = bench.interleave(
         {
             "python -c pass": Contender([PYTHON, "-c", "pass"]),
@@ -217,7 +220,8 @@ def _differing(one: Contender, two: Contender) -> int:
             with safe_open(part, "pt") as a:
                 seen.update(a.keys())
                 count += sum(
-                    a.get_tensor(key).numpy().tobytes() != b.get_tensor(key).numpy().tobytes() for key in a.keys()
+                    a.get_tensor(key).numpy().tobytes() != b.get_tensor(key).numpy().tobytes()
+                    for key in sorted(a.keys())
                 )
         assert seen == set(b.keys())
     remove(one.output)

@@ -72,7 +72,9 @@ def write_shards(folder: Path, slots: Iterable[Slot], count: int) -> Path:
 
 
 def write_zip(path: Path, source: Path) -> Path:
-    """The tensors of a safetensors file as torch.save writes them, each its own storage; they are never all in memory."""
+    """The tensors of a safetensors file as torch.save writes them, each its own storage; they are never all
+    in memory.
+    """
     from safetensors import safe_open
 
     with safe_open(source, "pt") as opened, source.open("rb") as file:
@@ -80,7 +82,7 @@ def write_zip(path: Path, source: Path) -> Path:
         header = json.loads(file.read(length))
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         state: dict[str, Tensor] = {}
-        for name in opened.keys():
+        for name in list(opened.keys()):
             entry = header[name]
             begin, end = (8 + length + offset for offset in entry["data_offsets"])
             dtype = torch_dtype(entry["dtype"])

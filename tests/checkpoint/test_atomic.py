@@ -305,7 +305,9 @@ def test_held_signals_come_after_the_block():
 def run(code: str, folder: Path, **options) -> subprocess.Popen:
     prelude = (
         "import os, sys, time, signal\n"
-        "from paramcli.checkpoint.disk.atomic import *\nfrom paramcli.checkpoint.disk.interrupts import *\nfrom paramcli.errors import *\n"
+        "from paramcli.checkpoint.disk.atomic import *\n"
+        "from paramcli.checkpoint.disk.interrupts import *\n"
+        "from paramcli.errors import *\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(atomic.__file__).parents[2])}
     command = [sys.executable, "-c", prelude + textwrap.dedent(code)]

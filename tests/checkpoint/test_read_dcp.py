@@ -323,10 +323,9 @@ def test_thousands_of_chunks_cost_linear_time(tmp_path):
     """The tiling of a tensor in 20,000 chunks along one dimension is checked without comparing all pairs."""
     from paramcli.checkpoint.read.dcp import _check_tiling, _Chunk, _Tensor
 
-    for order in ((0, 1), (1, 0)):
-        pick = lambda a, b: tuple((a, b)[i] for i in order)  # noqa: E731
-        tensor = _Tensor("F32", pick(20_000, 2), tuple(_Chunk(pick(i, 0), pick(1, 2)) for i in range(20_000)))
-        _check_tiling("w", tensor)
+    for turn in (1, -1):
+        chunks = tuple(_Chunk((i, 0)[::turn], (1, 2)[::turn]) for i in range(20_000))
+        _check_tiling("w", _Tensor("F32", (20_000, 2)[::turn], chunks))
 
 
 @pytest.mark.parametrize("numel", [1, 2000, 4000, 300_000])

@@ -252,7 +252,7 @@ def test_torch_shards_are_read_through_open_torch(tmp_path):
     pytest.importorskip("paramcli.checkpoint.read.torch_file")
     split = {"pytorch_model-00001-of-00002.bin": ["a", "b"], "pytorch_model-00002-of-00002.bin": ["c"]}
     tied = torch.arange(6.0)
-    torch.save({"a": tied, "b": tied}, tmp_path / list(split)[0])
+    torch.save({"a": tied, "b": tied}, tmp_path / next(iter(split)))
     torch.save({"c": torch.arange(4).reshape(2, 2).t()}, tmp_path / list(split)[1])
     write_index(tmp_path, split, {"total_size": 80}, "pytorch_model.bin.index.json")
     with open_folder_or_index(tmp_path) as source:

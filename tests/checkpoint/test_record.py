@@ -66,9 +66,9 @@ def test_a_record_that_contradicts_the_tensors_is_refused():
     """Absent tensors, and states that the keys deny."""
     entries = parse_record(json.dumps(GOOD))
     check_against(entries, {"fc.weight": "parametrized"})
-    with pytest.raises(InputRefused, match="does not have: fc.weight"):
+    with pytest.raises(InputRefused, match=r"does not have: fc\.weight"):
         check_against(entries, {"other": "plain"})
-    with pytest.raises(InputRefused, match="calls fc.weight parametrized"):
+    with pytest.raises(InputRefused, match=r"calls fc\.weight parametrized"):
         check_against(entries, {"fc.weight": "plain"})
 
 
@@ -106,5 +106,5 @@ def test_records_of_several_files_have_one_limit(limit, value, monkeypatch):
     monkeypatch.setattr(f"paramcli.spelling.record.{limit}", value)
     texts = {str(part): text_of(**{f"t{part}_{i}": "skew" for i in range(2)}) for part in range(3)}
     assert all(len(text) < 300 for text in texts.values())
-    with pytest.raises(InputRefused, match="more than 3|characters long in all files"):
+    with pytest.raises(InputRefused, match=r"more than 3|characters long in all files"):
         join_records(texts)

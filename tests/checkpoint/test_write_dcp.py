@@ -140,7 +140,9 @@ def test_processes_load_their_shards(tmp_path, paramcli):
 
 
 def test_the_description_is_torch_s_own(model, tmp_path, paramcli):
-    """.metadata, unpickled, is the object that torch's writer makes, but for places in the files and for who saved it."""
+    """.metadata, unpickled, is the object that torch's writer makes, but for places in the files and for
+    who saved it.
+    """
     path, state = model
     paramcli("convert", path, "-o", tmp_path / "m.dcp")
     ours = pickle.loads((tmp_path / "m.dcp" / ".metadata").read_bytes())  # written by this test
@@ -202,7 +204,7 @@ def test_parts_are_of_at_most_the_size_that_is_asked_for(tmp_path, paramcli):
 
 def test_edits_write_such_folders_too(model, tmp_path, paramcli):
     """add, remove and migrate take -o FOLDER.dcp, and say that the record has no place there."""
-    path, state = model
+    path, _ = model
     told = paramcli("add", path, "-t", "fc.weight", "--chain", "weight_norm", "-o", tmp_path / "added.dcp", "--check")
     assert "a DCP folder has no place for the record" in told.err
     paramcli("add", path, "-t", "fc.weight", "--chain", "weight_norm", "-o", tmp_path / "added.safetensors")
@@ -295,7 +297,9 @@ def test_a_checkpoint_that_is_replaced_leaves_none_of_its_parts(model, tmp_path,
 
 
 def test_a_hostile_old_description_removes_nothing_but_parts(model, tmp_path, paramcli):
-    """Names in the .metadata that is replaced are followed to part files beside it alone; one that is broken, to none."""
+    """Names in the .metadata that is replaced are followed to part files beside it alone; one that is
+    broken, to none.
+    """
     path, state = model
     out = tmp_path / "out.dcp"
     for name in ("thesis.pdf", "../outside.distcp", str(tmp_path / "outside.distcp")):
@@ -335,7 +339,7 @@ def test_a_folder_of_something_else_is_left_alone(model, tmp_path, paramcli):
 
 def test_shards_are_not_written_into_a_dcp_folder(model, tmp_path, paramcli):
     """Beside .metadata new shards would never be read: the folder is refused, and stays the checkpoint it is."""
-    path, state = model
+    path, _ = model
     paramcli("convert", path, "-o", tmp_path / "x.dcp")
     os.rename(tmp_path / "x.dcp", tmp_path / "step")
     before = files(tmp_path / "step")

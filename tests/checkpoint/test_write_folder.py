@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from paramcli.errors import InputRefused, OutputFailed
 
 def test_shards_are_filled_in_order_up_to_the_size():
     """Shards hold at most the size, a larger tensor is alone, and one shard alone has the plain name."""
-    slots = [Slot(name, "U8", (size,)) for name, size in zip("abcdef", (4, 6, 1, 20, 5, 5))]
+    slots = [Slot(name, "U8", (size,)) for name, size in zip("abcdef", (4, 6, 1, 20, 5, 5), strict=True)]
     plan = plan_shards(slots, 10)
     assert list(plan) == [f"model-{i:05d}-of-00004.safetensors" for i in (1, 2, 3, 4)]
     assert ["".join(slot.name for slot in part) for part in plan.values()] == ["ab", "c", "d", "ef"]
@@ -241,10 +242,8 @@ def outcomes(tmp_path, monkeypatch, error: BaseException, existing: bool, dcp: b
         shutil.copytree(template, folder)
         with monkeypatch.context() as patch:
             step = Step(patch, number, error, links_work)
-            try:
+            with suppress(OutputFailed, Killed, KeyboardInterrupt):
                 write_model(folder / "out", 2, overwrite=existing, dcp=dcp)
-            except (OutputFailed, Killed, KeyboardInterrupt):
-                pass
         yield folder
         if step.count < number:
             assert value_of(folder / "out") == 2

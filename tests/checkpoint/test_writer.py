@@ -69,7 +69,9 @@ def copying(request, monkeypatch) -> str:
 
 
 def test_the_bytes_of_a_lazy_conjugate_are_its_values():
-    """torch's conj() and the imaginary part of one are views that change values on reading; bytes must not miss that."""
+    """torch's conj() and the imaginary part of one are views that change values on reading; bytes must not
+    miss that.
+    """
     X = torch.randn(3, 4, dtype=torch.complex64)
     for view, real in (
         (X.conj(), torch.conj_physical(X)),
@@ -81,10 +83,12 @@ def test_the_bytes_of_a_lazy_conjugate_are_its_values():
 
 def test_a_copy_of_everything_is_the_same_file(tmp_path, input_path, copying):
     """Copying every tensor gives the input's bytes, whatever the dtypes."""
-    with open_safetensors(input_path) as source:
-        with SafetensorsSink(tmp_path / "out", slots_of(source), source.metadata) as sink:
-            sink.copy(source, [(name, name) for name in source.tensors])
-            sink.commit()
+    with (
+        open_safetensors(input_path) as source,
+        SafetensorsSink(tmp_path / "out", slots_of(source), source.metadata) as sink,
+    ):
+        sink.copy(source, [(name, name) for name in source.tensors])
+        sink.commit()
     assert (tmp_path / "out").read_bytes() == input_path.read_bytes()
 
 
@@ -115,10 +119,12 @@ def test_strided_tensors_are_written_row_major(tmp_path):
     (tmp_path / "raw").write_bytes(torch.arange(6.0).numpy().tobytes())
     storage = Storage(0, 0, 24, "0")
     info = TensorInfo("t", "F32", (3, 2), storage, 0, (1, 3))
-    with Source(tmp_path / "raw", "torch zip", [InputFile(tmp_path / "raw")], {"t": info}) as source:
-        with SafetensorsSink(tmp_path / "out", [Slot("t", "F32", (3, 2))], {}) as sink:
-            sink.copy(source, [("t", "t")])
-            sink.commit()
+    with (
+        Source(tmp_path / "raw", "torch zip", [InputFile(tmp_path / "raw")], {"t": info}) as source,
+        SafetensorsSink(tmp_path / "out", [Slot("t", "F32", (3, 2))], {}) as sink,
+    ):
+        sink.copy(source, [("t", "t")])
+        sink.commit()
     assert (tmp_path / "out").read_bytes() == save({"t": torch.arange(6.0).reshape(2, 3).t().contiguous()})
 
 
@@ -128,14 +134,16 @@ def test_a_record_with_a_wrong_checksum_is_not_copied(tmp_path):
     (tmp_path / "raw").write_bytes(data)
     for crc, fine in ((zlib.crc32(data), True), (zlib.crc32(data) ^ 1, False)):
         info = TensorInfo("t", "U8", (4,), Storage(0, 0, 24, "0", crc), 8)
-        with Source(tmp_path / "raw", "torch zip", [InputFile(tmp_path / "raw")], {"t": info}) as source:
-            with SafetensorsSink(tmp_path / "out", [Slot("t", "U8", (4,))], {}, overwrite=True) as sink:
-                if fine:
+        with (
+            Source(tmp_path / "raw", "torch zip", [InputFile(tmp_path / "raw")], {"t": info}) as source,
+            SafetensorsSink(tmp_path / "out", [Slot("t", "U8", (4,))], {}, overwrite=True) as sink,
+        ):
+            if fine:
+                sink.copy(source, [("t", "t")])
+                sink.commit()
+            else:
+                with pytest.raises(InputRefused, match="checksum"):
                     sink.copy(source, [("t", "t")])
-                    sink.commit()
-                else:
-                    with pytest.raises(InputRefused, match="checksum"):
-                        sink.copy(source, [("t", "t")])
     assert sorted(os.listdir(tmp_path)) == ["out", "raw"]
 
 
@@ -181,17 +189,20 @@ def test_a_tensor_that_comes_in_parts_is_whole_or_the_file_is_none(tmp_path):
 @pytest.mark.parametrize("how", ["grown", "replaced", "cut"])
 def test_an_input_that_changes_meanwhile_gives_no_output(tmp_path, input_path, copying, how):
     """A changed input is refused at commit or while copying, and the folder is as it was."""
-    with open_safetensors(input_path) as source:
-        with pytest.raises(InputRefused), SafetensorsSink(tmp_path / "out", slots_of(source), {}) as sink:
-            if how == "cut":
-                os.truncate(input_path, os.path.getsize(input_path) - 60)
-            sink.copy(source, [(name, name) for name in source.tensors])
-            if how == "grown":
-                input_path.open("ab").write(b"x")
-            elif how == "replaced":
-                shutil.copy(input_path, tmp_path / "new")
-                os.replace(tmp_path / "new", input_path)
-            sink.commit()
+    with (
+        open_safetensors(input_path) as source,
+        pytest.raises(InputRefused),
+        SafetensorsSink(tmp_path / "out", slots_of(source), {}) as sink,
+    ):
+        if how == "cut":
+            os.truncate(input_path, os.path.getsize(input_path) - 60)
+        sink.copy(source, [(name, name) for name in source.tensors])
+        if how == "grown":
+            input_path.open("ab").write(b"x")
+        elif how == "replaced":
+            shutil.copy(input_path, tmp_path / "new")
+            os.replace(tmp_path / "new", input_path)
+        sink.commit()
     assert os.listdir(tmp_path) == ["in"]
 
 
@@ -218,10 +229,12 @@ def test_a_full_disk_leaves_nothing(tmp_path, input_path, monkeypatch, function)
 
     with open_safetensors(input_path) as source:
         monkeypatch.setattr(os, function, full)
-        with pytest.raises(OutputFailed, match="disk full"):
-            with SafetensorsSink(tmp_path / "out", slots_of(source), {}) as sink:
-                sink.copy(source, [(name, name) for name in source.tensors])
-                sink.commit()
+        with (
+            pytest.raises(OutputFailed, match="disk full"),
+            SafetensorsSink(tmp_path / "out", slots_of(source), {}) as sink,
+        ):
+            sink.copy(source, [(name, name) for name in source.tensors])
+            sink.commit()
     assert os.listdir(tmp_path) == ["in"]
 
 

@@ -25,7 +25,9 @@ class MinLoRA(nn.Module):
 
 
 def test_minlora_checkpoints_bake_given_their_scale(tmp_path, paramcli):
-    """Linear, convolution and embedding: inspect names the chain that fits, and with it the bake is the merged weight."""
+    """Linear, convolution and embedding: inspect names the chain that fits, and with it the bake is the
+    merged weight.
+    """
     torch.manual_seed(0)
     m = nn.ModuleDict({"fc": nn.Linear(8, 6), "conv": nn.Conv2d(3, 6, 3), "emb": nn.Embedding(10, 6)})
     parametrize.register_parametrization(m["fc"], "weight", MinLoRA(8, 6, False, 4, 8))

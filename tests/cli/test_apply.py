@@ -195,7 +195,10 @@ def test_all_mistakes_come_together(fc_checkpoint, recipe, paramcli):
 
 def test_lines_are_found_whatever_the_layout():
     """Comments, arrays and texts over several lines, keys that look like others, quoted keys, CRLF."""
-    text = '# first\n\n[[edit]] # here\n"command" = """\n[[edit]]\nchain = 3\n"""\r\ntensor = [ # a\n  "]",\n]\n\n[[ edit ]]\nview = 1\n'
+    text = (
+        '# first\n\n[[edit]] # here\n"command" = """\n[[edit]]\nchain = 3\n"""\r\n'
+        'tensor = [ # a\n  "]",\n]\n\n[[ edit ]]\nview = 1\n'
+    )
     assert locate(text) == {(0, None): 3, (0, "command"): 4, (0, "tensor"): 8, (1, None): 12, (1, "view"): 13}
 
 

@@ -163,7 +163,7 @@ def test_what_u_and_v_had_left_is_what_a_bake_keeps(tmp_path, paramcli):
     live = torch.nn.utils.parametrizations.spectral_norm(torch.nn.Linear(64, 64, bias=False))
     live.eval()
     raw = {f"raw.{key}": tensor.contiguous() for key, tensor in live.state_dict().items()}
-    U, S, Vh = torch.linalg.svd(W.double())
+    U, _, Vh = torch.linalg.svd(W.double())
     exact = {"original": W, "0._u": U[:, 0].float(), "0._v": Vh[0].float()}
     save_file({**raw, **{f"exact.parametrizations.weight.{role}": tensor for role, tensor in exact.items()}}, source)
     paramcli("remove", source, "-o", baked)
@@ -180,7 +180,7 @@ def test_unrelated_u_and_v_promise_nothing(tmp_path, paramcli):
     """
     torch.manual_seed(0)
     W = torch.randn(20, 30)
-    U, S, Vh = torch.linalg.svd(W.double())
+    U, _, Vh = torch.linalg.svd(W.double())
     pairs = {
         "random": [torch.nn.functional.normalize(torch.randn(size), dim=0) for size in (20, 30)],
         "second": [U[:, 1].float().contiguous(), Vh[1].float().contiguous()],

@@ -78,7 +78,9 @@ def test_a_file_that_cannot_be_read_offers_nothing(folder):
 
 
 def test_a_thousand_names_come_at_once(folder):
-    """The names of a 1,000-tensor file within 0.3 s of work: the best of five, so that a busy machine does not decide."""
+    """The names of a 1,000-tensor file within 0.3 s of work: the best of five, so that a busy machine does
+    not decide.
+    """
     times = []
     for _ in range(5):
         before = os.times()
@@ -101,9 +103,10 @@ def test_bash_runs_the_installed_script(folder, shell):
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m paramcli "$@"\n')
     command.chmod(0o755)
-    test = (
-        script
-        + '\nCOMP_WORDS=(paramcli inspect big.safetensors -t layers.7.q); COMP_CWORD=4; COMP_LINE="${COMP_WORDS[*]}"; COMP_POINT=${#COMP_LINE}\n_paramcli_completion paramcli\necho "${COMPREPLY[@]}"'
+    test = script + (
+        "\nCOMP_WORDS=(paramcli inspect big.safetensors -t layers.7.q); COMP_CWORD=4; "
+        'COMP_LINE="${COMP_WORDS[*]}"; COMP_POINT=${#COMP_LINE}\n'
+        '_paramcli_completion paramcli\necho "${COMPREPLY[@]}"'
     )
     done = subprocess.run(
         ["bash", "--norc", "-c", test],

@@ -14,7 +14,8 @@ from paramcli.fitting import measure
 # As the allocator, the driver, MPS and the libraries for linear algebra say it.
 ERRORS = [
     torch.OutOfMemoryError(
-        "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.19 GiB.\nSee the documentation"
+        "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.19 GiB.\n"
+        "See the documentation"
     ),
     torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
     RuntimeError("MPS backend out of memory (MPS allocated: 9.06 GB, max allowed: 9.07 GB)."),
@@ -53,9 +54,9 @@ def test_the_tensor_and_the_way_out_are_named(command, error, files, paramcli, m
     before = files()
     told = paramcli(*COMMANDS[command], code=3)
     name = COMMANDS[command][1]
-    assert (
-        told.err
-        == f"error: fc.weight: the device is out of memory (in {name})\n  try: --device cpu, or end what else uses the device\n"
+    assert told.err == (
+        f"error: fc.weight: the device is out of memory (in {name})\n"
+        "  try: --device cpu, or end what else uses the device\n"
     )
     assert told.out == "" and files() == before
 

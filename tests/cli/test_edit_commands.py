@@ -310,7 +310,9 @@ def test_spectral_norm_is_verified_by_its_true_norm(tmp_path, paramcli):
 
 @pytest.mark.parametrize("chain", ["weight_norm", "spectral_norm", "orthogonal"])
 def test_a_result_off_its_constraint_is_warned_of(chain, tmp_path, paramcli):
-    """raw does what torch does with a zero tensor, whatever comes out: stderr and the table say that it does not hold."""
+    """raw does what torch does with a zero tensor, whatever comes out: stderr and the table say that it
+    does not hold.
+    """
     save_file({"w": torch.zeros(4, 4)}, tmp_path / "z.safetensors")
     result = paramcli("add", tmp_path / "z.safetensors", "-t", "w", "--chain", chain, "--init", "raw")
     assert "warning: w is off its constraint" in result.err and "FAILS" in result.out
@@ -366,7 +368,9 @@ def test_assigning_an_orthogonal_draw_works_for_every_seed(fc_checkpoint, tmp_pa
 
 @pytest.mark.parametrize("options", [[], ["--in-place"]])
 def test_verify_writes_nothing_that_is_off(options, tmp_path, paramcli):
-    """--verify is the gate: exit 1, the tensor and its numbers named, and no output where a constraint does not hold."""
+    """--verify is the gate: exit 1, the tensor and its numbers named, and no output where a constraint does
+    not hold.
+    """
     save_file({"m.w": torch.zeros(4, 4), "m.b": torch.ones(3)}, tmp_path / "in.safetensors")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     command = [

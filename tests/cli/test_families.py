@@ -28,7 +28,7 @@ def test_integer_buffers_and_parameters_of_a_map_round_trip(paramcli, tmp_path, 
 def test_radio_files_are_recognised_and_baked(paramcli, tmp_path, dtype):
     """Without a record, from the keys that RADIO's code writes; its scale is float32 whatever the weight is."""
     W = torch.randn(4, 3, generator=torch.Generator().manual_seed(1)).to(dtype)
-    U, S, Vh = torch.linalg.svd(W.float())
+    U, _, Vh = torch.linalg.svd(W.float())
     state = {
         "original": W,
         "0._u": U[:, 0].to(dtype),

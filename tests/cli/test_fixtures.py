@@ -345,7 +345,7 @@ def test_discover_finds_what_nearly_holds(tmp_path, paramcli):
     plain = {f"random{i}": torch.randn(12, 10 + i) for i in range(6)}
     save_file({name: tensor for name, (tensor, _) in planted.items()} | plain, tmp_path / "d.safetensors")
     found = {t["tensor"]: t for t in paramcli("discover", tmp_path / "d.safetensors", "--json").json["tensors"]}
-    for name, (tensor, structure) in planted.items():
+    for name, (_, structure) in planted.items():
         near = {c["constraint"].replace("special_", ""): c for c in found[name]["nearly"]}
         assert structure in near and near[structure]["residual"] > near[structure]["tolerance"], (name, found[name])
     S = torch.linalg.svdvals(planted["rank2"][0].double())

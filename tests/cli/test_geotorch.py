@@ -19,7 +19,9 @@ def almost_orthogonal(module: torch.nn.Module, name: str, **arguments) -> None:
 
 
 def own_identities(whole: torch.nn.Module) -> None:
-    """geotorch's alpha_stable keeps one identity expanded over a batch, which torch cannot load into: give it its own."""
+    """geotorch's alpha_stable keeps one identity expanded over a batch, which torch cannot load into: give
+    it its own.
+    """
     for module in whole.modules():
         if isinstance(module, geotorch.Hurwitz):
             module.In = module.In.clone()

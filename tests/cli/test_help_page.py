@@ -91,7 +91,8 @@ def test_a_terminal_has_colour_unless_it_wants_none(environment, arguments, colo
     """NO_COLOR, --no-color wherever it stands, and a dumb terminal are honoured."""
     code = (
         "import os, pty, sys\n"
-        f"os.environ.pop('NO_COLOR', None); os.environ.update({{'TERM': 'xterm', 'COLUMNS': '80', **{environment!r}}})\n"
+        f"os.environ.pop('NO_COLOR', None); os.environ.update("
+        f"{{'TERM': 'xterm', 'COLUMNS': '80', **{environment!r}}})\n"
         f"pty.spawn([sys.executable, '-m', 'paramcli', *{arguments!r}])"
     )
     out = subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True).stdout

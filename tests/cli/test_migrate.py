@@ -326,7 +326,9 @@ def test_what_add_spells_the_old_way_old_code_loads(chain, dtype, tmp_path, para
 
 @pytest.mark.parametrize("shards", [False, True])
 def test_untouched_bytes_keep_their_place_in_a_page(shards, tmp_path, paramcli, monkeypatch):
-    """Whole pages are asked for page by page, which file systems that share blocks need; and back is the file it was."""
+    """Whole pages are asked for page by page, which file systems that share blocks need; and back is the
+    file it was.
+    """
     from paramcli.checkpoint.read.open import open_checkpoint
 
     state = {

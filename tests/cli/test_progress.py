@@ -23,7 +23,10 @@ from ..pace import HANG_SECONDS
 def on_a_terminal(arguments, cwd, **environment):
     """(exit code, stdout, what the terminal at stderr showed) of a command line whose stdout is a pipe."""
     main, side = pty.openpty()
-    code = "import sys; from paramcli.show import progress; progress.PATIENCE_SECONDS = float(sys.argv[1]); from paramcli.cli.app import run; sys.exit(run(sys.argv[2:]))"
+    code = (
+        "import sys; from paramcli.show import progress; progress.PATIENCE_SECONDS = float(sys.argv[1]); "
+        "from paramcli.cli.app import run; sys.exit(run(sys.argv[2:]))"
+    )
     env = {**os.environ, "COLUMNS": "100", "TERM": "xterm", **environment}
     process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments],

@@ -148,7 +148,7 @@ def pair(tmp_path_factory):
         "one part": ["convert", str(place / "one.safetensors"), "-o", str(place / "part.dcp"), "--check"],
         "no such": ["remove", str(place / "absent"), "--json"],
     }
-    script = json.dumps(list(zip(free_ports(len(lines)), lines.values())))
+    script = json.dumps(list(zip(free_ports(len(lines)), lines.values(), strict=True)))
     started = [
         subprocess.Popen(
             [sys.executable, "-c", DRIVER, script], env=environment(rank, 1), stdout=subprocess.PIPE, text=True
@@ -156,7 +156,7 @@ def pair(tmp_path_factory):
         for rank in (0, 1)
     ]
     answers = [json.loads(process.communicate(timeout=HANG_SECONDS)[0]) for process in started]
-    return place, dict(zip(lines, zip(*answers)))
+    return place, dict(zip(lines, zip(*answers, strict=True), strict=True))
 
 
 def metadata(folder: Path) -> str:
@@ -286,7 +286,9 @@ def test_torchrun_gives_the_bytes_of_one_process(tmp_path):
 
 
 def test_torchrun_with_a_killed_rank_leaves_nothing(tmp_path):
-    """A rank killed half way through its shards: torchrun fails, and there is no folder, no index, no temporary file."""
+    """A rank killed half way through its shards: torchrun fails, and there is no folder, no index, no
+    temporary file.
+    """
     folder, script = make_folder(tmp_path / "model"), tmp_path / "killed.py"
     script.write_text(KILLED)
     done = torchrun(str(script), "remove", str(folder), "--bake", "-o", str(tmp_path / "out"))
@@ -335,7 +337,7 @@ def test_after_a_failure_nothing_is_published():
             return member.exchange("never", None)
         while not member.store.check(["failure"]):
             time.sleep(0.01)
-        member.may_publish()
+        return member.may_publish()
 
     first, _, waiting = together(3, work)
     for error in (first, waiting):

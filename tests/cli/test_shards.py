@@ -84,7 +84,9 @@ def test_a_pair_over_two_shards_bakes_and_merges(folder, tmp_path, paramcli):
 
 
 def test_a_split_is_kept_unless_a_size_is_given(folder, tmp_path, paramcli):
-    """convert to a folder keeps the shards; --max-shard-size makes others, a tensor larger than it has one to itself."""
+    """convert to a folder keeps the shards; --max-shard-size makes others, a tensor larger than it has one
+    to itself.
+    """
     path, state, _ = folder
     paramcli("convert", path, "-o", tmp_path / "same")
     check_index(tmp_path / "same")
@@ -134,7 +136,7 @@ def test_convert_without_an_output_says_what_it_needs(folder, tmp_path, paramcli
 
 def test_a_shard_has_the_record_of_its_own_tensors(folder, tmp_path, paramcli):
     """Headers together grow with the checkpoint, not with its square; the folder and each shard alone verify."""
-    path, state, _ = folder
+    path, _, _ = folder
     added = tmp_path / "added"
     paramcli("add", path, "-t", "layer.*.weight", "--chain", "skew", "--max-change", "2", "-o", added, "--check")
     named = []

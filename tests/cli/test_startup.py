@@ -102,7 +102,9 @@ def test_the_help_of_a_command_imports_that_command_alone():
 
 
 def test_inspect_of_plain_tensors_needs_no_catalogue(tmp_path):
-    """A header without a record says all there is to show; a pipe needs no rich; what writes and reads pickles waits."""
+    """A header without a record says all there is to show; a pipe needs no rich; what writes and reads
+    pickles waits.
+    """
     save_file({f"layers.{n}.weight": torch.zeros(2) for n in range(10)}, tmp_path / "a.safetensors")
     for way in ((), ("--json",)):
         modules = imported("inspect", tmp_path / "a.safetensors", *way)
@@ -130,7 +132,9 @@ def test_renames_and_safetensors_layouts_never_import_torch(tmp_path):
 
 
 def test_planning_without_data_loads_no_symbolic_algebra(tmp_path):
-    """The shapes a chain stores are told without sympy, which torch loads for some operations on tensors without data."""
+    """The shapes a chain stores are told without sympy, which torch loads for some operations on tensors
+    without data.
+    """
     chains = (
         "skew,cayley",
         "symmetric,matrix_exp",
@@ -175,7 +179,10 @@ def test_version_and_module(shell):
 
 def test_nothing_but_a_closed_stdout_is_lost(fc_checkpoint, tmp_path):
     """With stdout and stderr closed the output file is whole, and no stream becomes part of it."""
-    command = f"{sys.executable} -m paramcli add {fc_checkpoint} -t fc.weight --chain skew,cayley -o {tmp_path}/o.safetensors >&- 2>&-"
+    command = (
+        f"{sys.executable} -m paramcli add {fc_checkpoint} -t fc.weight --chain skew,cayley -o "
+        f"{tmp_path}/o.safetensors >&- 2>&-"
+    )
     subprocess.run(["sh", "-c", command], check=False)
     from safetensors.torch import load_file
 
@@ -228,7 +235,10 @@ def test_a_machine_without_numpy_sees_no_warning(fc_checkpoint, tmp_path):
 )
 def test_threads_of_linear_algebra_sleep_soon_unless_the_user_says_otherwise(given, seen):
     """Set before torch is imported, which is when it is read; what the environment says holds."""
-    code = "import atexit, os\natexit.register(lambda: print(os.environ.get('GOMP_SPINCOUNT')))\nfrom paramcli.cli.app import main\nmain(['registry', 'skew'])"
+    code = (
+        "import atexit, os\natexit.register(lambda: print(os.environ.get('GOMP_SPINCOUNT')))\n"
+        "from paramcli.cli.app import main\nmain(['registry', 'skew'])"
+    )
     environment = {
         name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
     }

@@ -212,7 +212,9 @@ def test_tensors_that_cannot_be_carried_are_named(kind, tmp_path, paramcli):
 
 
 def test_a_prefix_comes_off_for_another_model(tmp_path, paramcli):
-    """DataParallel around a compiled module: both prefixes go, in the order given, and the plain model loads strictly."""
+    """DataParallel around a compiled module: both prefixes go, in the order given, and the plain model
+    loads strictly.
+    """
     torch.save({f"module._orig_mod.{k}": t for k, t in STATE.items()}, tmp_path / "in.pt")
     paramcli(
         "convert",

@@ -91,7 +91,7 @@ def test_packed_views_stay_packed_through_a_migration(tmp_path, paramcli):
     assert {t.untyped_storage().nbytes() for t in state.values()} == {160} and len(
         {t.untyped_storage().data_ptr() for t in state.values()}
     ) == 1
-    assert all(torch.equal(a, b) for a, b in zip(state.values(), views.values()))
+    assert all(torch.equal(a, b) for a, b in zip(state.values(), views.values(), strict=True))
 
 
 def test_ties_of_torch_shards_survive_a_merge(tmp_path, paramcli):
@@ -141,7 +141,9 @@ def test_a_pickled_module_becomes_its_state_dict(tmp_path, paramcli):
 
 @pytest.mark.filterwarnings("ignore")
 def test_odd_neighbours_of_the_weights_come_along(tmp_path, paramcli):
-    """Quantized, sparse, complex128, fp8 and bare-storage entries beside the state dict are written again as they were."""
+    """Quantized, sparse, complex128, fp8 and bare-storage entries beside the state dict are written again
+    as they were.
+    """
     extra = {
         "quantized": torch.quantize_per_tensor(V, 0.1, 2, torch.qint8),
         "sparse": V.relu().to_sparse(),

@@ -83,5 +83,7 @@ def test_words_become_what_the_annotations_say(monkeypatch):
     ],
 )
 def test_what_holds_for_all_commands_may_stand_anywhere(typed, parsed):
-    """In front is where the parser wants it; behind `--` are names; a --plugin without its file is left to be missed."""
+    """In front is where the parser wants it; behind `--` are names; a --plugin without its file is left to
+    be missed.
+    """
     assert hoisted(typed.split()) == parsed.split()

@@ -3,6 +3,7 @@
 import html
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,7 +86,9 @@ def content(path: str) -> bytes:
 
 @pytest.mark.parametrize("device", NAMES)
 def test_what_is_put_on_holds_and_bakes_to_the_cpus_weights(device, plain, paramcli):
-    """add, verify and remove: made there it holds here and there, and the bakes of one file on both are equal weights."""
+    """add, verify and remove: made there it holds here and there, and the bakes of one file on both are
+    equal weights.
+    """
     made = put_on(paramcli, device, "made")
     for where, baked in ((device, "there.safetensors"), ("cpu", "here.safetensors")):
         paramcli("verify", made, "--device", where)
@@ -174,8 +177,8 @@ def test_spectra_are_the_cpus(device, plain, paramcli):
         ).json
         for d in (device, "cpu")
     ]
-    for there, here in zip(*(document["tensors"] for document in told)):
-        for a, b in zip(there["matrices"], here["matrices"]):
+    for there, here in zip(*(document["tensors"] for document in told), strict=True):
+        for a, b in zip(there["matrices"], here["matrices"], strict=True):
             np.testing.assert_allclose(
                 a["singular_values"], b["singular_values"], rtol=1e-10, atol=1e-12 * b["sigma_max"]
             )
@@ -205,7 +208,7 @@ def test_a_report_names_the_device(plain, paramcli):
         "evidence"
     ]
     assert told["device"] == f"{DEVICE} ({torch.cuda.get_device_name(0)})"
-    assert told["device"] in html.unescape(open("r.html").read())
+    assert told["device"] in html.unescape(Path("r.html").read_text())
 
 
 def test_a_device_that_is_not_there_is_a_mistake_of_the_command_line(plain, paramcli):

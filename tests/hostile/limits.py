@@ -52,7 +52,7 @@ def main(kind: str, folder: Path) -> None:
         plant()
         made = place / "out.safetensors"
 
-        def convert() -> None:
+        def convert(path: Path = path, made: Path = made) -> None:
             nonlocal code, err
             made.unlink(missing_ok=True)
             err = io.StringIO()

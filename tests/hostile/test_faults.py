@@ -311,7 +311,10 @@ def test_nothing_in_the_working_folder_or_beside_the_checkpoint_is_imported(plac
             (folder / f"{module}.py").write_text(f"open({str(place / 'CANARY')!r}, 'w')")
         for config in ("pyproject.toml", "paramcli.toml", "setup.cfg", ".paramclirc"):
             (folder / config).write_text("[tool.paramcli]\nplugin = 'torch.py'\n")
-    script = f"import sys; sys.path = [p for p in sys.path if p not in ('', {str(place)!r})]; from paramcli.cli.app import main; main()"
+    script = (
+        f"import sys; sys.path = [p for p in sys.path if p not in ('', {str(place)!r})]; "
+        "from paramcli.cli.app import main; main()"
+    )
     environment = {**os.environ, "PYTHONPATH": str(Path(reading.__file__).parents[2])}
     for arguments in (["inspect", "shards"], ["add", "shards", "-o", "out", *ADD], ["verify", "out"]):
         done = subprocess.run(

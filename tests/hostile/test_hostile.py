@@ -101,7 +101,7 @@ def test_within_a_loop_s_time_and_its_size_plus_a_constant(kind, tmp_path):
     assert last == {"canary": []}
     cases = [case for case in CASES if case.kind == kind]
     assert [result["case"] for result in results] == [case.name for case in cases]
-    for case, result in zip(cases, results):
+    for case, result in zip(cases, results, strict=True):
         assert result["code"] == (3 if case.tensors is None else 0), f"{case}: {result}"
         assert result["steps"] < MOST_STEPS and result["grown"] < CONSTANT and not result["leaked"], f"{case}: {result}"
         if result["code"]:

@@ -11,6 +11,7 @@ import random
 import shutil
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -146,10 +147,8 @@ def stopped(what: str, models: Path, folder: Path, how: int, chance: random.Rand
         before = bytes_of(place)
         child = quietly(arguments, place)
         time.sleep(chance.uniform(0, duration * 1.1))
-        try:
+        with suppress(ProcessLookupError):
             os.kill(child, how)
-        except ProcessLookupError:
-            pass
         code = wait(child)
         hits += code != 0
         after = bytes_of(place)

@@ -38,7 +38,10 @@ def test_a_stop_waits_until_torch_is_imported(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stop_that_comes_when_all_is_done_changes_nothing(number):
     """The result is out and its exit code is known; no traceback of what ends beside the interpreter."""
-    code = f"import atexit, os\natexit.register(os.kill, os.getpid(), {int(number)})\nfrom paramcli.cli.app import main\nmain(['registry', 'skew'])"
+    code = (
+        f"import atexit, os\natexit.register(os.kill, os.getpid(), {int(number)})\n"
+        "from paramcli.cli.app import main\nmain(['registry', 'skew'])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_SECONDS)
     assert done.returncode == 0 and not done.stderr and "skew" in done.stdout
 

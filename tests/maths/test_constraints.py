@@ -22,7 +22,7 @@ def test_nearest_rotation_flips_the_smallest_singular_direction():
     """For det < 0 the nearest rotation is U diag(1, ..., 1, -1) V^T, with an SVD of torch as the oracle."""
     for seed in range(20):
         X = torch.randn(5, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        U, S, Vh = torch.linalg.svd(X)
+        U, _, Vh = torch.linalg.svd(X)
         D = torch.eye(5, dtype=torch.float64)
         D[-1, -1] = torch.sign(torch.linalg.det(U @ Vh))
         torch.testing.assert_close(make("special_orthogonal").project(X), U @ D @ Vh, rtol=1e-12, atol=1e-12)

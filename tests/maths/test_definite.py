@@ -56,7 +56,7 @@ def test_covariances_give_their_correlations_diagonal():
 
 def test_spd_cholesky_has_a_floor():
     """Eigenvalues of eps or less are refused with the number."""
-    with pytest.raises(InputRefused, match="above 0.5, and this tensor has 0.1"):
+    with pytest.raises(InputRefused, match=r"above 0\.5, and this tensor has 0\.1"):
         fit(torch.diag(torch.tensor([1.0, 0.1])), parse_chain("spd_cholesky:eps=0.5"), IDENTITY)
 
 

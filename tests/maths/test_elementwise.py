@@ -1,4 +1,6 @@
-"""Positive, interval and increasing entries, probabilities: torch, closed forms and independent algorithms as oracles."""
+"""Positive, interval and increasing entries, probabilities: torch, closed forms and independent algorithms
+as oracles.
+"""
 
 import pytest
 import torch
@@ -146,12 +148,12 @@ def test_sums_come_out_to_rounding_however_hard_the_matrix(n, kind):
     for seed in range(40):
         X = randn(n, n, seed=seed)
         X = {
-            "a permutation and dust": lambda: torch.eye(n, dtype=X.dtype).roll(seed, 0) + 1e-9 * X,
-            "rows of far apart sizes": lambda: X * torch.logspace(-4, 4, n, dtype=X.dtype),
-            "many ties": lambda: torch.round(2 * X) / 2,
-            "small": lambda: 1e-3 * X,
-            "large": lambda: 100 * X,
-        }[kind]()
+            "a permutation and dust": torch.eye(n, dtype=X.dtype).roll(seed, 0) + 1e-9 * X,
+            "rows of far apart sizes": X * torch.logspace(-4, 4, n, dtype=X.dtype),
+            "many ties": torch.round(2 * X) / 2,
+            "small": 1e-3 * X,
+            "large": 100 * X,
+        }[kind]
         P = nearest_doubly_stochastic(X)
         assert make("doubly_stochastic").residual(P).item() <= 1e-15 * n
         vertices = [torch.eye(n, dtype=X.dtype)[list(order)] for order in permutations(range(n))]

@@ -2,6 +2,7 @@
 entries.
 """
 
+import itertools
 import math
 
 import pytest
@@ -344,7 +345,9 @@ def test_gradients_flow(chain):
     host.forward = lambda: host.weight
 
     def run(*steps):
-        moved = {f"parametrizations.weight.{r}": state[r] + step * moves[r] for r, step in zip(moves, steps)}
+        moved = {
+            f"parametrizations.weight.{r}": state[r] + step * moves[r] for r, step in zip(moves, steps, strict=True)
+        }
         return torch.func.functional_call(host, moved, (), strict=False)
 
     assert torch.autograd.gradcheck(run, [torch.zeros_like(state[role]).requires_grad_() for role in moves])
@@ -405,7 +408,7 @@ ROWS = [
 def blocks_of(shape: tuple[int, ...]) -> list[tuple[int, int]]:
     ranges = row_blocks(shape, 256)
     assert len(ranges) > 1 and ranges[0][0] == 0 and ranges[-1][1] == shape[0]
-    assert all(a[1] == b[0] for a, b in zip(ranges, ranges[1:]))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(ranges))
     return ranges
 
 

@@ -105,7 +105,9 @@ def test_stable_systems_far_from_normal_keep_their_weight():
 
 
 def test_special_linear_measures_the_determinant_by_what_relative_errors_make_of_it():
-    """log det (1 + e) I = 4 e, where errors of size 1 in the 4 entries make 2 of it; diag(k, 1/k) likewise, whatever k."""
+    """log det (1 + e) I = 4 e, where errors of size 1 in the 4 entries make 2 of it; diag(k, 1/k) likewise,
+    whatever k.
+    """
     e, I = 1e-4, torch.eye(4, dtype=torch.float64)
     assert make("special_linear").residual((1 + e) * I).item() == pytest.approx(4 * e / 2, rel=1e-3)
     for k in (1.0, 10.0, 1e4):
@@ -162,7 +164,7 @@ def test_cayley_and_expm_start_alike_and_part_later():
     assert all(torch.equal(state["0.base"], states["expm"]["0.base"]) for state in states.values())
     step = 1e-2 * randn(4, 4)
     values = []
-    for triv, state in states.items():
+    for triv in states:
         host = register(bare(W.clone()), "weight", parse_chain(f"so:triv={triv}"))
         host.parametrizations.weight.original.data.copy_(step)
         values.append(host.weight.detach())

@@ -122,7 +122,7 @@ def test_a_live_sigma_reparam_starts_from_the_weight():
 
 def radio_state(W, scale, version):
     """The tensors that NVIDIA's RADIO code stores, with u and v the exact singular vectors."""
-    U, S, Vh = torch.linalg.svd(W)
+    U, _, Vh = torch.linalg.svd(W)
     return {
         "original": W,
         "0.scale": torch.full((1, 1), scale),
@@ -144,7 +144,7 @@ def test_radio_checkpoints_evaluate_by_their_law(version):
 
 def test_spectral_reparam_has_a_least_norm():
     """softplus + alpha never goes below alpha."""
-    with pytest.raises(InputRefused, match="spectral norms above 0.05"):
+    with pytest.raises(InputRefused, match=r"spectral norms above 0\.05"):
         fit(0.01 * torch.eye(3), parse_chain("spectral_reparam"), IDENTITY)
 
 

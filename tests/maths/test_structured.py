@@ -74,7 +74,9 @@ def test_toeplitz_is_the_mean_of_each_diagonal(shape):
 
 
 def test_a_circulant_matrix_is_diagonal_in_the_fourier_basis():
-    """F C F^-1 is diagonal for the unitary Fourier matrix F, and the nearest circulant keeps the diagonal of F X F^-1."""
+    """F C F^-1 is diagonal for the unitary Fourier matrix F, and the nearest circulant keeps the diagonal
+    of F X F^-1.
+    """
     X = random(6, 6).to(torch.complex128)
     F = torch.fft.fft(torch.eye(6, dtype=torch.complex128), norm="ortho")
     C = CirculantMatrices().project(X)

@@ -81,7 +81,7 @@ def test_every_square_weight_takes_skew_cayley(dtype, tmp_path, paramcli):
             torch.linalg.vector_norm(nearest_rotation(W) - W.double()) / torch.linalg.vector_norm(W.double())
         ).item()
         assert moved[name]["moved"] < 1.01 * wanted
-    for name, W in turned.items():
+    for name in turned:
         assert moved[name]["note"] and 0 < moved[name]["moved"] < (0.0075 if dtype.itemsize > 2 else 0.05)
     if dtype.itemsize < 4:
         return
@@ -192,7 +192,7 @@ def test_a_stable_system_on_the_edge_is_shifted():
 
 def test_a_margin_beyond_a_tenth_is_refused():
     """What a floor moves that far is another weight: the map's own reason is given."""
-    with pytest.raises(InputRefused, match="above 0.5, and this tensor has 0.1"):
+    with pytest.raises(InputRefused, match=r"above 0\.5, and this tensor has 0\.1"):
         fit(torch.diag(torch.tensor([1.0, 0.1])), parse_chain("spd_cholesky:eps=0.5"), IDENTITY)
 
 
@@ -261,7 +261,7 @@ def test_strict_refuses_a_half_turn_with_its_eigenvalue(dtype):
     with pytest.raises(InputRefused, match="eigenvalue -1") as caught:
         fit(-torch.eye(4, dtype=dtype), CAYLEY, IDENTITY, init="strict")
     assert "skew,matrix_exp" in caught.value.hint
-    with pytest.raises(InputRefused, match="its eigenvalue nearest to -1 is 0.0") as caught:
+    with pytest.raises(InputRefused, match=r"its eigenvalue nearest to -1 is 0\.0") as caught:
         fit(half_turns(8, 1, gap=5e-4 if dtype == torch.float32 else 0.01).to(dtype), CAYLEY, IDENTITY, init="strict")
     assert "skew,matrix_exp" in caught.value.hint
 
@@ -280,7 +280,7 @@ def test_rank_lost_in_a_half_type_is_refused(chain, rank, dtype):
     """Rounding fills the other directions with noise: a point made of it would be arbitrary."""
     W = randn(64, rank, seed=1) @ randn(rank, 64, seed=2)
     assert torch.linalg.svdvals(W.to(dtype).double())[-1] > 0
-    with pytest.raises(InputRefused, match="rank-deficient.*of 64 below what rounding leaves of zero"):
+    with pytest.raises(InputRefused, match=r"rank-deficient.*of 64 below what rounding leaves of zero"):
         fit(W.to(dtype), parse_chain(chain), IDENTITY)
 
 

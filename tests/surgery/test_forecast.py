@@ -7,7 +7,9 @@ from safetensors.torch import save_file
 
 
 def test_the_bytes_are_those_that_are_written_and_the_operations_those_of_the_law(tmp_path, paramcli):
-    """A Cayley map of n x n is four products of 2 n^3, and skew one pass; bytes are the file's own, its header aside."""
+    """A Cayley map of n x n is four products of 2 n^3, and skew one pass; bytes are the file's own, its
+    header aside.
+    """
     n = 32
     save_file(
         {

@@ -62,7 +62,9 @@ def tensors(tmp_path):
 
 @pytest.mark.parametrize("chain", CHAINS)
 def test_what_the_table_says_is_stored_is_stored(chain, tensors):
-    """Keys, dtypes and shapes by the table are those of torch's own registration, for every shape that the chain takes."""
+    """Keys, dtypes and shapes by the table are those of torch's own registration, for every shape that the
+    chain takes.
+    """
     planned = 0
     for shape in SHAPES:
         for dtype in (torch.float32, torch.bfloat16, torch.complex64):
@@ -165,7 +167,9 @@ def test_copying_has_begun_when_the_plan_is_made(tmp_path, paramcli, monkeypatch
 
 
 def test_no_space_is_asked_for_what_planning_may_refuse(tmp_path, paramcli, monkeypatch):
-    """A few numbers that stand for a huge weight, by a record or by a square base: refused before the disk hears of it."""
+    """A few numbers that stand for a huge weight, by a record or by a square base: refused before the disk
+    hears of it.
+    """
     asked = []
     monkeypatch.setattr(os, "posix_fallocate", lambda descriptor, at, size: asked.append(size))
     for size in (65536, 1 << 31):
@@ -215,9 +219,11 @@ def test_a_signal_while_it_begins_or_cleans_up_leaves_nothing(moment, tensors, t
             signal.raise_signal(signal.SIGINT)
 
         monkeypatch.setattr(sink if moment == "abandon" else ThreadPoolExecutor, moment, interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            with Writing(Plan("x", (), tuple((key, key) for key in source.tensors), slots, {}, {}), source, sink):
-                raise KeyboardInterrupt
+        with (
+            pytest.raises(KeyboardInterrupt),
+            Writing(Plan("x", (), tuple((key, key) for key in source.tensors), slots, {}, {}), source, sink),
+        ):
+            raise KeyboardInterrupt
     assert sorted(os.listdir(tmp_path)) == ["a.safetensors"]
 
 

@@ -21,7 +21,9 @@ RECORDED = {"chain": "spectral_norm:dim=1", "constraint": "unit_spectral_norm:di
 
 @pytest.fixture
 def tensors() -> dict[str, torch.Tensor]:
-    """A square spectral norm of dim 1, which only its u and v tell, in the spelling of torch, and something beside it."""
+    """A square spectral norm of dim 1, which only its u and v tell, in the spelling of torch, and something
+    beside it.
+    """
     torch.manual_seed(0)
     W = torch.randn(24, 24)
     U, _, Vh = torch.linalg.svd(W.T.double())
@@ -78,9 +80,9 @@ def test_each_shard_completes_its_own(tensors, tmp_path, paramcli):
     folder.mkdir()
     names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     parts = [{key: tensor for key, tensor in tensors.items() if (key == "big") == bool(number)} for number in range(2)]
-    for name, part in zip(names, parts):
+    for name, part in zip(names, parts, strict=True):
         save_file(part, folder / name, {"format": "pt"})
-    weight_map = {key: name for name, part in zip(names, parts) for key in part}
+    weight_map = {key: name for name, part in zip(names, parts, strict=True) for key in part}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     before = (folder / names[1]).read_bytes()
     for arguments in (["-o", tmp_path / "out"], ["--in-place"]):
@@ -122,10 +124,12 @@ def test_a_header_with_room_is_as_long_as_the_longest():
 def test_amending_more_than_there_is_room_for_is_a_mistake(tmp_path):
     """A record that is longer than was promised is never cut short: the sink refuses, and nothing appears."""
     slots = [Slot("w", "U8", (2,))]
-    with pytest.raises(AssertionError, match="has room for"):
-        with SafetensorsSink(tmp_path / "a.safetensors", slots, {}, longest={"k": "x"}) as sink:
-            sink.write("w", b"12")
-            sink.amend(lambda names: {"k": "x" * 200})
+    with (
+        pytest.raises(AssertionError, match="has room for"),
+        SafetensorsSink(tmp_path / "a.safetensors", slots, {}, longest={"k": "x"}) as sink,
+    ):
+        sink.write("w", b"12")
+        sink.amend(lambda names: {"k": "x" * 200})
     assert not list(tmp_path.iterdir())
 
 

@@ -33,7 +33,7 @@ def fitted_together(tensors, chain, view):
     W, shape = torch.stack([view.into(W) for W in tensors]), tensors[0].shape
     fitting = Fitting(chain, IDENTITY, W.shape, W.dtype, seed=None, count=len(tensors))
     state, values = fitting.make(W)
-    for X, value, became in zip(state["original"], values, fitting.result()):
+    for X, value, became in zip(state["original"], values, fitting.result(), strict=True):
         yield view.back(X, shape), view.back(value, shape), became
 
 
@@ -58,11 +58,11 @@ def test_a_stack_gives_each_tensor_the_bits_it_gets_alone(text, n, dtype):
         Claim(chain, IDENTITY, X.shape, dtype, count=5),
     )
     claim.add(values, {"original": X})
-    for X, value, check in zip(tensors, values, claim.result()):
+    for X, value, check in zip(tensors, values, claim.result(), strict=True):
         assert torch.equal(value, evaluate(chain, IDENTITY, X.shape, {"original": X}, dtype))
         assert check.ok and check.tolerance == claim_check(chain, IDENTITY, value, {"original": X}).tolerance
     weights = rotations(5, n, dtype) if text.endswith("cayley") else tensors
-    for W, (original, value, became) in zip(weights, fitted_together(weights, chain, IDENTITY)):
+    for W, (original, value, became) in zip(weights, fitted_together(weights, chain, IDENTITY), strict=True):
         alone = fit(W, chain, IDENTITY)
         assert torch.equal(original, alone.state["original"]) and torch.equal(value, alone.value)
         assert became.moved == pytest.approx(alone.moved, rel=1e-12)
@@ -87,7 +87,7 @@ def test_views_are_stacked_as_the_maths_sees_them():
     """The gates of several recurrent kernels are one batch of matrices."""
     chain, view = parse_chain("skew,cayley"), parse_view("blocks=4")
     kernels = [torch.cat(rotations(4, 8)) * (1 + 0.01 * index) for index in range(3)]
-    for W, (original, value, _) in zip(kernels, fitted_together(kernels, chain, view)):
+    for W, (original, value, _) in zip(kernels, fitted_together(kernels, chain, view), strict=True):
         alone = fit(W, chain, view)
         assert torch.equal(original, alone.state["original"]) and value.shape == W.shape
 
@@ -103,7 +103,9 @@ def test_what_one_tensor_is_refused_for_is_told_of_it_alone(tmp_path, paramcli):
 
 
 def test_a_whole_file_of_small_tensors_is_batched_and_unchanged_in_meaning(tmp_path, paramcli, monkeypatch):
-    """Many tensors of two shapes reach the maths in few calls, are reported in order, and bake to torch's own values."""
+    """Many tensors of two shapes reach the maths in few calls, are reported in order, and bake to torch's
+    own values.
+    """
     weights = {f"l.{index:02d}.weight": W for index, W in enumerate(rotations(15, 6) + rotations(15, 8))}
     save_file({**weights, "bias": torch.ones(3)}, tmp_path / "a.safetensors")
     calls = []
@@ -131,7 +133,9 @@ def test_a_whole_file_of_small_tensors_is_batched_and_unchanged_in_meaning(tmp_p
 @pytest.mark.parametrize("threads", [2, 3, 40])
 @pytest.mark.parametrize("part", [1, 144, 1000, 1 << 17])
 def test_parts_of_a_stack_give_the_bits_of_the_whole(threads, part, monkeypatch, tmp_path):
-    """However many threads share a stack, in whatever parts, each matrix comes out as it does alone, and in its place."""
+    """However many threads share a stack, in whatever parts, each matrix comes out as it does alone, and in
+    its place.
+    """
     monkeypatch.setattr(execute, "SHARED_OUT", 0)
     monkeypatch.setattr(execute, "PART", part)
     Xs = {f"l.{index:02d}": torch.randn(12, 12) for index in range(17)}
@@ -141,7 +145,7 @@ def test_parts_of_a_stack_give_the_bits_of_the_whole(threads, part, monkeypatch,
         groups = with_chain(list(detect(source.tensors).values()), "skew,cayley", None, named=True)
         made = execute.by_parts([Bake().plan(group) for group in groups], source, "cpu", "same", threads)
     assert len(made) == 17 and torch.get_num_threads() == before
-    for (name, X), (tensors, told) in zip(Xs.items(), made):
+    for (name, X), (tensors, told) in zip(Xs.items(), made, strict=True):
         value = evaluate(parse_chain("skew,cayley"), IDENTITY, X.shape, {"original": X}, X.dtype)
         assert torch.equal(tensors[f"{name}.weight"], value) and told["residual"] <= told["tolerance"]
 

@@ -42,7 +42,7 @@ def test_bake_is_torchs_live_value_to_the_bit(dtype, map, triv, tmp_path, paramc
         paramcli("remove", tmp_path / source, "--chain", chain, "-o", tmp_path / "b.safetensors", "-f")
         proof = paramcli("verify", tmp_path / "b.safetensors", "--json").json["tensors"]
         baked = load_file(tmp_path / "b.safetensors")
-        for (name, host), shape in zip(hosts.items(), SHAPES):
+        for (name, host), shape in zip(hosts.items(), SHAPES, strict=True):
             live = host
             if source == "a.safetensors":
                 live = registered(shape, dtype, map, triv, seed=1)
@@ -56,7 +56,9 @@ def test_bake_is_torchs_live_value_to_the_bit(dtype, map, triv, tmp_path, paramc
 
 @pytest.mark.parametrize("map", MAPS)
 def test_a_base_that_was_saved_row_by_row_is_used_so(map, tmp_path, paramcli):
-    """torch copies a square weight that is orthogonal to begin with, and a torch file tells that its base is row-major."""
+    """torch copies a square weight that is orthogonal to begin with, and a torch file tells that its base
+    is row-major.
+    """
     host = trained(
         (64, 64),
         torch.float64,

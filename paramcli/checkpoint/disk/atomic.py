@@ -18,7 +18,7 @@ import os
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ...errors import PATH, OutputFailed
@@ -182,10 +182,8 @@ class AtomicFile:
         return self
 
     def _create(self) -> None:
-        try:
+        with suppress(FileNotFoundError):
             self._replaced = os.stat(self.target)
-        except FileNotFoundError:
-            pass
         if self._replaced is not None and not stat.S_ISREG(self._replaced.st_mode):
             if stat.S_ISDIR(self._replaced.st_mode):
                 raise IsADirectoryError(errno.EISDIR, "")
@@ -292,10 +290,8 @@ class AtomicFile:
     def _keep_owner_and_mode(self, descriptor: int) -> None:
         old, new = self._replaced, os.fstat(descriptor)
         if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
-            try:
+            with suppress(PermissionError):  # not root: the new file is the user's own
                 os.fchown(descriptor, old.st_uid, old.st_gid)
-            except PermissionError:
-                pass  # not root: the new file is the user's own
         os.fchmod(descriptor, stat.S_IMODE(old.st_mode))
 
     def publish(self) -> None:
@@ -317,10 +313,9 @@ class AtomicFile:
             self.pool.forget(self)
         self.park()
         if self.temporary is not None:
-            try:
+            # Published already, or its folder is gone or read-only by now: nothing is left to do.
+            with suppress(OSError):
                 os.unlink(self.temporary)
-            except OSError:
-                pass  # published already, or its folder is gone or read-only by now: nothing is left to do
             self.temporary = None
 
 
@@ -329,10 +324,8 @@ def folder_lock(folder: str | os.PathLike) -> Iterator[None]:
     """One run at a time in this block, where the file system has locks: for publishing several files together."""
     descriptor = above_standard_streams(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     try:
-        try:
+        with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError:
-            pass
         yield
     finally:
         os.close(descriptor)

@@ -14,6 +14,7 @@ import mmap
 import os
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from .input_file import above_standard_streams
@@ -38,7 +39,9 @@ def new_block() -> memoryview:
 
 
 class Disk:
-    """What an output of `size` bytes is written to, and whether it is to be written past the cache: all its files ask."""
+    """What an output of `size` bytes is written to, and whether it is to be written past the cache: all its
+    files ask.
+    """
 
     def __init__(self, size: int):
         self.direct = size >= LEAST and hasattr(os, "O_DIRECT")
@@ -113,10 +116,9 @@ class Direct:
         with self._lock:
             descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
-            try:
+            # The writes were done when they returned, and whether all is on the disk the fsync says.
+            with suppress(OSError):
                 os.close(descriptor)
-            except OSError:
-                pass  # the writes were done when they returned, and whether all is on the disk the fsync says
 
 
 def _begins_at_a_page(data: memoryview) -> bool:

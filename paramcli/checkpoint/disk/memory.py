@@ -26,7 +26,9 @@ class Blocks:
         self._lock = threading.Lock()
 
     def take(self, length: int) -> memoryview:
-        """`length` writable bytes of any value, the caller's for as long as the memoryview, or a tensor over it, lives."""
+        """`length` writable bytes of any value, the caller's for as long as the memoryview, or a tensor
+        over it, lives.
+        """
         if not SMALL <= length <= LARGE:
             return memoryview(bytearray(length))
         with self._lock:

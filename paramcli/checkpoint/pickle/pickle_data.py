@@ -56,7 +56,9 @@ class Opaque:
 
 
 class Items(dict):
-    """A dict subclass: `cls` with the arguments it was called with, and the `attributes` BUILD put on it (`_metadata`)."""
+    """A dict subclass: `cls` with the arguments it was called with, and the `attributes` BUILD put on it
+    (`_metadata`).
+    """
 
     cls: Global
     arguments: tuple = ()
@@ -319,10 +321,10 @@ def _call(function: object, arguments: tuple) -> object:
     if known is not None:
         return known(arguments)
     refuse_built_memory(function.module, function.name, arguments)
-    if function.module in ("copyreg", "copy_reg") and function.name in ("_reconstructor", "__newobj__"):
-        if arguments and isinstance(arguments[0], Global):
-            refuse_built_memory(arguments[0].module, arguments[0].name, arguments[1:])
-            return Opaque(arguments[0], (function, *arguments), "via")
+    makes_another = function.module in ("copyreg", "copy_reg") and function.name in ("_reconstructor", "__newobj__")
+    if makes_another and arguments and isinstance(arguments[0], Global):
+        refuse_built_memory(arguments[0].module, arguments[0].name, arguments[1:])
+        return Opaque(arguments[0], (function, *arguments), "via")
     return Opaque(function, arguments)
 
 
@@ -511,7 +513,7 @@ class _Machine:
         into = target if isinstance(target, dict) else target.pairs if isinstance(target, Opaque) else None
         if into is None or len(values) % 2:
             raise broken("an item set on what is no dict")
-        for key, value in zip(values[::2], values[1::2]):
+        for key, value in zip(values[::2], values[1::2], strict=True):
             _set(into, key, value)
 
     def build(self) -> None:

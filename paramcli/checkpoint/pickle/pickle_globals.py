@@ -223,6 +223,7 @@ def refuse_built_memory(module: str, name: str, arguments: tuple) -> None:
     )
     if is_storage or is_tensor or sized:
         raise InputRefused(
-            f"its pickle builds a {printable(module, 80)}.{printable(name, 80)} from a size, whose content would be memory of this machine",
+            f"its pickle builds a {printable(module, 80)}.{printable(name, 80)} from a size, "
+            "whose content would be memory of this machine",
             hint="this is no file that torch.save writes; get it from a source you trust",
         )

@@ -212,7 +212,7 @@ def _wide(extra: bytes, size: int, compressed: int, local: int) -> tuple[int, in
             if len(values) < sum(wanted):
                 raise broken("a 64-bit size is missing")
             size, compressed, local = (
-                values.pop(0) if full else value for full, value in zip(wanted, (size, compressed, local))
+                values.pop(0) if full else value for full, value in zip(wanted, (size, compressed, local), strict=True)
             )
             break
         at += 4 + length

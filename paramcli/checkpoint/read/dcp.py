@@ -243,7 +243,7 @@ def _check_tiling(name: str, tensor: _Tensor) -> None:
     for chunk in tensor.chunks:
         if len(chunk.offsets) != rank or len(chunk.sizes) != rank:
             raise refuse("a chunk of another number of dimensions")
-        if any(at + size > whole for at, size, whole in zip(chunk.offsets, chunk.sizes, tensor.shape)):
+        if any(at + size > whole for at, size, whole in zip(chunk.offsets, chunk.sizes, tensor.shape, strict=True)):
             raise refuse("a chunk reaches outside the tensor")
     if not tensor.chunks or sum(math.prod(chunk.sizes) for chunk in tensor.chunks) != math.prod(tensor.shape):
         raise refuse("its chunks do not add up to the tensor: some are missing or given twice")
@@ -263,7 +263,8 @@ def _check_tiling(name: str, tensor: _Tensor) -> None:
             raise refuse("cut into more chunks than any checkpoint is")
         for other in active:
             if all(
-                a < b + m and b < a + n for a, n, b, m in zip(chunk.offsets, chunk.sizes, other.offsets, other.sizes)
+                a < b + m and b < a + n
+                for a, n, b, m in zip(chunk.offsets, chunk.sizes, other.offsets, other.sizes, strict=True)
             ):
                 raise refuse("two of its chunks overlap")
         active.append(chunk)

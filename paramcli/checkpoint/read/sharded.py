@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -76,7 +76,8 @@ def _open_folder(path: Path) -> Source:
     names = _files_in(path)
     if any(name.endswith(".distcp") for name in names):
         raise InputRefused(
-            f"{PATH} is a torch.distributed.checkpoint folder (DCP) without its {DCP_METADATA} file, which is written last",
+            f"{PATH} is a torch.distributed.checkpoint folder (DCP) without its {DCP_METADATA} file, "
+            "which is written last",
             hint="copy the whole folder again, hidden files too",
             path=path,
         )
@@ -337,10 +338,9 @@ def _contents(path: str | Path) -> tuple[Path, list[str], set[str]]:
     shards: set[str] = set()
     for index in names:
         if index.endswith((INDEX_SUFFIX, TORCH_INDEX_SUFFIX)):
-            try:
+            # One that is not ours, and not sound: its shards are known by their endings.
+            with suppress(InputRefused):
                 shards.update(read_index(folder / index).weight_map.values())
-            except InputRefused:
-                pass  # an index that is not ours, and not sound: its shards are known by their endings
     return folder, names, shards
 
 

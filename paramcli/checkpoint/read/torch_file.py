@@ -61,7 +61,9 @@ def open_torch(path: Path, file: InputFile | None = None, root: str | None = Non
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """A description is many small objects and no garbage: the collector would go through all of them again and again."""
+    """A description is many small objects and no garbage: the collector would go through all of them again
+    and again.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -136,7 +138,9 @@ def zip_parts(file: InputFile) -> tuple[Unpickled, Storages, list[str]]:
 
 
 def _legacy(file: InputFile) -> tuple[Unpickled, Storages, list[str]]:
-    """Five pickles (magic, protocol, system, the object, storage keys), then each storage: 8 bytes of size, its bytes."""
+    """Five pickles (magic, protocol, system, the object, storage keys), then each storage: 8 bytes of size,
+    its bytes.
+    """
     # The pickles stand in front; of the storages behind them as little as possible is read.
     most = min(file.size, MAX_BYTES)
     for size in (1 << 18, 1 << 22):
@@ -167,7 +171,8 @@ def _legacy_from(file: InputFile, data: bytes) -> tuple[Unpickled, Storages, lis
     used = storage_refs(loaded.value)
     if len(set(keys.value)) != len(keys.value) or set(keys.value) != set(used):
         raise InputRefused(
-            "its list of storages is not the one its tensors use; reading it would give memory of this machine as weights",
+            "its list of storages is not the one its tensors use; reading it would give memory of this machine as "
+            "weights",
             hint="copy or download the file again, from a source you trust",
         )
     storages: Storages = {}
@@ -202,7 +207,7 @@ def _span(ref: TensorRef, storages: Storages) -> tuple[Storage, int]:
     if type(base) is not int or base < 0:
         raise InputRefused("uses a broken storage view")
     start = (base + ref.offset) * element_width(ref.dtype)
-    last = 0 if 0 in ref.shape else 1 + sum((size - 1) * step for size, step in zip(ref.shape, ref.stride))
+    last = 0 if 0 in ref.shape else 1 + sum((size - 1) * step for size, step in zip(ref.shape, ref.stride, strict=True))
     if start + last * element_width(ref.dtype) > storage.nbytes:
         raise InputRefused("lies outside its storage")
     return storage, start
@@ -269,7 +274,7 @@ def is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
     if 0 in shape:
         return True
     expected = 1
-    for size, step in zip(reversed(shape), reversed(stride)):
+    for size, step in zip(reversed(shape), reversed(stride), strict=True):
         if size != 1:
             if step != expected:
                 return False

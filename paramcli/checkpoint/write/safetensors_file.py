@@ -259,7 +259,9 @@ def stretches(items: Sequence[tuple[int, tuple]], count: int) -> list[list[tuple
 
 
 def copy_run(source: InputFile, stream: Stream, offset: int, place: int, length: int) -> None:
-    """Copy bytes from file to file: shared, past the cache, in the kernel, or as any program would, whichever is there."""
+    """Copy bytes from file to file: shared, past the cache, in the kernel, or as any program would,
+    whichever is there.
+    """
     done, target = 0, stream.target
     if not target.goes_direct or _shares(source, offset, target, place, length):
         done = _kernel_copy(source, offset, target, place, length)

@@ -81,8 +81,10 @@ class TorchSink:
     # --- what goes where -------------------------------------------------------------------------
 
     def _plan_storages(self, copies: Sequence[tuple[str, str]], tied: Mapping[str, str]) -> None:
-        """Whole source storages for those that only untouched tensors use; a storage of its own for every other tensor."""
-        here = {name: key for name, key in copies}
+        """Whole source storages for those that only untouched tensors use; a storage of its own for every
+        other tensor.
+        """
+        here = dict(copies)
         used: dict[tuple, set[str]] = {}
         for key, info in self.source.tensors.items():
             used.setdefault(_spot(info.storage), set()).add(key)
@@ -157,10 +159,9 @@ class TorchSink:
         """A place for every storage outside the state dict (optimizer moments, an EMA copy), shared where it is copied
         whole.
         """
-        outside = {
-            key: ref for key, ref in storage_refs(tree, without=self._own).items() if key in self.source.storages
-        }
-        for key, ref in outside.items():
+        for key in storage_refs(tree, without=self._own):
+            if key not in self.source.storages:
+                continue
             storage = self.source.storages[key]
             self._foreign[key] = self._whole.get(_spot(storage)) or self._add(storage.nbytes, storage)
 
@@ -300,7 +301,7 @@ def _replaced(tree: object, path: Sequence[str], new_state: Callable[[object], d
     for key in path:
         steps.append((key, steps[-1][1][key]))
     value: dict = new_state(steps[-1][1])
-    for (key, _), (_, parent) in zip(reversed(steps[1:]), reversed(steps[:-1])):
+    for (key, _), (_, parent) in zip(reversed(steps[1:]), reversed(steps[:-1]), strict=True):
         copy = Items(parent) if isinstance(parent, Items) else dict(parent)
         if isinstance(parent, Items):
             copy.cls, copy.arguments, copy.attributes = parent.cls, parent.arguments, parent.attributes

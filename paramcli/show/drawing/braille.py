@@ -43,8 +43,8 @@ class Canvas:
 
     def rows(self) -> list[str]:
         return [
-            "".join(chr(0x2800 + cell) if cell else under for cell, under in zip(cells, unders))
-            for cells, unders in zip(self.cells, self.under)
+            "".join(chr(0x2800 + cell) if cell else under for cell, under in zip(cells, unders, strict=True))
+            for cells, unders in zip(self.cells, self.under, strict=True)
         ]
 
 
@@ -62,7 +62,7 @@ def _curve(panel: Curve) -> list[str]:
 
     if panel.before is not None:
         rows = [row(value) for value in sampled(panel.before, panel.low, canvas.width)]
-        for column, (at, after) in enumerate(zip(rows, [*rows[1:], rows[-1]])):
+        for column, (at, after) in enumerate(zip(rows, [*rows[1:], rows[-1]], strict=True)):
             for between in range(at, max(after, at + 1)):
                 canvas.put(column, between, BEFORE)
     heights = [
@@ -110,6 +110,6 @@ def lay_out(panels: Sequence[Curve | Plane], columns: int, together: int = 1) ->
     lines: list[str] = []
     for start in range(0, len(panels), across):
         drawn = [draw(panel) for panel in panels[start : start + across]]
-        lines += [(" " * GAP).join(parts).rstrip() for parts in zip(*drawn)]
+        lines += [(" " * GAP).join(parts).rstrip() for parts in zip(*drawn, strict=True)]
         lines.append("")
     return lines[:-1]

@@ -53,21 +53,27 @@ def plot(rows: Sequence[Row]) -> str:
     for exponent in ticks(low, high, 8):
         x = f"{at(10.0**exponent):.1f}"
         parts.append(
-            f'<path class="grid" d="M{x} {_TOP - 4}V{tall - 6}"/><text x="{x}" y="12" text-anchor="middle">{power(exponent)}</text>'
+            f'<path class="grid" d="M{x} {_TOP - 4}V{tall - 6}"/><text x="{x}" y="12" '
+            f'text-anchor="middle">{power(exponent)}</text>'
         )
     for i, row in enumerate(rows):
         y = _TOP + _ROW * i + _ROW / 2
         shown = row.label if len(row.label) <= 54 else "…" + row.label[-53:]
         parts.append(
-            f'<text class="title" x="{_LABEL - 10}" y="{y + 4:.1f}" text-anchor="end">{text(shown)}<title>{text(row.label)}</title></text>'
+            f'<text class="title" x="{_LABEL - 10}" y="{y + 4:.1f}" '
+            f'text-anchor="end">{text(shown)}<title>{text(row.label)}</title></text>'
         )
         x = at(row.residual)
         if row.limit:
             limit = at(row.limit)
             parts.append(
-                f'<path class="limit" d="M{min(x, limit):.1f} {y:.1f}H{max(x, limit):.1f}"/><path class="mark" d="M{limit:.1f} {y - 6:.1f}v12"/>'
+                f'<path class="limit" d="M{min(x, limit):.1f} {y:.1f}H{max(x, limit):.1f}"/><path class="mark" '
+                f'd="M{limit:.1f} {y - 6:.1f}v12"/>'
             )
         kind = "now" if row.ok else "bad"
         parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>')
     wide = _LABEL + _WIDTH + 20
-    return f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" viewBox="0 0 {wide} {tall}" width="{wide}" height="{tall}" role="img">{"".join(parts)}</svg>'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" viewBox="0 0 {wide} {tall}" width="{wide}" '
+        f'height="{tall}" role="img">{"".join(parts)}</svg>'
+    )

@@ -15,13 +15,17 @@ WIDTH, HEIGHT = 240, 200
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 10, 26, 24
 # One sheet for a picture on its own and for the report, light and dark.
 STYLE = """
-.plot{--ink:#1f2328;--quiet:#6e7781;--line:#d8dee4;--now:#0b63ce;--then:#b35900;--bad:#c62828;font:11px system-ui,sans-serif}
+.plot{--ink:#1f2328;--quiet:#6e7781;--line:#d8dee4;--now:#0b63ce;--then:#b35900;--bad:#c62828;\
+font:11px system-ui,sans-serif}
 .plot text{fill:var(--quiet)}.plot .title{fill:var(--ink);font-size:12px}
 .plot .grid{stroke:var(--line);stroke-width:1;fill:none}
-.plot .now{stroke:var(--now);stroke-width:1.6;fill:none}.plot .then{stroke:var(--then);stroke-width:1.3;stroke-dasharray:4 3;fill:none}
+.plot .now{stroke:var(--now);stroke-width:1.6;fill:none}\
+.plot .then{stroke:var(--then);stroke-width:1.3;stroke-dasharray:4 3;fill:none}
 .plot circle.now{fill:var(--now);stroke:none;fill-opacity:.75}.plot circle.then{stroke-width:.8;stroke-dasharray:none}
-.plot .mark{stroke:var(--ink);stroke-width:2}.plot .bad{fill:var(--bad)}.plot .limit{stroke:var(--quiet);stroke-width:1;stroke-dasharray:2 3}
-@media (prefers-color-scheme:dark){.plot{--ink:#e6edf3;--quiet:#9198a1;--line:#30363d;--now:#6cb6ff;--then:#f0a35e;--bad:#ff8a80}}
+.plot .mark{stroke:var(--ink);stroke-width:2}.plot .bad{fill:var(--bad)}\
+.plot .limit{stroke:var(--quiet);stroke-width:1;stroke-dasharray:2 3}
+@media (prefers-color-scheme:dark){.plot{--ink:#e6edf3;--quiet:#9198a1;--line:#30363d;--now:#6cb6ff;\
+--then:#f0a35e;--bad:#ff8a80}}
 @media print{.plot{--ink:#000;--quiet:#444;--line:#ccc;--now:#0b63ce;--then:#b35900;--bad:#c62828}}
 """.strip()
 
@@ -69,7 +73,8 @@ def _curve(shown: Curve) -> str:
     for exponent in marks:
         at = _number(_TOP + (shown.high - exponent) / span * high)
         parts.append(
-            f'<path class="grid" d="M{_LEFT} {at}h{wide}"/><text x="{_LEFT - 5}" y="{at}" dy="4" text-anchor="end">{power(exponent)}</text>'
+            f'<path class="grid" d="M{_LEFT} {at}h{wide}"/><text x="{_LEFT - 5}" y="{at}" dy="4" '
+            f'text-anchor="end">{power(exponent)}</text>'
         )
     if not marks:
         parts.append(f'<text x="{_LEFT - 5}" y="{_TOP + 6}" text-anchor="end">{10**shown.high:.2g}</text>')
@@ -79,7 +84,8 @@ def _curve(shown: Curve) -> str:
         parts.append(f'<polyline class="then" points="{place(shown.before)}"/>')
     parts.append(f'<polyline class="now" points="{place(shown.after)}"/>')
     parts.append(
-        f'<text x="{_LEFT}" y="{HEIGHT - 8}">1</text><text x="{WIDTH - _RIGHT}" y="{HEIGHT - 8}" text-anchor="end">{len(shown.after)}</text>'
+        f'<text x="{_LEFT}" y="{HEIGHT - 8}">1</text><text x="{WIDTH - _RIGHT}" y="{HEIGHT - 8}" '
+        f'text-anchor="end">{len(shown.after)}</text>'
     )
     return "".join(parts)
 
@@ -90,7 +96,8 @@ def _plane(shown: Plane) -> str:
     unit = radius / shown.reach
     parts = [_title(f"eigenvalues {shown.title}".strip())]
     parts.append(
-        f'<path class="grid" d="M{_number(cx - radius)} {_number(cy)}h{_number(2 * radius)}M{_number(cx)} {_number(cy - radius)}v{_number(2 * radius)}"/>'
+        f'<path class="grid" d="M{_number(cx - radius)} {_number(cy)}h{_number(2 * radius)}M{_number(cx)} '
+        f'{_number(cy - radius)}v{_number(2 * radius)}"/>'
     )
     if 2 < unit <= radius:
         parts.append(f'<circle class="grid" cx="{_number(cx)}" cy="{_number(cy)}" r="{_number(unit)}"/>')
@@ -110,5 +117,8 @@ def grid(shown: Sequence[Curve | Plane], across: int, alone: bool = False, title
     body = "".join(panel(p, i % across * WIDTH, head + i // across * HEIGHT) for i, p in enumerate(shown))
     if title:
         body = f'<text class="title" x="4" y="16">{text(title)}</text>' + body
-    opening = f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" viewBox="0 0 {wide} {high}" width="{wide}" height="{high}" role="img">'
+    opening = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" viewBox="0 0 {wide} {high}" width="{wide}" '
+        f'height="{high}" role="img">'
+    )
     return f"{opening}{f'<style>{STYLE}</style>' if alone else ''}{body}</svg>"

@@ -1,4 +1,6 @@
-"""Worked examples of every entry by hand: (chain, tensors by role, the weight). One file a family, as in the catalogue."""
+"""Worked examples of every entry by hand: (chain, tensors by role, the weight). One file a family, as in
+the catalogue.
+"""
 
 from . import (
     adapters,
