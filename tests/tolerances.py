@@ -25,7 +25,7 @@ from paramcli.fitting import measure
 from paramcli.fitting import torch_module as hosting
 from paramcli.fitting.fit import fit
 from paramcli.fitting.originals import evaluate
-from paramcli.maths.base import compute_dtype, eps, wide
+from paramcli.maths.numbers import compute_dtype, eps, wide
 from paramcli.registry import PARAMETRIZATIONS, constraint
 from paramcli.view import IDENTITY
 

@@ -14,7 +14,8 @@ from ..dtypes import DTYPES, dtype_name
 from ..errors import InputRefused, error_context
 from ..fitting import measure
 from ..fitting.evaluate import effective
-from ..maths.base import Check, eps, wide
+from ..maths.base import Check
+from ..maths.numbers import eps, wide
 from ..registry import CONSTRAINTS, spec_of, target_class, within
 from ..spelling.forms import Group
 from ..spelling.opened import Opened

@@ -14,7 +14,8 @@ from ..fitting import measure
 from ..fitting.claims import claim_check
 from ..fitting.evaluate import complete, read_state, settle, weight_of
 from ..fitting.originals import loaded, originals_of, widened
-from ..maths.base import Check, Parametrization, compute_dtype, wide
+from ..maths.base import Check, Parametrization
+from ..maths.numbers import compute_dtype, wide
 from ..registry import ANY, parse_constraint, target_class
 from ..spelling.forms import Group
 from ..view import View, parse_view

@@ -16,7 +16,7 @@ from ..dtypes import DTYPES, dtype_name
 from ..errors import InputRefused, ParamcliError, UsageError, error_context
 from ..fitting import measure
 from ..fitting.evaluate import read_state, settle, weight_of
-from ..maths.base import wide
+from ..maths.numbers import wide
 from ..spelling.forms import Group, with_chain
 from ..spelling.opened import Opened
 from ..text import count_text, number_text, shape_text

@@ -15,7 +15,8 @@ from torch import Tensor
 from ..chain import Chain
 from ..checkpoint.source import Rows, Source
 from ..dtypes import DTYPES, nbytes_of, torch_dtype
-from ..maths.base import compute_dtype, row_blocks
+from ..maths.numbers import compute_dtype
+from ..maths.rows import row_blocks
 from ..registry import constraint, target_class
 from ..spelling.forms import Group
 from ..view import IDENTITY, View

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..chain import Chain
-from ..maths.base import Check, Parametrization, compute_dtype, wide
+from ..maths.base import Check, Parametrization
+from ..maths.numbers import compute_dtype, wide
 from ..registry import constraint, target_class
 from ..view import View
 from . import measure

@@ -11,8 +11,8 @@ from ..chain import Chain, parse_chain
 from ..checkpoint.source import Source
 from ..dtypes import dtype_name, nbytes_of
 from ..errors import TENSOR, InputRefused, error_context
-from ..maths.base import column_major, wide
 from ..maths.norm import as_matrix
+from ..maths.numbers import column_major, wide
 from ..registry import target_class
 from ..spelling.forms import Group
 from ..text import number_text, printable, shape_text, size_text

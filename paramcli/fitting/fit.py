@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..chain import Chain
 from ..errors import CheckFailed, ParamcliError
-from ..maths.base import MEMBER, CannotReach, Check, compute_dtype, eps, wide
+from ..maths.base import MEMBER, CannotReach, Check
+from ..maths.numbers import compute_dtype, eps, wide
 from ..registry import CONSTRAINTS, parse_constraint
 from ..spec import value_text
 from ..text import number_text

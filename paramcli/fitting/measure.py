@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputRefused
-from ..maths.base import Check, Part, compute_dtype, norm, wide
+from ..maths.base import Check, Part
+from ..maths.numbers import compute_dtype, norm, wide
 from ..registry import CONSTRAINTS, constraint
 from ..text import shape_text
 from ..view import IDENTITY, View

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..chain import Chain, Link
-from ..maths.base import CannotReach, compute_dtype
+from ..maths.base import CannotReach
+from ..maths.numbers import compute_dtype
 from ..text import number_text
 from ..view import View
 from . import measure

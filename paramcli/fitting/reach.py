@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..chain import Chain, Link
-from ..maths.base import CannotReach, Check, Edge, Parametrization, eps
+from ..maths.base import CannotReach, Check, Edge, Parametrization
+from ..maths.numbers import eps
 from ..registry import target_class
 from ..text import number_text
 from ..view import IDENTITY, View

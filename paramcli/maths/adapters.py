@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputRefused
-from .base import Check, Parametrization, compute_dtype, eps, relative
+from .base import Check, Parametrization
 from .norm import length_error
+from .numbers import compute_dtype, eps, relative
 
 
 def matrix_shape(shape: torch.Size) -> tuple[int, int]:

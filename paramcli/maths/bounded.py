@@ -12,21 +12,10 @@ import torch
 from torch import Tensor
 
 from ..errors import InputRefused
-from .base import (
-    CannotReach,
-    Constraint,
-    Parametrization,
-    Singular,
-    eps,
-    is_row,
-    norm,
-    smallest,
-    started,
-    unit_roundoff,
-    wide,
-    within_row,
-)
+from .base import CannotReach, Constraint, Parametrization, Singular, started
 from .norm import check_dim
+from .numbers import eps, norm, smallest, unit_roundoff, wide
+from .rows import is_row, within_row
 
 # Open sets have no nearest point to what lies outside: it is put this share of the bound inside, where a squashing
 # map still has a thousandth of its slope left for training.

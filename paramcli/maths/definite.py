@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from .base import CannotReach, Constraint, Edge, Parametrization, Part, asymmetry, eps, ratio, relative, square, started
+from .base import CannotReach, Constraint, Edge, Parametrization, Part, square, started
 from .edges import eigenvalue_edge, singular_value_edge
 from .eigenvalues import TIE, eigenvalue_tolerance, symmetric_tolerance
-from .elementwise import inverse_softplus
+from .numbers import asymmetry, eps, ratio, relative
+from .softplus import inverse_softplus
 
 # A singular correlation matrix has no Cholesky factor with a positive diagonal: this share of the identity is mixed in.
 # Such a one has a pivot below THIN, or none.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import eps, ratio
+from .numbers import eps, ratio
 
 # ||E||_2 / ||A||_2 of the rounding error E of a matrix A, in eps: at most 1/2 for entries of one sign, 1 for a I + b J,
 # and some room.
@@ -19,6 +19,11 @@ FRAMES_COMPUTED, MEASURED, MEASURED_LARGE, MEASURED_SINGULAR = 0.07, 0.5, 0.03, 
 TIE = 0.75
 # Where a strict bound is missed by nothing that can be measured, the residual is this.
 EDGE = 1e-300
+# In sets with a strict inequality (full rank, eigenvalues above a bound) nothing is nearest to a tensor outside:
+# the nearest with at least this share of the largest value, and twice the bound, is taken.
+MARGIN = 1e-6
+# Below this share of the largest, a singular value in double precision is rounding of zero.
+NO_VALUE = 1e-14
 
 
 def measuring(n: int, singular: bool = False) -> float:

@@ -9,14 +9,11 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from ..errors import UsageError
-from .base import Constraint, Parametrization, rounded_bound, started
+from .base import Constraint, Parametrization, started
 from .bounded import EDGE, MARGIN
 from .norm import check_dim
-
-
-def inverse_softplus(y: Tensor) -> Tensor:
-    """log(exp(y) - 1), written so that large y do not overflow and small ones keep their digits."""
-    return y + torch.log(-torch.expm1(-y))
+from .numbers import rounded_bound
+from .softplus import inverse_softplus
 
 
 def one_set_to(W: Tensor, value: Tensor | float) -> Tensor:

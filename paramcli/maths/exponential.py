@@ -5,22 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import (
-    CannotReach,
-    Constraint,
-    Edge,
-    Parametrization,
-    Part,
-    Singular,
-    asymmetry,
-    eps,
-    one_entry,
-    ratio,
-    relative,
-    square,
-)
+from .base import CannotReach, Constraint, Edge, Parametrization, Part, Singular, one_entry, square
 from .edges import eigenvalue_edge
 from .eigenvalues import beyond_zero, eigenvalue_tolerance, symmetric_tolerance
+from .numbers import asymmetry, eps, ratio, relative
 from .orthogonal import gram_error
 from .rotation import rotation_log, unitary_log
 

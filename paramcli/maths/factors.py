@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputRefused
-from .base import Check, Constraint, Parametrization, eps, matrix, norm, ratio
+from .base import Check, Constraint, Parametrization, matrix
+from .numbers import eps, norm, ratio
 from .orthogonal import gram_error
 
 

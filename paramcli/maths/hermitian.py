@@ -7,8 +7,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import Constraint, Parametrization, one_entry, relative, square
+from .base import Constraint, Parametrization, one_entry, square
 from .exponential import PositiveDefinite
+from .numbers import relative
 from .orthogonal import OrthogonalMatrices
 from .symmetric import worst_pair
 

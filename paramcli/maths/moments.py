@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import CannotReach, Constraint, Parametrization, Part, Singular, eps, norm, ratio, smallest, unit_roundoff
+from .base import CannotReach, Constraint, Parametrization, Part, Singular
 from .bounded import (
     check_slices,
     dims_along,
@@ -18,6 +18,7 @@ from .bounded import (
     worst,
 )
 from .norm import check_dim
+from .numbers import eps, norm, ratio, smallest, unit_roundoff
 
 # Roundings that a sum of stored entries may be off by, in units of u ||x||, and those of computing it, of u sqrt(n)
 # ||x||.

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
 
 from ..errors import InputRefused
-from .base import CannotReach, Check, Constraint, Parametrization, Singular, compute_dtype, eps, scale_of, wide
+from .base import CannotReach, Check, Constraint, Parametrization, Singular
+from .numbers import compute_dtype, eps, scale_of, wide
 
 
 class AnyTensor(Constraint):

@@ -8,18 +8,8 @@ from torch.func import functional_call
 from torch.nn.utils.parametrizations import _OrthMaps, _Orthogonal
 
 from ..errors import InputRefused
-from .base import (
-    CannotReach,
-    Constraint,
-    Edge,
-    Parametrization,
-    Singular,
-    compute_dtype,
-    eps,
-    row_scaled,
-    spectral_norm,
-    square,
-)
+from .base import CannotReach, Constraint, Edge, Parametrization, Singular, row_scaled, square
+from .numbers import compute_dtype, eps, spectral_norm
 from .rotation import cayley_inverse, half_turn_edge, rotation_log
 
 # Singular values below this share of the largest are rounding of float32 weights, and the directions that

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import CannotReach, Check, Constraint, Parametrization, eps, is_row, ratio
+from .base import CannotReach, Check, Constraint, Parametrization
 from .norm import check_dim
+from .numbers import eps, ratio
+from .rows import is_row
 
 FLOAT8 = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from ..errors import InputRefused
-from .base import Constraint, Edge, Parametrization, Part, Singular, asymmetry, one_entry, ratio, square
+from .base import Constraint, Edge, Parametrization, Part, Singular, one_entry, square
 from .edges import eigenvalue_edge
-from .eigenvalues import beyond_zero, eigenvalue_tolerance, symmetric_tolerance
+from .eigenvalues import MARGIN, NO_VALUE, beyond_zero, eigenvalue_tolerance, symmetric_tolerance
 from .frames import Frame
-from .singular_values import MARGIN, NO_VALUE, SOFTPLUS_FLOOR, softplus, softplus_inverse
+from .numbers import asymmetry, ratio
+from .softplus import SOFTPLUS_FLOOR, floored_softplus, floored_softplus_inverse
 
 
 def with_eigenvalues(W: Tensor, change) -> Tensor:
@@ -224,10 +225,10 @@ class SoftplusEigenvalues(Eigenvalues):
     otherwise = "--chain symmetric,matrix_exp reaches every positive one; --chain psd takes zeros"
 
     def values(self, l: Tensor) -> Tensor:
-        return softplus(l)
+        return floored_softplus(l)
 
     def values_inverse(self, L: Tensor) -> Tensor:
-        return softplus_inverse(L, "eigenvalues", self.otherwise)
+        return floored_softplus_inverse(L, "eigenvalues", self.otherwise)
 
     def edge(self, A: Tensor) -> Edge:
         return eigenvalue_edge(A, self.rank, SOFTPLUS_FLOOR, self.otherwise)

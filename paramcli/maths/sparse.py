@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ..errors import InputRefused
-from .base import Constraint, within_row
+from .base import Constraint
 from .mask import Mask, prune_count
 from .norm import check_dim
+from .rows import within_row
 
 
 def slice_norms(W: Tensor, dim: int, norm: float = 2.0) -> Tensor:

@@ -8,23 +8,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 from torch.nn.utils.parametrizations import _SpectralNorm
 
-from .base import (
-    CannotReach,
-    Check,
-    Constraint,
-    Parametrization,
-    Part,
-    Singular,
-    compute_dtype,
-    eps,
-    matrix,
-    scale_of,
-    square,
-    unit_roundoff,
-)
+from .base import CannotReach, Check, Constraint, Parametrization, Part, Singular, matrix, square
 from .eigenvalues import FRAMES_COMPUTED, certain_excess, eigenvalue_tolerance, measuring
-from .elementwise import inverse_softplus
 from .norm import SpectralNorm, UnitSpectralNorm, as_matrix, largest_singular_value
+from .numbers import compute_dtype, eps, scale_of, unit_roundoff
+from .softplus import inverse_softplus
 
 # In eps of the stored dtype and of the one a map computed in.
 AOL_ROUNDED, AOL_COMPUTED = 0.7, 0.8

@@ -5,23 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import (
-    CannotReach,
-    Check,
-    Constraint,
-    Edge,
-    Parametrization,
-    Part,
-    eps,
-    relative,
-    square,
-    unit_roundoff,
-    wide,
-)
+from .base import CannotReach, Check, Constraint, Edge, Parametrization, Part, square
 from .eigenvalues import FRAMES_COMPUTED, certain_excess
 from .frames import lower_skew
+from .numbers import eps, relative, unit_roundoff, wide
 from .semidefinite import SoftplusEigenvalues
-from .singular_values import SOFTPLUS_FLOOR
+from .softplus import SOFTPLUS_FLOOR
 
 # The set that the map reaches is open. Points given by `project` keep this share of ||A + alpha I|| from its edge,
 # where the solution of the Lyapunov equation is still well conditioned.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import Constraint, Parametrization, Part, eps, square, started, unit_roundoff
+from .base import Constraint, Parametrization, Part, square, started
 from .moments import lost_below
 from .norm import check_dim
+from .numbers import eps, unit_roundoff
 
 # Zeros have no logarithm: they start from this probability, which no entry of a float64 result shows.
 ZERO = 1e-13

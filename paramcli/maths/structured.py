@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..errors import InputRefused
-from .base import CannotReach, Constraint, Parametrization, Singular, matrix, relative
-from .elementwise import inverse_softplus
+from .base import CannotReach, Constraint, Parametrization, Singular, matrix
+from .numbers import relative
+from .softplus import inverse_softplus
 
 # The diagonals that are positive are an open set: an entry that is not is raised to this share of the largest entry.
 DIAGONAL_FLOOR = 1e-3

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import Constraint, Parametrization, one_entry, relative, square
+from .base import Constraint, Parametrization, one_entry, square
+from .numbers import relative
 
 
 def worst_pair(off: Tensor, W: Tensor) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import Constraint, Parametrization, matrix, one_entry, relative, square
+from .base import Constraint, Parametrization, matrix, one_entry, square
+from .numbers import relative
 
 
 def diagonal_sums(X: Tensor) -> Tensor:

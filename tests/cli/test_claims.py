@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from paramcli.chain import parse_chain
 from paramcli.errors import InputRefused
 from paramcli.fitting import torch_module as host
-from paramcli.maths.base import wide
+from paramcli.maths.numbers import wide
 from paramcli.registry import CONSTRAINTS, PARAMETRIZATIONS, constraint
 from paramcli.view import IDENTITY
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import paramcli as api
 from paramcli.fitting import measure
-from paramcli.maths.base import eps
+from paramcli.maths.numbers import eps
 
 from ..maths.members import rotation
 from . import DEVICE, NEEDS_GPU

@@ -14,8 +14,8 @@ from paramcli.errors import InputRefused
 from paramcli.fitting import measure
 from paramcli.fitting.fit import fit
 from paramcli.fitting.originals import evaluate
-from paramcli.maths.base import eps
 from paramcli.maths.norm import WeightNorm
+from paramcli.maths.numbers import eps
 from paramcli.registry import constraint as make
 from paramcli.view import IDENTITY
 

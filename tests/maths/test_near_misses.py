@@ -279,7 +279,8 @@ def test_structure_does_not_depend_on_size(size):
 
 def test_a_residual_below_zero_or_nan_never_holds():
     """Neither a sign nor a NaN passes for small."""
-    from paramcli.maths.base import Check, ratio
+    from paramcli.maths.base import Check
+    from paramcli.maths.numbers import ratio
 
     assert (
         not Check("any", -math.inf, 1.0).ok and not Check("any", -1e-9, 1.0).ok and not Check("any", math.nan, 1.0).ok

@@ -11,8 +11,8 @@ from paramcli.fitting import measure
 from paramcli.fitting.fit import fit
 from paramcli.fitting.originals import evaluate
 from paramcli.fitting.torch_module import bare, register
-from paramcli.maths.base import compute_dtype
 from paramcli.maths.norm import SpectralNorm, UnitSpectralNorm, WeightNorm
+from paramcli.maths.numbers import compute_dtype
 from paramcli.maths.spectral import AlmostOrthogonal, CutSingularValues
 from paramcli.view import IDENTITY
 

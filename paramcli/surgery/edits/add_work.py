@@ -29,7 +29,7 @@ from ...fitting.evaluate import (
 from ...fitting.fit import Became, Fitting, keeper, require_change, require_member
 from ...fitting.originals import evaluate, widened
 from ...fitting.reach import NOTED
-from ...maths.base import compute_dtype
+from ...maths.numbers import compute_dtype
 from ...registry import ANY, within
 from ...spelling.forms import PARAMETRIZED, Group
 from ...text import number_text, shape_text

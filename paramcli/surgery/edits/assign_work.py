@@ -23,7 +23,7 @@ from ...fitting.evaluate import (
 )
 from ...fitting.originals import invert, loaded, rounded, widened
 from ...fitting.reach import NOTED, Reached, reach
-from ...maths.base import wide
+from ...maths.numbers import wide
 from ...spelling.forms import Group
 from ...text import number_text
 from ...view import View, parse_view

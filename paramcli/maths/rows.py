@@ -1,0 +1,28 @@
+"""Blocks of rows (dimension 0) in which a tensor is read and computed, and dimensions beside them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+# Entries at whose multiples blocks of rows begin: what the widest vector unit takes of the narrowest dtype in one turn.
+ROW_STEP = 64
+
+
+def row_blocks(shape: tuple[int, ...] | torch.Size, entries: int) -> list[tuple[int, int]]:
+    """Row ranges of about so many entries each, every one beginning at a multiple of ROW_STEP entries."""
+    rows, width = shape[0], math.prod(shape[1:])
+    step = ROW_STEP // math.gcd(ROW_STEP, width)
+    count = max(entries // width // step, 1) * step
+    return [(begin, min(begin + count, rows)) for begin in range(0, rows, count)]
+
+
+def within_row(shape: tuple[int, ...] | torch.Size, dim: int | None) -> bool:
+    """Does dimension `dim` of a tensor of this shape run within its rows?"""
+    return dim is not None and dim % len(shape) != 0
+
+
+def is_row(shape: tuple[int, ...] | torch.Size, dim: int | None) -> bool:
+    """Is `dim` the dimension that counts the rows?"""
+    return dim is not None and dim % len(shape) == 0
