@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import cast
 
 from ..spec import Argument, Value, value_text
 from .entry import ConstraintEntry, Entry, Shape, Stored, based, itself, masked
@@ -43,7 +44,7 @@ def _weight_norm_stores(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
 def _spectral_norm_stores(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
     if len(shape) == 1:
         return itself(shape, arguments)
-    outputs = shape[arguments.get("dim", 0)]
+    outputs = shape[cast("int", arguments.get("dim", 0))]
     return {"original": (None, shape), "_u": (None, (outputs,)), "_v": (None, (math.prod(shape) // outputs,))}
 
 
@@ -248,7 +249,7 @@ PARAMETRIZATIONS = (
         # unitary matrices, which skew_hermitian,matrix_exp and skew_hermitian,cayley do with right inverses.
         # The exponential of a skew-symmetric matrix is a rotation, and some of a rotation's columns are orthonormal.
         image_at=lambda image, shape: image if shape[-2:-1] == shape[-1:] else "orthogonal",
-        complex=lambda domain, a: a.get("map") != "householder" and a.get("triv", True),
+        complex=lambda domain, a: a.get("map") != "householder" and bool(a.get("triv", True)),
         stores=_orthogonal_stores,
         torch_call=_orthogonal_call,
     ),

@@ -5,7 +5,9 @@ The laws and the stored tensors are geotorch's; the start is the trained weight 
 
 from __future__ import annotations
 
-from ..spec import Argument, value_text
+from collections.abc import Callable, Mapping
+
+from ..spec import Argument, Value, value_text
 from .entry import ConstraintEntry, Entry, based
 from .measures import ALPHA
 
@@ -28,7 +30,7 @@ def _alpha(default: float) -> Argument:
     )
 
 
-def _rank(set_name: str, more: str = ""):
+def _rank(set_name: str, more: str = "") -> Callable[[Mapping[str, Value]], str]:
     return lambda a: f"{set_name}:rank={a['rank']}{more}"
 
 

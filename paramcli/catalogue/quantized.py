@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from ..spec import Argument
+from collections.abc import Mapping
+from typing import cast
+
+from ..spec import Argument, Value
 from .entry import ConstraintEntry, Entry
 from .measures import GRID
 
@@ -14,7 +17,7 @@ FORMAT = Argument(
 )
 
 
-def _slices(arguments: dict) -> str:
+def _slices(arguments: Mapping[str, Value]) -> str:
     return f":dim={'none' if arguments.get('dim') is None else arguments['dim']}"
 
 
@@ -63,7 +66,7 @@ PARAMETRIZATIONS = (
         family="quantized",
         summary="rounded to an even grid of integers times a stored scale",
         law="W = s clamp(round(X / s), -q, q), q = 2^(bits-1) - 1",
-        maps=(("any", lambda a: f"levels:count={2 ** a.get('bits', 8) - 1}{_slices(a)}"),),
+        maps=(("any", lambda a: f"levels:count={2 ** cast('int', a.get('bits', 8)) - 1}{_slices(a)}"),),
         right_inverse="W itself, on the grid of its own range",
         source="torch.fake_quantize_per_channel_affine; Jacob et al. 2018, arXiv:1712.05877",
         target="quantized:FakeQuant",

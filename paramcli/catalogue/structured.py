@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ..spec import Argument, value_text
+from collections.abc import Callable, Mapping
+
+from ..spec import Argument, Value, value_text
 from .entry import ConstraintEntry, Entry
 from .measures import ORTHONORMAL_U_V
 
@@ -17,9 +19,9 @@ _GRID = (
 _RANK = Argument("rank", "int", "columns of A, rows of B", required=True, minimum=1)
 
 
-def _diag_set(name: str):
+def _diag_set(name: str) -> Callable[[Mapping[str, Value]], str]:
     spelt = {"free": "", "unit": ":diag=unit", "softplus": ":diag=positive"}
-    return lambda arguments: name + spelt[arguments.get("diag") or "free"]
+    return lambda arguments: name + spelt[str(arguments.get("diag") or "free")]
 
 
 def _triangular_set(name: str, side: str, other: str) -> ConstraintEntry:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -64,7 +66,7 @@ def _scaled_sigmoid(x: Tensor) -> Tensor:
 # Shapes of the way from -1 to 1, with their inverses. tanh and the sigmoid only approach the ends, so their
 # inverses stop this far short of them.
 _SHORT = 1e-10
-_ODD = {
+_ODD: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "sin": (torch.sin, torch.asin),
     "tanh": (torch.tanh, lambda y: torch.atanh(y.clamp(-1 + _SHORT, 1 - _SHORT))),
     "scaled_sigmoid": (_scaled_sigmoid, lambda y: 2 * torch.atanh(y.clamp(-1 + _SHORT, 1 - _SHORT))),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +77,7 @@ class Singular(InputRefused):
     """A nearest point that does not exist or is not unique."""
 
 
-def one_entry(W: Tensor, by: float = 0.2) -> Tensor:
+def one_entry(W: Tensor, by: complex = 0.2) -> Tensor:
     """W with its entry (0, 1) of each matrix (or 1 of a vector) off by a share of W's size: a near-miss of
     many sets.
     """
@@ -248,9 +249,14 @@ class Parametrization(nn.Module):
     stored_dtype: torch.dtype = torch.float32
     # The row of the whole tensor that a block's first row is, so that messages name rows as its owner counts them.
     first_row: int | None = None
+    # The item of a chain that it was made for, as text.
+    spec: str
+
+    # Each map has originals and arguments of its own: the signatures here leave both open (`*_: Any, **arguments: Any`)
+    # so that those of a class may name them.
 
     @classmethod
-    def by_rows(cls, shape: torch.Size, **arguments) -> frozenset[str]:
+    def by_rows(cls, shape: torch.Size, *_: Any, **arguments: Any) -> frozenset[str]:
         """Where each row of the value (an index of dimension 0) comes from that row of the originals alone, bit for
         bit, in a tensor of this shape: the map's own tensors that have such rows, by name. The others are given whole.
 
@@ -260,27 +266,27 @@ class Parametrization(nn.Module):
         return frozenset()
 
     @classmethod
-    def made_by_rows(cls, shape: torch.Size, **arguments) -> bool:
+    def made_by_rows(cls, shape: torch.Size, *_: Any, **arguments: Any) -> bool:
         """Do `make` and `inverse` too act on each row alone, where the map does?"""
         return False
 
     @classmethod
-    def threads_matter(cls, **arguments) -> bool:
-        """Does the map gain from several threads, or do its bits depend on their number? Passes over memory
-        do neither.
+    def threads_matter(cls, *_: Any, **arguments: Any) -> bool:
+        """Does the map gain from several threads, or do its bits depend on their number? Passes over memory do
+        neither.
         """
         return True
 
     @classmethod
-    def make(cls, value: Tensor, **arguments) -> Parametrization:
+    def make(cls, value: Tensor, *_: Any, **arguments: Any) -> Parametrization:
         """The module for a tensor with this value (seen through the view); random parts use torch's generator."""
         return cls(**arguments)
 
     @classmethod
-    def check_shape(cls, shape: torch.Size, **arguments) -> None:
+    def check_shape(cls, shape: torch.Size, *_: Any, **arguments: Any) -> None:
         """Raise InputRefused for a shape (as the view shows it) the map has no use for, beyond what its sets refuse."""
 
-    def map(self, *originals: Tensor) -> Tensor:
+    def map(self, *originals: Any, **_: Any) -> Tensor:
         raise NotImplementedError
 
     def inverse(self, value: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -311,13 +317,13 @@ class Parametrization(nn.Module):
         return value.new_empty(value.shape)
 
     @classmethod
-    def weight_shape(cls, *originals: tuple[int, ...], **arguments) -> tuple[int, ...] | None:
-        """The weight's shape from its originals' shapes, where no view and no record tells it; None where
-        they do not.
+    def weight_shape(cls, *originals: Any, **arguments: Any) -> tuple[int, ...] | None:
+        """The weight's shape from its originals' shapes, where no view and no record tells it; None where they do
+        not.
         """
         return originals[cls.stored_originals[0]]
 
-    def forward(self, *originals: Tensor) -> Tensor:
+    def forward(self, *originals: Any, **_: Any) -> Tensor:
         stored = originals[0].dtype
         dtype = compute_dtype(stored)
         seen = [X.to(dtype) for X in self.into_view(originals)]

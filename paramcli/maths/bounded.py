@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from copy import copy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -286,7 +287,7 @@ class ToUnitNorm(Parametrization):
     whole = True
 
     @classmethod
-    def threads_matter(cls, **arguments) -> bool:
+    def threads_matter(cls, **arguments: Any) -> bool:
         return False
 
     @classmethod
@@ -318,7 +319,7 @@ class MagnitudePreserving(Parametrization):
     whole = True
 
     @classmethod
-    def threads_matter(cls, **arguments) -> bool:
+    def threads_matter(cls, **arguments: Any) -> bool:
         return False
 
     @classmethod
@@ -374,7 +375,7 @@ class CutNorm(Parametrization):
     whole = True
 
     @classmethod
-    def threads_matter(cls, **arguments) -> bool:
+    def threads_matter(cls, **arguments: Any) -> bool:
         return False
 
     @classmethod
@@ -382,7 +383,7 @@ class CutNorm(Parametrization):
         return frozenset({"original"} if within_row(shape, dim) else ())
 
     @classmethod
-    def made_by_rows(cls, shape: torch.Size, **arguments) -> bool:
+    def made_by_rows(cls, shape: torch.Size, **arguments: Any) -> bool:
         return True
 
     def __init__(self, dim: int | None = -1, c: float = 1.0):

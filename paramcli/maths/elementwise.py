@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -219,6 +221,15 @@ def pool_adjacent_violators(values: list[float]) -> list[float]:
     return [total / count for total, count in zip(sums, counts, strict=True) for _ in range(count)]
 
 
+# Maps of numbers to positive ones, with their inverses.
+_POSITIVE: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "softplus": (softplus, inverse_softplus),
+    "exp": (torch.exp, torch.log),
+    "square": (torch.square, torch.sqrt),
+    "abs": (torch.abs, torch.abs),
+}
+
+
 class ToPositive(Parametrization):
     r"""X to floor + f(X) entry by entry: f is softplus, exp, square or abs.
 
@@ -234,11 +245,11 @@ class ToPositive(Parametrization):
     whole = True
 
     @classmethod
-    def threads_matter(cls, **arguments) -> bool:
+    def threads_matter(cls, **arguments: Any) -> bool:
         return False
 
     @classmethod
-    def by_rows(cls, shape: torch.Size, **arguments) -> frozenset[str]:
+    def by_rows(cls, shape: torch.Size, **arguments: Any) -> frozenset[str]:
         return frozenset({"original"})
 
     def __init__(self, f: str = "softplus", floor: float = 0.0):
@@ -246,12 +257,10 @@ class ToPositive(Parametrization):
         self.f, self.floor = f, floor
 
     def map(self, X: Tensor) -> Tensor:
-        value = {"softplus": softplus, "exp": torch.exp, "square": torch.square, "abs": torch.abs}[self.f](X)
-        return self.floor + value
+        return self.floor + _POSITIVE[self.f][0](X)
 
     def inverse(self, W: Tensor) -> Tensor:
-        y = started(Positive(self.floor), W) - self.floor
-        return {"softplus": inverse_softplus, "exp": torch.log, "square": torch.sqrt, "abs": torch.abs}[self.f](y)
+        return _POSITIVE[self.f][1](started(Positive(self.floor), W) - self.floor)
 
 
 class ToInterval(Parametrization):
@@ -265,15 +274,15 @@ class ToInterval(Parametrization):
     whole = True
 
     @classmethod
-    def threads_matter(cls, **arguments) -> bool:
+    def threads_matter(cls, **arguments: Any) -> bool:
         return False
 
     @classmethod
-    def by_rows(cls, shape: torch.Size, **arguments) -> frozenset[str]:
+    def by_rows(cls, shape: torch.Size, **arguments: Any) -> frozenset[str]:
         return frozenset({"original"})
 
     @classmethod
-    def made_by_rows(cls, shape: torch.Size, **arguments) -> bool:
+    def made_by_rows(cls, shape: torch.Size, **arguments: Any) -> bool:
         return True
 
     def __init__(self, a: float = 0.0, b: float = 1.0):
@@ -330,15 +339,15 @@ class Identity(Parametrization):
     is_projection = True
 
     @classmethod
-    def threads_matter(cls, **arguments) -> bool:
+    def threads_matter(cls, **arguments: Any) -> bool:
         return False
 
     @classmethod
-    def by_rows(cls, shape: torch.Size, **arguments) -> frozenset[str]:
+    def by_rows(cls, shape: torch.Size, **arguments: Any) -> frozenset[str]:
         return frozenset({"original"})
 
     @classmethod
-    def made_by_rows(cls, shape: torch.Size, **arguments) -> bool:
+    def made_by_rows(cls, shape: torch.Size, **arguments: Any) -> bool:
         return True
 
     def map(self, X: Tensor) -> Tensor:

@@ -179,7 +179,7 @@ class MatrixExp(Parametrization):
     def _kind(value: Tensor) -> str | None:
         """Which logarithm it has: 'symmetric' (Hermitian), 'rotation' (unitary) or none."""
         # The identity is near both sets, so the nearer one counts; half turns are symmetric too, but not positive.
-        asymmetric, off = relative(value - value.mH, value).max(), gram_error(value).max()
+        asymmetric, off = relative(value - value.mH, value).max().item(), gram_error(value).max().item()
         small = 1e4 * eps(value.dtype) * max(value.size(-1), 1)
         if asymmetric <= min(small, off) and bool((torch.linalg.eigvalsh(value) > 0).all()):
             return "symmetric"

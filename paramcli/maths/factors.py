@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -141,7 +143,7 @@ class Kronecker(Parametrization):
         return W.new_empty(*batch, self.p, self.q), W.new_empty(*batch, n // self.p, k // self.q)
 
     @classmethod
-    def weight_shape(cls, A: tuple[int, ...], B: tuple[int, ...], **arguments) -> tuple[int, ...]:
+    def weight_shape(cls, A: tuple[int, ...], B: tuple[int, ...], **arguments: Any) -> tuple[int, ...]:
         return *A[:-2], A[-2] * B[-2], A[-1] * B[-1]
 
 
@@ -183,7 +185,7 @@ class Factored(Parametrization):
         return W.new_empty(*batch, n, self.rank), W.new_empty(*batch, self.rank, k)
 
     @classmethod
-    def weight_shape(cls, A: tuple[int, ...], B: tuple[int, ...], **arguments) -> tuple[int, ...]:
+    def weight_shape(cls, A: tuple[int, ...], B: tuple[int, ...], **arguments: Any) -> tuple[int, ...]:
         return *A[:-1], B[-1]
 
 
@@ -213,7 +215,7 @@ class RankOne(Parametrization):
         return W.new_empty(W.shape[:-1]), W.new_empty(*W.shape[:-2], W.size(-1))
 
     @classmethod
-    def weight_shape(cls, x: tuple[int, ...], y: tuple[int, ...], **arguments) -> tuple[int, ...]:
+    def weight_shape(cls, x: tuple[int, ...], y: tuple[int, ...], **arguments: Any) -> tuple[int, ...]:
         return *x, y[-1]
 
 
@@ -230,6 +232,8 @@ class SingularValues(Parametrization):
     """
 
     stored_originals = ()
+    U: Tensor
+    V: Tensor
 
     def __init__(self, U: Tensor, V: Tensor):
         super().__init__()
@@ -255,7 +259,7 @@ class SingularValues(Parametrization):
         self.U, self.V = U.contiguous(), Vh.mH.resolve_conj().contiguous()
         return S.to(W.dtype)
 
-    def right_inverse(self, W: Tensor) -> Tensor:
+    def right_inverse(self, W: Tensor) -> Tensor | tuple[Tensor, ...]:
         s = super().right_inverse(W)
         self.U, self.V = self.U.to(W.dtype), self.V.to(W.dtype)
         return s
@@ -264,7 +268,7 @@ class SingularValues(Parametrization):
         return W.new_empty(*W.shape[:-2], min(W.shape[-2:]))
 
     @classmethod
-    def weight_shape(cls, s: tuple[int, ...], **arguments) -> None:
+    def weight_shape(cls, s: tuple[int, ...], **arguments: Any) -> None:
         """U and V tell it, the original does not."""
         return
 

@@ -7,6 +7,8 @@ Frames are also the U and V of every parametrization by singular values or eigen
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -46,6 +48,8 @@ class Frame(nn.Module):
     `base` is square, (n, n): it holds the point where X = 0 and a basis of the directions around it.
     """
 
+    base: Tensor
+
     def __init__(self, like: Tensor, triv: str):
         super().__init__()
         self.triv = triv
@@ -82,7 +86,7 @@ class Stiefel(Parametrization, Frame):
         Frame.__init__(self, tall(value), triv)
 
     @classmethod
-    def make(cls, value: Tensor, **arguments) -> Stiefel:
+    def make(cls, value: Tensor, **arguments: Any) -> Stiefel:
         return cls(value, **arguments)
 
     def frame(self, X: Tensor) -> Tensor:

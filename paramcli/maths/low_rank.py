@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -19,7 +22,7 @@ RANK_GAP = 0.3
 SMALLER = "--chain low_rank:rank=N reaches smaller ones"
 
 
-def with_singular_values(W: Tensor, change) -> Tensor:
+def with_singular_values(W: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
     """U change(S) V^T."""
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)
     return (U * change(S).unsqueeze(-2)) @ Vh
@@ -213,11 +216,11 @@ class SingularValues(Parametrization):
         self.add_module("2", Frame(like.mT, triv))
 
     @classmethod
-    def make(cls, value: Tensor, rank: int | None = None, **arguments) -> SingularValues:
+    def make(cls, value: Tensor, rank: int | None = None, **arguments: Any) -> SingularValues:
         return cls(value, min(value.shape[-2:]) if rank is None else rank, **arguments)
 
     @classmethod
-    def check_shape(cls, shape: torch.Size, rank: int | None = None, **arguments) -> None:
+    def check_shape(cls, shape: torch.Size, rank: int | None = None, **arguments: Any) -> None:
         matrix(shape, "a singular value decomposition")
         if rank is not None and rank > min(shape[-2:]):
             raise InputRefused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,7 +79,7 @@ def smallest_mask(W: Tensor, amount: float | int) -> Tensor:
     return mask.reshape(W.shape)
 
 
-class Mask(Parametrization):
+class StoredMask(Parametrization):
     r"""X to X * mask, with the mask stored as a buffer (the tutorial keeps it as an attribute, which is not saved).
 
     A mask that comes from a file keeps its dtype; one made here is bool.
@@ -89,32 +90,24 @@ class Mask(Parametrization):
     """
 
     is_projection = True
+    mask: Tensor
 
     def __init__(self, mask: Tensor):
         super().__init__()
         self.register_buffer("mask", mask)
 
     @classmethod
-    def threads_matter(cls, **arguments) -> bool:
+    def threads_matter(cls, **arguments: Any) -> bool:
         return False
 
     @classmethod
-    def by_rows(cls, shape: torch.Size, **arguments) -> frozenset[str]:
+    def by_rows(cls, shape: torch.Size, **arguments: Any) -> frozenset[str]:
         return frozenset({"original", "mask"})
 
     @classmethod
-    def made_by_rows(cls, shape: torch.Size, **arguments) -> bool:
+    def made_by_rows(cls, shape: torch.Size, *_: Any, **arguments: Any) -> bool:
         # Masks that count or draw entries look at the whole tensor.
         return not cls.whole
-
-    @classmethod
-    def make(cls, value: Tensor, mask: Tensor | None = None) -> Mask:
-        """The mask that is given (an entry stays where it is not 0), or the one that keeps today's zeros at zero."""
-        if mask is None:
-            return cls(value.new_empty(value.shape, dtype=torch.bool) if value.is_meta else value != 0)
-        if mask.shape != value.shape:
-            raise InputRefused(f"the mask is {shape_text(mask.shape)}, and the tensor is {shape_text(value.shape)}")
-        return cls((mask != 0).to(value.device))
 
     def map(self, X: Tensor) -> Tensor:
         return X * self.mask
@@ -126,7 +119,20 @@ class Mask(Parametrization):
         ]
 
 
-class PruneRandom(Mask):
+class Mask(StoredMask):
+    """A mask from a file, or the one of the zeros that the weight has."""
+
+    @classmethod
+    def make(cls, value: Tensor, mask: Tensor | None = None) -> Mask:
+        """The mask that is given (an entry stays where it is not 0), or the one that keeps today's zeros at zero."""
+        if mask is None:
+            return cls(value.new_empty(value.shape, dtype=torch.bool) if value.is_meta else value != 0)
+        if mask.shape != value.shape:
+            raise InputRefused(f"the mask is {shape_text(mask.shape)}, and the tensor is {shape_text(value.shape)}")
+        return cls((mask != 0).to(value.device))
+
+
+class PruneRandom(StoredMask):
     """A mask that drops `amount` of the entries, drawn without replacement by the seed."""
 
     random = True
@@ -142,7 +148,7 @@ class PruneRandom(Mask):
         return cls(mask.reshape(value.shape))
 
 
-class PruneL1(Mask):
+class PruneL1(StoredMask):
     """A mask that drops the `amount` of entries of smallest magnitude."""
 
     whole = True

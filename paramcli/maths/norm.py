@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -200,7 +201,7 @@ class WeightNorm(Parametrization, _WeightNorm):
         return self.view.back(self.map(g, self.view.into(v)), v.shape)
 
     @classmethod
-    def weight_shape(cls, g: tuple[int, ...], v: tuple[int, ...], **arguments) -> tuple[int, ...]:
+    def weight_shape(cls, g: tuple[int, ...], v: tuple[int, ...], **arguments: Any) -> tuple[int, ...]:
         return v
 
     def right_inverse(self, W: Tensor) -> tuple[Tensor, Tensor]:

@@ -74,7 +74,8 @@ def polar(W: Tensor, rotation: bool = False, stored: torch.dtype | None = None) 
 
 def _newton_schulz(X: Tensor, error: Tensor) -> Tensor:
     r"""X (3 I - X^H X) / 2 repeated: the error ||X^H X - I|| goes to 3/4 of its square with each step."""
-    X, steps = X.clone(), 1 + sum((error > bound).long() for bound in (1e-8, 1e-4, 1e-2))
+    X, once = X.clone(), torch.ones_like(error, dtype=torch.long)
+    steps = sum(((error > bound).long() for bound in (1e-8, 1e-4, 1e-2)), start=once)
     I = torch.eye(X.size(-1), dtype=X.dtype, device=X.device)
     for taken in range(int(steps.max())):
         now = steps > taken

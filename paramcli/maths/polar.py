@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -23,13 +26,13 @@ class _PolarFactor(torch.autograd.Function):
         return U @ Vh, U, S, Vh
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(*output[1:])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, G: Tensor, *unused: object) -> Tensor:
+    def backward(ctx: Any, G: Tensor, *unused: object) -> Tensor:
         U, S, Vh = ctx.saved_tensors
         A = U.mH @ G @ Vh.mH
         E = (A - A.mH) / (S.unsqueeze(-1) + S.unsqueeze(-2))
@@ -41,6 +44,10 @@ class _PolarFactor(torch.autograd.Function):
             outside = U.mH @ G - A @ Vh
             grad = grad + U @ (outside / S.unsqueeze(-1))
         return grad
+
+
+# The factor, and what its derivative keeps.
+_polar_factor: Callable[[Tensor], tuple[Tensor, Tensor, Tensor, Tensor]] = _PolarFactor.apply
 
 
 class Polar(Parametrization):
@@ -59,7 +66,7 @@ class Polar(Parametrization):
     is_projection = True
 
     def map(self, X: Tensor) -> Tensor:
-        return _PolarFactor.apply(X)[0]
+        return _polar_factor(X)[0]
 
     def inverse(self, W: Tensor) -> Tensor:
         polar(W, stored=self.stored)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -106,6 +108,7 @@ class FakeQuant(Parametrization):
     whole = True
     # Its values have few levels, and those are evenly spaced, which a set that rounding may not leave cannot ask for.
     fills_image = False
+    scale: Tensor
 
     def __init__(self, scale: Tensor, bits: int, dim: int | None):
         super().__init__()
@@ -113,7 +116,7 @@ class FakeQuant(Parametrization):
         self.register_buffer("scale", scale)
 
     @classmethod
-    def threads_matter(cls, **arguments) -> bool:
+    def threads_matter(cls, **arguments: Any) -> bool:
         return False
 
     @classmethod
@@ -305,7 +308,8 @@ class Float8(Constraint):
 
     @classmethod
     def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
-        return [found for found in (cls("e5m2"), cls("e4m3")) if W.numel() > 8 and found.residual(W) == 0][:1]
+        found: list[Constraint] = [one for one in (cls("e5m2"), cls("e4m3")) if W.numel() > 8 and one.residual(W) == 0]
+        return found[:1]
 
 
 def cast_float8(X: Tensor, format: str) -> Tensor:
@@ -326,15 +330,15 @@ class ToFloat8(Parametrization):
     differentiable = False
 
     @classmethod
-    def threads_matter(cls, **arguments) -> bool:
+    def threads_matter(cls, **arguments: Any) -> bool:
         return False
 
     @classmethod
-    def by_rows(cls, shape: torch.Size, **arguments) -> frozenset[str]:
+    def by_rows(cls, shape: torch.Size, **arguments: Any) -> frozenset[str]:
         return frozenset({"original"})
 
     @classmethod
-    def made_by_rows(cls, shape: torch.Size, **arguments) -> bool:
+    def made_by_rows(cls, shape: torch.Size, **arguments: Any) -> bool:
         return True
 
     def __init__(self, format: str = "e4m3"):

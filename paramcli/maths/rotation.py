@@ -96,7 +96,9 @@ def half_turn_edge(Q: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     flat = Q.reshape(-1, *Q.shape[-2:])
     if Q.is_complex():
         V, theta = unitary_angles(flat)
-        planes = [(i, V[i], None, None, theta[i]) for i in range(len(flat))]
+        planes: list[tuple[int, Tensor, Tensor | None, Tensor | None, Tensor]] = [
+            (i, V[i], None, None, theta[i]) for i in range(len(flat))
+        ]
     else:
         C, S = (flat + flat.mT) / 2, (flat - flat.mT) / 2
         cosines, V = torch.linalg.eigh(C)
@@ -111,7 +113,7 @@ def half_turn_edge(Q: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
             if not bool(gaps[i] < math.pi - most[i]):
                 continue
             less = torch.maximum(torch.minimum(angles, most[i]), -most[i])
-            if J is None:
+            if J is None or W is None:
                 turn = torch.polar(torch.ones_like(less), less) - torch.polar(torch.ones_like(angles), angles)
                 made[i] += (U * turn) @ U.mH
             else:

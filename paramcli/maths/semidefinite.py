@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,7 +17,7 @@ from .numbers import asymmetry, ratio
 from .softplus import SOFTPLUS_FLOOR, floored_softplus, floored_softplus_inverse
 
 
-def with_eigenvalues(W: Tensor, change) -> Tensor:
+def with_eigenvalues(W: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
     """Q change(l) Q^T of the symmetric part of W, eigenvalues descending."""
     l, Q = torch.linalg.eigh((W + W.mT) / 2)
     A = (Q * change(l.flip(-1)).flip(-1).unsqueeze(-2)) @ Q.mT
@@ -89,6 +92,7 @@ class Semidefinite(Constraint):
 
 class SemidefiniteLowRank(Semidefinite):
     name = "psd_low_rank"
+    rank: int
 
     def __init__(self, rank: int):
         self.rank = rank
@@ -181,11 +185,11 @@ class Eigenvalues(Parametrization):
         self.add_module("0", Frame(value, triv))
 
     @classmethod
-    def make(cls, value: Tensor, rank: int | None = None, **arguments) -> Eigenvalues:
+    def make(cls, value: Tensor, rank: int | None = None, **arguments: Any) -> Eigenvalues:
         return cls(value, value.size(-1) if rank is None else rank, **arguments)
 
     @classmethod
-    def check_shape(cls, shape: torch.Size, rank: int | None = None, **arguments) -> None:
+    def check_shape(cls, shape: torch.Size, rank: int | None = None, **arguments: Any) -> None:
         square(shape, "an eigendecomposition")
         if rank is not None and rank > shape[-1]:
             raise InputRefused(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import InputRefused
 from .base import Constraint
-from .mask import Mask, prune_count
+from .mask import StoredMask, prune_count
 from .norm import check_dim
 from .rows import within_row
 
@@ -71,7 +71,7 @@ class StructuredSparse(Constraint):
 
     @classmethod
     def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
-        found = []
+        found: list[Constraint] = []
         for dim in (0, 1) if W.ndim > 1 else ():
             zero = int((slice_norms(W, dim, float("inf")) == 0).sum())
             found += [cls(zero, dim)] if zero else []
@@ -149,7 +149,7 @@ def largest_of_groups(W: Tensor, n: int, m: int, dim: int) -> Tensor:
     return mask.reshape(moved.shape).movedim(-1, dim).contiguous()
 
 
-class PruneStructured(Mask):
+class PruneStructured(StoredMask):
     """A mask that drops `amount` of the slices along `dim`: those of smallest Ln norm, or drawn by the seed.
 
     Cost: one pass.  Source: torch.nn.utils.prune.ln_structured and random_structured.
@@ -173,7 +173,7 @@ class PruneStructured(Mask):
         return module
 
 
-class PruneNM(Mask):
+class PruneNM(StoredMask):
     """A mask that keeps the n entries of largest magnitude of every m along `dim`.
 
     Cost: one sort of each group.  Source: Mishra et al. 2021, arXiv:2104.08378; the kernels of torch.sparse want 2 of

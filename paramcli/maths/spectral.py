@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -48,7 +51,7 @@ class SpectralCap(Constraint):
         return eigenvalue_tolerance(min(shape[-2:]), stored, computed) + cut_tolerance(min(shape[-2:]), computed)
 
     def project(self, W: Tensor) -> Tensor:
-        return CutSingularValues.apply(W, self.c)
+        return cut_singular_values(W, self.c)
 
     def detail(self, W: Tensor) -> str | None:
         return f"largest singular value {largest_singular_value(W).max().item():.4g}"
@@ -158,7 +161,7 @@ class CutSingularValues(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, X: Tensor, c: float) -> Tensor:
+    def forward(ctx: Any, X: Tensor, c: float) -> Tensor:
         U, S, Vh = torch.linalg.svd(X, full_matrices=False)
         ctx.save_for_backward(U, S, Vh)
         ctx.c = c
@@ -166,7 +169,7 @@ class CutSingularValues(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, G: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None]:
         U, S, Vh = ctx.saved_tensors
         cut = S.clamp(max=ctx.c)
         gaps = S.unsqueeze(-1) - S.unsqueeze(-2)
@@ -184,6 +187,9 @@ class CutSingularValues(torch.autograd.Function):
         left = (G @ Vh.mH - U @ H) * scale
         right = (U * scale) @ (U.mH @ G - H @ Vh)
         return U @ inner @ Vh + left @ Vh + right, None
+
+
+cut_singular_values: Callable[[Tensor, float], Tensor] = CutSingularValues.apply
 
 
 class ScaledToCap(Parametrization):
@@ -233,7 +239,7 @@ class CutToCap(Parametrization):
         square(shape, "schur_stable")
 
     def map(self, X: Tensor) -> Tensor:
-        return CutSingularValues.apply(X, self.gamma)
+        return cut_singular_values(X, self.gamma)
 
 
 class AlmostOrthogonal(Parametrization):
@@ -290,23 +296,24 @@ class SigmaReparam(SpectralNorm):
 
     stored_originals = (1,)
 
-    def map(self, gamma: Tensor, X: Tensor) -> Tensor:
+    # It has two originals where the class that it shares the power method with, and torch's below that, have one.
+    def map(self, gamma: Tensor, X: Tensor) -> Tensor:  # type: ignore[override]
         return gamma * _SpectralNorm.forward(self, X)
 
-    def forward(self, gamma: Tensor, X: Tensor) -> Tensor:
+    def forward(self, gamma: Tensor, X: Tensor) -> Tensor:  # type: ignore[override]
         return self.view.back(self.map(gamma, self.view.into(X)), X.shape)
 
     @classmethod
-    def weight_shape(cls, gamma: tuple[int, ...], X: tuple[int, ...], **arguments) -> tuple[int, ...]:
+    def weight_shape(cls, gamma: tuple[int, ...], X: tuple[int, ...], **arguments: Any) -> tuple[int, ...]:
         return X
 
-    def right_inverse(self, W: Tensor) -> tuple[Tensor, Tensor]:
+    def right_inverse(self, W: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         if W.is_meta:
             return W.new_empty(()), torch.empty_like(W)
         # With the u and v of the power method, as a live registration has them, the value is the weight itself.
         return stored_sigma(self, self.view.into(W)), W
 
-    def inverse(self, W: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(self, W: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         super().inverse(W)
         gamma = stored_sigma(self, W)
         if gamma == 0:
@@ -347,6 +354,8 @@ class SpectralReparam(SpectralNorm):
     Cost:    one matrix-vector product; the inverse one SVD.
     Source:  NVlabs/RADIO, radio/enable_spectral_reparam.py.
     """
+
+    _sn_version: Tensor
 
     def __init__(self, weight: Tensor, alpha: float = 0.05, eps: float = 1e-6):
         super().__init__(weight)

@@ -19,6 +19,8 @@ class Geodesic(Parametrization):
     Source:  geotorch 0.4 Sphere; the exponential map of the sphere.
     """
 
+    base: Tensor
+
     def __init__(self, value: Tensor, radius: float = 1.0):
         super().__init__()
         self.radius = radius
@@ -59,7 +61,7 @@ class Embedded(Parametrization):
         return self.radius * w / torch.linalg.vector_norm(w, dim=-1, keepdim=True)
 
 
-class GeodesicOrEmbedded(Geodesic):
+class GeodesicOrEmbedded(Parametrization):
     """geotorch's `sphere`: by geodesics, or with `embedded` by normalising."""
 
     @classmethod

@@ -126,6 +126,9 @@ class AlphaStable(Parametrization):
 
     stored_originals = (0, 1, 2)
 
+    In: Tensor
+    alpha: Tensor
+
     def __init__(self, value: Tensor, alpha: float = 0.001, triv: str = "expm"):
         super().__init__()
         n = value.size(-1)
@@ -180,7 +183,7 @@ class AlphaStable(Parametrization):
         )
 
     def outline(self, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return tuple(torch.empty_like(A) for _ in range(3))
+        return torch.empty_like(A), torch.empty_like(A), torch.empty_like(A)
 
     @staticmethod
     def _solved(B: Tensor) -> Tensor:

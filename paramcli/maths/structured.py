@@ -172,7 +172,7 @@ class DiagonalMatrices(BandedMatrices):
 
     name = "diagonal"
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(0)
 
     @classmethod
@@ -237,7 +237,7 @@ class Diagonal(Masked):
     Cost:    one pass over the matrix.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(DiagonalMatrices())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -92,7 +94,7 @@ class Symmetric(Parametrization):
     stacks = True
 
     @classmethod
-    def threads_matter(cls, **arguments) -> bool:
+    def threads_matter(cls, **arguments: Any) -> bool:
         return False
 
     def map(self, X: Tensor) -> Tensor:
@@ -113,7 +115,7 @@ class Skew(Parametrization):
     stacks = True
 
     @classmethod
-    def threads_matter(cls, **arguments) -> bool:
+    def threads_matter(cls, **arguments: Any) -> bool:
         return False
 
     def map(self, X: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -168,7 +170,7 @@ class ToeplitzCompact(Parametrization):
         return W.new_empty(W.shape[:-1]), W.new_empty(*W.shape[:-2], W.size(-1))
 
     @classmethod
-    def weight_shape(cls, c: tuple[int, ...], r: tuple[int, ...], **arguments) -> tuple[int, ...]:
+    def weight_shape(cls, c: tuple[int, ...], r: tuple[int, ...], **arguments: Any) -> tuple[int, ...]:
         return *c, r[-1]
 
 
@@ -193,5 +195,5 @@ class CirculantCompact(Parametrization):
         return W.new_empty(W.shape[:-1])
 
     @classmethod
-    def weight_shape(cls, c: tuple[int, ...], **arguments) -> tuple[int, ...]:
+    def weight_shape(cls, c: tuple[int, ...], **arguments: Any) -> tuple[int, ...]:
         return *c, c[-1]
