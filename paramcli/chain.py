@@ -5,10 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NoReturn
 
+from .catalogue.entry import Entry
 from .errors import UsageError
-from .registry import ANY, CONSTRAINTS, PARAMETRIZATIONS, Entry, look_up, target_class, typed_arguments, within
+from .registry import ANY, CONSTRAINTS, PARAMETRIZATIONS, look_up, target_class, typed_arguments, within
 from .spec import Value, parse_items, value_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .maths.base import Parametrization
 
 # As long as any number of `rounded_up` is.
 WIDEST = "9.99e-99"
@@ -29,7 +36,7 @@ class Link:
     domain: str
     image: str
     # Tensors that `make` takes beside the arguments (a mask from a file); no part of the chain's text.
-    tensors: dict[str, object] = field(default_factory=dict, hash=False, compare=False, repr=False)
+    tensors: dict[str, Tensor] = field(default_factory=dict, hash=False, compare=False, repr=False)
 
     def __str__(self) -> str:
         """Canonical text: the arguments given, in the table's order."""
@@ -62,7 +69,7 @@ class Link:
         """A spec such as 'factored:rank={rank}' with this link's own arguments."""
         return spec.format_map({name: value_text(value) for name, value in self.arguments.items()})
 
-    def make(self, value):
+    def make(self, value: Tensor) -> Parametrization:
         """The live module for a tensor with this value, which remembers its own spec; imports torch."""
         module = target_class(self.entry).make(value, **self.arguments, **self.tensors)
         module.spec = str(self)
@@ -108,7 +115,7 @@ class Chain:
             takers = [entry.name for entry in PARAMETRIZATIONS.values() if name in entry.takes]
             raise UsageError(f"{self} has no {name} that could take it", hint=f"--chain {takers[0]}")
 
-    def with_tensor(self, name: str, tensor: object) -> Chain:
+    def with_tensor(self, name: str, tensor: Tensor) -> Chain:
         """The chain whose links that take a tensor of this name are made with this one."""
         return Chain(
             tuple(
@@ -150,7 +157,7 @@ class Chain:
             try:
                 stored = link.entry.stores(shape, link.arguments)
             except Exception:
-                return None  # a shape that the link does not take, or a plug-in's mistake; planning says what matters of it
+                return None  # a shape that the link does not take, or a plug-in's mistake: planning says which matters
             for name, what in stored.items():
                 if not name.startswith("original"):
                     roles[f"{index}.{name}"] = what
@@ -164,7 +171,7 @@ class Chain:
         The right inverse of a link lands in its domain, so that must lie in the image before it.
         """
         image = ANY
-        for before, link in zip((None, *self.links), self.links):
+        for before, link in zip((None, *self.links[:-1]), self.links, strict=True):
             if before is not None and not within(link.domain.partition(":")[0], image):
                 return f"the right inverse of {link.entry.name} does not lie in the values of {before.entry.name}"
             image = link.image.partition(":")[0]
@@ -188,17 +195,14 @@ def parse_chain(text: str) -> Chain:
                 f"{entry.name} stores {what}, so it can only be the first of a chain",
                 hint=f"{entry.name},{links[0].entry.name}",
             )
-        for domain, result in entry.maps:
-            if within(image.partition(":")[0], domain):
-                break
-        else:
-            _ill_typed(entry, links, image)
-        links.append(Link(entry, arguments, domain, result if isinstance(result, str) else result(arguments)))
+        fitting = ((domain, made) for domain, made in entry.maps if within(image.partition(":")[0], domain))
+        domain, made = next(fitting, None) or _ill_typed(entry, links, image)
+        links.append(Link(entry, arguments, domain, made if isinstance(made, str) else made(arguments)))
         image = links[-1].image
     return Chain(tuple(links))
 
 
-def _ill_typed(entry: Entry, links: list[Link], image: str) -> None:
+def _ill_typed(entry: Entry, links: list[Link], image: str) -> NoReturn:
     wanted = " or ".join(domain for domain, _ in entry.maps)
     before = (
         f"after {links[-1].entry.name} it gets {CONSTRAINTS[image.partition(':')[0]].name}"

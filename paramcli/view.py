@@ -15,9 +15,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from .errors import InputRefused, UsageError
 from .text import printable, shape_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NAMES = ("flatten", "blocks=N", "heads=N", "transpose")
 
@@ -65,7 +69,7 @@ class View:
         """Is a row of what the maths sees, an index of dimension 0, that row of the stored tensor, entry for entry?"""
         return self.name in (None, "flatten")
 
-    def into(self, tensor):
+    def into(self, tensor: Tensor) -> Tensor:
         """The stored tensor as the maths sees it."""
         if self.name is None:
             return tensor
@@ -76,7 +80,7 @@ class View:
             return tensor.reshape(*tensor.shape[:-1], self.count, shape[-1]).movedim(-2, 0)
         return tensor.reshape(shape)
 
-    def back(self, tensor, shape: Sequence[int]):
+    def back(self, tensor: Tensor, shape: Sequence[int]) -> Tensor:
         """A value of the maths in the stored shape."""
         if self.name is None:
             return tensor

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -374,9 +375,14 @@ class Parametrization(nn.Module):
     stored_dtype: torch.dtype = torch.float32
     # The row of the whole tensor that a block's first row is, so that messages name rows as its owner counts them.
     first_row: int | None = None
+    # The item of a chain that it was made for, as text.
+    spec: str
+
+    # Each map has originals and arguments of its own: the signatures here leave both open (`*_: Any, **arguments: Any`)
+    # so that those of a class may name them.
 
     @classmethod
-    def by_rows(cls, shape: torch.Size, **arguments) -> frozenset[str]:
+    def by_rows(cls, shape: torch.Size, *_: Any, **arguments: Any) -> frozenset[str]:
         """Where each row of the value (an index of dimension 0) comes from that row of the originals alone, bit for
         bit, in a tensor of this shape: the map's own tensors that have such rows, by name. The others are given whole.
 
@@ -386,25 +392,27 @@ class Parametrization(nn.Module):
         return frozenset()
 
     @classmethod
-    def made_by_rows(cls, shape: torch.Size, **arguments) -> bool:
+    def made_by_rows(cls, shape: torch.Size, *_: Any, **arguments: Any) -> bool:
         """Do `make` and `inverse` too act on each row alone, where the map does?"""
         return False
 
     @classmethod
-    def threads_matter(cls, **arguments) -> bool:
-        """Does the map gain from several threads, or do its bits depend on their number? Passes over memory do neither."""
+    def threads_matter(cls, *_: Any, **arguments: Any) -> bool:
+        """Does the map gain from several threads, or do its bits depend on their number? Passes over memory do
+        neither.
+        """
         return True
 
     @classmethod
-    def make(cls, value: Tensor, **arguments) -> Parametrization:
+    def make(cls, value: Tensor, *_: Any, **arguments: Any) -> Parametrization:
         """The module for a tensor with this value (seen through the view); random parts use torch's generator."""
         return cls(**arguments)
 
     @classmethod
-    def check_shape(cls, shape: torch.Size, **arguments) -> None:
+    def check_shape(cls, shape: torch.Size, *_: Any, **arguments: Any) -> None:
         """Raise InputRefused for a shape (as the view shows it) the map has no use for, beyond what its sets refuse."""
 
-    def map(self, *originals: Tensor) -> Tensor:
+    def map(self, *originals: Any, **_: Any) -> Tensor:
         raise NotImplementedError
 
     def inverse(self, value: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -435,8 +443,10 @@ class Parametrization(nn.Module):
         return value.new_empty(value.shape)
 
     @classmethod
-    def weight_shape(cls, *originals: tuple[int, ...], **arguments) -> tuple[int, ...] | None:
-        """The weight's shape from its originals' shapes, where no view and no record tells it; None where they do not."""
+    def weight_shape(cls, *originals: Any, **arguments: Any) -> tuple[int, ...] | None:
+        """The weight's shape from its originals' shapes, where no view and no record tells it; None where they do
+        not.
+        """
         return originals[cls.stored_originals[0]]
 
     def forward(self, *originals: Tensor) -> Tensor:
