@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..chain import Chain, parse_chain
-from ..checkpoint.source import Source
 from ..dtypes import dtype_name, nbytes_of
 from ..errors import TENSOR, InputRefused, error_context
 from ..maths.base import column_major, wide
@@ -28,7 +29,21 @@ AGREES, AGREES_ALONE = 0.1, 0.5
 LARGE, EXPANSION = 4 << 30, 1 << 14
 
 
-def read_state(source: Source, group: Group, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+class Tensors(Protocol):
+    """What tensors are read from: a checkpoint (`Source`), or what stands for one."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def tells_strides(self) -> bool: ...
+
+    def read(self, name: str) -> Tensor: ...
+
+    def read_rows(self, name: str, begin: int, end: int) -> Tensor: ...
+
+
+def read_state(source: Tensors, group: Group, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """The group's tensors by role, in their stored dtypes, on the device; in memory as a module that loads them has
     them.
     """
@@ -130,7 +145,7 @@ def complete(group: Group, state: dict[str, Tensor], chain: Chain) -> dict[str, 
     return {"original": W, "0._u": u, "0._v": v.to(u.dtype)}
 
 
-def effective(source: Source, group: Group, device: torch.device | str = "cpu", compute: str = "same") -> Tensor:
+def effective(source: Tensors, group: Group, device: torch.device | str = "cpu", compute: str = "same") -> Tensor:
     """The weight in its stored dtype and shape."""
     with error_context(tensor=group.tensor, path=source.path):
         state = read_state(source, group, device)
