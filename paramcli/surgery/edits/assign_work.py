@@ -84,10 +84,11 @@ class Assignment:
         seed = hosting.tensor_seed(self.seed, group.twin or group.tensor)
         with torch.no_grad(), hosting.generators_kept(wanted.device):
             held = widened(complete(group, state, chain), wide(stored, wanted.device))
-            parts = loaded(chain, view, group.shape, held)
+            parts = list(loaded(chain, view, group.shape, held))
             seen = view.into(wanted.to(wide(stored, wanted.device)))
-            free = chain.constraint is None or parts[-1].is_projection
-            target, assumed = (seen, None) if free else measure.nearest(chain.constraint, seen, wanted.dtype)
+            # The set whose nearest point is wanted.
+            spec = None if parts[-1].is_projection else chain.constraint
+            target, assumed = (seen, None) if spec is None else measure.nearest(spec, seen, wanted.dtype)
             make = functools.partial(
                 invert,
                 chain,
@@ -95,7 +96,7 @@ class Assignment:
                 view=view,
                 shape=group.shape,
                 existing=parts,
-                stored=wanted.dtype if free else None,
+                stored=wanted.dtype if spec is None else None,
             )
             reached = reach(chain, view, group.shape, stored, target, make, compute, projects=parts[-1].is_projection)
         distance = measure.moved(target, seen)
