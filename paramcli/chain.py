@@ -5,10 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
+from .catalogue.entry import Entry
 from .errors import UsageError
-from .registry import ANY, CONSTRAINTS, PARAMETRIZATIONS, Entry, look_up, target_class, typed_arguments, within
+from .registry import ANY, CONSTRAINTS, PARAMETRIZATIONS, look_up, target_class, typed_arguments, within
 from .spec import Value, parse_items, value_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .maths.base import Parametrization
 
 # As long as any number of `rounded_up` is.
 WIDEST = "9.99e-99"
@@ -29,7 +36,7 @@ class Link:
     domain: str
     image: str
     # Tensors that `make` takes beside the arguments (a mask from a file); no part of the chain's text.
-    tensors: dict[str, object] = field(default_factory=dict, hash=False, compare=False, repr=False)
+    tensors: dict[str, Tensor] = field(default_factory=dict, hash=False, compare=False, repr=False)
 
     def __str__(self) -> str:
         """Canonical text: the arguments given, in the table's order."""
@@ -62,7 +69,7 @@ class Link:
         """A spec such as 'factored:rank={rank}' with this link's own arguments."""
         return spec.format_map({name: value_text(value) for name, value in self.arguments.items()})
 
-    def make(self, value):
+    def make(self, value: Tensor) -> Parametrization:
         """The live module for a tensor with this value, which remembers its own spec; imports torch."""
         module = target_class(self.entry).make(value, **self.arguments, **self.tensors)
         module.spec = str(self)
@@ -108,7 +115,7 @@ class Chain:
             takers = [entry.name for entry in PARAMETRIZATIONS.values() if name in entry.takes]
             raise UsageError(f"{self} has no {name} that could take it", hint=f"--chain {takers[0]}")
 
-    def with_tensor(self, name: str, tensor: object) -> Chain:
+    def with_tensor(self, name: str, tensor: Tensor) -> Chain:
         """The chain whose links that take a tensor of this name are made with this one."""
         return Chain(
             tuple(
@@ -150,8 +157,7 @@ class Chain:
             try:
                 stored = link.entry.stores(shape, link.arguments)
             except Exception:
-                # A shape that the link does not take, or a plug-in's mistake; planning says what matters of it.
-                return None
+                return None  # a shape that the link does not take, or a plug-in's mistake: planning says which matters
             for name, what in stored.items():
                 if not name.startswith("original"):
                     roles[f"{index}.{name}"] = what
@@ -192,8 +198,8 @@ def parse_chain(text: str) -> Chain:
         fitting = next((pair for pair in entry.maps if within(image.partition(":")[0], pair[0])), None)
         if fitting is None:
             raise _ill_typed(entry, links, image)
-        domain, result = fitting
-        links.append(Link(entry, arguments, domain, result if isinstance(result, str) else result(arguments)))
+        domain, made = fitting
+        links.append(Link(entry, arguments, domain, made if isinstance(made, str) else made(arguments)))
         image = links[-1].image
     return Chain(tuple(links))
 

@@ -5,9 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-# What --compute-dtype takes.
-COMPUTE_DTYPES = ("same", "float32", "float64")
+if TYPE_CHECKING:
+    import torch
+
+# What --compute-dtype takes, and --dtype of `convert`.
+ComputeDtype = Literal["same", "float32", "float64"]
+COMPUTE_DTYPES: tuple[ComputeDtype, ...] = ("same", "float32", "float64")
+CastDtype = Literal["float64", "float32", "float16", "bfloat16"]
+CAST_DTYPES: tuple[CastDtype, ...] = ("float64", "float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -66,13 +73,13 @@ def dtype_name(code: str) -> str:
     return DTYPES[code].torch_name or code
 
 
-def torch_dtype(code: str):
-    """The torch dtype of a code; imports torch."""
+def torch_dtype(code: str) -> torch.dtype:
+    """The torch dtype of a code that torch has; imports torch."""
     import torch
 
-    return getattr(torch, DTYPES[code].torch_name)
+    return getattr(torch, dtype_name(code))
 
 
-def code_of(dtype) -> str:
+def code_of(dtype: torch.dtype) -> str:
     """A torch dtype's code: torch.float32 -> 'F32'."""
     return CODE_OF_TORCH[str(dtype).removeprefix("torch.")]

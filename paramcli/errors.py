@@ -38,7 +38,7 @@ class Place(NamedTuple):
     lines.
     """
 
-    path: str | PathLike
+    path: str | PathLike[str]
     edit: int | None
     line: int | None = None
 
@@ -70,7 +70,7 @@ class ParamcliError(Exception):
         *,
         hint: str | None = None,
         tensor: str | None = None,
-        path: str | PathLike | None = None,
+        path: str | PathLike[str] | None = None,
         of_file: bool = False,
         part: str | None = None,
         option: str | None = None,
@@ -134,7 +134,7 @@ class ParamcliError(Exception):
         return f"{type(self).__name__}({str(self)!r})"
 
 
-def _file_name(path: str | PathLike) -> str:
+def _file_name(path: str | PathLike[str]) -> str:
     return printable(os.path.basename(os.fspath(path)))
 
 
@@ -167,7 +167,7 @@ class OutputFailed(ParamcliError):
 
 @contextmanager
 def error_context(
-    *, tensor: str | None = None, path: str | PathLike | None = None, option: str | None = None
+    *, tensor: str | None = None, path: str | PathLike[str] | None = None, option: str | None = None
 ) -> Iterator[None]:
     """Add the tensor, file and option that low code did not know; what is already set stays.
 

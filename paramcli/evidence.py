@@ -41,7 +41,7 @@ class Evidence:
     device: str
     date: str
 
-    def document(self) -> dict:
+    def document(self) -> dict[str, object]:
         """All but the date: the same command on the same files gives the same document."""
         return {
             "files": [{"path": file.path, "bytes": file.nbytes, "sha256": file.sha256} for file in self.files],

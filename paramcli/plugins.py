@@ -75,6 +75,7 @@ def load_plugin(spec: str) -> None:
         raise UsageError(f"--plugin {printable(spec)}: no such Python file", hint="--plugin FILE.py:NAME")
     module_name = f"paramcli_plugin_{Path(path).stem}"
     found = util.spec_from_file_location(module_name, path)
+    assert found is not None and found.loader is not None  # its name ends in .py
     module = util.module_from_spec(found)
     # Where dataclasses and pickling of its classes look for it.
     sys.modules[module_name] = module

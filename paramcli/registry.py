@@ -7,8 +7,9 @@ when each item's domain contains the image before it; the sets and their inclusi
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from importlib import import_module
+from typing import TYPE_CHECKING, TypeVar, overload
 
 from .catalogue import (
     adapters,
@@ -28,6 +29,11 @@ from .catalogue.entry import ConstraintEntry, Entry, MeasureEntry
 from .errors import Known, UsageError
 from .spec import Item, Value, is_name, parse_items, value_text
 from .text import closest, printable
+
+if TYPE_CHECKING:
+    from .maths.base import Constraint, Parametrization
+
+AnyEntry = TypeVar("AnyEntry", bound=Entry | ConstraintEntry | MeasureEntry)
 
 _FAMILIES = (
     core,
@@ -96,7 +102,8 @@ def within(name: str, other: str) -> bool:
     return name == other or any(within(parent, other) for parent in CONSTRAINTS[name].within)
 
 
-def look_up(table: Mapping[str, Entry] | Mapping[str, ConstraintEntry], name: str, kind: str):
+def look_up(table: Mapping[str, AnyEntry], name: str, kind: str) -> AnyEntry:
+    """The entry of this name; raises UsageError with the closest names where there is none."""
     if name not in table:
         near = closest(name, table)
         raise UsageError(
@@ -129,7 +136,11 @@ def typed_arguments(entry: Entry | ConstraintEntry, item: Item) -> dict[str, Val
     return values
 
 
-def target_class(entry: Entry | ConstraintEntry) -> type:
+@overload
+def target_class(entry: Entry) -> type[Parametrization]: ...
+@overload
+def target_class(entry: ConstraintEntry) -> type[Constraint]: ...
+def target_class(entry: Entry | ConstraintEntry) -> type[Parametrization] | type[Constraint]:
     """The class behind an entry of this table; imports torch."""
     if isinstance(entry.target, type):
         return entry.target
@@ -137,13 +148,14 @@ def target_class(entry: Entry | ConstraintEntry) -> type:
     return getattr(import_module(f".maths.{module}", __package__), name)
 
 
-def constraint(spec: str):
+def constraint(spec: str) -> Constraint:
     """'sparse:amount=0.3' -> the Constraint; imports torch."""
     entry, arguments = parse_constraint(spec)
-    return target_class(entry)(**arguments)
+    made: Callable[..., Constraint] = target_class(entry)
+    return made(**arguments)
 
 
-def spec_of(made) -> str:
+def spec_of(made: Constraint) -> str:
     """The shortest spec of a Constraint, whose attributes have the names of its arguments."""
     entry = CONSTRAINTS[made.name]
     given = [(a, getattr(made, a.name)) for a in entry.arguments]

@@ -11,11 +11,14 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
+from typing import NoReturn, TypeVar
 
 from .errors import PATH, TENSOR, Known, UsageError
 from .text import closest, listing, printable
 
 Value = int | float | bool | str | None
+# One of a few words that an option takes: a type of literals.
+Word = TypeVar("Word", bound=str)
 _NAME = re.compile(r"[a-z][a-z0-9_.]*")
 # A chain longer than this is no chain anyone trains; it bounds what a hostile record can ask for.
 MAX_SPEC_LENGTH = 2000
@@ -43,7 +46,7 @@ def parse_items(text: str, what: str = "chain", example: str = "skew,cayley, or 
     items = []
     for part in text.split(","):
         name, *pairs = part.strip().split(":")
-        arguments = []
+        arguments: list[tuple[str, str]] = []
         for pair in pairs:
             key, equals, value = pair.partition("=")
             if not (equals and value and _NAME.fullmatch(key)):
@@ -145,17 +148,20 @@ def value_text(value: Value) -> str:
     return str(value).lower() if isinstance(value, bool) else repr(value) if isinstance(value, float) else str(value)
 
 
-def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        near = closest(value, choices, 1)
-        raise UsageError(
-            f"--{option} {printable(value)}: not one of {', '.join(choices)}",
-            hint=f"--{option} {near[0]}" if near else None,
-            option=option,
-        )
+def check_choice(option: str, value: str, choices: Sequence[Word]) -> Word:
+    """The value as the choice that it is; raises UsageError where it is none."""
+    for choice in choices:
+        if choice == value:
+            return choice
+    near = closest(value, choices, 1)
+    raise UsageError(
+        f"--{option} {printable(value)}: not one of {', '.join(choices)}",
+        hint=f"--{option} {near[0]}" if near else None,
+        option=option,
+    )
 
 
-def select(names: Sequence[str], patterns: Iterable[str], where: str | PathLike) -> list[str]:
+def select(names: Sequence[str], patterns: Iterable[str], where: str | PathLike[str]) -> list[str]:
     """The names that the patterns choose, in the order of `names`.
 
     A pattern is a full name, a shell glob (`*` crosses dots), or `re:REGEX` matched against the whole name.
@@ -180,7 +186,7 @@ def select(names: Sequence[str], patterns: Iterable[str], where: str | PathLike)
     return [name for name in names if name in chosen]
 
 
-def _nothing_matches(pattern: str, names: Sequence[str], where: str | PathLike) -> None:
+def _nothing_matches(pattern: str, names: Sequence[str], where: str | PathLike[str]) -> NoReturn:
     near = closest(pattern, names)
     hint = Known(f"closest: {listing(near)}" if near else f"tensors there: {listing(names, 4)}") if names else None
     is_plain = not any(c in pattern for c in "*?[") and not pattern.startswith("re:")

@@ -41,7 +41,7 @@ def printable(text: object, limit: int = 300) -> str:
     return "".join(out)
 
 
-def printable_path(path: str | os.PathLike) -> str:
+def printable_path(path: str | os.PathLike[str]) -> str:
     return printable(os.fspath(path))
 
 

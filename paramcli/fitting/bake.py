@@ -72,4 +72,6 @@ class Baking:
 
     def result(self) -> list[Baked]:
         """What became of each tensor, once all blocks are made."""
-        return [Baked(*self._settled, check) for check in self._claim.result()]
+        assert self._settled is not None and self._claim is not None
+        chain, view = self._settled
+        return [Baked(chain, view, check) for check in self._claim.result()]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..chain import Chain
-from ..checkpoint.source import Rows, Source
+from ..checkpoint.source import Rows
 from ..dtypes import DTYPES, nbytes_of, torch_dtype
 from ..maths.numbers import compute_dtype
 from ..maths.rows import row_blocks
@@ -21,7 +21,7 @@ from ..registry import constraint, target_class
 from ..spelling.forms import Group
 from ..view import IDENTITY, View
 from . import torch_module as hosting
-from .evaluate import read_state
+from .evaluate import Tensors, read_state
 
 # Tensors of this many bytes and more are taken in blocks of about so many. Larger blocks are not quicker, and the heap
 # keeps several of them: baking 512 MB took 200 MB in all with blocks of 4 MB (150 of them torch), 500 MB with 16.
@@ -119,10 +119,10 @@ class Batch:
 
     def __init__(
         self,
-        source: Source,
+        source: Tensors,
         groups: Sequence[Group],
         view: View,
-        device: object,
+        device: torch.device | str,
         ranges: Sequence[tuple[int, int]] = (),
         sliced: frozenset[str] = frozenset(),
     ):
@@ -162,7 +162,7 @@ class Batch:
     def is_last(self, rows: Rows) -> bool:
         return rows is None or rows == self.ranges[-1]
 
-    def again(self, block: Mapping[str, Tensor], after: int = -1) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    def again(self, block: Mapping[str, Tensor], after: int = -1) -> Iterator[tuple[int, Mapping[str, Tensor]]]:
         """Every block, or those after the one that begins at row `after`, each with its first row; `block`: what was
         read of whole tensors.
         """

@@ -59,12 +59,12 @@ class Claim:
 
     def add(self, value: Tensor, state: Mapping[str, Tensor]) -> None:
         """Take note of a block of the values; `state`: the stored tensors that it comes from, by role."""
-        self._slack = _slack(self.chain, self.view, value, state) if self._own else 0.0
-        tolerance = (
-            rounding(self.spec, self.view, value.shape, value.dtype, self.compute) + self._slack
-            if self._slack
-            else None
-        )
+        tolerance = None
+        if self._own and self.spec is not None:
+            self._slack = _slack(self.chain, self.view, value, state, self.spec)
+            if self._slack:
+                explained = rounding(self.spec, self.view, value.shape, value.dtype, self.compute)
+                tolerance = explained + self._slack
         self._measured.add(self.view.into(value), tolerance)
 
     def result(self) -> list[Check | None]:
@@ -73,7 +73,7 @@ class Claim:
         why = target_class(self.chain.links[-1].entry).unpromised
         if not why or not self._own or self._slack:
             return checks
-        return [c if c.ok else replace(c, detail="; ".join(filter(None, (c.detail, why)))) for c in checks]
+        return [c if c is None or c.ok else replace(c, detail="; ".join(filter(None, (c.detail, why)))) for c in checks]
 
 
 def claim_check(
@@ -90,13 +90,15 @@ def rounding(spec: str, view: View, shape: Sequence[int], stored: torch.dtype, c
     return constraint(spec).tolerance(torch.Size(view.shape(shape)), stored, compute_dtype(stored, compute))
 
 
-def _slack(chain: Chain, view: View, value: Tensor, state: Mapping[str, Tensor]) -> float:
-    """`Parametrization.slack` of the chain's last link: how far from its image the tensors it stores leave the value."""
+def _slack(chain: Chain, view: View, value: Tensor, state: Mapping[str, Tensor], spec: str) -> float:
+    """`Parametrization.slack` of the chain's last link: how far from its image (`spec`) the tensors it stores leave the
+    value.
+    """
     if target_class(chain.links[-1].entry).slack is Parametrization.slack or not measure.all_finite(value):
         return 0.0
-    part = loaded(chain, view, value.shape, state)[-1]
+    *_, part = loaded(chain, view, value.shape, state)
     part.stored_dtype = value.dtype
-    return part.slack(constraint(chain.constraint), view.into(value.to(wide(value.dtype, value.device))))
+    return part.slack(constraint(spec), view.into(value.to(wide(value.dtype, value.device))))
 
 
 def kept_constraint(

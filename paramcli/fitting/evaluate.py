@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..chain import Chain, parse_chain
-from ..checkpoint.source import Source
 from ..dtypes import dtype_name, nbytes_of
 from ..errors import TENSOR, InputRefused, error_context
 from ..maths.norm import as_matrix
@@ -28,7 +29,21 @@ AGREES, AGREES_ALONE = 0.1, 0.5
 LARGE, EXPANSION = 4 << 30, 1 << 14
 
 
-def read_state(source: Source, group: Group, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+class Tensors(Protocol):
+    """What tensors are read from: a checkpoint (`Source`), or what stands for one."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def tells_strides(self) -> bool: ...
+
+    def read(self, name: str) -> Tensor: ...
+
+    def read_rows(self, name: str, begin: int, end: int) -> Tensor: ...
+
+
+def read_state(source: Tensors, group: Group, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """The group's tensors by role, in their stored dtypes, on the device; in memory as a module that loads them has
     them.
     """
@@ -52,7 +67,8 @@ def require_chain(group: Group) -> None:
 
 
 def chain_of(group: Group) -> Chain:
-    """The group's chain, for tensors of its shape."""
+    """The group's chain, which is known, for tensors of its shape."""
+    assert group.chain is not None
     return parse_chain(group.chain).at(parse_view(group.view).shape(group.shape))
 
 
@@ -63,7 +79,8 @@ def require_proportion(group: Group) -> None:
     weight, stored = nbytes_of(group.dtype, group.shape), sum(info.nbytes for info in group.infos.values())
     if weight > LARGE and weight > EXPANSION * stored:
         raise InputRefused(
-            f"{TENSOR} stores {size_text(stored)} and stands for a weight of {size_text(weight)} ({shape_text(group.shape)})",
+            f"{TENSOR} stores {size_text(stored)} and stands for a weight of {size_text(weight)} "
+            f"({shape_text(group.shape)})",
             hint="leave it out with -t",
             tensor=group.tensor,
         )
@@ -76,9 +93,9 @@ def settle(group: Group, state: dict[str, Tensor]) -> tuple[Chain, View]:
         return chain_of(group), parse_view(group.view)
     scores = {}
     for text in group.alternatives:
-        dim = parse_chain(text).links[0].arguments["dim"]
+        dim = _dim_of(parse_chain(text))
         scores[text] = _disagreement(state["original"], state["0._u"], state.get("0._v"), dim)
-    best, second = sorted(scores, key=scores.get)[:2]
+    best, second = sorted(scores, key=scores.__getitem__)[:2]
     if scores[best] > (AGREES if "0._v" in state else AGREES_ALONE) or scores[second] < 3 * scores[best]:
         fits = " and ".join(f"{text} ({number_text(score)})" for text, score in scores.items())
         raise InputRefused(
@@ -87,6 +104,13 @@ def settle(group: Group, state: dict[str, Tensor]) -> tuple[Chain, View]:
             tensor=group.tensor,
         )
     return parse_chain(best), parse_view(group.view)
+
+
+def _dim_of(chain: Chain) -> int:
+    """The dim of a chain that is a spectral norm."""
+    dim = chain.links[0].arguments["dim"]
+    assert isinstance(dim, int)
+    return dim
 
 
 def _disagreement(W: Tensor, u: Tensor, v: Tensor | None, dim: int) -> float:
@@ -121,8 +145,7 @@ def complete(group: Group, state: dict[str, Tensor], chain: Chain) -> dict[str, 
     if "value" not in state:
         return state
     W, value, u = state["original"], state["value"], state["0._u"]
-    dim = chain.links[0].arguments["dim"]
-    M = as_matrix(W, dim).to(torch.float32 if W.dtype in (torch.float16, torch.bfloat16) else W.dtype)
+    M = as_matrix(W, _dim_of(chain)).to(torch.float32 if W.dtype in (torch.float16, torch.bfloat16) else W.dtype)
     # As torch's own loader of that version does: v = pinv(W^T W) W^T u, scaled to give the stored sigma.
     sigma = (W / value).mean()
     v = torch.linalg.multi_dot([(M.mT @ M).pinverse(), M.mT, u.to(M.dtype).unsqueeze(1)]).squeeze(1)
@@ -130,7 +153,7 @@ def complete(group: Group, state: dict[str, Tensor], chain: Chain) -> dict[str, 
     return {"original": W, "0._u": u, "0._v": v.to(u.dtype)}
 
 
-def effective(source: Source, group: Group, device: torch.device | str = "cpu", compute: str = "same") -> Tensor:
+def effective(source: Tensors, group: Group, device: torch.device | str = "cpu", compute: str = "same") -> Tensor:
     """The weight in its stored dtype and shape."""
     with error_context(tensor=group.tensor, path=source.path):
         state = read_state(source, group, device)

@@ -67,7 +67,8 @@ def fit(
 
 
 class Fitting:
-    """A chain put on plain tensors: they go in, their originals and values come out, and in the end what became of them.
+    """A chain put on plain tensors: they go in, their originals and values come out, and in the end what became of
+    them.
 
     One tensor whole, one tensor a block of rows after another (for chains that are `blocks.made_by_rows`; the bytes and
     numbers are those of the whole), or `count` tensors at once: stacked as their view shows them, for chains that are
@@ -126,8 +127,8 @@ class Fitting:
             with torch.no_grad(), self._drawing(W.device):
                 state, value = self._raw(W) if self.init == "raw" else self._fitted(W, first)
         except ParamcliError:
-            if self._again is not None:
-                self._explain(first)
+            if self._again is not None and first is not None:
+                self._explain(self._again, first)
             raise
         self._moved.add(value, W)
         if ends:
@@ -142,6 +143,7 @@ class Fitting:
         return self._became
 
     def _raw(self, W: Tensor) -> tuple[Mapping[str, Tensor], Tensor]:
+        assert self._gathered is not None  # no margin is searched for
         state = widened(register_raw(W, self.chain, self.view, self.seed, self.compute), W.dtype)
         return state, self._gathered.add(state, W.shape, None)
 
@@ -153,17 +155,18 @@ class Fitting:
             self._require_member(W)
         if self._gathered is None:
             self._seen = seen
-        free = self.chain.constraint is None or self._projects
-        off = [] if free else [index for index, far in enumerate(self._before.last()) if far > MEMBER]
-        if not off:
+        # The set whose nearest point is wanted of what lies outside.
+        spec = None if self._projects else self.chain.constraint
+        off = [] if spec is None else [index for index, far in enumerate(self._before.last()) if far > MEMBER]
+        if spec is None or not off:
             try:
                 return self._originals(W, seen, first, stored=W.dtype)
             except CannotReach:
                 # Rounded to its storage a member is off by more than an exact inverse can bring back, and a badly
                 # conditioned one by more than its residual says.
-                if free or self.init == "strict" or self._gathered is not None:
+                if spec is None or self.init == "strict" or self._gathered is not None:
                     raise
-        return self._originals(W, self._nearest(seen, off), first)
+        return self._originals(W, self._nearest(spec, seen, off), first)
 
     def _look(self, W: Tensor) -> Tensor:
         """The weight as the maths sees it, in double precision; it is noted how far from the constraint it is, where
@@ -178,19 +181,21 @@ class Fitting:
             self._kept.add(self.chain.links[-1].make(seen).map(seen), seen)
         return seen
 
-    def _nearest(self, seen: Tensor, off: Sequence[int]) -> Tensor:
+    def _nearest(self, spec: str, seen: Tensor, off: Sequence[int]) -> Tensor:
         """The points of the constraint nearest to the tensors that are off."""
         if self.count == 1:
-            point, self._assumed = measure.nearest(self.chain.constraint, seen, self.stored)
+            point, self._assumed = measure.nearest(spec, seen, self.stored)
             return point
         point = seen.clone()
-        point[off], self._assumed = measure.nearest(self.chain.constraint, seen[off], self.stored)
+        point[off], self._assumed = measure.nearest(spec, seen[off], self.stored)
         return point
 
     def _originals(
         self, W: Tensor, Y: Tensor, first: int | None, stored: torch.dtype | None = None
     ) -> tuple[Mapping[str, Tensor], Tensor]:
-        """The originals of a point, and their value; `stored`: the dtype that the point was rounded to, where it was."""
+        """The originals of a point, and their value; `stored`: the dtype that the point was rounded to, where it
+        was.
+        """
         make = functools.partial(
             invert,
             self.chain,
@@ -219,7 +224,10 @@ class Fitting:
             value = self._gathered.add(state, W.shape, None if self._projects else Y)
         alone = self._projects and self.chain.constraint is not None and len(self.chain) == 1
         if alone and not torch.equal(state["original"], W):
-            self._assumed = f"rounded, the weight's own value is not {self.chain.constraint}: the original is that value with some entries rounded the other way"
+            self._assumed = (
+                f"rounded, the weight's own value is not {self.chain.constraint}: "
+                "the original is that value with some entries rounded the other way"
+            )
         if self._gathered is None:
             self._reached = replace(reached, assumed=self._assumed)
         return state, value
@@ -238,22 +246,26 @@ class Fitting:
         """--init strict: raise CheckFailed for what is off the constraint. `W`: the tensor, where it is there whole."""
         if self.init != "strict":
             return
-        for held, changed in zip(self._before.result(), self._kept.result()):
+        for held, changed in zip(self._before.result(), self._kept.result(), strict=True):
             if held is None or held.ok or self.count > 1:
                 require_member(held, changed, self.stored)
-                continue
-            # Why it is off, and which chain keeps it, can be said of the whole alone; nothing more is to be made of it.
-            whole, spec = W if self._again is None else torch.cat(list(self._again(-1))), self.chain.constraint
-            held = measure.check(spec, whole, self.view)
-            require_member(held, changed, self.stored, lambda: keeper(spec, whole, self.view))
+            else:
+                self._refuse_whole(held.constraint, changed, W)
 
-    def _explain(self, first: int) -> None:
+    def _refuse_whole(self, spec: str, changed: float, W: Tensor | None) -> None:
+        """Why it is off, and which chain keeps it, can be said of the whole alone; nothing more is to be made of it."""
+        whole = W if self._again is None else torch.cat(list(self._again(-1)))
+        assert whole is not None
+        held = measure.check(spec, whole, self.view)
+        require_member(held, changed, self.stored, lambda: keeper(spec, whole, self.view))
+
+    def _explain(self, again: Callable[[int], Iterable[Tensor]], first: int) -> None:
         """Raise what would be said of the whole before what is wrong with the block at this row: how many entries are
         not finite, or that it is no member.
         """
-        measure.require_finite_parts(self._again(-1))
+        measure.require_finite_parts(again(-1))
         if self.init != "raw" and not self._looked:
-            for W in self._again(first):
+            for W in again(first):
                 self._look(W)
             self._require_member()
 
@@ -263,22 +275,26 @@ class Fitting:
         for change in moved:
             require_change(change, self.max_change)
         if self._gathered is None:
+            assert self._reached is not None and self._seen is not None
             reached, note = self._reached, self._reached.note(self.chain, self._seen, moved[0])
             self._reached = self._seen = None
             became = [Became(moved=moved[0], check=reached.check, note=note, missed=reached.missed)]
         else:
+            finite = self._gathered.claim.finite
             became = [
-                self._told(change, check, missed) for change, (check, missed) in zip(moved, self._gathered.result())
+                self._told(change, check, missed, finite)
+                for change, (check, missed) in zip(moved, self._gathered.result(), strict=True)
             ]
         for one in became:
             if self.init == "strict" and one.missed > NOTED:
                 raise CheckFailed(
-                    f"{stored_as(self.chain, self.stored)} cannot keep the tensor as it is: rounding its originals puts the value {number_text(one.missed)} away",
+                    f"{stored_as(self.chain, self.stored)} cannot keep the tensor as it is: "
+                    f"rounding its originals puts the value {number_text(one.missed)} away",
                     hint="--init project gives the nearest point that they can hold, and tells both distances",
                 )
         return became
 
-    def _told(self, change: float, check: Check | None, missed: float) -> Became:
+    def _told(self, change: float, check: Check | None, missed: float, finite: bool) -> Became:
         """What became of a tensor whose originals no edge was looked for."""
         note = None
         if self.init != "raw":
@@ -286,7 +302,7 @@ class Fitting:
             note = "; ".join(filter(None, (self._assumed, far))) or None
         if self.count > 1 and (note is not None or not holds(check, self.chain)):
             raise CheckFailed("of one of them something is to be told")
-        return Became(moved=change, check=check, note=note, missed=missed, finite=self._gathered.claim.finite)
+        return Became(moved=change, check=check, note=note, missed=missed, finite=finite)
 
 
 def require_change(change: float, max_change: float | None) -> None:
@@ -302,18 +318,15 @@ def require_member(
 
     `keeper`: a chain that keeps the tensor as it is, where one is known.
     """
-    off = held is not None and not held.ok
-    if not off and not changed > 4 * eps(stored):
-        return
-    what, hint = (
-        "the chain would change the tensor (its mask is another)",
-        "--init project moves it to the nearest point and reports how far",
-    )
-    if off:
+    hint = "--init project moves it to the nearest point and reports how far"
+    if held is not None and not held.ok:
         why = f": {held.detail}" if held.detail else ""
-        what = f"the tensor is not {held.constraint}{why} (residual {number_text(held.residual)}, tolerance {number_text(held.tolerance)})"
-        hint = f"--chain {other} keeps it as it is" if (other := keeper()) else hint
-    raise CheckFailed(what, hint=hint)
+        numbers = f"(residual {number_text(held.residual)}, tolerance {number_text(held.tolerance)})"
+        if other := keeper():
+            hint = f"--chain {other} keeps it as it is"
+        raise CheckFailed(f"the tensor is not {held.constraint}{why} {numbers}", hint=hint)
+    if changed > 4 * eps(stored):
+        raise CheckFailed("the chain would change the tensor (its mask is another)", hint=hint)
 
 
 def keeper(spec: str, W: Tensor, view: View) -> str | None:
@@ -321,9 +334,10 @@ def keeper(spec: str, W: Tensor, view: View) -> str | None:
     entry, arguments = parse_constraint(spec)
     for name in entry.within:
         needed = [argument.name for argument in CONSTRAINTS[name].arguments if argument.required]
-        if CONSTRAINTS[name].keeper is None or not set(needed) <= set(arguments):
+        kept_by = CONSTRAINTS[name].keeper
+        if kept_by is None or not set(needed) <= set(arguments):
             continue
         given = "".join(f":{key}={value_text(arguments[key])}" for key in needed)
         if measure.check(name + given, W, view).ok:
-            return CONSTRAINTS[name].keeper + given
+            return kept_by + given
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,10 +13,12 @@ from torch import Tensor
 from ..errors import InputRefused
 from ..maths.base import Check, Part
 from ..maths.numbers import compute_dtype, norm, wide
-from ..registry import CONSTRAINTS, constraint
+from ..registry import ANY, CONSTRAINTS, constraint
 from ..text import shape_text
 from ..view import IDENTITY, View
 
+# Numbers as a tensor's `tolist` gives them.
+Nested: TypeAlias = "float | list[Nested]"
 # Entries that are compared at once.
 BLOCK = 1 << 18
 
@@ -32,7 +35,9 @@ def check(
     seen = view.into(W)
     measured = Measured(spec, seen.shape, W.dtype, computed or compute_dtype(W.dtype), details=True)
     measured.add(seen, tolerance)
-    return measured.result()[0]
+    [found] = measured.result()
+    assert found is not None  # there is a constraint
+    return found
 
 
 class Measured:
@@ -60,12 +65,13 @@ class Measured:
         self.spec, self.shape, self.kinds = spec, shape, (stored, computed)
         self.count, self.rows, self.details = count, rows, details
         self.finite = True
-        self._wanted = constraint(spec or "any").as_stored(stored)
+        self._name = spec or ANY
+        self._wanted = constraint(self._name).as_stored(stored)
         if spec is not None:
             require_scalars(spec, stored)
             self._wanted.check_shape(shape)
         # Of each block of rows what it has to say, as numbers (see `Moved`), and the shape of the last one.
-        self._parts: list = []
+        self._parts: list[Nested] = []
         self._last = shape
         self._found: list[Check | None] = []
 
@@ -95,13 +101,13 @@ class Measured:
         each = len(found) // self.count
         return [
             self._worst(found[first : first + each], seen) if kept else unsound
-            for first, kept in zip(range(0, len(found), each), sound)
+            for first, kept in zip(range(0, len(found), each), sound, strict=True)
         ]
 
     def _worst(self, found: Sequence[tuple[float, float]], seen: Tensor) -> Check:
         """The check of a tensor from those of its matrices."""
         worst = max(range(len(found)), key=lambda index: _weight(found[index]))
-        made = Check(self.spec, *found[worst])
+        made = Check(self._name, *found[worst])
         if not self.details or (made.ok and not self._wanted.tells):
             return made
         detail = self._wanted.detail(seen)
@@ -111,9 +117,9 @@ class Measured:
 
     def _not_finite(self, tolerance: float | None = None) -> Check:
         explained = self._wanted.tolerance(self.shape, *self.kinds) if tolerance is None else tolerance
-        return Check(self.spec or "any", float("nan"), explained, "NaN or infinity in the tensor")
+        return Check(self._name, float("nan"), explained, "NaN or infinity in the tensor")
 
-    def _joined(self, parts: Sequence, shape: torch.Size) -> float:
+    def _joined(self, parts: Sequence[Nested], shape: torch.Size) -> float:
         return self._wanted.joined(torch.tensor(parts, dtype=torch.float64, device="cpu"), shape).item()
 
     def last(self) -> list[float]:
@@ -125,7 +131,7 @@ class Measured:
         """
         if self.rows:
             return [self._joined(self._parts[-1:], self._last)]
-        return [check.residual for check in self._found]
+        return [0.0 if check is None else check.residual for check in self._found]
 
     def result(self) -> list[Check | None]:
         """The check of each tensor; None where it is finite and there is no constraint."""
@@ -143,7 +149,7 @@ class Measured:
 def judged(parts: Sequence[Part]) -> list[tuple[float, float]]:
     """(residual, tolerance) of each matrix of the batch: those of the condition that it is worst at."""
     by_part = [[(residual, part.tolerance) for residual in part.residual.reshape(-1).tolist()] for part in parts]
-    return by_part[0] if len(parts) == 1 else [max(of_matrix, key=_weight) for of_matrix in zip(*by_part)]
+    return by_part[0] if len(parts) == 1 else [max(of_matrix, key=_weight) for of_matrix in zip(*by_part, strict=True)]
 
 
 def _weight(pair: tuple[float, float]) -> tuple[bool, float]:
@@ -160,9 +166,8 @@ def require_scalars(spec: str, dtype: torch.dtype) -> None:
     """Raise InputRefused for real tensors and a set of complex ones, and the other way round."""
     entry = CONSTRAINTS[spec.partition(":")[0]]
     if not (entry.complex if dtype.is_complex else entry.real):
-        raise InputRefused(
-            f"{entry.name} is a set of {'real' if dtype.is_complex else 'complex'} tensors, and this one is {str(dtype)[6:]}"
-        )
+        kind = "real" if dtype.is_complex else "complex"
+        raise InputRefused(f"{entry.name} is a set of {kind} tensors, and this one is {str(dtype)[6:]}")
 
 
 def nearest(spec: str, W: Tensor, stored: torch.dtype | None) -> tuple[Tensor, str | None]:
@@ -196,9 +201,12 @@ class Moved:
             return
         if self._rest is not None:
             missing = BLOCK - self._rest[0].size(1)
-            first = tuple(torch.cat([rest, more[:, :missing]], 1) for rest, more in zip(self._rest, (after, before)))
+            filled = (
+                torch.cat([self._rest[0], after[:, :missing]], 1),
+                torch.cat([self._rest[1], before[:, :missing]], 1),
+            )
             after, before, self._rest = after[:, missing:], before[:, missing:], None
-            self._take(*first)
+            self._take(*filled)
         self._take(after, before)
 
     def _take(self, after: Tensor, before: Tensor) -> None:
@@ -212,7 +220,7 @@ class Moved:
         double = wide(before.dtype, before.device)
         distances, sizes = [], []
         # In blocks: a whole tensor in double precision, three times over, would be the peak of most edits.
-        for a, b in zip(after.split(entries, 1), before.split(entries, 1)):
+        for a, b in zip(torch.split(after, entries, 1), torch.split(before, entries, 1), strict=True):
             b = b.to(double)
             distances.append(_lengths(a.to(double) - b))
             sizes.append(_lengths(b))
@@ -229,7 +237,7 @@ class Moved:
             _lengths(torch.tensor(parts, dtype=torch.float64, device="cpu").reshape(-1, self._count).mT).tolist()
             for parts in (self._distances, self._sizes)
         )
-        return [0.0 if d == 0 else d / size if size else float("inf") for d, size in zip(distances, sizes)]
+        return [0.0 if d == 0 else d / size if size else float("inf") for d, size in zip(distances, sizes, strict=True)]
 
 
 def _lengths(values: Tensor) -> Tensor:

@@ -6,13 +6,14 @@ Tensors in, tensors out; names and files are the caller's.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..chain import Chain, Link
-from ..maths.base import CannotReach
+from ..maths.base import CannotReach, Parametrization
 from ..maths.numbers import compute_dtype
 from ..text import number_text
 from ..view import View
@@ -39,21 +40,29 @@ def widened(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor
     return {role: rounded(tensor, dtype) for role, tensor in state.items()}
 
 
-def loaded(chain: Chain, view: View, shape: Sequence[int], state: Mapping[str, Tensor]) -> nn.ModuleList:
-    """The chain's modules for a weight of this shape, with their tensors set from `state`, by role, and the originals
-    beside them, as torch's `ParametrizationList` has them. OtherState where the state has other roles or shapes.
+class Loaded(nn.ModuleList):
+    """A chain's modules in order, and the originals beside them, as torch's `ParametrizationList` has them."""
+
+    if TYPE_CHECKING:
+
+        def __iter__(self) -> Iterator[Parametrization]: ...
+
+
+def loaded(chain: Chain, view: View, shape: Sequence[int], state: Mapping[str, Tensor]) -> Loaded:
+    """The chain's modules for a weight of this shape, with their tensors set from `state`, by role. OtherState where
+    the state has other roles or shapes.
 
     Registered on no module: that costs more than a small matrix, and makes cycles that keep every tensor alive until
     the collector runs.
     """
     start = torch.empty(tuple(shape), dtype=hosting.dtype_of(state), device="meta")
-    parts = nn.ModuleList()
+    parts = Loaded()
     with hosting.generators_kept(start.device):
         for link in chain.links:
             part = link.make(view.into(start))
             part.view, part.stored_shape = view, tuple(shape)
             parts.append(part.eval())
-        originals = parts[0].right_inverse(start)
+        originals = next(iter(parts)).right_inverse(start)
     made = {"original": originals} if isinstance(originals, Tensor) else _numbered(originals)
     for name, original in made.items():
         parts.register_parameter(name, nn.Parameter(original, requires_grad=False))
@@ -90,21 +99,22 @@ def evaluate(
     return value.contiguous() if row_major else value
 
 
-def value_of(parts: nn.ModuleList) -> Tensor:
+def value_of(parts: Loaded) -> Tensor:
     """The value that loaded modules have."""
+    first, *others = parts
     with torch.no_grad():
-        value = parts[0](*originals_of(parts))
-        for part in list(parts)[1:]:
+        value: Tensor = first(*originals_of(parts))
+        for part in others:
             value = part(value)
         return value.detach()
 
 
-def originals_of(parts: nn.ModuleList) -> tuple[Tensor, ...]:
+def originals_of(parts: Loaded) -> tuple[Tensor, ...]:
     """The originals of a loaded chain, in order."""
     return tuple(parts.parameters(recurse=False))
 
 
-def register_raw(W: Tensor, chain: Chain, view: View, seed: int, compute: str = "same") -> dict[str, Tensor]:
+def register_raw(W: Tensor, chain: Chain, view: View, seed: int | None, compute: str = "same") -> dict[str, Tensor]:
     """What registering the links one after another on a live module gives, bit for bit."""
     # In training mode, as a new module is: spectral norm takes a power step while it is registered.
     host = hosting.bare(W.to(compute_dtype(W.dtype, compute))).train()
@@ -119,7 +129,7 @@ def invert(
     seed: int | None,
     view: View,
     shape: Sequence[int],
-    existing: Sequence[nn.Module] | None = None,
+    existing: Sequence[Parametrization] | None = None,
     first_row: int | None = None,
     judge: Callable[[int, Tensor, Tensor], None] | None = None,
     stored: torch.dtype | None = None,

@@ -55,6 +55,7 @@ class Reached:
         return "; ".join(filter(None, (self.assumed, told))) or None
 
     def _margin(self, chain: Chain, seen: Tensor, change: float, what: str) -> str:
+        assert self.edge is not None and self.nearest is not None
         count = seen.shape[:-2].numel()
         where = (
             self.edge.what if count == 1 else f"{self.kept_away} of {count} matrices; of the worst, {self.edge.what}"
@@ -107,7 +108,7 @@ class Gathered:
     def result(self) -> list[tuple[Check | None, float]]:
         """(its check, how far it is from its point) of each value."""
         missed = self._missed.result() if self._missed else [0.0] * self._count
-        return list(zip(self.claim.result(), missed))
+        return list(zip(self.claim.result(), missed, strict=True))
 
 
 def reach(
@@ -146,22 +147,25 @@ def reach(
         # Refused below, and then with the number that says why.
         refused = strict and (reached.missed > MISSED or (reached.check is not None and not reached.check.ok))
         return replace(reached, edge=link.make(nearest).edge(nearest)) if refused else reached
-    search, Y, edge, reached, refusal = _Margins(nearest.shape[:-2], stored), nearest, None, None, None
+    search, Y = _Margins(nearest.shape[:-2], stored), nearest
+    edge: Edge | None = None
+    last: Reached | None = None
+    refusal: CannotReach | None = None
     while search.goes_on:
         try:
-            reached = attempt(Y)
+            last = attempt(Y)
         except CannotReach as error:
             refusal = refusal or error
             if not search.refuse(_refused(link, Y, stored)):
                 raise
         else:
-            search.judge(*_judged(chain, view, reached, Y, compute))
+            search.judge(*_judged(chain, view, last, nearest, Y, compute))
         if search.moves:
             edge = edge or link.make(nearest).edge(nearest)
             if edge is None:
                 break
-            Y, reached = edge.inside(search.shares().to(nearest.device, nearest.dtype.to_real())), None
-    reached = replace(reached or attempt(Y), edge=edge, kept_away=search.kept_away)
+            Y, last = edge.inside(search.shares().to(nearest.device, nearest.dtype.to_real())), None
+    reached = replace(last or attempt(Y), edge=edge, kept_away=search.kept_away)
     if refusal is not None and not reached.missed <= MISSED:
         raise refusal  # no margin within reach: what the map itself says of the point is nearer to the matter
     return reached
@@ -192,10 +196,10 @@ def _refused(link: Link, Y: Tensor, stored: torch.dtype) -> Tensor:
     return torch.tensor(of(Y.reshape(-1, *Y.shape[-2:])), device="cpu").reshape(Y.shape[:-2])
 
 
-def _judged(chain: Chain, view: View, reached: Reached, Y: Tensor, compute: str) -> tuple[Tensor, ...]:
+def _judged(chain: Chain, view: View, reached: Reached, nearest: Tensor, Y: Tensor, compute: str) -> tuple[Tensor, ...]:
     """Of each matrix: is it a member, how far is it from Y, Y from the nearest point, and it from that; relatively."""
     batch = Y.shape[:-2]
-    values, Y, nearest = (W.reshape(-1, *W.shape[-2:]) for W in (view.into(reached.value), Y, reached.nearest))
+    values, Y, nearest = (W.reshape(-1, *W.shape[-2:]) for W in (view.into(reached.value), Y, nearest))
     if holds(reached.check, chain) or len(values) == 1:
         member = [holds(reached.check, chain)] * len(values)
     else:
@@ -278,7 +282,7 @@ def require_reached(
     `missed`: the relative distance of the value from the point it was made for; `check`: the value's own. Returns a
     note where the two differ visibly.
     """
-    stored, hint = stored_as(chain, dtype), edge and edge.hint
+    stored, hint = stored_as(chain, dtype), edge.hint if edge else None
     near = f"; {edge.what}" if edge else ""
     if check is not None and not check.ok:
         detail = f": {check.detail}" if check.detail else ""

@@ -82,9 +82,18 @@ def register(module: nn.Module, name: str, chain: Chain, view: View = IDENTITY, 
     return module
 
 
+def parametrizations_of(module: nn.Module, name: str) -> parametrize.ParametrizationList:
+    """What torch keeps of a module's parametrized tensor: the maps in order, and the originals beside them."""
+    lists = module.parametrizations
+    assert isinstance(lists, nn.ModuleDict)
+    found = lists[name]
+    assert isinstance(found, parametrize.ParametrizationList)
+    return found
+
+
 def roles(host: nn.Module, name: str = "weight") -> dict[str, Tensor]:
     """Role -> tensor, in torch's order."""
-    return dict(host.parametrizations[name].state_dict())
+    return dict(parametrizations_of(host, name).state_dict())
 
 
 def require_numbers(link: Link, dtype: torch.dtype) -> None:
@@ -104,7 +113,9 @@ def require_numbers(link: Link, dtype: torch.dtype) -> None:
 
 
 def require_fit(chain: Chain, view: View, shape: Sequence[int], dtype: torch.dtype) -> None:
-    """Raise InputRefused where a link has no complex form, or the sets it maps between have no tensors of this shape."""
+    """Raise InputRefused where a link has no complex form, or the sets it maps between have no tensors of this
+    shape.
+    """
     seen = torch.Size(view.shape(shape))
     for link in chain.at(seen).links:
         name = link.entry.name
@@ -160,4 +171,4 @@ def release(host: nn.Module) -> None:
 
 def parts(host: nn.Module, name: str = "weight") -> list[nn.Module]:
     """The parametrization modules in the order they apply."""
-    return list(host.parametrizations[name])
+    return list(parametrizations_of(host, name))

@@ -12,6 +12,7 @@ Source: torch.nn.utils.prune.global_unstructured, which holds all tensors at onc
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
@@ -34,9 +35,10 @@ def with_count(chain: Chain, count: int) -> Chain:
     """The chain with the count of one tensor in place of an amount over all of them."""
 
     def own(link: Link) -> Link:
-        if not link.over_all:
+        shared = link.entry.over_all
+        if shared is None or not link.over_all:
             return link
-        arguments = {**{k: v for k, v in link.arguments.items() if k != link.entry.over_all[0]}, "amount": count}
+        arguments = {**{k: v for k, v in link.arguments.items() if k != shared[0]}, "amount": count}
         return parse_chain(str(replace(link, arguments=arguments))).links[0]
 
     return Chain(tuple(map(own, chain.links)))
@@ -64,22 +66,29 @@ def counts(chain: str, source: Source, chosen: Sequence[Group], edited: Collecti
             return W.abs().float().reshape(-1).view(torch.int32).long()
 
     sizes = {group.tensor: source.tensors[keys[group.tensor]].numel for group in chosen}
-    wanted = prune_count(parsed.links[0].arguments["amount"], sum(sizes.values()))
+    amount = parsed.links[0].arguments["amount"]
+    assert isinstance(amount, (int, float))
+    wanted = prune_count(amount, sum(sizes.values()))
     upper = {tensor: torch.bincount(bits(tensor) // _HALF, minlength=_HALF) for tensor in keys}
-    bin_, below = _nth(sum(upper.values()), wanted)
+    bin_, below = _nth(_summed(upper), wanted)
     lower = {}
     for tensor in keys:
         found = bits(tensor)
         lower[tensor] = torch.bincount(found[found // _HALF == bin_] % _HALF, minlength=_HALF)
-    edge, smaller = _nth(sum(lower.values()), wanted - below)
+    edge, smaller = _nth(_summed(lower), wanted - below)
     return _shared(upper, lower, bin_, edge, wanted - below - smaller)
 
 
 def _over_all(item: Item) -> tuple[str, str] | None:
     """('prune_l1', 'scope=global') for an item that counts entries of all tensors together."""
     entry = PARAMETRIZATIONS.get(item.name)
-    found = entry is not None and entry.over_all in item.arguments
-    return (entry.name, "=".join(entry.over_all)) if found else None
+    if entry is None or entry.over_all is None or entry.over_all not in item.arguments:
+        return None
+    return entry.name, "=".join(entry.over_all)
+
+
+def _summed(histograms: Mapping[str, Tensor]) -> Tensor:
+    return functools.reduce(torch.add, histograms.values())
 
 
 def _nth(histogram: Tensor, wanted: int) -> tuple[int, int]:

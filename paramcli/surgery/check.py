@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
+from typing import Protocol
 
 from ..checkpoint.disk.input_file import InputFile
 from ..checkpoint.header import Slot
@@ -28,11 +30,19 @@ _BLOCK = 1 << 20
 _HINT = "nothing was replaced; run it again, and if it happens again test this machine's disk and memory"
 
 
+class Failing(Protocol):
+    """The error that says why a result is not as planned."""
+
+    def __call__(self, why: str, tensor: str | None = None) -> OutputFailed: ...
+
+
 class CheckedSink:
     """A sink that remembers what passes through it, and compares before the result gets its name."""
 
     def __init__(self, sink: Sink, slots: Sequence[Slot], metadata: MetadataOf, root: str | None = None):
-        """`metadata`: of a safetensors file with the keys it is given; `root`: where a torch result has its state dict."""
+        """`metadata`: of a safetensors file with the keys it is given; `root`: where a torch result has its state
+        dict.
+        """
         self.sink = sink
         self.slots = {slot.name: slot for slot in slots}
         self.metadata = metadata
@@ -88,7 +98,7 @@ class CheckedSink:
         if missing:
             raise fail(f"{TENSOR} is not in it", min(missing))
 
-    def _compare_file(self, result: Source, fail) -> None:
+    def _compare_file(self, result: Source, fail: Failing) -> None:
         if result.container == "safetensors" and result.metadata != dict(self.metadata(result.tensors)):
             raise fail("its metadata are others")
         for name, info in result.tensors.items():
@@ -144,7 +154,5 @@ def _equal(a: InputFile, at: int, b: InputFile, there: int, length: int) -> bool
 
 def _drop_cache(file: InputFile) -> None:
     """Ask the system to forget the file's pages, which are on the disk by now; a wish that it may not grant."""
-    try:
+    with suppress(AttributeError, OSError):
         os.posix_fadvise(file.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    except (AttributeError, OSError):
-        pass

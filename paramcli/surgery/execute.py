@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeAlias, TypeVar
 
 from .. import __version__
 from ..allocator import Holes, share_one_heap
@@ -21,10 +21,26 @@ from ..registry import target_class
 from ..spelling import record as records
 from ..spelling.record import Entry
 from ..text import count_text, number_text
-from .plan import Made, Outcome, Plan, Step, computed
+from .plan import UNTOLD, Block, Made, Outcome, Plan, Step, Told, computed
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from ..fitting.evaluate import Tensors
+    from .check import CheckedSink
+
+AnySink: TypeAlias = "Sink | CheckedSink"
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+class Progress(Protocol):
+    """Told of each so many bytes, and tensors, that are done."""
+
+    def __call__(self, nbytes: int, tensors: int = 1) -> None: ...
 
 
 def metadata_of(source: Source, plan: Plan, keys: Iterable[str]) -> dict[str, str]:
@@ -48,9 +64,9 @@ class Writing:
     not committed by then is given up. What is written passes `checked`, where that is given.
     """
 
-    def __init__(self, plan: Plan, source: Source, sink: Sink, checked: Sink | None = None):
+    def __init__(self, plan: Plan, source: Source, sink: Sink, checked: CheckedSink | None = None):
         self.plan, self.source = plan, source
-        self.sink = checked or sink
+        self.sink: AnySink = checked or sink
         self._opened = sink
         self._finished = False
         self._pool: ThreadPoolExecutor | None = None
@@ -72,8 +88,12 @@ class Writing:
             raise
         return self
 
-    def begin(self, function: Callable, *arguments: object) -> Future:
-        return self._pool.submit(function, *arguments)
+    def begin(
+        self, function: Callable[Parameters, Result], *arguments: Parameters.args, **named: Parameters.kwargs
+    ) -> Future[Result]:
+        """Have it done by one of the threads."""
+        assert self._pool is not None, "used in a `with`"
+        return self._pool.submit(function, *arguments, **named)
 
     def serves(self, plan: Plan) -> bool:
         """Is what was begun for one plan right for this one too?"""
@@ -84,7 +104,8 @@ class Writing:
     def finish(self) -> None:
         """Wait until everything that was begun is done, and raise what went wrong in it."""
         self.copying.result()
-        self._pool.shutdown()
+        if self._pool is not None:
+            self._pool.shutdown()
         self._finished = True
 
     def give_up(self) -> None:
@@ -112,7 +133,7 @@ def execute(
     writing: Writing,
     device: str = "cpu",
     compute: str = "same",
-    progress: Callable[..., None] = lambda nbytes, tensors=1: None,
+    progress: Progress = lambda nbytes, tensors=1: None,
     verify: bool = False,
 ) -> list[Outcome]:
     """Write everything the plan says and commit it. The sink cleans up after any failure.
@@ -124,9 +145,9 @@ def execute(
     settled: dict[str, Entry] = {}
     for number, told in _worked(plan, writing, device, compute, progress):
         step = plan.steps[number]
-        if (record := told.pop("record", None)) not in (None, step.record):
-            settled[step.group.tensor] = record
-        outcomes[number] = step.outcome(**told)
+        if told.record is not None and told.record != step.record:
+            settled[step.group.tensor] = told.record
+        outcomes[number] = step.outcome(told)
     writing.finish()
     in_order = [outcomes[number] for number in range(len(plan.steps))]
     if verify:
@@ -138,17 +159,16 @@ def execute(
     return in_order
 
 
-def _worked(
-    plan: Plan, writing: Writing, device: str, compute: str, progress: Callable[..., None]
-) -> Iterator[tuple[int, dict[str, object]]]:
+def _worked(plan: Plan, writing: Writing, device: str, compute: str, progress: Progress) -> Iterator[tuple[int, Told]]:
     """(the number of a step, what is told of it) for each that is computed and written, then for those that were
     copied; all is written when it ends.
     """
     source, sink = writing.source, writing.sink
     batches = batched([(number, step) for number, step in enumerate(plan.steps) if step.computes])
-    ahead = written = None
+    ahead: Future[Held] | None = None
+    written: Future[None] | None = None
     holes = Holes()
-    for batch, following in zip(batches, [*batches[1:], None]):
+    for batch, following in zip(batches, [*batches[1:], None], strict=False):  # where there is none, None follows none
         if (step := batch[0][1]).ranges:
             if written:
                 written.result()
@@ -159,7 +179,7 @@ def _worked(
         held = ahead.result() if ahead else _read(source, batch)
         ahead = writing.begin(_read, source, following) if following and _reads_ahead(following) else None
         made = _computed([step for _, step in batch], held, device, compute)
-        for (number, step), (tensors, told) in zip(batch, made):
+        for (number, step), (tensors, told) in zip(batch, made, strict=True):
             with error_context(tensor=step.group.tensor, path=source.path):
                 ready = [(slot.name, tensor_bytes(_promised(tensors[slot.name], slot))) for slot in step.writes]
             if written:
@@ -176,7 +196,7 @@ def _worked(
     for number, step in enumerate(plan.steps):
         if not step.computes:
             progress(sum(slot.nbytes for slot in step.writes))
-            yield number, {"moved": None}
+            yield number, UNTOLD
     if written:
         written.result()
 
@@ -186,13 +206,14 @@ def _reads_ahead(batch: Sequence[tuple[int, Step]]) -> bool:
 
 
 def require_all_hold(outcomes: Sequence[Outcome]) -> None:
-    off = [o for o in outcomes if o.off]
+    off = [(*beyond, outcome.tensor) for outcome in outcomes if (beyond := outcome.beyond)]
     if off:
-        worst = max(off, key=lambda o: o.residual / o.tolerance if o.tolerance else math.inf)
+        residual, tolerance, tensor = max(off, key=lambda one: one[0] / one[1] if one[1] else math.inf)
         more = f" ({count_text(len(off) - 1, 'more tensor')} off too)" if len(off) > 1 else ""
+        numbers = f"(residual {number_text(residual)}, tolerance {number_text(tolerance)})"
         raise CheckFailed(
-            f"the constraint does not hold (residual {number_text(worst.residual)}, tolerance {number_text(worst.tolerance)}){more}",
-            tensor=worst.tensor,
+            f"the constraint does not hold {numbers}{more}",
+            tensor=tensor,
             hint="without --verify it is written all the same",
         )
 
@@ -211,12 +232,16 @@ SHARED_OUT, PART = 1 << 18, 1 << 17
 class Held:
     """Tensors that were read ahead, standing for their source: each is given away once."""
 
-    def __init__(self, source: Source, tensors: dict[str, object]):
+    def __init__(self, source: Source, tensors: dict[str, Tensor]):
         self._source, self._tensors = source, tensors
-        self.path, self.tells_strides = source.path, source.tells_strides
+        self.path: Path = source.path
+        self.tells_strides = source.tells_strides
 
-    def read(self, name: str) -> object:
+    def read(self, name: str) -> Tensor:
         return self._tensors.pop(name) if name in self._tensors else self._source.read(name)
+
+    def read_rows(self, name: str, begin: int, end: int) -> Tensor:
+        return self._tensors[name][begin:end] if name in self._tensors else self._source.read_rows(name, begin, end)
 
 
 def batched(steps: Sequence[tuple[int, Step]]) -> list[list[tuple[int, Step]]]:
@@ -248,22 +273,25 @@ def _read(source: Source, batch: Sequence[tuple[int, Step]]) -> Held:
     return Held(source, tensors)
 
 
-def _write(sink: Sink, ready: Sequence[tuple[str, memoryview]]) -> None:
+def _write(sink: AnySink, ready: Sequence[tuple[str, memoryview]]) -> None:
     for name, data in ready:
         sink.write(name, data)
 
 
 def _by_rows(
-    step: Step, writing: Writing, device: str, compute: str, progress: Callable[..., None]
-) -> tuple[dict[str, object], Future]:
-    """(a large step's numbers, the writing of its last block): one block is computed while the next is read and the
+    step: Step, writing: Writing, device: str, compute: str, progress: Progress
+) -> tuple[Told, Future[None] | None]:
+    """(what a large step tells, the writing of its last block): one block is computed while the next is read and the
     last written.
     """
     source, begin, ranges = writing.source, writing.begin, step.ranges
-    work = step.begin([step], source, device, compute, ranges)
-    ahead, written, done = begin(work.read, ranges[0]), None, dict.fromkeys((slot.name for slot in step.writes), 0)
+    work = step.work([step], source, device, compute, ranges)
+    ahead: Future[Block] | None = begin(work.read, ranges[0])
+    written: Future[None] | None = None
+    done = dict.fromkeys((slot.name for slot in step.writes), 0)
     try:
         for index, rows in enumerate(ranges):
+            assert ahead is not None  # begun with the block before
             block, ahead = ahead.result(), None
             if index + 1 < len(ranges):
                 ahead = begin(work.read, ranges[index + 1])
@@ -298,7 +326,7 @@ def _compare_checksums(step: Step, source: Source) -> None:
         source.check_storage(info.storage)
 
 
-def _write_parts(sink: Sink, ready: Sequence[tuple[str, int, memoryview]]) -> None:
+def _write_parts(sink: AnySink, ready: Sequence[tuple[str, int, memoryview]]) -> None:
     for name, at, data in ready:
         sink.write_part(name, at, data)
 
@@ -308,8 +336,8 @@ def _computed(steps: Sequence[Step], held: Held, device: str, compute: str) -> I
     if len(steps) > 1:
         try:
             with error_context(), threads_for(steps[0]) as threads:
-                made = by_parts(steps, held, device, compute, threads)
-            yield from made
+                several = by_parts(steps, held, device, compute, threads)
+            yield from several
             return
         except ParamcliError:
             pass  # one of them has something to say: alone, it says it of itself
@@ -320,7 +348,7 @@ def _computed(steps: Sequence[Step], held: Held, device: str, compute: str) -> I
         del made
 
 
-def by_parts(steps: Sequence[Step], source: Source, device: str, compute: str, threads: int) -> list[Made]:
+def by_parts(steps: Sequence[Step], source: Tensors, device: str, compute: str, threads: int) -> list[Made]:
     """What steps of one `stack_key` make together.
 
     Kernels go through a stack one matrix after another, so threads take parts of it in turn, each small enough for what
@@ -378,13 +406,13 @@ def _threads_matter(step: Step) -> bool:
     return any(target_class(link.entry).threads_matter(**link.arguments) for link in parse_chain(step.chain).links)
 
 
-def _promised(tensor: object, slot: Slot) -> object:
+def _promised(tensor: Tensor, slot: Slot) -> Tensor:
     tensor = tensor.detach().cpu().contiguous()
     _check_promise(tensor, slot)
     return tensor
 
 
-def _check_promise(tensor: object, slot: Slot) -> None:
+def _check_promise(tensor: Tensor, slot: Slot) -> None:
     from ..dtypes import code_of
 
     if code_of(tensor.dtype) != slot.dtype or tuple(tensor.shape) != tuple(slot.shape):

@@ -14,7 +14,7 @@ from ..checkpoint.read.sharded import index_name, sibling_files
 from ..checkpoint.source import Source
 from ..checkpoint.write.dcp import DcpSink, part_name
 from ..checkpoint.write.torch_file import TorchSink
-from ..checkpoint.write.writer import MetadataOf, SafetensorsSink, ShardedSink, plan_shards
+from ..checkpoint.write.writer import MetadataOf, SafetensorsSink, ShardedSink, Sink, plan_shards
 from ..errors import PATH, UsageError
 from ..spelling import record as records
 from ..text import printable
@@ -93,7 +93,7 @@ def split_like(source: Source, plan: Plan) -> dict[str, list[Slot]]:
 def tied_slots(source: Source, plan: Plan) -> dict[str, str]:
     """Slot -> the slot it is one tensor with: the results of one edit on groups whose every key is tied, in order."""
     first_of = {name: names[0] for names in source.tied() for name in names}
-    seen: dict[tuple, Step] = {}
+    seen: dict[tuple[object, ...], Step] = {}
     tied: dict[str, str] = {}
     for step in plan.steps:
         group = step.group
@@ -102,7 +102,7 @@ def tied_slots(source: Source, plan: Plan) -> dict[str, str]:
         edit = (step.action, step.chain, step.view, *((role, first_of[key]) for role, key in group.keys.items()))
         first = seen.setdefault(edit, step)
         if first is not step:
-            tied.update({slot.name: like.name for slot, like in zip(step.writes, first.writes)})
+            tied.update({slot.name: like.name for slot, like in zip(step.writes, first.writes, strict=True)})
     return tied
 
 
@@ -155,7 +155,7 @@ def open_sink(
     max_shard_size: int | None = None,
     owner: Mapping[str, int] | None = None,
     longest: MetadataOf | None = None,
-):
+) -> Sink:
     """The sink for a plan: a torch file, a DCP folder or one safetensors file by the output's name, else a folder of
     shards.
 
@@ -166,7 +166,7 @@ def open_sink(
         same_place(output, source, plan.command != "convert" and source.container not in NOT_IN_PLACE)
     copies = [*plan.copies, *(pair for step in plan.steps for pair in step.renames.items())]
     if is_torch(output, source):
-        renamed = {name: key for name, key in plan.copies}
+        renamed = dict(plan.copies)
         for step in plan.steps:
             renamed.update({slot.name: next(iter(step.group.keys.values())) for slot in step.writes})
         return TorchSink(output, source, plan.slots, copies, renamed, tied_slots(source, plan), overwrite=overwrite)
@@ -203,13 +203,13 @@ def open_sink(
     )
 
 
-def same_place(path: str | os.PathLike, source: Source, replaceable: bool) -> None:
+def same_place(path: str | os.PathLike[str], source: Source, replaceable: bool) -> None:
     """Raise UsageError where the output is one of the input's files, or its folder, under any name.
 
     `replaceable`: the command has an --in-place that takes this input.
     """
 
-    def is_at(place: str | os.PathLike) -> bool:
+    def is_at(place: str | os.PathLike[str]) -> bool:
         try:
             return os.path.samefile(place, path)
         except OSError:

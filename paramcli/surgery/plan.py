@@ -6,9 +6,9 @@ Refusals that headers decide are all raised here, together, so that nothing is h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from ..chain import Chain, parse_chain
 from ..checkpoint.header import Slot
@@ -19,6 +19,11 @@ from ..spelling.forms import Group
 from ..spelling.record import Entry
 from ..text import size_text
 from ..view import parse_view
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..fitting.evaluate import Tensors
 
 # A base as square as the longer side makes a long and narrow tensor many times larger. Past this factor a plan says
 # so, if it is worth a word at all, and is refused where it is more than a slip should cost.
@@ -43,9 +48,16 @@ class Outcome:
     note: str | None = None
 
     @property
+    def beyond(self) -> tuple[float, float] | None:
+        """(residual, tolerance), where a residual was measured that is beyond its tolerance."""
+        if self.residual is None or self.tolerance is None or self.residual <= self.tolerance:
+            return None
+        return self.residual, self.tolerance
+
+    @property
     def off(self) -> bool:
         """Was a residual measured that is beyond its tolerance?"""
-        return self.residual is not None and not self.residual <= self.tolerance
+        return self.beyond is not None
 
     def document(self) -> dict[str, object]:
         return {
@@ -64,50 +76,76 @@ class Outcome:
         }
 
 
-# What a step makes: the tensors that it writes, by key, and the numbers for the report.
-Made = tuple[Mapping[str, object], dict[str, object]]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What a step's work says of its tensor: as of `Outcome`, and as of `Step` where that leaves it to the data."""
+
+    moved: float | None = None
+    residual: float | None = None
+    tolerance: float | None = None
+    note: str | None = None
+    chain: str | None = None
+    record: Entry | None = None
+
+
+UNTOLD = Told()
+
 # The blocks of rows of a large tensor.
 Ranges = tuple[tuple[int, int], ...]
+# A block of tensors, by role; and what is written, by key.
+Block: TypeAlias = "Mapping[str, Tensor]"
+Written: TypeAlias = "Mapping[str, Tensor]"
+# What a step makes, and says of it.
+Made: TypeAlias = "tuple[Written, Told]"
+# (source, device, dtype to compute in) -> what a step on whole tensors makes.
+Work: TypeAlias = "Callable[[Tensors, str, str], Made]"
 
 
 class StepWork(Protocol):
     """Steps at work, on one block of their tensors after another, in order: blocks of rows, or (None) the only one."""
 
-    def read(self, rows: Rows) -> object:
+    def read(self, rows: Rows) -> Block:
         """The block; may run ahead in another thread."""
 
-    def make(self, rows: Rows, block: object) -> Sequence[Mapping[str, object]]:
+    def make(self, rows: Rows, block: Block) -> Sequence[Written]:
         """What each step writes for it, by key."""
 
-    def told(self) -> Sequence[dict[str, object]]:
-        """The numbers of each step for the report, after the last block; refusals that need the whole tensor may come
-        here.
-        """
+    def told(self) -> Sequence[Told]:
+        """What is said of each step, after the last block; refusals that need the whole tensor may come here."""
 
 
-Begin = Callable[[Sequence["Step"], Source, object, str, Ranges], StepWork]
+Begin: TypeAlias = "Callable[[Sequence[Step], Tensors, str, str, Ranges], StepWork]"
 
 
 class Once:
     """The work of one step on whole tensors, where that is one function of the source, the device and the dtype."""
 
-    def __init__(self, function: Callable[[Source, object, str], Made], *arguments: object):
-        self._function, self._arguments, self._told = function, arguments, {}
+    def __init__(self, function: Work, source: Tensors, device: str, compute: str):
+        self._function, self._source, self._device, self._compute = function, source, device, compute
+        self._told = UNTOLD
 
-    def read(self, rows: None) -> None:
+    def read(self, rows: Rows) -> Block:
         """What the function reads it reads itself."""
+        return {}
 
-    def make(self, rows: None, block: None) -> list[Mapping[str, object]]:
-        made, self._told = self._function(*self._arguments)
+    def make(self, rows: Rows, block: Block) -> list[Written]:
+        made, self._told = self._function(self._source, self._device, self._compute)
         return [made]
 
-    def told(self) -> list[dict[str, object]]:
+    def told(self) -> list[Told]:
         return [self._told]
 
 
-def once(function: Callable[[Source, object, str], Made]) -> Begin:
+def once(function: Work) -> Begin:
     """`Step.begin` of a step whose work is this function."""
     return lambda steps, source, device, compute, ranges: Once(function, source, device, compute)
+
+
+class Asked(Protocol):
+    """An edit, as far as its steps know it."""
+
+    @property
+    def command(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,17 +162,17 @@ class Step:
     chain: str | None = None
     view: str | None = None
     # (steps, source, device, compute, ranges) -> their work: of this step alone, or of several of one `stack_key`,
-    # equal in shape, dtype, chain and options; by these ranges of rows, or (none) whole. Where the work of several raises,
-    # each is done alone, so that the error is its own.
+    # equal in shape, dtype, chain and options; by these ranges of rows, or (none) whole. Where the work of several
+    # raises, each is done alone, so that the error is its own.
     begin: Begin | None = None
     renames: Mapping[str, str] = field(default_factory=dict)
     # What the record says of the tensor afterwards; None takes it out. Where the data decide it (`longest` is given),
-    # the work tells it as "record", and this is what headers know of it.
+    # the work tells it, and this is what headers know of it.
     record: Entry | None = None
     # The longest word on the tensor that the data can lead to: the output keeps room for it.
     longest: Entry | None = None
     # The edits it carries out, in order.
-    edits: tuple[object, ...] = ()
+    edits: tuple[Asked, ...] = ()
     # What the headers alone tell that a person should know.
     note: str | None = None
     stack_key: Hashable = None
@@ -146,7 +184,7 @@ class Step:
         """Is there work to do, beyond copying?"""
         return self.begin is not None
 
-    def run(self, source: Source, device: object, compute: str) -> Made:
+    def run(self, source: Tensors, device: str, compute: str) -> Made:
         """What this step makes by itself, its tensors whole."""
         return computed([self], source, device, compute)[0]
 
@@ -155,26 +193,33 @@ class Step:
         """Bytes read and written: what holding the step's tensors takes."""
         return sum(info.nbytes for info in self.group.infos.values()) + sum(slot.nbytes for slot in self.writes)
 
-    def outcome(self, **numbers: object) -> Outcome:
-        notes = [note for note in (self.note, numbers.pop("note", None)) if note]
+    def outcome(self, told: Told = UNTOLD) -> Outcome:
         return Outcome(
-            note="; ".join(notes) or None,
             tensor=self.group.tensor,
             action=self.action,
-            chain=numbers.pop("chain", self.chain),
+            chain=told.chain or self.chain,
             view=self.view,
             shape=self.group.shape,
             dtype=dtype_name(self.group.dtype),
             reads=tuple(self.group.keys.values()),
             writes=tuple(slot.name for slot in self.writes),
-            **numbers,
+            moved=told.moved,
+            residual=told.residual,
+            tolerance=told.tolerance,
+            note="; ".join(filter(None, (self.note, told.note))) or None,
         )
 
+    def work(self, steps: Sequence[Step], source: Tensors, device: str, compute: str, ranges: Ranges = ()) -> StepWork:
+        """`begin`, of a step that computes."""
+        assert self.begin is not None, f"{self.action} computes nothing"
+        return self.begin(steps, source, device, compute, ranges)
 
-def computed(steps: Sequence[Step], source: Source, device: object, compute: str) -> list[Made]:
+
+def computed(steps: Sequence[Step], source: Tensors, device: str, compute: str) -> list[Made]:
     """What steps of one `stack_key` make, or one step, their tensors whole."""
-    work = steps[0].begin(steps, source, device, compute, ())
-    return list(zip(work.make(None, work.read(None)), work.told()))
+    work = steps[0].work(steps, source, device, compute)
+    made = work.make(None, work.read(None))
+    return list(zip(made, work.told(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -227,7 +272,7 @@ def baked(group: Group) -> Promise:
         return Promise(slots, record)
     widest = [
         replace(entry, constraint=chain.widest_constraint if keeps_within(group, chain) else entry.constraint)
-        for entry, chain in zip(entries, chains)
+        for entry, chain in zip(entries, chains, strict=True)
     ]
     return Promise(slots, record, longest_of(widest))
 
@@ -263,7 +308,9 @@ def assemble(command: str, source: Source, groups: Mapping[str, Group], steps: S
     copies = tuple((key, key) for key in source.tensors if key not in consumed)
     slots = [slot_of(source, key) for _, key in copies] + [slot for step in steps for slot in step.writes]
     _refuse_collisions(slots)
-    record, parts, longest = {}, {}, {}
+    record: dict[str, Entry] = {}
+    parts: dict[str, Iterable[str]] = {}
+    longest: dict[str, Entry] = {}
     for name, group in groups.items():
         if group.record is not None:
             record[name], parts[name] = group.record, group.keys.values()

@@ -23,8 +23,8 @@ class EditResult:
     """What `add`, `assign`, `remove`, `migrate`, `convert` and `apply` did, or with dry_run would do.
 
     The first fields are those of the --json document. `dropped`: what the input holds beside tensors and the output
-    does not, and the tensors that the user left out; `checked`: all was read back and compared; `edit`: the edits, whose
-    `table()` a recipe takes; `forecast`: of a dry run.
+    does not, and the tensors that the user left out; `checked`: all was read back and compared; `edit`: the edits,
+    whose `table()` a recipe takes; `forecast`: of a dry run.
     """
 
     command: str

@@ -79,10 +79,8 @@ def edit(
         from .sequence import plan_edits
 
         plan = plan_edits(command, edits, opened.source, opened.groups, stack)
-        if target.dry_run:
-            outcomes = preview(plan)
-        else:
-            outcomes = write_plan(plan, output, device, early, target.verify, watch)
+        dry = target.dry_run
+        outcomes = preview(plan) if dry else write_plan(plan, output, device, early, target.verify, watch)
         return result_of(
             plan,
             opened,
@@ -113,7 +111,8 @@ def convert(
         if size is not None and is_file(destination):
             raise UsageError("--max-shard-size writes a folder of shards", hint="-o FOLDER")
         plan, left = job.plan(opened.source, opened.groups, opened.source.path)
-        if max_shard_size and (larger := [slot.name for slot in plan.slots if slot.nbytes > size]):
+        larger = [slot.name for slot in plan.slots if max_shard_size and size is not None and slot.nbytes > size]
+        if larger:
             watch.note(f"larger than --max-shard-size, and each in a file of its own: {listing(larger, 4)}")
         if target.dry_run:
             from .execute import preview
@@ -240,7 +239,8 @@ def write_plan(
         agree(run, source, plan)
         shards = shards_of(output.path, source, plan, output.in_place, output.max_shard_size)
         if shards is None and not run.leads:
-            return run.from_first("outcomes", lambda: None) or []
+            run.from_first("outcomes", lambda: None)
+            return []
         if shards is None:
             watch.note(
                 "one file is written by one process while the others wait; shards are shared out: "

@@ -10,20 +10,31 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..checkpoint.source import Source, Storage, TensorInfo
 from ..errors import TENSOR, InputRefused, UsageError
 from ..spelling.forms import Group, detect
 from ..text import printable
 from .edits.base import Edit, Planning
-from .plan import Plan, Step, assemble, once, together, with_growth
+from .plan import UNTOLD, Made, Plan, Ranges, Step, StepWork, Written, assemble, once, together, with_growth
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..fitting.evaluate import Tensors
+
+Refusal = InputRefused | UsageError
 
 
 def plan_edits(
     command: str, edits: Sequence[Edit], source: Source, groups: Mapping[str, Group], stack: ExitStack
 ) -> Plan:
     """Plan all of them; every refusal that headers decide is raised here, as one error."""
-    now, steps, refusals = dict(groups), {}, []
+    now = dict(groups)
+    steps: dict[str, Step] = {}
+    refusals: list[Refusal] = []
     for edit in edits:
         try:
             chosen = tie(source, groups, now, edit.choose(now, source.path), edit.tied)
@@ -33,8 +44,7 @@ def plan_edits(
             continue
         for group in chosen:
             try:
-                step = with_growth(plan_step(group))
-                step = replace(step, edits=(edit,), **_computing(step, edit))
+                step = _computing(replace(with_growth(plan_step(group)), edits=(edit,)), edit)
                 before = steps.get(group.tensor)
                 steps[group.tensor] = step if before is None else compose(before, step)
                 now[group.tensor] = group_after(step)
@@ -46,21 +56,23 @@ def plan_edits(
     return assemble(command, source, groups, list(steps.values()))
 
 
-def _located(error: InputRefused | UsageError, edit: Edit):
+def _located(error: Refusal, edit: Edit) -> Refusal:
     if edit.origin:
         error.origin = edit.origin
     return error
 
 
-def _computing(step: Step, edit: Edit) -> dict[str, object]:
-    """The step's work in the dtype that this edit asks for, where it asks."""
-    wanted, begin = getattr(edit, "compute_dtype", "same"), step.begin
+def _computing(step: Step, edit: Edit) -> Step:
+    """The step, with its work in the dtype that this edit asks for, where it asks."""
+    wanted: str = getattr(edit, "compute_dtype", "same")
+    begin = step.begin
     if begin is None or wanted == "same":
-        return {}
-    return {
-        "begin": lambda steps, source, device, compute, ranges: begin(steps, source, device, wanted, ranges),
-        "stack_key": step.stack_key and (step.stack_key, wanted),
-    }
+        return step
+
+    def begin_so(steps: Sequence[Step], source: Tensors, device: str, compute: str, ranges: Ranges) -> StepWork:
+        return begin(steps, source, device, wanted, ranges)
+
+    return replace(step, begin=begin_so, stack_key=step.stack_key and (step.stack_key, wanted))
 
 
 def group_after(step: Step) -> Group:
@@ -91,15 +103,18 @@ def group_after(step: Step) -> Group:
 class Between:
     """What one step made, read by the next in place of a file."""
 
-    tensors: Mapping[str, object]
-    path: object
-    tells_strides = False
+    tensors: Written
+    path: Path
+    tells_strides: bool = False
 
-    def read(self, key: str):
-        return self.tensors[key]
+    def read(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def read_rows(self, name: str, begin: int, end: int) -> Tensor:
+        return self.tensors[name][begin:end]
 
 
-def _between(tensors: Mapping[str, object], source: object) -> Between:
+def _between(tensors: Written, source: Tensors) -> Between:
     return Between({key: tensor.detach().cpu() for key, tensor in tensors.items()}, source.path)
 
 
@@ -126,7 +141,7 @@ def compose(first: Step, second: Step) -> Step:
     if not first.computes and not second.computes:
         return replace(joined, renames={name: first.renames[key] for name, key in second.renames.items()})
 
-    def run(source: Source, device: object, compute: str):
+    def run(source: Tensors, device: str, compute: str) -> Made:
         from ..fitting import measure
         from ..fitting.evaluate import effective
 
@@ -137,17 +152,16 @@ def compose(first: Step, second: Step) -> Step:
             change = measure.moved(effective(_between(tensors, source), group_after(second), device, compute), before)
         except InputRefused:
             change = None  # the keys alone do not tell what the weight was
-        notes = [t["note"] for t in (told_first, told) if t.get("note")]
-        if carried:
-            told["record"] = told_first["record"]
-        return tensors, {**told, "moved": change, **({"note": "; ".join(notes)} if notes else {})}
+        note = "; ".join(filter(None, (told_first.note, told.note))) or None
+        record = told_first.record if carried else told.record
+        return tensors, replace(told, moved=change, note=note, record=record)
 
     return replace(joined, begin=once(run), renames={})
 
 
-def _run(step: Step, source: Source, device: object, compute: str):
+def _run(step: Step, source: Tensors, device: str, compute: str) -> Made:
     if not step.computes:
-        return {name: source.read(key) for name, key in step.renames.items()}, {}
+        return {name: source.read(key) for name, key in step.renames.items()}, UNTOLD
     return step.run(source, device, compute)
 
 
@@ -169,8 +183,9 @@ def tie(
         if not touched:
             continue
         if how is None and len(touched) < len(names):
+            told = " and ".join(TENSOR if name == touched[0] else printable(name) for name in names)
             raise InputRefused(
-                f"{' and '.join(TENSOR if n == touched[0] else printable(n) for n in names)} are one tensor (they share storage); editing one would untie them",
+                f"{told} are one tensor (they share storage); editing one would untie them",
                 hint="--tied together edits each of them alike, --tied separate unties them",
                 tensor=touched[0],
                 path=source.path,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from hashlib import sha256
+from typing import Any
 
 from .. import ranks
 from ..checkpoint.header import Slot
@@ -61,14 +62,16 @@ def agree(run: ranks.Alone, source: Source, plan: Plan) -> None:
 
 def gathered(run: ranks.Alone, numbers: Sequence[int], outcomes: Sequence[Outcome]) -> list[Outcome]:
     """The outcomes of all ranks, in the order of the plan's steps."""
-    parts = run.exchange("outcomes", [(number, _fields(outcome)) for number, outcome in zip(numbers, outcomes)])
-    every = {number: given for part in parts for number, given in part}
+    mine = [(number, _fields(outcome)) for number, outcome in zip(numbers, outcomes, strict=True)]
+    every = {number: given for part in run.exchange("outcomes", mine) for number, given in part}
     return [_outcome(every[number]) for number in sorted(every)]
 
 
-def _fields(outcome: Outcome) -> dict:
+def _fields(outcome: Outcome) -> dict[str, Any]:
     return {field.name: getattr(outcome, field.name) for field in fields(outcome)}
 
 
-def _outcome(given: dict) -> Outcome:
-    return Outcome(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+def _outcome(given: Mapping[str, Any]) -> Outcome:
+    """The same as it comes out of JSON, which knows lists alone."""
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    return Outcome(**values)

@@ -147,7 +147,7 @@ def test_parts_of_a_stack_give_the_bits_of_the_whole(threads, part, monkeypatch,
     assert len(made) == 17 and torch.get_num_threads() == before
     for (name, X), (tensors, told) in zip(Xs.items(), made, strict=True):
         value = evaluate(parse_chain("skew,cayley"), IDENTITY, X.shape, {"original": X}, X.dtype)
-        assert torch.equal(tensors[f"{name}.weight"], value) and told["residual"] <= told["tolerance"]
+        assert torch.equal(tensors[f"{name}.weight"], value) and told.residual <= told.tolerance
 
 
 def test_batches_keep_within_their_budget(monkeypatch):

@@ -1,1 +1,1 @@
-"""The edits: each with its options and promise in one file, and with its work, which needs torch, in the one beside it."""
+"""The edits: the options and promise of each in one file, and its work, which needs torch, in the one beside it."""

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ...chain import check_items, parse_chain
 from ...checkpoint.header import Slot
-from ...dtypes import COMPUTE_DTYPES
+from ...dtypes import COMPUTE_DTYPES, ComputeDtype
 from ...errors import UsageError, error_context
 from ...spelling.forms import Group
 from ...spelling.keys import parametrized_key
 from ...spelling.record import Entry
 from ...view import parse_view
 from ..plan import Promise
-from .base import Edit, Planner, Planning, option
+from .base import SPELLINGS, Edit, Planner, Planning, Spelling, option
+
+Init = Literal["project", "strict", "raw"]
+INITS: tuple[Init, ...] = ("project", "strict", "raw")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,14 +25,14 @@ class Add(Edit):
     command = "add"
     suffix = ".parametrized"
 
-    chain: str | None = option(None, "text")
+    chain: str = option("", "text")
     view: str | None = option(None, "text")
-    init: str = option("project", "text", choices=("project", "strict", "raw"))
+    init: Init = option("project", "text", choices=INITS)
     mask: str | None = option(None, "text")
     max_change: float | None = option(None, "number", minimum=0)
-    spelling: str = option("new", "text", choices=("new", "old"))
+    spelling: Spelling = option("new", "text", choices=SPELLINGS)
     seed: int = option(0, "integer", minimum=0, maximum=2**63 - 1)
-    compute_dtype: str = option("same", "text", choices=COMPUTE_DTYPES)
+    compute_dtype: ComputeDtype = option("same", "text", choices=COMPUTE_DTYPES)
 
     def check(self) -> None:
         if not self.chain:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...chain import Chain, extend, parse_chain
 from ...checkpoint.header import Slot
-from ...checkpoint.source import Rows, Source
+from ...checkpoint.source import Rows
 from ...dtypes import dtype_name, torch_dtype
 from ...errors import TENSOR, CheckFailed, InputRefused, UsageError
 from ...fitting import measure
@@ -20,6 +20,7 @@ from ...fitting.blocks import Batch, fit_ranges, stackable
 from ...fitting.claims import claim_check
 from ...fitting.evaluate import (
     NOT_FINITE,
+    Tensors,
     complete,
     read_state,
     require_chain,
@@ -35,7 +36,7 @@ from ...spelling.forms import PARAMETRIZED, Group
 from ...text import number_text, shape_text
 from ...view import View, parse_view
 from ..allocate import with_count
-from ..plan import Ranges, Step, longest_of, once, require_editable
+from ..plan import Made, Ranges, Step, Told, longest_of, once, require_editable
 from .slots import chain_slots, keyed, numbers, old_names, record_of
 
 
@@ -126,7 +127,7 @@ class Register:
         if self.spelling == "old":
             old_names(group.tensor, whole, slots, view)
 
-        def run(source: Source, device: object, compute: str):
+        def run(source: Tensors, device: str, compute: str) -> Made:
             state = read_state(source, group, device)
             old, _ = settle(group, state)
             whole, more = self._appended(old, group, view)
@@ -138,8 +139,9 @@ class Register:
                 if self.init != "raw" and whole.constraint is not None
                 else None
             )
-            if self.init == "strict":
-                require_member(held, 0.0, before.dtype, lambda: keeper(held.constraint, before, view))
+            if self.init == "strict" and held is not None:
+                constraint = held.constraint
+                require_member(held, 0.0, before.dtype, lambda: keeper(constraint, before, view))
             dtype = compute_dtype(before.dtype, compute)
             seed = hosting.tensor_seed(self.seed, group.twin or group.tensor)
             with torch.no_grad():
@@ -150,7 +152,7 @@ class Register:
             value = evaluate(whole, view, group.shape, state, before.dtype, compute)
             change = measure.moved(value, before)
             require_change(change, self.max_change)
-            told = numbers(change, claim_check(whole, view, value, state, compute))
+            check, note = claim_check(whole, view, value, state, compute), None
             if held is not None and held.ok and change > NOTED:
                 # As in torch: what is appended gets the value of the chain before it, and no right inverse is asked.
                 what, hint = (
@@ -159,8 +161,8 @@ class Register:
                 )
                 if self.init == "strict":
                     raise CheckFailed(what, hint=hint)
-                told["note"] = f"{what}; {hint}"
-            return keyed(group.tensor, state), {**told, "chain": str(whole), "record": record_of(whole, view, group)}
+                note = f"{what}; {hint}"
+            return keyed(group.tensor, state), numbers(change, check, note, whole, record_of(whole, view, group))
 
         note, records = no_longer_promised(old, more, whole), [record_of(whole, view, group) for whole, _ in wholes]
         if len(records) == 1:
@@ -176,8 +178,8 @@ class RegisterWork:
         edit: Register,
         chain: Chain,
         steps: Sequence[Step],
-        source: Source,
-        device: object,
+        source: Tensors,
+        device: str,
         compute: str,
         ranges: Ranges,
     ):
@@ -214,18 +216,18 @@ class RegisterWork:
             states = [state]
         else:
             states = [{"original": original} for original in self.batch.apart(state["original"])]
-        return [self._named(step, state) for step, state in zip(self.steps, states)]
+        return [self._named(step, state) for step, state in zip(self.steps, states, strict=True)]
 
     def _named(self, step: Step, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors under the keys that the step writes."""
         made = keyed(step.group.tensor, state)
         slots = chain_slots(step.group, self.chain, self.view)
-        return {written.name: made[slot.name] for slot, written in zip(slots, step.writes)}
+        return {written.name: made[slot.name] for slot, written in zip(slots, step.writes, strict=True)}
 
-    def told(self) -> list[dict[str, object]]:
-        return [self._told(step, became) for step, became in zip(self.steps, self.fitting.result())]
+    def told(self) -> list[Told]:
+        return [self._told(step, became) for step, became in zip(self.steps, self.fitting.result(), strict=True)]
 
-    def _told(self, step: Step, became: Became) -> dict[str, object]:
+    def _told(self, step: Step, became: Became) -> Told:
         note = became.note
         if not became.finite:
             # Only raw gets here with such a value, with a zero row under a norm for one: torch writes it, and computes
@@ -235,11 +237,13 @@ class RegisterWork:
             note = (
                 note or "nothing is masked: without --mask FILE, `mask` keeps the zeros a tensor has, and it has none"
             )
-        return {**numbers(became.moved, became.check), "note": note}
+        return numbers(became.moved, became.check, note)
 
 
 def no_longer_promised(old: Chain, more: Chain, whole: Chain) -> str | None:
-    """What to say where a chain's set is given up by what is appended: the last map's set is all that a chain promises."""
+    """What to say where a chain's set is given up by what is appended: the last map's set is all that a chain
+    promises.
+    """
     before, after, wanted = (
         (spec or ANY).partition(":")[0] for spec in (old.constraint, whole.constraint, more.links[0].domain)
     )

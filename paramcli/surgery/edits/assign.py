@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...dtypes import COMPUTE_DTYPES
+from ...dtypes import COMPUTE_DTYPES, ComputeDtype
 from ...errors import Known, UsageError
 from ...spelling.forms import Group, with_chain
 from ...text import closest, printable
@@ -40,7 +40,7 @@ class Assign(Edit):
     chain: str | None = option(None, "text")
     view: str | None = option(None, "text")
     seed: int = option(0, "integer", minimum=0, maximum=2**63 - 1)
-    compute_dtype: str = option("same", "text", choices=COMPUTE_DTYPES)
+    compute_dtype: ComputeDtype = option("same", "text", choices=COMPUTE_DTYPES)
 
     def check(self) -> None:
         self._need_tensors("set")
@@ -64,12 +64,14 @@ class Assign(Edit):
 
     def planner(self, work: Planning) -> Planner:
         from .assign_work import Assignment
-        from .values import Initialised, taken_from
+        from .values import Initialised, Values, taken_from
 
-        if self.with_ is not None:
-            values = Initialised(self.with_, self.seed)
-        else:
+        values: Values
+        if self.from_ is not None:
             values = work.stack.enter_context(taken_from(self.from_, self.compute_dtype))
+        else:
+            assert self.with_ is not None  # `check` has seen to it
+            values = Initialised(self.with_, self.seed)
         return Assignment(values, self.seed).plan
 
     def foretell(self, group: Group) -> Promise | None:

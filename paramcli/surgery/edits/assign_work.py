@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from ...chain import Chain
-from ...checkpoint.source import Source
 from ...errors import TENSOR, InputRefused
 from ...fitting import measure
 from ...fitting import torch_module as hosting
 from ...fitting.claims import claim_check
 from ...fitting.evaluate import (
+    Tensors,
     chain_of,
     complete,
     read_state,
@@ -26,8 +26,8 @@ from ...fitting.reach import NOTED, Reached, reach
 from ...maths.numbers import wide
 from ...spelling.forms import Group
 from ...text import number_text
-from ...view import View, parse_view
-from ..plan import Step, assigned, once, require_editable
+from ...view import IDENTITY, View, parse_view
+from ..plan import Made, Step, assigned, once, require_editable
 from .slots import check_roles, numbers
 from .values import Values
 
@@ -42,7 +42,7 @@ class Assignment:
     def plan(self, group: Group) -> Step:
         require_editable(group)
         require_chain(group)
-        chain = view = None
+        chain, view = None, IDENTITY
         if not group.is_plain:
             if group.chain is None:
                 raise InputRefused("keys and shapes leave its chain open", hint="say which with --chain")
@@ -58,7 +58,7 @@ class Assignment:
         self.value_for.check(group)
         slots, record, _ = assigned(group)
 
-        def run(source: Source, device: object, compute: str):
+        def run(source: Tensors, device: str, compute: str) -> Made:
             state = read_state(source, group, device)
             before = state["value"] if chain is None else weight_of(group, state, chain, view, compute)
             wanted = self.value_for(group, device)
@@ -71,7 +71,7 @@ class Assignment:
             check = reached.check
             if group.constraint not in (None, chain.constraint):
                 check = claim_check(chain, view, reached.value, complete(group, new, chain), compute, group.constraint)
-            told = {**numbers(measure.moved(reached.value, before), check), "note": note}
+            told = numbers(measure.moved(reached.value, before), check, note)
             return {group.keys[role]: tensor for role, tensor in new.items()}, told
 
         return Step(group, "assign", slots, group.chain, group.view, once(run), record=record)
@@ -84,10 +84,11 @@ class Assignment:
         seed = hosting.tensor_seed(self.seed, group.twin or group.tensor)
         with torch.no_grad(), hosting.generators_kept(wanted.device):
             held = widened(complete(group, state, chain), wide(stored, wanted.device))
-            parts = loaded(chain, view, group.shape, held)
+            parts = list(loaded(chain, view, group.shape, held))
             seen = view.into(wanted.to(wide(stored, wanted.device)))
-            free = chain.constraint is None or parts[-1].is_projection
-            target, assumed = (seen, None) if free else measure.nearest(chain.constraint, seen, wanted.dtype)
+            # The set whose nearest point is wanted.
+            spec = None if parts[-1].is_projection else chain.constraint
+            target, assumed = (seen, None) if spec is None else measure.nearest(spec, seen, wanted.dtype)
             make = functools.partial(
                 invert,
                 chain,
@@ -95,7 +96,7 @@ class Assignment:
                 view=view,
                 shape=group.shape,
                 existing=parts,
-                stored=wanted.dtype if free else None,
+                stored=wanted.dtype if spec is None else None,
             )
             reached = reach(chain, view, group.shape, stored, target, make, compute, projects=parts[-1].is_projection)
         distance = measure.moved(target, seen)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from ...chain import parse_chain
 from ...checkpoint.source import Source
@@ -17,16 +17,22 @@ from ...view import parse_view
 from ..plan import Promise, Step
 
 Planner = Callable[[Group], Step]
+# The words that options of several edits take.
+Tied = Literal["together", "separate"]
+TIED: tuple[Tied, ...] = ("together", "separate")
+Spelling = Literal["new", "old"]
+SPELLINGS: tuple[Spelling, ...] = ("new", "old")
+Default = TypeVar("Default")
 
 
 def option(
-    default: object,
+    default: Default,
     kind: str,
     *,
     choices: Sequence[str] = (),
     minimum: float | None = None,
     maximum: float | None = None,
-):
+) -> Default:
     """A field that is an option of the command: `kind` is text, texts, number, integer or flag."""
     return field(
         default=default, metadata={"kind": kind, "choices": tuple(choices), "minimum": minimum, "maximum": maximum}
@@ -58,16 +64,23 @@ class Edit:
     """What every editing command has. `origin` says where in a recipe it was written, for messages about it."""
 
     command: ClassVar[str]
-    suffix: ClassVar[str]
-    # Does planning it need torch, and executing it a device?
-    computes: ClassVar[bool] = True
 
-    tensor: Sequence[str] | None = option((), "texts")
-    tied: str | None = option(None, "text", choices=("together", "separate"))
+    tensor: Sequence[str] = option((), "texts")
+    tied: Tied | None = option(None, "text", choices=TIED)
     origin: Place | None = field(default=None, compare=False)
 
+    @property
+    def suffix(self) -> str:
+        """What the output's name has between the input's and the extension."""
+        raise NotImplementedError
+
+    @property
+    def computes(self) -> bool:
+        """Does planning it need torch, and executing it a device?"""
+        return True
+
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tensor", tuple(self.tensor or ()))
+        object.__setattr__(self, "tensor", tuple(self.tensor))
         for name, declared in self.declared().items():
             value = getattr(self, declared.name)
             if value is not None and declared.metadata["choices"]:
@@ -80,7 +93,7 @@ class Edit:
         self.check()
 
     @classmethod
-    def declared(cls) -> dict[str, object]:
+    def declared(cls) -> dict[str, Field[Any]]:
         """Option name -> its field."""
         return {option_name(f.name): f for f in fields(cls) if "kind" in f.metadata}
 
@@ -107,7 +120,9 @@ class Edit:
         raise NotImplementedError
 
     def foretell(self, group: Group) -> Promise | None:
-        """What the planner will promise of this group, as far as the tables tell without torch; None where they do not."""
+        """What the planner will promise of this group, as far as the tables tell without torch; None where they do
+        not.
+        """
         return None
 
     def _need_tensors(self, purpose: str) -> None:

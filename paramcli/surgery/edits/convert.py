@@ -6,17 +6,21 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...checkpoint.header import Slot
 from ...checkpoint.source import Source
-from ...dtypes import CODE_OF_TORCH, DTYPES, torch_dtype
+from ...dtypes import CAST_DTYPES, CODE_OF_TORCH, DTYPES, CastDtype, torch_dtype
 from ...errors import TENSOR, InputRefused, Known, UsageError
 from ...spec import check_choice, select
 from ...spelling.forms import Group
+from ...spelling.record import Entry
 from ...text import closest, count_text, printable
-from ..plan import Plan, Step, once
+from ..plan import Made, Plan, Step, Told, once
 
-CAST_DTYPES = ("float64", "float32", "float16", "bfloat16")
+if TYPE_CHECKING:
+    from ...fitting.evaluate import Tensors
+
 _UNITS = {
     "": 1,
     "B": 1,
@@ -44,7 +48,7 @@ class Convert:
     strip: Sequence[str] = ()
     keep: Sequence[str] = ()
     drop: Sequence[str] = ()
-    dtype: str | None = None
+    dtype: CastDtype | None = None
 
     def plan(self, source: Source, groups: Mapping[str, Group], where: Path) -> tuple[Plan, list[str]]:
         """(the plan, keys of the tensors left out because the user said so)."""
@@ -55,7 +59,10 @@ class Convert:
         # Keys apart can still meet in one tensor: m.w.weight_g stripped beside w.weight reads as neither.
         self._check_names({group.tensor: self._stripped(group.tensor) for group in carried})
         twins = {name: tied[0] for tied in source.tied() for name in tied} if self.dtype else {}
-        steps, copies, record, recorded = [], [], {}, {}
+        steps: list[Step] = []
+        copies: list[tuple[str, str]] = []
+        record: dict[str, Entry] = {}
+        recorded: dict[str, str] = {}
         for group in carried:
             if group.record is not None:
                 name = self._stripped(group.tensor)
@@ -119,7 +126,7 @@ class Convert:
         if code == info.dtype:
             return None
 
-        def run(source: Source, device: object, compute: str):
+        def run(source: Tensors, device: str, compute: str) -> Made:
             before = source.read(key)
             after = before.to(torch_dtype(code))
             lost = int((before.isfinite() & ~after.isfinite()).sum())
@@ -128,7 +135,7 @@ class Convert:
                 if lost
                 else None
             )
-            return {name: after}, {"note": note}
+            return {name: after}, Told(note=note)
 
         one = replace(
             group, tensor=key, keys={"value": key}, infos={"value": info}, shape=info.shape, dtype=info.dtype, twin=twin
@@ -136,10 +143,8 @@ class Convert:
         return Step(one, "cast", (Slot(name, code, info.shape),), group.chain, group.view, once(run))
 
 
-def check_dtype(name: str | None) -> str | None:
-    if name is not None:
-        check_choice("dtype", name, CAST_DTYPES)
-    return name
+def check_dtype(name: str | None) -> CastDtype | None:
+    return None if name is None else check_choice("dtype", name, CAST_DTYPES)
 
 
 def parse_size(text: str) -> int:

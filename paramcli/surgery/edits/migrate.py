@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...checkpoint.header import Slot
 from ...errors import TENSOR, InputRefused, UsageError
@@ -12,8 +13,11 @@ from ...registry import PARAMETRIZATIONS
 from ...spec import parse_items
 from ...spelling.forms import FORM_OF_SPELLING, OLD_FORM, PARAMETRIZED, Group
 from ...spelling.keys import parametrized_key
-from ..plan import Step, once
-from .base import Edit, Planner, Planning, choose, option
+from ..plan import Made, Step, Told, once
+from .base import SPELLINGS, Edit, Planner, Planning, Spelling, choose, option
+
+if TYPE_CHECKING:
+    from ...fitting.evaluate import Tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +26,7 @@ class Migrate(Edit):
     suffix = ".migrated"
     computes = False
 
-    to: str | None = option(None, "text", choices=("new", "old"))
+    to: Spelling | None = option(None, "text", choices=SPELLINGS)
 
     def check(self) -> None:
         if self.to is None:
@@ -42,7 +46,8 @@ class Migrate(Edit):
         if not chosen:
             there = sorted({group.form for group in groups.values()})
             raise InputRefused(
-                f"nothing to migrate: no weight norm, spectral norm or pruning is spelt the {'old' if self.to == 'new' else 'new'} way",
+                "nothing to migrate: no weight norm, spectral norm or pruning is spelt the "
+                f"{'old' if self.to == 'new' else 'new'} way",
                 hint=f"the tensors are {', '.join(there)}; paramcli inspect shows each",
             )
         return chosen
@@ -51,6 +56,7 @@ class Migrate(Edit):
         return self._edit().plan
 
     def _edit(self) -> Renaming:
+        assert self.to is not None  # `check` has seen to it
         return Renaming(self.to)
 
 
@@ -58,7 +64,7 @@ class Migrate(Edit):
 class Renaming:
     """`migrate`: the same tensors under the names of torch's parametrize (`new`) or of what came before it (`old`)."""
 
-    to: str
+    to: Spelling
 
     def applies(self, group: Group) -> bool:
         """Is this group spelt the other way? Groups that are no weight norm, spectral norm or mask are left alone."""
@@ -81,19 +87,23 @@ class Renaming:
             return self._plan_oldest(group)
         if self.to == "old" and group.view is not None:
             raise InputRefused(
-                f"the old spelling has no views, and {TENSOR} has {group.view}: code that reads it would see another weight",
+                f"the old spelling has no views, and {TENSOR} has {group.view}: "
+                "code that reads it would see another weight",
                 hint="leave it out with -t",
             )
-        names = {role: self._name(group, role) for role in group.keys}
+        names = self._names(group)
         slots = tuple(Slot(names[role], info.dtype, info.shape) for role, info in group.infos.items())
         renames = {names[role]: key for role, key in group.keys.items()}
         return Step(group, "migrate", slots, group.chain, group.view, renames=renames, record=group.record)
 
-    def _name(self, group: Group, role: str) -> str:
+    def _names(self, group: Group) -> dict[str, str]:
+        """Role -> the key it gets."""
         if self.to == "new":
-            return parametrized_key(group.tensor, role)
-        suffixes = {r: suffix for suffix, r in FORM_OF_SPELLING[self._old_form(group)].roles.items()}
-        return group.tensor + suffixes[role]
+            return {role: parametrized_key(group.tensor, role) for role in group.keys}
+        form = self._old_form(group)
+        assert form is not None  # `applies` has seen to it
+        suffixes = {role: suffix for suffix, role in FORM_OF_SPELLING[form].roles.items()}
+        return {role: group.tensor + suffixes[role] for role in group.keys}
 
     def _plan_oldest(self, group: Group) -> Step:
         """The oldest spectral norm stored the value and no v: v is solved for, as torch's own loader does."""
@@ -107,14 +117,12 @@ class Renaming:
             Slot(parametrized_key(group.tensor, "0._v"), u.dtype, (numel // u.shape[0],)),
         )
 
-        def run(source, device, compute):
+        def run(source: Tensors, device: str, compute: str) -> Made:
             from ...fitting.evaluate import complete, read_state, settle
 
             state = read_state(source, group, device)
             chain, _ = settle(group, state)
             made = complete(group, state, chain)
-            return {parametrized_key(group.tensor, role): tensor for role, tensor in made.items()}, {
-                "chain": str(chain)
-            }
+            return {parametrized_key(group.tensor, role): X for role, X in made.items()}, Told(chain=str(chain))
 
         return Step(group, "migrate", slots, group.chain, group.view, once(run), record=group.record)

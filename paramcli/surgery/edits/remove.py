@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...checkpoint.header import Slot
-from ...dtypes import COMPUTE_DTYPES
+from ...dtypes import COMPUTE_DTYPES, ComputeDtype
 from ...errors import TENSOR, InputRefused
 from ...spelling.forms import Group, with_chain
 from ...text import shape_text
@@ -22,7 +22,7 @@ class Remove(Edit):
     bake: bool = option(True, "flag")
     chain: str | None = option(None, "text")
     view: str | None = option(None, "text")
-    compute_dtype: str = option("same", "text", choices=COMPUTE_DTYPES)
+    compute_dtype: ComputeDtype = option("same", "text", choices=COMPUTE_DTYPES)
 
     @property
     def suffix(self) -> str:
@@ -74,7 +74,8 @@ class Unparametrize:
         shape = group.infos["original"].shape
         if shape != group.shape:
             raise InputRefused(
-                f"the original of {TENSOR} is {shape_text(shape)} and the weight {shape_text(group.shape)}; it cannot take its place",
+                f"the original of {TENSOR} is {shape_text(shape)} and the weight {shape_text(group.shape)}; "
+                "it cannot take its place",
                 hint="remove --bake keeps the value",
             )
         renames = {group.tensor: group.keys["original"]}

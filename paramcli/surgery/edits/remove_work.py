@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ...chain import Chain
-from ...checkpoint.source import Rows, Source
+from ...checkpoint.source import Rows
 from ...dtypes import torch_dtype
 from ...fitting.bake import Baked, Baking
 from ...fitting.blocks import Batch, bake_ranges, sliced_roles, stackable
 from ...fitting.claims import kept_constraint
 from ...fitting.evaluate import (
+    Tensors,
     chain_of,
     require_chain,
     require_proportion,
@@ -21,7 +22,7 @@ from ...fitting.evaluate import (
 from ...spelling.forms import Group
 from ...spelling.record import Entry
 from ...view import parse_view
-from ..plan import Ranges, Step, baked, keeps_within, require_editable
+from ..plan import Ranges, Step, Told, baked, keeps_within, require_editable
 from .slots import check_roles, numbers
 
 
@@ -69,11 +70,11 @@ class Bake:
 class BakeWork:
     """The work of `Bake`."""
 
-    def __init__(self, steps: Sequence[Step], source: Source, device: object, compute: str, ranges: Ranges):
+    def __init__(self, steps: Sequence[Step], source: Tensors, device: str, compute: str, ranges: Ranges):
         self.steps, self.compute = steps, compute
         group, view = steps[0].group, parse_view(steps[0].group.view)
-        sliced = sliced_roles(chain_of(group), view, group.shape) if ranges else frozenset()
-        self.batch = Batch(source, [s.group for s in steps], view, device, ranges, sliced)
+        sliced = sliced_roles(chain_of(group), view, group.shape) if ranges else None
+        self.batch = Batch(source, [s.group for s in steps], view, device, ranges, sliced or frozenset())
         self.baking = Baking(self.batch, compute)
 
     def read(self, rows: Rows) -> Mapping[str, Tensor]:
@@ -81,12 +82,12 @@ class BakeWork:
 
     def make(self, rows: Rows, block: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         values = self.baking.make(rows, block)
-        return [{step.group.tensor: value} for step, value in zip(self.steps, values)]
+        return [{step.group.tensor: value} for step, value in zip(self.steps, values, strict=True)]
 
-    def told(self) -> list[dict[str, object]]:
-        return [self._told(step.group, baked) for step, baked in zip(self.steps, self.baking.result())]
+    def told(self) -> list[Told]:
+        return [self._told(step.group, baked) for step, baked in zip(self.steps, self.baking.result(), strict=True)]
 
-    def _told(self, group: Group, made: Baked) -> dict[str, object]:
+    def _told(self, group: Group, made: Baked) -> Told:
         chain, view, check = made.chain, made.view, made.check
         kept = (
             kept_constraint(chain, view, group.shape, torch_dtype(group.dtype), check, self.compute)
@@ -94,4 +95,4 @@ class BakeWork:
             else group.constraint or chain.constraint
         )
         record = Entry("baked", str(chain), view.text, kept)
-        return {**numbers(0.0, check), "chain": str(chain), "record": record}
+        return numbers(0.0, check, chain=chain, record=record)

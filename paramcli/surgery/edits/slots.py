@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from ...spelling.keys import parametrized_key
 from ...spelling.record import Entry
 from ...text import printable, shape_text
 from ...view import View
+from ..plan import Told
 
 
 def chain_slots(group: Group, chain: Chain, view: View) -> tuple[Slot, ...]:
@@ -35,7 +37,9 @@ def chain_slots(group: Group, chain: Chain, view: View) -> tuple[Slot, ...]:
 def _outline(
     chain: Chain, view: View, shape: tuple[int, ...], code: str
 ) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
-    """(role, dtype, shape) of what the chain stores: the same for every tensor of one kind, and a module to find out."""
+    """(role, dtype, shape) of what the chain stores: the same for every tensor of one kind, and it takes a module to
+    find out.
+    """
     hosting.require_fit(chain, view, shape, torch_dtype(code))
     try:
         outline = hosting.outline(chain, shape, torch_dtype(code), view)
@@ -75,7 +79,7 @@ def check_roles(group: Group, chain: Chain, view: View) -> None:
         )
 
 
-def keyed(tensor: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def keyed(tensor: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {parametrized_key(tensor, role): value.contiguous() for role, value in state.items()}
 
 
@@ -85,9 +89,14 @@ def record_of(chain: Chain, view: View, group: Group) -> Entry:
     return Entry("parametrized", str(chain), view.text, chain.constraint, shape)
 
 
-def numbers(moved: float | None, check: Check | None) -> dict[str, object]:
-    return {
-        "moved": moved,
-        "residual": check.residual if check else None,
-        "tolerance": check.tolerance if check else None,
-    }
+def numbers(
+    moved: float, check: Check | None, note: str | None = None, chain: Chain | None = None, record: Entry | None = None
+) -> Told:
+    return Told(
+        moved=moved,
+        residual=check.residual if check else None,
+        tolerance=check.tolerance if check else None,
+        note=note,
+        chain=None if chain is None else str(chain),
+        record=record,
+    )

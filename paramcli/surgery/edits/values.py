@@ -32,7 +32,7 @@ class Values(Protocol):
     def check(self, group: Group) -> None:
         """Raise InputRefused where there is none for this tensor, as far as headers tell."""
 
-    def __call__(self, group: Group, device: object) -> Tensor:
+    def __call__(self, group: Group, device: str) -> Tensor:
         """The value for a group, of its shape and any floating dtype."""
 
 
@@ -56,7 +56,7 @@ class Initialised:
             )
         self._fill(group, torch.empty(group.shape, device="meta"))
 
-    def __call__(self, group: Group, device: object) -> Tensor:
+    def __call__(self, group: Group, device: str) -> Tensor:
         cpu = torch.device("cpu")
         with generators_kept(cpu):
             start_generators(tensor_seed(self.seed, group.twin or group.tensor), cpu)
@@ -105,10 +105,11 @@ class TakenFrom:
         if tuple(wanted.shape) != tuple(group.shape):
             name = TENSOR if wanted.tensor == group.tensor else printable(wanted.tensor)
             raise InputRefused(
-                f"{name} in {printable_path(self.source.path)} is {shape_text(wanted.shape)}, not {shape_text(group.shape)}"
+                f"{name} in {printable_path(self.source.path)} is {shape_text(wanted.shape)}, "
+                f"not {shape_text(group.shape)}"
             )
 
-    def __call__(self, group: Group, device: object) -> Tensor:
+    def __call__(self, group: Group, device: str) -> Tensor:
         return effective(self.source, self._wanted(group), device, self.compute)
 
     def _wanted(self, group: Group) -> Group:
