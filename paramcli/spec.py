@@ -164,32 +164,37 @@ def check_choice(option: str, value: str, choices: Sequence[Word]) -> Word:
 def select(names: Sequence[str], patterns: Iterable[str], where: str | PathLike[str]) -> list[str]:
     """The names that the patterns choose, in the order of `names`.
 
-    A pattern is a full name, a shell glob (`*` crosses dots), or `re:REGEX` matched against the whole name.
-    One that matches nothing raises UsageError with the closest names; `where` is the file, or words for another place.
+    A pattern is a full name, a shell glob (`*` crosses dots), or `re:REGEX` matched against the whole name. What it means
+    is the user's: a tensor that is named `*` does not make `*` mean itself alone. One that matches nothing raises UsageError with the closest names; `where` is the file, or words for another place.
     """
     chosen: set[str] = set()
     known = set(names)
     for pattern in patterns:
-        if pattern in known:
-            found = {pattern}
-        elif pattern.startswith("re:"):
+        found = {pattern} & known
+        if pattern.startswith("re:"):
             try:
                 regex = re.compile(pattern[3:])
             except re.error as error:
-                raise UsageError(f"bad regular expression '{printable(pattern[3:])}': {error}") from None
-            found = {name for name in names if regex.fullmatch(name)}
-        else:
-            found = {name for name in names if fnmatch.fnmatchcase(name, pattern)}
+                if not found:
+                    raise UsageError(f"bad regular expression '{printable(pattern[3:])}': {error}") from None
+            else:
+                found |= {name for name in names if regex.fullmatch(name)}
+        elif _is_glob(pattern):
+            found |= {name for name in names if fnmatch.fnmatchcase(name, pattern)}
         if not found:
             _nothing_matches(pattern, names, where)
         chosen |= found
     return [name for name in names if name in chosen]
 
 
+def _is_glob(pattern: str) -> bool:
+    return any(c in pattern for c in "*?[")
+
+
 def _nothing_matches(pattern: str, names: Sequence[str], where: str | PathLike[str]) -> NoReturn:
     near = closest(pattern, names)
     hint = Known(f"closest: {listing(near)}" if near else f"tensors there: {listing(names, 4)}") if names else None
-    is_plain = not any(c in pattern for c in "*?[") and not pattern.startswith("re:")
+    is_plain = not _is_glob(pattern) and not pattern.startswith("re:")
     what = f"no tensor named '{TENSOR}'" if is_plain else f"no tensor matches '{printable(pattern)}'"
     place, path = (PATH, where) if isinstance(where, PathLike) else (where, None)
     raise UsageError(f"{what} in {place}", hint=hint, tensor=pattern if is_plain else None, path=path)

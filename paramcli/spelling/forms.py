@@ -69,6 +69,8 @@ class Group:
     alternatives: tuple[str, ...] = ()
     # The first name of the tied tensors it is one of: their random numbers come from that name.
     twin: str | None = None
+    # Do other keys of the file spell it as well?
+    twice: bool = False
     # The record's word on it; None where the file carries none.
     record: Entry | None = None
 
@@ -177,15 +179,17 @@ def detect(tensors: Mapping[str, TensorInfo], record: Mapping[str, Entry] | None
     groups: dict[str, Group] = {}
     pending: dict[str, dict[str, str]] = {}
     taken = _older_spellings(tensors)
+    entered: set[str] = set()
     for key, info in tensors.items():
         split = split_parametrized(key)
         if split:
             pending.setdefault(split[0], {})[split[1]] = key
         elif key in taken:
-            group = taken[key]
-            groups.setdefault(group.tensor, group)
+            if taken[key].tensor not in entered:
+                entered.add(taken[key].tensor)
+                _enter(groups, taken[key])
         else:
-            groups[key] = Group(key, PLAIN, {"value": key}, {"value": info}, info.shape, info.dtype)
+            _enter(groups, Group(key, PLAIN, {"value": key}, {"value": info}, info.shape, info.dtype))
     for tensor, keys in pending.items():
         if _is_packed(keys, tensors):
             groups.update(
@@ -196,10 +200,29 @@ def detect(tensors: Mapping[str, TensorInfo], record: Mapping[str, Entry] | None
                 for key in keys.values()
             )
         else:
-            groups[tensor] = _parametrized(tensor, keys, tensors, clash=tensor in groups)
+            _enter(groups, _parametrized(tensor, keys, tensors))
     # A hundred thousand tensors share a handful of chains and shapes.
     stored_roles = functools.cache(_stored_roles)
-    return {name: _recorded(group, record.get(name), stored_roles) for name, group in groups.items()}
+    return {
+        name: group if group.twice else _recorded(group, record.get(name), stored_roles)
+        for name, group in groups.items()
+    }
+
+
+def _enter(groups: dict[str, Group], group: Group) -> None:
+    """Every key of the file is in exactly one group. Of two that spell one tensor neither is taken for it: both ask, the
+    second under the name of a key of its own, and their names are in `twice`, as no record can speak of them.
+    """
+    if (first := groups.get(group.tensor)) is None:
+        groups[group.tensor] = group
+        return
+    hint = "leave it out with -t, or take one of them out with convert --drop"
+    name = next(key for key in group.keys.values() if key not in groups)
+    others = listing(sorted({*first.keys.values(), *group.keys.values()}), 4)
+    problem = f"{printable(group.tensor)} is in the file twice, spelt by {others}"
+    asks = dict(chain=None, alternatives=(), unknown=problem, hint=hint, twice=True)
+    groups[group.tensor] = replace(first, **asks)
+    groups[name] = replace(group, tensor=name, **asks)
 
 
 def _is_packed(keys: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> bool:
@@ -269,7 +292,7 @@ def _half(base: str, suffixes: set[str], tensors: Mapping[str, TensorInfo]) -> G
     return Group(base, best.form, keys, infos, info.shape, info.dtype, unknown=problem, hint=hint)
 
 
-def _parametrized(tensor: str, keys: dict[str, str], tensors: Mapping[str, TensorInfo], clash: bool) -> Group:
+def _parametrized(tensor: str, keys: dict[str, str], tensors: Mapping[str, TensorInfo]) -> Group:
     parts = {role: tensors[key] for role, key in keys.items()}
     originals = sorted(role for role in parts if role.startswith("original"))
     if missing := _missing_role(parts, originals):
@@ -288,8 +311,6 @@ def _parametrized(tensor: str, keys: dict[str, str], tensors: Mapping[str, Tenso
     # Of a weight norm over the whole of a 1 x 1 tensor both originals have one entry, and v has the shape.
     stored = max((parts[role] for role in originals), key=lambda info: (info.numel, len(info.shape)))
     made = dict(tensor=tensor, form=PARAMETRIZED, keys=keys, infos=parts, shape=stored.shape, dtype=stored.dtype)
-    if clash:
-        return Group(**made, unknown=f"{TENSOR} is both a plain tensor and parametrized in this file")
     reading = read_roles(parts)
     return Group(
         **made,

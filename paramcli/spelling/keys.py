@@ -19,7 +19,7 @@ def split_parametrized(key: str) -> tuple[str, str] | None:
     if not found:
         return None
     module, leaf, role = found.group("module", "leaf", "role")
-    return (f"{module}.{leaf}" if module else leaf), role
+    return (leaf if module is None else f"{module}.{leaf}"), role
 
 
 def parametrized_key(tensor: str, role: str) -> str:

@@ -44,6 +44,8 @@ def plan_edits(
             continue
         for group in chosen:
             try:
+                if group.twice:
+                    raise group.refusal()
                 step = _computing(replace(with_growth(plan_step(group)), edits=(edit,)), edit)
                 before = steps.get(group.tensor)
                 steps[group.tensor] = step if before is None else compose(before, step)
