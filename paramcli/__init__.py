@@ -100,12 +100,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    if name in _HOME:
-        from importlib import import_module
+if not TYPE_CHECKING:  # a type checker would take any name for one that is there
 
-        return getattr(import_module(_HOME[name], __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        if name in _HOME:
+            from importlib import import_module
+
+            return getattr(import_module(_HOME[name], __name__), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

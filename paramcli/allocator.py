@@ -65,7 +65,8 @@ class Holes:
 def _anonymous() -> int:
     """Bytes of this process's own memory, heap and the like; 0 where this system or its C library is another."""
     try:
-        _ = ctypes.CDLL(None).malloc_trim  # AttributeError where there is none
+        if not hasattr(ctypes.CDLL(None), "malloc_trim"):
+            return 0
         with open("/proc/self/statm", "rb") as file:
             resident, shared = file.read().split()[1:3]
     except (AttributeError, OSError, TypeError, ValueError):

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ from .fitting import torch_module as hosting
 from .fitting.evaluate import complete, read_state, require_chain, settle
 from .fitting.fit import fit
 from .fitting.reach import NOTED
+from .maths.base import Parametrization
 from .spec import select
 from .spelling import record as records
 from .spelling.forms import PARAMETRIZED, Group
@@ -46,6 +48,9 @@ from .surgery.output import TORCH_SUFFIXES
 from .text import listing, printable, shape_text
 from .view import IDENTITY, View, parse_view
 
+if TYPE_CHECKING:
+    from .surgery.edits.add import Init
+
 
 def register(
     module: nn.Module,
@@ -53,7 +58,7 @@ def register(
     chain: str,
     view: str | None = None,
     *,
-    init: str = "project",
+    init: Init = "project",
     seed: int = 0,
     max_change: float | None = None,
 ) -> nn.Module:
@@ -207,7 +212,7 @@ def save(
     else:
         with AtomicFile(path, overwrite=overwrite) as file:
             writer = _Writer(file)
-            torch.save(model.state_dict(), writer)
+            torch.save(model.state_dict(), writer)  # type: ignore[arg-type]  # of a file it asks no more than this
             file.commit(writer.size)
     return path
 
@@ -256,7 +261,7 @@ def _record_of(model: nn.Module) -> dict[str, records.Entry]:
     for tensor, module, name in _parametrized(model):
         known = chain_of(module, name)
         if known is not None:
-            shape = tuple(hosting.parts(module, name)[0].stored_shape) if not _keeps_shape(module, name) else None
+            shape = _untold_shape(module, name)
             entries[tensor] = records.Entry(PARAMETRIZED, str(known[0]), known[1].text, known[0].constraint, shape)
     return entries
 
@@ -268,7 +273,7 @@ def verify_model(
 
     `constraint` holds them to that set instead of their own. Raises InputRefused where there is nothing to verify.
     """
-    known = {}
+    known: dict[str, tuple[nn.Module, str, Chain, View]] = {}
     for full, module, name in _parametrized(model):
         if (chain := chain_of(module, name)) is not None:
             known[full] = (module, name, *chain)
@@ -289,10 +294,11 @@ def _verdict_of(
     tolerance: float | None,
 ) -> Verdict:
     with torch.no_grad(), error_context(tensor=tensor):
-        modes = [(part, part.training) for part in module.parametrizations[name].modules()]
+        parts = hosting.parametrizations_of(module, name)
+        modes = [(part, part.training) for part in parts.modules()]
         try:
             # A power step would move u and v, and measuring changes nothing.
-            module.parametrizations[name].eval()
+            parts.eval()
             value = getattr(module, name).detach()
         finally:
             for part, was in modes:
@@ -306,13 +312,14 @@ def _verdict_of(
 def chain_of(module: nn.Module, name: str) -> tuple[Chain, View] | None:
     """The chain and view on a module's parametrized tensor; None where a class in it is not paramcli's or torch's."""
     specs, view = [], IDENTITY
-    for part in module.parametrizations[name]:
+    parts = hosting.parametrizations_of(module, name)
+    for part in parts:
         spec = getattr(part, "spec", None) or _stock_spec(part)
         if spec is None:
             return None
         specs.append(spec)
         view = getattr(part, "view", IDENTITY)
-    chain, parts = parse_chain(",".join(specs)), module.parametrizations[name]
+    chain = parse_chain(",".join(specs))
     return chain.at(view.shape(parts.original.shape)) if hasattr(parts, "original") else chain, view
 
 
@@ -335,7 +342,7 @@ def _parametrized(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     """(tensor name, module, leaf) of every parametrized tensor, shared modules once."""
     for prefix, module in model.named_modules():
         if parametrize.is_parametrized(module):
-            for name in module.parametrizations:
+            for name in hosting.parametrized(module):
                 yield f"{prefix}.{name}" if prefix else name, module, name
 
 
@@ -347,9 +354,10 @@ def _holder(model: nn.Module, tensor: str) -> tuple[nn.Module | None, str]:
         return None, name
 
 
-def _keeps_shape(module: nn.Module, name: str) -> bool:
-    first = module.parametrizations[name][0]
-    return bool(getattr(first, "stored_originals", (0,)))
+def _untold_shape(module: nn.Module, name: str) -> tuple[int, ...] | None:
+    """The weight's shape, where none of its originals has it."""
+    first = hosting.parts(module, name)[0]
+    return first.stored_shape if isinstance(first, Parametrization) and not first.stored_originals else None
 
 
 def _install(module: nn.Module, name: str, chain: Chain, view: View, undo: ExitStack) -> None:
@@ -358,27 +366,46 @@ def _install(module: nn.Module, name: str, chain: Chain, view: View, undo: ExitS
     `undo` gets the way back: originals made here hold no numbers yet.
     """
     old = getattr(module, name)
-    tables = [module._parameters, module._buffers, module._modules, module._non_persistent_buffers_set]
-    undo.callback(_put_back, module, name, type(module), [(table, table.copy()) for table in tables])
+    tables = [
+        _restoring(module._parameters),
+        _restoring(module._buffers),
+        _restoring(module._modules),
+        _restoring(module._non_persistent_buffers_set),
+    ]
+    undo.callback(_put_back, module, name, type(module), tables)
     shell = torch.empty(old.shape, dtype=old.dtype, device="meta")
     is_parameter = name in module._parameters
     setattr(module, name, nn.Parameter(shell, old.requires_grad) if is_parameter else shell)
     hosting.register(module, name, chain, view)
-    made = module.parametrizations[name].to_empty(device=old.device)
+    made = hosting.parametrizations_of(module, name).to_empty(device=old.device)
     if hasattr(made, "original") and made.original.shape == old.shape:
         (made._parameters if is_parameter else made._buffers)["original"] = old
 
 
-def _put_back(module: nn.Module, name: str, was: type, tables: Sequence[tuple]) -> None:
+# A module's own table: of parameters, buffers or modules by name, or of names.
+Own = TypeVar("Own", dict[str, Any], set[str])
+
+
+def _restoring(table: Own) -> Callable[[], None]:
+    """What makes a table be again what it is now."""
+    now = table.copy()
+
+    def restore() -> None:
+        table.clear()
+        table.update(now)
+
+    return restore
+
+
+def _put_back(module: nn.Module, name: str, was: type[nn.Module], tables: Sequence[Callable[[], None]]) -> None:
     if type(module) is was and parametrize.is_parametrized(module, name):
         # Other tensors of the module are parametrized and stay so.
-        del module.parametrizations[name]
+        del hosting.parametrized(module)[name]
         delattr(was, name)
     module.__class__ = was
-    for table, entries in tables:
-        table.clear()
-        table.update(entries)
+    for restore in tables:
+        restore()
 
 
 def _fill(module: nn.Module, name: str, state: Mapping[str, Tensor]) -> None:
-    module.parametrizations[name].load_state_dict(dict(state), strict=True)
+    hosting.parametrizations_of(module, name).load_state_dict(dict(state), strict=True)

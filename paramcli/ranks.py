@@ -22,9 +22,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
 
 from .errors import ParamcliError, UsageError
 
+# What ranks say to each other: small enough for JSON.
+Said = TypeVar("Said")
 # torchrun sets all of them; RANK and WORLD_SIZE alone are also set where a cluster only describes itself.
 _LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 JOIN_SECONDS = 120
@@ -43,8 +46,18 @@ class RunFailed(ParamcliError):
     `told`: that rank has said on its stderr what happened.
     """
 
-    def __init__(self, message: str, *, exit_code: int, code: str, told: bool, **fields: object):
-        super().__init__(message, **fields)
+    def __init__(
+        self,
+        message: str,
+        *,
+        exit_code: int,
+        code: str,
+        told: bool,
+        hint: str | None = None,
+        tensor: str | None = None,
+        path: str | None = None,
+    ):
+        super().__init__(message, hint=hint, tensor=tensor, path=path)
         self.exit_code, self.code, self.told = exit_code, code, told
 
     def __str__(self) -> str:
@@ -59,10 +72,11 @@ class Alone:
     local_rank, local_size = 0, 1
     leads = True
 
-    def exchange(self, subject: str, value: object) -> list:
+    def exchange(self, subject: str, value: Said) -> list[Said]:
+        """What every rank says of this, in their order: as JSON has it, where there are several."""
         return [value]
 
-    def from_first(self, subject: str, make: Callable[[], object]) -> object:
+    def from_first(self, subject: str, make: Callable[[], Said]) -> Said:
         """What `make` gives on the first rank, known to all."""
         return make()
 
@@ -84,11 +98,24 @@ class Alone:
         """Nothing more will be said or asked."""
 
 
+class Store(Protocol):
+    """What is used of torch's key-value store."""
+
+    def set(self, key: str, value: bytes, /) -> object: ...
+
+    def get(self, key: str, /) -> bytes: ...
+
+    def check(self, keys: list[str], /) -> bool: ...
+
+    def compare_set(self, key: str, expected: str, wanted: str, /) -> bytes:
+        """Set it where it has the expected value, or, for "", where it is not there; gives what it has then."""
+
+
 class Ranks(Alone):
     """The ranks of one run that torchrun started, as seen by one of them."""
 
     def __init__(
-        self, store: object, rank: int, size: int, local_rank: int = 0, local_size: int = 1, hosts: bool = False
+        self, store: Store, rank: int, size: int, local_rank: int = 0, local_size: int = 1, hosts: bool = False
     ):
         """`hosts`: the store lives in this process, and the others need it to the end."""
         self.store = store
@@ -190,11 +217,11 @@ class Ranks(Alone):
 
     # --- what ranks do together ------------------------------------------------------------------
 
-    def exchange(self, subject: str, value: object) -> list:
+    def exchange(self, subject: str, value: Said) -> list[Said]:
         self._post(subject, value)
         return [self._read(subject, other) for other in range(self.size)]
 
-    def from_first(self, subject: str, make: Callable[[], object]) -> object:
+    def from_first(self, subject: str, make: Callable[[], Said]) -> Said:
         if self.leads:
             self._post(subject, make())
         return self._read(subject, 0)
@@ -207,7 +234,7 @@ class Ranks(Alone):
                 self._say(f"{subject}.{number}", part)
             self._say(subject, str(len(parts)).encode())
 
-    def _read(self, subject: str, other: int) -> object:
+    def _read(self, subject: str, other: int) -> Any:
         self._wait([f"{subject}/{other}"])
         with self._asking():
             parts = int(self.store.get(f"{subject}/{other}"))
@@ -282,20 +309,19 @@ def join() -> None:
     free_threads()
     from datetime import timedelta
 
-    from torch.distributed import rendezvous
+    from torch.distributed.rendezvous import rendezvous
 
-    rank, size = numbers[:2]
+    rank, size, local_rank, local_size = numbers
     try:
         store, *_ = next(rendezvous("env://", rank, size, timeout=timedelta(seconds=JOIN_SECONDS)))
         # torchrun's agent keeps the store for its processes; whoever starts them otherwise leaves it to the first.
-        _current = Ranks(store, *numbers, hosts=rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True")
+        hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        _current = Ranks(store, rank, size, local_rank, local_size, hosts)
     except (RuntimeError, ValueError) as error:
         raise UsageError(
             f"the processes that RANK and WORLD_SIZE speak of cannot meet ({type(error).__name__})",
-            hint=(
-                "start them with torchrun; one process alone: without RANK, "
-                "WORLD_SIZE and LOCAL_RANK in its environment"
-            ),
+            hint="start them with torchrun; "
+            "one process alone: without RANK, WORLD_SIZE and LOCAL_RANK in its environment",
         ) from None
 
 

@@ -16,12 +16,14 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from .checkpoint.disk.input_file import no_such_file
 from .dtypes import dtype_name
 from .errors import FILE, PATH, InputRefused, Known, ParamcliError, Place, UsageError
 from .surgery.commands import EDITS
 from .surgery.edits.base import Edit
+from .surgery.plan import Step
 from .text import closest, printable, shape_text
 
 if sys.version_info >= (3, 11):
@@ -30,7 +32,9 @@ else:
     import tomli as tomllib
 
 MAX_BYTES = 16 << 20
-_KINDS = {
+# (an edit's number, a key or None) -> the line where that stands.
+Lines = dict[tuple[int, str | None], int]
+_KINDS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "text": ("a text", lambda value: isinstance(value, str)),
     "texts": (
         "a list of texts",
@@ -60,7 +64,7 @@ def read_recipe(path: Path) -> list[Edit]:
     return _edits(found.get("edit"), lambda index, key: Place(path, index + 1, _line(lines, index, key)), path)
 
 
-def _line(lines: Mapping, index: int, key: str | None) -> int:
+def _line(lines: Lines, index: int, key: str | None) -> int:
     """Of the key, else of its edit, else of the list that holds them all."""
     return next((lines[place] for place in ((index, key), (index, None), (-1, "edit")) if place in lines), 1)
 
@@ -82,20 +86,21 @@ def _read(path: Path) -> str:
         ) from None
 
 
-def _json(text: str, path: Path) -> Mapping:
+def _json(text: str, path: Path) -> Mapping[str, object]:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{FILE} is not JSON: {printable(error)}", path=path) from None
 
 
-def locate(text: str) -> dict[tuple[int, str | None], int]:
+def locate(text: str) -> Lines:
     """(edit's number, key) -> line, and (edit's number, None) -> the line where the edit begins.
 
     tomllib tells no lines. A statement of TOML is the shortest run of lines that parses by itself, so the
     parser finds them one by one. Keys outside any edit have the number -1.
     """
-    lines, found, edit, start = text.splitlines(), {}, -1, 0
+    lines, edit, start = text.splitlines(), -1, 0
+    found: Lines = {}
     while start < len(lines):
         for end in range(start + 1, len(lines) + 1):
             try:
@@ -118,7 +123,7 @@ def locate(text: str) -> dict[tuple[int, str | None], int]:
     return found
 
 
-def _refuse_strangers(found: Mapping, lines: Mapping, path: Path) -> None:
+def _refuse_strangers(found: Mapping[str, object], lines: Lines, path: Path) -> None:
     for key in found:
         if key != "edit":
             raise UsageError(
@@ -193,7 +198,7 @@ def _edit(table: Mapping[str, object], index: int, places: Places) -> Edit:
             "command", f"no editing command '{printable(command)}'", Known(f"closest: {near[0]}") if near else known
         )
     declared = EDITS[command].declared()
-    values = {}
+    values: dict[str, Any] = {}
     for key, value in table.items():
         if key == "command":
             continue
@@ -215,7 +220,7 @@ def _edit(table: Mapping[str, object], index: int, places: Places) -> Edit:
         raise
 
 
-def recipe_text(edits: Sequence[Edit], steps: Sequence) -> str:
+def recipe_text(edits: Sequence[Edit], steps: Sequence[Step]) -> str:
     """The plan as a recipe: each edit with the tensors it meets by name, and the keys that come out of it."""
     blocks = []
     for edit in edits:

@@ -7,18 +7,12 @@ import warnings
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Literal
 
 from ..plugins import load_installed
 
 FilePath = str | PathLike[str]
 # One pattern or several: a tensor's name, a shell glob (* crosses dots), or re:REGEX.
 Names = str | Sequence[str]
-Init = Literal["project", "strict", "raw"]
-Spelling = Literal["new", "old"]
-Tied = Literal["together", "separate"]
-ComputeDtype = Literal["same", "float32", "float64"]
-CastDtype = Literal["float64", "float32", "float16", "bfloat16"]
 
 
 def ready() -> None:

@@ -1,11 +1,15 @@
-"""The editing commands as functions. Each writes one output, whole or not at all, and says what became of each tensor."""
+"""The editing commands as functions. Each writes one output, whole or not at all, and says what became of each
+tensor.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from ..surgery.edits.add import Add
+from ..dtypes import CastDtype, ComputeDtype
+from ..surgery.edits.add import Add, Init
 from ..surgery.edits.assign import Assign
+from ..surgery.edits.base import Spelling, Tied
 from ..surgery.edits.convert import Convert, check_dtype
 from ..surgery.edits.migrate import Migrate
 from ..surgery.edits.remove import Remove
@@ -13,7 +17,7 @@ from ..surgery.result import EditResult
 from ..surgery.run import Target, edit
 from ..surgery.run import convert as converted
 from ..watch import NOBODY, Watch
-from .common import CastDtype, ComputeDtype, FilePath, Init, Names, Spelling, Tied, path_of, patterns, ready
+from .common import FilePath, Names, path_of, patterns, ready
 
 
 def add(

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..devices import torch_device
+from ..dtypes import ComputeDtype
 from ..errors import ParamcliError, UsageError
 from ..spelling.opened import Opened, open_groups
 from ..text import printable_path
 from ..watch import NOBODY, Watch
-from .common import ComputeDtype, FilePath, Names, path_of, patterns, ready, typed
+from .common import FilePath, Names, path_of, patterns, ready, typed
 
 if TYPE_CHECKING:
     from torch import nn

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..show.console import Screen
-from . import complete
+from . import complete, words
 from . import options as o
 
 
@@ -95,15 +95,15 @@ def add(
     result = edits.add(
         ckpt,
         tensor or (),
-        chain,
+        chain or "",
+        tied=words.tied(tied),
         view=view,
-        init=init,
+        init=words.init(init),
         mask=mask,
         max_change=max_change,
-        spelling=spelling,
+        spelling=words.spelling(spelling),
         seed=seed,
-        tied=tied,
-        compute_dtype=compute_dtype,
+        compute_dtype=words.compute_dtype(compute_dtype),
         output=output,
         force=force,
         in_place=in_place,

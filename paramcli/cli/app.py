@@ -9,7 +9,7 @@ import sys
 import traceback
 import warnings
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -28,7 +28,8 @@ app = typer.Typer(
     "paramcli add ckpt.pt -t fc.weight --chain skew,cayley\n"
     "paramcli remove ckpt.parametrized.safetensors --bake\n"
     "paramcli verify ckpt.baked.safetensors",
-    epilog="Start with:  paramcli inspect ckpt.pt\n\nMany processes share out the shards of a folder (a single file is written by the first of them alone):\n\n"
+    epilog="Start with:  paramcli inspect ckpt.pt\n\n"
+    "Many processes share out the shards of a folder (a single file is written by the first of them alone):\n\n"
     "torchrun --nproc-per-node 8 -m paramcli remove FOLDER --bake -o OUT\n\n"
     "Tab completes names after:  paramcli --install-completion",
     add_completion=True,
@@ -69,7 +70,7 @@ def common(
     if context.invoked_subcommand in SHARED:
         ranks.join()
         if not ranks.current().leads:
-            sys.stdout = open(os.devnull, "w")
+            sys.stdout = _nowhere()
     from ..plugins import load_installed, load_plugin
 
     for problem in load_installed():
@@ -97,8 +98,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit with its code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     # A stream that was closed (`>&-`) is None here, and its number would go to the next file that is opened.
-    sys.stdout = Outlet(sys.stdout or open(os.devnull, "w"), answers=True)
-    sys.stderr = Outlet(sys.stderr or open(os.devnull, "w"), answers=False)
+    sys.stdout = Outlet(sys.stdout or _nowhere(), answers=True)
+    sys.stderr = Outlet(sys.stderr or _nowhere(), answers=False)
     if not sys.warnoptions and "--debug" not in arguments:
         # What libraries warn of (torch: that numpy is not installed) is nothing a user of the command can act on.
         warnings.simplefilter("ignore")
@@ -107,10 +108,8 @@ def main(arguments: list[str] | None = None) -> None:
     sys.setswitchinterval(SWITCH)
     gc.set_threshold(*COLLECT)
     code = run(arguments)
-    try:
+    with suppress(OutputFailed):
         sys.stdout.flush()  # what the parser itself has shown: help, the version
-    except OutputFailed:
-        pass
     if (
         code == 0 and (lost := getattr(sys.stdout, "lost", None)) is not None
     ):  # of a run's processes only one has an Outlet
@@ -119,6 +118,11 @@ def main(arguments: list[str] | None = None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # all is done and said: what is left is the interpreter's own end
     sys.exit(code)
+
+
+def _nowhere() -> TextIO:
+    """A stream that is open to the end, for what nobody is to read."""
+    return open(os.devnull, "w")
 
 
 def run(arguments: list[str]) -> int:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..show.console import Screen
-from . import complete
+from . import complete, words
 from . import options as o
 
 
@@ -72,8 +72,8 @@ def assign(
         chain=chain,
         view=view,
         seed=seed,
-        tied=tied,
-        compute_dtype=compute_dtype,
+        tied=words.tied(tied),
+        compute_dtype=words.compute_dtype(compute_dtype),
         output=output,
         force=force,
         in_place=in_place,

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import typer
+
+if TYPE_CHECKING:
+    from ..spec import Argument
 
 # The shell puts an offer on the command line as it is, and a name from a file could be anything, `$(...)` too:
 # only what every shell reads as one plain word is offered.
@@ -57,7 +61,7 @@ def chain(incomplete: str) -> list[str]:
     return [head + offer for offer in offers if offer.startswith(arguments[-1])]
 
 
-def _values(argument) -> Iterable[str]:
+def _values(argument: Argument) -> Iterable[str]:
     return argument.choices or (("true", "false") if argument.type == "bool" else ("",))
 
 

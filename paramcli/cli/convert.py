@@ -14,7 +14,8 @@ from . import options as o
 def attach(app: typer.Typer) -> None:
     app.command(
         "convert",
-        epilog="Write: ckpt.pt -> ckpt.safetensors; -o x.pt writes a torch checkpoint, -o FOLDER shards, -o FOLDER.dcp a folder of torch.distributed.checkpoint.",
+        epilog="Write: ckpt.pt -> ckpt.safetensors; -o x.pt writes a torch checkpoint, -o FOLDER shards, "
+        "-o FOLDER.dcp a folder of torch.distributed.checkpoint.",
     )(convert)
 
 
@@ -72,6 +73,7 @@ def convert(
     """
     from ..api import edits
     from ..show.edit import show_edit
+    from ..surgery.edits.convert import check_dtype
 
     screen = Screen(quiet)
     result = edits.convert(
@@ -81,7 +83,7 @@ def convert(
         strip_prefix=strip_prefix or (),
         keep=keep or (),
         drop=drop or (),
-        dtype=dtype,
+        dtype=check_dtype(dtype),
         force=force,
         check=check,
         dry_run=dry_run,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -16,6 +17,11 @@ from typer.core import TyperCommand, TyperGroup
 from .help import page, wants_colour
 from .usage import COMMANDS, PANELS, hoisted, no_such_command, with_examples_first
 from .values import read_values
+
+if TYPE_CHECKING:
+    from typer._click.core import Command as ParserCommand
+    from typer._click.core import Context
+    from typer._click.formatting import HelpFormatter
 
 # Command -> its module in this package; two names would shadow the standard library's and the table's. No other name is
 # imported.
@@ -25,11 +31,11 @@ MODULES = {**{name: f".{name}" for name in COMMANDS}, "inspect": ".inspect_comma
 class Command(TyperCommand):
     """A command whose help is our page, and whose values we read."""
 
-    def parse_args(self, ctx, args):
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         read_values(self, ctx)
         return super().parse_args(ctx, args)
 
-    def format_help(self, ctx, formatter) -> None:
+    def format_help(self, ctx: Context, formatter: HelpFormatter) -> None:
         ctx.color = wants_colour()
         formatter.write(page(self, ctx, {}))
 
@@ -37,25 +43,25 @@ class Command(TyperCommand):
 class Group(TyperGroup):
     """All commands by name, without what they do."""
 
-    def __init__(self, **settings):
+    def __init__(self, **settings: Any):
         listed = {name: Command(name, short_help=short) for name, short in COMMANDS.items()}
         super().__init__(**{**settings, "commands": listed})
 
-    def parse_args(self, ctx, args):
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         if not args and not ctx.resilient_parsing:
             typer.echo(ctx.get_help(), color=ctx.color)
             raise typer.Exit(2)  # there is no mistake to name, but nothing was done either
         read_values(self, ctx)
         return super().parse_args(ctx, hoisted(args))
 
-    def resolve_command(self, ctx, args):
+    def resolve_command(self, ctx: Context, args: list[str]) -> tuple[str | None, ParserCommand | None, list[str]]:
         # What looks like an option is for the parser to refuse.
         if args[0] not in self.commands and not args[0].startswith("-") and not ctx.resilient_parsing:
             raise no_such_command(args[0], ctx.command_path)
         name, listed, rest = super().resolve_command(ctx, args)
-        return name, listed and built(name), rest
+        return name, built(name) if listed and name else None, rest
 
-    def format_help(self, ctx, formatter) -> None:
+    def format_help(self, ctx: Context, formatter: HelpFormatter) -> None:
         ctx.color = wants_colour()
         formatter.write(
             page(
@@ -67,11 +73,11 @@ class Group(TyperGroup):
 
 
 @functools.cache
-def built(name: str) -> Command:
+def built(name: str) -> ParserCommand:
     """The parser of one command; its module imports torch inside its function, if at all."""
     alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     import_module(MODULES[name], __package__).attach(alone)
     (command,) = alone.registered_commands
     command.cls = Command
-    command.help = with_examples_first(inspect.getdoc(command.callback))
+    command.help = with_examples_first(inspect.getdoc(command.callback) or "")
     return typer.main.get_command(alone)

@@ -11,8 +11,14 @@ import os
 import re
 import textwrap
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from typer.core import TyperOption
 
 from .values import kinds
+
+if TYPE_CHECKING:
+    from typer._click.core import Command, Context, Parameter
 
 BOLD, DIM, USAGE, NAME, SWITCH, NEGATIVE, KIND, MARK, REQUIRED = (
     "1",
@@ -39,7 +45,7 @@ _NO_BREAK = "\u00a0"
 Row = tuple[list[str], str]
 
 
-def page(command, context, listed: dict[str, list[Row]]) -> str:
+def page(command: Command, context: Context, listed: dict[str, list[Row]]) -> str:
     """The help of a command, or of a group with what it lists: panel -> rows."""
     known = kinds(command)
     width = max(_width(), NARROWEST)
@@ -51,7 +57,7 @@ def page(command, context, listed: dict[str, list[Row]]) -> str:
             panels.setdefault(getattr(parameter, "rich_help_panel", None) or usual, []).append(
                 (_cells(parameter, known), record[1])
             )
-    first, *rest = command.help.split("\n\n")
+    first, *rest = (command.help or "").split("\n\n")
     # Lines are kept where the parser's own mark says so, and flow elsewhere.
     flowing = (
         paragraph.removeprefix("\b\n") if paragraph.startswith("\b\n") else " ".join(paragraph.split())
@@ -92,18 +98,19 @@ def _width() -> int:
     return 80
 
 
-def _cells(parameter, known: dict[str, type]) -> list[str]:
+def _cells(parameter: Parameter, known: dict[str, type]) -> list[str]:
     """The names of an option or argument, and the kind of its value."""
-    if parameter.param_type_name == "argument":
-        kind = _kind(f"<{known[parameter.name].__name__.lower()}>")
-        return [_paint("*" if parameter.required else "", REQUIRED), _paint(parameter.metavar, NAME), kind]
+    metavar = parameter.metavar or ""
+    if not isinstance(parameter, TyperOption):
+        kind = _kind(f"<{known[parameter.name or ''].__name__.lower()}>")
+        return [_paint("*" if parameter.required else "", REQUIRED), _paint(metavar, NAME), kind]
     long, short = ([name for name in parameter.opts if name.startswith("--") is wanted] for wanted in (True, False))
     names = [
         _paint(",".join(long), NAME),
         _paint(",".join(short), SWITCH),
         _paint(",".join(parameter.secondary_opts), NEGATIVE),
     ]
-    return [*names, "" if parameter.is_flag or parameter.count else _kind(parameter.metavar)]
+    return [*names, "" if parameter.is_flag or parameter.count else _kind(metavar)]
 
 
 def _kind(metavar: str) -> str:
@@ -112,12 +119,12 @@ def _kind(metavar: str) -> str:
 
 def _panel(title: str, rows: list[Row], width: int) -> Iterator[str]:
     """A box of rows: each column as wide as what is in it, none for nothing, and the texts in the room that is left."""
-    widths = [max(map(_columns, cells)) for cells in zip(*(cells for cells, _ in rows))]
+    widths = [max(map(_columns, cells)) for cells in zip(*(cells for cells, _ in rows), strict=True)]
     room = width - 4 - sum(columns + 2 for columns in widths if columns)
     side = _paint("│", DIM)
     yield _paint(f"╭─ {title} {'─' * (width - len(title) - 5)}╮", DIM)
     for cells, text in rows:
-        left = "".join(_padded(cell, columns + 2) for cell, columns in zip(cells, widths) if columns)
+        left = "".join(_padded(cell, columns + 2) for cell, columns in zip(cells, widths, strict=True) if columns)
         for line in _text(text, room):
             yield f"{side} {left}{_padded(line, room)} {side}"
             left = " " * _columns(left)

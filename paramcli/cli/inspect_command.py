@@ -23,7 +23,8 @@ def inspect(
         bool | None,
         typer.Option(
             "--tree/--flat",
-            help="By module with repeated layers folded, or one line a tensor. Default: tree on a terminal, flat in a pipe.",
+            help="By module with repeated layers folded, or one line a tensor. "
+            "Default: tree on a terminal, flat in a pipe.",
             show_default=False,
         ),
     ] = None,

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..show.console import Screen
-from . import complete
+from . import complete, words
 from . import options as o
 
 
@@ -50,13 +50,14 @@ def migrate(
     """
     from ..api import edits
     from ..show.edit import show_edit
+    from ..surgery.edits.migrate import direction
 
     screen = Screen(quiet)
     result = edits.migrate(
         ckpt,
         tensor or (),
-        to=to,
-        tied=tied,
+        tied=words.tied(tied),
+        to=direction(to),
         output=output,
         force=force,
         in_place=in_place,

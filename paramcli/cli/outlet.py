@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import TextIO
+from collections.abc import Callable
+from typing import ParamSpec, TextIO
 
 from ..errors import OutputFailed
+
+Parameters = ParamSpec("Parameters")
 
 
 class Outlet:
@@ -31,9 +34,9 @@ class Outlet:
     def flush(self) -> None:
         self._try(self._stream.flush)
 
-    def _try(self, act, *arguments: object) -> None:
+    def _try(self, act: Callable[Parameters, object], *arguments: Parameters.args, **named: Parameters.kwargs) -> None:
         try:
-            act(*arguments)
+            act(*arguments, **named)
         except OSError as error:
             self._drop()
             if self._answers and not isinstance(error, BrokenPipeError):

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..catalogue.entry import ConstraintEntry, Entry, MeasureEntry
 from ..errors import Known, UsageError
 from ..registry import CONSTRAINTS, MEASURES, PARAMETRIZATIONS, look_up
 from ..show.console import Screen
@@ -81,9 +82,11 @@ def _card(screen: Screen, name: str, as_json: bool) -> None:
     """A parametrization's card, or where there is none of that name a constraint's; and that of what is measured under
     it.
     """
-    entry = look_up({**MEASURES, **CONSTRAINTS, **PARAMETRIZATIONS}, name, "parametrization, constraint or measure")
+    known: dict[str, Entry | ConstraintEntry | MeasureEntry] = {**MEASURES, **CONSTRAINTS, **PARAMETRIZATIONS}
+    look_up(known, name, "parametrization, constraint or measure")
     measures = [MEASURES[name]] if name in MEASURES else []
-    maps, sets = ([entry], []) if name in PARAMETRIZATIONS else ([], [entry] if name in CONSTRAINTS else [])
+    maps = [PARAMETRIZATIONS[name]] if name in PARAMETRIZATIONS else []
+    sets = [CONSTRAINTS[name]] if name in CONSTRAINTS and not maps else []
     if as_json:
         screen.answer(document(registry_document(maps, sets, measures)))
     else:

@@ -8,6 +8,7 @@ import typer
 
 from ..show.console import Screen
 from . import options as o
+from . import words
 
 
 def attach(app: typer.Typer) -> None:
@@ -52,8 +53,8 @@ def remove(
         bake=bake,
         chain=chain,
         view=view,
-        tied=tied,
-        compute_dtype=compute_dtype,
+        tied=words.tied(tied),
+        compute_dtype=words.compute_dtype(compute_dtype),
         output=output,
         force=force,
         in_place=in_place,

@@ -76,17 +76,18 @@ def no_such_command(name: str, where: str) -> UsageError:
     return UsageError(f"no command '{printable(name)}'", hint=Known(hint))
 
 
-def usage_error(error: Exception) -> UsageError:
+def usage_error(error: typer.TyperException) -> UsageError:
     """The parser's complaint in our words: what is wrong, and the nearest thing that would be right."""
     context = getattr(error, "ctx", None)
     where = context.command_path if context else "paramcli"
     message = printable(error.format_message().rstrip("."))
     hint = f"{where} --help"
-    if hasattr(error, "possibilities"):
+    if hasattr(error, "possibilities"):  # an option that there is not
+        option: str = getattr(error, "option_name", "")
         known = [name for parameter in context.command.params for name in parameter.opts] if context else []
-        near = closest(error.option_name, known, 1)
+        near = closest(option, known, 1)
         return UsageError(
-            f"{where} has no option '{printable(error.option_name)}'",
+            f"{where} has no option '{printable(option)}'",
             hint=Known(f"closest: {near[0]}") if near else hint,
         )
     return UsageError(message[:1].lower() + message[1:], hint=hint)

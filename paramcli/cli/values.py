@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from ..errors import UsageError
 from ..text import printable
 
+if TYPE_CHECKING:
+    from typer._click.core import Command, Context, Parameter
+
+# What a word becomes.
+Value = str | Path | int | float | bool | None
 # What a word can become, and what one that cannot is told not to be.
 WANTED = {str: "a text", Path: "a path", int: "a whole number", float: "a number"}
 
 
-def kinds(command) -> dict[str, type]:
+def kinds(command: Command) -> dict[str, type]:
     """Parameter -> what each of its words becomes: of Optional and of a list, what is inside."""
     found = {}
     for name, kind in get_type_hints(command.callback).items():
@@ -27,19 +32,21 @@ def kinds(command) -> dict[str, type]:
     return found
 
 
-def read_values(command, context) -> None:
+def read_values(command: Command, context: Context) -> None:
     """Let `value_of` make the values of a command's parameters from their words, in the parser's place."""
     known = kinds(command)
     for parameter in command.get_params(context):
         # The parser's own (--help, and those for the shell's completion) are not among the known; they are flags.
-        parameter.process_value = functools.partial(value_of, parameter, known.get(parameter.name, bool))
+        process = functools.partial(value_of, parameter, known.get(parameter.name or "", bool))
+        parameter.process_value = process  # type: ignore[method-assign]  # that is how to take its place
 
 
-def value_of(parameter, kind: type, context, words):
+def value_of(parameter: Parameter, kind: type, context: Context, words: Any) -> Any:
     """The value of a parameter; `words` is what stands on the command line, or its default.
 
     Raises UsageError for a word that does not fit, and for one that is missing.
     """
+    value: Value | tuple[Value, ...]
     if parameter.multiple:
         value = tuple(_read(parameter, kind, context, word) for word in words or ())
     else:
@@ -49,13 +56,15 @@ def value_of(parameter, kind: type, context, words):
     return value if parameter.callback is None else parameter.callback(context, parameter, value)
 
 
-def _read(parameter, kind: type, context, word):
+def _read(parameter: Parameter, kind: type, context: Context, word: Value) -> Value:
     if kind not in WANTED:
         return word  # of a flag, which the parser has made True or False
+    made: Value
     try:
-        return kind(word)
+        made = kind(word)
     except ValueError:
         name = max(parameter.opts, key=len)
         raise UsageError(
             printable(f"{name} {word!r} is not {WANTED[kind]}"), hint=f"{context.command_path} --help"
         ) from None
+    return made

@@ -10,7 +10,7 @@ from ..show.console import Screen
 from ..show.document import document
 from ..show.tables import verify_table
 from ..text import printable_path
-from . import complete
+from . import complete, words
 from . import options as o
 from .usage import typed
 
@@ -76,7 +76,7 @@ def verify(
         view=view,
         root=root,
         device=device,
-        compute_dtype=compute_dtype,
+        compute_dtype=words.compute_dtype(compute_dtype),
         ignore_record=ignore_record,
         report=report,
         force=force,

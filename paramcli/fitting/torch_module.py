@@ -84,11 +84,16 @@ def register(module: nn.Module, name: str, chain: Chain, view: View = IDENTITY, 
 
 def parametrizations_of(module: nn.Module, name: str) -> parametrize.ParametrizationList:
     """What torch keeps of a module's parametrized tensor: the maps in order, and the originals beside them."""
-    lists = module.parametrizations
-    assert isinstance(lists, nn.ModuleDict)
-    found = lists[name]
+    found = parametrized(module)[name]
     assert isinstance(found, parametrize.ParametrizationList)
     return found
+
+
+def parametrized(module: nn.Module) -> nn.ModuleDict:
+    """The parametrized tensors of a module that has some, by name, as torch keeps them."""
+    lists = module.parametrizations
+    assert isinstance(lists, nn.ModuleDict)
+    return lists
 
 
 def roles(host: nn.Module, name: str = "weight") -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ...checkpoint.header import Slot
 from ...errors import TENSOR, InputRefused, UsageError
 from ...registry import PARAMETRIZATIONS
-from ...spec import parse_items
+from ...spec import check_choice, parse_items
 from ...spelling.forms import FORM_OF_SPELLING, OLD_FORM, PARAMETRIZED, Group
 from ...spelling.keys import parametrized_key
 from ..plan import Made, Step, Told, once
@@ -29,12 +29,7 @@ class Migrate(Edit):
     to: Spelling | None = option(None, "text", choices=SPELLINGS)
 
     def check(self) -> None:
-        if self.to is None:
-            raise UsageError(
-                "migrate needs --to new or --to old",
-                hint="new is torch's parametrizations.*; old is weight_g/weight_v and its like",
-                option="to",
-            )
+        direction(self.to)
 
     def choose(self, groups: Mapping[str, Group], where: Path) -> list[Group]:
         edit = self._edit()
@@ -56,8 +51,18 @@ class Migrate(Edit):
         return self._edit().plan
 
     def _edit(self) -> Renaming:
-        assert self.to is not None  # `check` has seen to it
-        return Renaming(self.to)
+        return Renaming(direction(self.to))
+
+
+def direction(to: str | None) -> Spelling:
+    """The spelling to migrate to; raises UsageError where it is not said, or none of the two."""
+    if to is None:
+        raise UsageError(
+            "migrate needs --to new or --to old",
+            hint="new is torch's parametrizations.*; old is weight_g/weight_v and its like",
+            option="to",
+        )
+    return check_choice("to", to, SPELLINGS)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,39 @@
+"""Options that take one of a few words: their texts as the types that the library has for them.
+
+Raises UsageError for any other word, as the library does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..spec import check_choice
+
+if TYPE_CHECKING:
+    from ..dtypes import ComputeDtype
+    from ..surgery.edits.add import Init
+    from ..surgery.edits.base import Spelling, Tied
+
+
+def tied(word: str | None) -> Tied | None:
+    from ..surgery.edits.base import TIED
+
+    return None if word is None else check_choice("tied", word, TIED)
+
+
+def init(word: str) -> Init:
+    from ..surgery.edits.add import INITS
+
+    return check_choice("init", word, INITS)
+
+
+def spelling(word: str) -> Spelling:
+    from ..surgery.edits.base import SPELLINGS
+
+    return check_choice("spelling", word, SPELLINGS)
+
+
+def compute_dtype(word: str) -> ComputeDtype:
+    from ..dtypes import COMPUTE_DTYPES
+
+    return check_choice("compute-dtype", word, COMPUTE_DTYPES)
