@@ -18,9 +18,11 @@ functions that compute.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 __version__ = "0.1.0"
+
+# Not typing's: with `python -m paramcli` a file of that name in the working directory would be imported here, before
+# __main__.py takes the directory out of the way.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from .answers.diff import Difference, DiffResult
