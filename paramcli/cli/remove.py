@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from ..show.console import Screen
 from . import options as o
+from .screen import open_screen
 
 
 def attach(app: typer.Typer) -> None:
@@ -45,7 +45,7 @@ def remove(
     from ..api import edits
     from ..show.edit import show_edit
 
-    screen = Screen(quiet)
+    screen = open_screen(quiet)
     result = edits.remove(
         ckpt,
         tensor or (),
