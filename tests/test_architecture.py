@@ -13,9 +13,9 @@ FILES = sorted((ROOT / "paramcli").rglob("*.py"))
 # From the bottom to the top. A module may import what stands in its own line or below; the longest name counts.
 FLOORS = (
     ("", "errors", "text", "dtypes", "allocator", "watch"),
-    ("spec", "view", "ranks"),
+    ("spec", "view"),
     ("checkpoint", "maths"),
-    ("devices", "evidence"),
+    ("ranks", "devices", "evidence"),
     ("catalogue", "registry", "plugins"),
     ("chain",),
     ("spelling",),

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from ..show.console import Screen
 from . import complete, words
 from . import options as o
+from .screen import open_screen
 
 
 def attach(app: typer.Typer) -> None:
@@ -91,7 +91,7 @@ def add(
     from ..api import edits
     from ..show.edit import show_edit
 
-    screen = Screen(quiet)
+    screen = open_screen(quiet)
     result = edits.add(
         ckpt,
         tensor or (),

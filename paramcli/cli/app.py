@@ -74,9 +74,9 @@ def common(
     from ..plugins import load_installed, load_plugin
 
     for problem in load_installed():
-        from ..show.console import Screen
+        from .screen import open_screen
 
-        Screen().warn(problem)
+        open_screen().warn(problem)
     for spec in plugin or ():
         load_plugin(spec)
 
@@ -201,10 +201,10 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _fail(error: ParamcliError, as_json: bool) -> int:
-    from ..show.console import Screen
     from ..show.document import document, error_document
+    from .screen import open_screen
 
-    screen, run = Screen(), ranks.current()
+    screen, run = open_screen(), ranks.current()
     # Of a run's processes the one that fails first says why, and the others fail in silence.
     tells = run.fail(error) if not isinstance(error, ranks.RunFailed) or not error.told else False
     # A closed or full stream must not hide the exit code, nor the other stream's word.

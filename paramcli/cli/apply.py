@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ..show.console import Screen
 from . import options as o
+from .screen import open_screen
 
 
 def attach(app: typer.Typer) -> None:
@@ -49,7 +49,7 @@ def apply(
     from ..api import edits
     from ..show.edit import show_edit
 
-    screen = Screen(quiet)
+    screen = open_screen(quiet)
     result = edits.apply(
         recipe,
         ckpt,

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from ..show.console import Screen
 from ..show.tables import convert_table
 from . import options as o
+from .screen import open_screen
 
 
 def attach(app: typer.Typer) -> None:
@@ -75,7 +75,7 @@ def convert(
     from ..show.edit import show_edit
     from ..surgery.edits.convert import check_dtype
 
-    screen = Screen(quiet)
+    screen = open_screen(quiet)
     result = edits.convert(
         ckpt,
         output,

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from ..show.console import Screen
 from ..show.document import document
 from ..show.tables import diff_table
 from ..text import printable_path
 from . import options as o
+from .screen import open_screen
 from .usage import typed
 
 
@@ -58,7 +58,7 @@ def diff(
     """
     from ..api import questions
 
-    screen = Screen(quiet)
+    screen = open_screen(quiet)
     result = questions.diff(
         a,
         b,

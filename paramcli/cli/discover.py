@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from ..show.console import Screen
 from ..show.document import document
 from ..show.tables import discover_table
 from ..text import printable, printable_path
 from . import options as o
+from .screen import open_screen
 from .usage import typed
 
 
@@ -37,7 +37,7 @@ def discover(
     """
     from ..api import questions
 
-    screen = Screen(quiet)
+    screen = open_screen(quiet)
     result = questions.discover(
         ckpt,
         tensor or (),

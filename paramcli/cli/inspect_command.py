@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from ..show.console import Screen
 from ..show.document import document
 from ..show.tables import inspect_head, inspect_table, inspect_tail, inspect_tree
 from . import options as o
+from .screen import open_screen
 
 
 def attach(app: typer.Typer) -> None:
@@ -41,7 +41,7 @@ def inspect(
     """
     from ..api import questions
 
-    screen = Screen(quiet)
+    screen = open_screen(quiet)
     result = questions.inspect(ckpt, tensor or (), root=root, ignore_record=ignore_record, watch=screen)
     if as_json:
         screen.answer(document(result.document()))

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from ..show.console import Screen
 from . import complete, words
 from . import options as o
+from .screen import open_screen
 
 
 def attach(app: typer.Typer) -> None:
@@ -52,7 +52,7 @@ def migrate(
     from ..show.edit import show_edit
     from ..surgery.edits.migrate import direction
 
-    screen = Screen(quiet)
+    screen = open_screen(quiet)
     result = edits.migrate(
         ckpt,
         tensor or (),

@@ -15,6 +15,7 @@ from ..show.tables import constraint_card, constraint_table, measure_card, measu
 from ..text import closest, printable
 from . import complete
 from . import options as o
+from .screen import open_screen
 
 
 def attach(app: typer.Typer) -> None:
@@ -51,7 +52,7 @@ def registry(
 
     A chain is a list of names: skew,cayley. Their values lie in constraints, which --constraints lists.
     """
-    screen = Screen()
+    screen = open_screen()
     if name is not None:
         _card(screen, name, as_json)
         return

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from ..show.console import Screen
 from . import options as o
 from . import words
+from .screen import open_screen
 
 
 def attach(app: typer.Typer) -> None:
@@ -46,7 +46,7 @@ def remove(
     from ..api import edits
     from ..show.edit import show_edit
 
-    screen = Screen(quiet)
+    screen = open_screen(quiet)
     result = edits.remove(
         ckpt,
         tensor or (),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from ..show.console import Screen
 from . import options as o
+from .screen import open_screen
 
 
 def attach(app: typer.Typer) -> None:
@@ -27,5 +27,5 @@ def snippet(
     """
     from ..api import questions
 
-    screen = Screen(quiet)
+    screen = open_screen(quiet)
     screen.answer(questions.snippet(ckpt, tensor or (), root=root, ignore_record=ignore_record, watch=screen))

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from ..show.console import Screen
 from ..show.document import document
 from ..show.tables import spectrum_plot, spectrum_table
 from ..text import printable
 from . import options as o
+from .screen import open_screen
 from .usage import typed
 
 
@@ -50,7 +50,7 @@ def spectrum(
     """
     from ..api import questions
 
-    screen = Screen(quiet)
+    screen = open_screen(quiet)
     result = questions.spectrum(
         ckpt,
         tensor or (),

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from ..show.console import Screen
 from ..show.document import document
 from ..show.tables import verify_table
 from ..text import printable_path
 from . import complete, words
 from . import options as o
+from .screen import open_screen
 from .usage import typed
 
 
@@ -66,7 +66,7 @@ def verify(
     """
     from ..api import questions
 
-    screen = Screen(quiet)
+    screen = open_screen(quiet)
     result = questions.verify(
         ckpt,
         tensor or (),

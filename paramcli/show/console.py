@@ -13,7 +13,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
-from .. import ranks
 from ..errors import Known
 from ..watch import Watch
 
@@ -126,13 +125,15 @@ class Stream:
 
 
 class Screen(Watch):
-    """Where the answer and the messages go."""
+    """Where the answer and the messages go.
 
-    def __init__(self, quiet: bool = False, color: bool | None = None):
-        no_color = color is False or bool(os.environ.get("NO_COLOR"))
-        # Of a run's processes the first speaks; the others only where they fail.
-        self.speaks = ranks.current().leads
-        self.quiet = quiet or not self.speaks
+    `speaks`: of the processes of a run the first does; the others have a word only where they fail.
+    """
+
+    def __init__(self, quiet: bool = False, *, speaks: bool = True):
+        no_color = bool(os.environ.get("NO_COLOR"))
+        self.speaks = speaks
+        self.quiet = quiet or not speaks
         self.out = Stream(sys.stdout, no_color)
         self.err = Stream(sys.stderr, no_color)
 

@@ -17,13 +17,14 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Protocol
 
+from ..checkpoint.disk.atomic import Data
 from ..checkpoint.disk.input_file import InputFile
 from ..checkpoint.header import Slot
 from ..checkpoint.read.dcp import open_dcp
 from ..checkpoint.read.open import open_file
 from ..checkpoint.read.recognise import DCP_METADATA
 from ..checkpoint.source import Source
-from ..checkpoint.write.writer import MetadataOf, Sink
+from ..checkpoint.write.writer import Check, MetadataOf, Sink
 from ..errors import PATH, TENSOR, InputRefused, OutputFailed, UsageError, error_context
 
 _BLOCK = 1 << 20
@@ -36,13 +37,12 @@ class Failing(Protocol):
     def __call__(self, why: str, tensor: str | None = None) -> OutputFailed: ...
 
 
-class CheckedSink:
+class CheckedSink(Sink):
     """A sink that remembers what passes through it, and compares before the result gets its name."""
 
     def __init__(self, sink: Sink, slots: Sequence[Slot], metadata: MetadataOf, root: str | None = None):
-        """`metadata`: of a safetensors file with the keys it is given; `root`: where a torch result has its state
-        dict.
-        """
+        """`metadata`: of a safetensors file with the keys it is given; `root`: where a torch result has its state dict."""
+        super().__init__()
         self.sink = sink
         self.slots = {slot.name: slot for slot in slots}
         self.metadata = metadata
@@ -50,11 +50,14 @@ class CheckedSink:
         self._digests: dict[str, blake2b] = {}
         self._copies: dict[str, tuple[Source, str]] = {}
 
-    def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
+    def begin(self) -> None:
+        self._open.enter_context(self.sink)
+
+    def write(self, name: str, data: Data) -> None:
         self._digests[name] = _digest(data)
         self.sink.write(name, data)
 
-    def write_part(self, name: str, at: int, data: bytes | bytearray | memoryview) -> None:
+    def write_part(self, name: str, at: int, data: Data) -> None:
         if at:
             self._digests[name].update(data)
         else:
@@ -73,8 +76,14 @@ class CheckedSink:
         self.metadata = metadata
         self.sink.amend(metadata)
 
-    def commit(self, *sources: Source) -> None:
-        self.sink.commit(*sources, check=self._compare)
+    def commit(self, *sources: Source, check: Check | None = None) -> None:
+        def both(path: Path, written: Iterable[Path]) -> None:
+            written = list(written)
+            self._compare(path, written)
+            if check is not None:
+                check(path, written)
+
+        self.sink.commit(*sources, check=both)
 
     def _compare(self, path: Path, written: Iterable[Path]) -> None:
         """Raise OutputFailed unless the files hold exactly the plan; `path` is the name they are to get."""
@@ -136,7 +145,7 @@ def _opened(file: Path, root: str | None) -> Source:
     return open_dcp(file.parent, ".", file.name) if file.suffix == DCP_METADATA else open_file(file, root)
 
 
-def _digest(data: bytes | bytearray | memoryview) -> blake2b:
+def _digest(data: Data) -> blake2b:
     return blake2b(data, digest_size=16)
 
 

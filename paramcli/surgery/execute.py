@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
 from .. import __version__
 from ..allocator import Holes, share_one_heap
@@ -30,9 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..fitting.evaluate import Tensors
-    from .check import CheckedSink
 
-AnySink: TypeAlias = "Sink | CheckedSink"
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
@@ -61,13 +59,12 @@ class Writing:
 
     Three threads beside the main one: one copies what is untouched (two more help it with checksums), one reads the
     next tensors, one writes the last ones; others compare the checksums of what will be read. Use in a `with`; what is
-    not committed by then is given up. What is written passes `checked`, where that is given.
+    not committed by then is given up.
     """
 
-    def __init__(self, plan: Plan, source: Source, sink: Sink, checked: CheckedSink | None = None):
-        self.plan, self.source = plan, source
-        self.sink: AnySink = checked or sink
-        self._opened = sink
+    def __init__(self, plan: Plan, source: Source, sink: Sink):
+        self.plan, self.source, self.sink = plan, source, sink
+        self._opened = ExitStack()
         self._finished = False
         self._pool: ThreadPoolExecutor | None = None
 
@@ -75,17 +72,16 @@ class Writing:
         from concurrent.futures import ThreadPoolExecutor
 
         share_one_heap()
-        self._opened.__enter__()
-        try:
+        with ExitStack() as opened:
+            opened.enter_context(self.sink)
+            opened.callback(self._stop)
             self._pool = ThreadPoolExecutor(3)
             self.source.check_ahead(
                 key for step in self.plan.steps if not step.renames for key in step.group.keys.values()
             )
             renames = [pair for step in self.plan.steps for pair in step.renames.items()]
             self.copying = self.begin(self.sink.copy, self.source, [*self.plan.copies, *renames])
-        except BaseException:
-            self.__exit__()
-            raise
+            self._opened = opened.pop_all()
         return self
 
     def begin(
@@ -110,18 +106,19 @@ class Writing:
 
     def give_up(self) -> None:
         """Leave before anything is committed; leaving the `with` once more does nothing."""
-        self.__exit__(None, None, None)
+        self._opened.close()
 
     def __exit__(self, *exception: object) -> None:
-        try:
-            # A signal must not leave a thread writing to a descriptor that the sink is about to close.
-            with signals_held():
-                if not self._finished:
-                    self.sink.abandon()
-                if self._pool is not None:
-                    self._pool.shutdown(cancel_futures=True)
-        finally:  # the signal that was held is raised here
-            self._opened.__exit__(*exception)
+        self._opened.close()
+
+    def _stop(self) -> None:
+        """End the threads; the sink is left after that, also where a signal that was held is raised here."""
+        # It must not leave a thread writing to a descriptor that the sink is about to close.
+        with signals_held():
+            if not self._finished:
+                self.sink.abandon()
+            if self._pool is not None:
+                self._pool.shutdown(cancel_futures=True)
 
 
 def _name(slot: Slot) -> str:
@@ -273,7 +270,7 @@ def _read(source: Source, batch: Sequence[tuple[int, Step]]) -> Held:
     return Held(source, tensors)
 
 
-def _write(sink: AnySink, ready: Sequence[tuple[str, memoryview]]) -> None:
+def _write(sink: Sink, ready: Sequence[tuple[str, memoryview]]) -> None:
     for name, data in ready:
         sink.write(name, data)
 
@@ -326,7 +323,7 @@ def _compare_checksums(step: Step, source: Source) -> None:
         source.check_storage(info.storage)
 
 
-def _write_parts(sink: AnySink, ready: Sequence[tuple[str, int, memoryview]]) -> None:
+def _write_parts(sink: Sink, ready: Sequence[tuple[str, int, memoryview]]) -> None:
     for name, at, data in ready:
         sink.write_part(name, at, data)
 

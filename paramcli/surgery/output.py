@@ -13,8 +13,11 @@ from ..checkpoint.read.recognise import DCP, is_dcp
 from ..checkpoint.read.sharded import index_name, sibling_files
 from ..checkpoint.source import Source
 from ..checkpoint.write.dcp import DcpSink, part_name
+from ..checkpoint.write.folder import Run
+from ..checkpoint.write.safetensors_file import SafetensorsSink
+from ..checkpoint.write.sharded import ShardedSink, plan_shards
 from ..checkpoint.write.torch_file import TorchSink
-from ..checkpoint.write.writer import MetadataOf, SafetensorsSink, ShardedSink, Sink, plan_shards
+from ..checkpoint.write.writer import MetadataOf, Sink
 from ..errors import PATH, UsageError
 from ..spelling import record as records
 from ..text import printable
@@ -153,6 +156,7 @@ def open_sink(
     overwrite: bool,
     in_place: bool,
     max_shard_size: int | None = None,
+    run: Run,
     owner: Mapping[str, int] | None = None,
     longest: MetadataOf | None = None,
 ) -> Sink:
@@ -160,7 +164,7 @@ def open_sink(
     shards.
 
     `metadata`: of a safetensors file with the keys it is given; `longest`: as long as the data can make it. `owner`:
-    the rank that writes each shard, in a run of several.
+    the rank that writes each shard, in a `run` of several.
     """
     if not in_place:
         same_place(output, source, plan.command != "convert" and source.container not in NOT_IN_PLACE)
@@ -187,7 +191,7 @@ def open_sink(
     folder = source.folder if in_place else output
     siblings = sibling_files(source.path) if source.shards else []
     if is_dcp_folder(output, source):
-        return DcpSink(output, shards, siblings, overwrite=overwrite, owner=owner)
+        return DcpSink(output, shards, siblings, run=run, overwrite=overwrite, owner=owner)
     name = index_name(source.path)
     return ShardedSink(
         folder,
@@ -195,6 +199,7 @@ def open_sink(
         metadata,
         index_metadata(source, plan),
         siblings,
+        run=run,
         overwrite=overwrite,
         index_name=name,
         owner=owner,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,7 +72,7 @@ def edit(
         computes = any(edit.computes for edit in edits)
         early = begin_early(command, edits, output, stack) if computes and not target.dry_run else None
         # The sums take as long as importing torch does; of several processes each compares what it reads.
-        if computes and early is None and not target.dry_run and ranks.current().size == 1:
+        if computes and early is None and not target.dry_run and output.run.size == 1:
             opened.source.check_ahead(opened.source.tensors)
         device = torch_device(target.device) if computes else "cpu"
         from .execute import preview
@@ -169,6 +169,7 @@ class Output:
     in_place: bool = False
     check: bool = False
     max_shard_size: int | None = None
+    run: ranks.Alone = field(default_factory=ranks.current)
 
     def begin(self, plan: Plan, part: Plan, owner: dict[str, int] | None = None) -> Writing:
         """Open the sink, of `part` of the plan where other processes write the rest, and begin to copy. Use in a
@@ -188,14 +189,14 @@ class Output:
             overwrite=self.overwrite or self.in_place,
             in_place=self.in_place,
             max_shard_size=self.max_shard_size,
+            run=self.run,
             owner=owner,
             longest=longest,
         )
-        checked = None
         if self.check or self.in_place:
             root = (source.root or ".") if is_torch(self.path, source) else None
-            checked = CheckedSink(sink, part.slots, metadata, root)
-        return Writing(part, source, sink, checked)
+            sink = CheckedSink(sink, part.slots, metadata, root)
+        return Writing(part, source, sink)
 
 
 def begin_early(command: str, edits: Sequence[Edit], output: Output, stack: ExitStack) -> Writing | None:
@@ -204,7 +205,7 @@ def begin_early(command: str, edits: Sequence[Edit], output: Output, stack: Exit
     from .foretell import foretell
 
     # Several processes agree on a plan first; which tensors of a torch file are one, the edits' chains tell.
-    if ranks.current().size > 1 or is_torch(output.path, output.opened.source):
+    if output.run.size > 1 or is_torch(output.path, output.opened.source):
         return None
     plan = foretell(command, edits, output.opened.source, output.opened.groups)
     if plan is None or not plan.copies:
@@ -231,7 +232,7 @@ def write_plan(
     from ..checkpoint.disk.interrupts import import_torch, signals_held
     from .execute import execute
 
-    source, run, owner = output.opened.source, ranks.current(), None
+    source, run, owner = output.opened.source, output.run, None
     part, numbers = plan, list(range(len(plan.steps)))
     if run.size > 1:
         from .shares import agree, gathered, owners, part_of

@@ -18,10 +18,11 @@ import torch
 from safetensors.torch import save_file
 
 from paramcli.checkpoint.disk import atomic
-from paramcli.checkpoint.disk.atomic import AtomicFile, refuse_existing, rename_to_new, same_place
+from paramcli.checkpoint.disk.atomic import AtomicFile, refuse_existing, rename_to_new
 from paramcli.checkpoint.disk.interrupts import Interrupted, signals_as_exceptions, signals_held
 from paramcli.checkpoint.read.safetensors_file import open_safetensors
 from paramcli.errors import OutputFailed, UsageError
+from paramcli.surgery.output import same_place
 
 from ..pace import HANG_SECONDS
 

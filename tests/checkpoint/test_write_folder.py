@@ -15,11 +15,13 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
+from paramcli.checkpoint.header import Slot
 from paramcli.checkpoint.read.open import open_checkpoint
-from paramcli.checkpoint.read.sharded import open_folder_or_index, sibling_files
+from paramcli.checkpoint.read.sharded import INDEX_NAME, open_folder_or_index, sibling_files
 from paramcli.checkpoint.write.dcp import DcpSink, part_name
-from paramcli.checkpoint.write.writer import INDEX_NAME, ShardedSink, Slot, plan_shards
+from paramcli.checkpoint.write.sharded import ShardedSink, plan_shards
 from paramcli.errors import InputRefused, OutputFailed
+from paramcli.ranks import Alone
 
 
 def test_shards_are_filled_in_order_up_to_the_size():
@@ -47,10 +49,13 @@ def write_model(
     plan = plan_shards(slots, 16 // shards)
     if dcp:
         sink = DcpSink(
-            folder, {part_name(number): slots for number, slots in enumerate(plan.values())}, overwrite=overwrite
+            folder,
+            {part_name(number): slots for number, slots in enumerate(plan.values())},
+            run=Alone(),
+            overwrite=overwrite,
         )
     else:
-        sink = ShardedSink(folder, plan, lambda names: {"format": "pt"}, overwrite=overwrite, **options)
+        sink = ShardedSink(folder, plan, lambda names: {"format": "pt"}, run=Alone(), overwrite=overwrite, **options)
     with sink:
         for name in NAMES:
             sink.write(name, torch.tensor([float(value)]).numpy().tobytes())
@@ -95,7 +100,9 @@ def test_a_sharded_checkpoint_is_copied_shard_by_shard(tmp_path):
     with open_folder_or_index(tmp_path / "in") as source:
         first, second = source.shards
         shards = {first: [Slot("a", "F32", (1,)), Slot("x.b", "F32", (1,))], second: []}
-        with ShardedSink(tmp_path / "out", shards, NO_METADATA, None, sibling_files(tmp_path / "in")) as sink:
+        with ShardedSink(
+            tmp_path / "out", shards, NO_METADATA, None, sibling_files(tmp_path / "in"), run=Alone()
+        ) as sink:
             sink.copy(source, [("x.b", "b"), ("a", "a")])
             sink.commit(source)
     assert sorted(os.listdir(tmp_path / "out")) == ["config.json", first, INDEX_NAME]
@@ -116,7 +123,10 @@ def test_a_folder_that_exists_needs_leave(tmp_path):
         write_model(tmp_path / "missing" / "out", 1)
     with pytest.raises(OutputFailed, match="name is too long"):
         write_model(tmp_path / ("x" * 256), 1)
-    with pytest.raises(OutputFailed, match="exists already"), ShardedSink(tmp_path / "new", {}, NO_METADATA) as sink:
+    with (
+        pytest.raises(OutputFailed, match="exists already"),
+        ShardedSink(tmp_path / "new", {}, NO_METADATA, run=Alone()) as sink,
+    ):
         (tmp_path / "new").mkdir()
         sink.commit()
     assert sorted(os.listdir(tmp_path)) == ["file", "folder", "new"] and os.listdir(tmp_path / "new") == []
@@ -176,7 +186,7 @@ def test_in_place_edits_a_folder_it_reads(tmp_path):
     with open_folder_or_index(tmp_path / "m") as source:
         shards = {shard: [Slot(name, "F32", (1,)) for name in names] for shard, names in source.shards.items()}
         with ShardedSink(
-            tmp_path / "m", shards, NO_METADATA, None, sibling_files(tmp_path / "m"), overwrite=True
+            tmp_path / "m", shards, NO_METADATA, None, sibling_files(tmp_path / "m"), run=Alone(), overwrite=True
         ) as sink:
             sink.write("a", torch.tensor([9.0]).numpy().tobytes())
             sink.copy(source, [(name, name) for name in "bcd"])
@@ -312,7 +322,7 @@ def test_two_runs_in_place_do_not_lose_an_edit(tmp_path):
     """The run that comes second finds its input changed and gives up; the first one's result stays."""
     write_model(tmp_path / "m", 1)
     slots = {"model.safetensors": [Slot(name, "F32", (1,)) for name in NAMES]}
-    sink = ShardedSink(tmp_path / "m", slots, NO_METADATA, overwrite=True)
+    sink = ShardedSink(tmp_path / "m", slots, NO_METADATA, run=Alone(), overwrite=True)
     with open_folder_or_index(tmp_path / "m") as source, sink:
         sink.copy(source, [(name, name) for name in NAMES])
         write_model(tmp_path / "m", 2, overwrite=True)
@@ -330,7 +340,7 @@ def test_hundreds_of_shards_need_few_open_files(tmp_path):
     in_use = max(map(int, os.listdir("/proc/self/fd")))
     resource.setrlimit(resource.RLIMIT_NOFILE, (in_use + 40, hard))
     try:
-        with ShardedSink(tmp_path / "out", plan_shards(slots, 1), NO_METADATA) as sink:
+        with ShardedSink(tmp_path / "out", plan_shards(slots, 1), NO_METADATA, run=Alone()) as sink:
             for i in reversed(range(200)):
                 sink.write(f"t{i:03d}", bytes([i]))
             sink.commit()

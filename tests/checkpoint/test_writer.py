@@ -17,11 +17,11 @@ from safetensors.torch import save, save_file
 
 from paramcli.checkpoint.disk.input_file import InputFile
 from paramcli.checkpoint.disk.stream import Stream
+from paramcli.checkpoint.header import Slot
 from paramcli.checkpoint.read.safetensors_file import open_safetensors
 from paramcli.checkpoint.source import Source, Storage, TensorInfo, tensor_bytes
 from paramcli.checkpoint.write import safetensors_file as write_safetensors
-from paramcli.checkpoint.write.safetensors_file import copy_storages, joined, stretches
-from paramcli.checkpoint.write.writer import SafetensorsSink, Slot
+from paramcli.checkpoint.write.safetensors_file import SafetensorsSink, copy_storages, joined, stretches
 from paramcli.dtypes import CODE_OF_TORCH
 from paramcli.errors import InputRefused, OutputFailed
 

@@ -213,15 +213,15 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_an_input_that_changes_while_it_is_read(change, output, place, paramcli, monkeypatch):
     """Cut, grown, rewritten, replaced or gone between the header and the data: exit 3, no output, no signal."""
-    from paramcli.surgery import output as outputs
+    from paramcli.surgery import run as engine
 
-    real = outputs.open_sink
+    real = engine.open_sink
 
     def then(path, source, *rest, **options):
         CHANGES[change](source.files[0].path)
         return real(path, source, *rest, **options)
 
-    monkeypatch.setattr(outputs, "open_sink", then)
+    monkeypatch.setattr(engine, "open_sink", then)
     before = set(os.listdir(place))
     result = paramcli(*command(output), code=3)
     check_one_line(result.err, change)

@@ -48,6 +48,9 @@ _REASONS = {
 UNSUPPORTED = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK, errno.ENOTSUP}
 
 
+# A tensor's bytes, as they are given to be written.
+Data = bytes | bytearray | memoryview
+
 # What is written in one call. For larger ones the kernel takes whole huge pages, which a virtual machine's host has
 # often taken back: 4 MB at a time took three times as long.
 WRITE_BLOCK = 1 << 20
@@ -84,6 +87,12 @@ def refuse_existing(path: str | os.PathLike, overwrite: bool) -> None:
     """Raise OutputFailed early where the output is there already; the real guard is at publication."""
     if not overwrite and os.path.lexists(path):
         raise _exists(path)
+
+
+def flat(data: Data) -> memoryview:
+    """The same bytes as one row; an empty array of several dimensions, which cannot be cast to one, has none."""
+    view = memoryview(data)
+    return view.cast("B") if view.nbytes else memoryview(b"")
 
 
 def hidden_name(folder: Path, suffix: str = ".tmp") -> Path:
@@ -172,6 +181,10 @@ class AtomicFile:
         self._abandoned = False
 
     def __enter__(self) -> AtomicFile:
+        self.create()
+        return self
+
+    def create(self) -> None:
         refuse_existing(self.path, self.overwrite)
         try:
             with failures(self.path):
@@ -179,7 +192,6 @@ class AtomicFile:
         except BaseException:
             self._discard()
             raise
-        return self
 
     def _create(self) -> None:
         with suppress(FileNotFoundError):
@@ -199,12 +211,18 @@ class AtomicFile:
             self._discard()
 
     @property
+    def hidden(self) -> Path:
+        """The temporary file's name, from `create` to `publish`."""
+        assert self.temporary is not None, f"{self.path} is not being written"
+        return self.temporary
+
+    @property
     def descriptor(self) -> int:
         """The temporary file's number; of the files of one pool only a few are open at once."""
         if self._descriptor < 0:
             with failures(self.path):
                 flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
-                self._descriptor = above_standard_streams(os.open(self.temporary, flags))
+                self._descriptor = above_standard_streams(os.open(self.hidden, flags))
         if self.pool is not None:
             self.pool.used(self)
         return self._descriptor
@@ -232,11 +250,10 @@ class AtomicFile:
             # In space that is reserved a file grows by nothing that is written, so threads need not wait for each
             # other.
             with failures(self.path):
-                self._direct = Direct(self.temporary, os.fstat(self.descriptor), disk)
+                self._direct = Direct(self.hidden, os.fstat(self.descriptor), disk)
 
-    def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        view = memoryview(data).cast("B") if memoryview(data).nbytes else memoryview(b"")
-        done = 0
+    def write_at(self, offset: int, data: Data) -> None:
+        view, done = flat(data), 0
         with failures(self.path), in_use(self) as descriptor:
             while done < len(view):
                 rest = view[done:]
@@ -298,9 +315,9 @@ class AtomicFile:
         """Give the finished file its name, and put the name on the disk."""
         with failures(self.path):
             if self.overwrite:
-                os.replace(self.temporary, self.target)
+                os.replace(self.hidden, self.target)
             else:
-                publish_new(self.temporary, self.target)
+                publish_new(self.hidden, self.target)
             self.temporary = None
             sync_folder(self.folder)
 

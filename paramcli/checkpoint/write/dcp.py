@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ...errors import PATH, OutputFailed
-from ..disk.atomic import AtomicFile, failures, hidden_name
+from ..disk.atomic import AtomicFile, Data, failures, flat, hidden_name
 from ..disk.direct import Disk
 from ..disk.input_file import OpenFiles
 from ..disk.stream import Stream
@@ -28,9 +28,10 @@ from ..pickle.write_zip import ALIGNMENT, Member, directory, lay_out, members_of
 from ..read.dcp import part_names
 from ..read.recognise import DCP_METADATA, is_dcp
 from ..source import Source, Storage
-from .folder import FolderSink
-from .safetensors_file import Check, copy_storage
+from .folder import FolderSink, Run
+from .safetensors_file import copy_storage
 from .torch_file import as_torch, strides
+from .writer import Check, FileSink, MetadataOf
 
 PART_SUFFIX = ".distcp"
 _MODULE = "torch.distributed.checkpoint.metadata"
@@ -87,8 +88,8 @@ def places_of(slots: Sequence[Slot]) -> dict[str, tuple[int, int]]:
     return found
 
 
-class PartFile:
-    """One part being written: the same interface as SafetensorsSink."""
+class PartFile(FileSink):
+    """One part being written."""
 
     def __init__(
         self,
@@ -105,24 +106,14 @@ class PartFile:
         self._missing = set(self._slots)
         # Tensors that have come in part: their archive's place, itself, and the bytes so far.
         self._begun: dict[str, tuple[int, _Archive, int]] = {}
-        self.size = max(offset + length for offset, length in places.values())
-        self.file = AtomicFile(path, overwrite=overwrite, follow_links=False, pool=pool, disk=disk)
+        super().__init__(
+            AtomicFile(path, overwrite=overwrite, follow_links=False, pool=pool, disk=disk),
+            max(offset + length for offset, length in places.values()),
+        )
 
-    def __enter__(self) -> PartFile:
-        self.file.__enter__()
-        try:
-            self.file.reserve(self.size)
-        except BaseException:
-            self.file.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.file.__exit__(*exception)
-
-    def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
+    def write(self, name: str, data: Data) -> None:
         begin, archive = self._take(name)
-        data = memoryview(data).cast("B") if memoryview(data).nbytes else memoryview(b"")
+        data = flat(data)
         assert data.nbytes == archive.storage.size, (name, data.nbytes, archive.storage.size)
         archive.storage.crc = zlib.crc32(data)
         if data.nbytes <= _WHOLE:
@@ -132,9 +123,9 @@ class PartFile:
         self.file.write_at(begin + archive.storage.start, data)
         self._close(begin, archive)
 
-    def write_part(self, name: str, at: int, data: bytes | bytearray | memoryview) -> None:
+    def write_part(self, name: str, at: int, data: Data) -> None:
         begin, archive, come = self._begun.pop(name) if at else (*self._take(name), 0)
-        data = memoryview(data).cast("B") if memoryview(data).nbytes else memoryview(b"")
+        data = flat(data)
         end = at + data.nbytes
         assert at == come and end <= archive.storage.size, (name, at, come, end, archive.storage.size)
         self.file.write_at(begin + archive.storage.start + at, data)
@@ -145,6 +136,7 @@ class PartFile:
             self._begun[name] = begin, archive, end
 
     def copy(self, source: Source, pairs: Iterable[tuple[str, str]]) -> None:
+        self._sources[id(source)] = source
         with Stream(self.file) as stream:
             for name, key in pairs:
                 info = source.tensors[key]
@@ -169,14 +161,13 @@ class PartFile:
         self.file.write_at(begin, before)
         self.file.write_at(begin + archive.storage.start + archive.storage.size, after)
 
-    def abandon(self) -> None:
-        self.file.abandon()
+    def amend(self, metadata: MetadataOf) -> None:
+        """A part has no metadata."""
 
     def finish(self) -> None:
-        """Put the complete file on the disk, under its temporary name."""
         unfinished = sorted({*self._missing, *self._begun})
         assert not unfinished, f"never written: {unfinished[:3]}"
-        self.file.finish(self.size)
+        super().finish()
 
 
 class DcpSink(FolderSink):
@@ -187,14 +178,15 @@ class DcpSink(FolderSink):
 
     def __init__(
         self,
-        folder: str | os.PathLike,
+        folder: str | os.PathLike[str],
         parts: Mapping[str, Sequence[Slot]],
-        siblings: Iterable[str | os.PathLike] = (),
+        siblings: Iterable[str | os.PathLike[str]] = (),
         *,
+        run: Run,
         overwrite: bool = False,
         owner: Mapping[str, int] | None = None,
     ):
-        super().__init__(folder, parts, siblings, overwrite=overwrite, owner=owner)
+        super().__init__(folder, parts, siblings, run=run, overwrite=overwrite, owner=owner)
         self.places = {part: places_of(slots) for part, slots in self.parts.items()}
 
     def part_sink(self, path: Path, part: str, pool: OpenFiles, disk: Disk) -> PartFile:
@@ -202,7 +194,7 @@ class DcpSink(FolderSink):
 
     def index_bytes(self, names: Mapping[str, str]) -> bytes:
         tensors, data, paths = {}, {}, {}
-        sizes: dict[tuple, Size] = {}  # one object for equal ones, which the pickle then holds once
+        sizes: dict[tuple[int, ...], Size] = {}  # one object for equal ones, which the pickle then holds once
 
         def size(shape: Sequence[int]) -> Size:
             return sizes.setdefault(tuple(shape), Size(shape))
@@ -247,9 +239,7 @@ class DcpSink(FolderSink):
         index = hidden_name(self._building or self.folder, DCP_METADATA)
         with failures(self.path):
             try:
-                index.write_bytes(
-                    self.index_bytes({part: sink.file.temporary.name for part, sink in self._sinks.items()})
-                )
+                index.write_bytes(self.index_bytes({part: sink.file.hidden.name for part, sink in self._sinks.items()}))
                 check(self.path, [index])
             finally:
                 index.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ not ours to move. There the index is the switch, for what it names is the checkp
 At each step the index names one complete set of parts, so a kill or a power cut leaves the old
 checkpoint or the new one, and at worst some files beside it that no index names.
 
-Where a run has several processes (`ranks`) each has a sink of the same folder and writes the parts it owns, complete
+Where a run has several processes (its ranks) each has a sink of the same folder and writes the parts it owns, complete
 and synced, under hidden names. It hands those names to the first rank, which alone publishes: all parts or none.
 """
 
@@ -24,16 +24,17 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from ... import ranks
 from ...errors import PATH, OutputFailed
 from ...text import printable
 from ..disk.atomic import (
     UNSUPPORTED,
     AtomicFile,
+    Data,
     failures,
     folder_lock,
     hidden_name,
@@ -47,35 +48,38 @@ from ..disk.interrupts import signals_held
 from ..disk.stream import Stream
 from ..header import Slot
 from ..source import Source
-from .safetensors_file import Check, MetadataOf, check_unchanged, copy_run
+from .safetensors_file import copy_run
+from .writer import Check, FileSink, MetadataOf, Sink, check_unchanged
+
+T = TypeVar("T")
 
 
-class PartSink(Protocol):
-    """One file of the folder being written: it is there whole or not at all, and its size is known before its bytes."""
+class Run(Protocol):
+    """The processes that write one folder, as one of them sees them; `leads` is true of the first."""
 
-    file: AtomicFile
+    rank: int
     size: int
+    leads: bool
 
-    def __enter__(self) -> PartSink: ...
+    def exchange(self, subject: str, value: T) -> list[T]:
+        """What each of them says."""
 
-    def write(self, name: str, data: bytes | bytearray | memoryview) -> None: ...
+    def from_first(self, subject: str, make: Callable[[], T]) -> T:
+        """What `make` gives on the first, known to all."""
 
-    def write_part(self, name: str, at: int, data: bytes | bytearray | memoryview) -> None: ...
+    def may_publish(self) -> None:
+        """Raise where the run has failed elsewhere; from here on it cannot."""
 
-    def copy(self, source: Source, pairs: Iterable[tuple[str, str]]) -> None: ...
-
-    def abandon(self) -> None: ...
-
-    def finish(self) -> None:
-        """Put the complete file on the disk, under its temporary name."""
+    def give_up(self) -> bool:
+        """Let the run fail; False where the first publishes already."""
 
 
-class FolderSink:
+class FolderSink(Sink):
     """A folder of parts being written. What the parts and the index are is for the kinds of folder to say.
 
     `parts` is file name -> slots, and one left without slots is not written. `siblings` are files to carry along under
-    their own names. `owner`: the rank that writes each part, where there are several; of the others' tensors this
-    sink knows nothing.
+    their own names. `owner`: the rank of `run` that writes each part, where there are several; of the others' tensors
+    this sink knows nothing.
     """
 
     index_name: str
@@ -83,22 +87,23 @@ class FolderSink:
 
     def __init__(
         self,
-        folder: str | os.PathLike,
+        folder: str | os.PathLike[str],
         parts: Mapping[str, Sequence[Slot]],
-        siblings: Iterable[str | os.PathLike] = (),
+        siblings: Iterable[str | os.PathLike[str]] = (),
         *,
+        run: Run,
         overwrite: bool = False,
         owner: Mapping[str, int] | None = None,
     ):
+        super().__init__()
         self.path = Path(folder)
         self.folder = Path(os.path.realpath(folder)) if overwrite else Path(folder).absolute()
         self.overwrite = overwrite
         self.parts = {part: list(slots) for part, slots in parts.items() if slots}
         self.home = {slot.name: part for part, slots in self.parts.items() for slot in slots}
         self.siblings = [Path(sibling) for sibling in siblings]
-        self._sinks: dict[str, PartSink] = {}
-        self._sources: dict[int, Source] = {}
-        self._run = ranks.current() if owner is not None else ranks.Alone()
+        self._sinks: dict[str, FileSink] = {}
+        self._run = run
         self._owner = owner or {}
         self._files: dict[str, AtomicFile] = {}  # every part that is ours to publish, finished
         self._handed_over = False
@@ -108,39 +113,34 @@ class FolderSink:
 
     # --- what a kind of folder says --------------------------------------------------------------
 
-    def part_sink(self, path: Path, part: str, pool: OpenFiles, disk: Disk) -> PartSink:
+    @abstractmethod
+    def part_sink(self, path: Path, part: str, pool: OpenFiles, disk: Disk) -> FileSink:
         """The sink of one part, to be written at `path`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def index_bytes(self, names: Mapping[str, str]) -> bytes:
         """The index of these parts, part -> the name it is to be found under."""
-        raise NotImplementedError
 
+    @abstractmethod
     def check_replaced(self) -> None:
         """Raise OutputFailed where the folder that is there is not one this sink may write into."""
-        raise NotImplementedError
 
+    @abstractmethod
     def old_parts(self) -> set[str]:
         """Names of the parts of the checkpoint that is replaced, as the old index has them: an untrusted text."""
-        raise NotImplementedError
 
     def check_written(self, check: Check) -> None:
         """Let `check` look at the finished parts of this process, under their temporary names."""
-        check(self.path, [sink.file.temporary for sink in self._sinks.values()])
+        check(self.path, [sink.file.hidden for sink in self._sinks.values()])
 
     # --- writing ---------------------------------------------------------------------------------
 
-    def __enter__(self) -> FolderSink:
+    def begin(self) -> None:
         refuse_existing(self.path, self.overwrite)
-        try:
-            with failures(self.path):
-                self._start()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
+        with failures(self.path):
+            self._begin()
 
-    def _start(self) -> None:
+    def _begin(self) -> None:
         building = self._run.from_first("building", self._make_folder)
         self._building = self.folder.parent / building if building else None
         place = self._building or self.folder
@@ -154,7 +154,7 @@ class FolderSink:
         for part in self.parts:
             if self._owner.get(part, 0) == self._run.rank:
                 self._sinks[part] = self.part_sink(place / part, part, pool, disk)
-                self._sinks[part].__enter__()
+                self._open.enter_context(self._sinks[part])
 
     def _make_folder(self) -> str | None:
         """The name of a new folder that is built beside the output; None where the output's own is there."""
@@ -173,27 +173,22 @@ class FolderSink:
         self.check_replaced()
         return None
 
-    def __exit__(self, *exception: object) -> None:
-        with signals_held():  # a second Ctrl-C while the first cleans up, or a third
-            self._discard()
-
-    def _discard(self) -> None:
-        # What another rank publishes at this moment is not ours to remove.
-        theirs = self._handed_over and not self._run.give_up()
-        for file in [*(sink.file for sink in self._sinks.values()), *self._files.values()]:
+    def discard(self) -> None:
+        with signals_held():
+            # What another rank publishes at this moment is not ours to remove.
+            theirs = self._handed_over and not self._run.give_up()
             if self._switched or theirs:
-                file.temporary = None
-            file.__exit__()
-        for file in self._others:
-            file.__exit__()
-        if self._building is not None and not theirs:
-            self._run.give_up()
-            shutil.rmtree(self._building, ignore_errors=True)
+                for file in [*(sink.file for sink in self._sinks.values()), *self._files.values()]:
+                    file.temporary = None
+            super().discard()
+            if self._building is not None and not theirs:
+                self._run.give_up()
+                shutil.rmtree(self._building, ignore_errors=True)
 
-    def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
+    def write(self, name: str, data: Data) -> None:
         self._sinks[self.home[name]].write(name, data)
 
-    def write_part(self, name: str, at: int, data: bytes | bytearray | memoryview) -> None:
+    def write_part(self, name: str, at: int, data: Data) -> None:
         self._sinks[self.home[name]].write_part(name, at, data)
 
     def copy(self, source: Source, pairs: Iterable[tuple[str, str]]) -> None:
@@ -230,7 +225,7 @@ class FolderSink:
         with failures(self.path):
             if self._building is not None:
                 check_unchanged(*used)
-                self._publish_folder()
+                self._publish_folder(self._building)
                 return
             with folder_lock(self.folder):
                 # Inside the lock: what another run published here before us is a change of our input.
@@ -241,7 +236,7 @@ class FolderSink:
     def _take_over(self, used: Iterable[Source]) -> bool:
         """On the first rank: every finished part of the others is found, and is ours. On the others, the opposite."""
         check_unchanged(*used)
-        mine = {part: (sink.file.temporary.name, sink.size) for part, sink in self._sinks.items()}
+        mine = {part: (sink.file.hidden.name, sink.size) for part, sink in self._sinks.items()}
         self._handed_over = not self._run.leads
         finished = self._run.exchange("finished", mine)
         if not self._run.leads:
@@ -251,9 +246,9 @@ class FolderSink:
         for rank, files in enumerate(finished[1:], 1):
             for part, (name, size) in files.items():
                 file = AtomicFile(place / part, overwrite=self.overwrite, follow_links=False)
-                file.temporary = place / name
-                self._files[part] = file
-                if not file.temporary.is_file() or file.temporary.stat().st_size != size:
+                file.temporary = there = place / name
+                self._files[part] = self._open.push(file)
+                if not there.is_file() or there.stat().st_size != size:
                     raise OutputFailed(
                         f"{printable(part)}, which rank {rank} wrote, is not to be found here",
                         path=self.path,
@@ -278,8 +273,9 @@ class FolderSink:
 
     def _other(self, target: Path) -> AtomicFile:
         file = AtomicFile(target, overwrite=self.overwrite, follow_links=False)
-        self._others.append(file)
-        return file.__enter__()
+        self._others.append(self._open.push(file))
+        file.create()
+        return file
 
     def _index(self, place: Path, names: Mapping[str, str]) -> AtomicFile:
         """A finished index, part -> the name it is to be found under."""
@@ -289,14 +285,14 @@ class FolderSink:
         index.finish(len(data))
         return index
 
-    def _publish_folder(self) -> None:
-        index = self._index(self._building, {part: part for part in self._files})
+    def _publish_folder(self, building: Path) -> None:
+        index = self._index(building, {part: part for part in self._files})
         for file in [*self._files.values(), *self._others]:
             if file is not index:
                 file.publish()
         index.publish()
         # Who made the folder meanwhile keeps it.
-        rename_to_new(self._building, self.folder)
+        rename_to_new(building, self.folder)
         self._building = None
         sync_folder(self.folder.parent)
 
@@ -309,7 +305,7 @@ class FolderSink:
         to_hidden = self._index(self.folder, hidden)
         to_own = self._index(self.folder, {part: part for part in hidden})
         for part, file in self._files.items():
-            os.rename(file.temporary, self.folder / hidden[part])
+            os.rename(file.hidden, self.folder / hidden[part])
             file.temporary = self.folder / hidden[part]
         sync_folder(self.folder)
         try:

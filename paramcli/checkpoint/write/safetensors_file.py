@@ -14,27 +14,23 @@ import struct
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 
-from ..disk.atomic import AtomicFile, failure
+from ..disk.atomic import AtomicFile, Data, failure
 from ..disk.direct import Disk
 from ..disk.input_file import InputFile, OpenFiles, in_use
 from ..disk.stream import Stream
 from ..header import PAGE, Slot, build_header, congruent_end, layout
 from ..source import Source, Storage
+from .writer import FileSink, MetadataOf
 
 # One call of copy_file_range moves at most this much, so that signals are not held up, and the disk begins early.
 KERNEL_BLOCK = 1 << 26
 # Threads that copy where the kernel does not: some compare checksums while others wait for the disk.
 COPIERS = 4
-# What looks at the finished files, still under their temporary names, before they are published.
-Check = Callable[[Path, Iterable[Path]], None]
-# The metadata of a file that holds tensors of these names.
-MetadataOf = Callable[[Iterable[str]], Mapping[str, str]]
 
 
-class SafetensorsSink:
+class SafetensorsSink(FileSink):
     """One .safetensors file being written. `origins` is where tensors that will be copied lie in their files.
 
     The header goes first, before any tensor is read. `longest`: the longest metadata that reading them can lead to, for
@@ -43,7 +39,7 @@ class SafetensorsSink:
 
     def __init__(
         self,
-        path: str | os.PathLike,
+        path: str | os.PathLike[str],
         slots: Sequence[Slot],
         metadata: Mapping[str, str],
         *,
@@ -56,33 +52,25 @@ class SafetensorsSink:
     ):
         self._places = layout(slots)
         head_of = partial(build_header, slots, end=congruent_end(self._places, origins), longest=longest)
-        self._head: bytes | None = head_of(metadata)
+        head = head_of(metadata)
+        self._head: bytes | None = head
         self._head_of = head_of if longest is not None else None
-        self._data = len(self._head)  # where the tensors begin
+        self._data = len(head)  # where the tensors begin
         # Bytes that have come of each tensor; one that is complete is no longer here.
         self._missing = dict.fromkeys(self._places, 0)
-        self._sources: dict[int, Source] = {}
-        self.size = self._data + max((end for _, end in self._places.values()), default=0)
-        self.file = AtomicFile(path, overwrite=overwrite, follow_links=follow_links, pool=pool, disk=disk)
+        size = self._data + max((end for _, end in self._places.values()), default=0)
+        super().__init__(AtomicFile(path, overwrite=overwrite, follow_links=follow_links, pool=pool, disk=disk), size)
 
-    def __enter__(self) -> SafetensorsSink:
-        self.file.__enter__()
-        try:
-            self.file.reserve(self.size)
-            self.file.write_at(0, self._head)
-            self._head = None  # of a checkpoint of many shards they are many
-        except BaseException:
-            self.file.__exit__()
-            raise
-        return self
+    def begin(self) -> None:
+        super().begin()
+        assert self._head is not None, "a sink is used once"
+        self.file.write_at(0, self._head)
+        self._head = None  # of a checkpoint of many shards they are many
 
-    def __exit__(self, *exception: object) -> None:
-        self.file.__exit__(*exception)
-
-    def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
+    def write(self, name: str, data: Data) -> None:
         self.file.write_at(self._take(name, memoryview(data).nbytes), data)
 
-    def write_part(self, name: str, at: int, data: bytes | bytearray | memoryview) -> None:
+    def write_part(self, name: str, at: int, data: Data) -> None:
         self.file.write_at(self._take_part(name, at, memoryview(data).nbytes), data)
 
     def copy(self, source: Source, pairs: Iterable[tuple[str, str]]) -> None:
@@ -107,9 +95,6 @@ class SafetensorsSink:
         copy_runs(source, self.file, joined(runs))
         for storage in parts:
             source.check_storage(storage)
-
-    def abandon(self) -> None:
-        self.file.abandon()
 
     def amend(self, metadata: MetadataOf) -> None:
         if self._head_of is not None:
@@ -137,22 +122,8 @@ class SafetensorsSink:
         return self._data + begin + at
 
     def finish(self) -> None:
-        """Put the complete file on the disk, under its temporary name."""
         assert not self._missing, f"never written: {sorted(self._missing)[:3]}"
-        self.file.finish(self.size)
-
-    def commit(self, *sources: Source, check: Check | None = None) -> None:
-        self.finish()
-        if check is not None:
-            check(self.file.path, [self.file.temporary])
-        check_unchanged(*self._sources.values(), *sources)
-        self.file.publish()
-
-
-def check_unchanged(*sources: Source) -> None:
-    """Raise InputRefused if any of the inputs is not what it was when it was opened."""
-    for source in {id(source): source for source in sources}.values():
-        source.check_unchanged()
+        super().finish()
 
 
 def joined(runs: Iterable[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:

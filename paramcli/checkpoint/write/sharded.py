@@ -15,14 +15,15 @@ from ..disk.input_file import OpenFiles
 from ..header import Slot
 from ..read.recognise import is_dcp
 from ..read.sharded import INDEX_NAME, INDEX_SUFFIX, read_index
-from .folder import FolderSink
-from .safetensors_file import MetadataOf, SafetensorsSink
+from .folder import FolderSink, Run
+from .safetensors_file import SafetensorsSink
+from .writer import MetadataOf
 
 SINGLE_NAME = "model.safetensors"
 
 
 class ShardedSink(FolderSink):
-    """A folder of shards being written; the same interface as SafetensorsSink.
+    """A folder of shards being written.
 
     `shards` is file name -> slots. `metadata` gives that of a shard with these keys; `index_metadata` goes into the
     index beside total_size, which is always exact. `longest` is SafetensorsSink's, of each shard. The rest is
@@ -33,19 +34,20 @@ class ShardedSink(FolderSink):
 
     def __init__(
         self,
-        folder: str | os.PathLike,
+        folder: str | os.PathLike[str],
         shards: Mapping[str, Sequence[Slot]],
         metadata: MetadataOf,
         index_metadata: Mapping[str, object] | None = None,
-        siblings: Iterable[str | os.PathLike] = (),
+        siblings: Iterable[str | os.PathLike[str]] = (),
         *,
+        run: Run,
         overwrite: bool = False,
         index_name: str = INDEX_NAME,
         owner: Mapping[str, int] | None = None,
         origins: Mapping[str, int] = MappingProxyType({}),
         longest: MetadataOf | None = None,
     ):
-        super().__init__(folder, shards, siblings, overwrite=overwrite, owner=owner)
+        super().__init__(folder, shards, siblings, run=run, overwrite=overwrite, owner=owner)
         self.index_name = index_name
         self.metadata = metadata
         self.origins = origins

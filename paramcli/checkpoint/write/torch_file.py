@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ...dtypes import DTYPES
 from ...errors import TENSOR, InputRefused
-from ..disk.atomic import AtomicFile
+from ..disk.atomic import AtomicFile, Data, flat
 from ..disk.stream import Stream
 from ..header import Slot
 from ..pickle.pickle_data import Items, StorageRef, TensorRef
@@ -25,7 +25,8 @@ from ..pickle.write_zip import Member, directory, lay_out, members_of
 from ..read.roots import as_dict
 from ..read.torch_file import PAIRS
 from ..source import Source, Storage
-from .safetensors_file import Check, MetadataOf, check_unchanged, copy_storage
+from .safetensors_file import copy_storage
+from .writer import FileSink, MetadataOf
 
 
 @dataclass
@@ -44,8 +45,8 @@ class _Place:
     offset: int = 0
 
 
-class TorchSink:
-    """One torch checkpoint being written. Use in a `with`; nothing appears without commit()."""
+class TorchSink(FileSink):
+    """One torch checkpoint being written."""
 
     def __init__(
         self,
@@ -62,7 +63,6 @@ class TorchSink:
         `tied`: a slot that is written -> the one before it that it is one tensor with."""
         self.source = source
         self.slots = {slot.name: slot for slot in slots}
-        self.file = AtomicFile(path, overwrite=overwrite)
         self.records: list[_Record] = []
         self._tensors: dict[str, _Place] = {}
         self._whole: dict[tuple, _Place] = {}
@@ -77,6 +77,9 @@ class TorchSink:
         pickle = PickleWriter(self._place_of).finish(tree)
         self.members = members_of(pickle, self.records)
         self.directory = lay_out(self.members)
+        size = self.directory + len(directory(self.members, self.directory))
+        super().__init__(AtomicFile(path, overwrite=overwrite), size)
+        self._sources[id(source)] = source
 
     # --- what goes where -------------------------------------------------------------------------
 
@@ -181,33 +184,24 @@ class TorchSink:
 
     # --- writing ---------------------------------------------------------------------------------
 
-    def __enter__(self) -> TorchSink:
-        self.file.__enter__()
-        try:
-            self.file.reserve(self.directory)
-            for member in self.members:
-                if member.data is not None:
-                    self.file.write_at(member.start, member.data)
-        except BaseException:
-            self.file.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.file.__exit__(*exception)
+    def begin(self) -> None:
+        super().begin()
+        for member in self.members:
+            if member.data is not None:
+                self.file.write_at(member.start, member.data)
 
     def _put(self, record: _Record, at: int, data: memoryview) -> None:
         self.file.write_at(record.start + at, data)
         record.crc = zlib.crc32(data, record.crc)
 
-    def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
+    def write(self, name: str, data: Data) -> None:
         size = self._tensors[name].record.size
         assert memoryview(data).nbytes == size, (name, memoryview(data).nbytes, size)
         self.write_part(name, 0, data)
 
-    def write_part(self, name: str, at: int, data: bytes | bytearray | memoryview) -> None:
+    def write_part(self, name: str, at: int, data: Data) -> None:
         record = self._tensors[name].record
-        view = memoryview(data).cast("B") if len(memoryview(data)) else memoryview(b"")
+        view = flat(data)
         come, crc = self._parts.pop(name, (0, 0))
         assert at == come and at + view.nbytes <= record.size, (name, at, come, view.nbytes, record.size)
         if not record.written:
@@ -242,13 +236,10 @@ class TorchSink:
         record.crc = copy_storage(self.source, record.source, stream, record.start)
         record.written = True
 
-    def abandon(self) -> None:
-        self.file.abandon()
-
     def amend(self, metadata: MetadataOf) -> None:
         """A torch file has no metadata."""
 
-    def commit(self, *sources: Source, check: Check | None = None) -> None:
+    def finish(self) -> None:
         with Stream(self.file) as stream:
             for place in self._foreign.values():
                 self._copy(place.record, stream)
@@ -257,13 +248,8 @@ class TorchSink:
             raise AssertionError(f"never written: {missing[:3]}")
         for member in self.members:
             self.file.write_at(member.header, member.local_header())
-        end = directory(self.members, self.directory)
-        self.file.write_at(self.directory, end)
-        self.file.finish(self.directory + len(end))
-        if check is not None:
-            check(self.file.path, [self.file.temporary])
-        check_unchanged(self.source, *sources)
-        self.file.publish()
+        self.file.write_at(self.directory, directory(self.members, self.directory))
+        super().finish()
 
 
 def as_torch(slot: Slot) -> tuple[str, tuple[int, ...]]:

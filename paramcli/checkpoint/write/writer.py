@@ -1,45 +1,113 @@
-"""Where tensors go: one protocol, a sink for one file and a sink for a folder of shards."""
+"""Where tensors go: what all sinks do, and what those of one file have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..header import Slot
+from ..disk.atomic import AtomicFile, Data
+from ..disk.interrupts import signals_held
 from ..source import Source
-from .safetensors_file import Check, MetadataOf, SafetensorsSink
-from .sharded import INDEX_NAME, ShardedSink, plan_shards
 
-__all__ = ["INDEX_NAME", "MetadataOf", "SafetensorsSink", "ShardedSink", "Sink", "Slot", "plan_shards"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+# What looks at the finished files, still under their temporary names, before they are published.
+Check = Callable[[Path, Iterable[Path]], None]
+# The metadata of a file that holds tensors of these names.
+MetadataOf = Callable[[Iterable[str]], Mapping[str, str]]
 
 
-class Sink(Protocol):
-    """Where tensors go. Used in a `with`; without commit() nothing appears."""
+class Sink(ABC):
+    """Where tensors go. Use in a `with`; without commit() nothing appears."""
 
-    def __enter__(self) -> Sink: ...
+    def __init__(self) -> None:
+        # What is left with the sink: its files, or the sinks it writes to.
+        self._open = ExitStack()
+        # Those that were copied from, by their id.
+        self._sources: dict[int, Source] = {}
 
-    def __exit__(self, *exception: object) -> None: ...
+    def __enter__(self) -> Self:
+        try:
+            self.begin()
+        except BaseException:
+            self.discard()
+            raise
+        return self
 
-    def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
+    def __exit__(self, *exception: object) -> None:
+        self.discard()
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Make the files, hidden; what was made by a call that raises, `discard` removes."""
+
+    def discard(self) -> None:
+        """Remove what is not published; of what is, nothing."""
+        with signals_held():  # a second Ctrl-C while the first cleans up, or a third
+            self._open.close()
+
+    @abstractmethod
+    def write(self, name: str, data: Data) -> None:
         """The row-major bytes of one tensor."""
 
-    def write_part(self, name: str, at: int, data: bytes | bytearray | memoryview) -> None:
+    @abstractmethod
+    def write_part(self, name: str, at: int, data: Data) -> None:
         """Some of a tensor's bytes, from byte `at` of it on; its parts come in order, without a gap."""
 
+    @abstractmethod
     def copy(self, source: Source, pairs: Iterable[tuple[str, str]]) -> None:
         """Tensors (name here, name in the source), byte for byte."""
 
+    @abstractmethod
     def abandon(self) -> None:
         """Let other threads that write here stop soon: the work has failed and the sink is about to be left."""
 
+    @abstractmethod
     def amend(self, metadata: MetadataOf) -> None:
         """The metadata as the data have settled it, in the room that was kept for it; nothing where the container has
         none.
         """
 
+    @abstractmethod
     def commit(self, *sources: Source, check: Check | None = None) -> None:
         """Publish. Sources that were copied from, and those given, must be unchanged since they were opened.
 
         `check` gets the output's path and the finished files under their temporary names; if it raises, nothing
         appears.
         """
+
+
+class FileSink(Sink):
+    """A sink of one file, whose size is known before its bytes."""
+
+    def __init__(self, file: AtomicFile, size: int):
+        super().__init__()
+        self.file, self.size = file, size
+
+    def begin(self) -> None:
+        self._open.enter_context(self.file)
+        self.file.reserve(self.size)
+
+    def abandon(self) -> None:
+        self.file.abandon()
+
+    def finish(self) -> None:
+        """Put the complete file on the disk, under its temporary name."""
+        self.file.finish(self.size)
+
+    def commit(self, *sources: Source, check: Check | None = None) -> None:
+        self.finish()
+        if check is not None:
+            check(self.file.path, [self.file.hidden])
+        check_unchanged(*self._sources.values(), *sources)
+        self.file.publish()
+
+
+def check_unchanged(*sources: Source) -> None:
+    """Raise InputRefused if any of the inputs is not what it was when it was opened."""
+    for source in {id(source): source for source in sources}.values():
+        source.check_unchanged()
