@@ -51,9 +51,12 @@ from .view import IDENTITY, View, parse_view
 if TYPE_CHECKING:
     from .surgery.edits.add import Init
 
+# A module's own class, which is what comes back.
+Model = TypeVar("Model", bound=nn.Module)
+
 
 def register(
-    module: nn.Module,
+    module: Model,
     name: str,
     chain: str,
     view: str | None = None,
@@ -61,7 +64,7 @@ def register(
     init: Init = "project",
     seed: int = 0,
     max_change: float | None = None,
-) -> nn.Module:
+) -> Model:
     """Put a chain on a parameter or buffer of a module; returns the module.
 
     Args:
@@ -85,7 +88,8 @@ def register(
         if view is not None and parse_view(view) != known[1]:
             raise UsageError(f"{TENSOR} already has the view {known[1]}; a chain has one view", tensor=name)
         _, more = extend(known[0], chain)
-        return hosting.register(module, name, more, known[1], seed)
+        hosting.register(module, name, more, known[1], seed)
+        return module
     parsed, seen = parse_chain(chain), parse_view(view)
     tensor = getattr(module, name, None)
     if not isinstance(tensor, Tensor) or name not in {**module._parameters, **module._buffers}:
@@ -98,7 +102,8 @@ def register(
         parsed = parsed.at(seen.shape(tensor.shape))
         hosting.require_fit(parsed, seen, tuple(tensor.shape), tensor.dtype)
         if init == "raw":
-            return hosting.register(module, name, parsed, seen, seed)
+            hosting.register(module, name, parsed, seen, seed)
+            return module
         if init not in ("project", "strict"):
             raise UsageError(f"init={init!r}: project, strict or raw")
         fitted = fit(tensor.detach(), parsed, seen, init=init, seed=seed, max_change=max_change)
@@ -112,14 +117,14 @@ def register(
 
 
 def load(
-    model: nn.Module,
+    model: Model,
     path: str | os.PathLike[str],
     strict: bool = True,
     *,
     root: str | None = None,
     device: str = "cpu",
     ignore_record: bool = False,
-) -> nn.Module:
+) -> Model:
     """Register on the model what the file's record and keys say, then load the file; returns the model.
 
     Any checkpoint that `paramcli inspect` reads will do, in any spelling: older spellings of weight norm, spectral
