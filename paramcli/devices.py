@@ -29,7 +29,7 @@ def torch_device(device: str) -> str:
         if not have_cuda:
             why = (
                 "this torch is built without CUDA"
-                if not torch.backends.cuda.is_built()  # type: ignore[no-untyped-call]  # torch gives it no types
+                if not torch.backends.cuda.is_built()
                 else "torch finds no CUDA device"
             )
             raise UsageError(f"--device {device}: {why}", hint="--device cpu, or --device auto")

@@ -164,8 +164,9 @@ def check_choice(option: str, value: str, choices: Sequence[Word]) -> Word:
 def select(names: Sequence[str], patterns: Iterable[str], where: str | PathLike[str]) -> list[str]:
     """The names that the patterns choose, in the order of `names`.
 
-    A pattern is a full name, a shell glob (`*` crosses dots), or `re:REGEX` matched against the whole name. What it means
-    is the user's: a tensor that is named `*` does not make `*` mean itself alone. One that matches nothing raises UsageError with the closest names; `where` is the file, or words for another place.
+    A pattern is a full name, a shell glob (`*` crosses dots), or `re:REGEX` matched against the whole name. What it
+    means is the user's: a tensor that is named `*` does not make `*` mean itself alone. One that matches nothing raises
+    UsageError with the closest names; `where` is the file, or words for another place.
     """
     chosen: set[str] = set()
     known = set(names)

@@ -119,7 +119,9 @@ def test_a_pattern_that_matches_nothing_shows_the_closest():
 
 
 def test_a_name_with_glob_characters_means_itself_too():
-    """A tensor whose name holds brackets can be chosen by that name; what the pattern means for others it means still."""
+    """A tensor whose name holds brackets can be chosen by that name; what the pattern means for others it still
+    means.
+    """
     assert select(["a[0].w", "a0.w", "b"], ["a[0].w"], "f") == ["a[0].w", "a0.w"]
     assert select(["a[0].w", "a0.w", "b"], [r"re:a\[0\]\.w"], "f") == ["a[0].w"]
 

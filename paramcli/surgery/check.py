@@ -41,7 +41,9 @@ class CheckedSink(Sink):
     """A sink that remembers what passes through it, and compares before the result gets its name."""
 
     def __init__(self, sink: Sink, slots: Sequence[Slot], metadata: MetadataOf, root: str | None = None):
-        """`metadata`: of a safetensors file with the keys it is given; `root`: where a torch result has its state dict."""
+        """`metadata`: of a safetensors file with the keys it is given; `root`: where a torch result has its state
+        dict.
+        """
         super().__init__()
         self.sink = sink
         self.slots = {slot.name: slot for slot in slots}
