@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -359,7 +360,7 @@ def test_a_size_limit_is_a_clear_failure(tmp_path):
         except OutputFailed as error:
             sys.exit(error.message)
         """
-        limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))  # noqa: E731
+        limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (10_000, 10_000))
         process = run(code, tmp_path, preexec_fn=limit)
         _, err = process.communicate(timeout=HANG_SECONDS)
         assert err.strip() == b"cannot write out: the file would pass the size limit" and process.returncode == 1

@@ -356,7 +356,10 @@ def test_what_is_said_to_fit_can_be_typed():
 def test_the_table_tells_half_a_tensor_and_a_plugin_s_hint_does_not(of_a_plugin, monkeypatch):
     """What a plug-in says that it stores may be wrong, and a whole tensor is not refused for it."""
     skew = PARAMETRIZATIONS["skew"]
-    stores = lambda shape, arguments: {"original": (None, shape), "extra": (None, shape)}  # noqa: E731
+
+    def stores(shape, arguments):
+        return {"original": (None, shape), "extra": (None, shape)}
+
     monkeypatch.setitem(
         PARAMETRIZATIONS,
         "skew",

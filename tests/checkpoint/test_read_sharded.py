@@ -23,9 +23,10 @@ SPLIT = {
 }
 INDEX = "model.safetensors.index.json"
 TOTAL = 5 * 6 * 4
+METADATA = {"total_size": TOTAL}
 
 
-def write_index(folder: Path, split=SPLIT, metadata={"total_size": TOTAL}, name: str = INDEX) -> Path:  # noqa: B006
+def write_index(folder: Path, split=SPLIT, metadata: object = METADATA, name: str = INDEX) -> Path:
     weight_map = {tensor: shard for shard, names in split.items() for tensor in names}
     (folder / name).write_text(json.dumps({"metadata": metadata, "weight_map": weight_map}))
     return folder / name

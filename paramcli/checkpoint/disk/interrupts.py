@@ -61,4 +61,4 @@ def import_torch() -> None:
     """
     if "torch" not in sys.modules:
         with signals_held():
-            import torch  # noqa: F401
+            import torch  # noqa: F401  nothing of it is used here: it is to be imported now
