@@ -114,7 +114,8 @@ def norm_dim(g: tuple[int, ...], v: tuple[int, ...]) -> list[int | None]:
 def _weight_norm(parts: Mapping[str, TensorInfo]) -> Reading | None:
     g, v = parts["original0"], parts["original1"]
     dims = norm_dim(g.shape, v.shape)
-    if not dims or g.dtype != v.dtype or g.dtype not in EDITABLE:
+    # A norm may be kept wider than the directions; the weight has the dtype of these.
+    if not dims or not {g.dtype, v.dtype} <= EDITABLE:
         return None
     return Reading(f"weight_norm:dim={'none' if dims[0] is None else dims[0]}")
 
@@ -256,6 +257,9 @@ def _complete(base: str, present: set[str], tensors: Mapping[str, TensorInfo]) -
             continue
         parts = {role: tensors[base + suffix] for suffix, role in spelling.roles.items()}
         reading = spelling.read(parts)
+        dtypes = {info.dtype for role, info in parts.items() if role.startswith("original")}
+        if len(dtypes) > 1 and not _TORCH_LEAF.fullmatch(base.rpartition(".")[2]):
+            continue  # tensors of their own that end alike
         if reading:
             keys = {role: base + suffix for suffix, role in spelling.roles.items()}
             stored = parts.get("original") or parts["original1"]

@@ -5,6 +5,8 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from paramcli.chain import parse_chain
 from paramcli.checkpoint.source import Storage, TensorInfo
@@ -369,3 +371,21 @@ def test_the_table_tells_half_a_tensor_and_a_plugin_s_hint_does_not(of_a_plugin,
         "fc.weight"
     ]
     assert group.chain == "skew" and (group.problem is None if of_a_plugin else "lacks its 0.extra" in group.problem)
+
+
+@pytest.mark.parametrize("new", [False, True])
+@pytest.mark.parametrize("g_dtype, v_dtype", [(torch.float32, torch.float16), (torch.bfloat16, torch.float32)])
+def test_a_norm_may_have_another_dtype_than_its_directions(g_dtype, v_dtype, new, paramcli, tmp_path):
+    """It folds to the dtype of v, computed in float32 or wider; both ways of spelling it rename to the other."""
+    v = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).to(v_dtype)
+    g = torch.arange(1.0, 7.0).unsqueeze(1).to(g_dtype)
+    old, now = ("l.weight_g", "l.weight_v"), tuple(f"l.parametrizations.weight.original{i}" for i in (0, 1))
+    save_file(dict(zip(now if new else old, (g, v), strict=True)), tmp_path / "a.safetensors")
+    paramcli("remove", tmp_path / "a.safetensors", "-o", tmp_path / "b.safetensors")
+    value = load_file(tmp_path / "b.safetensors")["l.weight"]
+    wanted = g.double() * v.double() / torch.linalg.vector_norm(v.double(), dim=1, keepdim=True)
+    assert value.dtype == v_dtype
+    torch.testing.assert_close(value.double(), wanted, rtol=torch.finfo(v_dtype).eps, atol=0)
+    paramcli("migrate", tmp_path / "a.safetensors", "--to", "old" if new else "new", "-o", tmp_path / "c.safetensors")
+    renamed = load_file(tmp_path / "c.safetensors")
+    assert [renamed[key].dtype for key in (old if new else now)] == [g_dtype, v_dtype]
