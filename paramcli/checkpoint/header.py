@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from ..dtypes import DTYPES, bits_of
 from ..errors import PATH, TENSOR, InputRefused
@@ -47,11 +48,15 @@ class Slot:
         return bits_of(self.dtype, self.shape) // 8
 
 
+# (dtype, shape, begin, end in the data)
+Described = tuple[str, tuple[int, ...], int, int]
+
+
 @dataclass(frozen=True)
 class Header:
-    """What a header says, checked: name -> (dtype, shape, begin, end in the data), and the metadata."""
+    """What a header says, checked: its tensors by name, and the metadata."""
 
-    tensors: dict[str, tuple[str, tuple[int, ...], int, int]]
+    tensors: dict[str, Described]
     metadata: dict[str, str]
 
 
@@ -74,7 +79,7 @@ def header_length(first: bytes, file_size: int) -> int:
 
 def parse_header(data: bytes, data_size: int) -> Header:
     """The header from its JSON bytes, for a file with `data_size` bytes after it; InputRefused if it is broken."""
-    tensors: dict[str, tuple[str, tuple[int, ...], int, int]] = {}
+    tensors: dict[str, Described] = {}
     metadata: dict[str, str] = {}
 
     def read_metadata(key: str, at: int) -> int:
@@ -110,11 +115,11 @@ def parse_header(data: bytes, data_size: int) -> Header:
 _WHOLE = frozenset((int,))
 
 
-def _sizes(values: object) -> bool:
+def _sizes(values: object) -> TypeGuard[list[int]]:
     return type(values) is list and _WHOLE.issuperset(map(type, values))
 
 
-def _entry(name: str, fields: dict[str, object]) -> tuple[str, tuple[int, ...], int, int]:
+def _entry(name: str, fields: dict[str, object]) -> Described:
     def refuse(why: str) -> InputRefused:
         return InputRefused(f"{PATH} has a broken safetensors header: '{TENSOR}' {why}", tensor=name)
 
@@ -137,7 +142,7 @@ def _entry(name: str, fields: dict[str, object]) -> tuple[str, tuple[int, ...], 
     return dtype, tuple(shape), begin, end
 
 
-def _check_coverage(tensors: Mapping[str, tuple], data_size: int) -> None:
+def _check_coverage(tensors: Mapping[str, Described], data_size: int) -> None:
     position = 0
     for begin, end, name in sorted((entry[2], entry[3], name) for name, entry in tensors.items()):
         if begin != position:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,10 @@ from .disk.input_file import InputFile
 from .disk.memory import Blocks
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from torch import Tensor
+
     from .disk.stream import Stream
 
 # Threads that compare checksums ahead of need, without the interpreter's lock.
@@ -137,9 +141,8 @@ class Source:
     tree: object = None
     # Every storage of a torch file by its key, those outside the state dict too.
     storages: dict[str, Storage] = field(default_factory=dict)
-    # (file, offset) of a storage -> the Future of its comparison, made by whoever asked first: True, or why it is
-    # refused.
-    _checks: dict = field(default_factory=dict, repr=False)
+    # (file, offset) of a storage -> its comparison, made by whoever asked first: True, or why it is refused.
+    _checks: dict[tuple[int, int], Future[bool]] = field(default_factory=dict, repr=False)
     _checking: list[threading.Thread] = field(default_factory=list, repr=False)
     # Each thread's stream of what is only summed up.
     _kept: threading.local = field(default_factory=threading.local, repr=False)
@@ -190,7 +193,7 @@ class Source:
         if storage.crc is not None:
             self.pass_through(storage)
 
-    def pass_through(self, storage: Storage, stream: Stream | None = None) -> int | None:
+    def pass_through(self, storage: Storage, stream: Stream | None = None) -> int:
         """Send a storage's bytes along `stream`, and compare their checksum as `check_storage` does; gives the
         checksum.
 
@@ -200,9 +203,9 @@ class Source:
         from concurrent.futures import Future
 
         place = storage.file, storage.offset
-        while True:
-            mine: Future[bool] = Future()
-            check = mine if storage.crc is None else self._checks.setdefault(place, mine)
+        mine: Future[bool] = Future()
+        while storage.crc is not None:
+            check = self._checks.setdefault(place, mine)
             if check is mine:
                 break
             if stream is not None:
@@ -291,7 +294,7 @@ class Source:
         tensor = self.read(name)  # alive until its bytes are copied
         return bytearray(tensor_bytes(tensor))
 
-    def read(self, name: str):
+    def read(self, name: str) -> Tensor:
         """The tensor as a new contiguous torch.Tensor on the CPU."""
         import torch
 
@@ -304,7 +307,7 @@ class Source:
             whole[place] = self._read(piece.info)
         return whole
 
-    def read_rows(self, name: str, begin: int, end: int):
+    def read_rows(self, name: str, begin: int, end: int) -> Tensor:
         """Rows [begin, end) of a row-major tensor, indices of dimension 0, as a new torch.Tensor on the CPU.
 
         The checksum of its storage is left to who asks for the rows: it covers more than these, and is compared once.
@@ -312,29 +315,29 @@ class Source:
         import torch
 
         info = self.tensors[name]
-        file, offset, _ = info.run
+        place = info.storage.offset + info.offset
         shape = (end - begin, *info.shape[1:])
         each = nbytes_of(info.dtype, info.shape[1:])
         dtype = torch_dtype(info.dtype)
         if not math.prod(shape):
             return torch.empty(shape, dtype=dtype)
         return torch.frombuffer(
-            self._read_block(file, offset + begin * each, nbytes_of(info.dtype, shape)), dtype=dtype
+            self._read_block(info.storage.file, place + begin * each, nbytes_of(info.dtype, shape)), dtype=dtype
         ).reshape(shape)
 
-    def _read(self, info: TensorInfo):
+    def _read(self, info: TensorInfo) -> Tensor:
         import torch
 
         dtype = torch_dtype(info.dtype)
         if info.numel == 0:
             return torch.empty(info.shape, dtype=dtype)
         self.check_storage(info.storage)
+        file, place = info.storage.file, info.storage.offset + info.offset
         if info.stride is None:
-            file, offset, length = info.run
-            return torch.frombuffer(self._read_block(file, offset, length), dtype=dtype).reshape(info.shape)
+            return torch.frombuffer(self._read_block(file, place, info.nbytes), dtype=dtype).reshape(info.shape)
         width = DTYPES[info.dtype].bits // 8
         span = (1 + sum((size - 1) * step for size, step in zip(info.shape, info.stride, strict=True))) * width
-        data = self.files[info.storage.file].read(info.storage.offset + info.offset, span)
+        data = self.files[file].read(place, span)
         flat = torch.frombuffer(data, dtype=dtype)
         return flat.as_strided(info.shape, info.stride).contiguous()
 
@@ -347,7 +350,7 @@ class Source:
 
     def tied(self) -> list[list[str]]:
         """Groups of names that are one tensor: same storage, offset, shape and stride."""
-        groups: dict[tuple, list[str]] = {}
+        groups: dict[Hashable, list[str]] = {}
         for name, info in self.tensors.items():
             if info.numel and not info.pieces:
                 place = (info.storage.file, info.storage.offset, info.offset, info.dtype, info.shape, info.stride)
@@ -355,7 +358,7 @@ class Source:
         return [names for names in groups.values() if len(names) > 1]
 
 
-def tensor_bytes(tensor) -> memoryview:
+def tensor_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, without numpy; they keep the tensor alive."""
     import ctypes
 
@@ -367,7 +370,7 @@ def tensor_bytes(tensor) -> memoryview:
     size = tensor.numel() * tensor.element_size()
     buffer = (ctypes.c_char * size).from_address(tensor.data_ptr())
     # Without this the memory of a temporary tensor is reused while it is being written.
-    buffer.owner = tensor
+    buffer.owner = tensor  # type: ignore[attr-defined]  # an attribute of our own
     return memoryview(buffer).cast("B")
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from json.decoder import scanstring
+from json.decoder import scanstring  # type: ignore[attr-defined]  # the module's own, which no stub names
 
 from ..text import printable
 
@@ -36,9 +36,15 @@ def decode_utf8(data: bytes) -> str:
         raise BrokenJson("it is not UTF-8") from None
 
 
+def _past_space(text: str, at: int) -> int:
+    found = _space(text, at)
+    assert found is not None, "no space at all is found, too"
+    return found.end()
+
+
 def walk_document(text: str, value: Callable[[str, int], int]) -> None:
     """Walk a text that is one object and nothing more."""
-    if _space(text, walk_object(text, _space(text, 0).end(), value)).end() != len(text):
+    if _past_space(text, walk_object(text, _past_space(text, 0), value)) != len(text):
         raise BrokenJson("text follows its last brace")
 
 
@@ -49,7 +55,7 @@ def walk_object(text: str, at: int, value: Callable[[str, int], int]) -> int:
     """
     if text[at : at + 1] != "{":
         raise BrokenJson("an object was expected")
-    at = _space(text, at + 1).end()
+    at = _past_space(text, at + 1)
     if text[at : at + 1] == "}":
         return at + 1
     seen: set[str] = set()
@@ -115,8 +121,8 @@ def read_any(text: str, at: int, limit: int = 1 << 16) -> tuple[object, int]:
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        keys = [key for key, _ in pairs]
+        twice = next(key for at, key in enumerate(keys) if key in keys[:at])
         raise BrokenJson(f"'{printable(twice, 80)}' appears twice")
     return found
 

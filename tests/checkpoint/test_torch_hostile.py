@@ -67,11 +67,19 @@ def text(words: str) -> bytes:
 
 
 REDUCE = name("torch._utils", "_rebuild_tensor_v2")
-STORAGE = b"(" + text("storage") + name("torch", "FloatStorage") + text("0") + text("cpu") + b"K\x04tQ"
 
 
-def tensor(offset: int = 0, shape: bytes = b"K\x04\x85", stride: bytes = b"K\x01\x85") -> bytes:
-    return REDUCE + b"(" + STORAGE + b"K" + bytes([offset]) + shape + stride + b"\x89NtR"
+def storage(device: str = "cpu", view: bytes = b"") -> bytes:
+    return b"(" + text("storage") + name("torch", "FloatStorage") + text("0") + text(device) + b"K\x04" + view + b"tQ"
+
+
+STORAGE = storage()
+
+
+def tensor(
+    offset: int = 0, shape: bytes = b"K\x04\x85", stride: bytes = b"K\x01\x85", storage: bytes = STORAGE
+) -> bytes:
+    return REDUCE + b"(" + storage + b"K" + bytes([offset]) + shape + stride + b"\x89NtR"
 
 
 def state_dict(extra: bytes = b"") -> bytes:
@@ -128,6 +136,7 @@ HOSTILE = {
     "empty modules shared 2^31 times": b"\x80\x02" + nested_modules(module()) + b".",
     "9.9 million empty dicts": b"\x80\x02(" + b"}" * 9_900_000 + b"l.",
     "a key set twice": b"\x80\x02}(" + text("w") + tensor() + text("w") + tensor() + b"u.",
+    "an item for a set of no list": state_dict(name("builtins", "set") + b")\x85R(K\x01\x90"),
     "bytes after the pickle": state_dict() + b"more",
     "a tensor past its storage": b"\x80\x02}" + text("w") + tensor(stride=b"K\x02\x85") + b"s.",
     "a dict in itself": state_dict(b"}q\x01" + text("me") + b"h\x01s"),
@@ -150,6 +159,15 @@ def test_hostile_pickles_are_refused_in_time(checkpoint, what):
     first, took, grown = outcome(checkpoint(HOSTILE[what]))
     assert first.startswith("refused"), first
     assert took < MOST_STEPS and grown < 1000
+
+
+def test_a_view_that_begins_nowhere_is_no_torch_output(checkpoint, tmp_path, paramcli):
+    """What is no number as a view's begin is refused, also of a tensor without data that is only carried over."""
+    broken = tensor(storage=storage("meta", b"(" + text("0") + text("begin") + b"K\x04t"))
+    optimizer = b"}(" + text("state") + broken + text("param_groups") + b"]u"
+    path = checkpoint(state_dict()[:-2] + text("optimizer") + optimizer + b"u.")
+    said = paramcli("convert", path, "-o", tmp_path / "out.pt", code=3).err
+    assert "a tensor outside the state dict whose storage the file does not have" in said
 
 
 @pytest.mark.parametrize(

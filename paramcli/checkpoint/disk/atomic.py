@@ -30,7 +30,7 @@ from .writeback import begin_writeback
 TEMPORARY_PREFIX = ".paramcli-"
 ELSEWHERE = "write elsewhere with -o"
 # What an errno means to a person, and the next step.
-_REASONS = {
+_REASONS: dict[int | None, tuple[str, str | None]] = {
     errno.ENOSPC: ("disk full", f"free some space, or {ELSEWHERE}"),
     errno.EDQUOT: ("disk quota used up", f"free some space, or {ELSEWHERE}"),
     errno.EFBIG: ("the file would pass the size limit", f"raise the limit (ulimit -f), or {ELSEWHERE}"),
@@ -62,14 +62,14 @@ class Abandoned(Exception):
     """The file this thread was filling is given up: another part of the work failed, and says why."""
 
 
-def failure(error: OSError, path: str | os.PathLike) -> OutputFailed:
+def failure(error: OSError, path: str | os.PathLike[str]) -> OutputFailed:
     """The line a person can act on, for each way a write goes wrong."""
     reason, hint = _REASONS.get(error.errno, (error.strerror or type(error).__name__, None))
     return OutputFailed(f"cannot write {PATH}: {reason}", hint=hint, path=path)
 
 
 @contextmanager
-def failures(path: str | os.PathLike) -> Iterator[None]:
+def failures(path: str | os.PathLike[str]) -> Iterator[None]:
     """OSError becomes the OutputFailed that names `path`; FileExistsError says that it exists."""
     try:
         yield
@@ -79,11 +79,11 @@ def failures(path: str | os.PathLike) -> Iterator[None]:
         raise failure(error, path) from None
 
 
-def _exists(path: str | os.PathLike) -> OutputFailed:
+def _exists(path: str | os.PathLike[str]) -> OutputFailed:
     return OutputFailed(f"{PATH} exists already", hint=f"--force replaces it, or {ELSEWHERE}", path=path)
 
 
-def refuse_existing(path: str | os.PathLike, overwrite: bool) -> None:
+def refuse_existing(path: str | os.PathLike[str], overwrite: bool) -> None:
     """Raise OutputFailed early where the output is there already; the real guard is at publication."""
     if not overwrite and os.path.lexists(path):
         raise _exists(path)
@@ -100,7 +100,7 @@ def hidden_name(folder: Path, suffix: str = ".tmp") -> Path:
     return folder / f"{TEMPORARY_PREFIX}{os.urandom(4).hex()}{suffix}"
 
 
-def sync_folder(folder: str | os.PathLike) -> None:
+def sync_folder(folder: str | os.PathLike[str]) -> None:
     descriptor = above_standard_streams(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     try:
         os.fsync(descriptor)
@@ -157,7 +157,7 @@ class AtomicFile:
 
     def __init__(
         self,
-        path: str | os.PathLike,
+        path: str | os.PathLike[str],
         *,
         overwrite: bool = False,
         follow_links: bool = True,
@@ -257,7 +257,7 @@ class AtomicFile:
         with failures(self.path), in_use(self) as descriptor:
             while done < len(view):
                 rest = view[done:]
-                if self.goes_direct and (past := self._direct.write(offset + done, rest)):
+                if (direct := self._past_cache) is not None and (past := direct.write(offset + done, rest)):
                     done += past
                     self.arrived(0, descriptor)
                     continue
@@ -272,7 +272,11 @@ class AtomicFile:
     @property
     def goes_direct(self) -> bool:
         """Do whole pages go past the page cache at present?"""
-        return self._direct is not None and self._direct.disk.direct
+        return self._past_cache is not None
+
+    @property
+    def _past_cache(self) -> Direct | None:
+        return self._direct if self._direct is not None and self._direct.disk.direct else None
 
     def arrived(self, count: int, descriptor: int) -> None:
         """`count` bytes more are in the cache: from time to time the disk is set to work on them, ahead of the fsync.
@@ -300,16 +304,9 @@ class AtomicFile:
             if found != size:
                 raise OSError(0, f"{found} bytes of {size} arrived")
             if self._replaced is not None:
-                self._keep_owner_and_mode(descriptor)
+                _keep_owner_and_mode(self._replaced, descriptor)
             # A failed fsync may have dropped the pages: it is a failure for good, never tried again.
             os.fsync(descriptor)
-
-    def _keep_owner_and_mode(self, descriptor: int) -> None:
-        old, new = self._replaced, os.fstat(descriptor)
-        if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
-            with suppress(PermissionError):  # not root: the new file is the user's own
-                os.fchown(descriptor, old.st_uid, old.st_gid)
-        os.fchmod(descriptor, stat.S_IMODE(old.st_mode))
 
     def publish(self) -> None:
         """Give the finished file its name, and put the name on the disk."""
@@ -336,8 +333,16 @@ class AtomicFile:
             self.temporary = None
 
 
+def _keep_owner_and_mode(old: os.stat_result, descriptor: int) -> None:
+    new = os.fstat(descriptor)
+    if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
+        with suppress(PermissionError):  # not root: the new file is the user's own
+            os.fchown(descriptor, old.st_uid, old.st_gid)
+    os.fchmod(descriptor, stat.S_IMODE(old.st_mode))
+
+
 @contextmanager
-def folder_lock(folder: str | os.PathLike) -> Iterator[None]:
+def folder_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
     """One run at a time in this block, where the file system has locks: for publishing several files together."""
     descriptor = above_standard_streams(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     try:

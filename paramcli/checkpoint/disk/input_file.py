@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 from ...errors import PATH, InputRefused, Known
 from ...text import listing
@@ -42,6 +43,19 @@ def above_standard_streams(descriptor: int) -> int:
     return higher
 
 
+class PooledFile(Protocol):
+    """An input or output file of which the descriptor can be given back for a while."""
+
+    pool: OpenFiles | None
+
+    @property
+    def descriptor(self) -> int:
+        """Its number; a parked file is opened again."""
+
+    def park(self) -> None:
+        """Close it; nothing else is forgotten."""
+
+
 class OpenFiles:
     """Keeps at most `limit` of many files open; the one unused for longest is parked, and opened again when used.
 
@@ -50,11 +64,11 @@ class OpenFiles:
 
     def __init__(self, limit: int = 16):
         self.limit = limit
-        self._files: dict[object, None] = {}
-        self._users: dict[object, int] = {}
+        self._files: dict[PooledFile, None] = {}
+        self._users: dict[PooledFile, int] = {}
         self._lock = threading.RLock()
 
-    def used(self, file: object) -> None:
+    def used(self, file: PooledFile) -> None:
         with self._lock:
             self._files.pop(file, None)
             self._files[file] = None
@@ -64,12 +78,12 @@ class OpenFiles:
                 del self._files[idle]
                 idle.park()
 
-    def forget(self, file: object) -> None:
+    def forget(self, file: PooledFile) -> None:
         with self._lock:
             self._files.pop(file, None)
 
     @contextmanager
-    def using(self, file: object) -> Iterator[int]:
+    def using(self, file: PooledFile) -> Iterator[int]:
         """The file's descriptor, open for as long as the block runs."""
         with self._lock:
             descriptor = file.descriptor
@@ -84,7 +98,7 @@ class OpenFiles:
 
 
 @contextmanager
-def in_use(file: object) -> Iterator[int]:
+def in_use(file: PooledFile) -> Iterator[int]:
     """The descriptor of an input or output file, kept from being parked by another thread meanwhile."""
     if file.pool is None:
         yield file.descriptor
@@ -99,7 +113,7 @@ class InputFile:
     Of the files of one `pool` only a few are open at once; one that is opened again must be the same.
     """
 
-    def __init__(self, path: str | os.PathLike, pool: OpenFiles | None = None):
+    def __init__(self, path: str | os.PathLike[str], pool: OpenFiles | None = None):
         self.path = Path(path)
         self.pool = pool
         self._identity: tuple[int, ...] | None = None

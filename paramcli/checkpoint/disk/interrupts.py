@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 
 class Interrupted(BaseException):
@@ -17,7 +18,11 @@ class Interrupted(BaseException):
 
 
 @contextmanager
-def _handlers(numbers: tuple[int, ...], handler, replaces) -> Iterator[None]:
+def _handlers(
+    numbers: tuple[int, ...],
+    handler: Callable[[int, FrameType | None], object],
+    replaces: Callable[[object], bool],
+) -> Iterator[None]:
     """Within the block `handler` stands for those signals whose present handler `replaces` accepts."""
     previous = {}
     try:
@@ -37,7 +42,7 @@ def _handlers(numbers: tuple[int, ...], handler, replaces) -> Iterator[None]:
 def signals_as_exceptions() -> Iterator[None]:
     """Within the block SIGTERM and SIGHUP raise Interrupted; one that is ignored (nohup) stays so."""
 
-    def stop(number: int, frame: object) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
         raise Interrupted(number)
 
     with _handlers((signal.SIGTERM, signal.SIGHUP), stop, lambda old: old is signal.SIG_DFL):

@@ -32,8 +32,9 @@ class Blocks:
         if not SMALL <= length <= LARGE:
             return memoryview(bytearray(length))
         with self._lock:
-            view = memoryview(self._free_block(length) or _new_block(length))[:length]
-            self._taken.append((weakref.ref(view), view.obj))
+            block = self._free_block(length) or _new_block(length)
+            view = memoryview(block)[:length]
+            self._taken.append((weakref.ref(view), block))
         return view
 
     def _free_block(self, length: int) -> mmap.mmap | None:

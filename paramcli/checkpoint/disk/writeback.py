@@ -12,6 +12,7 @@ import functools
 import os
 import queue
 import threading
+from collections.abc import Callable
 
 _START_WRITING = 2  # SYNC_FILE_RANGE_WRITE
 # Hints that may wait for the disk at a time; each covers its whole file, so one that is left out is made up for.
@@ -19,7 +20,7 @@ _WAITING = 4
 
 
 @functools.cache
-def _sync_file_range():
+def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
     call = getattr(ctypes.CDLL(None, use_errno=True), "sync_file_range", None)
     if call is not None:
         call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
@@ -30,11 +31,13 @@ def _sync_file_range():
 def _hints() -> queue.Queue[int]:
     """The queue of a thread that makes the calls; it holds descriptors of its own, and closes each."""
     hints: queue.Queue[int] = queue.Queue(_WAITING)
+    call = _sync_file_range()
 
     def work() -> None:
         while True:
             descriptor = hints.get()
-            _sync_file_range()(descriptor, 0, 0, _START_WRITING)
+            if call is not None:
+                call(descriptor, 0, 0, _START_WRITING)
             os.close(descriptor)
 
     threading.Thread(target=work, daemon=True, name="write-back").start()

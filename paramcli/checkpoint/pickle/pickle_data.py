@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeGuard
 
 from ...errors import InputRefused
 from ...text import printable
@@ -48,20 +49,20 @@ class Opaque:
     """
 
     cls: Global
-    arguments: tuple = ()
+    arguments: tuple[object, ...] = ()
     made_by: str = "call"  # "call", "new" (cls.__new__), or "via" (arguments[0] is the function that was called)
     state: object = None
-    items: list = field(default_factory=list)
-    pairs: dict = field(default_factory=dict)
+    items: list[object] = field(default_factory=list)
+    pairs: dict[object, object] = field(default_factory=dict)
 
 
-class Items(dict):
+class Items(dict[object, object]):
     """A dict subclass: `cls` with the arguments it was called with, and the `attributes` BUILD put on it
     (`_metadata`).
     """
 
     cls: Global
-    arguments: tuple = ()
+    arguments: tuple[object, ...] = ()
     attributes: object = None
 
 
@@ -72,7 +73,7 @@ class Key:
     value: object
 
 
-class Size(tuple):
+class Size(tuple[object, ...]):
     """torch.Size, which a checkpoint's plain tuples are not."""
 
 
@@ -90,7 +91,7 @@ class StorageRef:
     numel: int
     device: str
     # Legacy files: (key of this view, offset, size) into the storage.
-    view: tuple | None = None
+    view: tuple[object, object, object] | None = None
     untyped: bool = False
 
 
@@ -116,7 +117,7 @@ def check_structure(top: object) -> None:
     """Raise InputRefused for dicts and lists that hold themselves, nest endlessly, or multiply by sharing."""
     sizes: dict[int, tuple[int, int]] = {}  # id -> (depth, leaves)
     open_now: set[int] = set()
-    todo: list[tuple[object, list | None, int]] = [(top, None, 0)]
+    todo: list[tuple[object, list[object] | None, int]] = [(top, None, 0)]
     while todo:
         value, parts, leaves = todo.pop()
         key = id(value)
@@ -146,7 +147,7 @@ def check_structure(top: object) -> None:
 _CONTAINERS = (dict, list, tuple, Opaque, Key)
 
 
-def _children(value: object) -> list | tuple:
+def _children(value: object) -> list[object] | tuple[object, ...]:
     if isinstance(value, dict):
         return [*value.values(), *[key for key in value if type(key) is Key]] if value else ()
     if isinstance(value, (list, tuple)):
@@ -166,14 +167,14 @@ def _too_large() -> InputRefused:
     return InputRefused("its pickle is larger than any checkpoint's, in bytes, opcodes or objects")
 
 
-def _sizes(values: object) -> bool:
+def _sizes(values: object) -> TypeGuard[tuple[int, ...] | list[int]]:
     return isinstance(values, (tuple, list)) and all(type(v) is int for v in values) and len(values) <= 64
 
 
-def _tensor(arguments: tuple, dtype: str | None = None, metadata_at: int = 6) -> TensorRef:
+def _tensor(arguments: tuple[object, ...], dtype: str | None = None, metadata_at: int = 6) -> TensorRef:
     if len(arguments) < 4 or not isinstance(arguments[0], StorageRef):
         raise broken("a tensor without a storage")
-    storage, offset, shape, stride = arguments[:4]
+    storage, (offset, shape, stride) = arguments[0], arguments[1:4]
     if type(offset) is not int or not _sizes(shape) or not _sizes(stride) or len(shape) != len(stride):
         raise broken("a tensor whose shape, stride or offset is no list of whole numbers")
     if offset < 0 or any(v < 0 for v in (*shape, *stride)):
@@ -186,14 +187,14 @@ def _tensor(arguments: tuple, dtype: str | None = None, metadata_at: int = 6) ->
     return TensorRef(storage, dtype or storage.dtype, offset, tuple(shape), tuple(stride), flags)
 
 
-def _tensor_v3(arguments: tuple) -> TensorRef:
+def _tensor_v3(arguments: tuple[object, ...]) -> TensorRef:
     dtype = arguments[6] if len(arguments) > 6 else None
     if not isinstance(dtype, Global) or dtype.module != "torch":
         raise broken(f"a tensor of the unknown dtype {shown(dtype)}")
     return _tensor(arguments, TORCH_DTYPES.get(dtype.name, f"?{dtype.name}"), 7)
 
 
-def _parameter(arguments: tuple) -> object:
+def _parameter(arguments: tuple[object, ...]) -> object:
     if not arguments:
         raise broken("a parameter without a tensor")
     return arguments[0]
@@ -203,7 +204,7 @@ def _parameter(arguments: tuple) -> object:
 PARTITIONED = "ds_tensor"
 
 
-def _parameter_with_state(arguments: tuple) -> object:
+def _parameter_with_state(arguments: tuple[object, ...]) -> object:
     """(data, requires_grad, hooks, attributes): of the attributes only those of a partition matter here."""
     made = _parameter(arguments)
     state = arguments[3] if len(arguments) > 3 else None
@@ -217,7 +218,7 @@ def _parameter_with_state(arguments: tuple) -> object:
     return made
 
 
-def _from_type(arguments: tuple) -> object:
+def _from_type(arguments: tuple[object, ...]) -> object:
     if len(arguments) < 3 or not isinstance(arguments[0], Global) or not isinstance(arguments[2], tuple):
         raise broken("a tensor subclass without its parts")
     if (arguments[0].module, arguments[0].name) in _CALLS.keys() - _TENSORS:
@@ -235,10 +236,10 @@ _PLAIN_TENSORS = {
 }
 
 
-def _mapping(cls: Global) -> Callable[[tuple], Items]:
+def _mapping(cls: Global) -> Callable[[tuple[object, ...]], Items]:
     """OrderedDict() and its relatives, from nothing, from pairs or from a dict."""
 
-    def make(arguments: tuple) -> Items:
+    def make(arguments: tuple[object, ...]) -> Items:
         made = Items()
         made.cls = cls
         made.arguments = tuple(a for a in arguments if isinstance(a, Global))
@@ -255,7 +256,7 @@ def _mapping(cls: Global) -> Callable[[tuple], Items]:
     return make
 
 
-def _set(mapping: dict, key: object, value: object) -> None:
+def _set(mapping: dict[object, object], key: object, value: object) -> None:
     if not isinstance(key, (str, int, float, bytes, Global, type(None))):
         if isinstance(key, (list, dict)):
             raise broken("a dict key that cannot be one")
@@ -274,7 +275,7 @@ def shown(value: object) -> str:
     return printable(value, 80) if isinstance(value, (Global, str, int, float)) else type(value).__name__
 
 
-def _encode(arguments: tuple) -> bytes:
+def _encode(arguments: tuple[object, ...]) -> bytes:
     """_codecs.encode(text, 'latin1'): how protocol 2 writes bytes."""
     if len(arguments) != 2 or not isinstance(arguments[0], str) or arguments[1] not in ("latin1", "latin-1"):
         raise broken("bytes in another encoding")
@@ -284,14 +285,14 @@ def _encode(arguments: tuple) -> bytes:
         raise broken("bytes that are none") from None
 
 
-def _size(arguments: tuple) -> Size:
+def _size(arguments: tuple[object, ...]) -> Size:
     if len(arguments) != 1 or not isinstance(arguments[0], (list, tuple)):
         raise broken("a torch.Size of no list")
     return Size(arguments[0])
 
 
 _TENSORS = {("torch._utils", name) for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")}
-_CALLS: dict[tuple[str, str], Callable[[tuple], object]] = {
+_CALLS: dict[tuple[str, str], Callable[[tuple[object, ...]], object]] = {
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_tensor_v3"): _tensor_v3,
@@ -313,7 +314,7 @@ _CALLS: dict[tuple[str, str], Callable[[tuple], object]] = {
 }
 
 
-def _call(function: object, arguments: tuple) -> object:
+def _call(function: object, arguments: tuple[object, ...]) -> object:
     """What REDUCE and NEWOBJ make of a global and its arguments."""
     if not isinstance(function, Global):
         raise broken("a call of something that is no name")
@@ -373,7 +374,7 @@ _SET, _FROZENSET = Global("builtins", "set"), Global("builtins", "frozenset")
 _FAMILIAR = {_SET, _FROZENSET, Global("__builtin__", "set"), Global("torch", "device")}
 
 
-def members(value: object) -> list:
+def members(value: object) -> list[object]:
     """The elements of a set as the pickle has it; [] for anything else."""
     if (
         isinstance(value, Opaque)
@@ -390,8 +391,8 @@ class _Machine:
 
     def __init__(self, data: bytes, start: int):
         self.data, self.at = data, start
-        self.stack: list = []
-        self.outer: list[list] = []
+        self.stack: list[Any] = []
+        self.outer: list[list[Any]] = []
         self.memo: dict[int, object] = {}
         self.classes: dict[Global, None] = {}
         self.names: dict[tuple[str, str], Global] = {}
@@ -435,6 +436,10 @@ class _Machine:
         self.at += layout.size
         return value
 
+    def real(self) -> float:
+        (value,) = _F64.unpack(self.take(_F64.size))
+        return value
+
     def push_new(self, value: object) -> None:
         """Push an object that takes far more memory than its opcode."""
         self.objects += 1
@@ -454,7 +459,7 @@ class _Machine:
         self.at = end + 1
         return part
 
-    def to_mark(self) -> list:
+    def to_mark(self) -> list[Any]:
         items = self.stack
         if not self.outer:
             raise broken("a mark that is missing")
@@ -499,7 +504,7 @@ class _Machine:
         else:
             self.stack.append(int.from_bytes(self.take(size), "little", signed=True))
 
-    def append(self, values: list) -> None:
+    def append(self, values: list[object]) -> None:
         target = self.stack[-1]
         if isinstance(target, list):
             target.extend(values)
@@ -508,7 +513,7 @@ class _Machine:
         else:
             raise broken("an item added to what is no list")
 
-    def set_items(self, values: list) -> None:
+    def set_items(self, values: list[object]) -> None:
         target = self.stack[-1]
         into = target if isinstance(target, dict) else target.pairs if isinstance(target, Opaque) else None
         if into is None or len(values) % 2:
@@ -579,14 +584,15 @@ class _Machine:
         if not 2 <= version <= 5:
             raise broken(f"protocol {version} is none that torch.save writes")
 
-    def new_set(self, values: list) -> None:
+    def new_set(self, values: list[object]) -> None:
         self.push_new(Opaque(_SET, (values,)))
 
-    def add_to_set(self, values: list) -> None:
+    def add_to_set(self, values: list[object]) -> None:
         target = self.stack[-1]
-        if not isinstance(target, Opaque) or target.cls != _SET:
+        held = target.arguments[0] if isinstance(target, Opaque) and target.cls == _SET and target.arguments else None
+        if not isinstance(held, list):
             raise broken("an item added to what is no set")
-        target.arguments[0].extend(values)
+        held.extend(values)
 
 
 def _run(layout: struct.Struct, *encoding: str) -> Callable[[_Machine], None]:
@@ -604,59 +610,57 @@ _TEXT, _STRING = ("utf-8", "surrogatepass"), ("latin-1",)
 
 
 _U8 = struct.Struct("<B")
-_OPCODES: dict[int, Callable[[_Machine], None]] = {
-    ord(code) if isinstance(code, str) else code: action
-    for code, action in {
-        0x80: _Machine.protocol,
-        0x95: lambda m: m.take(8) and None,  # FRAME: its length only helps streaming readers
-        "(": _Machine.mark,
-        "}": lambda m: m.push_new({}),
-        "]": lambda m: m.push_new([]),
-        ")": lambda m: m.stack.append(()),
-        0x8F: lambda m: m.new_set([]),
-        "N": lambda m: m.stack.append(None),
-        0x88: lambda m: m.stack.append(True),
-        0x89: lambda m: m.stack.append(False),
-        "K": lambda m: m.stack.append(m.byte()),
-        "M": lambda m: m.stack.append(m.number(_U16)),
-        "J": lambda m: m.stack.append(m.number(_I32)),
-        "G": lambda m: m.stack.append(m.number(_F64)),
-        0x8A: lambda m: m.integer(m.byte()),
-        0x8B: lambda m: m.integer(m.number(_U32)),
-        "X": _run(_U32, *_TEXT),
-        0x8C: _run(_U8, *_TEXT),
-        0x8D: _run(_U64, *_TEXT),
-        "U": _run(_U8, *_STRING),
-        "T": _run(_U32, *_STRING),
-        "C": _run(_U8),
-        "B": _run(_U32),
-        0x8E: _run(_U64),
-        0x96: _run(_U64),
-        "q": lambda m: m.remember(m.byte()),
-        "r": lambda m: m.remember(m.number(_U32)),
-        0x94: lambda m: m.remember(len(m.memo)),
-        "h": lambda m: m.recall(m.byte()),
-        "j": lambda m: m.recall(m.number(_U32)),
-        "c": lambda m: m.named(m.line(), m.line()),
-        0x93: _Machine.stack_global,
-        "R": _Machine.reduce,
-        0x81: _Machine.new,
-        0x92: _Machine.new_ex,
-        "b": _Machine.build,
-        "Q": _Machine.persistent,
-        "t": lambda m: m.push_new(tuple(m.to_mark())),
-        0x85: lambda m: m.top(1),
-        0x86: lambda m: m.top(2),
-        0x87: lambda m: m.top(3),
-        "l": lambda m: m.push_new(m.to_mark()),
-        "d": _Machine.dictionary,
-        "s": lambda m: m.set_items([m.stack.pop(-2), m.stack.pop()]),
-        "u": lambda m: m.set_items(m.to_mark()),
-        "a": lambda m: m.append([m.stack.pop()]),
-        "e": lambda m: m.append(m.to_mark()),
-        0x90: lambda m: m.add_to_set(m.to_mark()),
-        0x91: lambda m: m.push_new(Opaque(_FROZENSET, (m.to_mark(),))),
-        "0": _Machine.pop,
-        "1": lambda m: m.to_mark() and None,
-    }.items()
+_ACTIONS: dict[str | int, Callable[[_Machine], object]] = {
+    0x80: _Machine.protocol,
+    0x95: lambda m: m.take(8),  # FRAME: its length only helps streaming readers
+    "(": _Machine.mark,
+    "}": lambda m: m.push_new({}),
+    "]": lambda m: m.push_new([]),
+    ")": lambda m: m.stack.append(()),
+    0x8F: lambda m: m.new_set([]),
+    "N": lambda m: m.stack.append(None),
+    0x88: lambda m: m.stack.append(True),
+    0x89: lambda m: m.stack.append(False),
+    "K": lambda m: m.stack.append(m.byte()),
+    "M": lambda m: m.stack.append(m.number(_U16)),
+    "J": lambda m: m.stack.append(m.number(_I32)),
+    "G": lambda m: m.stack.append(m.real()),
+    0x8A: lambda m: m.integer(m.byte()),
+    0x8B: lambda m: m.integer(m.number(_U32)),
+    "X": _run(_U32, *_TEXT),
+    0x8C: _run(_U8, *_TEXT),
+    0x8D: _run(_U64, *_TEXT),
+    "U": _run(_U8, *_STRING),
+    "T": _run(_U32, *_STRING),
+    "C": _run(_U8),
+    "B": _run(_U32),
+    0x8E: _run(_U64),
+    0x96: _run(_U64),
+    "q": lambda m: m.remember(m.byte()),
+    "r": lambda m: m.remember(m.number(_U32)),
+    0x94: lambda m: m.remember(len(m.memo)),
+    "h": lambda m: m.recall(m.byte()),
+    "j": lambda m: m.recall(m.number(_U32)),
+    "c": lambda m: m.named(m.line(), m.line()),
+    0x93: _Machine.stack_global,
+    "R": _Machine.reduce,
+    0x81: _Machine.new,
+    0x92: _Machine.new_ex,
+    "b": _Machine.build,
+    "Q": _Machine.persistent,
+    "t": lambda m: m.push_new(tuple(m.to_mark())),
+    0x85: lambda m: m.top(1),
+    0x86: lambda m: m.top(2),
+    0x87: lambda m: m.top(3),
+    "l": lambda m: m.push_new(m.to_mark()),
+    "d": _Machine.dictionary,
+    "s": lambda m: m.set_items([m.stack.pop(-2), m.stack.pop()]),
+    "u": lambda m: m.set_items(m.to_mark()),
+    "a": lambda m: m.append([m.stack.pop()]),
+    "e": lambda m: m.append(m.to_mark()),
+    0x90: lambda m: m.add_to_set(m.to_mark()),
+    0x91: lambda m: m.push_new(Opaque(_FROZENSET, (m.to_mark(),))),
+    "0": _Machine.pop,
+    "1": _Machine.to_mark,
 }
+_OPCODES = {ord(code) if isinstance(code, str) else code: action for code, action in _ACTIONS.items()}

@@ -212,7 +212,7 @@ def _is_dangerous(module: str, name: str) -> bool:
         module, name = first, rest
 
 
-def refuse_built_memory(module: str, name: str, arguments: tuple) -> None:
+def refuse_built_memory(module: str, name: str, arguments: tuple[object, ...]) -> None:
     """Raise InputRefused where a class is built whose elements would be this process's own memory."""
     is_storage = module.startswith("torch") and name.endswith("Storage")
     is_tensor = module.startswith("torch") and name.endswith("Tensor") and not name.startswith("_")

@@ -166,7 +166,7 @@ def _directory_place(file: InputFile) -> tuple[int, int, int, int]:
     return offset, size, total, end
 
 
-def _directory(data: bytes, count: int) -> list[tuple]:
+def _directory(data: bytes, count: int) -> list[tuple[str, int, int, int, int, int, int]]:
     """(name, local header offset, compressed size, size, crc, method, flags) of each entry."""
     entries, at = [], 0
     for _ in range(min(count, len(data) // _ENTRY.size + 1)):

@@ -121,21 +121,21 @@ class PickleWriter:
         self.out += b"X" + struct.pack("<I", len(data)) + data
         self.remember(value)
 
-    def _tuple(self, value: tuple) -> None:
+    def _tuple(self, value: tuple[object, ...]) -> None:
         self.out += b"("
         for item in value:
             self.write(item)
         self.out += b"t"
         self.remember(value)
 
-    def _items(self, values: list) -> None:
+    def _items(self, values: list[object]) -> None:
         if values:
             self.out += b"("
             for item in values:
                 self.write(item)
             self.out += b"e"
 
-    def _pairs(self, pairs: dict) -> None:
+    def _pairs(self, pairs: dict[object, object]) -> None:
         if pairs:
             self.out += b"("
             for key, item in pairs.items():
@@ -143,14 +143,14 @@ class PickleWriter:
                 self.write(item)
             self.out += b"u"
 
-    def _call(self, function: Global, arguments: tuple, opcode: bytes = b"R") -> None:
+    def _call(self, function: Global, arguments: tuple[object, ...], opcode: bytes = b"R") -> None:
         self.write(function)
         self.out += b"("
         for argument in arguments:
             self.write(argument)
         self.out += b"t" + opcode
 
-    def _mapping(self, value: dict) -> None:
+    def _mapping(self, value: dict[object, object]) -> None:
         if isinstance(value, Items):
             self._call(value.cls, value.arguments)
         else:
@@ -163,7 +163,9 @@ class PickleWriter:
 
     def _opaque(self, value: Opaque) -> None:
         if value.made_by == "via":
-            self._call(value.arguments[0], value.arguments[1:])
+            function = value.arguments[0]
+            assert isinstance(function, Global), "what it is made by is a name"
+            self._call(function, value.arguments[1:])
         else:
             self._call(value.cls, value.arguments, b"\x81" if value.made_by == "new" else b"R")
         self.remember(value)

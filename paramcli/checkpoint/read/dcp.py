@@ -63,6 +63,10 @@ class _Range:
     length: int
 
 
+# The name of an entry and the offsets of a chunk of it; None for what is no tensor.
+_Place = tuple[str, tuple[int, ...] | None]
+
+
 @dataclass(frozen=True)
 class _Chunk:
     offsets: tuple[int, ...]
@@ -106,7 +110,7 @@ def part_names(path: Path) -> set[str]:
         return set()
 
 
-def _described(metadata: InputFile) -> tuple[dict, dict[str, _Tensor | None], dict[tuple, _Range]]:
+def _described(metadata: InputFile) -> tuple[dict[str, object], dict[str, _Tensor | None], dict[_Place, _Range]]:
     """What .metadata says: its fields, the entries, and where they lie."""
     if metadata.size > MAX_BYTES:
         raise InputRefused(f"its .metadata is {metadata.size} bytes long; {MAX_BYTES} is the limit")
@@ -139,8 +143,9 @@ def _open(path: Path, root: str | None, files: dict[str, InputFile], metadata: s
     notes: dict[str, None] = {}
     tensors = {}
     for name, ref in chosen.tensors.items():
-        entry = ref.storage.key
-        tensors[name] = _info(name, entry, entries[entry], ranges, files, numbers, notes)
+        tensor = entries[ref.storage.key]
+        assert tensor is not None, "`_tree` makes references of tensors alone"
+        tensors[name] = _info(name, ref.storage.key, tensor, ranges, files, numbers, notes)
     stored = {f"{name} {piece.offsets}": piece.info for name, info in tensors.items() for piece in info.pieces}
     check_expansion(
         {name: info for name, info in tensors.items() if not info.pieces} | stored,
@@ -166,7 +171,7 @@ def _broken(why: str) -> InputRefused:
 # --- .metadata -------------------------------------------------------------------------------------
 
 
-def _record(value: object, module: str, name: str) -> dict:
+def _record(value: object, module: str, name: str) -> dict[str, object]:
     """The fields of an object of one class; every other object is refused."""
     if (
         not isinstance(value, Opaque)
@@ -270,11 +275,11 @@ def _check_tiling(name: str, tensor: _Tensor) -> None:
         active.append(chunk)
 
 
-def _ranges(value: object, entries: Mapping[str, _Tensor | None]) -> dict[tuple, _Range]:
-    """(name, offsets; None for what is no tensor) -> its range; exactly the chunks and values that the entries have."""
+def _ranges(value: object, entries: Mapping[str, _Tensor | None]) -> dict[_Place, _Range]:
+    """The range of each chunk and value that the entries have, and of nothing else."""
     if not isinstance(value, dict):
         raise _broken("it does not say where its data is")
-    found: dict[tuple, _Range] = {}
+    found: dict[_Place, _Range] = {}
     for key, item in value.items():
         index = _record(key.value if isinstance(key, Key) else key, _MODULE, "MetadataIndex")
         name, offset = index.get("fqn"), index.get("offset")
@@ -315,7 +320,7 @@ def _range(name: str, item: object) -> _Range:
     return _Range(part, offset, length)
 
 
-def _check_ranges(ranges: Mapping[tuple, _Range], files: Mapping[str, InputFile]) -> None:
+def _check_ranges(ranges: Mapping[_Place, _Range], files: Mapping[str, InputFile]) -> None:
     """Raise InputRefused unless every range lies in its file and no two share a byte."""
     last: tuple[str, int] = ("", 0)
     for (name, _), r in sorted(ranges.items(), key=lambda item: (item[1].part, item[1].offset, item[1].length)):
@@ -330,38 +335,34 @@ def _check_ranges(ranges: Mapping[tuple, _Range], files: Mapping[str, InputFile]
         last = r.part, r.offset + r.length
 
 
-def _tree(entries: Mapping[str, _Tensor | None], paths: object) -> dict:
+def _tree(entries: Mapping[str, _Tensor | None], paths: object) -> dict[object, object]:
     """The nested dicts that were saved, as .metadata's planner data has their paths; flat where it has none."""
     paths = paths if isinstance(paths, dict) else {}
-    tree: dict = {}
+    tree: dict[object, object] = {}
     room = _STEPS * len(entries) + 1000
     for name, tensor in entries.items():
         path = paths.get(name, (name,))
-        if (
-            not isinstance(path, tuple)
-            or not path
-            or not all(type(step) in (str, int) for step in path)
-            or len(path) > 100
-        ):
+        if not isinstance(path, tuple) or not 0 < len(path) <= 100 or any(type(at) not in (str, int) for at in path):
             raise _broken(f"{printable(name, 80)} has no path")
         room -= len(path)
         if room < 0:
             raise _broken("its entries nest deeper than any checkpoint's")
         leaf = _PICKLED if tensor is None else _ref(name, tensor)
         # A list is no state dict, whatever is in it: its values are listed, not named.
-        steps, in_list = path[:-1], False
-        for at, step in enumerate(path):
-            if type(step) is int:
-                steps, in_list = path[:at], True
-                break
-        here: object = tree
+        begin = next((at for at, step in enumerate(path) if type(step) is int), None)
+        steps, in_list = path[:-1] if begin is None else path[:begin], begin is not None
+        here, values = tree, None
         for number, step in enumerate(steps):
             last = in_list and number == len(steps) - 1
-            here = here.setdefault(step, [] if last else {})
-            if not isinstance(here, list if last else dict):
+            below = here.setdefault(step, [] if last else {})
+            if last and isinstance(below, list):
+                values = below
+            elif not last and isinstance(below, dict):
+                here = below
+            else:
                 raise _broken(f"the path of {printable(name, 80)} leads through a value")
-        if in_list and isinstance(here, list):
-            here.append(leaf)
+        if values is not None:
+            values.append(leaf)
         elif in_list or path[-1] in here:
             raise _broken(f"the path of {printable(name, 80)} is taken")
         else:
@@ -405,7 +406,7 @@ def _info(
     name: str,
     entry: str,
     tensor: _Tensor,
-    ranges: Mapping[tuple, _Range],
+    ranges: Mapping[_Place, _Range],
     files: Mapping[str, InputFile],
     numbers: Mapping[str, int],
     notes: dict[str, None],

@@ -83,11 +83,11 @@ def type_text(value: object) -> str:
     return "None" if value is None else type(value).__name__
 
 
-def is_optimizer(value: dict) -> bool:
+def is_optimizer(value: dict[object, object]) -> bool:
     return "param_groups" in value and "state" in value
 
 
-def holds_optimizers(value: dict | list | tuple) -> bool:
+def holds_optimizers(value: dict[object, object] | list[object] | tuple[object, ...]) -> bool:
     """One optimizer's state, or several as a list (Lightning) or a dict (G and D of a GAN)."""
     if isinstance(value, dict) and is_optimizer(value):
         return True
@@ -109,11 +109,11 @@ class Budget:
             raise InputRefused("its pickled module contains itself, or more submodules than any model")
 
 
-def module_tensors(module: Opaque, budget: Budget) -> dict[str, object] | None:
+def module_tensors(module: Opaque, budget: Budget) -> dict[object, object] | None:
     """The state dict of a pickled nn.Module, by dotted names; None for any other object."""
     if not isinstance(module.state, dict) or not {"_parameters", "_buffers", "_modules"} <= set(module.state):
         return None
-    found: dict[str, object] = {}
+    found: dict[object, object] = {}
     todo: list[tuple[str, Opaque, int]] = [("", module, 0)]
     while todo:
         prefix, part, depth = todo.pop()
@@ -144,18 +144,18 @@ def _items(table: object, prefix: str, budget: Budget) -> list[tuple[str, object
     return named
 
 
-def as_dict(value: object, budget: Budget | None = None) -> dict | None:
+def as_dict(value: object, budget: Budget | None = None) -> dict[object, object] | None:
     """The name -> value mapping of a dict, a pickled module or a dict-like object; None for anything else."""
     if isinstance(value, Opaque):
         return module_tensors(value, budget or Budget()) or value.pairs or None
     return value if isinstance(value, dict) and not is_optimizer(value) else None
 
 
-def has_tensors(mapping: dict) -> bool:
+def has_tensors(mapping: dict[object, object]) -> bool:
     return any(isinstance(item, TensorRef) for item in mapping.values())
 
 
-def looks_like_weights(mapping: dict) -> bool:
+def looks_like_weights(mapping: dict[object, object]) -> bool:
     """More than counters, metrics and generator states: a dotted or usual name, or two dimensions."""
     return any(
         isinstance(item, TensorRef)
@@ -165,13 +165,13 @@ def looks_like_weights(mapping: dict) -> bool:
     )
 
 
-def candidates(value: object) -> dict[str, tuple[tuple[str, ...], dict]]:
+def candidates(value: object) -> dict[str, tuple[tuple[str, ...], dict[object, object]]]:
     """Dotted place -> (its keys, state dict), for every one in the nested dicts; '' is the top level.
 
     A dict with tensors is one. Where dicts nest, those that hold only counters and the like do not count:
     {"model": {...}, "step": tensor} is a wrapper.
     """
-    found: dict[str, tuple[tuple[str, ...], dict]] = {}
+    found: dict[str, tuple[tuple[str, ...], dict[object, object]]] = {}
     todo: deque[tuple[tuple[str, ...], object]] = deque([((), value)])
     seen: set[int] = set()
     budget = Budget()
@@ -265,11 +265,11 @@ def _nothing(value: object) -> InputRefused:
     )
 
 
-def _count(state: dict) -> int:
+def _count(state: dict[object, object]) -> int:
     return sum(isinstance(item, TensorRef) for item in state.values())
 
 
-def _split(state: dict, place: str) -> tuple[dict[str, TensorRef], list[Extra]]:
+def _split(state: dict[object, object], place: str) -> tuple[dict[str, TensorRef], list[Extra]]:
     """Tensors by name, and what else lies in the state dict."""
     tensors, extras = {}, []
     for key, item in state.items():
@@ -336,6 +336,7 @@ def _outside(value: object, path: tuple[str, ...]) -> list[Extra]:
     extras: list[Extra] = []
     here, prefix = value, ""
     for step in path:
+        assert isinstance(here, dict), "`candidates` walks through dicts alone"
         extras += [Extra(f"{prefix}{_key_text(key)}", type_text(item)) for key, item in here.items() if key != step]
         here, prefix = here[step], f"{prefix}{step}."
     if isinstance(here, Opaque):

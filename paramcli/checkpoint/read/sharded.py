@@ -200,8 +200,9 @@ def _open_index(path: Path, index_path: Path) -> Source:
             _compare(index_path, index, shard, expected[shard], parts[shard])
         return _combine(path, index_file, index, parts)
     except BaseException:
-        for opened in (index_file, *parts.values()):
-            opened.close()
+        index_file.close()
+        for part in parts.values():
+            part.close()
         raise
 
 

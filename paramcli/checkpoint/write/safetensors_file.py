@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
+from typing import TypeVar
 
 from ..disk.atomic import AtomicFile, Data, failure
 from ..disk.direct import Disk
@@ -24,6 +25,7 @@ from ..header import PAGE, Slot, build_header, congruent_end, layout
 from ..source import Source, Storage
 from .writer import FileSink, MetadataOf
 
+T = TypeVar("T")
 # One call of copy_file_range moves at most this much, so that signals are not held up, and the disk begins early.
 KERNEL_BLOCK = 1 << 26
 # Threads that copy where the kernel does not: some compare checksums while others wait for the disk.
@@ -163,36 +165,37 @@ def copy_storage(source: Source, storage: Storage, stream: Stream, place: int) -
 
 def copy_storages(source: Source, target: AtomicFile, places: Sequence[tuple[Storage, int]]) -> None:
     """The same for many, in several threads where there is much."""
-
-    def copy(stream: Stream, storage: Storage, place: int) -> None:
-        copy_storage(source, storage, stream, place)
-
-    _in_threads(copy, target, [(storage.nbytes, (storage, place)) for storage, place in places])
+    _in_threads(
+        target,
+        [(storage.nbytes, partial(copy_storage, source, storage, place=place)) for storage, place in places],
+    )
 
 
 def copy_runs(source: Source, target: AtomicFile, runs: Iterable[tuple[int, int, int, int]]) -> None:
     """Copy runs (file, offset there, offset here, length); several threads keep a disk busy that is written past the
     cache.
     """
-
-    def copy(stream: Stream, number: int, *run: int) -> None:
-        copy_run(source.files[number], stream, *run)
-
     if not target.goes_direct:
         with Stream(target) as stream:
-            for run in runs:
-                copy(stream, *run)
+            for number, offset, place, length in runs:
+                copy_run(source.files[number], stream, offset, place, length)
         return
     pieces = [
-        (number, offset + done, place + done, min(length - done, KERNEL_BLOCK))
+        (source.files[number], offset + done, place + done, min(length - done, KERNEL_BLOCK))
         for number, offset, place, length in runs
         for done in range(0, length, KERNEL_BLOCK)
     ]
-    _in_threads(copy, target, [(piece[-1], piece) for piece in pieces])
+    _in_threads(
+        target,
+        [
+            (length, partial(copy_run, file, offset=offset, place=place, length=length))
+            for file, offset, place, length in pieces
+        ],
+    )
 
 
-def _in_threads(copy: Callable[..., None], target: AtomicFile, items: Sequence[tuple[int, tuple]]) -> None:
-    """copy(stream, *arguments) for (bytes, arguments) of each item, in several threads where there is much.
+def _in_threads(target: AtomicFile, items: Sequence[tuple[int, Callable[[Stream], object]]]) -> None:
+    """Make all copies, of so many bytes each, in several threads where there is much.
 
     Each has a stretch of its own: threads that write next to each other take three times as long as those far apart.
     """
@@ -200,31 +203,31 @@ def _in_threads(copy: Callable[..., None], target: AtomicFile, items: Sequence[t
 
     failed = threading.Event()
 
-    def work(stretch: Sequence[tuple]) -> None:
+    def work(stretch: Sequence[Callable[[Stream], object]]) -> None:
         try:
             with Stream(target) as stream:
-                for arguments in stretch:
+                for copy in stretch:
                     if failed.is_set():
                         return
-                    copy(stream, *arguments)
+                    copy(stream)
         except BaseException:
             failed.set()
             raise
 
     if sum(nbytes for nbytes, _ in items) <= KERNEL_BLOCK:
-        work([arguments for _, arguments in items])
+        work([copy for _, copy in items])
         return
     with ThreadPoolExecutor(COPIERS) as pool:
         for _ in pool.map(work, stretches(items, COPIERS)):
             pass
 
 
-def stretches(items: Sequence[tuple[int, tuple]], count: int) -> list[list[tuple]]:
-    """The items' arguments in `count` parts of as many bytes each as whole items allow, in order."""
-    parts: list[list[tuple]] = [[] for _ in range(count)]
+def stretches(items: Sequence[tuple[int, T]], count: int) -> list[list[T]]:
+    """The items in `count` parts of as many bytes each as whole items allow, in order."""
+    parts: list[list[T]] = [[] for _ in range(count)]
     total, before = sum(nbytes for nbytes, _ in items), 0
-    for nbytes, arguments in items:
-        parts[min(count * (before + nbytes // 2) // max(total, 1), count - 1)].append(arguments)
+    for nbytes, item in items:
+        parts[min(count * (before + nbytes // 2) // max(total, 1), count - 1)].append(item)
         before += nbytes
     return parts
 
@@ -234,6 +237,7 @@ def copy_run(source: InputFile, stream: Stream, offset: int, place: int, length:
     whichever is there.
     """
     done, target = 0, stream.target
+    assert target is not None, "a stream without a file copies to nowhere"
     if not target.goes_direct or _shares(source, offset, target, place, length):
         done = _kernel_copy(source, offset, target, place, length)
     stream.go(place + done)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +65,7 @@ class TorchSink(FileSink):
         self.slots = {slot.name: slot for slot in slots}
         self.records: list[_Record] = []
         self._tensors: dict[str, _Place] = {}
-        self._whole: dict[tuple, _Place] = {}
+        self._whole: dict[_Spot, _Place] = {}
         self._foreign: dict[str, _Place] = {}
         self._refs: dict[str, TensorRef] = {}
         # Tensors that have come in part: bytes so far, and their checksum.
@@ -88,16 +88,15 @@ class TorchSink(FileSink):
         other tensor.
         """
         here = dict(copies)
-        used: dict[tuple, set[str]] = {}
-        for key, info in self.source.tensors.items():
-            used.setdefault(_spot(info.storage), set()).add(key)
+        used: dict[_Spot, set[str]] = {}
+        for key, stored in self.source.tensors.items():
+            used.setdefault(_spot(stored.storage), set()).add(key)
         kept = set(here.values())
         untouched = {spot for spot, keys in used.items() if keys <= kept}
-        alike: dict[tuple, _Place] = {}
+        alike: dict[Hashable, _Place] = {}
         for slot in self.slots.values():
-            info = self.source.tensors.get(here.get(slot.name, ""))
             stride = strides(slot.shape)
-            if info is None:
+            if (info := self.source.tensors.get(here.get(slot.name, ""))) is None:
                 place = self._tensors[tied[slot.name]] if slot.name in tied else self._add(slot.nbytes, None, slot)
                 self._remember(slot, place, stride)
                 continue
@@ -136,19 +135,16 @@ class TorchSink(FileSink):
             return dict(self._refs)
         return _replaced(self.source.tree, self.source.root_path, lambda state: self._new_state(state, renamed))
 
-    def _new_state(self, state: object, renamed: Mapping[str, str]) -> dict:
+    def _new_state(self, state: object, renamed: Mapping[str, str]) -> dict[object, object]:
         """The state dict in its old order, each edited tensor's new keys where its first key stood.
 
         A pickled module, whose code no file can carry, becomes its state dict.
         """
-        new = Items() if isinstance(state, Items) else {}
-        if isinstance(state, Items):
-            new.cls, new.arguments = state.cls, state.arguments
-            # torch's _metadata names modules, not tensors; its versions still hold.
-            new.attributes = state.attributes
-        followers: dict[str, list[str]] = {}
-        for name, key in renamed.items():
-            followers.setdefault(key, []).append(name)
+        # torch's _metadata, among its attributes, names modules, not tensors; its versions still hold.
+        new = _empty_like(state)
+        followers: dict[object, list[str]] = {}
+        for name, first in renamed.items():
+            followers.setdefault(first, []).append(name)
         for key, value in (as_dict(state) or {}).items():
             if not isinstance(value, TensorRef):
                 new[key] = value
@@ -169,18 +165,19 @@ class TorchSink(FileSink):
             self._foreign[key] = self._whole.get(_spot(storage)) or self._add(storage.nbytes, storage)
 
     def _place_of(self, ref: TensorRef | StorageRef) -> tuple[str, int, int]:
-        if id(ref) in self._own:
+        if isinstance(ref, TensorRef) and id(ref) in self._own:
             return ref.storage.key, ref.storage.numel * unit(ref.dtype), ref.offset
         storage = ref if isinstance(ref, StorageRef) else ref.storage
         place = self._foreign.get(storage.key)
-        if place is None or (isinstance(ref, StorageRef) and ref.view):
+        base = storage.view[1] if storage.view is not None else 0
+        if place is None or not isinstance(base, int) or (isinstance(ref, StorageRef) and ref.view):
             raise InputRefused(
                 "a tensor outside the state dict whose storage the file does not have", hint="-o FILE.safetensors"
             )
         numel = place.record.size // element_width(ref.dtype) * unit(ref.dtype)
         if isinstance(ref, StorageRef):
             return place.key, place.record.size if ref.untyped else numel, 0
-        return place.key, numel, (storage.view[1] if storage.view else 0) + ref.offset
+        return place.key, numel, base + ref.offset
 
     # --- writing ---------------------------------------------------------------------------------
 
@@ -225,15 +222,15 @@ class TorchSink(FileSink):
             for name, key in pairs:
                 record = self._tensors[name].record
                 if record.source is not None:
-                    self._copy(record, stream)
+                    self._copy(record, record.source, stream)
                 else:
                     self.write(name, source.read_bytes(key))
 
-    def _copy(self, record: _Record, stream: Stream) -> None:
+    def _copy(self, record: _Record, storage: Storage, stream: Stream) -> None:
         """A whole storage of the source, its recorded checksum compared."""
         if record.written:
             return
-        record.crc = copy_storage(self.source, record.source, stream, record.start)
+        record.crc = copy_storage(self.source, storage, stream, record.start)
         record.written = True
 
     def amend(self, metadata: MetadataOf) -> None:
@@ -241,8 +238,8 @@ class TorchSink(FileSink):
 
     def finish(self) -> None:
         with Stream(self.file) as stream:
-            for place in self._foreign.values():
-                self._copy(place.record, stream)
+            for key, place in self._foreign.items():
+                self._copy(place.record, self.source.storages[key], stream)
         missing = [record.name for record in self.records if not record.written]
         if missing:
             raise AssertionError(f"never written: {missing[:3]}")
@@ -276,21 +273,35 @@ def strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(steps))
 
 
-def _spot(storage: Storage) -> tuple[int, int, int]:
+_Spot = tuple[int, int, int]
+
+
+def _spot(storage: Storage) -> _Spot:
     # An empty tensor begins where the next one does.
     return storage.file, storage.offset, storage.nbytes
 
 
-def _replaced(tree: object, path: Sequence[str], new_state: Callable[[object], dict]) -> object:
+def _empty_like(value: object) -> dict[object, object]:
+    """A dict of the same class without entries; a plain one in the place of what is no dict."""
+    if not isinstance(value, Items):
+        return {}
+    empty = Items()
+    empty.cls, empty.arguments, empty.attributes = value.cls, value.arguments, value.attributes
+    return empty
+
+
+def _replaced(tree: object, path: Sequence[str], new_state: Callable[[object], dict[object, object]]) -> object:
     """The tree with new dicts along the path to the state dict; everything else is the same objects."""
-    steps: list[tuple[str | None, object]] = [(None, tree)]
+    parents: list[dict[object, object]] = []
+    here = tree
     for key in path:
-        steps.append((key, steps[-1][1][key]))
-    value: dict = new_state(steps[-1][1])
-    for (key, _), (_, parent) in zip(reversed(steps[1:]), reversed(steps[:-1]), strict=True):
-        copy = Items(parent) if isinstance(parent, Items) else dict(parent)
-        if isinstance(parent, Items):
-            copy.cls, copy.arguments, copy.attributes = parent.cls, parent.arguments, parent.attributes
+        assert isinstance(here, dict), "a state dict is looked for in dicts alone"
+        parents.append(here)
+        here = here[key]
+    value = new_state(here)
+    for key, parent in zip(reversed(path), reversed(parents), strict=True):
+        copy = _empty_like(parent)
+        copy.update(parent)
         copy[key] = value
         value = copy
     return value
