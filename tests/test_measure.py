@@ -68,7 +68,7 @@ def test_moved_of_several_is_that_of_each_alone():
 
 @pytest.mark.parametrize("spec", ["orthogonal", "spectral_cap"])
 def test_several_are_measured_as_each_alone(spec):
-    """Of a stack each tensor has its own check; a NaN in one of them, which LAPACK refuses, leaves the others theirs."""
+    """Of a stack each tensor has its own check; a NaN in one of them, which LAPACK refuses, leaves the others' be."""
     shape, dtype = torch.Size((4, 3, 6, 6)), torch.float32
     W = torch.linalg.qr(torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).Q.to(dtype)
     W[1, 2] *= 1.5

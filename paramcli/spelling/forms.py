@@ -211,8 +211,8 @@ def detect(tensors: Mapping[str, TensorInfo], record: Mapping[str, Entry] | None
 
 
 def _enter(groups: dict[str, Group], group: Group) -> None:
-    """Every key of the file is in exactly one group. Of two that spell one tensor neither is taken for it: both ask, the
-    second under the name of a key of its own, and their names are in `twice`, as no record can speak of them.
+    """Every key of the file is in exactly one group. Of two that spell one tensor neither is taken for it: both ask,
+    the second under the name of a key of its own; no record can speak of them.
     """
     if (first := groups.get(group.tensor)) is None:
         groups[group.tensor] = group
