@@ -95,7 +95,8 @@ def findings(
     progress: Callable[[int], None] = lambda nbytes: None,
     view: View | None = None,
 ) -> DiscoverResult:
-    found, skipped, seen = [], [], {}
+    found, skipped = [], []
+    seen: dict[tuple[torch.Size, bytes], str] = {}
     for group in groups:
         progress(group.nbytes)
         if DTYPES[group.dtype].kind not in ("float", "half", "complex"):

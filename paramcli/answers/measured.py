@@ -38,7 +38,7 @@ def verify_group(
         state = read_state(source, group, device)
         chain, seen_through = (None, parse_view(group.view)) if group.is_plain else settle(group, state)
         seen_through = parse_view(view) if view is not None else seen_through
-        value = state["value"] if group.is_plain else weight_of(group, state, chain, seen_through, compute)
+        value = state["value"] if chain is None else weight_of(group, state, chain, seen_through, compute)
         wanted = constraint or group.constraint
         if wanted is not None and not (value.is_floating_point() or value.is_complex()):
             raise InputRefused(f"{str(value.dtype).removeprefix('torch.')} tensors have no constraint to verify")
@@ -68,9 +68,10 @@ def measure_parts(
     by role).
     """
     wanted = constraint or chain.constraint
-    checks = []
+    checks: list[Check] = []
     if wanted is not None and own and tolerance is None:
-        checks.append(claim_check(chain, view, value, state, compute, wanted))
+        claimed = claim_check(chain, view, value, state, compute, wanted)
+        checks += [] if claimed is None else [claimed]
     elif wanted is not None:
         checks.append(measure.check(wanted, value, view, tolerance, compute_dtype(value.dtype, compute)))
     if own:

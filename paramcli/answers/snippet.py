@@ -68,6 +68,7 @@ def snippet_text(groups: Iterable[Group], path: Path, root: Sequence[str] = ()) 
 def _call(group: Group) -> str:
     module, _, name = group.tensor.rpartition(".")
     holder = f"model.get_submodule({module!a})" if module else "model"
+    assert group.chain is not None  # it is settled
     chain = parse_chain(group.chain)
     stock = None if parse_view(group.view).text else _stock(chain)
     if stock is not None:

@@ -165,14 +165,14 @@ def spectra(source: Source, group: Group, view: str | None = None, device: str =
             )
         state = read_state(source, group, device)
         chain, seen = (None, parse_view(group.view)) if group.is_plain else settle(group, state)
-        stages = []
+        stages: list[tuple[str, Tensor]] = []
         if chain is not None:
             stages += [
                 (role, state[role])
                 for role in ("original", "original1")
                 if role in state and tuple(state[role].shape) == group.shape
             ]
-        stages.append(("value", state["value"] if group.is_plain else weight_of(group, state, chain, seen)))
+        stages.append(("value", state["value"] if chain is None else weight_of(group, state, chain, seen)))
         seen = parse_view(view) if view is not None else seen
         shown = [(of, _matrices(seen.into(W))) for of, W in stages]
         # Block by block, so that before stands beside after.

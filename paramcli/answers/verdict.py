@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from ..dtypes import dtype_name
 from ..registry import CONSTRAINTS
@@ -77,7 +77,11 @@ class VerifyResult(Sequence[Verdict]):
     def __len__(self) -> int:
         return len(self.tensors)
 
-    def __getitem__(self, index):
+    @overload
+    def __getitem__(self, index: int) -> Verdict: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Verdict, ...]: ...
+    def __getitem__(self, index: int | slice) -> Verdict | tuple[Verdict, ...]:
         return self.tensors[index]
 
     @property

@@ -17,33 +17,23 @@ keys and shapes alone decide; where they decide nothing the group says so, and n
 from __future__ import annotations
 
 import functools
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..checkpoint.source import TensorInfo
-from ..dtypes import DTYPES, EDITABLE
+from ..dtypes import DTYPES
 from ..errors import TENSOR, InputRefused
 from ..text import listing, printable
 from .keys import parametrized_key, split_parametrized
+from .readings import Reading, mask, read_roles, spectral_norm, spectral_norm_v0, weight_norm
 from .record import Entry
 
 PLAIN, PARAMETRIZED = "plain", "parametrized"
 # Suffixed keys of tensors with these leaf names are halves of a pair when the rest is missing;
 # other names that end alike (attn.w_g, blurred_cent_mask, query_v) are tensors of their own.
 _TORCH_LEAF = re.compile(r"(weight|bias|in_proj_weight)(_[a-z]+_l[0-9]+(_reverse)?)?")
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What keys and shapes alone say: a chain, or why none can be said."""
-
-    chain: str | None = None
-    problem: str | None = None
-    # Chains that keys and shapes leave open and the data decide (u against W v).
-    alternatives: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +70,7 @@ class Group:
 
     def refusal(self, path: Path | None = None) -> InputRefused:
         """The error that says what is unknown of it."""
-        return InputRefused(self.unknown, hint=self.hint, tensor=self.tensor, path=path)
+        return InputRefused(self.unknown or "nothing is unknown of it", hint=self.hint, tensor=self.tensor, path=path)
 
     @property
     def is_plain(self) -> bool:
@@ -100,69 +90,12 @@ class Spelling:
     read: Callable[[Mapping[str, TensorInfo]], Reading | None]
 
 
-def norm_dim(g: tuple[int, ...], v: tuple[int, ...]) -> list[int | None]:
-    """The weight-norm dims that g's shape allows beside v's; None stands for the whole tensor."""
-    if g == ():
-        return [None]
-    if len(g) != len(v):
-        return []
-    found = [d for d in range(len(v)) if all(s == (v[d] if i == d else 1) for i, s in enumerate(g))]
-    # All ones: every dim of size 1 keeps the same slice, the whole tensor, so the first stands for all.
-    return found[:1] if len(found) > 1 else found
-
-
-def _weight_norm(parts: Mapping[str, TensorInfo]) -> Reading | None:
-    g, v = parts["original0"], parts["original1"]
-    dims = norm_dim(g.shape, v.shape)
-    # A norm may be kept wider than the directions; the weight has the dtype of these.
-    if not dims or not {g.dtype, v.dtype} <= EDITABLE:
-        return None
-    return Reading(f"weight_norm:dim={'none' if dims[0] is None else dims[0]}")
-
-
-def spectral_dims(shape: tuple[int, ...], u: int, v: int | None) -> list[int]:
-    """The dims whose flattened matrix has len(u) rows and len(v) columns."""
-    numel = math.prod(shape)
-    return [d for d, size in enumerate(shape) if size == u and (v is None or size * v == numel)]
-
-
-def _spectral_norm(parts: Mapping[str, TensorInfo]) -> Reading | None:
-    W, u, v = parts["original"], parts["0._u"], parts.get("0._v")
-    if len(u.shape) != 1 or (v is not None and len(v.shape) != 1) or W.dtype not in EDITABLE or len(W.shape) < 2:
-        return None
-    dims = spectral_dims(W.shape, u.shape[0], v.shape[0] if v is not None else None)
-    if not dims:
-        return None
-    chains = tuple(f"spectral_norm:dim={dim}" for dim in dims)
-    return Reading(chains[0]) if len(chains) == 1 else Reading(alternatives=chains)
-
-
-def _mask(parts: Mapping[str, TensorInfo]) -> Reading | None:
-    W, mask = parts["original"], parts["0.mask"]
-    # Nobody prunes integers: such a pair is a table of positions and which of them count.
-    return Reading("mask") if mask.shape == W.shape and DTYPES[W.dtype].kind in ("float", "half", "complex") else None
-
-
-def _spectral_reparam(parts: Mapping[str, TensorInfo]) -> Reading | None:
-    """RADIO's: always dim 0, one scale; its code reads the first of several, which a file with several may not mean."""
-    W, u, v, scale = (parts[role] for role in ("original", "0._u", "0._v", "0.scale"))
-    if len(W.shape) < 2 or u.shape != W.shape[:1] or v.shape != (math.prod(W.shape[1:]),) or scale.shape != (1, 1):
-        return None
-    return Reading("spectral_reparam") if W.dtype in EDITABLE else None
-
-
-def _spectral_norm_v0(parts: Mapping[str, TensorInfo]) -> Reading | None:
-    if parts["value"].shape != parts["original"].shape:
-        return None
-    return _spectral_norm(parts)
-
-
 SPELLINGS = (
-    Spelling("spectral_norm_v1", {"_orig": "original", "_u": "0._u", "_v": "0._v"}, _spectral_norm),
-    Spelling("spectral_norm_bar", {"_bar": "original", "_u": "0._u", "_v": "0._v"}, _spectral_norm),
-    Spelling("spectral_norm_v0", {"_orig": "original", "": "value", "_u": "0._u"}, _spectral_norm_v0),
-    Spelling("prune_old", {"_orig": "original", "_mask": "0.mask"}, _mask),
-    Spelling("weight_norm_old", {"_g": "original0", "_v": "original1"}, _weight_norm),
+    Spelling("spectral_norm_v1", {"_orig": "original", "_u": "0._u", "_v": "0._v"}, spectral_norm),
+    Spelling("spectral_norm_bar", {"_bar": "original", "_u": "0._u", "_v": "0._v"}, spectral_norm),
+    Spelling("spectral_norm_v0", {"_orig": "original", "": "value", "_u": "0._u"}, spectral_norm_v0),
+    Spelling("prune_old", {"_orig": "original", "_mask": "0.mask"}, mask),
+    Spelling("weight_norm_old", {"_g": "original0", "_v": "original1"}, weight_norm),
 )
 _SUFFIXES = tuple(sorted({s for spelling in SPELLINGS for s in spelling.roles if s}))
 FORM_OF_SPELLING = {spelling.form: spelling for spelling in SPELLINGS}
@@ -221,9 +154,8 @@ def _enter(groups: dict[str, Group], group: Group) -> None:
     name = next(key for key in group.keys.values() if key not in groups)
     others = listing(sorted({*first.keys.values(), *group.keys.values()}), 4)
     problem = f"{printable(group.tensor)} is in the file twice, spelt by {others}"
-    asks = dict(chain=None, alternatives=(), unknown=problem, hint=hint, twice=True)
-    groups[group.tensor] = replace(first, **asks)
-    groups[name] = replace(group, tensor=name, **asks)
+    for name, one in ((group.tensor, first), (name, group)):
+        groups[name] = replace(one, tensor=name, chain=None, alternatives=(), unknown=problem, hint=hint, twice=True)
 
 
 def _is_packed(keys: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> bool:
@@ -314,11 +246,15 @@ def _parametrized(tensor: str, keys: dict[str, str], tensors: Mapping[str, Tenso
         )
     # Of a weight norm over the whole of a 1 x 1 tensor both originals have one entry, and v has the shape.
     stored = max((parts[role] for role in originals), key=lambda info: (info.numel, len(info.shape)))
-    made = dict(tensor=tensor, form=PARAMETRIZED, keys=keys, infos=parts, shape=stored.shape, dtype=stored.dtype)
     reading = read_roles(parts)
     return Group(
-        **made,
-        chain=reading.chain,
+        tensor,
+        PARAMETRIZED,
+        keys,
+        parts,
+        stored.shape,
+        stored.dtype,
+        reading.chain,
         unknown=reading.problem,
         hint=_CHAIN_HINT if reading.problem else None,
         alternatives=reading.alternatives,
@@ -337,87 +273,6 @@ def _missing_role(parts: Mapping[str, TensorInfo], originals: Sequence[str]) -> 
 
 
 _CHAIN_HINT = "say what it is with --chain, or leave it out with -t"
-# Roles that geotorch's products of manifolds store, here and there -> what can be said of them.
-_GEOTORCH = {
-    frozenset(
-        ("original", "0.0.base", "0.2.base")
-    ): "U f(s) V^T with two orthogonal bases, whose f and rank the keys do not tell: "
-    "geotorch.low_rank:rank=N, geotorch.fixed_rank:rank=N, geotorch.almost_orthogonal:lam=X, and for square ones "
-    "geotorch.invertible and geotorch.sln fit",
-    frozenset(("original", "0.0.base")): "Q f(l) Q^T with an orthogonal base, whose f and rank the keys do not tell: "
-    "geotorch.positive_definite, geotorch.positive_semidefinite, geotorch.positive_semidefinite_low_rank:rank=N and "
-    "geotorch.positive_semidefinite_fixed_rank:rank=N fit",
-    frozenset(
-        ("original0", "original1", "original2", "0.In", "0.alpha", "0.0.0.base", "0.1.0.base")
-    ): "a stable linear system by "
-    "geotorch's keys, whose map of its bases they do not tell: geotorch.alpha_stable:alpha=X fits, "
-    "with X as in 0.alpha",
-}
-
-
-def _one_base(original: tuple[int, ...], base: tuple[int, ...]) -> str:
-    """What fits one base: of orthogonal matrices it is as square as the longer side, of unit vectors like
-    the original.
-    """
-    if base == original and (len(base) < 2 or base[-1] != base[-2]):
-        return "unit vectors by geotorch's keys, and not their length: geotorch.sphere:radius=X fits"
-    side = max(original[-2:], default=0)
-    seen = "" if base == (*original[:-2], side, side) else ", with the --view it was made with"
-    sphere = "; geotorch.sphere too, if it holds unit vectors" if base == original else ""
-    return (
-        "an orthogonal parametrization whose map the keys do not tell: orthogonal:map=matrix_exp, "
-        "orthogonal:map=cayley, "
-        "orthogonal:map=householder, geotorch.orthogonal, geotorch.orthogonal:triv=cayley and geotorch.grassmannian "
-        f"fit{seen}{sphere}"
-    )
-
-
-def _low_rank_adapter(parts: Mapping[str, TensorInfo]) -> Reading:
-    A, B, W = (parts[role].shape for role in ("0.lora_A", "0.lora_B", "original"))
-    name = "minlora" if "0.lora_dropout_mask" in parts else "lora"
-    for rank, embedding in ((A[:1], False), (A[1:], True)):
-        first, last = (A, B) if embedding else (B, A)
-        if (
-            len(A) == len(B) == 2
-            and first == (W[0], *rank)
-            and last == (*rank, math.prod(W[1:]))
-            and (not embedding or name == "minlora")
-        ):
-            way = ":embedding=true" if embedding else ""
-            return Reading(
-                problem=(
-                    f"LoRA by its keys, whose scale they do not tell: {name}:rank={rank[0]}:alpha=X{way} fits, "
-                    f"the change scaled by X / {rank[0]}"
-                )
-            )
-    return Reading(problem="LoRA by its keys, and lora_A, lora_B and the original do not fit together")
-
-
-def read_roles(parts: Mapping[str, TensorInfo]) -> Reading:
-    """What torch's role names and the shapes decide about a chain that no record names."""
-    names = set(parts)
-    if names == {"original0", "original1"}:
-        return _weight_norm(parts) or Reading(problem="two originals that are no weight norm by their shapes")
-    if names == {"original", "0._u", "0._v"}:
-        return _spectral_norm(parts) or Reading(problem="u and v whose lengths fit no dimension of the original")
-    if names == {"original", "0._u", "0._v", "0.scale", "0._sn_version"}:
-        return _spectral_reparam(parts) or Reading(
-            problem="a spectral reparametrization (RADIO) whose shapes do not fit together"
-        )
-    if names == {"original", "0.mask"}:
-        return _mask(parts) or Reading(problem="a mask of another shape than the original")
-    if names == {"original", "0.base"}:
-        return Reading(problem=_one_base(parts["original"].shape, parts["0.base"].shape))
-    if frozenset(names) in _GEOTORCH:
-        return Reading(problem=_GEOTORCH[frozenset(names)])
-    if names in ({"original", "0.lora_A", "0.lora_B"}, {"original", "0.lora_A", "0.lora_B", "0.lora_dropout_mask"}):
-        return _low_rank_adapter(parts)
-    if names == {"original", "1.Id"}:
-        return Reading(problem="the tutorial's cayley after something the keys do not tell: skew,cayley fits")
-    if names == {"original"}:
-        return Reading(problem="parametrized, and the keys alone do not tell how")
-    extra = ", ".join(sorted(printable(name) for name in names if not name.startswith("original")))
-    return Reading(problem=f"a parametrization paramcli does not recognise (beside the original: {extra or 'nothing'})")
 
 
 def _recorded(
@@ -425,10 +280,17 @@ def _recorded(
 ) -> Group:
     if entry is None:
         return group
-    known = dict(chain=entry.chain, view=entry.view, constraint=entry.constraint, record=entry)
-    if entry.shape is not None:
-        known["shape"] = entry.shape
-    group = replace(group, **known, unknown=None, hint=None, alternatives=())
+    group = replace(
+        group,
+        chain=entry.chain,
+        view=entry.view,
+        constraint=entry.constraint,
+        record=entry,
+        shape=group.shape if entry.shape is None else entry.shape,
+        unknown=None,
+        hint=None,
+        alternatives=(),
+    )
     if group.is_plain or "value" in group.keys:
         return group
     # Of a tensor whose parts lie in several shards, one shard alone has some.
@@ -476,8 +338,16 @@ def with_chain(groups: Sequence[Group], chain: str | None, view: str | None, nam
             constraint = parsed.at(seen.shape(shape)).constraint
         except InputRefused:
             constraint = parsed.constraint  # no such view of it: told where its own turn comes
-        known = dict(chain=chain, view=view, constraint=constraint, shape=shape)
-        record = Entry("parametrized", chain, view, constraint, None if shape in originals else shape)
-        return replace(group, **known, record=record, unknown=None, hint=None, alternatives=())
+        return replace(
+            group,
+            chain=chain,
+            view=view,
+            constraint=constraint,
+            shape=shape,
+            record=Entry("parametrized", chain, view, constraint, None if shape in originals else shape),
+            unknown=None,
+            hint=None,
+            alternatives=(),
+        )
 
     return [said(group) if group.tensor in meant else group for group in groups]

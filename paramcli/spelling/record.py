@@ -141,21 +141,27 @@ def _why_wrong(chain: str, view: str | None, constraint: str | None) -> str | No
 def _entry(name: str, fields: dict[str, object], check: Callable[..., str | None]) -> Entry:
     if set(fields) - _OPTIONAL != _FIELDS:
         raise _refuse(f"does not give exactly {', '.join(sorted(_FIELDS))} for {TENSOR}", name)
-    if fields["state"] not in STATES or not isinstance(fields["chain"], str):
+    state, chain, view, constraint = (fields[key] for key in ("state", "chain", "view", "constraint"))
+    if not isinstance(state, str) or state not in STATES or not isinstance(chain, str):
         raise _refuse(f"gives {TENSOR} an unknown state or a chain that is no text", name)
-    if not all(fields[key] is None or isinstance(fields[key], str) for key in ("view", "constraint")):
+    if not (view is None or isinstance(view, str)) or not (constraint is None or isinstance(constraint, str)):
         raise _refuse(f"gives {TENSOR} a view or constraint that is no text", name)
-    shape = fields.get("shape")
-    if shape is not None and not (_is_shape(shape) and math.prod(s for s in shape if s) < 1 << 63):
-        raise _refuse(f"gives {TENSOR} a shape that is none", name)
-    wrong = check(fields["chain"], fields["view"], fields["constraint"])
+    shape = _shape_of(fields.get("shape"), name)
+    wrong = check(chain, view, constraint)
     if wrong is not None:
         raise _refuse(f"is wrong about {TENSOR}: {wrong}", name)
-    return Entry(**{**fields, "shape": None if shape is None else tuple(shape)})
+    return Entry(state, chain, view, constraint, shape)
 
 
-def _is_shape(value: object) -> bool:
-    return type(value) is list and len(value) <= 64 and all(type(size) is int and 0 <= size < 1 << 63 for size in value)
+def _shape_of(value: object, name: str) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    sizes = value if isinstance(value, list) and len(value) <= 64 else None
+    if sizes is None or not all(type(size) is int and 0 <= size < 1 << 63 for size in sizes):
+        raise _refuse(f"gives {TENSOR} a shape that is none", name)
+    if math.prod(size for size in sizes if size) >= 1 << 63:
+        raise _refuse(f"gives {TENSOR} a shape that is none", name)
+    return tuple(sizes)
 
 
 def record_text(entries: dict[str, Entry], version: str) -> str:
