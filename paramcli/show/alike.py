@@ -17,7 +17,7 @@ def alike(
 
     Of several the name has a star for every number that is not one and the same.
     """
-    groups: dict[tuple, list[Row]] = {}
+    groups: dict[tuple[str, Hashable], list[Row]] = {}
     for row in rows:
         groups.setdefault((_NUMBER.sub("#", name(row)), look(row)), []).append(row)
     return [(_common([name(row) for row in group]), group) for group in groups.values()]

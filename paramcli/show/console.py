@@ -12,9 +12,20 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
+from typing import TYPE_CHECKING, Literal, TextIO
 
 from ..errors import Known
 from ..watch import Watch
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table as Drawn
+    from rich.text import Text
+
+    from .progress import Meter
+
+# The side that a column's cells keep to.
+Justify = Literal["left", "right"]
 
 # Without a terminal there is no width to respect: a pipe gets whole lines.
 PIPE_WIDTH = 10_000
@@ -41,7 +52,7 @@ class Styled:
     def __str__(self) -> str:
         return "".join(text for text, _ in self.pieces)
 
-    def rich(self):
+    def rich(self) -> Text:
         from rich.text import Text
 
         # The style of a single piece is the whole cell's, its padding too.
@@ -51,7 +62,7 @@ class Styled:
 class Column:
     """A heading and the cells under it. `whole`: in a narrow terminal its cells are not folded."""
 
-    def __init__(self, header: str, justify: str, cells: list[Styled | str]):
+    def __init__(self, header: str, justify: Justify, cells: list[Styled | str]):
         self.header, self.justify, self.cells = header, justify, cells
         self.whole = False
 
@@ -59,7 +70,7 @@ class Column:
 class Table:
     """Columns of text; a heading is given alone, or with the side its cells keep to."""
 
-    def __init__(self, *headings: str | tuple[str, str]):
+    def __init__(self, *headings: str | tuple[str, Justify]):
         self.columns = [
             Column(*((heading, "left") if isinstance(heading, str) else heading), []) for heading in headings
         ]
@@ -72,8 +83,8 @@ class Table:
 
     def add_row(self, *cells: Styled | str) -> None:
         """Columns for which there is no cell are left empty."""
-        for column, cell in zip_longest(self.columns, cells, fillvalue=""):
-            column.cells.append(cell)
+        for number, column in enumerate(self.columns):
+            column.cells.append(cells[number] if number < len(cells) else "")
 
     @property
     def row_count(self) -> int:
@@ -85,7 +96,7 @@ class Table:
         rest.columns, rest.air = [column for column in self.columns if column.header not in headings], self.air
         return rest
 
-    def rich(self):
+    def rich(self) -> Drawn:
         from rich.table import Table as Drawn
         from rich.text import Text
 
@@ -100,13 +111,13 @@ class Table:
 class Stream:
     """stdout or stderr: plain text for a pipe, and for a terminal rich's console."""
 
-    def __init__(self, file: object, no_color: bool):
-        self.file = io.StringIO() if file is None else file  # a stream that is closed takes everything
+    def __init__(self, file: TextIO | None, no_color: bool):
+        self.file: TextIO = io.StringIO() if file is None else file  # a stream that is closed takes everything
         self._no_color = no_color
-        self._terminal = hasattr(file, "isatty") and file.isatty()
+        self._terminal = file is not None and hasattr(file, "isatty") and file.isatty()
 
     @functools.cached_property
-    def console(self):
+    def console(self) -> Console:
         from rich.console import Console
 
         width = None if self._terminal else PIPE_WIDTH
@@ -164,7 +175,7 @@ class Screen(Watch):
         """The width of a picture on stdout."""
         return self.out.console.width if self.out.is_terminal else PIPE_PICTURE
 
-    def meter(self, what: str, tensors: int, nbytes: int):
+    def meter(self, what: str, tensors: int, nbytes: int) -> Meter:
         """A `progress.Meter` on stderr, which draws only there and only for a person."""
         from .progress import Meter
 
@@ -208,7 +219,7 @@ def plain_lines(table: Table) -> Iterator[str]:
             ).rstrip()
 
 
-def _fit(table: Table, console) -> Table:
+def _fit(table: Table, console: Console) -> Table:
     """In a terminal too narrow for the table: less air, then no column that says nothing new, and words are folded
     last.
 

@@ -7,9 +7,13 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from ..errors import ParamcliError
 from ..text import printable_path
+
+if TYPE_CHECKING:
+    from ..catalogue.entry import ConstraintEntry, Entry, MeasureEntry
 
 
 def document(value: object) -> str:
@@ -32,7 +36,7 @@ def _strict(value: object) -> object:
     return value
 
 
-def error_document(error: ParamcliError) -> dict:
+def error_document(error: ParamcliError) -> dict[str, object]:
     path = None if error.path is None else printable_path(error.path)
     return {
         "error": {
@@ -45,7 +49,9 @@ def error_document(error: ParamcliError) -> dict:
     }
 
 
-def registry_document(entries: Sequence, constraints: Iterable = (), measures: Iterable = ()) -> dict:
+def registry_document(
+    entries: Sequence[Entry], constraints: Iterable[ConstraintEntry] = (), measures: Iterable[MeasureEntry] = ()
+) -> dict[str, object]:
     from ..registry import domains_and_images
 
     listed = [

@@ -30,8 +30,8 @@ def show_edit(screen: Screen, result: EditResult, as_json: bool, shown: Table | 
         if outcome.note:
             screen.note(f"{printable(outcome.tensor)}: {outcome.note}")
     for outcome in result.tensors:
-        if outcome.off:
-            residual = number_text(outcome.residual)
+        if outcome.beyond is not None:
+            residual = number_text(outcome.beyond[0])
             screen.warn(f"{printable(outcome.tensor)} is off its constraint (residual {residual}): verify will exit 1")
     for line in _left_behind(result):
         screen.note(line)

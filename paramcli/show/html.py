@@ -142,7 +142,9 @@ def note(words: str) -> str:
 
 def files_section(evidence: Evidence) -> str:
     """The section that tells the files that were read from any others."""
-    rows = [[file.path, Cell(str(file.nbytes), file.nbytes), file.sha256] for file in evidence.files]
+    rows: list[list[Cell | str]] = [
+        [file.path, Cell(str(file.nbytes), file.nbytes), file.sha256] for file in evidence.files
+    ]
     return section("Files", table(("file", "bytes", "SHA-256"), rows, ("bytes",)))
 
 
@@ -248,7 +250,8 @@ def verify_page(
 ) -> bytes:
     from ..dtypes import dtype_name
 
-    rows, checks = [], []
+    rows: list[list[Cell | str]] = []
+    checks: list[Row] = []
     for v in result:
         if not v.checks:
             rows.append(
@@ -298,7 +301,7 @@ def verify_page(
 
 
 def diff_page(a: str, b: str, result: DiffResult, drawn: Drawn, evidence: Evidence) -> bytes:
-    rows = [
+    rows: list[list[Cell | str]] = [
         [d.tensor, number(d.max_abs), number(d.relative), verdict(d.equal, "equal", "DIFFERENT", d.detail)]
         for d in result.tensors
     ]
@@ -325,7 +328,8 @@ def diff_page(a: str, b: str, result: DiffResult, drawn: Drawn, evidence: Eviden
 def discover_page(
     path: str, result: DiscoverResult, drawn: Drawn, evidence: Evidence, facts: Sequence[tuple[str, str]]
 ) -> bytes:
-    rows, checks = [], []
+    rows: list[list[Cell | str]] = []
+    checks: list[Row] = []
     for f in result.structured:
         for how, these in (("holds", f.holds), ("nearly", f.nearly)):
             for c in these:
@@ -357,7 +361,7 @@ def discover_page(
 
 def spectrum_page(path: str, result: SpectrumResult, evidence: Evidence, facts: Sequence[tuple[str, str]]) -> bytes:
     found = result.tensors
-    rows = [
+    rows: list[list[Cell | str]] = [
         [
             s.tensor,
             s.chain or s.form,

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
 # What is over sooner needs no line; one that flashes up and away is worse than none.
 PATIENCE_SECONDS = 1.0
@@ -11,9 +16,10 @@ PATIENCE_SECONDS = 1.0
 class Meter:
     """Tensors and bytes done, drawn by rich in a thread of its own; `console` None draws nothing."""
 
-    def __init__(self, console, what: str, tensors: int, nbytes: int):
+    def __init__(self, console: Console | None, what: str, tensors: int, nbytes: int):
         self.tensors, self.done = tensors, 0
-        self._progress = self._timer = None
+        self._progress: Progress | None = None
+        self._timer: threading.Timer | None = None
         if console is None:
             return
         from rich.progress import (
@@ -53,7 +59,8 @@ class Meter:
         if self._timer is not None:
             self._timer.cancel()
             self._timer.join()
-            self._progress.stop()
+            if self._progress is not None:
+                self._progress.stop()
 
     def advance(self, nbytes: int, tensors: int = 1) -> None:
         """So many tensors more are done, of so many bytes together."""

@@ -16,6 +16,7 @@ from ..spelling.opened import Opened
 from ..text import printable, size_text
 
 if TYPE_CHECKING:
+    from ..answers.spectrum import Spectra
     from ..evidence import Gathering
     from .html import Drawn
 
@@ -62,7 +63,8 @@ def spectra_for_report(source: Source, groups: Sequence[tuple[Group, str | None]
     from ..answers.spectrum import spectra
     from .html import Drawn, drawable
 
-    found, skipped = [], []
+    found: list[Spectra] = []
+    skipped: list[str] = []
     for group, view in groups:
         if len(group.shape) < 2:
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ..spelling.record import KEY as RECORD
 from ..text import count_text, listing, number_text, printable, printable_path, shape_text, size_text
@@ -14,7 +14,15 @@ from .console import Styled, Table
 
 if TYPE_CHECKING:
     from ..answers.diff import DiffResult
+    from ..answers.discover import Finding
     from ..answers.inspect import InspectResult
+    from ..answers.spectrum import Spectra
+    from ..answers.verdict import Verdict
+    from ..catalogue.entry import ConstraintEntry, Entry, MeasureEntry
+    from ..spelling.forms import Group
+    from ..surgery.plan import Outcome
+
+    Answer = TypeVar("Answer", Outcome, Verdict)
 
 # Of a tensor that no constraint and no chain says anything about.
 NO_CLAIM = "no claim"
@@ -30,7 +38,7 @@ def _number(value: float | None) -> str:
     return "-" if value is None else number_text(value)
 
 
-def edit_table(outcomes: Sequence, fold: bool = False) -> Table:
+def edit_table(outcomes: Sequence[Outcome], fold: bool = False) -> Table:
     """What was done to each tensor; a number that none of them has (no constraint, a dry run) has no column.
 
     `fold`: tensors alike are one row, with the largest numbers among them; what does not hold has its own.
@@ -41,9 +49,9 @@ def edit_table(outcomes: Sequence, fold: bool = False) -> Table:
     verdict = [""] if "residual" in numbers else []
     table = Table("tensor", "chain", "shape", "dtype", *((name, "right") for name in numbers), *verdict)
 
-    table.judged = bool(verdict) and all(o.residual is None or o.residual <= o.tolerance for o in outcomes)
+    table.judged = bool(verdict) and not any(o.off for o in outcomes)
 
-    def look(o) -> tuple:
+    def look(o: Outcome) -> Hashable:
         return o.chain, o.view, o.shape, o.dtype, o.moved is None, o.residual is None, o.tensor if o.off else None
 
     for name, group in _rows(table, outcomes, look, fold):
@@ -52,7 +60,7 @@ def edit_table(outcomes: Sequence, fold: bool = False) -> Table:
         if o.view:
             chain += f" ({o.view})"
         moved = max((o.moved for o in group if o.moved is not None), default=None)
-        row = [_times(name, group), printable(chain), shape_text(o.shape), o.dtype]
+        row: list[Styled | str] = [_times(name, group), printable(chain), shape_text(o.shape), o.dtype]
         row += [_number(moved if number == "moved" else getattr(o, number)) for number in numbers]
         if verdict:
             row.append("" if o.residual is None else _verdict(not o.off))
@@ -60,7 +68,9 @@ def edit_table(outcomes: Sequence, fold: bool = False) -> Table:
     return table
 
 
-def _rows(table: Table, results: Sequence, look: Callable[..., Hashable], fold: bool) -> list[tuple[str, list]]:
+def _rows(
+    table: Table, results: Sequence[Answer], look: Callable[[Answer], Hashable], fold: bool
+) -> list[tuple[str, list[Answer]]]:
     """(name, results) of each row of the table, which says so where several results are one."""
     found = (
         alike(results, lambda result: result.tensor, look)
@@ -77,21 +87,21 @@ def _excess(residual: float | None, tolerance: float | None) -> float:
     return 0.0 if residual is None or not residual else residual / tolerance if tolerance else math.inf
 
 
-def _times(name: str, group: Sequence) -> str:
+def _times(name: str, group: Sequence[object]) -> str:
     return printable(name) + (f" x{len(group)}" if len(group) > 1 else "")
 
 
-def convert_table(outcomes: Sequence, dtype: str | None, fold: bool = False) -> Table | str:
+def convert_table(outcomes: Sequence[Outcome], dtype: str | None, fold: bool = False) -> Table | str:
     """The tensors whose bytes changed; copies are only counted. `fold`: tensors alike are one row."""
     if not outcomes:
         return "every tensor is copied byte for byte"
     table = Table("tensor", "from", "to", "shape")
     for name, group in _rows(table, outcomes, lambda o: (o.dtype, o.shape), fold):
-        table.add_row(_times(name, group), group[0].dtype, dtype, shape_text(group[0].shape))
+        table.add_row(_times(name, group), group[0].dtype, dtype or "-", shape_text(group[0].shape))
     return table
 
 
-def verify_table(verdicts: Sequence, fold: bool = False) -> Table:
+def verify_table(verdicts: Sequence[Verdict], fold: bool = False) -> Table:
     """Each check of each tensor, and those without a claim; `fold`: those alike for which all hold are one, with the
     largest residual of each check.
     """
@@ -99,7 +109,7 @@ def verify_table(verdicts: Sequence, fold: bool = False) -> Table:
 
     table.judged = all(c.ok for v in verdicts for c in v.checks)
 
-    def look(v) -> tuple:
+    def look(v: Verdict) -> Hashable:
         off = not all(c.ok for c in v.checks)
         return v.view, v.group.shape, v.group.dtype, tuple(c.constraint for c in v.checks), v.tensor if off else None
 
@@ -123,7 +133,7 @@ def verify_table(verdicts: Sequence, fold: bool = False) -> Table:
     return table
 
 
-def _spelling(group) -> tuple[str, str]:
+def _spelling(group: Group) -> tuple[str, str]:
     """(form, chain) as they are shown; what is not known is a question mark."""
     chain = group.chain or (" or ".join(group.alternatives) if group.alternatives else "?" if group.problem else "")
     if group.view:
@@ -132,7 +142,7 @@ def _spelling(group) -> tuple[str, str]:
     return "baked" if baked else group.form, chain
 
 
-def inspect_table(groups: Sequence) -> Table:
+def inspect_table(groups: Sequence[Group]) -> Table:
     """One line a tensor."""
     from ..dtypes import dtype_name
 
@@ -150,7 +160,7 @@ def inspect_table(groups: Sequence) -> Table:
     return table
 
 
-def inspect_tree(groups: Sequence) -> Table:
+def inspect_tree(groups: Sequence[Group]) -> Table:
     """Modules with what they hold, folded layers as one; sizes of a module are those of all it stands for."""
     from ..dtypes import dtype_name
     from .tree import Node, grow, walk
@@ -225,7 +235,7 @@ def diff_table(result: DiffResult, limit: int = 200) -> Table:
     return table
 
 
-def discover_table(findings: Sequence) -> Table:
+def discover_table(findings: Sequence[Finding]) -> Table:
     table = Table("tensor", "shape", "dtype", "structure", ("residual", "right"), ("tolerance", "right"))
     for f in findings:
         rows = [(c, "holds") for c in f.holds] + [(c, "nearly") for c in f.nearly]
@@ -236,7 +246,7 @@ def discover_table(findings: Sequence) -> Table:
     return table
 
 
-def spectrum_plot(found: Sequence, columns: int) -> Iterable[Styled]:
+def spectrum_plot(found: Sequence[Spectra], columns: int) -> Iterable[Styled]:
     """Each tensor's curves and planes; many tensors as one field of curves."""
     from .drawing.braille import BEFORE, lay_out
     from .drawing.panels import panels
@@ -259,7 +269,7 @@ def _picture(lines: Sequence[str]) -> Styled:
     return Styled(*((part, styles.get(part[0], "cyan")) if n % 2 else part for n, part in enumerate(parts)))
 
 
-def spectrum_table(found: Sequence) -> Table:
+def spectrum_table(found: Sequence[Spectra]) -> Table:
     headings = ("sigma max", "sigma min", "condition", "stable rank", "max |eig|")
     names = len(found) > 1  # the picture of a single one is headed by its name
     table = Table(*(["tensor"] if names else []), "matrix", *((heading, "right") for heading in headings))
@@ -272,7 +282,7 @@ def spectrum_table(found: Sequence) -> Table:
     return table
 
 
-def registry_table(entries: Sequence) -> Table:
+def registry_table(entries: Sequence[Entry]) -> Table:
     """Family by family, in the order of the table."""
     table = Table("name", "domain", "image", "summary")
     from ..registry import domains_and_images
@@ -291,7 +301,7 @@ def registry_table(entries: Sequence) -> Table:
     return table
 
 
-def constraint_table(entries: Iterable) -> Table:
+def constraint_table(entries: Iterable[ConstraintEntry]) -> Table:
     table = Table("constraint", "within", "summary", "residual")
     for entry in entries:
         within = ", ".join(name for name in entry.within if name != entry.name)
@@ -299,7 +309,7 @@ def constraint_table(entries: Iterable) -> Table:
     return table
 
 
-def constraint_card(entry) -> str:
+def constraint_card(entry: ConstraintEntry) -> str:
     """What verify measures, as text for 80 columns."""
     from ..registry import PARAMETRIZATIONS, domains_and_images
 
@@ -321,14 +331,14 @@ def constraint_card(entry) -> str:
     )
 
 
-def measure_table(entries: Iterable) -> Table:
+def measure_table(entries: Iterable[MeasureEntry]) -> Table:
     table = Table("measured", "of", "summary", "residual")
     for entry in entries:
         table.add_row(Styled((entry.name, "bold")), ", ".join(_measured_of(entry)), entry.summary, entry.residual)
     return table
 
 
-def measure_card(entry) -> str:
+def measure_card(entry: MeasureEntry) -> str:
     """What verify measures of a parametrization's own tensors, and what that proves, as text for 80 columns."""
     rows = [
         ("residual", entry.residual),
@@ -338,13 +348,13 @@ def measure_card(entry) -> str:
     return _card(f"{entry.name}: {entry.summary}", [*rows, ("proves", entry.proves), ("proves not", entry.not_proved)])
 
 
-def _measured_of(entry) -> list[str]:
+def _measured_of(entry: MeasureEntry) -> list[str]:
     from ..registry import PARAMETRIZATIONS
 
     return [e.name for e in PARAMETRIZATIONS.values() if str(entry) in e.verifies.split("; ")]
 
 
-def registry_card(entry) -> str:
+def registry_card(entry: Entry) -> str:
     """Everything the table knows of one entry, as text for 80 columns."""
     from ..registry import ANY, CONSTRAINTS, ORIGINS, domains_and_images
     from ..spec import value_text

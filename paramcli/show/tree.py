@@ -6,7 +6,7 @@ that are alike (`layers.0` to `layers.31`) become one node, `layers.0-31`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ..spelling.forms import Group
@@ -27,7 +27,7 @@ class Node:
         own = sum(group.nbytes for _, group in self.tensors)
         return self.count * (own + sum(child.nbytes for child in self.children))
 
-    def look(self) -> tuple:
+    def look(self) -> Hashable:
         """What makes two modules alike."""
         tensors = tuple(
             (name, g.form, g.chain, g.view, g.shape, g.dtype, g.problem, g.record) for name, g in self.tensors
@@ -37,10 +37,12 @@ class Node:
 
 def grow(groups: Sequence[Group]) -> Node:
     """The folded tree of these tensors, in the order of the file; layers by their number."""
-    root, places = Node(""), {}
+    root = Node("")
+    places: dict[tuple[str, ...], Node] = {}
     for group in groups:
         *modules, leaf = group.tensor.split(".")
-        node, path = root, ()
+        node = root
+        path: tuple[str, ...] = ()
         for module in modules:
             path += (module,)
             if path not in places:
@@ -52,7 +54,7 @@ def grow(groups: Sequence[Group]) -> Node:
 
 
 def _fold(node: Node) -> Node:
-    folded: list[tuple[Node, tuple]] = []
+    folded: list[tuple[Node, Hashable]] = []
     # A file that is sorted by name has layer 10 before layer 2.
     numbered = all(_is_number(child.name) for child in node.children)
     for child in map(_fold, sorted(node.children, key=lambda child: int(child.name)) if numbered else node.children):

@@ -154,8 +154,8 @@ def _enter(groups: dict[str, Group], group: Group) -> None:
     name = next(key for key in group.keys.values() if key not in groups)
     others = listing(sorted({*first.keys.values(), *group.keys.values()}), 4)
     problem = f"{printable(group.tensor)} is in the file twice, spelt by {others}"
-    for name, one in ((group.tensor, first), (name, group)):
-        groups[name] = replace(one, tensor=name, chain=None, alternatives=(), unknown=problem, hint=hint, twice=True)
+    for place, one in ((group.tensor, first), (name, group)):
+        groups[place] = replace(one, tensor=place, chain=None, alternatives=(), unknown=problem, hint=hint, twice=True)
 
 
 def _is_packed(keys: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> bool:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ...answers.spectrum import Spectra
 
 # Below the largest by more than this many decades, a singular value is drawn on the floor.
 DECADES = 12
@@ -31,7 +35,7 @@ class Plane:
     then: bool = False
 
 
-def panels(spectra, planes: bool = True, title: str | None = None) -> list[Curve | Plane]:
+def panels(spectra: Spectra, planes: bool = True, title: str | None = None) -> list[Curve | Plane]:
     """The panels of one tensor: for each matrix a curve and, where it is square, a plane. All curves share one axis."""
     after = [s for s in spectra.matrices if s.of == "value"]
     before = {s.block: s for s in spectra.matrices if s.of != "value"}
@@ -42,7 +46,7 @@ def panels(spectra, planes: bool = True, title: str | None = None) -> list[Curve
         words = " ".join(word for word in (title, f"block {s.block}" if s.block is not None else "") if word)
         found.append(Curve(words, s.singular, b.singular if b else None, low, high))
         for one in (b, s) if planes and s.eigen is not None else ():
-            if one is not None:
+            if one is not None and one.eigen is not None:
                 label = f"{words} {one.of}".strip() if b else words
                 found.append(Plane(label, one.eigen, 1.08 * (one.radius or 1.0), then=one is b))
     return found

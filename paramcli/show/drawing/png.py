@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ...errors import UsageError
 from .panels import Curve, Plane, log
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def png(shown: Sequence[Curve | Plane], across: int, title: str) -> bytes:
@@ -32,7 +36,7 @@ def png(shown: Sequence[Curve | Plane], across: int, title: str) -> bytes:
     return made.getvalue()
 
 
-def _curve(axes, panel: Curve) -> None:
+def _curve(axes: Axes, panel: Curve) -> None:
     if panel.before is not None:
         axes.semilogy(
             range(1, len(panel.before) + 1),
@@ -58,7 +62,7 @@ def _curve(axes, panel: Curve) -> None:
         axes.legend(fontsize=7, frameon=False)
 
 
-def _plane(axes, panel: Plane) -> None:
+def _plane(axes: Axes, panel: Plane) -> None:
     from matplotlib.patches import Circle
 
     axes.add_patch(Circle((0, 0), 1, fill=False, color="#bbbbbb", linewidth=0.8))

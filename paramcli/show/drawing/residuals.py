@@ -51,9 +51,9 @@ def plot(rows: Sequence[Row]) -> str:
 
     parts = []
     for exponent in ticks(low, high, 8):
-        x = f"{at(10.0**exponent):.1f}"
+        place = f"{at(10.0**exponent):.1f}"
         parts.append(
-            f'<path class="grid" d="M{x} {_TOP - 4}V{tall - 6}"/><text x="{x}" y="12" '
+            f'<path class="grid" d="M{place} {_TOP - 4}V{tall - 6}"/><text x="{place}" y="12" '
             f'text-anchor="middle">{power(exponent)}</text>'
         )
     for i, row in enumerate(rows):
