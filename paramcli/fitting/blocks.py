@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..chain import Chain
-from ..checkpoint.source import Rows
+from ..checkpoint.source import Rows, Source
 from ..dtypes import DTYPES, nbytes_of, torch_dtype
 from ..maths.numbers import compute_dtype
 from ..maths.rows import row_blocks
@@ -144,8 +144,8 @@ class Batch:
         if rows is None:
             return {role: self._stacked(role) for role in self.groups[0].keys}
         return {
-            role: self.source.read_rows(key, *rows) if role in self.sliced else self._whole[role]
-            for role, key in self.groups[0].keys.items()
+            role: self._read_rows(role, *rows) if role in self.sliced else self._whole[role]
+            for role in self.groups[0].keys
         }
 
     def _stacked(self, role: str) -> Tensor:
@@ -178,4 +178,8 @@ class Batch:
             yield block[role]
             return
         for rows in self.ranges:
-            yield self.source.read_rows(self.groups[0].keys[role], *rows)
+            yield self._read_rows(role, *rows)
+
+    def _read_rows(self, role: str, begin: int, end: int) -> Tensor:
+        assert isinstance(self.source, Source)  # what stands for one is read whole
+        return self.source.read_rows(self.groups[0].keys[role], begin, end)

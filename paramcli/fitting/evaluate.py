@@ -40,8 +40,6 @@ class Tensors(Protocol):
 
     def read(self, name: str) -> Tensor: ...
 
-    def read_rows(self, name: str, begin: int, end: int) -> Tensor: ...
-
 
 def read_state(source: Tensors, group: Group, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """The group's tensors by role, in their stored dtypes, on the device; in memory as a module that loads them has

@@ -237,9 +237,6 @@ class Held:
     def read(self, name: str) -> Tensor:
         return self._tensors.pop(name) if name in self._tensors else self._source.read(name)
 
-    def read_rows(self, name: str, begin: int, end: int) -> Tensor:
-        return self._tensors[name][begin:end] if name in self._tensors else self._source.read_rows(name, begin, end)
-
 
 def batched(steps: Sequence[tuple[int, Step]]) -> list[list[tuple[int, Step]]]:
     """Steps that are computed at once: stackable ones of one key up to STACK_BYTES together, every other one alone."""

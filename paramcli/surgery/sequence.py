@@ -112,9 +112,6 @@ class Between:
     def read(self, name: str) -> Tensor:
         return self.tensors[name]
 
-    def read_rows(self, name: str, begin: int, end: int) -> Tensor:
-        return self.tensors[name][begin:end]
-
 
 def _between(tensors: Written, source: Tensors) -> Between:
     return Between({key: tensor.detach().cpu() for key, tensor in tensors.items()}, source.path)
