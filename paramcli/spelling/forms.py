@@ -55,7 +55,7 @@ class Group:
     constraint: str | None = None
     unknown: str | None = None
     hint: str | None = None
-    # Chains that fit by keys and shapes; `surgery.evaluate.settle` asks the data which.
+    # Chains that fit by keys and shapes; `fitting.evaluate.settle` asks the data which.
     alternatives: tuple[str, ...] = ()
     # The first name of the tied tensors it is one of: their random numbers come from that name.
     twin: str | None = None
@@ -153,8 +153,8 @@ def _enter(groups: dict[str, Group], group: Group) -> None:
     hint = "leave it out with -t, or take one of them out with convert --drop"
     name = next(key for key in group.keys.values() if key not in groups)
     others = listing(sorted({*first.keys.values(), *group.keys.values()}), 4)
-    problem = f"{printable(group.tensor)} is in the file twice, spelt by {others}"
-    for place, one in ((group.tensor, first), (name, group)):
+    for place, one, said in ((group.tensor, first, TENSOR), (name, group, printable(group.tensor))):
+        problem = f"{said} is in the file twice, spelt by {others}"
         groups[place] = replace(one, tensor=place, chain=None, alternatives=(), unknown=problem, hint=hint, twice=True)
 
 
