@@ -152,9 +152,16 @@ def load(
             told = wrong[:3]
             told += [f"the file lacks {listing(missing, 3)}"] if missing and strict else []
             told += [f"the model lacks {listing(unexpected, 3)}"] if unexpected and strict else []
+            fits = "; strict=False loads what fits" if strict and not wrong else ""
             raise InputRefused(
                 f"the checkpoint does not fit the model: {'; '.join(told)}",
-                hint="paramcli inspect shows the names; strict=False loads what fits",
+                hint=f"paramcli inspect shows the names{fits}",
+            )
+        if have and len(unexpected) == len(state):
+            raise InputRefused(
+                f"nothing in the checkpoint fits the model: it has {listing(state, 3)}, "
+                f"and the model {listing(have, 3)}",
+                hint="load into the part of the model that the file is of, or rename with paramcli convert",
             )
         model.load_state_dict(state, strict=False)
         undo.pop_all()

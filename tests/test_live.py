@@ -316,3 +316,24 @@ def test_importing_the_package_is_cheap():
         "import paramcli.cli.verify; assert callable(paramcli.verify)"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def test_what_does_not_fit_at_all_is_not_loaded_in_silence(tmp_path):
+    """strict=False loads what fits; where nothing does, that is said, and the model is as it was."""
+    torch.save({"other.weight": torch.zeros(3, 3)}, tmp_path / "o.pt")
+    m = torch.nn.ModuleDict({"fc": torch.nn.Linear(3, 3)})
+    before = m["fc"].weight.clone()
+    with pytest.raises(paramcli.InputRefused, match="nothing in the checkpoint fits"):
+        paramcli.load(m, tmp_path / "o.pt", strict=False)
+    assert torch.equal(m["fc"].weight, before)
+
+
+def test_results_are_true_where_they_hold(tmp_path):
+    """`assert paramcli.verify(...)` and `assert paramcli.diff(...)` cannot pass what is off."""
+    torch.save({"w": torch.eye(3), "v": torch.ones(3, 3)}, tmp_path / "o.pt")
+    torch.save({"w": torch.eye(3), "v": torch.zeros(3, 3)}, tmp_path / "p.pt")
+    assert paramcli.verify(tmp_path / "o.pt", "w", constraint="orthogonal")
+    assert not paramcli.verify(tmp_path / "o.pt", "v", constraint="orthogonal")
+    assert paramcli.diff(tmp_path / "o.pt", tmp_path / "o.pt") and not paramcli.diff(
+        tmp_path / "o.pt", tmp_path / "p.pt"
+    )

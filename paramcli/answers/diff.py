@@ -43,6 +43,10 @@ class DiffResult:
     def equal(self) -> bool:
         return not self.only_in_a and not self.only_in_b and all(d.equal for d in self.tensors)
 
+    def __bool__(self) -> bool:
+        """`assert paramcli.diff(...)` must not pass what differs."""
+        return self.equal
+
     def document(self) -> dict[str, object]:
         """As --json prints it."""
         return {

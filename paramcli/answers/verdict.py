@@ -77,6 +77,10 @@ class VerifyResult(Sequence[Verdict]):
     def __len__(self) -> int:
         return len(self.tensors)
 
+    def __bool__(self) -> bool:
+        """`assert paramcli.verify(...)` must not pass what does not hold."""
+        return self.ok
+
     @overload
     def __getitem__(self, index: int) -> Verdict: ...
     @overload

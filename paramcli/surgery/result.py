@@ -55,6 +55,11 @@ class EditResult:
     plan: Plan = field(repr=False, compare=False)
 
     @property
+    def ok(self) -> bool:
+        """Is no tensor off its constraint, as far as that was measured? `verify` will say the same."""
+        return not any(outcome.off for outcome in self.tensors)
+
+    @property
     def same_weights(self) -> bool:
         """Is every effective weight what it was, in another file?"""
         steps = self.plan.steps
