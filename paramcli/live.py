@@ -157,7 +157,7 @@ def load(
                 f"the checkpoint does not fit the model: {'; '.join(told)}",
                 hint=f"paramcli inspect shows the names{fits}",
             )
-        if have and len(unexpected) == len(state):
+        if have and state and len(unexpected) == len(state):
             raise InputRefused(
                 f"nothing in the checkpoint fits the model: it has {listing(state, 3)}, "
                 f"and the model {listing(have, 3)}",

@@ -43,8 +43,10 @@ class Tensors(Protocol):
 
 def read_state(source: Tensors, group: Group, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """The group's tensors by role, in their stored dtypes, on the device; in memory as a module that loads them has
-    them.
+    them. InputRefused for what other keys of the file spell as well: which of the two is the weight, nothing says.
     """
+    if group.twice:
+        raise group.refusal()
     state = {role: source.read(key).to(device) for role, key in group.keys.items()}
     for role in _by_columns(group) & state.keys():
         if not (source.tells_strides and group.infos[role].run):

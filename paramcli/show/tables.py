@@ -209,7 +209,7 @@ def inspect_tail(result: InspectResult) -> Iterable[str]:
         yield f"tied: {' = '.join(printable(name) for name in names)}"
     for group in groups:
         if group.problem:
-            yield f"{printable(group.tensor)}: {group.problem}"
+            yield str(group.refusal())
     if named := sorted({*result.metadata, *([RECORD] if result.sharded_record else [])}):
         yield f"metadata: {listing(named, len(named))}"
     if result.extra:

@@ -40,8 +40,10 @@ def test_edits_refuse_it_by_name(collided, paramcli, command):
 
 
 def test_verify_does_not_pass_it(collided, paramcli):
-    """A tensor that is there twice proves nothing."""
-    paramcli("verify", collided, "-t", "*", "--constraint", "any", code=3)
+    """A tensor that is there twice proves nothing, whichever of its names is asked for."""
+    for pattern in ("a.weight", "a.*", "*"):
+        said = paramcli("verify", collided, "-t", pattern, "--constraint", "toeplitz", code=3)
+        assert "a.weight is in the file twice" in said.err
 
 
 def test_an_empty_module_name_is_a_name(paramcli, tmp_path):
