@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .answers.verdict import Verdict, VerifyResult
     from .api.edits import add, apply, assign, convert, migrate, remove
     from .api.questions import diff, discover, inspect, snippet, spectrum, verify
+    from .chain import Chain
     from .errors import CheckFailed, DeviceFull, InputRefused, OutputFailed, ParamcliError, UsageError
     from .live import load, register, save
     from .maths.base import Check
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from .spelling.forms import Group
     from .surgery.plan import Outcome
     from .surgery.result import EditResult
+    from .view import View
     from .watch import Watch
 
 # Public name -> the module that has it. None is imported before it is asked for.
@@ -58,10 +60,13 @@ _PLACES = {
     ".answers.spectrum": ("Spectra", "Spectrum", "SpectrumResult"),
     ".maths.base": ("Check",),
     ".spelling.forms": ("Group",),
+    ".chain": ("Chain",),
+    ".view": ("View",),
 }
 _HOME = {name: place for place, names in _PLACES.items() for name in names}
 
 __all__ = [
+    "Chain",
     "Check",
     "CheckFailed",
     "DeviceFull",
@@ -82,6 +87,7 @@ __all__ = [
     "UsageError",
     "Verdict",
     "VerifyResult",
+    "View",
     "Watch",
     "add",
     "apply",

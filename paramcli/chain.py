@@ -85,6 +85,9 @@ class Chain:
     def __str__(self) -> str:
         return ",".join(map(str, self.links))
 
+    def __repr__(self) -> str:
+        return f"<Chain {self}>"
+
     def __len__(self) -> int:
         return len(self.links)
 

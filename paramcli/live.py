@@ -274,7 +274,7 @@ def _record_of(model: nn.Module) -> dict[str, records.Entry]:
         known = chain_of(module, name)
         if known is not None:
             shape = _untold_shape(module, name)
-            entries[tensor] = records.Entry(PARAMETRIZED, str(known[0]), known[1].text, known[0].constraint, shape)
+            entries[tensor] = records.Entry(PARAMETRIZED, *known, known[0].constraint, shape)
     return entries
 
 
@@ -316,7 +316,7 @@ def _verdict_of(
             for part, was in modes:
                 part.training = was
         code, shape = code_of(value.dtype), tuple(value.shape)
-        group = Group(tensor, PARAMETRIZED, {}, {}, shape, code, str(chain), view.text, chain.constraint)
+        group = Group(tensor, PARAMETRIZED, {}, {}, shape, code, chain, view, chain.constraint)
         checks = measure_parts(chain, view, value, hosting.roles(module, name), constraint, tolerance)
     return Verdict(group, str(chain), view.text, tuple(checks))
 

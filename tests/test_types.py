@@ -48,7 +48,9 @@ reveal_type((one.tensor, one.moved, one.residual, one.tolerance, one.note, one.o
 
 inspected: paramcli.InspectResult = paramcli.inspect("a.pt", root="model")
 group: paramcli.Group = inspected.tensors[0]
-reveal_type((group.tensor, group.chain, group.shape, group.dtype, group.keys))
+chain: paramcli.Chain | None = group.chain
+view: paramcli.View = group.view
+reveal_type((group.tensor, str(chain), view.text, group.shape, group.dtype, group.keys))
 
 verified: paramcli.VerifyResult = paramcli.verify("a.pt", constraint="orthogonal", tolerance=1e-3, sha256=True)
 reveal_type((verified.ok, paramcli.verify(model).document()))
@@ -101,7 +103,7 @@ WRONG = {
     'paramcli.register("model", "weight", "skew")': 'Value of type variable "Model" of "register" cannot be "str"',
     'paramcli.save(nn.Linear(2, 2), "a.pt") + 1': "Unsupported operand types for +",
     'paramcli.snippet("a.pt").tensors': '"str" has no attribute "tensors"',
-    'paramcli.inspect("a.pt").tensors[0].chain = "skew"': 'Property "chain" defined in "Group" is read-only',
+    'paramcli.inspect("a.pt").tensors[0].tensor = "skew"': 'Property "tensor" defined in "Group" is read-only',
 }
 
 

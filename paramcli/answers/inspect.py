@@ -45,8 +45,8 @@ class InspectResult:
                 {
                     "tensor": g.tensor,
                     "form": g.form,
-                    "chain": g.chain,
-                    "view": g.view,
+                    "chain": None if g.chain is None else str(g.chain),
+                    "view": g.view.text,
                     "shape": list(g.shape),
                     "dtype": dtype_name(g.dtype),
                     "bytes": sum(info.nbytes for info in g.infos.values()),

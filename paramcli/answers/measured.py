@@ -18,7 +18,7 @@ from ..maths.base import Check, Parametrization
 from ..maths.numbers import compute_dtype, wide
 from ..registry import ANY, parse_constraint, target_class
 from ..spelling.forms import Group
-from ..view import View, parse_view
+from ..view import View
 from .verdict import Verdict
 
 
@@ -27,7 +27,7 @@ def verify_group(
     group: Group,
     constraint: str | None = None,
     tolerance: float | None = None,
-    view: str | None = None,
+    view: View | None = None,
     device: torch.device | str = "cpu",
     compute: str = "same",
 ) -> Verdict:
@@ -36,15 +36,15 @@ def verify_group(
         if constraint is not None:
             parse_constraint(constraint)
         state = read_state(source, group, device)
-        chain, seen_through = (None, parse_view(group.view)) if group.is_plain else settle(group, state)
-        seen_through = parse_view(view) if view is not None else seen_through
+        chain, seen_through = (None, group.view) if group.is_plain else settle(group, state)
+        seen_through = seen_through if view is None else view
         value = state["value"] if chain is None else weight_of(group, state, chain, seen_through, compute)
         wanted = constraint or group.constraint
         if wanted is not None and not (value.is_floating_point() or value.is_complex()):
             raise InputRefused(f"{str(value.dtype).removeprefix('torch.')} tensors have no constraint to verify")
         if chain is None:
             checks = unless_finite(value) if wanted is None else [measure.check(wanted, value, seen_through, tolerance)]
-            return Verdict(group, group.chain, seen_through.text, tuple(checks))
+            return Verdict(group, None if group.chain is None else str(group.chain), seen_through.text, tuple(checks))
         whole = complete(group, state, chain)
         if (
             "value" in state

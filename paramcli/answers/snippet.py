@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..chain import Chain, parse_chain
+from ..chain import Chain
 from ..checkpoint.source import Source
 from ..spelling.forms import PARAMETRIZED, Group
 from ..spelling.opened import Opened
-from ..view import parse_view
+from ..view import IDENTITY
 
 
 def snippet(opened: Opened, path: Path, tensor: Sequence[str] = ()) -> str:
@@ -35,7 +35,7 @@ def _settled(source: Source, group: Group) -> Group:
     from ..fitting.evaluate import read_state, settle
 
     chain, _ = settle(group, read_state(source, group))
-    return replace(group, chain=str(chain), alternatives=())
+    return replace(group, chain=chain, alternatives=())
 
 
 def snippet_text(groups: Iterable[Group], path: Path, root: Sequence[str] = ()) -> str:
@@ -69,13 +69,12 @@ def _call(group: Group) -> str:
     module, _, name = group.tensor.rpartition(".")
     holder = f"model.get_submodule({module!a})" if module else "model"
     assert group.chain is not None  # it is settled
-    chain = parse_chain(group.chain)
-    stock = None if parse_view(group.view).text else _stock(chain)
+    stock = _stock(group.chain) if group.view == IDENTITY else None
     if stock is not None:
         function, arguments = stock
         return f"parametrizations.{function}({holder}, {name!a}{arguments})"
-    view = f", {group.view!a}" if group.view else ""
-    return f'paramcli.register({holder}, {name!a}, {str(chain)!a}{view}, init="raw")'
+    view = f", {str(group.view)!a}" if group.view != IDENTITY else ""
+    return f'paramcli.register({holder}, {name!a}, {str(group.chain)!a}{view}, init="raw")'
 
 
 def _stock(chain: Chain) -> tuple[str, str] | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..chain import Chain
 from ..checkpoint.source import Source
 from ..devices import torch_device
 from ..dtypes import DTYPES, dtype_name
@@ -20,7 +21,7 @@ from ..maths.numbers import wide
 from ..spelling.forms import Group, with_chain
 from ..spelling.opened import Opened
 from ..text import count_text, number_text, shape_text
-from ..view import parse_view
+from ..view import IDENTITY, View
 from ..watch import NOBODY, Watch
 
 # A batch of more matrices than this is told as one: a panel each would say nothing.
@@ -125,9 +126,9 @@ def spectrum(
     path: Path,
     tensor: Sequence[str] = (),
     *,
-    chain: str | None = None,
-    view: str | None = None,
-    chosen_view: str | None = None,
+    chain: Chain | None = None,
+    view: View = IDENTITY,
+    chosen_view: View | None = None,
     device: str = "cpu",
     watch: Watch = NOBODY,
 ) -> SpectrumResult:
@@ -153,7 +154,7 @@ def spectrum(
     return SpectrumResult(path, tuple(found), tuple(skipped))
 
 
-def spectra(source: Source, group: Group, view: str | None = None, device: str = "cpu") -> Spectra:
+def spectra(source: Source, group: Group, view: View | None = None, device: str = "cpu") -> Spectra:
     """Every matrix the view shows of one tensor; InputRefused for what is no matrix of finite numbers."""
     with error_context(tensor=group.tensor, path=source.path), torch.no_grad():
         if DTYPES[group.dtype].kind not in ("float", "half", "complex"):
@@ -164,7 +165,7 @@ def spectra(source: Source, group: Group, view: str | None = None, device: str =
                 hint="-t '*.weight' picks what usually has one",
             )
         state = read_state(source, group, device)
-        chain, seen = (None, parse_view(group.view)) if group.is_plain else settle(group, state)
+        chain, seen = (None, group.view) if group.is_plain else settle(group, state)
         stages: list[tuple[str, Tensor]] = []
         if chain is not None:
             stages += [
@@ -173,9 +174,10 @@ def spectra(source: Source, group: Group, view: str | None = None, device: str =
                 if role in state and tuple(state[role].shape) == group.shape
             ]
         stages.append(("value", state["value"] if chain is None else weight_of(group, state, chain, seen)))
-        seen = parse_view(view) if view is not None else seen
+        seen = seen if view is None else view
         shown = [(of, _matrices(seen.into(W))) for of, W in stages]
         # Block by block, so that before stands beside after.
+        known = group.chain if chain is None else chain
         matrices = tuple(
             spectrum
             for parts in zip(*(_spectra_of(of, batch) for of, batch in shown), strict=True)
@@ -184,7 +186,7 @@ def spectra(source: Source, group: Group, view: str | None = None, device: str =
         return Spectra(
             group.tensor,
             group.form,
-            str(chain) if chain else group.chain,
+            None if known is None else str(known),
             seen.text,
             group.shape,
             dtype_name(group.dtype),

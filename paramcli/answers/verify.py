@@ -6,17 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from pathlib import Path
 
-from .. import ranks
-from ..chain import parse_chain
+from ..chain import Chain, parse_chain
 from ..checkpoint.disk.interrupts import import_torch
 from ..devices import torch_device
 from ..errors import TENSOR, InputRefused, UsageError
 from ..fitting.costs import cost, share_out
+from ..ranks import Alone
 from ..registry import parse_constraint
 from ..spelling.forms import Group, with_chain
 from ..spelling.opened import Opened
 from ..text import listing, printable
-from ..view import parse_view
+from ..view import IDENTITY, View, parse_view
 from ..watch import NOBODY, Watch
 from .verdict import Verdict, VerifyResult
 
@@ -28,18 +28,26 @@ def verify(
     *,
     constraint: str | None = None,
     tolerance: float | None = None,
-    chain: str | None = None,
-    view: str | None = None,
+    chain: Chain | None = None,
+    view: View | None = None,
     device: str = "cpu",
     compute_dtype: str = "same",
+    run: Alone,
     watch: Watch = NOBODY,
 ) -> VerifyResult:
-    """Measure what the tensors claim; without `tensor`, of all that claim something. As `paramcli.verify` has it."""
+    """Measure what the tensors claim; without `tensor`, of all that claim something. As `paramcli.verify` has it.
+
+    `run`: the processes that share the work.
+    """
     import_torch()
     from .measured import verify_group
 
-    chosen = with_chain(opened.choose(tensor), chain, view, named=bool(tensor))
-    if chain and tensor and (plain := next((group for group in chosen if group.is_plain), None)) is not None:
+    chosen = with_chain(opened.choose(tensor), chain, IDENTITY if view is None else view, named=bool(tensor))
+    if (
+        chain is not None
+        and tensor
+        and (plain := next((group for group in chosen if group.is_plain), None)) is not None
+    ):
         raise UsageError(
             f"{TENSOR} is a plain tensor: no chain is left in it",
             tensor=plain.tensor,
@@ -61,7 +69,7 @@ def verify(
             meter.advance(group.nbytes)
             return verdict
 
-        verdicts = shared_verdicts(chosen, measured)
+        verdicts = shared_verdicts(chosen, measured, run)
     opened.source.check_unchanged()
     require_claims(chosen, path, verdicts)
     return VerifyResult(path, tuple(verdicts), tuple(unread), others)
@@ -69,12 +77,12 @@ def verify(
 
 def check_options(
     constraint: str | None, chain: str | None, view: str | None, tolerance: float | None
-) -> tuple[str | None, str | None]:
-    """The chain and the view as the record spells them; UsageError for an option that cannot be."""
+) -> tuple[Chain | None, View | None]:
+    """The chain and the view, where they are given; UsageError for an option that cannot be."""
     if constraint is not None:
         parse_constraint(constraint)
     check_tolerance(tolerance)
-    return str(parse_chain(chain)) if chain else None, parse_view(view).text if view is not None else None
+    return parse_chain(chain) if chain else None, None if view is None else parse_view(view)
 
 
 def check_tolerance(value: float | None) -> None:
@@ -122,9 +130,8 @@ def select_claims(groups: Sequence[Group], path: Path) -> list[Group]:
     return claims
 
 
-def shared_verdicts(chosen: Sequence[Group], verify: Callable[[Group], Verdict]) -> list[Verdict]:
+def shared_verdicts(chosen: Sequence[Group], verify: Callable[[Group], Verdict], run: Alone) -> list[Verdict]:
     """What verify says of each group, in order; every rank measures its share, and all know the whole."""
-    run = ranks.current()
     if run.size == 1:
         return [verify(group) for group in chosen]
     from ..maths.base import Check

@@ -86,10 +86,11 @@ def verify(
         from ..live import verify_model
 
         return verify_model(ckpt, patterns(tensor), constraint=constraint, tolerance=tolerance)
-    chain, view = check_options(constraint, chain, view, tolerance)
+    read_as, seen = check_options(constraint, chain, view, tolerance)
     check_choice("compute-dtype", compute_dtype, COMPUTE_DTYPES)
     page_path = check_report(report, force)
-    proves = (report is not None or sha256) and ranks.current().leads
+    run = ranks.current()
+    proves = (report is not None or sha256) and run.leads
     with (
         open_groups(ckpt, root, ignore_record, watch.note) as opened,
         gathering(proves, typed(command), opened.source) as gathered,
@@ -100,10 +101,11 @@ def verify(
             patterns(tensor),
             constraint=constraint,
             tolerance=tolerance,
-            chain=chain,
-            view=view,
+            chain=read_as,
+            view=seen,
             device=device,
             compute_dtype=compute_dtype,
+            run=run,
             watch=watch,
         )
         if gathered is None:
@@ -111,7 +113,7 @@ def verify(
         where = torch_device(device)
         drawn = None
         if page_path is not None:
-            drawn = spectra_for_report(opened.source, [(v.group, v.view) for v in result], where)
+            drawn = spectra_for_report(opened.source, [(v.group, seen) for v in result], where)
         evidence = gathered.evidence(where)
         if page_path is not None and drawn is not None:
             from ..show.html import verify_page
@@ -208,7 +210,7 @@ def discover(
         if page_path is not None and gathered is not None:
             from ..show.html import discover_page
 
-            shown = [(opened.groups[f.tensor], view) for f in result.structured]
+            shown = [(opened.groups[f.tensor], seen) for f in result.structured]
             drawn = spectra_for_report(opened.source, shown, where)
             page = discover_page(opened.where, result, drawn, gathered.evidence(where), facts(opened.source))
             write_page(page_path, page, force)
@@ -242,7 +244,7 @@ def spectrum(
     from ..surgery.edits.base import reading
     from ..view import parse_view
 
-    chosen_view = parse_view(view).text if view is not None else None
+    chosen_view = parse_view(view) if view is not None else None
     for picture in (svg, png):
         if picture is not None:
             refuse_existing(Path(picture), force)

@@ -5,25 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from ..chain import parse_chain
+from ..chain import Chain
 from ..errors import ParamcliError
 from ..spelling.forms import Group
-from ..view import parse_view
+from ..view import View
 
 # What one multiplication or addition is worth in bytes: a core does some fifty while it copies one.
 _BYTES_OF_OPERATION = 0.02
 
 
-def operations(shape: Sequence[int], chain: str | None, view: str | None) -> int:
+def operations(shape: Sequence[int], chain: Chain | None, view: View) -> int:
     """2 n^3 for each product of n x n that a link costs, by the table; one for each entry where it is no linear
     algebra.
     """
     entries = math.prod(shape)
     try:
-        shape = parse_view(view).shape(shape)
-        products = [link.entry.products for link in parse_chain(chain).links] if chain else [0]
+        shape = view.shape(shape)
     except ParamcliError:
         return entries
+    products = [link.entry.products for link in chain.links] if chain is not None else [0]
     side = max(shape[-2:]) if len(shape) > 1 else 1
     batch = math.prod(shape[:-2])
     return sum(int(2 * count * batch * side**3) or entries for count in products)
@@ -39,6 +39,6 @@ def share_out(weights: Mapping[str, float], count: int) -> dict[str, int]:
     return owner
 
 
-def cost(group: Group, chain: str | None, view: str | None) -> float:
+def cost(group: Group, chain: Chain | None, view: View) -> float:
     """Bytes to read, and those that the time of its arithmetic is worth."""
     return group.nbytes + _BYTES_OF_OPERATION * operations(group.shape, chain, view)

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..chain import Chain, parse_chain
+from ..chain import Chain
 from ..dtypes import dtype_name, nbytes_of
 from ..errors import TENSOR, InputRefused, error_context
 from ..maths.norm import as_matrix
@@ -17,7 +17,7 @@ from ..maths.numbers import column_major, wide
 from ..registry import target_class
 from ..spelling.forms import Group
 from ..text import number_text, printable, shape_text, size_text
-from ..view import View, parse_view
+from ..view import View
 from .originals import evaluate
 from .torch_module import OtherState
 
@@ -56,7 +56,7 @@ def read_state(source: Tensors, group: Group, device: torch.device | str = "cpu"
 
 def _by_columns(group: Group) -> set[str]:
     """The roles of tensors that torch's module holds column by column."""
-    links = parse_chain(group.chain).links if group.chain and not group.is_plain else ()
+    links = group.chain.links if group.chain is not None and not group.is_plain else ()
     return {f"{index}.{name}" for index, link in enumerate(links) for name in target_class(link.entry).by_columns}
 
 
@@ -69,7 +69,7 @@ def require_chain(group: Group) -> None:
 def chain_of(group: Group) -> Chain:
     """The group's chain, which is known, for tensors of its shape."""
     assert group.chain is not None
-    return parse_chain(group.chain).at(parse_view(group.view).shape(group.shape))
+    return group.chain.at(group.view.shape(group.shape))
 
 
 def require_proportion(group: Group) -> None:
@@ -90,20 +90,20 @@ def settle(group: Group, state: dict[str, Tensor]) -> tuple[Chain, View]:
     """The group's chain, asking u against W v where keys and shapes leave several dims open."""
     require_chain(group)
     if not group.alternatives:
-        return chain_of(group), parse_view(group.view)
-    scores = {}
-    for text in group.alternatives:
-        dim = _dim_of(parse_chain(text))
-        scores[text] = _disagreement(state["original"], state["0._u"], state.get("0._v"), dim)
+        return chain_of(group), group.view
+    scores = {
+        chain: _disagreement(state["original"], state["0._u"], state.get("0._v"), _dim_of(chain))
+        for chain in group.alternatives
+    }
     best, second = sorted(scores, key=scores.__getitem__)[:2]
     if scores[best] > (AGREES if "0._v" in state else AGREES_ALONE) or scores[second] < 3 * scores[best]:
-        fits = " and ".join(f"{text} ({number_text(score)})" for text, score in scores.items())
+        fits = " and ".join(f"{chain} ({number_text(score)})" for chain, score in scores.items())
         raise InputRefused(
             f"{TENSOR} is a spectral norm whose dim neither shapes nor u and v decide: {fits}",
             hint="say which with --chain",
             tensor=group.tensor,
         )
-    return parse_chain(best), parse_view(group.view)
+    return best, group.view
 
 
 def _dim_of(chain: Chain) -> int:

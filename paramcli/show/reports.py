@@ -14,6 +14,7 @@ from ..errors import OutputFailed, ParamcliError, UsageError
 from ..spelling.forms import Group
 from ..spelling.opened import Opened
 from ..text import printable, size_text
+from ..view import IDENTITY, View
 
 if TYPE_CHECKING:
     from ..answers.spectrum import Spectra
@@ -58,7 +59,7 @@ def facts(source: Source) -> list[tuple[str, str]]:
     ]
 
 
-def spectra_for_report(source: Source, groups: Sequence[tuple[Group, str | None]], device: str) -> Drawn:
+def spectra_for_report(source: Source, groups: Sequence[tuple[Group, View | None]], device: str) -> Drawn:
     """The spectra of the first that fit a page; what has none is left out."""
     from ..answers.spectrum import spectra
     from .html import Drawn, drawable
@@ -80,7 +81,7 @@ def spectra_for_report(source: Source, groups: Sequence[tuple[Group, str | None]
 
 def spectra_of_pairs(a: Opened, b: Opened, names: Sequence[str]) -> Drawn:
     """The same of two checkpoints' values, A's in the place of what was before."""
-    views = {name: b.groups[name].view or a.groups[name].view for name in names}
+    views = {name: b.groups[name].view if b.groups[name].view != IDENTITY else a.groups[name].view for name in names}
     one = spectra_for_report(a.source, [(a.groups[name], views[name]) for name in names], "cpu")
     two = spectra_for_report(b.source, [(b.groups[s.tensor], views[s.tensor]) for s in one.found], "cpu")
     other = {s.tensor: s for s in two.found}

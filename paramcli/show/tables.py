@@ -135,8 +135,8 @@ def verify_table(verdicts: Sequence[Verdict], fold: bool = False) -> Table:
 
 def _spelling(group: Group) -> tuple[str, str]:
     """(form, chain) as they are shown; what is not known is a question mark."""
-    chain = group.chain or (" or ".join(group.alternatives) if group.alternatives else "?" if group.problem else "")
-    if group.view:
+    chain = " or ".join(map(str, group.chains)) or ("?" if group.problem else "")
+    if group.view.text:
         chain += f" ({group.view})"
     baked = group.record is not None and group.record.state == "baked"
     return "baked" if baked else group.form, chain

@@ -21,14 +21,19 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..checkpoint.source import TensorInfo
 from ..dtypes import DTYPES
 from ..errors import TENSOR, InputRefused
 from ..text import listing, printable
+from ..view import IDENTITY, View
 from .keys import parametrized_key, split_parametrized
 from .readings import Reading, mask, read_roles, spectral_norm, spectral_norm_v0, weight_norm
 from .record import Entry
+
+if TYPE_CHECKING:
+    from ..chain import Chain
 
 PLAIN, PARAMETRIZED = "plain", "parametrized"
 # Suffixed keys of tensors with these leaf names are halves of a pair when the rest is missing;
@@ -50,13 +55,13 @@ class Group:
     infos: Mapping[str, TensorInfo] = field(hash=False, repr=False)
     shape: tuple[int, ...] = ()
     dtype: str = ""
-    chain: str | None = None
-    view: str | None = None
+    chain: Chain | None = None
+    view: View = IDENTITY
     constraint: str | None = None
     unknown: str | None = None
     hint: str | None = None
     # Chains that fit by keys and shapes; `fitting.evaluate.settle` asks the data which.
-    alternatives: tuple[str, ...] = ()
+    alternatives: tuple[Chain, ...] = ()
     # The first name of the tied tensors it is one of: their random numbers come from that name.
     twin: str | None = None
     # Do other keys of the file spell it as well?
@@ -71,6 +76,11 @@ class Group:
     def refusal(self, path: Path | None = None) -> InputRefused:
         """The error that says what is unknown of it."""
         return InputRefused(self.unknown or "nothing is unknown of it", hint=self.hint, tensor=self.tensor, path=path)
+
+    @property
+    def chains(self) -> tuple[Chain, ...]:
+        """The chain, or those that keys and shapes leave; none where it is plain, or unknown."""
+        return self.alternatives if self.chain is None else (self.chain,)
 
     @property
     def is_plain(self) -> bool:
@@ -276,7 +286,7 @@ _CHAIN_HINT = "say what it is with --chain, or leave it out with -t"
 
 
 def _recorded(
-    group: Group, entry: Entry | None, stored_roles: Callable[[str, tuple[int, ...]], frozenset[str]]
+    group: Group, entry: Entry | None, stored_roles: Callable[[Chain, tuple[int, ...]], frozenset[str]]
 ) -> Group:
     if entry is None:
         return group
@@ -305,18 +315,15 @@ def _recorded(
     )
 
 
-def _stored_roles(text: str, shape: tuple[int, ...]) -> frozenset[str]:
+def _stored_roles(chain: Chain, shape: tuple[int, ...]) -> frozenset[str]:
     """The roles that a weight of this shape has under a chain of the built-in table; none where the table
     cannot tell.
     """
-    from ..chain import parse_chain
-
-    chain = parse_chain(text)
     stored = None if any(isinstance(link.entry.target, type) for link in chain.links) else chain.stores(shape)
     return frozenset(stored or ())
 
 
-def with_chain(groups: Sequence[Group], chain: str | None, view: str | None, named: bool) -> list[Group]:
+def with_chain(groups: Sequence[Group], chain: Chain | None, view: View, named: bool) -> list[Group]:
     """The groups read as the user says, in place of what keys and record say; an edit that keeps them parametrized
     records it.
 
@@ -324,20 +331,16 @@ def with_chain(groups: Sequence[Group], chain: str | None, view: str | None, nam
     """
     if chain is None:
         return list(groups)
-    from ..chain import parse_chain
-    from ..view import parse_view
-
-    parsed, seen = parse_chain(chain), parse_view(view)
     asking = [group for group in groups if group.problem or group.alternatives]
     meant = {group.tensor for group in (groups if named or not asking else asking) if not group.is_plain}
 
     def said(group: Group) -> Group:
         originals = [group.infos[role].shape for role in sorted(group.infos) if role.startswith("original")]
-        shape = group.shape if view else parsed.weight_shape(originals) or group.shape
+        shape = group.shape if view != IDENTITY else chain.weight_shape(originals) or group.shape
         try:
-            constraint = parsed.at(seen.shape(shape)).constraint
+            constraint = chain.at(view.shape(shape)).constraint
         except InputRefused:
-            constraint = parsed.constraint  # no such view of it: told where its own turn comes
+            constraint = chain.constraint  # no such view of it: told where its own turn comes
         return replace(
             group,
             chain=chain,

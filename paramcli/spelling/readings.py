@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..checkpoint.source import TensorInfo
 from ..dtypes import DTYPES, EDITABLE
 from ..text import printable
+
+if TYPE_CHECKING:
+    from ..chain import Chain
 
 
 @dataclass(frozen=True)
 class Reading:
     """What keys and shapes alone say: a chain, or why none can be said."""
 
-    chain: str | None = None
+    chain: Chain | None = None
     problem: str | None = None
     # Chains that keys and shapes leave open and the data decide (u against W v).
-    alternatives: tuple[str, ...] = ()
+    alternatives: tuple[Chain, ...] = ()
+
+
+@functools.lru_cache(64)
+def _chain(text: str) -> Chain:
+    """A chain of the built-in table. The table is read where something is parametrized, not for plain tensors."""
+    from ..chain import parse_chain
+
+    return parse_chain(text)
 
 
 def norm_dim(g: tuple[int, ...], v: tuple[int, ...]) -> list[int | None]:
@@ -38,7 +51,7 @@ def weight_norm(parts: Mapping[str, TensorInfo]) -> Reading | None:
     # A norm may be kept wider than the directions; the weight has the dtype of these.
     if not dims or not {g.dtype, v.dtype} <= EDITABLE:
         return None
-    return Reading(f"weight_norm:dim={'none' if dims[0] is None else dims[0]}")
+    return Reading(_chain(f"weight_norm:dim={'none' if dims[0] is None else dims[0]}"))
 
 
 def spectral_dims(shape: tuple[int, ...], u: int, v: int | None) -> list[int]:
@@ -54,14 +67,15 @@ def spectral_norm(parts: Mapping[str, TensorInfo]) -> Reading | None:
     dims = spectral_dims(W.shape, u.shape[0], v.shape[0] if v is not None else None)
     if not dims:
         return None
-    chains = tuple(f"spectral_norm:dim={dim}" for dim in dims)
+    chains = tuple(_chain(f"spectral_norm:dim={dim}") for dim in dims)
     return Reading(chains[0]) if len(chains) == 1 else Reading(alternatives=chains)
 
 
 def mask(parts: Mapping[str, TensorInfo]) -> Reading | None:
     W, mask = parts["original"], parts["0.mask"]
     # Nobody prunes integers: such a pair is a table of positions and which of them count.
-    return Reading("mask") if mask.shape == W.shape and DTYPES[W.dtype].kind in ("float", "half", "complex") else None
+    fits = mask.shape == W.shape and DTYPES[W.dtype].kind in ("float", "half", "complex")
+    return Reading(_chain("mask")) if fits else None
 
 
 def _spectral_reparam(parts: Mapping[str, TensorInfo]) -> Reading | None:
@@ -69,7 +83,7 @@ def _spectral_reparam(parts: Mapping[str, TensorInfo]) -> Reading | None:
     W, u, v, scale = (parts[role] for role in ("original", "0._u", "0._v", "0.scale"))
     if len(W.shape) < 2 or u.shape != W.shape[:1] or v.shape != (math.prod(W.shape[1:]),) or scale.shape != (1, 1):
         return None
-    return Reading("spectral_reparam") if W.dtype in EDITABLE else None
+    return Reading(_chain("spectral_reparam")) if W.dtype in EDITABLE else None
 
 
 def spectral_norm_v0(parts: Mapping[str, TensorInfo]) -> Reading | None:

@@ -15,11 +15,16 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..checkpoint.source import RECORD_KEY, Source
 from ..checkpoint.strict_json import BrokenJson, read_any, read_text, walk_document, walk_object
 from ..errors import TENSOR, InputRefused, ParamcliError, error_context
 from ..text import listing, printable
+from ..view import IDENTITY, View, parse_view
+
+if TYPE_CHECKING:
+    from ..chain import Chain
 
 KEY = RECORD_KEY
 SCHEMA = 1
@@ -38,10 +43,21 @@ class Entry:
     """What the record says of one tensor. `constraint` stays after a bake, so that verify has a claim to prove."""
 
     state: str
-    chain: str
-    view: str | None = None
+    chain: Chain
+    view: View = IDENTITY
     constraint: str | None = None
     shape: tuple[int, ...] | None = None
+
+    def document(self) -> dict[str, object]:
+        """As the file has it."""
+        shape = {} if self.shape is None else {"shape": self.shape}
+        return {
+            "state": self.state,
+            "chain": str(self.chain),
+            "view": self.view.text,
+            "constraint": self.constraint,
+            **shape,
+        }
 
 
 def _refuse(why: str, tensor: str | None = None) -> InputRefused:
@@ -91,8 +107,8 @@ def parse_record(text: str | None) -> dict[str, Entry]:
     if not isinstance(found["version"], str) or found["tensors"] is not entries:
         raise _refuse("has a version or tensors of the wrong type")
     # A hundred thousand tensors share a handful of chains; each is type-checked once.
-    check = functools.cache(_why_wrong)
-    return {name: _entry(name, fields, check) for name, fields in entries.items()}
+    parse = functools.cache(_parsed)
+    return {name: _entry(name, fields, parse) for name, fields in entries.items()}
 
 
 def join_records(texts: Mapping[str, str]) -> dict[str, Entry]:
@@ -122,23 +138,21 @@ def record_in(source: Source) -> dict[str, Entry]:
     return join_records(source.shard_records) if source.shard_records else parse_record(source.metadata.get(KEY))
 
 
-def _why_wrong(chain: str, view: str | None, constraint: str | None) -> str | None:
-    """Why these are no chain, view and constraint; None when they are."""
+def _parsed(chain: str, view: str | None, constraint: str | None) -> tuple[Chain, View] | str:
+    """The chain and the view; why these are no chain, view and constraint where they are none."""
     from ..chain import parse_chain
     from ..registry import parse_constraint
-    from ..view import parse_view
 
     try:
-        parse_chain(chain)
-        parse_view(view)
+        parsed = parse_chain(chain), parse_view(view)
         if constraint is not None:
             parse_constraint(constraint)
+        return parsed
     except ParamcliError as error:
         return error.message
-    return None
 
 
-def _entry(name: str, fields: dict[str, object], check: Callable[..., str | None]) -> Entry:
+def _entry(name: str, fields: dict[str, object], parse: Callable[..., tuple[Chain, View] | str]) -> Entry:
     if set(fields) - _OPTIONAL != _FIELDS:
         raise _refuse(f"does not give exactly {', '.join(sorted(_FIELDS))} for {TENSOR}", name)
     state, chain, view, constraint = (fields[key] for key in ("state", "chain", "view", "constraint"))
@@ -147,10 +161,10 @@ def _entry(name: str, fields: dict[str, object], check: Callable[..., str | None
     if not (view is None or isinstance(view, str)) or not (constraint is None or isinstance(constraint, str)):
         raise _refuse(f"gives {TENSOR} a view or constraint that is no text", name)
     shape = _shape_of(fields.get("shape"), name)
-    wrong = check(chain, view, constraint)
-    if wrong is not None:
-        raise _refuse(f"is wrong about {TENSOR}: {wrong}", name)
-    return Entry(state, chain, view, constraint, shape)
+    parsed = parse(chain, view, constraint)
+    if isinstance(parsed, str):
+        raise _refuse(f"is wrong about {TENSOR}: {parsed}", name)
+    return Entry(state, *parsed, constraint, shape)
 
 
 def _shape_of(value: object, name: str) -> tuple[int, ...] | None:
@@ -164,12 +178,9 @@ def _shape_of(value: object, name: str) -> tuple[int, ...] | None:
     return tuple(sizes)
 
 
-def record_text(entries: dict[str, Entry], version: str) -> str:
+def record_text(entries: Mapping[str, Entry], version: str) -> str:
     """The JSON document, keys sorted: equal records are equal text."""
-    tensors = {
-        name: {key: value for key, value in vars(entry).items() if value is not None or key in _FIELDS}
-        for name, entry in entries.items()
-    }
+    tensors = {name: entry.document() for name, entry in entries.items()}
     return json.dumps({"schema": SCHEMA, "version": version, "tensors": tensors}, sort_keys=True, ensure_ascii=False)
 
 

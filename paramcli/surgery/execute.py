@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
 from .. import __version__
 from ..allocator import Holes, share_one_heap
-from ..chain import parse_chain
 from ..checkpoint.disk.interrupts import signals_held
 from ..checkpoint.header import Slot
 from ..checkpoint.source import Source, tensor_bytes
@@ -397,7 +396,7 @@ def threads_for(step: Step) -> Iterator[int]:
 def _threads_matter(step: Step) -> bool:
     if step.chain is None or len(step.edits) > 1:
         return True
-    return any(target_class(link.entry).threads_matter(**link.arguments) for link in parse_chain(step.chain).links)
+    return any(target_class(link.entry).threads_matter(**link.arguments) for link in step.chain.links)
 
 
 def _promised(tensor: Tensor, slot: Slot) -> Tensor:

@@ -24,7 +24,7 @@ class Forecast:
     operations: int
 
     def __str__(self) -> str:
-        return f"about {size_text(self.peak_memory)} of memory, {count_text(self.operations)} operations"
+        return f"about {size_text(self.peak_memory)} of memory, {amount_text(self.operations)} operations"
 
 
 def forecast(plan: Plan) -> Forecast:
@@ -47,7 +47,7 @@ def held_by(step: Step) -> int:
     return int(share * (3 * step.nbytes + COPIES * 8 * entries))
 
 
-def count_text(count: int) -> str:
+def amount_text(count: int) -> str:
     """1234567 -> '1.2 million'."""
     for size, word in ((10**12, "trillion"), (10**9, "billion"), (10**6, "million")):
         if count >= size:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
-from ..chain import Chain, parse_chain
+from ..chain import Chain
 from ..checkpoint.header import Slot
 from ..checkpoint.source import Rows, Source
 from ..dtypes import DTYPES, dtype_name, nbytes_of
@@ -18,7 +18,7 @@ from ..errors import TENSOR, InputRefused, ParamcliError
 from ..spelling.forms import Group
 from ..spelling.record import Entry
 from ..text import size_text
-from ..view import parse_view
+from ..view import IDENTITY, View
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,7 +84,7 @@ class Told:
     residual: float | None = None
     tolerance: float | None = None
     note: str | None = None
-    chain: str | None = None
+    chain: Chain | None = None
     record: Entry | None = None
 
 
@@ -159,8 +159,8 @@ class Step:
     group: Group
     action: str
     writes: tuple[Slot, ...]
-    chain: str | None = None
-    view: str | None = None
+    chain: Chain | None = None
+    view: View = IDENTITY
     # (steps, source, device, compute, ranges) -> their work: of this step alone, or of several of one `stack_key`,
     # equal in shape, dtype, chain and options; by these ranges of rows, or (none) whole. Where the work of several
     # raises, each is done alone, so that the error is its own.
@@ -194,11 +194,12 @@ class Step:
         return sum(info.nbytes for info in self.group.infos.values()) + sum(slot.nbytes for slot in self.writes)
 
     def outcome(self, told: Told = UNTOLD) -> Outcome:
+        chain = told.chain or self.chain
         return Outcome(
             tensor=self.group.tensor,
             action=self.action,
-            chain=told.chain or self.chain,
-            view=self.view,
+            chain=None if chain is None else str(chain),
+            view=self.view.text,
             shape=self.group.shape,
             dtype=dtype_name(self.group.dtype),
             reads=tuple(self.group.keys.values()),
@@ -264,9 +265,10 @@ def baked(group: Group) -> Promise:
     value.
     """
     slots = (Slot(group.tensor, group.dtype, group.shape),)
-    seen = parse_view(group.view).shape(group.shape) if group.chain or group.alternatives else ()
-    chains = [parse_chain(text).at(seen) for text in ([group.chain] if group.chain else group.alternatives)]
-    entries = [Entry("baked", str(chain), group.view, group.constraint or chain.constraint) for chain in chains]
+    fitting = group.chains
+    seen = group.view.shape(group.shape) if fitting else ()
+    chains = [chain.at(seen) for chain in fitting]
+    entries = [Entry("baked", chain, group.view, group.constraint or chain.constraint) for chain in chains]
     record = entries[0] if group.chain else None
     if not group.alternatives and not any(keeps_within(group, chain) for chain in chains):
         return Promise(slots, record)
@@ -279,7 +281,7 @@ def baked(group: Group) -> Promise:
 
 def longest_of(entries: Sequence[Entry]) -> Entry:
     """The one that takes the most room in a record."""
-    return max(entries, key=lambda entry: len(entry.chain) + len(entry.constraint or "null"))
+    return max(entries, key=lambda entry: len(str(entry.chain)) + len(entry.constraint or "null"))
 
 
 def keeps_within(group: Group, chain: Chain) -> bool:
@@ -330,7 +332,7 @@ def with_growth(step: Step) -> Step:
     before, after = nbytes_of(step.group.dtype, step.group.shape), sum(slot.nbytes for slot in step.writes)
     if after <= GROWTH * before or after <= WORTH_A_WORD:
         return step
-    links = parse_chain(step.chain).links if step.chain else ()
+    links = step.chain.links if step.chain is not None else ()
     compact = [link.with_arguments(link.entry.compact) for link in links if link.entry.compact]
     hint = (
         f"--chain {compact[0]} needs no square base"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ..chain import parse_chain
 from ..checkpoint.read.sharded import files_left
 from ..spelling.opened import Opened
 from ..spelling.record import Entry
@@ -120,7 +119,7 @@ def result_of(
         files_left=tuple(files_left(source)) if folder_stays else (),
         stale=tuple(stale) if torch_made and (plan.steps or left) else (),
         claims=any(map(_claims, entries)),
-        views=frozenset(entry.view for entry in entries),
+        views=frozenset(entry.view.text for entry in entries),
         has_record=has_record(output, source),
         plan=plan,
     )
@@ -128,4 +127,4 @@ def result_of(
 
 def _claims(entry: Entry) -> bool:
     """Is there something for `verify` to measure?"""
-    return bool(entry.constraint) or (entry.state == "parametrized" and parse_chain(entry.chain).claims)
+    return bool(entry.constraint) or (entry.state == "parametrized" and entry.chain.claims)

@@ -16,6 +16,7 @@ from ..checkpoint.header import Slot
 from ..checkpoint.source import Source
 from ..errors import InputRefused
 from ..fitting.costs import cost, share_out
+from ..spelling.record import record_text
 from .plan import Outcome, Plan
 
 
@@ -48,8 +49,9 @@ def part_of(
 def agree(run: ranks.Alone, source: Source, plan: Plan) -> None:
     """Raise InputRefused unless every rank has the same checkpoint in front of it, and the same plan."""
     sizes = [file.size for file in source.files]
-    steps = [(step.group.tensor, step.action, step.chain, step.view) for step in plan.steps]
-    facts = repr((sizes, steps, plan.copies, plan.slots, sorted(plan.record.items()), sorted(plan.longest.items())))
+    steps = [(step.group.tensor, step.action, str(step.chain), str(step.view)) for step in plan.steps]
+    said = [record_text(entries, "") for entries in (plan.record, plan.longest)]
+    facts = repr((sizes, steps, plan.copies, plan.slots, said))
     prints = run.exchange("plan", sha256(facts.encode("utf-8", "surrogatepass")).hexdigest())
     odd = [rank for rank, print_ in enumerate(prints) if print_ != prints[0]]
     if odd:

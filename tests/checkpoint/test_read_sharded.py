@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from paramcli.chain import parse_chain
 from paramcli.checkpoint.read.sharded import index_name, open_folder_or_index, sibling_files
 from paramcli.errors import InputRefused
 from paramcli.spelling.record import Entry, record_in, record_text
@@ -239,7 +240,9 @@ def test_metadata_of_shards_is_merged(model):
     with open_folder_or_index(model) as source:
         assert source.metadata == {"format": "pt", "paramcli": "{}", "x": "y"}
         assert "part" in source.notes[0]
-    first, other = (record_text({SPLIT[a][0]: Entry("baked", chain)}, "1") for chain in ("skew", "symmetric"))
+    first, other = (
+        record_text({SPLIT[a][0]: Entry("baked", parse_chain(chain))}, "1") for chain in ("skew", "symmetric")
+    )
     for shard, text in ((a, first), (b, other)):
         save_file({n: TENSORS[n] for n in SPLIT[shard]}, model / shard, {"paramcli": text})
     with open_folder_or_index(model) as source:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from paramcli.chain import parse_chain
 from paramcli.errors import InputRefused
 from paramcli.spelling.record import Entry, check_against, join_records, parse_record, record_text
 
@@ -19,7 +20,7 @@ GOOD = {
 def test_the_example_of_the_format_reads():
     """The documented example parses to its entries and prints back with sorted keys."""
     entries = parse_record(json.dumps(GOOD))
-    assert entries == {"fc.weight": Entry("parametrized", "skew,cayley", None, "special_orthogonal")}
+    assert entries == {"fc.weight": Entry("parametrized", parse_chain("skew,cayley"), constraint="special_orthogonal")}
     assert json.loads(record_text(entries, "0.1.0")) == GOOD
     assert record_text(entries, "0.1.0") == json.dumps(GOOD, sort_keys=True)
 
@@ -73,7 +74,7 @@ def test_a_record_that_contradicts_the_tensors_is_refused():
 
 
 def text_of(version: str = "1", **chains: str) -> str:
-    return record_text({name: Entry("parametrized", chain) for name, chain in chains.items()}, version)
+    return record_text({name: Entry("parametrized", parse_chain(chain)) for name, chain in chains.items()}, version)
 
 
 def test_records_of_several_files_are_one():
@@ -81,7 +82,10 @@ def test_records_of_several_files_are_one():
     joined = join_records(
         {"1": text_of("0.1", a="skew"), "2": text_of("0.2", b="symmetric"), "3": text_of("0.2", a="skew")}
     )
-    assert joined == {"a": Entry("parametrized", "skew"), "b": Entry("parametrized", "symmetric")}
+    assert joined == {
+        "a": Entry("parametrized", parse_chain("skew")),
+        "b": Entry("parametrized", parse_chain("symmetric")),
+    }
 
 
 def test_records_of_several_files_may_not_contradict_each_other():

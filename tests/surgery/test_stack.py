@@ -142,7 +142,7 @@ def test_parts_of_a_stack_give_the_bits_of_the_whole(threads, part, monkeypatch,
     save_file({f"{name}.parametrizations.weight.original": X for name, X in Xs.items()}, tmp_path / "a.safetensors")
     before = torch.get_num_threads()
     with open_checkpoint(tmp_path / "a.safetensors") as source:
-        groups = with_chain(list(detect(source.tensors).values()), "skew,cayley", None, named=True)
+        groups = with_chain(list(detect(source.tensors).values()), parse_chain("skew,cayley"), IDENTITY, named=True)
         made = execute.by_parts([Bake().plan(group) for group in groups], source, "cpu", "same", threads)
     assert len(made) == 17 and torch.get_num_threads() == before
     for (name, X), (tensors, told) in zip(Xs.items(), made, strict=True):
@@ -183,7 +183,8 @@ def test_threads_are_a_function_of_shape_and_chain(shape, chain, expected):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        with execute.threads_for(SimpleNamespace(group=SimpleNamespace(shape=shape), chain=chain, edits=())):
+        step = SimpleNamespace(group=SimpleNamespace(shape=shape), chain=chain and parse_chain(chain), edits=())
+        with execute.threads_for(step):
             assert torch.get_num_threads() == expected
         assert torch.get_num_threads() == 2
     finally:

@@ -12,7 +12,7 @@ from ...errors import UsageError, error_context
 from ...spelling.forms import Group
 from ...spelling.keys import parametrized_key
 from ...spelling.record import Entry
-from ...view import parse_view
+from ...view import IDENTITY, parse_view
 from ..plan import Promise
 from .base import SPELLINGS, Edit, Planner, Planning, Spelling, option
 
@@ -63,10 +63,15 @@ class Add(Edit):
         if any(link.over_all for link in chain.links):
             return None  # the share of each tensor is in its data
         roles = chain.stores(group.shape)
-        if not group.is_plain or self.spelling == "old" or roles is None or (view.name and set(roles) != {"original"}):
+        if (
+            not group.is_plain
+            or self.spelling == "old"
+            or roles is None
+            or (view != IDENTITY and set(roles) != {"original"})
+        ):
             return None
         slots = tuple(
             Slot(parametrized_key(group.tensor, role), code or group.dtype, shape)
             for role, (code, shape) in roles.items()
         )
-        return Promise(slots, Entry("parametrized", str(chain), view.text, chain.constraint))
+        return Promise(slots, Entry("parametrized", chain, view, chain.constraint))

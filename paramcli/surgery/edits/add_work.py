@@ -34,7 +34,7 @@ from ...maths.numbers import compute_dtype
 from ...registry import ANY, within
 from ...spelling.forms import PARAMETRIZED, Group
 from ...text import number_text, shape_text
-from ...view import View, parse_view
+from ...view import IDENTITY, View
 from ..allocate import with_count
 from ..plan import Made, Ranges, Step, Told, longest_of, once, require_editable
 from .slots import chain_slots, keyed, numbers, old_names, record_of
@@ -89,13 +89,13 @@ class Register:
         slots = tuple(Slot(names[slot.name], slot.dtype, slot.shape) for slot in slots)
         key = None
         if self.init != "raw" and stackable(chain, self.view, group.shape, torch_dtype(group.dtype)):
-            key = ("register", str(chain), self.view.text, self.init, self.max_change, group.shape, group.dtype)
+            key = ("register", chain, self.view, self.init, self.max_change, group.shape, group.dtype)
         return Step(
             group,
             "register",
             slots,
-            str(chain),
-            self.view.text,
+            chain,
+            self.view,
             functools.partial(RegisterWork, self, chain),
             record=record_of(chain, self.view, group),
             stack_key=key,
@@ -114,11 +114,11 @@ class Register:
                 f"{TENSOR} is spelt the old way ({group.form})",
                 hint="paramcli migrate --to new first, or remove --bake",
             )
-        view = parse_view(group.view)
-        if self.view.text not in (None, view.text):
+        view = group.view
+        if self.view not in (IDENTITY, view):
             raise UsageError(f"{TENSOR} already has the view {view}; a chain has one view")
         # Chains between which the data decide store the same.
-        olds = [parse_chain(text) for text in ([group.chain] if group.chain else group.alternatives)]
+        olds = group.chains
         wholes = [self._appended(old, group, view) for old in olds]
         (whole, more), old = wholes[0], olds[0]
         if self.mask_for is not None:
@@ -166,8 +166,8 @@ class Register:
 
         note, records = no_longer_promised(old, more, whole), [record_of(whole, view, group) for whole, _ in wholes]
         if len(records) == 1:
-            return Step(group, "append", slots, str(whole), view.text, once(run), record=records[0], note=note)
-        return Step(group, "append", slots, None, view.text, once(run), longest=longest_of(records), note=note)
+            return Step(group, "append", slots, whole, view, once(run), record=records[0], note=note)
+        return Step(group, "append", slots, None, view, once(run), longest=longest_of(records), note=note)
 
 
 class RegisterWork:

@@ -26,7 +26,7 @@ from ...fitting.reach import NOTED, Reached, reach
 from ...maths.numbers import wide
 from ...spelling.forms import Group
 from ...text import number_text
-from ...view import IDENTITY, View, parse_view
+from ...view import IDENTITY, View
 from ..plan import Made, Step, assigned, once, require_editable
 from .slots import check_roles, numbers
 from .values import Values
@@ -46,7 +46,7 @@ class Assignment:
         if not group.is_plain:
             if group.chain is None:
                 raise InputRefused("keys and shapes leave its chain open", hint="say which with --chain")
-            chain, view = chain_of(group), parse_view(group.view)
+            chain, view = chain_of(group), group.view
             if why := chain.uninvertible():
                 raise InputRefused(f"{chain} has no right inverse: {why}")
             if "value" in group.keys:

@@ -8,12 +8,12 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from ...chain import parse_chain
+from ...chain import Chain, parse_chain
 from ...checkpoint.source import Source
 from ...errors import Place, UsageError, error_context
 from ...spec import check_choice, select
 from ...spelling.forms import Group
-from ...view import parse_view
+from ...view import View, parse_view
 from ..plan import Promise, Step
 
 Planner = Callable[[Group], Step]
@@ -134,9 +134,9 @@ class Edit:
             )
 
 
-def reading(chain: str | None, view: str | None) -> tuple[str | None, str | None]:
-    """--chain and --view as the record spells them; UsageError where they are wrong."""
+def reading(chain: str | None, view: str | None) -> tuple[Chain | None, View]:
+    """--chain and --view; UsageError where they are wrong."""
     with error_context(option="chain"):
-        parsed = str(parse_chain(chain)) if chain else None
+        parsed = parse_chain(chain) if chain else None
     with error_context(option="view"):
-        return parsed, parse_view(view).text
+        return parsed, parse_view(view)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from ...checkpoint.header import Slot
 from ...errors import TENSOR, InputRefused, UsageError
-from ...registry import PARAMETRIZATIONS
-from ...spec import check_choice, parse_items
+from ...spec import check_choice
 from ...spelling.forms import FORM_OF_SPELLING, OLD_FORM, PARAMETRIZED, Group
 from ...spelling.keys import parametrized_key
+from ...view import IDENTITY
 from ..plan import Made, Step, Told, once
 from .base import SPELLINGS, Edit, Planner, Planning, Spelling, choose, option
 
@@ -82,15 +82,15 @@ class Renaming:
         if form is None or group.alternatives:
             return form
         # Two originals or a buffer named alike can be another parametrization; then shapes or a record said so.
-        items = parse_items(group.chain) if group.chain else []
-        return form if len(items) == 1 and PARAMETRIZATIONS[items[0].name].old_form == form else None
+        links = group.chain.links if group.chain is not None else ()
+        return form if len(links) == 1 and links[0].entry.old_form == form else None
 
     def plan(self, group: Group) -> Step:
         if group.problem:
             raise group.refusal()
         if "value" in group.keys:
             return self._plan_oldest(group)
-        if self.to == "old" and group.view is not None:
+        if self.to == "old" and group.view != IDENTITY:
             raise InputRefused(
                 f"the old spelling has no views, and {TENSOR} has {group.view}: "
                 "code that reads it would see another weight",
@@ -128,6 +128,6 @@ class Renaming:
             state = read_state(source, group, device)
             chain, _ = settle(group, state)
             made = complete(group, state, chain)
-            return {parametrized_key(group.tensor, role): X for role, X in made.items()}, Told(chain=str(chain))
+            return {parametrized_key(group.tensor, role): X for role, X in made.items()}, Told(chain=chain)
 
         return Step(group, "migrate", slots, group.chain, group.view, once(run), record=group.record)

@@ -21,7 +21,6 @@ from ...fitting.evaluate import (
 )
 from ...spelling.forms import Group
 from ...spelling.record import Entry
-from ...view import parse_view
 from ..plan import Ranges, Step, Told, baked, keeps_within, require_editable
 from .slots import check_roles, numbers
 
@@ -33,9 +32,9 @@ class Bake:
     def plan(self, group: Group) -> Step:
         require_chain(group)
         require_editable(group)
-        chain = chain_of(group) if group.chain else None
+        chain = chain_of(group) if group.chain is not None else None
         if chain is not None:
-            check_roles(group, chain, parse_view(group.view))
+            check_roles(group, chain, group.view)
         require_proportion(group)
 
         slots, record, longest = baked(group)
@@ -56,15 +55,15 @@ class Bake:
     def _ranges(self, group: Group, chain: Chain) -> Ranges:
         if group.alternatives or group.constraint not in (None, chain.constraint):
             return ()
-        return bake_ranges(group, chain, parse_view(group.view))
+        return bake_ranges(group, chain, group.view)
 
     def _together(self, group: Group, chain: Chain) -> Hashable:
         if group.alternatives or set(group.keys) != {"original"} or group.constraint not in (None, chain.constraint):
             return None
-        view = parse_view(group.view)
+        view = group.view
         if not stackable(chain, view, group.shape, torch_dtype(group.dtype)):
             return None
-        return "bake", str(chain), view.text, group.shape, group.dtype
+        return "bake", chain, view, group.shape, group.dtype
 
 
 class BakeWork:
@@ -72,7 +71,7 @@ class BakeWork:
 
     def __init__(self, steps: Sequence[Step], source: Tensors, device: str, compute: str, ranges: Ranges):
         self.steps, self.compute = steps, compute
-        group, view = steps[0].group, parse_view(steps[0].group.view)
+        group, view = steps[0].group, steps[0].group.view
         sliced = sliced_roles(chain_of(group), view, group.shape) if ranges else None
         self.batch = Batch(source, [s.group for s in steps], view, device, ranges, sliced or frozenset())
         self.baking = Baking(self.batch, compute)
@@ -94,5 +93,5 @@ class BakeWork:
             if keeps_within(group, chain)
             else group.constraint or chain.constraint
         )
-        record = Entry("baked", str(chain), view.text, kept)
+        record = Entry("baked", chain, view, kept)
         return numbers(0.0, check, chain=chain, record=record)

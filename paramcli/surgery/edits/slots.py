@@ -21,7 +21,7 @@ from ...spelling.forms import FORM_OF_SPELLING, OLD_FORM, Group
 from ...spelling.keys import parametrized_key
 from ...spelling.record import Entry
 from ...text import printable, shape_text
-from ...view import View
+from ...view import IDENTITY, View
 from ..plan import Told
 
 
@@ -52,7 +52,7 @@ def _outline(
 
 def old_names(tensor: str, chain: Chain, slots: tuple[Slot, ...], view: View) -> dict[str, str]:
     """torch's current key -> the one from before parametrize; UsageError for chains that had none, and for views."""
-    if view.text is not None:
+    if view != IDENTITY:
         raise UsageError(
             f"the old spelling has no views, and code that reads it would see another weight than --view {view} gives"
         )
@@ -86,7 +86,7 @@ def keyed(tensor: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def record_of(chain: Chain, view: View, group: Group) -> Entry:
     """The record's word on a parametrized tensor; its shape too where no original has it."""
     shape = None if target_class(chain.links[0].entry).stored_originals else group.shape
-    return Entry("parametrized", str(chain), view.text, chain.constraint, shape)
+    return Entry("parametrized", chain, view, chain.constraint, shape)
 
 
 def numbers(
@@ -97,6 +97,6 @@ def numbers(
         residual=check.residual if check else None,
         tolerance=check.tolerance if check else None,
         note=note,
-        chain=None if chain is None else str(chain),
+        chain=chain,
         record=record,
     )

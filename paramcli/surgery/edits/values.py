@@ -23,7 +23,6 @@ from ...spelling import record as records
 from ...spelling.forms import Group, detect
 from ...spelling.keys import parametrized_key
 from ...text import listing, printable, printable_path, shape_text
-from ...view import parse_view
 
 
 class Values(Protocol):
@@ -72,7 +71,7 @@ class Initialised:
         return self._function is torch.nn.init.orthogonal_ and parse_constraint(group.constraint or ANY)[0].rotations
 
     def _fill(self, group: Group, value: Tensor) -> None:
-        view = parse_view(group.view)
+        view = group.view
         try:
             for block in list(view.into(value)) if view.count else [value]:
                 # Blocks of the last dimension are no contiguous tensors, which some initialisers want.
