@@ -171,7 +171,7 @@ def load(
 def _tensors_for(model: nn.Module, source: Source, group: Group, device: str, undo: ExitStack) -> dict[str, Tensor]:
     """The group's tensors under the keys the model has for them, its chain registered first where it is not."""
     state = read_state(source, group, device)
-    own = {key: state[role] for role, key in group.keys.items()}
+    own = {key: state[role] if role in state else source.read(key) for role, key in group.keys.items()}
     module, name = _holder(model, group.tensor)
     if group.is_plain or module is None or set(own) <= set(model.state_dict(keep_vars=True)):
         return own

@@ -86,7 +86,7 @@ def test_what_is_not_known_of_a_tensor_is_told_with_its_name(tmp_path, paramcli)
     for name, value in (("a", 1.0), ("b", 2.0)):
         save_file({"fc.weight_g": torch.full((3, 1), value)}, tmp_path / f"{name}.safetensors")
     a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
-    half = "fc.weight is half a weight_norm_old pair: weight_g without fc.weight_v"
+    half = "fc.weight is not whole: fc.weight_g is there, and without fc.weight_v it is no weight norm"
     assert paramcli("inspect", a, "--json").json["tensors"][0]["problem"] == half
     assert paramcli("remove", a, code=3).err.startswith(f"error: {half} (in {a})")
     assert paramcli("snippet", a, code=3).err.startswith(f"error: {half} (in {a})")

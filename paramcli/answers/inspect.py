@@ -52,6 +52,7 @@ class InspectResult:
                     "bytes": sum(info.nbytes for info in g.infos.values()),
                     "keys": list(g.keys.values()),
                     "tied": sorted({name for key in g.keys.values() for name in others.get(key, ())}),
+                    **({"nested": {role: str(part.chain) for role, part in g.nested.items()}} if g.nested else {}),
                     **({"problem": g.problem} if g.problem else {}),
                 }
                 for g in self.tensors

@@ -47,7 +47,7 @@ def verify_group(
             return Verdict(group, None if group.chain is None else str(group.chain), seen_through.text, tuple(checks))
         whole = complete(group, state, chain)
         if (
-            "value" in state
+            "value" in state and "0._v" not in state
         ):  # the oldest spectral norm has no v: the one that is solved for has no length to be held to
             whole["0._v"] = torch.nn.functional.normalize(whole["0._v"], dim=0)
         checks = measure_parts(chain, seen_through, value, whole, wanted, tolerance, compute, own=constraint is None)

@@ -18,7 +18,8 @@ from ..errors import InputRefused, ParamcliError, UsageError, error_context
 from ..fitting import measure
 from ..fitting.evaluate import read_state, settle, weight_of
 from ..maths.numbers import wide
-from ..spelling.forms import Group, with_chain
+from ..spelling.forms import Group
+from ..spelling.given import with_chain
 from ..spelling.opened import Opened
 from ..text import count_text, number_text, shape_text
 from ..view import IDENTITY, View
@@ -136,7 +137,9 @@ def spectrum(
 
     `chain`, `view`: what the tensors named are read as; `chosen_view`: the view that was asked for, also of others.
     """
-    chosen = choose_groups(with_chain(opened.choose(tensor), chain, view, named=bool(tensor)), bool(tensor))
+    chosen = choose_groups(
+        with_chain(opened.choose(tensor, asked=chain is not None), chain, view, named=bool(tensor)), bool(tensor)
+    )
     if not chosen:
         raise UsageError("spectrum needs -t/--tensor: no tensor is parametrized", hint="paramcli inspect lists them")
     where = torch_device(device)

@@ -13,7 +13,8 @@ from ..errors import TENSOR, InputRefused, UsageError
 from ..fitting.costs import cost, share_out
 from ..ranks import Alone
 from ..registry import parse_constraint
-from ..spelling.forms import Group, with_chain
+from ..spelling.forms import Group
+from ..spelling.given import with_chain
 from ..spelling.opened import Opened
 from ..text import listing, printable
 from ..view import IDENTITY, View, parse_view
@@ -42,7 +43,9 @@ def verify(
     import_torch()
     from .measured import verify_group
 
-    chosen = with_chain(opened.choose(tensor), chain, IDENTITY if view is None else view, named=bool(tensor))
+    chosen = with_chain(
+        opened.choose(tensor, asked=chain is not None), chain, IDENTITY if view is None else view, named=bool(tensor)
+    )
     if (
         chain is not None
         and tensor
@@ -119,9 +122,7 @@ def select_claims(groups: Sequence[Group], path: Path) -> list[Group]:
     if not claims:
         unknown = next((group for group in groups if group.problem), None)
         if unknown is not None:
-            from ..fitting.evaluate import require_chain
-
-            require_chain(unknown)
+            raise unknown.refusal(path)
         raise InputRefused(
             "nothing to verify: no tensor is parametrized and no record names a constraint",
             hint="name tensors and a set: -t NAME --constraint orthogonal",

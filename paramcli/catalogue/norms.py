@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from ..spec import Argument, value_text
+import math
+from collections.abc import Mapping
+
+from ..spec import Argument, Value, value_text
 from .core import DIM
-from .entry import ConstraintEntry, Entry, image_of
+from .entry import ConstraintEntry, Entry, Shape, Stored, image_of
 from .measures import SIGMA, UNIT_U_V
 
 # repr of a larger float has a + in its exponent, which no spec has.
@@ -24,6 +27,13 @@ R = Argument("r", "float", "the norm", 1.0, minimum=1e-6, maximum=LARGEST)
 C = Argument("c", "float", "the bound", 1.0, minimum=1e-6, maximum=LARGEST)
 SUM = Argument("c", "float", "the sum", 0.0, minimum=-LARGEST, maximum=LARGEST)
 GAMMA = Argument("gamma", "float", "the bound, at most 1", 0.99, minimum=1e-6, maximum=1)
+
+
+def _soft_spectral_norm_stores(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
+    """u and v of the tensor flattened to (first, everything else), and the log of sigma."""
+    outputs, inputs = shape[0], math.prod(shape[1:])
+    return {"original": (None, shape), "_u": (None, (outputs,)), "_v": (None, (inputs,)), "_sigma": (None, (1,))}
+
 
 CONSTRAINTS = (
     ConstraintEntry(
@@ -243,7 +253,7 @@ PARAMETRIZATIONS = (
         maps=(("any", "any"),),
         right_inverse="gamma = sigma(W), X = W, u and v its singular vectors",
         source="Zhai et al. 2023, arXiv:2303.06296",
-        target="spectral:SigmaReparam",
+        target="spectral_scale:SigmaReparam",
         arguments=(
             DIM,
             Argument("n_power_iterations", "int", "steps of the power method in training", 1, minimum=1, maximum=1000),
@@ -262,7 +272,7 @@ PARAMETRIZATIONS = (
         maps=(("any", "any"),),
         right_inverse="X = W, scale at its spectral norm; sigma <= alpha has none",
         source="NVlabs/RADIO, radio/enable_spectral_reparam.py",
-        target="spectral:SpectralReparam",
+        target="spectral_scale:SpectralReparam",
         arguments=(
             Argument("alpha", "float", "the least spectral norm (RADIO: 0.05)", 0.05, minimum=0, maximum=LARGEST),
             Argument(
@@ -272,5 +282,24 @@ PARAMETRIZATIONS = (
         cost="a matrix-vector product; the inverse one SVD",
         stores=None,
         verifies=str(UNIT_U_V),
+    ),
+    Entry(
+        name="soft_spectral_norm",
+        family="spectral",
+        summary="divided by its spectral norm where that is above coeff",
+        law="W = X / (max(1, u^T X v / coeff) + eps), u and v stored",
+        maps=(("any", "any"),),
+        right_inverse="X = W (1 + eps), u and v its singular vectors; sigma > coeff has none",
+        source="Behrmann et al. 2019, arXiv:1811.00995; Gouk et al. 2018, arXiv:1804.04368",
+        target="spectral_scale:SoftSpectralNorm",
+        arguments=(
+            Argument("coeff", "float", "the bound", required=True, minimum=1e-6, maximum=LARGEST),
+            Argument("eps", "float", "added to the divisor (invertible-resnet: 1e-5)", 0.0, minimum=0, maximum=1),
+        ),
+        cost="a matrix-vector product; the inverse one SVD",
+        examples=("soft_spectral_norm:coeff=50", "soft_spectral_norm:coeff=60:eps=1e-05"),
+        stores=_soft_spectral_norm_stores,
+        verifies=str(UNIT_U_V),
+        old_form="soft_spectral_norm_old",
     ),
 )

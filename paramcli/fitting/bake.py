@@ -11,6 +11,7 @@ from torch import Tensor
 from ..chain import Chain
 from ..checkpoint.source import Rows
 from ..maths.base import Check
+from ..text import printable
 from ..view import View
 from . import measure
 from .blocks import Batch
@@ -66,8 +67,9 @@ class Baking:
 
     def _refuse(self, state: Mapping[str, Tensor]) -> None:
         """Say of the whole what is wrong with a block: first of the originals, then of the value."""
-        for role in self._group.keys:
-            measure.require_finite_parts(self.batch.parts(role, state), f"'{role}'")
+        for role in state:
+            key = printable(self._group.key_of(role))
+            measure.require_finite_parts(self.batch.parts(role, state), f"its {key}")
         explain_infinite(self._group, self.batch.again(state))
 
     def result(self) -> list[Baked]:

@@ -16,7 +16,7 @@ from ..maths.norm import as_matrix
 from ..maths.numbers import column_major, wide
 from ..registry import target_class
 from ..spelling.forms import Group
-from ..text import number_text, printable, shape_text, size_text
+from ..text import listing, number_text, printable, shape_text, size_text
 from ..view import View
 from .originals import evaluate
 from .torch_module import OtherState
@@ -47,9 +47,10 @@ def read_state(source: Tensors, group: Group, device: torch.device | str = "cpu"
     """
     if group.twice:
         raise group.refusal()
-    state = {role: source.read(key).to(device) for role, key in group.keys.items()}
+    state = {role: source.read(key).to(device) for role, key in group.keys.items() if "/" not in role}
+    state.update({role: effective(source, part, device) for role, part in group.nested.items()})
     for role in _by_columns(group) & state.keys():
-        if not (source.tells_strides and group.infos[role].run):
+        if not (source.tells_strides and role in group.infos and group.infos[role].run):
             state[role] = column_major(state[role])
     return state
 
@@ -130,8 +131,8 @@ def identities(chain: Chain, roles: Iterable[str]) -> set[str]:
 
 
 def complete(group: Group, state: dict[str, Tensor], chain: Chain) -> dict[str, Tensor]:
-    """The state as torch's current modules have it: without identity matrices, and with the v that the oldest spectral
-    norm lacks.
+    """The state as torch's current modules have it: without identity matrices, with the v that the oldest spectral
+    norm lacks, and with a g that other code stores as [C] or [C, 1] in the shape that torch gives it.
     """
     for role in identities(chain, state):
         if not torch.equal(
@@ -142,15 +143,50 @@ def complete(group: Group, state: dict[str, Tensor], chain: Chain) -> dict[str, 
                 tensor=group.tensor,
             )
         state = {name: tensor for name, tensor in state.items() if name != role}
+    state = _unsqueezed(group, state, chain)
     if "value" not in state:
         return state
     W, value, u = state["original"], state["value"], state["0._u"]
+    if "0._v" in state:
+        return _without_value(group, state, chain)
     M = as_matrix(W, _dim_of(chain)).to(torch.float32 if W.dtype in (torch.float16, torch.bfloat16) else W.dtype)
     # As torch's own loader of that version does: v = pinv(W^T W) W^T u, scaled to give the stored sigma.
     sigma = (W / value).mean()
     v = torch.linalg.multi_dot([(M.mT @ M).pinverse(), M.mT, u.to(M.dtype).unsqueeze(1)]).squeeze(1)
     v = v * (sigma / torch.dot(u.to(M.dtype), torch.mv(M, v)))
     return {"original": W, "0._u": u, "0._v": v.to(u.dtype)}
+
+
+def _unsqueezed(group: Group, state: dict[str, Tensor], chain: Chain) -> dict[str, Tensor]:
+    """The state with the norms g of a weight norm in torch's shape, where only dimensions of size 1 differ."""
+    stored = chain.links[0].entry.stores
+    if stored is None or chain.links[0].entry.originals < 2 or "original0" not in state:
+        return state
+    wanted = stored(group.view.shape(group.shape), chain.links[0].arguments)["original0"][1]
+    g = state["original0"]
+    alike = [size for size in g.shape if size != 1] == [size for size in wanted if size != 1]
+    return {**state, "original0": g.reshape(wanted)} if alike and g.shape != torch.Size(wanted) else state
+
+
+def _without_value(group: Group, state: dict[str, Tensor], chain: Chain) -> dict[str, Tensor]:
+    """The state without a value that other code keeps beside u and v, which it must be the value of.
+
+    Both are rounded once, and sigma is summed over as many products as W has rows and columns: a few eps. What a value
+    of another step of training is off by is the change of a step, thousands of eps.
+    """
+    value, rest = state["value"], {role: tensor for role, tensor in state.items() if role != "value"}
+    W, u, v = (rest[role].to(wide(rest[role].dtype, value.device)) for role in ("original", "0._u", "0._v"))
+    M = as_matrix(W, _dim_of(chain))
+    expected = W / torch.dot(u, torch.mv(M, v))
+    off = torch.linalg.vector_norm(value.to(W.dtype) - expected) / torch.linalg.vector_norm(expected)
+    if not off <= (16 + sum(M.shape) / 16) * torch.finfo(value.dtype).eps:
+        raise InputRefused(
+            f"{printable(group.keys['value'])} is not what {chain} gives of the keys beside it (off by "
+            f"{number_text(off.item())}), and nothing says which of the two is the weight",
+            hint="convert --drop takes the one out that is not",
+            tensor=group.tensor,
+        )
+    return rest
 
 
 def effective(source: Tensors, group: Group, device: torch.device | str = "cpu", compute: str = "same") -> Tensor:
@@ -189,7 +225,7 @@ def weight_of(
         return evaluate(chain, view, group.shape, state, dtype, compute, row_major=row_major)
     except OtherState:
         raise InputRefused(
-            f"{chain} does not fit the keys of {TENSOR}: {', '.join(map(printable, state))}",
+            f"{chain} does not fit the keys of {TENSOR}: {listing(list(group.keys.values()), 5)}",
             hint="give the chain and the view it was made with: --chain, --view",
             tensor=group.tensor,
         ) from None

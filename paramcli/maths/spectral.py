@@ -1,4 +1,4 @@
-"""Bounds on the spectral norm and the spectral radius, and weights with a learned spectral norm."""
+"""Bounds on the spectral norm and the spectral radius."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import softplus
-from torch.nn.utils.parametrizations import _SpectralNorm
 
-from .base import CannotReach, Check, Constraint, Parametrization, Part, Singular, matrix, square
+from .base import CannotReach, Constraint, Parametrization, Part, Singular, matrix, square
 from .eigenvalues import FRAMES_COMPUTED, certain_excess, eigenvalue_tolerance, measuring
-from .norm import SpectralNorm, UnitSpectralNorm, as_matrix, largest_singular_value
-from .numbers import compute_dtype, eps, scale_of, unit_roundoff
-from .softplus import inverse_softplus
+from .norm import largest_singular_value
+from .numbers import eps, scale_of, unit_roundoff
 
 # In eps of the stored dtype and of the one a map computed in.
 AOL_ROUNDED, AOL_COMPUTED = 0.7, 0.8
@@ -283,117 +280,3 @@ def perron_vector(A: Tensor) -> Tensor:
         s = (A @ s.unsqueeze(-1)).squeeze(-1)
         s = s / s.amax(-1, keepdim=True).clamp(min=1e-300)
     return s
-
-
-class SigmaReparam(SpectralNorm):
-    r"""(gamma, X) to gamma X / (u^T X v), u and v stored: a weight whose spectral norm gamma is learned.
-
-    Shapes:  gamma is 0-d; X any shape with 1 dimension or more, flattened to (dim, everything else).
-    Inverse: gamma the exact spectral norm of W, X = W, u and v its singular vectors. A zero tensor is refused.
-    Cost:    one matrix-vector product; the inverse one SVD.
-    Source:  Zhai et al., 2023 (sigmaReparam), arXiv:2303.06296.
-    """
-
-    stored_originals = (1,)
-
-    # It has two originals where the class that it shares the power method with, and torch's below that, have one.
-    def map(self, gamma: Tensor, X: Tensor) -> Tensor:  # type: ignore[override]
-        return gamma * _SpectralNorm.forward(self, X)
-
-    def forward(self, gamma: Tensor, X: Tensor) -> Tensor:  # type: ignore[override]
-        return self.view.back(self.map(gamma, self.view.into(X)), X.shape)
-
-    @classmethod
-    def weight_shape(cls, gamma: tuple[int, ...], X: tuple[int, ...], **arguments: Any) -> tuple[int, ...]:
-        return X
-
-    def right_inverse(self, W: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        if W.is_meta:
-            return W.new_empty(()), torch.empty_like(W)
-        # With the u and v of the power method, as a live registration has them, the value is the weight itself.
-        return stored_sigma(self, self.view.into(W)), W
-
-    def inverse(self, W: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        super().inverse(W)
-        gamma = stored_sigma(self, W)
-        if gamma == 0:
-            raise CannotReach(
-                "sigma_reparam divides by the spectral norm, and this tensor is zero", hint="leave it out with -t"
-            )
-        return gamma, W
-
-    def checks(self, originals: tuple[Tensor, ...], value: Tensor) -> list[Check]:
-        """The spectral norm is |gamma|: W / gamma is a spectral norm's value, with its rounding and what its u and v
-        leave.
-        """
-        gamma, image, stored = originals[0], UnitSpectralNorm(self.dim), self.stored_dtype
-        unit = value / gamma.abs().clamp(min=torch.finfo(stored).tiny)
-        tolerance = image.tolerance(value.shape, stored, compute_dtype(stored)) + self.slack(image, unit)
-        return [
-            *super().checks(originals, value),
-            Check("sigma", image.residual(unit).item(), tolerance, image.detail(value)),
-        ]
-
-
-def stored_sigma(part: SpectralNorm, W: Tensor) -> Tensor:
-    """u^T W v with the module's own u and v; the norm of a vector."""
-    if W.ndim < 2:
-        return torch.linalg.vector_norm(W)
-    # Clones, as in torch: the power method of a second forward changes u and v in place.
-    return torch.dot(part._u.clone(), torch.mv(as_matrix(W, part.dim), part._v.clone()))
-
-
-class SpectralReparam(SpectralNorm):
-    r"""X to X (softplus(scale) + alpha) / (u^T X v + eps), as NVIDIA's RADIO models store it.
-
-    `scale` is a 1 x 1 parameter of the parametrization, `_sn_version` says which law: 2 as above, 1 plain `scale`.
-    alpha and eps are not stored: RADIO's code always has alpha = 0.05, and eps = 1e-6 (1e-12 where it is configured),
-    which moves the weight by 1e-6 / sigma of its size.
-
-    Inverse: X = W, with u and v its singular vectors; a spectral norm of at most alpha is refused.
-    Cost:    one matrix-vector product; the inverse one SVD.
-    Source:  NVlabs/RADIO, radio/enable_spectral_reparam.py.
-    """
-
-    _sn_version: Tensor
-
-    def __init__(self, weight: Tensor, alpha: float = 0.05, eps: float = 1e-6):
-        super().__init__(weight)
-        self.alpha, self.sigma_eps = alpha, eps
-        self.scale = nn.Parameter(torch.zeros(1, 1, dtype=weight.dtype, device=weight.device))
-        self.register_buffer("_sn_version", torch.tensor(2, device=weight.device))
-
-    @classmethod
-    def make(cls, value: Tensor, alpha: float = 0.05, eps: float = 1e-6) -> SpectralReparam:
-        made = cls(value, alpha, eps)
-        if not value.is_meta:
-            made.set_scale(stored_sigma(made, value))
-        return made
-
-    @classmethod
-    def check_shape(cls, shape: torch.Size, alpha: float = 0.05, eps: float = 1e-6) -> None:
-        matrix(shape, "spectral_reparam")
-
-    def set_scale(self, sigma: Tensor) -> None:
-        """The scale at which the numerator is sigma + eps, so that a weight is its own value."""
-        above = (sigma + self.sigma_eps - self.alpha).clamp(min=1e-5)
-        with torch.no_grad():
-            self.scale.copy_(inverse_softplus(above).reshape(1, 1))
-
-    def map(self, X: Tensor) -> Tensor:
-        if self.training:
-            self._power_method(as_matrix(X, 0), self.n_power_iterations)
-        sigma = stored_sigma(self, X) + self.sigma_eps
-        top = torch.where(self._sn_version == 1, self.scale, softplus(self.scale) + self.alpha)
-        return X * (top / sigma).reshape(())
-
-    def inverse(self, W: Tensor) -> Tensor:
-        super().inverse(W)
-        sigma = stored_sigma(self, W)
-        if sigma <= self.alpha:
-            raise CannotReach(
-                f"spectral_reparam reaches spectral norms above {self.alpha:g}, and this tensor has {sigma.item():.3g}",
-                hint="sigma_reparam has no such bound",
-            )
-        self.set_scale(sigma)
-        return W

@@ -136,6 +136,8 @@ def verify_table(verdicts: Sequence[Verdict], fold: bool = False) -> Table:
 def _spelling(group: Group) -> tuple[str, str]:
     """(form, chain) as they are shown; what is not known is a question mark."""
     chain = " or ".join(map(str, group.chains)) or ("?" if group.problem else "")
+    for part in group.nested.values():
+        chain += f" ({printable(part.tensor.rpartition('.')[2])}: {_spelling(part)[1]})"
     if group.view.text:
         chain += f" ({group.view})"
     baked = group.record is not None and group.record.state == "baked"

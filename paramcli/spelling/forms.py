@@ -5,20 +5,15 @@ own role names, so that a weight norm spelt `weight_g`, `weight_v` and one spelt
 `original1` are the same thing to everything above. A group's chain is what the record says, or what
 keys and shapes alone decide; where they decide nothing the group says so, and nobody guesses.
 
-    spelling         keys                                roles
     parametrized     parametrizations.weight.ROLE        as in torch
-    weight_norm_old  weight_g, weight_v                  original0, original1
-    spectral_norm_v1 weight_orig, weight_u, weight_v     original, 0._u, 0._v
-    spectral_norm_bar weight_bar, weight_u, weight_v     original, 0._u, 0._v
-    spectral_norm_v0 weight_orig, weight, weight_u       original, value, 0._u
-    prune_old        weight_orig, weight_mask            original, 0.mask
+    older spellings  weight_g, weight_v and the like     of the same map (`older.py`)
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,16 +24,14 @@ from ..errors import TENSOR, InputRefused
 from ..text import listing, printable
 from ..view import IDENTITY, View
 from .keys import parametrized_key, split_parametrized
-from .readings import Reading, mask, read_roles, spectral_norm, spectral_norm_v0, weight_norm
+from .older import FORM_OF_SPELLING, NAME, SPELLINGS, SUFFIXES
+from .readings import read_roles
 from .record import Entry
 
 if TYPE_CHECKING:
     from ..chain import Chain
 
 PLAIN, PARAMETRIZED = "plain", "parametrized"
-# Suffixed keys of tensors with these leaf names are halves of a pair when the rest is missing;
-# other names that end alike (attn.w_g, blurred_cent_mask, query_v) are tensors of their own.
-_TORCH_LEAF = re.compile(r"(weight|bias|in_proj_weight)(_[a-z]+_l[0-9]+(_reverse)?)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +57,9 @@ class Group:
     alternatives: tuple[Chain, ...] = ()
     # The first name of the tied tensors it is one of: their random numbers come from that name.
     twin: str | None = None
+    # Roles whose tensor is itself spelt an older way: role -> that tensor. `keys` and `infos` have the keys of these
+    # too, each under "role/its own role".
+    nested: Mapping[str, Group] = field(default_factory=dict, hash=False, repr=False)
     # Do other keys of the file spell it as well?
     twice: bool = False
     # The record's word on it; None where the file carries none.
@@ -83,6 +79,15 @@ class Group:
         return self.alternatives if self.chain is None else (self.chain,)
 
     @property
+    def roles(self) -> set[str]:
+        """What the chain is to find, whichever keys spell it."""
+        return {role for role in self.keys if "/" not in role} | self.nested.keys()
+
+    def key_of(self, role: str) -> str:
+        """The key that spells this role of it in the file."""
+        return self.nested[role].tensor if role in self.nested else self.keys[role]
+
+    @property
     def is_plain(self) -> bool:
         return self.form == PLAIN
 
@@ -91,66 +96,37 @@ class Group:
         return sum(info.nbytes for info in self.infos.values())
 
 
-@dataclass(frozen=True)
-class Spelling:
-    """An older way to spell a parametrized tensor: key suffix -> role, and the test of its shapes."""
-
-    form: str
-    roles: Mapping[str, str]
-    read: Callable[[Mapping[str, TensorInfo]], Reading | None]
-
-
-SPELLINGS = (
-    Spelling("spectral_norm_v1", {"_orig": "original", "_u": "0._u", "_v": "0._v"}, spectral_norm),
-    Spelling("spectral_norm_bar", {"_bar": "original", "_u": "0._u", "_v": "0._v"}, spectral_norm),
-    Spelling("spectral_norm_v0", {"_orig": "original", "": "value", "_u": "0._u"}, spectral_norm_v0),
-    Spelling("prune_old", {"_orig": "original", "_mask": "0.mask"}, mask),
-    Spelling("weight_norm_old", {"_g": "original0", "_v": "original1"}, weight_norm),
-)
-_SUFFIXES = tuple(sorted({s for spelling in SPELLINGS for s in spelling.roles if s}))
-FORM_OF_SPELLING = {spelling.form: spelling for spelling in SPELLINGS}
-# The spelling that each set of roles has in the older style: what torch wrote before parametrize.
-OLD_FORM = {
-    frozenset(("original0", "original1")): "weight_norm_old",
-    frozenset(("original", "0._u", "0._v")): "spectral_norm_v1",
-    frozenset(("original", "0.mask")): "prune_old",
-}
-
-
 def detect(tensors: Mapping[str, TensorInfo], record: Mapping[str, Entry] | None = None) -> dict[str, Group]:
-    """Every tensor of the file as a Group, by tensor name, in the file's order."""
+    """Every tensor of the file as a Group, by tensor name, in the file's order; read as the record says, if any."""
     record = record or {}
     groups: dict[str, Group] = {}
     pending: dict[str, dict[str, str]] = {}
-    taken = _older_spellings(tensors)
+    there, taken, inner = _older_spellings(tensors, record)
     entered: set[str] = set()
-    for key, info in tensors.items():
+    for key, info in there.items():
         split = split_parametrized(key)
         if split:
             pending.setdefault(split[0], {})[split[1]] = key
-        elif key in taken:
-            if taken[key].tensor not in entered:
-                entered.add(taken[key].tensor)
-                _enter(groups, taken[key])
-        else:
-            _enter(groups, Group(key, PLAIN, {"value": key}, {"value": info}, info.shape, info.dtype))
+        elif key not in taken:
+            _enter(groups, plain_group(key, info))
+        elif taken[key].tensor not in entered:
+            entered.add(taken[key].tensor)
+            _enter(groups, taken[key])
     for tensor, keys in pending.items():
-        if _is_packed(keys, tensors):
-            groups.update(
-                (
-                    key,
-                    Group(key, PLAIN, {"value": key}, {"value": tensors[key]}, tensors[key].shape, tensors[key].dtype),
-                )
-                for key in keys.values()
-            )
+        if _is_packed(keys, there):
+            groups.update((key, plain_group(key, there[key])) for key in keys.values())
         else:
-            _enter(groups, _parametrized(tensor, keys, tensors))
+            _enter(groups, _nesting(_parametrized(tensor, keys, there), inner))
     # A hundred thousand tensors share a handful of chains and shapes.
     stored_roles = functools.cache(_stored_roles)
     return {
         name: group if group.twice else _recorded(group, record.get(name), stored_roles)
         for name, group in groups.items()
     }
+
+
+def plain_group(key: str, info: TensorInfo) -> Group:
+    return Group(key, PLAIN, {"value": key}, {"value": info}, info.shape, info.dtype)
 
 
 def _enter(groups: dict[str, Group], group: Group) -> None:
@@ -176,65 +152,171 @@ def _is_packed(keys: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> bo
     return len(originals) > 1 and not all(DTYPES[dtype].kind in ("float", "half", "complex") for dtype in originals)
 
 
-def _older_spellings(tensors: Mapping[str, TensorInfo]) -> dict[str, Group]:
-    """Key -> the group it belongs to, for every complete set of an older spelling and every half of one."""
+def _older_spellings(
+    tensors: Mapping[str, TensorInfo], record: Container[str]
+) -> tuple[dict[str, TensorInfo], dict[str, Group], dict[str, Group]]:
+    """(keys, key -> the group it belongs to for every complete set of an older spelling and every half of one, inner).
+
+    What is stored of a tensor may be spelt an older way itself: weight_v_orig and weight_v_mask beside weight_g. The
+    name that they spell then stands in their place among the keys, and `inner` has its group. What the record names is
+    taken whatever its name.
+    """
+    there, inner = dict(tensors), dict[str, Group]()
+    while True:
+        found = {
+            base: _nesting(group, inner)
+            for base, suffixes in _bases(there).items()
+            if (group := _complete(base, suffixes | ({""} if base in there else set()), there, base in record))
+        }
+        parts = {base: found[base] for base in found if base not in there and _is_stored(base)}
+        if not parts:
+            break
+        inner.update(parts)
+        there = _standing(parts, there)
+    taken = {base: group for base, group in inner.items() if base in there}
+    beside = _siblings(there) if found else {}
+    for base, group in found.items():
+        group = _explained(group, [key for key in beside.get(base, ()) if key not in _top_keys(group)])
+        taken.update(dict.fromkeys(group.keys.values(), group))
+        taken.update({part.tensor: group for part in group.nested.values()})
+    for base, suffixes in _bases(key for key in there if key not in taken).items():
+        if base not in found and (group := _half(base, suffixes, there)):
+            taken.update(dict.fromkeys(group.keys.values(), group))
+    return there, taken, inner
+
+
+def _bases(keys: Iterable[str]) -> dict[str, set[str]]:
+    """What the keys may spell -> the suffixes that they spell it with."""
     bases: dict[str, set[str]] = {}
-    for key in tensors:
-        for suffix in _SUFFIXES:
+    for key in keys:
+        for suffix in SUFFIXES:
             if key.endswith(suffix) and len(key) > len(suffix) and not split_parametrized(key):
                 bases.setdefault(key[: -len(suffix)], set()).add(suffix)
-    taken: dict[str, Group] = {}
-    for base, suffixes in bases.items():
-        group = _complete(base, suffixes | ({""} if base in tensors else set()), tensors) or _half(
-            base, suffixes, tensors
-        )
-        if group:
-            taken.update(dict.fromkeys(group.keys.values(), group))
-    return taken
+    return bases
 
 
-def _complete(base: str, present: set[str], tensors: Mapping[str, TensorInfo]) -> Group | None:
+def _is_stored(base: str) -> bool:
+    """Is it by its name what a parametrization stores?"""
+    return split_parametrized(base) is not None or base.endswith(tuple(SUFFIXES))
+
+
+def _standing(parts: Mapping[str, Group], tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """The tensors, with what each of the parts spells in the place of its keys."""
+    part_of = {key: group for group in parts.values() for key in _top_keys(group)}
+    there: dict[str, TensorInfo] = {}
+    for key, info in tensors.items():
+        part = part_of.get(key)
+        if part is None:
+            there[key] = info
+        else:
+            there.setdefault(part.tensor, TensorInfo(part.tensor, part.dtype, part.shape, info.storage))
+    return there
+
+
+def _top_keys(group: Group) -> list[str]:
+    """Its keys, with what is nested in it under its name."""
+    return [key for role, key in group.keys.items() if "/" not in role] + [g.tensor for g in group.nested.values()]
+
+
+def _nesting(group: Group, inner: Mapping[str, Group]) -> Group:
+    """The group, with the keys of those of its tensors that are spelt an older way themselves."""
+    nested = {role: inner[key] for role, key in group.keys.items() if key in inner}
+    if not nested:
+        return group
+    keys: dict[str, str] = {}
+    infos: dict[str, TensorInfo] = {}
+    for role, key in group.keys.items():
+        part = nested.get(role)
+        keys.update({f"{role}/{of}": name for of, name in part.keys.items()} if part else {role: key})
+        infos.update({f"{role}/{of}": info for of, info in part.infos.items()} if part else {role: group.infos[role]})
+    problem = next((part for part in nested.values() if part.problem), None)
+    if problem is None:
+        return replace(group, keys=keys, infos=infos, nested=nested)
+    unknown = f"its {printable(problem.tensor)} is not known: {problem.problem}"
+    return replace(group, keys=keys, infos=infos, nested=nested, chain=None, alternatives=(), unknown=unknown)
+
+
+def _complete(base: str, present: set[str], tensors: Mapping[str, TensorInfo], any_name: bool = False) -> Group | None:
+    """The tensor that these suffixes of it spell; `any_name`: also one that torch's own functions are not put on."""
+    leaf = base.rpartition(".")[2]
+    if leaf.startswith("original") and not split_parametrized(base):
+        return None
     for spelling in SPELLINGS:
-        if not set(spelling.roles) <= present or ("" in present and "" not in spelling.roles and base in tensors):
+        if not set(spelling.roles) <= present or not (any_name or spelling.leaf.fullmatch(leaf)):
             continue
         parts = {role: tensors[base + suffix] for suffix, role in spelling.roles.items()}
         reading = spelling.read(parts)
-        dtypes = {info.dtype for role, info in parts.items() if role.startswith("original")}
-        if len(dtypes) > 1 and not _TORCH_LEAF.fullmatch(base.rpartition(".")[2]):
-            continue  # tensors of their own that end alike
-        if reading:
-            keys = {role: base + suffix for suffix, role in spelling.roles.items()}
-            stored = parts.get("original") or parts["original1"]
-            return Group(
-                base,
-                spelling.form,
-                keys,
-                parts,
-                stored.shape,
-                stored.dtype,
-                reading.chain,
-                alternatives=reading.alternatives,
-            )
+        stored = parts.get("original") or parts["original1"]
+        # Beside a tensor of that very name they spell it a second time; beside another shape they mean something else.
+        if reading is None or ("" in present - set(spelling.roles) and tensors[base].shape != stored.shape):
+            continue
+        return Group(
+            base,
+            spelling.form,
+            {role: base + suffix for suffix, role in spelling.roles.items()},
+            parts,
+            stored.shape,
+            stored.dtype,
+            reading.chain,
+            unknown=reading.problem,
+            hint=_CHAIN_HINT if reading.problem else None,
+            alternatives=reading.alternatives,
+        )
     return None
+
+
+_SIBLING = re.compile(r"(.+)_[a-z]+", re.S)
+
+
+def _siblings(keys: Iterable[str]) -> dict[str, list[str]]:
+    """Name -> the keys that are this name and a word, and no names of tensors themselves."""
+    found: dict[str, list[str]] = {}
+    for key in keys:
+        if (match := _SIBLING.fullmatch(key)) and not NAME.fullmatch(key.rpartition(".")[2]):
+            found.setdefault(match[1], []).append(key)
+    return found
+
+
+def _explained(group: Group, beside: Sequence[str]) -> Group:
+    """The group; unknown where there is a key beside it that no such spelling has, so that it means something else."""
+    if not beside or group.problem:
+        return group
+    problem = (
+        f"{TENSOR} has the keys of a {FORM_OF_SPELLING[group.form].title}, and beside them {listing(beside, 3)}, "
+        "which is no part of one"
+    )
+    return replace(group, chain=None, alternatives=(), unknown=problem, hint=_CHAIN_HINT)
+
+
+def look_alike(name: str, tensors: Mapping[str, TensorInfo]) -> Group | None:
+    """What the keys of these tensors spell under a name that nothing is taken for unasked; None where they do not."""
+    return _complete(name, _bases(tensors).get(name, set()), tensors, any_name=True)
 
 
 def _half(base: str, suffixes: set[str], tensors: Mapping[str, TensorInfo]) -> Group | None:
     leaf = base.rpartition(".")[2]
-    if not _TORCH_LEAF.fullmatch(leaf) or base in tensors:
+    fitting = [s for s in SPELLINGS if "" not in s.roles and suffixes & set(s.roles) and s.leaf.fullmatch(leaf)]
+    if not fitting or base in tensors or leaf.startswith("original"):
         return None
-    fitting = [s for s in SPELLINGS if "" not in s.roles and suffixes & set(s.roles)]
     best = max(fitting, key=lambda s: 2 * len(suffixes & set(s.roles)) - len(s.roles))
-    missing = [base + suffix for suffix in best.roles if suffix not in suffixes]
     keys = {role: base + suffix for suffix, role in best.roles.items() if suffix in suffixes}
     infos = {role: tensors[key] for role, key in keys.items()}
     info = next(iter(infos.values()))
-    if missing:
-        have = " and ".join(printable(k.rpartition(".")[2]) for k in keys.values())
-        problem = f"{TENSOR} is half a {best.form} pair: {have} without {printable(missing[0])}"
-        hint = "the file is incomplete, or the name means something else: leave it out with -t"
-    else:
-        problem = f"{TENSOR} looks like {best.form}, but its shapes and dtypes do not fit together"
+    hint = "the file is incomplete, or the name means something else: leave it out with -t"
+    if suffixes >= set(best.roles):
+        problem = f"{TENSOR} has the keys of a {best.title}, but their shapes and dtypes do not fit together"
         hint = "leave it out with -t, or give --chain"
+    else:
+        have = listing([base + suffix for suffix in best.roles if suffix in suffixes], 3)
+        # Those of which nothing is missing in another one's place.
+        able = [s for s in fitting if suffixes <= set(s.roles)] or [best]
+        least = [s for s in able if not any(set(other.roles) < set(s.roles) for other in able)]
+        lacking = {
+            s.title: listing([base + suffix for suffix in s.roles if suffix not in suffixes], 3)
+            for s in sorted(least, key=lambda s: (s is not best, len(s.roles)))
+        }
+        what = " or ".join(f"without {keys} it is no {title}" for title, keys in lacking.items())
+        problem = f"{TENSOR} is not whole: {have} is there, and {what}"
     return Group(base, best.form, keys, infos, info.shape, info.dtype, unknown=problem, hint=hint)
 
 
@@ -304,8 +386,8 @@ def _recorded(
     if group.is_plain or "value" in group.keys:
         return group
     # Of a tensor whose parts lie in several shards, one shard alone has some.
-    lacking = sorted(stored_roles(entry.chain, group.shape) - group.keys.keys())
-    if not any(role.startswith("original") for role in group.keys):
+    lacking = sorted(stored_roles(entry.chain, group.shape) - group.roles)
+    if not any(role.startswith("original") for role in group.roles):
         lacking = lacking or ["original"]
     if not lacking:
         return group
@@ -321,36 +403,3 @@ def _stored_roles(chain: Chain, shape: tuple[int, ...]) -> frozenset[str]:
     """
     stored = None if any(isinstance(link.entry.target, type) for link in chain.links) else chain.stores(shape)
     return frozenset(stored or ())
-
-
-def with_chain(groups: Sequence[Group], chain: Chain | None, view: View, named: bool) -> list[Group]:
-    """The groups read as the user says, in place of what keys and record say; an edit that keeps them parametrized
-    records it.
-
-    Where the user `named` no tensors, the chain is the answer for those that ask for one, if any does.
-    """
-    if chain is None:
-        return list(groups)
-    asking = [group for group in groups if group.problem or group.alternatives]
-    meant = {group.tensor for group in (groups if named or not asking else asking) if not group.is_plain}
-
-    def said(group: Group) -> Group:
-        originals = [group.infos[role].shape for role in sorted(group.infos) if role.startswith("original")]
-        shape = group.shape if view != IDENTITY else chain.weight_shape(originals) or group.shape
-        try:
-            constraint = chain.at(view.shape(shape)).constraint
-        except InputRefused:
-            constraint = chain.constraint  # no such view of it: told where its own turn comes
-        return replace(
-            group,
-            chain=chain,
-            view=view,
-            constraint=constraint,
-            shape=shape,
-            record=Entry("parametrized", chain, view, constraint, None if shape in originals else shape),
-            unknown=None,
-            hint=None,
-            alternatives=(),
-        )
-
-    return [said(group) if group.tensor in meant else group for group in groups]

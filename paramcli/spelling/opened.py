@@ -14,6 +14,7 @@ from ..spec import select
 from ..text import printable_path
 from . import record as records
 from .forms import Group, detect
+from .given import named
 
 
 @dataclass
@@ -34,11 +35,14 @@ class Opened:
         return printable_path(self.source.path)
 
     def choose(
-        self, patterns: Sequence[str] | None, default: Callable[[Group], bool] = lambda group: True
+        self,
+        patterns: Sequence[str] | None,
+        default: Callable[[Group], bool] = lambda group: True,
+        asked: bool = False,
     ) -> list[Group]:
-        """The groups that the patterns name, or without any those that `default` accepts."""
+        """The groups that the patterns name, as of `named`, or without any those that `default` accepts."""
         if patterns:
-            return [self.groups[name] for name in select(list(self.groups), patterns, self.source.path)]
+            return named(self.groups, patterns, self.source.path, asked)
         return [group for group in self.groups.values() if default(group)]
 
 
@@ -64,9 +68,9 @@ def open_groups(
             for note in source.notes:
                 tell(note)
             record = {} if ignore_record else records.record_in(source)
-            plain = detect(source.tensors)
-            records.check_against(record, {name: group.form for name, group in plain.items()})
-            return Opened(source, detect(source.tensors, record) if record else plain)
+            groups = detect(source.tensors, record)
+            records.check_against(record, {name: group.form for name, group in groups.items()})
+            return Opened(source, groups)
     except BaseException:
         source.close()
         raise

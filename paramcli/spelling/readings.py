@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from ..checkpoint.source import TensorInfo
 from ..dtypes import DTYPES, EDITABLE
-from ..text import printable
+from ..errors import TENSOR
+from ..text import printable, shape_text
 
 if TYPE_CHECKING:
     from ..chain import Chain
@@ -49,9 +50,25 @@ def weight_norm(parts: Mapping[str, TensorInfo]) -> Reading | None:
     g, v = parts["original0"], parts["original1"]
     dims = norm_dim(g.shape, v.shape)
     # A norm may be kept wider than the directions; the weight has the dtype of these.
-    if not dims or not {g.dtype, v.dtype} <= EDITABLE:
+    if not {g.dtype, v.dtype} <= EDITABLE:
         return None
+    if not dims:
+        return _squeezed(g.shape, v.shape)
     return Reading(_chain(f"weight_norm:dim={'none' if dims[0] is None else dims[0]}"))
+
+
+def _squeezed(g: tuple[int, ...], v: tuple[int, ...]) -> Reading | None:
+    """Norms in another shape than torch's: [C] or [C, 1] for a kernel of C x k x k."""
+    count = math.prod(g)
+    if [size for size in g if size != 1] not in ([count], []) or not (
+        fits := [str(d) for d, size in enumerate(v) if size == count > 1] or ["none"] * (count == 1)
+    ):
+        return None
+    chains = " or ".join(f"weight_norm:dim={dim}" for dim in fits)
+    return Reading(
+        problem=f"{TENSOR} has the keys of a weight norm, and its g ({shape_text(g)}) is not in the shape that torch "
+        f"gives it: {chains} fits"
+    )
 
 
 def spectral_dims(shape: tuple[int, ...], u: int, v: int | None) -> list[int]:
@@ -69,6 +86,22 @@ def spectral_norm(parts: Mapping[str, TensorInfo]) -> Reading | None:
         return None
     chains = tuple(_chain(f"spectral_norm:dim={dim}") for dim in dims)
     return Reading(chains[0]) if len(chains) == 1 else Reading(alternatives=chains)
+
+
+def soft_spectral_norm(parts: Mapping[str, TensorInfo]) -> Reading | None:
+    """The bound is in no key."""
+    W, u, v = parts["original"], parts["0._u"], parts["0._v"]
+    if W.dtype not in EDITABLE or len(W.shape) < 2 or len(u.shape) != 1 or len(v.shape) != 1:
+        return None
+    if (u.shape[0], v.shape[0]) == (W.shape[0], math.prod(W.shape[1:])):
+        return Reading(
+            problem=f"{TENSOR} is a soft spectral norm by its keys (a sigma beside u and v), whose bound they do not "
+            "tell: soft_spectral_norm:coeff=X fits, with :eps=1e-5 where the code adds that to the divisor"
+        )
+    return Reading(
+        problem=f"{TENSOR} is a soft spectral norm of a convolution by its keys (a sigma beside u and v of the size of "
+        "the input), whose sigma needs the stride, the padding and the bound, and they tell none of these"
+    )
 
 
 def mask(parts: Mapping[str, TensorInfo]) -> Reading | None:

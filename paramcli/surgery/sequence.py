@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ..checkpoint.source import Source, Storage, TensorInfo
 from ..errors import TENSOR, InputRefused, UsageError
 from ..spelling.forms import Group, detect
-from ..text import printable
+from ..text import listing, printable
 from .edits.base import Edit, Planning
 from .plan import UNTOLD, Made, Plan, Ranges, Step, StepWork, Written, assemble, once, together, with_growth
 
@@ -46,6 +46,8 @@ def plan_edits(
             try:
                 if group.twice:
                     raise group.refusal()
+                if group.nested and not edit.takes_nested:
+                    raise _nested(group)
                 step = _computing(replace(with_growth(plan_step(group)), edits=(edit,)), edit)
                 before = steps.get(group.tensor)
                 steps[group.tensor] = step if before is None else compose(before, step)
@@ -56,6 +58,16 @@ def plan_edits(
     if refusals:
         raise together(refusals)
     return assemble(command, source, groups, list(steps.values()))
+
+
+def _nested(group: Group) -> InputRefused:
+    """The refusal of an edit that would write the stored tensors again, where one is spelt by keys of its own."""
+    part = next(iter(group.nested.values()))
+    keys = listing(list(part.keys.values()), 3)
+    return InputRefused(
+        f"{printable(part.tensor)}, which {TENSOR} is made of, is spelt by {keys} itself",
+        hint="remove --bake first: it bakes from the inside out",
+    )
 
 
 def _located(error: Refusal, edit: Edit) -> Refusal:
@@ -175,7 +187,7 @@ def tie(
     if how == "separate":
         return list(chosen)
     result = list(chosen)
-    keys = {key for group in chosen for key in groups[group.tensor].keys.values()}
+    keys = {key for group in chosen for key in groups.get(group.tensor, group).keys.values()}
     owner = {key: name for name, group in groups.items() for key in group.keys.values()}
     for names in source.tied():
         touched = [name for name in names if name in keys]

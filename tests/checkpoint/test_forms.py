@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from paramcli.chain import parse_chain
 from paramcli.checkpoint.source import Storage, TensorInfo
 from paramcli.registry import PARAMETRIZATIONS, target_class
-from paramcli.spelling.forms import FORM_OF_SPELLING, PARAMETRIZED, PLAIN, detect
+from paramcli.spelling.forms import PARAMETRIZED, PLAIN, detect
 from paramcli.spelling.keys import parametrized_key, split_parametrized
+from paramcli.spelling.older import FORM_OF_SPELLING
 from paramcli.spelling.record import Entry
 
 S = Storage(0, 0, 0, "x")
@@ -258,9 +259,64 @@ LAYOUTS = {
         {P + "original0": (4, 1), P + "original1": (4, 3), P + "original2": (4,)},
         {"fc.weight": ("parametrized", "does not recognise")},
     ),
-    "look-alike: g and v beside the weight itself": (
-        dict(a__weight=(4, 3), a__weight_g=(4, 1), a__weight_v=(4, 3)),
+    "look-alike: g and v beside a weight of another shape": (
+        dict(a__weight=(4, 4), a__weight_g=(4, 1), a__weight_v=(4, 3)),
         {"a.weight": ("plain", None), "a.weight_g": ("plain", None), "a.weight_v": ("plain", None)},
+    ),
+    "twice: g and v beside the weight itself": (
+        dict(a__weight=(4, 3), a__weight_g=(4, 1), a__weight_v=(4, 3)),
+        {
+            "a.weight": ("plain", "twice, spelt by a.weight, a.weight_g, a.weight_v"),
+            "a.weight_g": ("weight_norm_old", "twice"),
+        },
+    ),
+    "look-alike: RWKV's parameters g and v": (
+        dict(att__x_g=(1, 1, 8), att__x_v=(1, 1, 8)),
+        {"att.x_g": ("plain", None), "att.x_v": ("plain", None)},
+    ),
+    "look-alike: the keys and values that attention adds": (
+        dict(attn__in_proj_weight=(12, 4), attn__bias_k=(1, 1, 4), attn__bias_v=(1, 1, 4)),
+        {"attn.bias_k": ("plain", None), "attn.bias_v": ("plain", None)},
+    ),
+    "old weight norm of attention's projection": (
+        dict(attn__in_proj_weight_g=(12, 1), attn__in_proj_weight_v=(12, 4)),
+        {"attn.in_proj_weight": ("weight_norm_old", "weight_norm:dim=0")},
+    ),
+    "old spectral norm that keeps its value": (
+        dict(fc__weight=(4, 3), fc__weight_orig=(4, 3), fc__weight_u=(4,), fc__weight_v=(3,)),
+        {"fc.weight": ("spectral_norm_v1_kept", "spectral_norm:dim=0")},
+    ),
+    "soft spectral norm": (
+        dict(fc__weight_orig=(4, 3), fc__weight_u=(4,), fc__weight_v=(3,), fc__weight_sigma=(1,)),
+        {"fc.weight": ("soft_spectral_norm_old", "soft_spectral_norm:coeff=X")},
+    ),
+    "soft spectral norm of a convolution": (
+        dict(c__weight_orig=(4, 3, 3, 3), c__weight_u=(256,), c__weight_v=(192,), c__weight_sigma=(1,)),
+        {"c.weight": ("soft_spectral_norm_old", "of the size of the input")},
+    ),
+    "a word beside a weight norm that none has": (
+        dict(fc__weight_g=(4, 1), fc__weight_v=(4, 3), fc__weight_mask=(4, 3)),
+        {"fc.weight": ("weight_norm_old", "beside them fc.weight_mask"), "fc.weight_mask": ("plain", None)},
+    ),
+    "a word beside a spectral norm that none has": (
+        dict(fc__weight_orig=(4, 3), fc__weight_u=(4,), fc__weight_v=(3,), fc__weight_scale=(1,)),
+        {"fc.weight": ("spectral_norm_v1", "beside them fc.weight_scale"), "fc.weight_scale": ("plain", None)},
+    ),
+    "both directions of an LSTM, one of them with weight norm": (
+        dict(r__weight_hh_l0_g=(16, 1), r__weight_hh_l0_v=(16, 4), r__weight_hh_l0_reverse=(16, 4)),
+        {"r.weight_hh_l0": ("weight_norm_old", "weight_norm:dim=0"), "r.weight_hh_l0_reverse": ("plain", None)},
+    ),
+    "pruned v of an old weight norm": (
+        dict(c__weight_g=(4, 1), c__weight_v_orig=(4, 3), c__weight_v_mask=(4, 3)),
+        {"c.weight": ("weight_norm_old", "weight_norm:dim=0")},
+    ),
+    "pruned v of a new weight norm": (
+        {P + "original0": (4, 1), P + "original1_orig": (4, 3), P + "original1_mask": (4, 3)},
+        {"fc.weight": ("parametrized", "weight_norm:dim=0")},
+    ),
+    "pruned v, and no g": (
+        dict(c__weight_v_orig=(4, 3), c__weight_v_mask=(4, 3)),
+        {"c.weight_v": ("prune_old", "mask")},
     ),
     "look-alike: integer positions and their mask": (
         dict(x__ids_orig=("I64", (4,)), x__ids_mask=("F32", (4,))),

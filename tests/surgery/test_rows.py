@@ -261,9 +261,9 @@ def test_what_no_row_alone_decides_is_computed_whole(tmp_path, both_ways):
 @pytest.mark.parametrize(
     "spoil, said",
     [
-        ({"v": [(200, float("nan")), (30, float("nan"))]}, "'original1' has 2 NaN of 23177 entries"),
-        ({"g": [(300, float("inf"))], "v": [(200, float("nan"))]}, "'original0' has 1 infinite of 301 entries"),
-        ({"g": [(7, 3e38)], "v": [(290, float("inf"))]}, "'original1' has 1 infinite of 23177 entries"),
+        ({"v": [(200, float("nan")), (30, float("nan"))]}, "its l.weight_v has 2 NaN of 23177 entries"),
+        ({"g": [(300, float("inf"))], "v": [(200, float("nan"))]}, "its l.weight_g has 1 infinite of 301 entries"),
+        ({"g": [(7, 3e38)], "v": [(290, float("inf"))]}, "its l.weight_v has 1 infinite of 23177 entries"),
         ({"v": [(250, 0.0)]}, "its direction v is zero (slice 250 of dimension 0 has no length to divide by)"),
         ({"g": [(9, 3e38)], "v": [(299, 0.0), (288, 0.0)]}, "its direction v is zero (slice 288 of dimension 0"),
     ],

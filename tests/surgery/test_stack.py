@@ -14,7 +14,8 @@ from paramcli.fitting.claims import Claim, claim_check
 from paramcli.fitting.fit import Fitting, fit
 from paramcli.fitting.originals import evaluate
 from paramcli.registry import PARAMETRIZATIONS, target_class
-from paramcli.spelling.forms import detect, with_chain
+from paramcli.spelling.forms import detect
+from paramcli.spelling.given import with_chain
 from paramcli.surgery import execute
 from paramcli.surgery.edits.remove_work import Bake
 from paramcli.view import IDENTITY, parse_view

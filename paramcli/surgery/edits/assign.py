@@ -8,10 +8,11 @@ from pathlib import Path
 
 from ...dtypes import COMPUTE_DTYPES, ComputeDtype
 from ...errors import Known, UsageError
-from ...spelling.forms import Group, with_chain
+from ...spelling.forms import Group
+from ...spelling.given import named, with_chain
 from ...text import closest, printable
 from ..plan import Promise, assigned
-from .base import Edit, Planner, Planning, choose, option, reading
+from .base import Edit, Planner, Planning, option, reading
 
 # The initialisers of torch.nn.init that need nothing but the tensor.
 INITS = (
@@ -60,7 +61,8 @@ class Assign(Edit):
         reading(self.chain, self.view)
 
     def choose(self, groups: Mapping[str, Group], where: Path) -> list[Group]:
-        return with_chain(choose(groups, self.tensor, where), *reading(self.chain, self.view), named=True)
+        chain, view = reading(self.chain, self.view)
+        return with_chain(named(groups, self.tensor, where, chain is not None), chain, view, named=True)
 
     def planner(self, work: Planning) -> Planner:
         from .assign_work import Assignment

@@ -11,8 +11,9 @@ from typing import Any, ClassVar, Literal, TypeVar
 from ...chain import Chain, parse_chain
 from ...checkpoint.source import Source
 from ...errors import Place, UsageError, error_context
-from ...spec import check_choice, select
+from ...spec import check_choice
 from ...spelling.forms import Group
+from ...spelling.given import named
 from ...view import View, parse_view
 from ..plan import Promise, Step
 
@@ -42,11 +43,6 @@ def option(
 def option_name(attribute: str) -> str:
     """max_change -> max-change; from_ -> from (words of Python carry an underscore)."""
     return attribute.rstrip("_").replace("_", "-")
-
-
-def choose(groups: Mapping[str, Group], patterns: Sequence[str], where: Path) -> list[Group]:
-    """The groups that the patterns name; one that matches nothing raises UsageError."""
-    return [groups[name] for name in select(list(groups), patterns, where)]
 
 
 @dataclass(frozen=True)
@@ -113,7 +109,12 @@ class Edit:
 
     def choose(self, groups: Mapping[str, Group], where: Path) -> list[Group]:
         """The groups this edit is for, read as its options say."""
-        return choose(groups, self.tensor, where)
+        return named(groups, self.tensor, where)
+
+    @property
+    def takes_nested(self) -> bool:
+        """Can it take a tensor that is made of one which is spelt by keys of its own?"""
+        return False
 
     def planner(self, work: Planning) -> Planner:
         """The function that plans one group; what it holds open is closed with `work.stack`."""

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 from ...checkpoint.header import Slot
 from ...errors import TENSOR, InputRefused, UsageError
 from ...spec import check_choice
-from ...spelling.forms import FORM_OF_SPELLING, OLD_FORM, PARAMETRIZED, Group
+from ...spelling.forms import PARAMETRIZED, Group
+from ...spelling.given import named
 from ...spelling.keys import parametrized_key
+from ...spelling.older import FORM_OF_SPELLING, OLD_FORM
 from ...view import IDENTITY
 from ..plan import Made, Step, Told, once
-from .base import SPELLINGS, Edit, Planner, Planning, Spelling, choose, option
+from .base import SPELLINGS, Edit, Planner, Planning, Spelling, option
 
 if TYPE_CHECKING:
     from ...fitting.evaluate import Tensors
@@ -35,7 +37,7 @@ class Migrate(Edit):
         edit = self._edit()
         chosen = [
             group
-            for group in (choose(groups, self.tensor, where) if self.tensor else groups.values())
+            for group in (named(groups, self.tensor, where) if self.tensor else groups.values())
             if edit.applies(group)
         ]
         if not chosen:
@@ -78,7 +80,7 @@ class Renaming:
         return group.form == PARAMETRIZED and self._old_form(group) is not None
 
     def _old_form(self, group: Group) -> str | None:
-        form = OLD_FORM.get(frozenset(group.keys))
+        form = OLD_FORM.get(frozenset(group.roles))
         if form is None or group.alternatives:
             return form
         # Two originals or a buffer named alike can be another parametrization; then shapes or a record said so.

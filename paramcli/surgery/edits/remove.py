@@ -9,10 +9,11 @@ from pathlib import Path
 from ...checkpoint.header import Slot
 from ...dtypes import COMPUTE_DTYPES, ComputeDtype
 from ...errors import TENSOR, InputRefused
-from ...spelling.forms import Group, with_chain
+from ...spelling.forms import Group
+from ...spelling.given import named, with_chain
 from ...text import shape_text
 from ..plan import Promise, Step, baked
-from .base import Edit, Planner, Planning, choose, option, reading
+from .base import Edit, Planner, Planning, option, reading
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +33,18 @@ class Remove(Edit):
     def computes(self) -> bool:
         return self.bake
 
+    @property
+    def takes_nested(self) -> bool:
+        return self.bake
+
     def check(self) -> None:
         reading(self.chain, self.view)
 
     def choose(self, groups: Mapping[str, Group], where: Path) -> list[Group]:
-        found = choose(groups, self.tensor, where) if self.tensor else list(groups.values())
+        chain, view = reading(self.chain, self.view)
+        found = named(groups, self.tensor, where, chain is not None) if self.tensor else list(groups.values())
         parametrized = [group for group in found if not group.is_plain]
-        chosen = with_chain(parametrized, *reading(self.chain, self.view), named=bool(self.tensor))
+        chosen = with_chain(parametrized, chain, view, named=bool(self.tensor))
         if not chosen and self.tensor:
             raise InputRefused(
                 f"{TENSOR} is a plain tensor already",

@@ -53,12 +53,17 @@ class Bake:
         )
 
     def _ranges(self, group: Group, chain: Chain) -> Ranges:
-        if group.alternatives or group.constraint not in (None, chain.constraint):
+        if group.alternatives or group.nested or group.constraint not in (None, chain.constraint):
             return ()
         return bake_ranges(group, chain, group.view)
 
     def _together(self, group: Group, chain: Chain) -> Hashable:
-        if group.alternatives or set(group.keys) != {"original"} or group.constraint not in (None, chain.constraint):
+        if (
+            group.alternatives
+            or group.nested
+            or group.roles != {"original"}
+            or group.constraint not in (None, chain.constraint)
+        ):
             return None
         view = group.view
         if not stackable(chain, view, group.shape, torch_dtype(group.dtype)):

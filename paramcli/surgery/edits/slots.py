@@ -17,8 +17,9 @@ from ...fitting.evaluate import (
 )
 from ...maths.base import Check
 from ...registry import target_class
-from ...spelling.forms import FORM_OF_SPELLING, OLD_FORM, Group
+from ...spelling.forms import Group
 from ...spelling.keys import parametrized_key
+from ...spelling.older import FORM_OF_SPELLING, OLD_FORM
 from ...spelling.record import Entry
 from ...text import printable, shape_text
 from ...view import IDENTITY, View
@@ -67,16 +68,25 @@ def check_roles(group: Group, chain: Chain, view: View) -> None:
     """Raise InputRefused unless the file's keys and shapes are the ones this chain has."""
     if "value" in group.keys:
         return
-    slots = chain_slots(group, chain, view)
-    wanted = {slot.name: slot.shape for slot in slots}
-    have = {parametrized_key(group.tensor, role): None for role in set(group.keys) - identities(chain, group.keys)}
-    if set(wanted) != set(have):
-        lacking, extra = sorted(set(wanted) - set(have)), sorted(set(have) - set(wanted))
-        told = [f"lacks {printable(k)}" for k in lacking[:2]] + [f"has {printable(k)} besides" for k in extra[:2]]
+    before = parametrized_key(group.tensor, "")
+    wanted = {slot.name.removeprefix(before) for slot in chain_slots(group, chain, view)}
+    have = group.roles - identities(chain, group.roles)
+    if wanted != have:
+        lacking = [f"lacks {printable(_key(group, role))}" for role in sorted(wanted - have)[:2]]
+        told = lacking + [f"has {printable(_key(group, role))} besides" for role in sorted(have - wanted)[:2]]
         raise InputRefused(
             f"{chain} does not fit the keys of {TENSOR}: the file {', '.join(told)}",
             hint="give the chain and the view it was made with: --chain, --view",
         )
+
+
+def _key(group: Group, role: str) -> str:
+    """The key that holds this role of the tensor, or would in the file's own spelling where that has the role."""
+    if role in group.roles:
+        return group.key_of(role)
+    older = FORM_OF_SPELLING.get(group.form)
+    suffixes = {of: suffix for suffix, of in older.roles.items()} if older else {}
+    return group.tensor + suffixes[role] if role in suffixes else parametrized_key(group.tensor, role)
 
 
 def keyed(tensor: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

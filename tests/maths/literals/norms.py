@@ -40,4 +40,15 @@ LITERALS = [
         {"original": [[4, 0], [0, 2]], "0._u": [1, 0], "0._v": [1, 0], "0.scale": [[3]], "0._sn_version": 1},
         [[3, 0], [0, 1.5]],
     ),
+    # sigma = 4 above the bound 2 halves it; below the bound 8 nothing happens, but for eps.
+    (
+        "soft_spectral_norm:coeff=2",
+        {"original": [[4, 0], [0, 2]], "0._u": [1, 0], "0._v": [1, 0], "0._sigma": [7]},
+        [[2, 0], [0, 1]],
+    ),
+    (
+        "soft_spectral_norm:coeff=8:eps=1",
+        {"original": [[4, 0], [0, 2]], "0._u": [1, 0], "0._v": [1, 0], "0._sigma": [7]},
+        [[2, 0], [0, 1]],
+    ),
 ]
