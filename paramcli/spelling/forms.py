@@ -137,6 +137,8 @@ def _enter(groups: dict[str, Group], group: Group) -> None:
         groups[group.tensor] = group
         return
     hint = "leave it out with -t, or take one of them out with convert --drop"
+    if all(key in groups for key in group.keys.values()):
+        first, group = group, first  # a plain tensor has no other name than that of the two
     name = next(key for key in group.keys.values() if key not in groups)
     others = listing(sorted({*first.keys.values(), *group.keys.values()}), 4)
     for place, one, said in ((group.tensor, first, TENSOR), (name, group, printable(group.tensor))):

@@ -37,7 +37,7 @@ from ...text import number_text, shape_text
 from ...view import IDENTITY, View
 from ..allocate import with_count
 from ..plan import Made, Ranges, Step, Told, longest_of, once, require_editable
-from .slots import chain_slots, keyed, numbers, old_names, record_of
+from .slots import chain_slots, kept_slots, keyed, numbers, old_names, record_of
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Register:
         (whole, more), old = wholes[0], olds[0]
         if self.mask_for is not None:
             more.require_taker("mask")
-        slots = chain_slots(group, whole, view)
+        slots = kept_slots(group, chain_slots(group, whole, view))
         if self.spelling == "old":
             old_names(group.tensor, whole, slots, view)
 

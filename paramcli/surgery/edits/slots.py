@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -32,6 +32,12 @@ def chain_slots(group: Group, chain: Chain, view: View) -> tuple[Slot, ...]:
         Slot(parametrized_key(group.tensor, role), dtype, shape)
         for role, dtype, shape in _outline(chain, view, group.shape, group.dtype)
     )
+
+
+def kept_slots(group: Group, slots: Sequence[Slot]) -> tuple[Slot, ...]:
+    """The slots, those of what the file has in the file's own dtypes: a mask of floats stays one."""
+    stored = {parametrized_key(group.tensor, role): info.dtype for role, info in group.infos.items()}
+    return tuple(Slot(slot.name, stored.get(slot.name, slot.dtype), slot.shape) for slot in slots)
 
 
 @functools.lru_cache(1024)
