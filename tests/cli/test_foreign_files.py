@@ -63,6 +63,27 @@ def deepspeed_folder(path: Path) -> None:
     (path / "zero_to_fp32.py").write_text("")
 
 
+def keras(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("config.json", "{}")
+        archive.writestr("model.weights.h5", b"\x89HDF")
+
+
+def saved_model(path: Path) -> None:
+    path.mkdir()
+    (path / "saved_model.pb").write_bytes(b"\x08\x01")
+
+
+def orbax(path: Path) -> None:
+    (path / "ocdbt.process_0").mkdir(parents=True)
+
+
+def flax_folder(path: Path) -> None:
+    path.mkdir()
+    (path / "config.json").write_text("{}")
+    (path / "flax_model.msgpack").write_bytes(b"\x81")
+
+
 EMPTY = {"fc.weight": torch.empty(0), "fc.bias": torch.empty(0), "norm.weight": torch.ones(4)}
 # label: (how to make it, what it is called, the next step)
 FOREIGN = {
@@ -85,6 +106,19 @@ FOREIGN = {
     "ONNX": (lambda p: p.write_bytes(b"\x08\x08\x12\x07pytorch\x1a\x052.4.0"), "an ONNX model", "export"),
     "GGUF": (lambda p: p.write_bytes(b"GGUF\x03\0\0\0" + bytes(16)), "a GGUF model", "convert it"),
     "HDF5": (lambda p: p.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(16)), "an HDF5 file", "h5py"),
+    "Flax": (lambda p: p.write_bytes(b"\x82\xa6params\x81\xa6kernel\xc7" + bytes(16)), "a Flax checkpoint", "flax"),
+    "TensorFlow's index": (
+        lambda p: p.write_bytes(bytes(100) + 0xDB4775248B80FB57.to_bytes(8, "little")),
+        "a TensorFlow checkpoint",
+        "tf.train.load_checkpoint",
+    ),
+    "TensorFlow Lite": (lambda p: p.write_bytes(bytes(4) + b"TFL3" + bytes(16)), "a TensorFlow Lite", "torch.save"),
+    "ExecuTorch": (lambda p: p.write_bytes(bytes(4) + b"ET12" + bytes(16)), "an ExecuTorch program", "torch.save"),
+    "MXNet": (lambda p: p.write_bytes((0x112).to_bytes(8, "little") + bytes(16)), "an MXNet file", "safetensors"),
+    "Keras 3": (keras, "a Keras model", "Keras"),
+    "SavedModel folder": (saved_model, "a TensorFlow SavedModel", "tf.saved_model.load"),
+    "Orbax folder": (orbax, "an Orbax checkpoint", "orbax"),
+    "folder of a Flax model": (flax_folder, "flax_model.msgpack is a Flax checkpoint", "flax"),
     "npy": (lambda p: numpy.save(p.open("wb"), numpy.ones(2)), "a numpy array", "safetensors.numpy"),
     "npz": (lambda p: numpy.savez(p.open("wb"), a=numpy.ones(2)), "a numpy archive", "safetensors.numpy"),
     "pickle": (lambda p: p.write_bytes(pickle.dumps({"w": 1})), "a pickle", "torch.save"),
@@ -180,3 +214,47 @@ def test_empty_tensors_that_are_no_placeholders_pass(tmp_path, paramcli):
     paramcli("convert", tmp_path / "e.safetensors", "-o", tmp_path / "e.pt")
     got = torch.load(tmp_path / "e.pt", weights_only=True)
     assert all(got[name].shape == state[name].shape and got[name].dtype == state[name].dtype for name in state)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("flax_model.msgpack", "Flax"),
+        ("model.ckpt-100.data-00000-of-00001", "TensorFlow"),
+        ("model.ckpt.meta", "TensorFlow"),
+        ("model_state.pdparams", "PaddlePaddle"),
+        ("inference.pdiparams", "PaddlePaddle"),
+        ("saved_model.pb", "SavedModel"),
+        ("model.onnx_data", "ONNX"),
+        ("net.mlmodel", "Core ML"),
+    ],
+)
+def test_what_has_no_first_bytes_of_its_own_is_told_by_its_name(name, what, tmp_path, paramcli):
+    """Raw data, protobufs and pickles of arrays are named by their endings, and a torch file is read under any name."""
+    content = pickle.dumps({"w": numpy.ones(2)}, 4) if name.endswith(".pdparams") else bytes(range(200, 250))
+    (tmp_path / name).write_bytes(content)
+    error, hint = paramcli("inspect", tmp_path / name, code=3).err.splitlines()
+    assert what in error and hint.startswith("  try: ")
+    torch.save({"w": W}, tmp_path / name)
+    assert paramcli("inspect", tmp_path / name, "--json").json["tensors"][0]["tensor"] == "w"
+
+
+@pytest.mark.parametrize("mark", [b"05", b"\x1b["])
+def test_an_archive_with_a_mark_in_front_is_read(mark, tmp_path, paramcli):
+    """GPT-SoVITS writes a version over the PK of torch.save's archive: every tensor is read, and the mark told and not
+    carried.
+    """
+    state = {"dec.weight": W, "enc.bias": torch.arange(3)}
+    torch.save({"weight": state, "info": "8epoch"}, tmp_path / "voice.pth")
+    plain = (tmp_path / "voice.pth").read_bytes()
+    (tmp_path / "voice.pth").write_bytes(mark + plain[2:])
+    told = paramcli("convert", tmp_path / "voice.pth", "-o", tmp_path / "out.pt")
+    shown = mark.decode().replace("\x1b", "\\x1b")
+    assert f"its first two bytes are '{shown}'" in told.err and f"the first two bytes '{shown}'" in told.err
+    made = torch.load(tmp_path / "out.pt")
+    assert made["info"] == "8epoch" and all(torch.equal(made["weight"][name], state[name]) for name in state)
+    paramcli("convert", tmp_path / "voice.pth", "-o", tmp_path / "out.safetensors")
+    # Anywhere else such a header is a broken one.
+    at = plain.index(b"PK\x03\x04", 4)
+    (tmp_path / "voice.pth").write_bytes(mark + plain[2:at] + mark + plain[at + 2 :])
+    paramcli("inspect", tmp_path / "voice.pth", code=3)

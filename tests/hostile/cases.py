@@ -219,6 +219,10 @@ def damaged_zip(at: bytes, change: int = 1) -> bytes:
     return bytes(data)
 
 
+def of_version(said: bytes) -> bytes:
+    return zipped([member("archive/data.pkl", GOOD), member("archive/data/0", VALUES), member("archive/version", said)])
+
+
 def zip64(extra: bytes, **lies) -> bytes:
     return zipped([member("archive/data.pkl", GOOD), member("archive/data/0", VALUES, **lies, directory_extra=extra)])
 
@@ -313,6 +317,11 @@ _file(
         "an empty zip": zipped([]),
         "any zip": zipped([member("a.txt", b"hello")]),
         "a pickle with bytes behind": checkpoint(GOOD + b"cos\nsystem\n"),
+        "version 0": of_version(b"0\n"),
+        "version 11": of_version(b"11\n"),
+        "a version of 90 digits": of_version(b"9" * 90),
+        "a version of a megabyte": of_version(b"3" + b" " * (1 << 20)),
+        "a version that is no number": of_version(b"-3\n"),
     },
 )
 NO_SUMS = zipped([member("archive/data.pkl", GOOD, crc=0), member("archive/data/0", VALUES, crc=0)])
@@ -327,6 +336,8 @@ _file(
             [member("archive/data.pkl", GOOD), member("archive/data/0", VALUES, flags=8, local_size=0, local_crc=0)]
         ),
         "another member": checkpoint(GOOD, member("archive/other", b"x")),
+        "version 1": of_version(b"1"),
+        "version 10": of_version(b"10\n"),
     },
     tensors="w",
 )

@@ -26,6 +26,9 @@ MAX_MEMBERS = 200_000
 # A directory entry is 46 bytes and a name of some 30.
 _MAX_DIRECTORY = 32 << 20
 _IS_FOLDER = 0x10  # among a member's attributes
+# The versions of the format that torch's reader takes, from the record of that name; another may mean another layout.
+# (.format_version is about where a reader without the directory looks, and torch takes any.)
+_VERSIONS = range(1, 11)
 _DAMAGED = "copy or download the file again"
 
 
@@ -41,11 +44,15 @@ class Member:
 
 @dataclass(frozen=True)
 class Archive:
-    """The members of a torch zip by name; `checksums` is False where the writer recorded none."""
+    """The members of a torch zip by name; `checksums` is False where the writer recorded none.
+
+    `mark`: what stands in the place of the file's first two bytes, where that is not PK.
+    """
 
     root: str
     members: dict[str, Member]
     checksums: bool
+    mark: bytes = b""
 
 
 def broken(why: str) -> InputRefused:
@@ -71,6 +78,10 @@ def _read_archive(file: InputFile) -> Archive:
     if all(name.endswith(".npy") for name in names):
         raise InputRefused(
             "a numpy archive (.npz), not a checkpoint", hint="save its arrays as tensors: safetensors.numpy.save_file"
+        )
+    if "model.weights.h5" in names:
+        raise InputRefused(
+            "a Keras model, not a checkpoint", hint="load it with Keras and save its arrays with safetensors"
         )
     roots = {name.partition("/")[0] for name in names}
     if len(roots) != 1 or not all("/" in name for name in names):
@@ -106,7 +117,23 @@ def _read_archive(file: InputFile) -> Archive:
             continue
         members[short] = Member(short, start, stored, crc)
     checksums = any(member.crc for member in members.values() if member.size)
-    return Archive(root, members, checksums)
+    first = bytes(file.read(0, 2))
+    archive = Archive(root, members, checksums, first if first != b"PK" else b"")
+    _check_version(file, archive)
+    return archive
+
+
+def _check_version(file: InputFile, archive: Archive) -> None:
+    if "version" not in archive.members:
+        return
+    said = member_bytes(file, archive, "version", 100).strip()
+    if not said.isdigit():
+        raise broken("its version is no number")
+    if int(said) not in _VERSIONS:
+        raise InputRefused(
+            f"its zip archive has the version {int(said)}; {_VERSIONS[0]} to {_VERSIONS[-1]} are known",
+            hint="save it again with torch.save" if int(said) < _VERSIONS[0] else "a newer paramcli may read it",
+        )
 
 
 def _refuse_other_archives(names: set[str]) -> None:
@@ -226,7 +253,9 @@ def _local_start(file: InputFile, name: str, local: int, size: int, crc: int, fl
     fields = _LOCAL.unpack(bytes(file.read(local, _LOCAL.size)))
     magic, method, name_size, extra_size = fields[0], fields[4], fields[10], fields[11]
     raw = bytes(file.read(local + _LOCAL.size, name_size))
-    if magic != b"PK\x03\x04" or method != 0 or raw.decode("utf-8", "replace") != name:
+    # The file's first two bytes are `Archive.mark`.
+    begins = magic[2:] == b"\x03\x04" if local == 0 else magic == b"PK\x03\x04"
+    if not begins or method != 0 or raw.decode("utf-8", "replace") != name:
         raise broken(f"the header before '{printable(name, 80)}' says something else than the directory")
     extra = bytes(file.read(local + _LOCAL.size + name_size, extra_size))
     if not flags & 8:  # sizes and checksum stand here too, unless they follow the data

@@ -27,8 +27,8 @@ from ..pickle.pickle_data import (
 )
 from ..pickle.torch_zip import member_bytes, read_archive
 from ..pickle.tree import element_width, storage_refs, walk
-from ..source import Root, Source, Storage, TensorInfo
-from .recognise import LEGACY_MAGIC, ZERO_HINT
+from ..source import Extra, Root, Source, Storage, TensorInfo
+from .recognise import LEGACY_MAGIC, ZERO_HINT, ZIP_START
 from .roots import choose_root
 
 # A tensor expanded by stride 0 is stored whole in safetensors: allowed as long as that cannot blow up.
@@ -75,7 +75,7 @@ def collector_paused() -> Iterator[None]:
 
 def _open(path: Path, file: InputFile, root: str | None) -> Source:
     head = bytes(file.read(0, min(4, file.size)))
-    container = "torch zip" if head == b"PK\x03\x04" else "torch legacy"
+    container = "torch zip" if head[2:] == ZIP_START[2:] else "torch legacy"
     loaded, storages, notes = zip_parts(file) if container == "torch zip" else _legacy(file)
     check_structure(loaded.value)
     for ref in walk(loaded.value):
@@ -88,6 +88,10 @@ def _open(path: Path, file: InputFile, root: str | None) -> Source:
         raise InputRefused(
             "a tensor is named __metadata__, which safetensors cannot store", hint="rename it where it was made"
         )
+    if container == "torch zip" and not head.startswith(ZIP_START):
+        mark = printable(head[:2].decode("latin-1"))
+        notes.append(f"its first two bytes are '{mark}' in the place of a zip's PK, as GPT-SoVITS marks its versions")
+        chosen.extras.append(Extra(f"the first two bytes '{mark}'", "a mark in the place of PK", carried=False))
     skipped = [str(cls) for cls in loaded.classes]
     if skipped:
         notes.append(f"read past classes paramcli does not know: {listing(skipped, 100)}")
