@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ..checkpoint.read.sharded import files_left
+from ..checkpoint.read.folder import files_left
 from ..spelling.opened import Opened
 from ..spelling.record import Entry
 from .edits.base import Edit

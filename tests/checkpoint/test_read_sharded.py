@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from paramcli.chain import parse_chain
-from paramcli.checkpoint.read.sharded import index_name, open_folder_or_index, sibling_files
+from paramcli.checkpoint.read.folder import index_name, open_folder_or_index, sibling_files
 from paramcli.errors import InputRefused
 from paramcli.spelling.record import Entry, record_in, record_text
 

@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import save, save_file
 
 from paramcli.checkpoint.header import Slot
+from paramcli.checkpoint.read.folder import open_folder_or_index, sibling_files
 from paramcli.checkpoint.read.open import open_checkpoint
-from paramcli.checkpoint.read.sharded import INDEX_NAME, open_folder_or_index, sibling_files
+from paramcli.checkpoint.read.sharded import INDEX_NAME
 from paramcli.checkpoint.write.dcp import DcpSink, part_name
 from paramcli.checkpoint.write.sharded import ShardedSink, plan_shards
 from paramcli.errors import InputRefused, OutputFailed

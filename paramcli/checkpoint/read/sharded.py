@@ -1,18 +1,18 @@
-"""A folder of shards, or its index file, as one Source.
+"""Shards as one Source, by their index or by their names.
 
     model.safetensors.index.json   {"metadata": {"total_size": n}, "weight_map": {tensor name: shard file name}}
     model-00001-of-00002.safetensors, model-00002-of-00002.safetensors
 
 The index and the shards must name exactly the same tensors, each once, and a shard name is a plain
-file name in the index's folder. Every shard's header is checked before anything else happens; of the
-shards' files only a few are open at once.
+file name in the index's folder. Without an index the shards' names say whether all are there. Every
+shard's header is checked before anything else happens; of the shards' files only a few are open at once.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from ...text import count_text, listing, printable, printable_path
 from ..disk.input_file import InputFile, OpenFiles
 from ..source import RECORD_KEY, Extra, Root, Source, Storage, TensorInfo
 from ..strict_json import BrokenJson, decode_utf8, read_any, read_text, walk_document, walk_object
-from .recognise import DCP_METADATA, ZERO_HINT
+from .parts import shard_sets
 from .safetensors_file import open_safetensors
 
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -30,29 +30,8 @@ TORCH_INDEX_SUFFIX = ".bin.index.json"
 # The cap of a safetensors header, which names the same tensors.
 MAX_INDEX_BYTES = 100_000_000
 MAX_TENSORS = 500_000
-# Other tools' keys, in the index and in its metadata; transformers writes one.
-MAX_OTHER_KEYS = 10_000
-# Weights and training state, in any framework's spelling: a new checkpoint's folder must not show old ones.
-_WEIGHTS = (
-    ".safetensors",
-    ".bin",
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".tar",
-    ".pkl",
-    ".h5",
-    ".msgpack",
-    ".onnx",
-    ".onnx_data",
-    ".gguf",
-    ".ggml",
-    ".npz",
-    ".ot",
-    ".tflite",
-    ".distcp",
-    ".index.json",
-)
+# Other tools' keys, in the index and in its metadata, and the characters of their values; transformers writes one key.
+MAX_OTHER_KEYS, MAX_OTHER_CHARACTERS = 10_000, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -64,57 +43,6 @@ class Index:
     weight_map: dict[str, str]
     total_size: int | None
     metadata: dict[str, object] = field(default_factory=dict)
-
-
-def open_folder_or_index(path: str | Path) -> Source:
-    """Open a sharded checkpoint by its folder or its index file; a folder with one .safetensors opens that."""
-    path = Path(path)
-    return _open_folder(path) if path.is_dir() else _open_index(path, path)
-
-
-def _open_folder(path: Path) -> Source:
-    names = _files_in(path)
-    if any(name.endswith(".distcp") for name in names):
-        raise InputRefused(
-            f"{PATH} is a torch.distributed.checkpoint folder (DCP) without its {DCP_METADATA} file, "
-            "which is written last",
-            hint="copy the whole folder again, hidden files too",
-            path=path,
-        )
-    names = [name for name in names if not name.startswith(".")]
-    if "zero_to_fp32.py" in names or any(name.endswith("_optim_states.pt") for name in names):
-        raise InputRefused(
-            f"{PATH} is a DeepSpeed checkpoint folder, its weights spread over processes", hint=ZERO_HINT, path=path
-        )
-    found: list[str] = []
-    # A folder from the hub often holds the same model twice; safetensors comes first, as in every loader.
-    for suffix in (INDEX_SUFFIX, ".safetensors", TORCH_INDEX_SUFFIX):
-        found = [name for name in names if name.endswith(suffix)]
-        if found:
-            break
-    if len(found) > 1:
-        raise InputRefused(
-            f"{PATH} holds several checkpoints: {listing(found, 6)}", hint="give the one you mean", path=path
-        )
-    if not found:
-        weights = [name for name in names if name.endswith(_WEIGHTS)]
-        instead = f"; it holds {listing(weights, 6)}" if weights else ""
-        raise InputRefused(
-            f"{PATH} is a folder without a checkpoint: no .safetensors file, no index{instead}",
-            hint="give the checkpoint file itself",
-            path=path,
-        )
-    if found[0].endswith(".safetensors"):
-        return open_safetensors(path / found[0])
-    return _open_index(path, path / found[0])
-
-
-def _files_in(folder: Path) -> list[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if entry.is_file())
-    except OSError as error:
-        raise InputRefused(f"cannot read the folder {PATH}: {error.strerror}", path=folder) from None
 
 
 def read_index(path: Path) -> Index:
@@ -151,10 +79,11 @@ def _parse_index(data: bytes) -> Index:
         return at
 
     def read_other(at: int) -> tuple[object, int]:
-        others[0] += 1
-        if others[0] > MAX_OTHER_KEYS:
+        found, end = read_any(text, at, min(1 << 16, MAX_OTHER_CHARACTERS - others["characters"]))
+        others.update(keys=others["keys"] + 1, characters=others["characters"] + end - at)
+        if others["keys"] > MAX_OTHER_KEYS:
             raise BrokenJson(f"it has more than {MAX_OTHER_KEYS} keys beside its weight_map")
-        return read_any(text, at)
+        return found, end
 
     def read_metadata(key: str, at: int) -> int:
         metadata[key], at = read_other(at)
@@ -167,7 +96,7 @@ def _parse_index(data: bytes) -> Index:
             return walk_object(text, at, read_metadata)
         return read_other(at)[1]
 
-    others = [0]
+    others = {"keys": 0, "characters": 0}
     shards: dict[str, str] = {}
     text = decode_utf8(data)
     walk_document(text, read_part)
@@ -177,33 +106,89 @@ def _parse_index(data: bytes) -> Index:
     return Index(weight_map, total_size if type(total_size) is int else None, metadata)
 
 
-def _open_index(path: Path, index_path: Path) -> Source:
+def open_index(path: Path, index_path: Path) -> Source:
     """The Source of an index file; `path` is what the user gave, the index or its folder."""
-    open_shard = open_safetensors if not index_path.name.endswith(TORCH_INDEX_SUFFIX) else _open_torch
-    parts: dict[str, Source] = {}
     pool = OpenFiles()
-    index_file = InputFile(index_path, pool)
+    file = InputFile(index_path, pool)
     try:
-        index = _index_in(index_file)
-        expected: dict[str, list[str]] = {}
+        index = _index_in(file)
+        names: dict[str, list[str]] = {}
         for name, shard in index.weight_map.items():
-            expected.setdefault(shard, []).append(name)
-        for shard in sorted(expected):
-            place = index_path.parent / shard
-            if not os.path.lexists(place):
-                raise InputRefused(
-                    f"{PATH} names the shard {printable(shard)}, which is not there",
-                    hint="download the missing shard, or the whole folder again",
-                    path=index_path,
-                )
-            parts[shard] = open_shard(place, InputFile(place, pool))
-            _compare(index_path, index, shard, expected[shard], parts[shard])
-        return _combine(path, index_file, index, parts)
+            names.setdefault(shard, []).append(name)
+        _refuse_incomplete(index_path, names)
+        open_shard = _open_torch if index_path.name.endswith(TORCH_INDEX_SUFFIX) else open_safetensors
+        with _opened() as parts:
+            for shard in sorted(names):
+                parts[shard] = open_shard(index_path.parent / shard, InputFile(index_path.parent / shard, pool))
+                _compare(index_path, index, shard, names[shard], parts[shard])
+            return _combine(path, parts, file, index)
     except BaseException:
-        index_file.close()
+        file.close()
+        raise
+
+
+def open_set(folder: Path, shards: Collection[str]) -> Source:
+    """The Source of all shards of a set that has no index."""
+    pool = OpenFiles()
+    home: dict[str, str] = {}
+    with _opened() as parts:
+        for shard in sorted(shards):
+            open_shard = open_safetensors if shard.endswith(".safetensors") else _open_torch
+            parts[shard] = open_shard(folder / shard, InputFile(folder / shard, pool))
+            for name in parts[shard].tensors:
+                if (other := home.setdefault(name, shard)) != shard:
+                    raise InputRefused(
+                        f"{TENSOR} is in {printable(other)} and in {printable(shard)} ({PATH} has no index)",
+                        hint="two checkpoints are mixed here; download the index, or all shards together again",
+                        tensor=name,
+                        path=folder,
+                    )
+        source = _combine(folder, parts)
+    source.notes.insert(
+        0, f"{printable_path(folder)} has no index: its {len(shards)} shards are taken together by name"
+    )
+    return source
+
+
+@contextmanager
+def _opened() -> Iterator[dict[str, Source]]:
+    """The shards' Sources, which are closed where the block raises."""
+    parts: dict[str, Source] = {}
+    try:
+        yield parts
+    except BaseException:
         for part in parts.values():
             part.close()
         raise
+
+
+def _refuse_incomplete(index_path: Path, shards: Collection[str]) -> None:
+    """Raise InputRefused for shards that the index names and that are not there, or that it does not name, lie beside
+    those, and are of one set with them.
+    """
+    if absent := sorted(shard for shard in shards if not os.path.lexists(index_path.parent / shard)):
+        what = f"the shard {printable(absent[0])}" if len(absent) == 1 else f"the shards {listing(absent, 6)}"
+        raise InputRefused(
+            f"{PATH} names {what}, which {'is' if len(absent) == 1 else 'are'} not there",
+            hint="download what is missing, or the whole folder again",
+            path=index_path,
+        )
+    named = {parts._replace(first=1) for parts in shard_sets(shards)}
+    for parts, there in shard_sets(files_in(index_path.parent)).items():
+        if parts._replace(first=1) in named and (others := sorted(set(there.values()).difference(shards))):
+            raise InputRefused(
+                f"{PATH} does not name {listing(others, 6)}, which by name is of its shards",
+                hint="download the index and all shards together again",
+                path=index_path,
+            )
+
+
+def files_in(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.is_file())
+    except OSError as error:
+        raise InputRefused(f"cannot read the folder {PATH}: {error.strerror}", path=folder) from None
 
 
 def _open_torch(path: Path, file: InputFile) -> Source:
@@ -233,7 +218,9 @@ def _compare(index_path: Path, index: Index, shard: str, expected: Sequence[str]
             raise refuse(name, f"lacks '{TENSOR}', which the index puts there")
 
 
-def _combine(path: Path, index_file: InputFile, index: Index, parts: Mapping[str, Source]) -> Source:
+def _combine(
+    path: Path, parts: Mapping[str, Source], index_file: InputFile | None = None, index: Index | None = None
+) -> Source:
     tensors: dict[str, TensorInfo] = {}
     files: list[InputFile] = []
     extras: list[Extra] = []
@@ -251,7 +238,7 @@ def _combine(path: Path, index_file: InputFile, index: Index, parts: Mapping[str
         extras += [Extra(f"{shard}: {extra.name}", extra.type) for extra in part.extras]
         notes += [f"{printable(shard)}: {note}" for note in part.notes]
     total = sum(info.nbytes for info in tensors.values())
-    if index.total_size is not None and index.total_size != total:
+    if index_file and index and index.total_size is not None and index.total_size != total:
         notes.append(
             f"{printable_path(index_file.path)} promises {index.total_size} bytes of tensors; there are {total}"
         )
@@ -260,7 +247,7 @@ def _combine(path: Path, index_file: InputFile, index: Index, parts: Mapping[str
     records = {shard: its[RECORD_KEY] for shard, its in by_shard.items() if RECORD_KEY in its}
     return Source(
         path,
-        "sharded torch" if index_file.path.name.endswith(TORCH_INDEX_SUFFIX) else "sharded safetensors",
+        "sharded safetensors" if all(part.container == "safetensors" for part in parts.values()) else "sharded torch",
         files,
         tensors,
         metadata,
@@ -270,7 +257,7 @@ def _combine(path: Path, index_file: InputFile, index: Index, parts: Mapping[str
         shards={shard: list(part.tensors) for shard, part in parts.items()},
         shard_records=records if RECORD_KEY not in metadata else {},
         index=index_file,
-        index_metadata=index.metadata,
+        index_metadata=index.metadata if index else {},
     )
 
 
@@ -292,61 +279,3 @@ def _merged_metadata(by_shard: Mapping[str, Mapping[str, str]], notes: list[str]
         keys = f"{count_text(len(disputed), 'metadata key')}, not carried over: {listing(sorted(disputed), 6)}"
         notes.append(f"the shards disagree about {keys}")
     return merged
-
-
-def index_name(path: str | Path) -> str:
-    """The name of an output's index: the input's (diffusers and transformers differ), else transformers' own.
-
-    `path` is the input as the user gave it, folder or file.
-    """
-    path = Path(path)
-    names = _files_in(path) if path.is_dir() else [path.name]
-    found = [name for name in names if name.endswith(INDEX_SUFFIX) and not name.startswith(".")]
-    return found[0] if len(found) == 1 else INDEX_NAME
-
-
-def sibling_files(path: str | Path) -> list[Path]:
-    """The other files of a sharded checkpoint's folder (config, tokenizer) that belong beside its weights.
-
-    Not shards or anything else that holds weights or training state, not an index, not hidden, no folders. No link
-    out of the folder either, which could carry any file of this machine into a result that is published later; but
-    for those of the hub's cache, whose snapshots are links to blobs.
-    """
-    folder, names, shards = _contents(path)
-    return [
-        folder / name
-        for name in names
-        if name not in shards and not name.endswith(_WEIGHTS) and _stays_inside(folder / name)
-    ]
-
-
-def files_left(source: Source) -> list[str]:
-    """What else lies in a sharded checkpoint's folder and is neither part of it nor carried along: training state,
-    folders.
-    """
-    folder, names, _ = _contents(source.path)
-    mine = {*source.shards, *(path.name for path in sibling_files(source.path))}
-    with os.scandir(folder) as entries:
-        folders = sorted(f"{entry.name}/" for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    return [name for name in names if name not in mine and not name.endswith(".index.json")] + folders
-
-
-def _contents(path: str | Path) -> tuple[Path, list[str], set[str]]:
-    """(the folder, its files that are not hidden, those of them that an index names)."""
-    path = Path(path)
-    folder = path if path.is_dir() else path.parent
-    names = [name for name in _files_in(folder) if not name.startswith(".")]
-    shards: set[str] = set()
-    for index in names:
-        if index.endswith((INDEX_SUFFIX, TORCH_INDEX_SUFFIX)):
-            # One that is not ours, and not sound: its shards are known by their endings.
-            with suppress(InputRefused):
-                shards.update(read_index(folder / index).weight_map.values())
-    return folder, names, shards
-
-
-def _stays_inside(path: Path) -> bool:
-    """Is the file in its folder, or in `blobs` of the cache in whose `snapshots` the folder is?"""
-    folder, target = Path(os.path.realpath(path.parent)), Path(os.path.realpath(path))
-    blobs = [above.parent / "blobs" for above in (folder, *folder.parents) if above.name == "snapshots"]
-    return target.parent == folder or target.parent in blobs

@@ -336,8 +336,8 @@ class FolderSink(Sink):
         sync_folder(self.folder)
 
     def _move_parts(self, hidden: Mapping[str, str]) -> None:
-        """The same where hard links do not work: names can only move, and meanwhile no index may name them."""
-        (self.folder / self.index_name).unlink()
-        sync_folder(self.folder)
+        """The same where hard links do not work: names can only move, and from the first of them on to the last the
+        index names parts that are not there, so that nobody takes old and new ones together.
+        """
         for part, name in hidden.items():
             os.replace(self.folder / name, self.folder / part)

@@ -13,6 +13,7 @@ from ...text import printable
 from ..disk.direct import Disk
 from ..disk.input_file import OpenFiles
 from ..header import Slot
+from ..read.parts import shard_sets
 from ..read.recognise import is_dcp
 from ..read.sharded import INDEX_NAME, INDEX_SUFFIX, read_index
 from .folder import FolderSink, Run
@@ -100,8 +101,9 @@ class ShardedSink(FolderSink):
     def old_parts(self) -> set[str]:
         index = self.folder / self.index_name
         if not os.path.lexists(index):
-            # Loaders prefer the single file to the index.
-            return {SINGLE_NAME}
+            # Loaders prefer the single file to the index; a set without one is known by its names.
+            sets = shard_sets(name for name in os.listdir(self.folder) if name.endswith(self.part_suffix))
+            return {SINGLE_NAME, *(name for there in sets.values() for name in there.values() if len(sets) == 1)}
         try:
             return set(read_index(index).weight_map.values())
         except InputRefused:
