@@ -6,11 +6,13 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 
 from ..checkpoint.disk.atomic import ELSEWHERE
+from ..checkpoint.disk.hub import cache_of, repository_name
 from ..checkpoint.header import Slot
+from ..checkpoint.read.folder import index_name, sibling_files
 from ..checkpoint.read.recognise import DCP, is_dcp
-from ..checkpoint.read.sharded import index_name, sibling_files
 from ..checkpoint.source import Source
 from ..checkpoint.write.dcp import DcpSink, part_name
 from ..checkpoint.write.folder import Run
@@ -18,9 +20,9 @@ from ..checkpoint.write.safetensors_file import SafetensorsSink
 from ..checkpoint.write.sharded import ShardedSink, plan_shards
 from ..checkpoint.write.torch_file import TorchSink
 from ..checkpoint.write.writer import MetadataOf, Sink
-from ..errors import PATH, UsageError
+from ..errors import PATH, OutputFailed, UsageError
 from ..spelling import record as records
-from ..text import printable
+from ..text import printable, printable_path
 from .plan import Plan, Step
 
 # Longest first: .pth.tar before .tar.
@@ -67,7 +69,22 @@ def default_output(path: Path, suffix: str) -> Path:
     elif whole and len(name) > len(DCP_SUFFIX):
         name = name.removesuffix(DCP_SUFFIX)
     name = next((name[: -len(s)] for s in _SUFFIXES if name.endswith(s) and len(name) > len(s)), name)
+    if (cache := cache_of(parent / name)) is not None:
+        # Nothing goes into the hub's cache; a snapshot is named by a hash there.
+        parent, name = Path(), repository_name(cache) if folder else name
     return parent / (f"{name}{suffix}" if folder and not whole else f"{name}{suffix}.safetensors")
+
+
+def refuse_link_out(path: Path) -> None:
+    """Raise OutputFailed where a name that nobody asked for leads out of its folder, by a stranger's link perhaps."""
+    if os.path.islink(path):
+        there = Path(os.path.realpath(path))
+        if there.parent != Path(os.path.realpath(path.parent)):
+            raise OutputFailed(
+                f"{PATH} is a link out of its folder, to {printable_path(there)}: not followed unasked",
+                hint=f"-o says where to write; rm {quote(printable_path(path))} takes the link away",
+                path=path,
+            )
 
 
 def shard_name(name: str) -> str:

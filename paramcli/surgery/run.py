@@ -29,6 +29,7 @@ from .output import (
     is_file,
     is_torch,
     open_sink,
+    refuse_link_out,
     shards_of,
 )
 from .plan import Outcome, Plan
@@ -135,8 +136,12 @@ def convert(
 
 def output_path(source: Source, output: Path | None, in_place: bool, suffix: str, overwrite: bool) -> Path:
     """Where the result goes; refused early where it could not be written there."""
+    from ..checkpoint.disk.addresses import not_a_path
     from ..checkpoint.disk.atomic import refuse_existing
+    from ..checkpoint.disk.hub import refuse_cache
 
+    if output is not None and (other := not_a_path(output)) is not None:
+        raise UsageError(other[0], hint="-o a path on this machine", path=other[1])
     if output is not None and str(output) == "-":
         raise UsageError("-o -: a checkpoint is written to a file, never to a pipe", hint="-o FILE.safetensors")
     if in_place and output is not None:
@@ -148,6 +153,7 @@ def output_path(source: Source, output: Path | None, in_place: bool, suffix: str
                 hint="-o FOLDER or FOLDER.dcp",
                 path=source.path,
             )
+        refuse_cache(source.path)
         return source.path
     if output is not None and output.suffix.lower() in FOREIGN_SUFFIXES:
         raise UsageError(
@@ -156,6 +162,9 @@ def output_path(source: Source, output: Path | None, in_place: bool, suffix: str
         )
     path = output if output is not None else default_output(source.path, suffix)
     refuse_existing(path, overwrite)
+    if output is None:
+        refuse_link_out(path)
+    refuse_cache(path)
     return path
 
 

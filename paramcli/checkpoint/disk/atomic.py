@@ -23,6 +23,7 @@ from pathlib import Path
 
 from ...errors import PATH, OutputFailed
 from .direct import PAGE, Direct, Disk
+from .hub import refuse_cache
 from .input_file import OpenFiles, above_standard_streams, in_use
 from .interrupts import signals_held
 from .writeback import begin_writeback
@@ -186,6 +187,7 @@ class AtomicFile:
 
     def create(self) -> None:
         refuse_existing(self.path, self.overwrite)
+        refuse_cache(self.target)
         try:
             with failures(self.path):
                 self._create()

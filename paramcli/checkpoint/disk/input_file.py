@@ -18,10 +18,13 @@ from typing import Protocol
 
 from ...errors import PATH, InputRefused, Known
 from ...text import listing
+from .addresses import instead_of, not_a_path
 
 
 def no_such_file(path: Path) -> InputRefused:
     """The refusal of a path that leads nowhere, with what its folder has under a similar name."""
+    if (other := not_a_path(path)) is not None:
+        return InputRefused(other[0], hint=instead_of(path), path=other[1])
     try:
         with os.scandir(path.parent) as entries:
             names = sorted(Path(entry.name) for entry in islice(entries, 1000))
@@ -30,7 +33,11 @@ def no_such_file(path: Path) -> InputRefused:
     # By the stem: a common extension is no likeness, and another one is none the less.
     stems = difflib.get_close_matches(path.stem, {name.stem for name in names})
     near = [str(path.parent / name) for stem in stems for name in names if name.stem == stem]
-    hint = Known(f"closest: {listing(near, 3)}") if near else "check the path: a file, a folder of shards, or its index"
+    hint = (
+        Known(f"closest: {listing(near, 3)}")
+        if near
+        else instead_of(path) or "check the path: a file, a folder of shards, or its index"
+    )
     return InputRefused(f"no such file: {PATH}", hint=hint, path=path)
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from ...dtypes import DTYPES
 from ...errors import PATH, TENSOR, InputRefused, UsageError
-from ...text import count_text
+from ...text import count_text, printable_path
+from ..disk.hub import is_cache, snapshot_in
 from ..disk.input_file import InputFile
 from ..source import Source
+from .parts import told_of_part
 from .recognise import ZERO_HINT, container_of, is_dcp
 
 
@@ -20,13 +22,22 @@ def open_checkpoint(path: str | Path, root: str | None = None) -> Source:
         from .dcp import open_dcp
 
         source = open_dcp(path, root)
+    elif os.path.isdir(path) and is_cache(path):
+        snapshot = snapshot_in(path)
+        source = open_checkpoint(snapshot, root)
+        source.notes.insert(
+            0, f"{printable_path(path)} is a folder of the hub's cache: read its snapshot {snapshot.name}"
+        )
+        return source
     elif os.path.isdir(path) or path.name.endswith(".index.json"):
-        from .sharded import open_folder_or_index
+        from .folder import open_folder_or_index
 
         source = open_folder_or_index(path)
         _refuse_root(source, root)
     else:
         source = open_file(path, root)
+        if (part := told_of_part(path)) is not None:
+            source.notes.append(part)
     _refuse_placeholders(source)
     return source
 
