@@ -13,8 +13,9 @@ of such tables. It is checked as a whole, and a message names the line.
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,33 +94,45 @@ def _json(text: str, path: Path) -> Mapping[str, object]:
         raise UsageError(f"{FILE} is not JSON: {printable(error)}", path=path) from None
 
 
+# What the end of a line means depends on these alone: texts, comments, and the brackets of a list or a table.
+_TOKEN = re.compile(
+    r'''"""(?:[^\\]|\\.)*?"{3,5}|'{3}.*?'{3,5}|"(?:[^"\\\n]|\\.)*"|'[^'\n]*'|#[^\n]*|[\[\]{}\n]''', re.DOTALL
+)
+
+
+def _statements(text: str) -> Iterator[tuple[int, str]]:
+    """(line, text) of each statement of a sound TOML text, in one pass."""
+    depth, line, begin, place = 0, 1, 1, 0
+    for token in _TOKEN.finditer(text):
+        kind = token[0]
+        if kind in ("[", "{"):
+            depth += 1
+        elif kind in ("]", "}"):
+            depth -= 1
+        line += kind.count("\n")
+        if kind == "\n" and not depth:
+            yield begin, text[place : token.end()]
+            begin, place = line, token.end()
+    yield begin, text[place:]
+
+
 def locate(text: str) -> Lines:
     """(edit's number, key) -> line, and (edit's number, None) -> the line where the edit begins.
 
-    tomllib tells no lines. A statement of TOML is the shortest run of lines that parses by itself, so the
-    parser finds them one by one. Keys outside any edit have the number -1.
+    tomllib tells no lines, so each statement is parsed by itself. Keys outside any edit have the number -1.
     """
-    lines, edit, start = text.splitlines(), -1, 0
     found: Lines = {}
-    while start < len(lines):
-        for end in range(start + 1, len(lines) + 1):
-            try:
-                statement = tomllib.loads("\n".join(lines[start:end]))
-                break
-            except tomllib.TOMLDecodeError:
-                continue
-        else:
-            break
-        header = lines[start].lstrip().startswith("[")
-        if header and statement == {"edit": [{}]}:
-            edit += 1
-            found[edit, None] = start + 1
-        elif header:
-            found[-1, next(iter(statement))] = start + 1
-        else:
+    edit = -1
+    for line, part in _statements(text):
+        statement = tomllib.loads(part)
+        if not part.lstrip().startswith("["):
             for key in statement:
-                found.setdefault((edit, key), start + 1)
-        start = end
+                found.setdefault((edit, key), line)
+        elif statement == {"edit": [{}]}:
+            edit += 1
+            found[edit, None] = line
+        else:
+            found[-1, next(iter(statement))] = line
     return found
 
 

@@ -14,12 +14,19 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 
 from paramcli.checkpoint.read.open import open_checkpoint
 from paramcli.errors import InputRefused
 
-from ..pace import HANG_SECONDS
+from ..pace import HANG_SECONDS, steps
 
 # Two processes save tensors cut along either dimension, unevenly, one replicated and one that is not sharded.
 SHARDED = """
@@ -321,11 +328,32 @@ def test_chunks_that_differ_from_what_they_hold_are_refused(sharded, tmp_path):
 
 def test_thousands_of_chunks_cost_linear_time(tmp_path):
     """The tiling of a tensor in 20,000 chunks along one dimension is checked without comparing all pairs."""
-    from paramcli.checkpoint.read.dcp import _check_tiling, _Chunk, _Tensor
+    from paramcli.checkpoint.read.dcp_metadata import Chunk, Entry, _check_tiling
 
     for turn in (1, -1):
-        chunks = tuple(_Chunk((i, 0)[::turn], (1, 2)[::turn]) for i in range(20_000))
-        _check_tiling("w", _Tensor("F32", (20_000, 2)[::turn], chunks))
+        chunks = tuple(Chunk((i, 0)[::turn], (1, 2)[::turn]) for i in range(20_000))
+        _check_tiling("w", Entry("F32", (20_000, 2)[::turn], chunks))
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["one entry", "one list of chunks"])
+def test_names_that_share_chunks_cost_their_bytes(whole, tmp_path):
+    """A hundred names recall one tensor of 5,000 chunks, or its list alone: refused before the product is built."""
+    chunks = [ChunkStorageMetadata(torch.Size([i]), torch.Size([1])) for i in range(5000)]
+
+    def tensor() -> TensorStorageMetadata:
+        return TensorStorageMetadata(TensorProperties(torch.float32), torch.Size([5000]), chunks)
+
+    one = tensor()
+    entries = {f"w{i}": one if whole else tensor() for i in range(100)}
+    data = {MetadataIndex("w0", torch.Size([i])): _StorageInfo("__0_0.distcp", i, 1) for i in range(5000)}
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(Metadata(entries, storage_data=data)))
+    (tmp_path / "__0_0.distcp").write_bytes(b"x" * 5000)
+
+    def opened() -> None:
+        with pytest.raises(InputRefused, match="more chunks than it has data of"):
+            open_checkpoint(tmp_path)
+
+    assert steps(opened, 40_000_000) < 40_000_000
 
 
 @pytest.mark.parametrize("numel", [1, 2000, 4000, 300_000])

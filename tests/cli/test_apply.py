@@ -7,7 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from paramcli.recipe import locate
+from paramcli.recipe import locate, tomllib
+
+from ..pace import times
 
 
 @pytest.fixture
@@ -200,6 +202,14 @@ def test_lines_are_found_whatever_the_layout():
         'tensor = [ # a\n  "]",\n]\n\n[[ edit ]]\nview = 1\n'
     )
     assert locate(text) == {(0, None): 3, (0, "command"): 4, (0, "tensor"): 8, (1, None): 12, (1, "view"): 13}
+
+
+def test_a_long_list_is_found_in_one_pass():
+    """A dry run prints a line for each tensor: 20,000 are found in a few times what reading takes."""
+    names = "".join(f'  "layers.{i}.weight",  # 4x4 float32 -> ["it", "..."]\n' for i in range(20_000))
+    text = f'[[edit]]\ncommand = "add"\ntensor = [\n{names}]\nchain = "positive"\n' * 2
+    assert times(lambda: locate(text), lambda: tomllib.loads(text), 5) < 5
+    assert locate(text)[1, "chain"] == 2 * 20_005
 
 
 def test_a_json_recipe_names_the_edit(fc_checkpoint, recipe, paramcli):

@@ -896,6 +896,24 @@ _folder("an empty folder", None, {})
 _folder("a DCP folder", None, {".metadata": b"x", "__0_0.distcp": b"x"})
 _folder("a wrong total", mapped(metadata={"total_size": 1}), tensors="w")
 _folder("other tools' keys", mapped(metadata={"x": [1, {"y": None}]}, also=3.5), tensors="w")
+SHARD = safetensors(W, DATA)
+_folder("a shard alone", None, {"m-00001-of-00002.safetensors": SHARD})
+_folder("a shard of 99,999,999", None, {"m-00000001-of-99999999.safetensors": SHARD})
+TWO = {f"m-000{n}-of-0002.safetensors": SHARD for n in (1, 2)}
+_folder("a shard the index leaves out", mapped("m-0001-of-0002.safetensors"), TWO)
+_folder("one name in both shards of a set", None, TWO)
+_folder("a set of one", None, {"m-00001-of-00001.safetensors": SHARD}, tensors="w")
+_folder(
+    "a set that counts from 0",
+    None,
+    {"m-0000-of-0002.safetensors": SHARD, "m-0001-of-0002.safetensors": safetensors("{" + entry("v") + "}", DATA)},
+    tensors="w v",
+)
+_folder(
+    "lists of lists in other keys",
+    lambda: '{"weight_map":{"w":"a.safetensors"},' + ",".join(f'"{n}":[{"[]," * 21_000}[]]' for n in range(200)) + "}",
+    heavy=True,
+)
 _folder(
     "millions of other keys",
     lambda: '{"weight_map":{"w":"a.safetensors"},"metadata":{' + ",".join(f'"{n}":1' for n in range(3_000_000)) + "}}",
