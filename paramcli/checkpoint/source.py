@@ -300,11 +300,11 @@ class Source:
 
         info = self.tensors[name]
         if not info.pieces:
-            return self._read(info)
+            return self.read_block(info)
         whole = torch.empty(info.shape, dtype=torch_dtype(info.dtype))
         for piece in info.pieces:
             place = tuple(slice(at, at + size) for at, size in zip(piece.offsets, piece.info.shape, strict=True))
-            whole[place] = self._read(piece.info)
+            whole[place] = self.read_block(piece.info)
         return whole
 
     def read_rows(self, name: str, begin: int, end: int) -> Tensor:
@@ -322,10 +322,11 @@ class Source:
         if not math.prod(shape):
             return torch.empty(shape, dtype=dtype)
         return torch.frombuffer(
-            self._read_block(info.storage.file, place + begin * each, nbytes_of(info.dtype, shape)), dtype=dtype
+            self._bytes_for(info.storage.file, place + begin * each, nbytes_of(info.dtype, shape)), dtype=dtype
         ).reshape(shape)
 
-    def _read(self, info: TensorInfo) -> Tensor:
+    def read_block(self, info: TensorInfo) -> Tensor:
+        """The same of a tensor that lies in one storage, or a block of one that lies in several."""
         import torch
 
         dtype = torch_dtype(info.dtype)
@@ -334,28 +335,39 @@ class Source:
         self.check_storage(info.storage)
         file, place = info.storage.file, info.storage.offset + info.offset
         if info.stride is None:
-            return torch.frombuffer(self._read_block(file, place, info.nbytes), dtype=dtype).reshape(info.shape)
+            return torch.frombuffer(self._bytes_for(file, place, info.nbytes), dtype=dtype).reshape(info.shape)
         width = DTYPES[info.dtype].bits // 8
         span = (1 + sum((size - 1) * step for size, step in zip(info.shape, info.stride, strict=True))) * width
         data = self.files[file].read(place, span)
         flat = torch.frombuffer(data, dtype=dtype)
         return flat.as_strided(info.shape, info.stride).contiguous()
 
-    def _read_block(self, file: int, offset: int, length: int) -> memoryview:
+    def _bytes_for(self, file: int, offset: int, length: int) -> memoryview:
         """Bytes of a file for a tensor to lie over."""
         self.files[file].require(offset, length)
         view = self._blocks.take(length)
         self.files[file].read_into(offset, view)
         return view
 
+    def blocks(self) -> dict[str, TensorInfo]:
+        """Each tensor as it is stored: whole, or (under names that tell them apart) the blocks that it is made of."""
+        whole = {name: info for name, info in self.tensors.items() if not info.pieces}
+        return whole | {
+            f"{name} {piece.offsets}": piece.info for name, info in self.tensors.items() for piece in info.pieces
+        }
+
     def tied(self) -> list[list[str]]:
         """Groups of names that are one tensor: same storage, offset, shape and stride."""
         groups: dict[Hashable, list[str]] = {}
         for name, info in self.tensors.items():
-            if info.numel and not info.pieces:
-                place = (info.storage.file, info.storage.offset, info.offset, info.dtype, info.shape, info.stride)
-                groups.setdefault(place, []).append(name)
+            if info.numel:
+                blocks = tuple((_place(piece.info), piece.offsets) for piece in info.pieces)
+                groups.setdefault((blocks or _place(info), info.dtype, info.shape), []).append(name)
         return [names for names in groups.values() if len(names) > 1]
+
+
+def _place(info: TensorInfo) -> tuple[Hashable, ...]:
+    return info.storage.file, info.storage.offset, info.offset, info.stride
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:

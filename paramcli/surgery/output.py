@@ -12,7 +12,9 @@ from ..checkpoint.disk.atomic import ELSEWHERE
 from ..checkpoint.disk.hub import cache_of, repository_name
 from ..checkpoint.header import Slot
 from ..checkpoint.read.folder import index_name, sibling_files
-from ..checkpoint.read.recognise import DCP, is_dcp
+from ..checkpoint.read.parts import rank_sets
+from ..checkpoint.read.recognise import DCP, RANKS, is_dcp
+from ..checkpoint.read.sharded import files_in
 from ..checkpoint.source import Source
 from ..checkpoint.write.dcp import DcpSink, part_name
 from ..checkpoint.write.folder import Run
@@ -58,7 +60,7 @@ def default_output(path: Path, suffix: str) -> Path:
     A sharded checkpoint becomes a folder beside its own: model/ -> model.parametrized/.
     """
     path = Path(path)
-    whole = path.is_dir() and is_dcp(path)  # its split says nothing about ours
+    whole = path.is_dir() and (is_dcp(path) or bool(rank_sets(files_in(path))))  # its split says nothing about ours
     folder = path.is_dir()
     if path.name.endswith(".index.json"):
         path, folder = path.absolute().parent, True
@@ -148,7 +150,7 @@ def shards_of(
 ) -> dict[str, list[Slot]] | None:
     """The plan's slots by shard; None where the result is one file: by its name, or because the input is one."""
     to_dcp = is_dcp_folder(output, source)
-    if source.container == DCP or (to_dcp and not source.shards):
+    if source.container in (DCP, RANKS) or (to_dcp and not source.shards):
         max_shard_size = max_shard_size or DEFAULT_SHARD_SIZE
     if is_torch(output, source) or (is_file(output) and not in_place) or not (source.shards or max_shard_size):
         return None
@@ -159,7 +161,7 @@ def shards_of(
 
 
 # Containers whose other contents a result could not hold.
-NOT_IN_PLACE = ("sharded torch", DCP)
+NOT_IN_PLACE = ("sharded torch", DCP, RANKS)
 # What convert takes for a folder, and every command where the input's own split cannot be kept.
 DEFAULT_SHARD_SIZE = 5 * 10**9
 

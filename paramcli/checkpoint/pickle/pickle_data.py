@@ -224,7 +224,7 @@ def _from_type(arguments: tuple[object, ...]) -> object:
     if (arguments[0].module, arguments[0].name) in _CALLS.keys() - _TENSORS:
         raise broken("a tensor subclass that is rebuilt as something else")
     made = _call(arguments[0], arguments[2])
-    if isinstance(made, TensorRef) and isinstance(arguments[1], Global) and arguments[1] not in _PLAIN_TENSORS:
+    if isinstance(arguments[1], Global) and arguments[1] not in _PLAIN_TENSORS:
         return Opaque(arguments[1], (Global("torch._tensor", "_rebuild_from_type_v2"), *arguments), "via")
     return made
 

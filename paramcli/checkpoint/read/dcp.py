@@ -82,12 +82,7 @@ def _open(path: Path, root: str | None, files: dict[str, InputFile], metadata: s
         tensor = said.entries[ref.storage.key]
         assert tensor is not None, "the tree has references of tensors alone"
         tensors[name] = _info(name, ref.storage.key, tensor, said.ranges, files, numbers, notes)
-    stored = {f"{name} {piece.offsets}": piece.info for name, info in tensors.items() for piece in info.pieces}
-    check_expansion(
-        {name: info for name, info in tensors.items() if not info.pieces} | stored,
-        sum(file.size for file in files.values()),
-    )
-    return Source(
+    source = Source(
         path=path,
         container=DCP,
         files=list(files.values()),
@@ -98,6 +93,8 @@ def _open(path: Path, root: str | None, files: dict[str, InputFile], metadata: s
         root_path=chosen.path,
         notes=[*notes, *chosen.notes],
     )
+    check_expansion(source.blocks(), source.nbytes)
+    return source
 
 
 def _check_ranges(ranges: Mapping[Place, Range], files: Mapping[str, InputFile]) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from ...dtypes import DTYPES
 from ...errors import PATH, TENSOR, InputRefused, UsageError
-from ...text import count_text, printable_path
+from ...text import count_text, listing, printable_path
 from ..disk.hub import is_cache, snapshot_in
 from ..disk.input_file import InputFile
 from ..source import Source
-from .parts import told_of_part
+from .parts import Parts, rank_sets, told_of_part
 from .recognise import ZERO_HINT, container_of, is_dcp
+from .sharded import files_in
 
 
 def open_checkpoint(path: str | Path, root: str | None = None) -> Source:
@@ -29,6 +31,8 @@ def open_checkpoint(path: str | Path, root: str | None = None) -> Source:
             0, f"{printable_path(path)} is a folder of the hub's cache: read its snapshot {snapshot.name}"
         )
         return source
+    elif sets := rank_sets(files_in(path) if os.path.isdir(path) else [path.name] if os.path.lexists(path) else []):
+        source = _open_ranks(path, sets, root)
     elif os.path.isdir(path) or path.name.endswith(".index.json"):
         from .folder import open_folder_or_index
 
@@ -40,6 +44,24 @@ def open_checkpoint(path: str | Path, root: str | None = None) -> Source:
             source.notes.append(part)
     _refuse_placeholders(source)
     return source
+
+
+def _open_ranks(path: Path, sets: Mapping[Parts, Mapping[int, str]], root: str | None) -> Source:
+    """The files of all ranks of one run, by their folder; one of them alone is no model, but for the only one."""
+    (parts, there), *others = sets.items()
+    weights = [name for name in (files_in(path) if path.is_dir() else []) if name.endswith(".safetensors")]
+    if others or weights:
+        every = sorted({parts.name(0) for parts in sets} | set(weights))
+        raise InputRefused(
+            f"{PATH} holds several checkpoints: {listing(every, 6)}", hint="give the one you mean", path=path
+        )
+    if not path.is_dir() and parts.total > 1:
+        raise InputRefused(
+            f"{PATH} is what one of {parts.total} ranks saved: a part of the model", hint="give the folder", path=path
+        )
+    from .rank_files import open_rank_files
+
+    return open_rank_files(path, parts, there, root)
 
 
 def open_file(path: Path, root: str | None = None) -> Source:

@@ -19,6 +19,8 @@ ZERO_HINT = "python zero_to_fp32.py FOLDER OUT, the script DeepSpeed saved besid
 
 # A folder of torch.distributed.checkpoint is one by this file, which is written last.
 DCP, DCP_METADATA = "torch DCP", ".metadata"
+# What the processes of one FSDP run saved, each in a file of its own.
+RANKS = "FSDP rank files"
 
 
 def is_dcp(folder: Path) -> bool:

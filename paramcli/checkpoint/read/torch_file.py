@@ -77,10 +77,7 @@ def _open(path: Path, file: InputFile, root: str | None) -> Source:
     head = bytes(file.read(0, min(4, file.size)))
     container = "torch zip" if head[2:] == ZIP_START[2:] else "torch legacy"
     loaded, storages, notes = zip_parts(file) if container == "torch zip" else _legacy(file)
-    check_structure(loaded.value)
-    for ref in walk(loaded.value):
-        if isinstance(ref, TensorRef):
-            _check_extra(ref, storages)
+    check_description(loaded.value, storages)
     chosen = choose_root(loaded.value, root)
     tensors = {name: tensor_info(name, ref, storages) for name, ref in chosen.tensors.items()}
     check_expansion(tensors, file.size)
@@ -215,6 +212,14 @@ def _span(ref: TensorRef, storages: Storages) -> tuple[Storage, int]:
     if start + last * element_width(ref.dtype) > storage.nbytes:
         raise InputRefused("lies outside its storage")
     return storage, start
+
+
+def check_description(value: object, storages: Storages) -> None:
+    """Raise InputRefused for a tree that cannot be walked, or with a tensor in it that lies in no storage."""
+    check_structure(value)
+    for ref in walk(value):
+        if isinstance(ref, TensorRef):
+            _check_extra(ref, storages)
 
 
 def _check_extra(ref: TensorRef, storages: Storages) -> None:

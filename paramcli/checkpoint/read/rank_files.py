@@ -1,0 +1,209 @@
+"""What the processes (ranks) of one FSDP run saved of a model, each in a file of its own, as one Source.
+
+    model_world_size_2_rank_0.pt, model_world_size_2_rank_1.pt
+
+Every file has the same names. A DTensor is a block of its tensor (dtensor.py), and all blocks together must be the
+whole, each once; what several ranks have, they must have alike, and the first one's is taken. That is compared by the
+archives' checksums, and byte for byte where those differ or say nothing. A tensor is put together when it is read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ...errors import PATH, TENSOR, InputRefused, error_context
+from ..disk.input_file import InputFile, OpenFiles
+from ..pickle.pickle_data import StorageRef, TensorRef
+from ..pickle.tree import walk
+from ..source import Piece, Root, Source, TensorInfo, tensor_bytes
+from .dtensor import Distributed, is_dtensor, read_dtensor
+from .parts import Parts
+from .recognise import RANKS, container_of
+from .roots import Chosen, as_dict, choose_root
+from .torch_file import PAIRS, Storages, check_description, check_expansion, collector_paused, tensor_info, zip_parts
+
+_AGAIN = "copy the files of all ranks again, of one and the same run"
+# Bytes that are compared at a time.
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What one rank has of a tensor: bytes in its file, and of a DTensor how it lies in the whole."""
+
+    rank: int
+    info: TensorInfo
+    part: Distributed | None
+
+    @property
+    def layout(self) -> object:
+        return (self.info.shape, self.info.dtype) if self.part is None else self.part.layout
+
+
+def open_rank_files(path: Path, parts: Parts, there: Mapping[int, str], root: str | None = None) -> Source:
+    """Open the files of all ranks; `path` is their folder, or the only file. InputRefused where one is missing."""
+    if (lacking := parts.lacking(there)) is not None:
+        raise InputRefused(f"{PATH} lacks {lacking}", hint="copy the files of all ranks", path=path)
+    folder, pool = path if path.is_dir() else path.parent, OpenFiles()
+    files: list[InputFile] = []
+    try:
+        for rank in range(parts.total):
+            files.append(InputFile(folder / there[rank], pool))
+        with collector_paused():
+            return _open(path, files, root)
+    except BaseException:
+        for file in files:
+            file.close()
+        raise
+
+
+def _open(path: Path, files: Sequence[InputFile], root: str | None) -> Source:
+    notes: dict[str, None] = {}
+    chosen: Chosen | None = None
+    held: dict[str, list[_Held]] = {}
+    for rank, file in enumerate(files):
+        with error_context(path=file.path):
+            tree, storages, told = _described(file, rank)
+            notes.update(dict.fromkeys(told))
+            wholes = _with_wholes(tree)
+            chosen = chosen or choose_root(tree, root)
+            _hold(held, rank, _at(tree, chosen.path), wholes, storages)
+    assert chosen is not None, "there is a file for each rank, and a rank at least"
+    source = Source(
+        path=path,
+        container=RANKS,
+        files=list(files),
+        tensors={},
+        extras=chosen.extras,
+        roots=[Root(place, count) for place, count in chosen.candidates],
+        root=chosen.name,
+        root_path=chosen.path,
+        notes=[*notes, *chosen.notes],
+    )
+    for name, each in held.items():
+        with error_context(tensor=name, path=path):
+            source.tensors[name] = _joined(name, each, source)
+    check_expansion(source.blocks(), sum(file.size for file in files))
+    return source
+
+
+def _described(file: InputFile, rank: int) -> tuple[object, Storages, list[str]]:
+    if container_of(file) != "torch zip":
+        raise InputRefused(f"{PATH} is no archive of torch.save, as FSDP's ranks write it", hint=_AGAIN, path=file.path)
+    loaded, storages, notes = zip_parts(file)
+    check_description(loaded.value, storages)
+    return loaded.value, {key: replace(storage, file=rank) for key, storage in storages.items()}, notes
+
+
+def _with_wholes(tree: object) -> dict[int, Distributed]:
+    """Put a reference of the whole's shape in the place of each DTensor in a dict: what the search for state dicts
+    knows. Its id -> the DTensor.
+    """
+    found: dict[int, Distributed] = {}
+    known: dict[int, TensorRef] = {}
+    for mapping in walk(tree):
+        if not isinstance(mapping, dict):
+            continue
+        for key, value in mapping.items():
+            if not is_dtensor(value):
+                continue
+            if id(value) not in known:
+                with error_context(tensor=key if isinstance(key, str) else None):
+                    part = read_dtensor(value)
+                storage = StorageRef("", part.dtype, math.prod(part.shape), "cpu")
+                whole = known[id(value)] = TensorRef(storage, part.dtype, 0, part.shape, (0,) * len(part.shape))
+                found[id(whole)] = part
+            mapping[key] = known[id(value)]
+    return found
+
+
+def _at(tree: object, path: Sequence[str]) -> Mapping[object, object]:
+    for key in path:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    if (state := as_dict(tree)) is None:
+        raise InputRefused(f"{PATH} has no state dict where rank 0 has one", hint=_AGAIN)
+    return state
+
+
+def _hold(
+    held: dict[str, list[_Held]],
+    rank: int,
+    state: Mapping[object, object],
+    wholes: Mapping[int, Distributed],
+    storages: Storages,
+) -> None:
+    """Note what a rank has. All have the same names."""
+    refs = {name: ref for name, ref in state.items() if isinstance(name, str) and isinstance(ref, TensorRef)}
+    if rank and (odd := sorted(refs.keys() ^ held.keys())):
+        has = "has" if odd[0] in refs else "lacks"
+        raise InputRefused(f"{PATH} {has} {TENSOR}, unlike rank 0", hint=_AGAIN, tensor=odd[0])
+    for name, ref in refs.items():
+        part = wholes.get(id(ref))
+        held.setdefault(name, []).append(_Held(rank, tensor_info(name, part.local if part else ref, storages), part))
+
+
+def _joined(name: str, each: Sequence[_Held], source: Source) -> TensorInfo:
+    """The tensor whose blocks the ranks hold."""
+    first = each[0]
+    for other in each:
+        if (other.part is None) != (first.part is None) or other.layout != first.layout:
+            raise InputRefused(f"rank {other.rank} has another {TENSOR} than rank 0", hint=_AGAIN)
+    if first.part is None:
+        for other in each[1:]:
+            _compare(first, other, source)
+        return first.info
+    if first.part.dtype == PAIRS:
+        raise InputRefused(f"{TENSOR} is packed in pairs, and spread over ranks", hint="save it in one piece")
+    blocks: dict[tuple[int, ...], _Held] = {}
+    coordinates: set[tuple[int, ...]] = set()
+    for one in each:
+        if one.part is None or one.part.coordinate is None:
+            continue
+        begin, sizes = one.part.block
+        if one.info.shape != sizes:
+            raise InputRefused(f"rank {one.rank} has another block of {TENSOR} than its place in the mesh", hint=_AGAIN)
+        coordinates.add(one.part.coordinate)
+        # An empty block can begin where the next one does.
+        if one.info.numel and (twin := blocks.setdefault(begin, one)) is not one:
+            _compare(twin, one, source)
+    if len(coordinates) != math.prod(first.part.mesh):
+        raise InputRefused(
+            f"of {TENSOR} there are {len(coordinates)} of {math.prod(first.part.mesh)} blocks: a rank's file is there "
+            "twice, or of another run",
+            hint=_AGAIN,
+        )
+    pieces = tuple(Piece(block.info, begin) for begin, block in sorted(blocks.items()))
+    if sum(piece.info.numel for piece in pieces) != math.prod(first.part.shape):
+        raise InputRefused(f"the blocks of {TENSOR} are not the whole of it", hint=_AGAIN)
+    if len(pieces) == 1:
+        return pieces[0].info
+    return TensorInfo(name, first.info.dtype, first.part.shape, first.info.storage, pieces=pieces)
+
+
+def _compare(one: _Held, other: _Held, source: Source) -> None:
+    """Raise InputRefused unless two ranks hold the same bytes."""
+    if not _equal(one.info, other.info, source):
+        raise InputRefused(
+            f"rank {other.rank} has other values of {TENSOR} than rank {one.rank}, and both should have the same",
+            hint="copy the files of one step; statistics that each rank has for itself: save them from one rank alone",
+        )
+
+
+def _equal(one: TensorInfo, other: TensorInfo, source: Source) -> bool:
+    a, b = one.storage, other.storage
+    alike = (one.offset, one.stride, a.nbytes) == (other.offset, other.stride, b.nbytes)
+    if alike and a.crc is not None and a.crc == b.crc:
+        return True
+    for storage in (a, b):
+        source.check_storage(storage)
+    if one.run is None or other.run is None:
+        return tensor_bytes(source.read_block(one)) == tensor_bytes(source.read_block(other))
+    (file, begin, length), (other_file, other_begin, _) = one.run, other.run
+    return all(
+        source.files[file].read(begin + at, min(_BLOCK, length - at))
+        == source.files[other_file].read(other_begin + at, min(_BLOCK, length - at))
+        for at in range(0, length, _BLOCK)
+    )
