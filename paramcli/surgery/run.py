@@ -115,6 +115,8 @@ def convert(
         larger = [slot.name for slot in plan.slots if max_shard_size and size is not None and slot.nbytes > size]
         if larger:
             watch.note(f"larger than --max-shard-size, and each in a file of its own: {listing(larger, 4)}")
+        if (uncast := job.uncast(opened.source, plan)) is not None:
+            watch.note(uncast)
         if target.dry_run:
             from .execute import preview
 

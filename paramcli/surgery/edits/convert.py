@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from ...checkpoint.header import Slot
 from ...checkpoint.source import Source
-from ...dtypes import CAST_DTYPES, CODE_OF_TORCH, DTYPES, CastDtype, torch_dtype
+from ...dtypes import CAST_DTYPES, CODE_OF_TORCH, DTYPES, CastDtype, dtype_name, torch_dtype
 from ...errors import TENSOR, InputRefused, Known, UsageError
 from ...spec import check_choice, select
+from ...spelling.companions import companions
 from ...spelling.forms import Group
 from ...spelling.record import Entry
-from ...text import closest, count_text, printable
+from ...text import closest, count_text, listing, printable
 from ..plan import Made, Plan, Step, Told, once
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Convert:
         # Keys apart can still meet in one tensor: m.w.weight_g stripped beside w.weight reads as neither.
         self._check_names({group.tensor: self._stripped(group.tensor) for group in carried})
         twins = {name: tied[0] for tied in source.tied() for name in tied} if self.dtype else {}
+        together = companions(source.tensors) if self.dtype else set()
         steps: list[Step] = []
         copies: list[tuple[str, str]] = []
         record: dict[str, Entry] = {}
@@ -69,7 +71,7 @@ class Convert:
                 record[name] = group.record
                 recorded.update((names[key], name) for key in group.keys.values())
             for key in group.keys.values():
-                step = self._cast(group, key, names[key], source, twins.get(key))
+                step = None if key in together else self._cast(group, key, names[key], source, twins.get(key))
                 if step is None:
                     copies.append((names[key], key))
                 else:
@@ -79,6 +81,17 @@ class Convert:
         kept = {group.tensor for group in carried}
         left = [key for name, group in groups.items() if name not in kept for key in group.keys.values()]
         return Plan("convert", tuple(steps), tuple(copies), tuple(slots), record, recorded), left
+
+    def uncast(self, source: Source, plan: Plan) -> str | None:
+        """What is said of tensors that a cast leaves as they are, because they mean something only together."""
+        together = companions(source.tensors) if self.dtype else set()
+        if not (left := [key for _, key in plan.copies if key in together]):
+            return None
+        dtypes = sorted({dtype_name(source.tensors[key].dtype) for key in left})
+        return (
+            f"the file is quantized ({', '.join(dtypes)}): {count_text(len(left), 'tensor')} that mean something only "
+            f"together stay as they are: {listing(left, 4)}; --dtype decodes nothing"
+        )
 
     def _carried(self, groups: Mapping[str, Group], where: Path) -> list[Group]:
         names = list(groups)
