@@ -41,7 +41,7 @@ for port, arguments in json.loads(sys.argv[1]):
     told.append([code, out.getvalue(), err.getvalue()])
 print(json.dumps(told))
 """
-# The command line of paramcli in a process whose second rank is killed when it has written one tensor.
+# The command line of paramcli in a process of which one rank, the second, is killed when it has written one tensor.
 KILLED = """
 import os, signal, sys
 from paramcli import ranks
@@ -51,7 +51,7 @@ ranks.DEAD_SECONDS, ranks.BEAT_SECONDS, ranks.LEAVE_SECONDS = 3, 0.2, 1
 write = ShardedSink.write
 def once(self, name, data):
     write(self, name, data)
-    if os.environ["RANK"] == "1":
+    if os.environ["RANK"] == os.environ.get("KILLED", "1"):
         os.kill(os.getpid(), signal.SIGKILL)
 ShardedSink.write = once
 main()
@@ -262,6 +262,19 @@ def test_a_rank_that_is_killed_is_missed(tmp_path):
     errors = [process.communicate(timeout=HANG_SECONDS)[1] for process in started]
     assert [process.returncode for process in started] == [4, -signal.SIGKILL]
     assert "rank 1 has given no sign of life" in errors[0]
+    assert sorted(os.listdir(tmp_path)) == ["model"]
+
+
+def test_a_first_rank_that_is_killed_leaves_nothing(tmp_path):
+    """It made the folder, and kept the store that the others could have asked: they take away what it cannot."""
+    folder, (port,) = make_folder(tmp_path / "model", 4), free_ports(1)
+    line = [sys.executable, "-c", KILLED, "remove", str(folder), "--bake", "-o", str(tmp_path / "out")]
+    started = [
+        subprocess.Popen(line, env=environment(rank, port) | {"KILLED": "0"}, stderr=subprocess.PIPE) for rank in (0, 1)
+    ]
+    for process in started:
+        process.communicate(timeout=HANG_SECONDS)
+    assert [process.returncode for process in started] == [-signal.SIGKILL, 4]
     assert sorted(os.listdir(tmp_path)) == ["model"]
 
 

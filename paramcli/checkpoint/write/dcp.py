@@ -236,7 +236,7 @@ class DcpSink(FolderSink):
         """`check` gets a .metadata of these parts alone, under a hidden name beside them, and removed again."""
         if not self._sinks:
             return  # more ranks than parts
-        index = hidden_name(self._building or self.folder, DCP_METADATA)
+        index = hidden_name(self._place, DCP_METADATA)
         with failures(self.path):
             try:
                 index.write_bytes(self.index_bytes({part: sink.file.hidden.name for part, sink in self._sinks.items()}))

@@ -26,6 +26,7 @@ import shutil
 import stat
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -42,6 +43,7 @@ from ..disk.atomic import (
     rename_to_new,
     sync_folder,
 )
+from ..disk.building import Building, sweep
 from ..disk.direct import Disk
 from ..disk.input_file import InputFile, OpenFiles
 from ..disk.interrupts import signals_held
@@ -108,7 +110,7 @@ class FolderSink(Sink):
         self._files: dict[str, AtomicFile] = {}  # every part that is ours to publish, finished
         self._handed_over = False
         self._others: list[AtomicFile] = []  # siblings and indexes, finished but not yet published
-        self._building: Path | None = None
+        self._building: Building | None = None
         self._switched = False  # the index on the disk names our hidden parts: they must stay
 
     # --- what a kind of folder says --------------------------------------------------------------
@@ -142,28 +144,34 @@ class FolderSink(Sink):
 
     def _begin(self) -> None:
         building = self._run.from_first("building", self._make_folder)
-        self._building = self.folder.parent / building if building else None
-        place = self._building or self.folder
-        if self._run.size > 1 and not place.is_dir():
+        if building and self._building is None:
+            with suppress(OSError):
+                self._building = Building(self.folder.parent / building)
+        if self._run.size > 1 and not (self._building or (not building and self.folder.is_dir())):
             raise OutputFailed(
                 f"the folder of {PATH} is not one that all processes of the run see",
                 hint="the ranks of a run need one file system: -o a folder on it",
                 path=self.path,
             )
+        place = self._place
         pool, disk = OpenFiles(), Disk(sum(slot.nbytes for slots in self.parts.values() for slot in slots))
         for part in self.parts:
             if self._owner.get(part, 0) == self._run.rank:
                 self._sinks[part] = self.part_sink(place / part, part, pool, disk)
                 self._open.enter_context(self._sinks[part])
 
+    @property
+    def _place(self) -> Path:
+        """Where the files are written, under whatever names."""
+        return self._building.path if self._building else self.folder
+
     def _make_folder(self) -> str | None:
         """The name of a new folder that is built beside the output; None where the output's own is there."""
         try:
             mode = os.stat(self.folder).st_mode
         except FileNotFoundError:
-            self._building = hidden_name(self.folder.parent)
-            os.mkdir(self._building, 0o777)  # the mode follows the umask
-            return self._building.name
+            self._building = Building.new(self.folder.parent)
+            return self._building.path.name
         if not stat.S_ISDIR(mode):
             raise OutputFailed(
                 f"{PATH} is no folder, which a sharded checkpoint is",
@@ -181,9 +189,13 @@ class FolderSink(Sink):
                 for file in [*(sink.file for sink in self._sinks.values()), *self._files.values()]:
                     file.temporary = None
             super().discard()
-            if self._building is not None and not theirs:
-                self._run.give_up()
-                shutil.rmtree(self._building, ignore_errors=True)
+            if self._building is not None:
+                if not theirs:
+                    self._run.give_up()
+                    shutil.rmtree(self._building.path, ignore_errors=True)
+                self._building.close()
+            if self._run.size > 1:
+                sweep(self.folder.parent)  # of a first rank that was killed, and whose folder is nobody's now
 
     def write(self, name: str, data: Data) -> None:
         self._sinks[self.home[name]].write(name, data)
@@ -216,7 +228,7 @@ class FolderSink(Sink):
             return
         self._files.update({part: sink.file for part, sink in self._sinks.items()})
         for sibling in self.siblings:
-            self._carry(sibling, self._building or self.folder)
+            self._carry(sibling, self._place)
         self._run.may_publish()
         self._publish(used)
         self._run.from_first("published", lambda: True)
@@ -242,7 +254,7 @@ class FolderSink(Sink):
         if not self._run.leads:
             self._run.from_first("published", lambda: True)
             return False
-        place = self._building or self.folder
+        place = self._place
         for rank, files in enumerate(finished[1:], 1):
             for part, (name, size) in files.items():
                 file = AtomicFile(place / part, overwrite=self.overwrite, follow_links=False)
@@ -285,15 +297,16 @@ class FolderSink(Sink):
         index.finish(len(data))
         return index
 
-    def _publish_folder(self, building: Path) -> None:
-        index = self._index(building, {part: part for part in self._files})
+    def _publish_folder(self, building: Building) -> None:
+        index = self._index(building.path, {part: part for part in self._files})
         for file in [*self._files.values(), *self._others]:
             if file is not index:
                 file.publish()
         index.publish()
         # Who made the folder meanwhile keeps it.
-        rename_to_new(building, self.folder)
+        rename_to_new(building.path, self.folder)
         self._building = None
+        building.close()
         sync_folder(self.folder.parent)
 
     def _publish_into(self) -> None:
