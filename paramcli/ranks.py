@@ -22,9 +22,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from typing import Any, Protocol, TypeVar
 
-from .errors import ParamcliError, UsageError
+from .errors import PATH, InputRefused, ParamcliError, UsageError
 
 # What ranks say to each other: small enough for JSON.
 Said = TypeVar("Said")
@@ -285,6 +286,18 @@ class Ranks(Alone):
 def launched() -> bool:
     """Did torchrun start this process, as one of several?"""
     return all(name in os.environ for name in _LAUNCHED) and os.environ["WORLD_SIZE"] != "1"
+
+
+def require_alike(run: Alone, subject: str, facts: str, path: str | os.PathLike[str]) -> None:
+    """Raise InputRefused unless every rank says the same of the checkpoint at this path."""
+    prints = run.exchange(subject, sha256(facts.encode("utf-8", "surrogatepass")).hexdigest())
+    odd = [rank for rank, print_ in enumerate(prints) if print_ != prints[0]]
+    if odd:
+        raise InputRefused(
+            f"rank {odd[0]} sees another checkpoint at {PATH} than rank 0 does",
+            path=path,
+            hint="every process of a run needs the same files and the same command line",
+        )
 
 
 _current: Alone = Alone()

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from ..chain import Chain, parse_chain
 from ..checkpoint.disk.interrupts import import_torch
+from ..checkpoint.sample import sampled
+from ..checkpoint.source import Source
 from ..devices import torch_device
 from ..errors import TENSOR, InputRefused, UsageError
 from ..fitting.costs import cost, share_out
-from ..ranks import Alone
+from ..ranks import Alone, require_alike
 from ..registry import parse_constraint
 from ..spelling.forms import Group
 from ..spelling.given import with_chain
@@ -72,7 +74,7 @@ def verify(
             meter.advance(group.nbytes)
             return verdict
 
-        verdicts = shared_verdicts(chosen, measured, run)
+        verdicts = shared_verdicts(opened.source, chosen, measured, run)
     opened.source.check_unchanged()
     require_claims(chosen, path, verdicts)
     return VerifyResult(path, tuple(verdicts), tuple(unread), others)
@@ -131,10 +133,14 @@ def select_claims(groups: Sequence[Group], path: Path) -> list[Group]:
     return claims
 
 
-def shared_verdicts(chosen: Sequence[Group], verify: Callable[[Group], Verdict], run: Alone) -> list[Verdict]:
+def shared_verdicts(
+    source: Source, chosen: Sequence[Group], verify: Callable[[Group], Verdict], run: Alone
+) -> list[Verdict]:
     """What verify says of each group, in order; every rank measures its share, and all know the whole."""
     if run.size == 1:
         return [verify(group) for group in chosen]
+    asked = [(group.tensor, str(group.chain), str(group.view), str(group.constraint)) for group in chosen]
+    require_alike(run, "asked", repr((sampled(source), asked)), source.path)
     from ..maths.base import Check
 
     owner = share_out({group.tensor: cost(group, group.chain, group.view) for group in chosen}, run.size)

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from hashlib import sha256
 from typing import Any
 
 from .. import ranks
 from ..checkpoint.header import Slot
+from ..checkpoint.sample import sampled
 from ..checkpoint.source import Source
-from ..errors import InputRefused
 from ..fitting.costs import cost, share_out
 from ..spelling.record import record_text
 from .plan import Outcome, Plan
@@ -48,18 +47,9 @@ def part_of(
 
 def agree(run: ranks.Alone, source: Source, plan: Plan) -> None:
     """Raise InputRefused unless every rank has the same checkpoint in front of it, and the same plan."""
-    sizes = [file.size for file in source.files]
     steps = [(step.group.tensor, step.action, str(step.chain), str(step.view)) for step in plan.steps]
     said = [record_text(entries, "") for entries in (plan.record, plan.longest)]
-    facts = repr((sizes, steps, plan.copies, plan.slots, said))
-    prints = run.exchange("plan", sha256(facts.encode("utf-8", "surrogatepass")).hexdigest())
-    odd = [rank for rank, print_ in enumerate(prints) if print_ != prints[0]]
-    if odd:
-        raise InputRefused(
-            f"rank {odd[0]} sees another checkpoint there than rank 0 does",
-            path=source.path,
-            hint="every process of a run needs the same files and the same command line",
-        )
+    ranks.require_alike(run, "plan", repr((sampled(source), steps, plan.copies, plan.slots, said)), source.path)
 
 
 def gathered(run: ranks.Alone, numbers: Sequence[int], outcomes: Sequence[Outcome]) -> list[Outcome]:

@@ -64,7 +64,7 @@ def make_folder(path: Path, count: int = 8) -> Path:
     And a spectral norm whose dim its data tell, so that its shard's record is complete only when it is baked.
     """
     torch.manual_seed(0)
-    path.mkdir()
+    path.mkdir(parents=True)
     weight_map = {}
     for number in range(1, count + 1):
         v = torch.randn(20 + 7 * number, 300)
@@ -147,11 +147,22 @@ def pair(tmp_path_factory):
         "to DCP": ["remove", str(folder), "--bake", "-o", str(place / "two.dcp"), "--check"],
         "one part": ["convert", str(place / "one.safetensors"), "-o", str(place / "part.dcp"), "--check"],
         "no such": ["remove", str(place / "absent"), "--json"],
+        "two folders": ["remove", "mine", "--bake", "-o", str(place / "mixed")],
+        "two folders verified": ["verify", "mine"],
     }
+    for rank in (0, 1):
+        shard = make_folder(place / f"rank{rank}" / "mine", 8) / "model-00003-of-00008.safetensors"
+        tensors = load_file(shard)
+        tensors["l3.weight_g"] += rank
+        save_file(tensors, shard, {"format": "pt", "paramcli": metadata(folder)})
     script = json.dumps(list(zip(free_ports(len(lines)), lines.values(), strict=True)))
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", DRIVER, script], env=environment(rank, 1), stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", DRIVER, script],
+            env=environment(rank, 1),
+            cwd=place / f"rank{rank}",
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for rank in (0, 1)
     ]
@@ -210,6 +221,15 @@ def test_a_failure_in_one_share_is_the_failure_of_all(pair):
     assert "".join(err for _, _, err in told["not finite"]).count("l3.weight: its l3.weight_v has 1 NaN") == 1
     assert not (place / "never").exists()
     assert not [name for name in os.listdir(place) if name.startswith(".paramcli")]
+
+
+@pytest.mark.parametrize("command", ["two folders", "two folders verified"])
+def test_folders_that_differ_in_values_alone_are_not_mixed(pair, command):
+    """Names, shapes and sizes are the same, one tensor has other values on one rank: both fail, nothing is written."""
+    place, told = pair
+    assert [code for code, *_ in told[command]] == [3, 3]
+    assert "".join(err for _, _, err in told[command]).count("rank 1 sees another checkpoint at mine") == 1
+    assert not (place / "mixed").exists()
 
 
 def test_an_error_document_comes_from_the_first_rank(pair):
