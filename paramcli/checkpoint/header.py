@@ -24,7 +24,8 @@ from .strict_json import BrokenJson, decode_utf8, read_small_object, read_text, 
 METADATA_KEY = "__metadata__"
 # The library's own cap.
 MAX_HEADER_BYTES = 100_000_000
-# Far beyond any model; a header that is all keys must not become gigabytes of Python objects.
+# Of a checkpoint, in one file or in many, read or written. Far beyond any model; a header that is all keys must not
+# become gigabytes of Python objects.
 MAX_TENSORS = 500_000
 MAX_METADATA_KEYS = 100_000
 MAX_DIMENSIONS = 64
@@ -133,10 +134,11 @@ def _entry(name: str, fields: dict[str, object]) -> Described:
     if not _sizes(offsets) or len(offsets) != 2:
         raise refuse("has data_offsets that are not two whole numbers")
     # A zero among the sizes does not excuse the others: no reader can hold such a shape.
-    if shape and math.prod(filter(None, shape)) >= 1 << 63:
+    count = math.prod(shape)
+    if count >= 1 << 63 or (not count and math.prod(filter(None, shape)) >= 1 << 63):
         raise refuse("has a shape beyond 64 bits")
     begin, end = offsets
-    bits = bits_of(dtype, shape)
+    bits = count * DTYPES[dtype].bits
     if bits % 8 or end - begin != bits // 8:
         raise refuse(f"is {dtype} {shape_text(shape)}, which is not the {end - begin} bytes between its offsets")
     return dtype, tuple(shape), begin, end
@@ -202,9 +204,20 @@ def layout(slots: Iterable[Slot]) -> dict[str, tuple[int, int]]:
     for slot in file_order(slots):
         _check_slot(slot)
         assert slot.name not in places, f"two slots named {slot.name}"
-        places[slot.name] = (position, position + slot.nbytes)
-        position += slot.nbytes
+        end = position + slot.nbytes
+        places[slot.name] = (position, end)
+        position = end
+    refuse_too_many(len(places))
     return places
+
+
+def refuse_too_many(count: int) -> None:
+    """Raise InputRefused for more tensors than can be read again."""
+    if count > MAX_TENSORS:
+        raise InputRefused(
+            f"the result would have {count} tensors; {MAX_TENSORS} is the limit of what can be read again",
+            hint="edit fewer of them, or make two checkpoints: convert --keep and --drop",
+        )
 
 
 def congruent_end(places: Mapping[str, tuple[int, int]], origins: Mapping[str, int]) -> int | None:
@@ -241,17 +254,23 @@ def _check_slot(slot: Slot) -> None:
 
 
 def build_header(
-    slots: Iterable[Slot], metadata: Mapping[str, str], end: int | None = None, longest: Mapping[str, str] | None = None
+    slots: Iterable[Slot],
+    metadata: Mapping[str, str],
+    end: int | None = None,
+    longest: Mapping[str, str] | None = None,
+    places: Mapping[str, tuple[int, int]] | None = None,
 ) -> bytes:
     """Length and JSON of the header, padded to 8 bytes; with one metadata key the bytes of `safetensors.torch.save`.
 
     The library writes several keys in random order; here they are sorted. With `end`, a multiple of 8, the header is
     padded on until its length modulo PAGE is that. With `longest`, metadata that may follow, it is as long as theirs.
+    `places`: their layout, where it is known.
     """
     slots = list(slots)
-    text = _header_text(slots, metadata)
+    places = layout(slots) if places is None else places
+    text = _header_text(slots, metadata, places)
     if longest is not None:
-        text += b" " * (len(_header_text(slots, longest)) - len(text))
+        text += b" " * (len(_header_text(slots, longest, places)) - len(text))
     text += b" " * (-len(text) % 8)
     padding = (end - 8 - len(text)) % PAGE if end is not None else 0
     if len(text) + padding <= MAX_HEADER_BYTES:
@@ -264,10 +283,10 @@ def build_header(
     return len(text).to_bytes(8, "little") + text
 
 
-def _header_text(slots: Sequence[Slot], metadata: Mapping[str, str]) -> bytes:
+def _header_text(slots: Sequence[Slot], metadata: Mapping[str, str], places: Mapping[str, tuple[int, int]]) -> bytes:
     document: dict[str, object] = {METADATA_KEY: dict(sorted(metadata.items()))} if metadata else {}
     by_name = {slot.name: slot for slot in slots}
-    for name, place in layout(slots).items():
+    for name, place in places.items():
         slot = by_name[name]
         document[name] = {"dtype": slot.dtype, "shape": list(slot.shape), "data_offsets": list(place)}
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8")

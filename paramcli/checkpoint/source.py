@@ -358,6 +358,8 @@ class Source:
 
     def tied(self) -> list[list[str]]:
         """Groups of names that are one tensor: same storage, offset, shape and stride."""
+        if self.container in ("safetensors", "sharded safetensors"):
+            return []  # no two tensors share a byte
         groups: dict[Hashable, list[str]] = {}
         for name, info in self.tensors.items():
             if info.numel:

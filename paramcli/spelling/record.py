@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..checkpoint.header import MAX_TENSORS
 from ..checkpoint.source import RECORD_KEY, Source
 from ..checkpoint.strict_json import BrokenJson, read_any, read_text, walk_document, walk_object
 from ..errors import TENSOR, InputRefused, ParamcliError, error_context
@@ -31,7 +32,7 @@ SCHEMA = 1
 STATES = ("parametrized", "baked")
 # Room for a chain on each of 100,000 tensors; nothing legitimate comes near.
 MAX_BYTES = 64 << 20
-MAX_ENTRIES = 500_000  # as many as a header may have
+MAX_ENTRIES = MAX_TENSORS
 _FIELDS = {"state", "chain", "view", "constraint"}
 # Only where the originals do not tell it: two factors under a view.
 _OPTIONAL = {"shape"}
@@ -181,7 +182,14 @@ def _shape_of(value: object, name: str) -> tuple[int, ...] | None:
 def record_text(entries: Mapping[str, Entry], version: str) -> str:
     """The JSON document, keys sorted: equal records are equal text."""
     tensors = {name: entry.document() for name, entry in entries.items()}
-    return json.dumps({"schema": SCHEMA, "version": version, "tensors": tensors}, sort_keys=True, ensure_ascii=False)
+    document = {"schema": SCHEMA, "version": version, "tensors": tensors}
+    text = json.dumps(document, sort_keys=True, ensure_ascii=False)
+    if len(text) > MAX_BYTES or len(entries) > MAX_ENTRIES:
+        raise InputRefused(
+            f"the paramcli record of {len(entries)} tensors would be larger than one that can be read again",
+            hint="edit fewer of them: -t",
+        )
+    return text
 
 
 def check_against(entries: dict[str, Entry], forms: dict[str, str]) -> None:

@@ -160,6 +160,8 @@ def shards_of(
     )
 
 
+# Records of so many tensors may be larger than what can be read again.
+_WORTH_A_LOOK = 50_000
 # Containers whose other contents a result could not hold.
 NOT_IN_PLACE = ("sharded torch", DCP, RANKS)
 # What convert takes for a folder, and every command where the input's own split cannot be kept.
@@ -197,6 +199,8 @@ def open_sink(
     # Bytes with a checksum to compare go through memory in any case.
     runs = {name: source.tensors[key].run for name, key in copies if source.tensors[key].storage.crc is None}
     origins = {name: run[1] for name, run in runs.items() if run is not None}
+    if len(plan.record) + len(plan.longest) > _WORTH_A_LOOK:
+        records.record_text({**plan.record, **plan.longest}, "")  # of all shards together: what is too much is refused
     if shards is None:
         names = [slot.name for slot in plan.slots]
         return SafetensorsSink(

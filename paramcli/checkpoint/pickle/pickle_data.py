@@ -22,8 +22,9 @@ MAX_BYTES = 64 << 20
 MAX_OPCODES = 5_000_000
 # Tuples, dicts, names, storages and calls take a hundred times the bytes that spell them; a tensor needs eight.
 MAX_OBJECTS = 1_000_000
-# Objects of unknown classes cost most. The largest pickled modules and trainer states have some ten thousand.
-MAX_OPAQUE = 200_000
+# Objects of unknown classes cost most. The largest pickled modules and trainer states have some ten thousand, and a
+# description of torch.distributed.checkpoint two for each tensor.
+MAX_OPAQUE = 300_000
 # Seeds and generator states are the longest integers anyone saves; longer ones are kept as bytes.
 MAX_INTEGER_BYTES = 64
 # The longest qualified names are a few hundred characters.

@@ -11,10 +11,25 @@ import struct
 from collections.abc import Callable
 
 from ...errors import InputRefused
-from .pickle_data import MAX_BYTES, Global, Items, Key, Opaque, RawInteger, Size, StorageRef, TensorRef
+from .pickle_data import (
+    MAX_BYTES,
+    MAX_OBJECTS,
+    MAX_OPAQUE,
+    MAX_OPCODES,
+    Global,
+    Items,
+    Key,
+    Opaque,
+    RawInteger,
+    Size,
+    StorageRef,
+    TensorRef,
+)
 from .pickle_globals import OTHER_STORAGES, STORAGE_DTYPES, TORCH_DTYPES
 from .tree import element_width
 
+# Of no, one, two and three values; longer ones begin with a mark.
+_TUPLES = (b")", b"\x85", b"\x86", b"\x87")
 # Real checkpoints nest a dozen deep; this keeps a hostile one from exhausting Python's stack.
 MAX_NESTING = 200
 _ORDERED = Global("collections", "OrderedDict")
@@ -40,18 +55,34 @@ class PickleWriter:
         # -> (storage key, elements of the storage, element offset in it)
         self.place = place
         self.out = bytearray(b"\x80\x02")
+        # As the reader counts them, whose limits are the writer's: what is written can be read again.
+        self.opcodes, self.objects, self.opaque = 2, 0, 0
         self.memo: dict[object, int] = {}
         self.alive: list[object] = []  # ids stay unique while their objects live
         self.depth = 0
 
     def finish(self, value: object) -> bytes:
         self.write(value)
+        self._refuse_too_large()
         return bytes(self.out + b".")
+
+    def _refuse_too_large(self) -> None:
+        counted = (len(self.out) + 1, MAX_BYTES), (self.opcodes, MAX_OPCODES), (self.objects, MAX_OBJECTS)
+        if any(count > most for count, most in (*counted, (self.opaque, MAX_OPAQUE))):
+            raise InputRefused(
+                "the checkpoint's description is larger than one that can be read again", hint="-o FILE.safetensors"
+            )
+
+    def put(self, data: bytes, opcodes: int = 1, objects: int = 0) -> None:
+        """Write opcodes, which make so many objects of those that are counted."""
+        self.out += data
+        self.opcodes += opcodes
+        self.objects += objects
 
     def write(self, value: object) -> None:
         known = self.memo.get(_key(value))
         if known is not None:
-            self.out += b"j" + struct.pack("<I", known)
+            self.put(b"j" + struct.pack("<I", known))
             return
         self.depth += 1
         if self.depth > MAX_NESTING:
@@ -59,32 +90,32 @@ class PickleWriter:
                 "the checkpoint is nested too deep to be written as a torch file", hint="-o FILE.safetensors"
             )
         if len(self.out) > MAX_BYTES:
-            raise InputRefused("the checkpoint's description is too large for a torch file", hint="-o FILE.safetensors")
+            self._refuse_too_large()
         self._by_type(value)
         self.depth -= 1
 
     def remember(self, value: object) -> None:
         self.memo[_key(value)] = number = len(self.memo)
         self.alive.append(value)
-        self.out += b"r" + struct.pack("<I", number)
+        self.put(b"r" + struct.pack("<I", number))
 
     def _by_type(self, value: object) -> None:
         if value is None or value is True or value is False:
-            self.out += {None: b"N", True: b"\x88", False: b"\x89"}[value]
+            self.put({None: b"N", True: b"\x88", False: b"\x89"}[value])
         elif isinstance(value, int):
             self._integer(value)
         elif isinstance(value, float):
-            self.out += b"G" + struct.pack(">d", value)
+            self.put(b"G" + struct.pack(">d", value))
         elif isinstance(value, str):
             self._text(value)
         elif isinstance(value, RawInteger):
-            self.out += b"\x8b" + struct.pack("<I", len(value)) + value
+            self.put(b"\x8b" + struct.pack("<I", len(value)) + value)
             self.remember(value)
         elif isinstance(value, (bytes, bytearray)):
             self._call(Global("_codecs", "encode"), (bytes(value).decode("latin-1"), "latin1"))
             self.remember(value)
         elif isinstance(value, Global):
-            self.out += f"c{value.module}\n{value.name}\n".encode()
+            self.put(f"c{value.module}\n{value.name}\n".encode(), objects=1)
             self.remember(value)
         elif isinstance(value, TensorRef):
             self._tensor(value)
@@ -96,8 +127,9 @@ class PickleWriter:
             self.remember(value)
         elif isinstance(value, tuple):
             self._tuple(value)
+            self.remember(value)
         elif isinstance(value, list):
-            self.out += b"]"
+            self.put(b"]", objects=1)
             self.remember(value)
             self._items(value)
         elif isinstance(value, dict):
@@ -111,57 +143,57 @@ class PickleWriter:
 
     def _integer(self, value: int) -> None:
         if -(2**31) <= value < 2**31:
-            self.out += b"J" + struct.pack("<i", value)
+            self.put(b"J" + struct.pack("<i", value))
         else:
             data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
-            self.out += b"\x8a" + bytes([len(data)]) + data
+            self.put(b"\x8a" + bytes([len(data)]) + data)
 
     def _text(self, value: str) -> None:
         data = value.encode("utf-8", "surrogatepass")
-        self.out += b"X" + struct.pack("<I", len(data)) + data
+        self.put(b"X" + struct.pack("<I", len(data)) + data)
         self.remember(value)
 
-    def _tuple(self, value: tuple[object, ...]) -> None:
-        self.out += b"("
-        for item in value:
-            self.write(item)
-        self.out += b"t"
-        self.remember(value)
+    def _tuple(self, values: tuple[object, ...]) -> None:
+        """Not remembered."""
+        if len(values) >= len(_TUPLES):
+            self.put(b"(")
+        for value in values:
+            self.write(value)
+        self.put(_TUPLES[len(values)] if len(values) < len(_TUPLES) else b"t", objects=int(bool(values)))
 
     def _items(self, values: list[object]) -> None:
         if values:
-            self.out += b"("
+            self.put(b"(")
             for item in values:
                 self.write(item)
-            self.out += b"e"
+            self.put(b"e")
 
     def _pairs(self, pairs: dict[object, object]) -> None:
         if pairs:
-            self.out += b"("
+            self.put(b"(")
             for key, item in pairs.items():
                 self.write(key.value if isinstance(key, Key) else key)
                 self.write(item)
-            self.out += b"u"
+            self.put(b"u")
 
     def _call(self, function: Global, arguments: tuple[object, ...], opcode: bytes = b"R") -> None:
         self.write(function)
-        self.out += b"("
-        for argument in arguments:
-            self.write(argument)
-        self.out += b"t" + opcode
+        self._tuple(arguments)
+        self.put(opcode, objects=1)
 
     def _mapping(self, value: dict[object, object]) -> None:
         if isinstance(value, Items):
             self._call(value.cls, value.arguments)
         else:
-            self.out += b"}"
+            self.put(b"}", objects=1)
         self.remember(value)
         self._pairs(value)
         if isinstance(value, Items) and value.attributes is not None:
             self.write(value.attributes)
-            self.out += b"b"
+            self.put(b"b")
 
     def _opaque(self, value: Opaque) -> None:
+        self.opaque += 1
         if value.made_by == "via":
             function = value.arguments[0]
             assert isinstance(function, Global), "what it is made by is a name"
@@ -173,7 +205,7 @@ class PickleWriter:
         self._pairs(value.pairs)
         if value.state is not None:
             self.write(value.state)
-            self.out += b"b"
+            self.put(b"b")
 
     def _tensor(self, ref: TensorRef) -> None:
         key, numel, offset = self.place(ref)
@@ -184,7 +216,7 @@ class PickleWriter:
         by_class = ref.dtype in _STORAGE_NAMES
         function = "_rebuild_tensor_v2" if by_class else "_rebuild_tensor_v3"
         self.write(Global("torch._utils", function))
-        self.out += b"("
+        self.put(b"(")
         self._storage(ref.dtype if by_class else None, key, numel)
         for part in (offset, tuple(ref.shape), tuple(ref.stride), False):
             self.write(part)
@@ -196,13 +228,13 @@ class PickleWriter:
                     hint="-o FILE.safetensors",
                 )
             self.write(Global("torch", DTYPE_NAMES[ref.dtype]))
-        self.out += b"tR"
+        self.put(b"tR", 2, objects=2)
         self.remember(ref)
 
     def _storage(self, dtype: str | None, key: str, numel: int) -> None:
         """The persistent id; an untyped storage counts bytes."""
         cls = "UntypedStorage" if dtype is None else _STORAGE_NAMES[dtype]
-        self.out += b"("
+        self.put(b"(")
         for part in ("storage", Global("torch.storage" if dtype is None else "torch", cls), key, "cpu", numel):
             self.write(part)
-        self.out += b"tQ"
+        self.put(b"tQ", 2, objects=2)

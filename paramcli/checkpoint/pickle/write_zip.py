@@ -11,6 +11,9 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ...errors import InputRefused
+from .torch_zip import MAX_MEMBERS
+
 _ROOT = "archive"
 # torch aligns storages so that a mapped file has aligned tensors.
 ALIGNMENT = 64
@@ -77,7 +80,12 @@ class Member:
 
 
 def members_of(pickle: bytes, storages: Sequence[Member]) -> list[Member]:
-    """All members of an archive with these storages, in torch's order."""
+    """All members of an archive with these storages, in torch's order; InputRefused for more than can be read again."""
+    if len(storages) + 3 > MAX_MEMBERS:
+        raise InputRefused(
+            f"{len(storages)} tensors are more than a torch file holds that can be read again",
+            hint="-o FILE.safetensors",
+        )
     return [
         Member("data.pkl", len(pickle), pickle),
         Member("byteorder", 6, b"little"),

@@ -19,7 +19,7 @@ from pathlib import Path
 from ...errors import TENSOR, InputRefused
 from ...text import printable
 from ..disk.input_file import InputFile, OpenFiles
-from ..pickle.pickle_data import TensorRef
+from ..pickle.pickle_data import TensorRef, Unpickled
 from ..source import Piece, Root, Source, Storage, TensorInfo
 from .dcp_metadata import AGAIN, Chunk, Entry, Place, Range, broken, read_metadata
 from .recognise import DCP
@@ -77,11 +77,12 @@ def _open(path: Path, root: str | None, files: dict[str, InputFile], metadata: s
     _check_ranges(said.ranges, files)
     numbers = {part: number for number, part in enumerate(files)}
     notes: dict[str, None] = {}
+    known: dict[bytes, Unpickled] = {}
     tensors = {}
     for name, ref in chosen.tensors.items():
         tensor = said.entries[ref.storage.key]
         assert tensor is not None, "the tree has references of tensors alone"
-        tensors[name] = _info(name, ref.storage.key, tensor, said.ranges, files, numbers, notes)
+        tensors[name] = _info(name, ref.storage.key, tensor, said.ranges, files, numbers, notes, known)
     source = Source(
         path=path,
         container=DCP,
@@ -141,12 +142,14 @@ def _info(
     files: Mapping[str, InputFile],
     numbers: Mapping[str, int],
     notes: dict[str, None],
+    known: dict[bytes, Unpickled],
 ) -> TensorInfo:
     pieces = []
     for chunk in tensor.chunks:
         r = ranges[entry, chunk.offsets]
         try:
-            info = _chunk_info(name, tensor, chunk, _Window(files[r.part], r), numbers[r.part], r.offset, notes)
+            window = _Window(files[r.part], r)
+            info = _chunk_info(name, tensor, chunk, window, numbers[r.part], r.offset, notes, known)
         except InputRefused as error:
             error.tensor, error.part = name, r.part
             raise
@@ -164,12 +167,19 @@ def _info(
 
 
 def _chunk_info(
-    name: str, tensor: Entry, chunk: Chunk, window: InputFile, number: int, base: int, notes: dict[str, None]
+    name: str,
+    tensor: Entry,
+    chunk: Chunk,
+    window: InputFile,
+    number: int,
+    base: int,
+    notes: dict[str, None],
+    known: dict[bytes, Unpickled],
 ) -> TensorInfo:
     """The chunk's tensor as a range of its part file."""
     if bytes(window.read(0, min(4, window.size))) != b"PK\x03\x04":
         raise InputRefused("its bytes are no archive of torch.save", hint=AGAIN)
-    loaded, storages, told = zip_parts(window)
+    loaded, storages, told = zip_parts(window, known)
     notes.update(dict.fromkeys(told))
     ref = loaded.value
     if not isinstance(ref, TensorRef) or ref.dtype != tensor.dtype or ref.shape != chunk.sizes:

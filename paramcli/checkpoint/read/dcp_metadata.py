@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ...errors import TENSOR, InputRefused
 from ...text import printable
 from ..disk.input_file import InputFile
+from ..header import MAX_TENSORS
 from ..pickle.pickle_data import (
     MAX_BYTES,
     Global,
@@ -30,7 +31,6 @@ from .recognise import DCP_METADATA
 
 _MODULE = "torch.distributed.checkpoint.metadata"
 _FILES = "torch.distributed.checkpoint.filesystem"
-MAX_ENTRIES = 500_000
 # Pairs of chunks of one tensor that are compared; chunks cut along one dimension need one comparison each.
 _MAX_COMPARED = 2_000_000
 # Dicts that may stand above an entry, on average.
@@ -141,8 +141,8 @@ def _entries(value: object, most: int) -> dict[str, Entry | None]:
     """Full name -> the tensor, or None for what is no tensor; at most so many chunks of them."""
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
         raise broken("it has no state dict of named entries")
-    if len(value) > MAX_ENTRIES:
-        raise broken(f"more than {MAX_ENTRIES} entries")
+    if len(value) > MAX_TENSORS:
+        raise broken(f"more than {MAX_TENSORS} entries")
     found: dict[str, Entry | None] = {}
     for name, item in value.items():
         fields = _tensor_fields(item)

@@ -19,6 +19,7 @@ from pathlib import Path
 from ...errors import PATH, TENSOR, InputRefused
 from ...text import count_text, listing, printable, printable_path
 from ..disk.input_file import InputFile, OpenFiles
+from ..header import MAX_HEADER_BYTES, MAX_TENSORS
 from ..source import RECORD_KEY, Extra, Root, Source, Storage, TensorInfo
 from ..strict_json import BrokenJson, decode_utf8, read_any, read_text, walk_document, walk_object
 from .parts import shard_sets
@@ -28,8 +29,7 @@ INDEX_SUFFIX = ".safetensors.index.json"
 INDEX_NAME = f"model{INDEX_SUFFIX}"
 TORCH_INDEX_SUFFIX = ".bin.index.json"
 # The cap of a safetensors header, which names the same tensors.
-MAX_INDEX_BYTES = 100_000_000
-MAX_TENSORS = 500_000
+MAX_INDEX_BYTES = MAX_HEADER_BYTES
 # Other tools' keys, in the index and in its metadata, and the characters of their values; transformers writes one key.
 MAX_OTHER_KEYS, MAX_OTHER_CHARACTERS = 10_000, 1 << 20
 

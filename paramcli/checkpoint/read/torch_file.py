@@ -35,6 +35,8 @@ from .roots import choose_root
 EXPANSION = 64 << 20
 # So is one storage under several names: a model may be one block used over and over, but not without end.
 MAX_SHARING = 200
+# So many descriptions, of at most so many bytes, are kept in case another is alike.
+_KNOWN, _SMALL = 1000, 1 << 12
 # Two 4-bit values to a byte, as torch counts them.
 PAIRS = "F4x2"
 _LEGACY_PROTOCOL = 1001
@@ -110,8 +112,11 @@ def _open(path: Path, file: InputFile, root: str | None) -> Source:
 Storages = dict[str, Storage]
 
 
-def zip_parts(file: InputFile) -> tuple[Unpickled, Storages, list[str]]:
-    """What torch.save wrote: the description of its pickle, its storages, and what is to be noted."""
+def zip_parts(file: InputFile, known: dict[bytes, Unpickled] | None = None) -> tuple[Unpickled, Storages, list[str]]:
+    """What torch.save wrote: the description of its pickle, its storages, and what is to be noted.
+
+    `known`: of many small archives the descriptions that were read, as many of them are alike.
+    """
     archive = read_archive(file)
     if "data.pkl" not in archive.members:
         raise InputRefused(
@@ -122,7 +127,9 @@ def zip_parts(file: InputFile) -> tuple[Unpickled, Storages, list[str]]:
     if order.strip() != b"little":
         raise InputRefused("it was written on a big-endian machine", hint="save it again on a little-endian one")
     data = member_bytes(file, archive, "data.pkl", MAX_BYTES)
-    loaded = read_pickle(data)
+    loaded = (known or {}).get(data) or read_pickle(data)
+    if known is not None and len(known) < _KNOWN and len(data) < _SMALL:
+        known[data] = loaded
     if loaded.end != len(data):
         raise InputRefused(
             "bytes after the end of its pickle belong to nothing", hint="copy or download the file again"

@@ -10,10 +10,11 @@ archives are known before a tensor is, and tensors come in any order.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ...errors import PATH, OutputFailed
@@ -21,8 +22,8 @@ from ..disk.atomic import AtomicFile, Data, failures, flat, hidden_name
 from ..disk.direct import Disk
 from ..disk.input_file import OpenFiles
 from ..disk.stream import Stream
-from ..header import Slot
-from ..pickle.pickle_data import Global, Key, Opaque, Size, StorageRef, TensorRef
+from ..header import Slot, refuse_too_many
+from ..pickle.pickle_data import MAX_OPAQUE, Global, Key, Opaque, Size, StorageRef, TensorRef
 from ..pickle.write_pickle import DTYPE_NAMES, PickleWriter, unit
 from ..pickle.write_zip import ALIGNMENT, Member, directory, lay_out, members_of
 from ..read.dcp import part_names
@@ -37,6 +38,8 @@ PART_SUFFIX = ".distcp"
 _MODULE = "torch.distributed.checkpoint.metadata"
 _FILES = "torch.distributed.checkpoint.filesystem"
 _VERSION = "1.0.0"
+# So many tensors, if no two of them are alike, may be more than can be described.
+_WORTH_A_LOOK = MAX_OPAQUE // 5
 # A tensor up to this size is written with its archive around it in one call.
 _WHOLE = 1 << 20
 
@@ -188,25 +191,21 @@ class DcpSink(FolderSink):
     ):
         super().__init__(folder, parts, siblings, run=run, overwrite=overwrite, owner=owner)
         self.places = {part: places_of(slots) for part, slots in self.parts.items()}
+        refuse_too_many(len(self.home))
+        if len(self.home) > _WORTH_A_LOOK:
+            self.index_bytes({part: part for part in self.parts})  # what is too much is refused before it is written
 
     def part_sink(self, path: Path, part: str, pool: OpenFiles, disk: Disk) -> PartFile:
         return PartFile(path, self.parts[part], self.places[part], overwrite=self.overwrite, pool=pool, disk=disk)
 
     def index_bytes(self, names: Mapping[str, str]) -> bytes:
         tensors, data, paths = {}, {}, {}
-        sizes: dict[tuple[int, ...], Size] = {}  # one object for equal ones, which the pickle then holds once
-
-        def size(shape: Sequence[int]) -> Size:
-            return sizes.setdefault(tuple(shape), Size(shape))
-
+        # Equal parts are one object, which the pickle holds once: it can then describe three times as many tensors.
+        one = functools.cache(functools.partial(_tensor, functools.cache(Size)))
         for part in filter(names.__contains__, self.parts):  # in one order, whichever ranks the parts come from
             for slot in self.parts[part]:
                 offset, length = self.places[part][slot.name]
-                dtype, shape = as_torch(slot)
-                first, whole = size((0,) * len(shape)), size(shape)
-                chunk = _object(_MODULE, "ChunkStorageMetadata", {"offsets": first, "sizes": whole})
-                fields = {"properties": _properties(dtype), "size": whole, "chunks": [chunk]}
-                tensors[slot.name] = _object(_MODULE, "TensorStorageMetadata", fields)
+                tensors[slot.name], first = one(*as_torch(slot))
                 paths[slot.name] = (slot.name,)
                 index = _object(_MODULE, "MetadataIndex", {"fqn": slot.name, "offset": first, "index": 0})
                 data[Key(index)] = _object(
@@ -255,10 +254,16 @@ def _object(module: str, name: str, state: object) -> Opaque:
     return Opaque(Global(module, name), (), "new", state)
 
 
-def _properties(dtype: str) -> Opaque:
-    return _object(
-        _MODULE, "TensorProperties", (Global("torch", DTYPE_NAMES[dtype]), _LAYOUT, False, _CONTIGUOUS, False)
-    )
+def _tensor(size: Callable[[tuple[int, ...]], Size], dtype: str, shape: tuple[int, ...]) -> tuple[Opaque, Size]:
+    """(what is said of a tensor in one chunk, where that begins)"""
+    first, whole = size((0,) * len(shape)), size(shape)
+    properties = (Global("torch", DTYPE_NAMES[dtype]), _LAYOUT, False, _CONTIGUOUS, False)
+    fields = {
+        "properties": _object(_MODULE, "TensorProperties", properties),
+        "size": whole,
+        "chunks": [_object(_MODULE, "ChunkStorageMetadata", {"offsets": first, "sizes": whole})],
+    }
+    return _object(_MODULE, "TensorStorageMetadata", fields), first
 
 
 def _no_tensor(ref: object) -> tuple[str, int, int]:

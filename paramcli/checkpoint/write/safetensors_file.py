@@ -53,7 +53,8 @@ class SafetensorsSink(FileSink):
         longest: Mapping[str, str] | None = None,
     ):
         self._places = layout(slots)
-        head_of = partial(build_header, slots, end=congruent_end(self._places, origins), longest=longest)
+        end = congruent_end(self._places, origins)
+        head_of = partial(build_header, slots, end=end, longest=longest, places=self._places)
         head = head_of(metadata)
         self._head: bytes | None = head
         self._head_of = head_of if longest is not None else None

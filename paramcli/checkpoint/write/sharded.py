@@ -12,10 +12,10 @@ from ...errors import PATH, InputRefused, OutputFailed
 from ...text import printable
 from ..disk.direct import Disk
 from ..disk.input_file import OpenFiles
-from ..header import Slot
+from ..header import Slot, refuse_too_many
 from ..read.parts import shard_sets
 from ..read.recognise import is_dcp
-from ..read.sharded import INDEX_NAME, INDEX_SUFFIX, read_index
+from ..read.sharded import INDEX_NAME, INDEX_SUFFIX, MAX_INDEX_BYTES, read_index
 from .folder import FolderSink, Run
 from .safetensors_file import SafetensorsSink
 from .writer import MetadataOf
@@ -53,6 +53,7 @@ class ShardedSink(FolderSink):
         self.metadata = metadata
         self.origins = origins
         self.longest = longest
+        refuse_too_many(len(self.home))
         total = sum(slot.nbytes for slots in self.parts.values() for slot in slots)
         self.index_metadata = {**(index_metadata or {}), "total_size": total}
 
@@ -80,7 +81,13 @@ class ShardedSink(FolderSink):
         weight_map = {name: names[shard] for name, shard in self.home.items()}
         document = {"metadata": self.index_metadata, "weight_map": weight_map}
         # The bytes that huggingface_hub and transformers write.
-        return (json.dumps(document, indent=2, sort_keys=True) + "\n").encode("ascii")
+        data = (json.dumps(document, indent=2, sort_keys=True) + "\n").encode("ascii")
+        if len(data) > MAX_INDEX_BYTES:
+            raise InputRefused(
+                f"the index would be {len(data)} bytes; {MAX_INDEX_BYTES} is the limit of what can be read again",
+                hint="-o FILE.safetensors",
+            )
+        return data
 
     def check_replaced(self) -> None:
         indexes = sorted(name for name in os.listdir(self.folder) if name.endswith(INDEX_SUFFIX))
