@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from hashlib import sha256
 
 from .source import Source, TensorInfo
 
@@ -17,6 +16,8 @@ def sampled(source: Source) -> str:
     """A digest of the files' names and sizes, of every tensor's place, and of some bytes of each; where the container
     has checksums, of those.
     """
+    from hashlib import sha256
+
     digest = sha256()
     for file in source.read_files:
         digest.update(repr((file.path.name, file.size)).encode())
