@@ -21,6 +21,8 @@ from paramcli.checkpoint.read.open import open_checkpoint
 from paramcli.checkpoint.read.torch_file import zip_parts
 from paramcli.errors import InputRefused
 
+from ..pace import times
+
 W = torch.arange(6.0).reshape(2, 3)
 NESTED = {
     "state_dict": collections.OrderedDict(
@@ -126,3 +128,13 @@ def test_an_index_and_a_record_too_large_are_not_written(tmp_path, paramcli, mon
     assert "the paramcli record of 5 tensors" in paramcli(*add, code=3).err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.safetensors", "o"]
     assert json.loads((tmp_path / "o" / "model.safetensors.index.json").read_text())["weight_map"]
+
+
+def test_inspect_and_convert_cost_a_few_times_what_reading_the_header_does(tmp_path, paramcli):
+    """Of 20,000 tensors: at most twenty times `json.loads` of the same header."""
+    slots = [header.Slot(f"model.layers.{i // 10}.block{i % 10}.weight", "F32", (2, 2)) for i in range(20_000)]
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(header.build_header(slots, {}) + bytes(16 * 20_000))
+    text = path.read_bytes()[8 : -16 * 20_000]
+    for line in (["inspect", path], ["convert", path, "-f", "-o", tmp_path / "o.safetensors"]):
+        assert times(lambda line=line: paramcli(*line), lambda: json.loads(text), 20) < 20

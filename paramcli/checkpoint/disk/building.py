@@ -13,7 +13,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from .atomic import TEMPORARY_PREFIX, hidden_name
+from .atomic import TEMPORARY_PREFIX, hidden_name, rename_to_new
 from .input_file import above_standard_streams
 
 _BOOT = "/proc/sys/kernel/random/boot_id"
@@ -42,13 +42,16 @@ class Building:
         sweep(parent)
         unheld = hidden_name(parent, ".new")
         os.mkdir(unheld, 0o777)  # the mode follows the umask
+        building = None
         try:
             building = cls(unheld)
             # It gets the name that is swept when it is held.
             building.path = unheld.with_name(f"{unheld.stem}-{_system()}.tmp")
-            os.rename(unheld, building.path)
+            rename_to_new(unheld, building.path)
         except BaseException:
             shutil.rmtree(unheld, ignore_errors=True)
+            if building is not None:
+                building.close()
             raise
         return building
 

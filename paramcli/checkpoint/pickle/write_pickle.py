@@ -58,6 +58,7 @@ class PickleWriter:
         # As the reader counts them, whose limits are the writer's: what is written can be read again.
         self.opcodes, self.objects, self.opaque = 2, 0, 0
         self.memo: dict[object, int] = {}
+        self.sizes: dict[tuple[int, ...], tuple[int, ...]] = {}
         self.alive: list[object] = []  # ids stay unique while their objects live
         self.depth = 0
 
@@ -218,7 +219,9 @@ class PickleWriter:
         self.write(Global("torch._utils", function))
         self.put(b"(")
         self._storage(ref.dtype if by_class else None, key, numel)
-        for part in (offset, tuple(ref.shape), tuple(ref.stride), False):
+        # Equal shapes are one tuple, which is written once.
+        shape, stride = (self.sizes.setdefault(sizes, sizes) for sizes in (tuple(ref.shape), tuple(ref.stride)))
+        for part in (offset, shape, stride, False):
             self.write(part)
         self._call(_ORDERED, ())
         if not by_class:

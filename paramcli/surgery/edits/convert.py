@@ -142,7 +142,8 @@ class Convert:
         def run(source: Tensors, device: str, compute: str) -> Made:
             before = source.read(key)
             after = before.to(torch_dtype(code))
-            lost = int((before.isfinite() & ~after.isfinite()).sum())
+            finite = after.isfinite()
+            lost = 0 if finite.all() else int((before.isfinite() & ~finite).sum())
             note = (
                 f"{count_text(lost, 'value')} of {before.numel()} too large for {self.dtype}: infinite now"
                 if lost
