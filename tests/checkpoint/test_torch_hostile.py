@@ -142,6 +142,21 @@ HOSTILE = {
     "a dict in itself": state_dict(b"}q\x01" + text("me") + b"h\x01s"),
     "lists 100,000 deep": state_dict(b"]" * 100_000 + b"a" * 99_999),
     "a dict with 2^130 leaves": state_dict(b"}" + (b"q\x020}(" + text("a") + b"h\x02" + text("b") + b"h\x02u") * 130),
+    "190,000 calls with one tuple of a million": state_dict(
+        b"(" + b"N" * 1_000_000 + b"tq\x070" + name("m", "C") + b"q\x080" + b"h\x08h\x07R0" * 190_000 + b"N"
+    ),
+    "40,000 makings with one tuple of 100,000": state_dict(
+        b"(" + b"N" * 100_000 + b"tq\x070" + name("m", "C") + b"q\x080" + b"h\x08h\x07}\x920" * 40_000 + b"N"
+    ),
+    "60,000 calls of what getattr names, a long name": state_dict(
+        name("builtins", "getattr")
+        + b"q\x060"
+        + name("m", "C")
+        + text("a" * 900)
+        + b"\x86q\x080"
+        + b"h\x06h\x08R0" * 60_000
+        + b"N"
+    ),
     "2000 expanded tensors of 60 MB": b"\x80\x02}("
     + b"".join(
         text(f"w{n}") + tensor(shape=b"J" + struct.pack("<i", 15_000_000) + b"\x85", stride=b"K\x00\x85")
@@ -159,6 +174,41 @@ def test_hostile_pickles_are_refused_in_time(checkpoint, what):
     first, took, grown = outcome(checkpoint(HOSTILE[what]))
     assert first.startswith("refused"), first
     assert took < MOST_STEPS and grown < 1000
+
+
+NONES = b"}q\x05(" + b"".join(b"M" + struct.pack("<H", n) + b"N" for n in range(8000)) + b"u0"
+WITH_STATE = name("torch._utils", "_rebuild_parameter_with_state")
+SHARING = {
+    "a million storages of one identity": b"(" + STORAGE[:-1] + b"q\x010" + b"h\x01Q" * 990_000 + b"l",
+    "30,000 parameters that share 8000 attributes": b"("
+    + NONES[:-1]
+    + b"\x85q\x060"
+    + WITH_STATE
+    + b"q\x070"
+    + tensor()
+    + b"q\x080"
+    + b"h\x07(h\x08\x88Nh\x06tR0" * 30_000
+    + b"l",
+    "30,000 objects that share 8000 attributes": b"("
+    + NONES
+    + name("m", "C")
+    + b"q\x060"
+    + b"h\x06)\x81h\x05b" * 30_000
+    + b"l",
+    "30,000 keys of one dict of 8000": b"("
+    + NONES
+    + b"}("
+    + b"".join(b"M" + struct.pack("<H", n) + b"h\x05" for n in range(30_000))
+    + b"ul",
+}
+
+
+@pytest.mark.parametrize("what", SHARING)
+def test_what_is_shared_costs_what_it_is(checkpoint, what):
+    """Values that a small pickle mentions over and over cost the time of one mention each, and are read."""
+    first, took, grown = outcome(checkpoint(state_dict(SHARING[what])))
+    assert first == "opened  1", first
+    assert took < MOST_STEPS / 5 and grown < 300
 
 
 def test_a_view_that_begins_nowhere_is_no_torch_output(checkpoint, tmp_path, paramcli):
@@ -191,6 +241,63 @@ def test_dangerous_names_are_refused(checkpoint, tmp_path, module_, word):
     with pytest.raises(InputRefused, match=word):
         open_checkpoint(checkpoint(state_dict(name(module_, word) + text(f"touch {canary}") + b"\x85R")))
     assert not canary.exists()
+
+
+def call(module_: str, word: str, *arguments: bytes) -> bytes:
+    return name(module_, word) + b"(" + b"".join(arguments) + b"tR"
+
+
+CLASS, SYSTEM = name("m", "Buffer"), name("os", "system")
+HARMLESS = {
+    "bytes in memory": call("_io", "BytesIO", call("_codecs", "encode", text("x"), text("latin1"))),
+    "the type of None": call("__builtin__", "type", b"N"),
+    "a method": call("__builtin__", "getattr", CLASS, text("min")),
+    "a member of an enum, called": call("builtins", "getattr", CLASS, text("of")) + text("x") + b"\x85R",
+    "a type by its name": call("dill._dill", "_load_type", text("CodeType")),
+    "a class of torch.compile, called": call("torch._dynamo.eval_frame", "OptimizeContext", b"N"),
+    "a class of torch.compile, made": name("torch._dynamo.hooks", "Hooks") + b")\x81",
+    "os.system, never called": SYSTEM,
+    "os.system in a list": b"]" + SYSTEM + b"a",
+    "eval as a dict's value": b"}" + text("f") + name("builtins", "eval") + b"s",
+}
+
+
+@pytest.mark.parametrize("what", HARMLESS)
+def test_what_does_nothing_is_no_alarm(checkpoint, what):
+    """A name that is not called, and a call that only names a class, a method or bytes, is inert."""
+    with open_checkpoint(checkpoint(state_dict(HARMLESS[what]))) as source:
+        assert list(source.tensors) == ["w"] and [extra.name for extra in source.extras] == ["x"]
+
+
+MODULE = call("builtins", "getattr", name("torch", "serialization"), text("os"))
+HARMFUL = {
+    "given to partial": (call("functools", "partial", SYSTEM, text("x")), "gives os.system to functools.partial"),
+    "given to a dict as its factory": (call("collections", "defaultdict", SYSTEM), "gives os.system"),
+    "given to another call of getattr": (
+        call("functools", "partial", call("builtins", "getattr", MODULE, text("system"))),
+        "gives torch.serialization.os.system",
+    ),
+    "reached by getattr": (
+        call("builtins", "getattr", MODULE, text("system")) + text("x") + b"\x85R",
+        "calls torch.serialization.os.system",
+    ),
+    "getattr of what is hidden": (call("builtins", "getattr", CLASS, text("__globals__")), "calls builtins.getattr"),
+    "a class with a body": (call("builtins", "type", text("A"), b")", b"}"), "calls builtins.type"),
+    "a function of torch.compile": (
+        call("torch._dynamo.utils", "import_submodule", b"N"),
+        "calls torch._dynamo.utils.import_submodule",
+    ),
+    "code of dill": (call("dill._dill", "_create_function", b"N"), "calls dill._dill._create_function"),
+    "a file": (call("_io", "FileIO", text("/etc/passwd")), "calls _io.FileIO"),
+}
+
+
+@pytest.mark.parametrize("what", HARMFUL)
+def test_what_would_run_code_is_called_by_its_name(checkpoint, what):
+    """The message says what the pickle does with which name."""
+    pickle, said = HARMFUL[what]
+    with pytest.raises(InputRefused, match=said):
+        open_checkpoint(checkpoint(state_dict(pickle)))
 
 
 def test_dotted_names_reach_no_further(checkpoint):

@@ -15,7 +15,15 @@ from typing import Any, TypeGuard
 
 from ...errors import InputRefused
 from ...text import printable
-from .pickle_globals import TORCH_DTYPES, refuse_built_memory, refuse_dangerous, storage_dtype
+from .pickle_globals import (
+    TORCH_DTYPES,
+    dangerous,
+    is_dangerous,
+    is_dangerous_step,
+    is_harmless_call,
+    refuse_built_memory,
+    storage_dtype,
+)
 
 # torch.save spends about 35 opcodes and 100 bytes on a tensor: room for 125,000 of them, by each of these bounds.
 MAX_BYTES = 64 << 20
@@ -33,10 +41,11 @@ MAX_GLOBAL_NAME = 1000
 
 @dataclass(frozen=True)
 class Global:
-    """A name the pickle mentions: module.name, never imported."""
+    """A name the pickle mentions: module.name, never imported. `dangerous`: a call of it could run code."""
 
     module: str
     name: str
+    dangerous: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
         return f"{self.module}.{self.name}"
@@ -46,7 +55,8 @@ class Global:
 class Opaque:
     """An object of a class that is not understood: what it was made from, inert.
 
-    `made_by` and `arguments` are the call the pickle makes; `cls` is the class for people.
+    `made_by` and `arguments` are the call the pickle makes; `cls` is the class for people. `names`: the attribute of a
+    class that it is, made by getattr.
     """
 
     cls: Global
@@ -55,6 +65,7 @@ class Opaque:
     state: object = None
     items: list[object] = field(default_factory=list)
     pairs: dict[object, object] = field(default_factory=dict)
+    names: Global | None = None
 
 
 class Items(dict[object, object]):
@@ -213,7 +224,7 @@ def _parameter_with_state(arguments: tuple[object, ...]) -> object:
     if (
         isinstance(made, TensorRef)
         and isinstance(attributes, dict)
-        and not {"ds_tensor", "ds_shape"}.isdisjoint(attributes)
+        and ("ds_tensor" in attributes or "ds_shape" in attributes)
     ):
         return replace(made, flags=(*made.flags, PARTITIONED))
     return made
@@ -315,19 +326,46 @@ _CALLS: dict[tuple[str, str], Callable[[tuple[object, ...]], object]] = {
 }
 
 
-def _call(function: object, arguments: tuple[object, ...]) -> object:
-    """What REDUCE and NEWOBJ make of a global and its arguments."""
+_GETATTR = {Global("builtins", "getattr"), Global("__builtin__", "getattr")}
+_MAKERS = {Global(module, name) for module in ("copyreg", "copy_reg") for name in ("_reconstructor", "__newobj__")}
+
+
+def _attribute(arguments: tuple[object, ...]) -> Global | None:
+    """What getattr(class, "method") is a name of; None where it is none."""
+    holder, name = arguments if len(arguments) == 2 else (None, None)
+    owner = (holder.names or holder.cls) if isinstance(holder, Opaque) else holder
+    if not isinstance(owner, Global) or not isinstance(name, str) or len(owner.name) + len(name) > MAX_GLOBAL_NAME:
+        return None
+    dangerous_now = owner.dangerous or is_dangerous_step(owner.name.rpartition(".")[2], name)
+    return Global(owner.module, f"{owner.name}.{name}", dangerous_now)
+
+
+def _refuse_dangerous(function: Global, arguments: tuple[object, ...], built: bool) -> None:
+    """Raise InputRefused where the call could run code: by itself, or by what it is given to call."""
+    if function.dangerous and not is_harmless_call(function.module, function.name, arguments, built):
+        raise dangerous(f"calls {shown(function)}")
+    for argument in arguments:
+        given = argument.names if isinstance(argument, Opaque) else argument
+        if isinstance(given, Global) and given.dangerous and not is_harmless_call(given.module, given.name, (), True):
+            raise dangerous(f"gives {shown(given)} to {shown(function)}")
+
+
+def _call(function: object, arguments: tuple[object, ...], built: bool = False) -> object:
+    """What REDUCE and NEWOBJ (`built`) make of a global and its arguments."""
+    if isinstance(function, Opaque) and function.names is not None:
+        function = function.names
     if not isinstance(function, Global):
         raise broken("a call of something that is no name")
+    _refuse_dangerous(function, arguments, built)
     known = _CALLS.get((function.module, function.name))
     if known is not None:
         return known(arguments)
     refuse_built_memory(function.module, function.name, arguments)
-    makes_another = function.module in ("copyreg", "copy_reg") and function.name in ("_reconstructor", "__newobj__")
-    if makes_another and arguments and isinstance(arguments[0], Global):
+    if function in _MAKERS and arguments and isinstance(arguments[0], Global):
         refuse_built_memory(arguments[0].module, arguments[0].name, arguments[1:])
         return Opaque(arguments[0], (function, *arguments), "via")
-    return Opaque(function, arguments)
+    names = _attribute(arguments) if function in _GETATTR else None
+    return Opaque(function, arguments, "new" if built else "call", names=names)
 
 
 def _persistent(identity: object) -> object:
@@ -397,7 +435,8 @@ class _Machine:
         self.memo: dict[int, object] = {}
         self.classes: dict[Global, None] = {}
         self.names: dict[tuple[str, str], Global] = {}
-        self.copied = 0
+        self.storages: dict[int, tuple[object, object]] = {}
+        self.paid = 0
         self.objects = 0
         self.opaque = 0
 
@@ -476,19 +515,25 @@ class _Machine:
             return
         if len(module) + len(name) > MAX_GLOBAL_NAME or not f"{module}{name}".isprintable():
             raise broken("the name of a class that is none")  # a line break in it would be opcodes to who copies it
-        refuse_dangerous(module, name)
-        known = self.names[module, name] = Global(module, name)
+        known = self.names[module, name] = Global(module, name, is_dangerous(module, name))
         self.push_new(known)
 
-    def made(self, function: object, arguments: object) -> None:
+    def made(self, function: object, arguments: object, built: bool = False) -> None:
         if not isinstance(arguments, tuple):
             raise broken("a call without arguments")
-        # What a call copies was written out once; copying a remembered argument over and over is a bomb.
+        # What a call looks at was written out once; calling with a remembered argument over and over is a bomb. It is
+        # paid for before it is looked at.
+        self.charge(len(arguments))
         inner = arguments[2] if len(arguments) > 2 and isinstance(arguments[2], tuple) else ()  # of a tensor subclass
-        self.copied += sum(len(a) for a in (*arguments, *inner) if isinstance(a, (str, list, tuple, dict)))
-        if self.copied > len(self.data):
+        self.charge(len(inner))
+        self.charge(sum(len(a) for a in (*arguments, *inner) if isinstance(a, (str, list, tuple, dict))))
+        self.push_new(_call(function, arguments, built))
+
+    def charge(self, parts: int) -> None:
+        """Pay for work on so many parts of remembered values; in all there are no more than the pickle has bytes."""
+        self.paid += parts
+        if self.paid > len(self.data):
             raise InputRefused("its pickle would grow far beyond its own size when it is read")
-        self.push_new(_call(function, arguments))
 
     def remember(self, index: int) -> None:
         self.memo[index] = self.stack[-1]
@@ -532,23 +577,29 @@ class _Machine:
             raise broken("a state set on what has none")
 
     def persistent(self) -> None:
-        self.push_new(_persistent(self.stack.pop()))
+        identity = self.stack.pop()
+        # A remembered identity is one storage, however often it is asked for; it is held, so that its id stays its own.
+        known = self.storages.get(id(identity))
+        if known is not None:
+            self.stack.append(known[1])
+            return
+        self.push_new(made := _persistent(identity))
+        self.storages[id(identity)] = identity, made
 
-    def reduce(self) -> None:
+    def reduce(self, built: bool = False) -> None:
         arguments = self.stack.pop()
-        self.made(self.stack.pop(), arguments)
+        self.made(self.stack.pop(), arguments, built)
 
     def new(self) -> None:
-        self.reduce()
-        made = self.stack[-1]
-        if isinstance(made, Opaque) and made.made_by == "call":
-            made.made_by = "new"
+        self.reduce(built=True)
 
     def new_ex(self) -> None:
         keywords, arguments = self.stack.pop(), self.stack.pop()
         cls = self.stack.pop()
         if not isinstance(cls, Global) or not isinstance(arguments, tuple):
             raise broken("a call without arguments")
+        self.charge(len(arguments))
+        _refuse_dangerous(cls, arguments, built=True)
         refuse_built_memory(cls.module, cls.name, arguments)
         self.push_new(Opaque(cls, (Global("copyreg", "__newobj_ex__"), cls, arguments, keywords), "via"))
 

@@ -1,17 +1,20 @@
 """What each global that a torch pickle names means here. Nothing is ever imported or called.
 
-Three kinds. A few are torch's own building blocks, understood symbolically. A few can only be there to
-do harm, or would hand out memory of this process as weights: they refuse the file. All others become
-inert stand-ins, whatever they are.
+Three kinds. A few are torch's own building blocks, understood symbolically. A few reach the system or
+code, or would hand out memory of this process as weights: a file that calls one of them, or hands one
+to what it calls, is refused. A name alone does nothing, and it and all others become inert stand-ins.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 from ...errors import InputRefused
 from ...text import printable
 
-# Modules none of whose names belong in a checkpoint: each reaches the system, the interpreter, the network, or
-# rebuilds code. The list names the danger to a person; what is not on it becomes an inert object all the same.
+# Modules none of whose names a checkpoint has reason to call: each reaches the system, the interpreter, the network,
+# or rebuilds code. The list names the danger to a person; what is not on it becomes an inert object all the same.
 _DANGEROUS_MODULES = frozenset(
     [
         "os",
@@ -55,7 +58,6 @@ _DANGEROUS_MODULES = frozenset(
         "_posixsubprocess",
         "_ctypes",
         "_thread",
-        "_io",
         "mmap",
         "sqlite3",
         "cloudpickle",
@@ -99,7 +101,7 @@ _DANGEROUS_NAMES = {
     ("operator", "_operator"): frozenset(["attrgetter", "methodcaller", "call"]),
     ("types",): frozenset(["FunctionType", "CodeType", "LambdaType", "MethodType", "ModuleType"]),
     ("functools", "_functools"): frozenset(("reduce",)),
-    ("io", "codecs"): frozenset(["open", "FileIO", "open_code"]),
+    ("io", "_io", "codecs"): frozenset(["open", "FileIO", "open_code"]),
     ("code",): frozenset(["interact", "InteractiveInterpreter", "InteractiveConsole", "compile_command"]),
     ("torch",): frozenset(["load", "save", "hub", "jit", "from_file", "ops"]),
     ("torch.storage",): frozenset(("_load_from_bytes",)),
@@ -122,6 +124,10 @@ _DANGEROUS_PREFIXES = (
     "numpy.testing",
     "numpy.f2py",
 )
+# Of dangerous modules: what only gives a type by its name, as pickles of dill and cloudpickle name Python's own.
+_INERT = frozenset(["dill._dill._load_type", "dill.dill._load_type", "cloudpickle.cloudpickle._builtin_type"])
+# Modules whose classes may be called: torch.compile leaves a dozen of them in a pickled model. Their functions compile.
+_OF_CLASSES = "torch._dynamo"
 
 STORAGE_DTYPES = {
     "DoubleStorage": "F64",
@@ -187,29 +193,45 @@ def storage_dtype(module: str, name: str) -> str | None:
     return STORAGE_DTYPES.get(name) or OTHER_STORAGES.get(name, (None, 0))[0]
 
 
-def refuse_dangerous(module: str, name: str) -> None:
-    """Raise InputRefused where a global has no business in a checkpoint."""
-    if _is_dangerous(module, name):
-        raise InputRefused(
-            f"its pickle names {printable(module, 80)}.{printable(name, 80)}, which could run code; nothing was run",
-            hint="do not load this file with other tools; get it from a source you trust, as safetensors",
-        )
-
-
-def _is_dangerous(module: str, name: str) -> bool:
+def is_dangerous(module: str, name: str) -> bool:
+    """Could a call of this name run code, or reach files or the system?"""
+    if f"{module}.{name}" in _INERT:
+        return False
     # A dotted name walks attributes: 'torch' and 'os.system' is os.system.
-    while True:
-        first, dot, rest = name.partition(".")
-        if (
-            module.partition(".")[0] in _DANGEROUS_MODULES
-            or any(module in modules and first in names for modules, names in _DANGEROUS_NAMES.items())
-            or any(module == prefix or module.startswith(f"{prefix}.") for prefix in _DANGEROUS_PREFIXES)
-            or (dot and first.startswith("__"))
-        ):
-            return True
-        if not dot:
-            return False
-        module, name = first, rest
+    steps = [module, *name.split(".")]
+    return any(is_dangerous_step(owner, step) for owner, step in pairwise(steps)) or any(
+        step.startswith("__") for step in steps[1:-1]
+    )
+
+
+def is_dangerous_step(owner: str, name: str) -> bool:
+    """The same of one attribute of a module, or of what looks like one."""
+    return (
+        owner.partition(".")[0] in _DANGEROUS_MODULES
+        or any(owner in modules and name in names for modules, names in _DANGEROUS_NAMES.items())
+        or any(owner == prefix or owner.startswith(f"{prefix}.") for prefix in _DANGEROUS_PREFIXES)
+    )
+
+
+def is_harmless_call(module: str, name: str, arguments: Sequence[object], built: bool) -> bool:
+    """Is a call of what is dangerous none after all? `built`: the class is made anew (`cls.__new__`), not called."""
+    if module in ("builtins", "__builtin__"):
+        # type(x) tells a class, and getattr(x, "name") an attribute: bound methods and members of enums are so pickled.
+        if name == "type":
+            return len(arguments) == 1
+        last = arguments[-1] if len(arguments) == 2 else None
+        return name == "getattr" and isinstance(last, str) and not last.startswith("__")
+    is_class = name.rpartition(".")[2].lstrip("_")[:1].isupper()
+    of_classes = module == _OF_CLASSES or module.startswith(f"{_OF_CLASSES}.")
+    return is_class and (of_classes or (built and module.partition(".")[0] == "torch"))
+
+
+def dangerous(what: str) -> InputRefused:
+    """The refusal of a file for what its pickle does: "calls os.system"."""
+    return InputRefused(
+        f"its pickle {what}, which could run code; nothing was run",
+        hint="do not load this file with other tools; get it from a source you trust, as safetensors",
+    )
 
 
 def refuse_built_memory(module: str, name: str, arguments: tuple[object, ...]) -> None:
