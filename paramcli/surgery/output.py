@@ -20,7 +20,7 @@ from ..checkpoint.write.dcp import DcpSink, part_name
 from ..checkpoint.write.folder import Run
 from ..checkpoint.write.safetensors_file import SafetensorsSink
 from ..checkpoint.write.sharded import ShardedSink, plan_shards
-from ..checkpoint.write.torch_file import TorchSink
+from ..checkpoint.write.torch_file import TorchSink, names_left_out
 from ..checkpoint.write.writer import MetadataOf, Sink
 from ..errors import PATH, OutputFailed, UsageError
 from ..spelling import record as records
@@ -275,6 +275,8 @@ def lost(output: Path, source: Source, plan: Plan) -> list[str]:
     to_torch = is_torch(output, source)
     keeps_rest = to_torch and source.tree is not None
     names = [extra.name for extra in source.extras if not (keeps_rest and extra.carried)]
+    if keeps_rest:
+        names += names_left_out(source)
     if not has_record(output, source):
         names += [
             f"metadata {name}"

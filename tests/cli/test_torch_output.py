@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
+import datetime
+import decimal
+import fractions
+import importlib
 import json
+import pathlib
+import platform
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -185,3 +194,90 @@ def test_4_bit_floats_go_to_safetensors_and_back(tmp_path, paramcli):
         "q.weight is F4"
         in paramcli("add", tmp_path / "b.safetensors", "-t", "q.weight", "--chain", "weight_norm", code=3).err
     )
+
+
+class Called:
+    """Pickled, it is a call of what it is given."""
+
+    def __init__(self, module: str, function: str, *arguments):
+        self.made = getattr(importlib.import_module(module), function), arguments
+
+    def __reduce__(self):
+        return self.made
+
+
+HARMLESS_TO_READ = [
+    ("uuid", "_get_command_stdout"),
+    ("platform", "popen" if hasattr(platform, "popen") else "uname"),
+    ("zipfile", "ZipFile"),
+    ("logging", "FileHandler"),
+    ("torch.serialization", "load"),
+    ("tempfile", "mkstemp"),
+    ("numpy", "savetxt"),
+]
+# Where it lies -> (what is left out, what stays in its place).
+PLACES = {
+    "an entry": (lambda made: {"a": 1, "z": made}, "rest.z", {"a": 1}),
+    "in a list": (lambda made: {"a": [1, {"b": 2}], "z": [0, [made]]}, "rest.z", {"a": [1, {"b": 2}]}),
+    "deep in a list": (lambda made: {"z": [0, {"b": made, "c": 1}]}, "rest.z.b", {"z": [0, {"c": 1}]}),
+    "in a tuple": (lambda made: {"z": (made, 1), "a": 2}, "rest.z", {"a": 2}),
+    "in a set's place": (lambda made: {"z": Called("builtins", "set", [made]), "a": 2}, "rest.z", {"a": 2}),
+    "twice": (lambda made: {"y": made, "z": [made]}, "rest.y, rest.z", {}),
+    "in an object": (
+        lambda made: argparse.Namespace(lr=1, log=made),
+        "rest.log",
+        argparse.Namespace(lr=1),
+    ),
+    "as a key": (lambda made: {(made, 1): 2, "a": 1}, "rest.tuple", {"a": 1}),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_call_that_is_not_torch_s_own_is_left_out_and_named(place, tmp_path, paramcli):
+    """The smallest entry of a dict that holds it is missing, and all else is as it was; a dry run says the same."""
+    make, left, stays = PLACES[place]
+    call = Called("uuid", "_get_command_stdout", "touch", "PWNED")
+    torch.save({"model": {"w.weight": W}, "rest": make(call), "epoch": 3}, tmp_path / "a.pt")
+    for extra in (["-n"], []):
+        assert (
+            f"not carried over: {left}\n" in paramcli("convert", tmp_path / "a.pt", "-o", tmp_path / "o.pt", *extra).err
+        )
+    assert b"_get_command_stdout" not in (tmp_path / "o.pt").read_bytes()
+    back = torch.load(tmp_path / "o.pt", weights_only=False)
+    assert back["rest"] == stays and back["epoch"] == 3 and torch.equal(back["model"]["w.weight"], W)
+
+
+@pytest.mark.parametrize("module, function", HARMLESS_TO_READ)
+def test_no_call_of_a_library_passes(module, function, tmp_path, paramcli):
+    """Whatever it is of, and in the state dict too."""
+    torch.save({"w.weight": W, "z": Called(module, function, "touch")}, tmp_path / "a.pt")
+    paramcli("convert", tmp_path / "a.pt", "-o", tmp_path / "o.pt")
+    assert function.encode() not in (tmp_path / "o.pt").read_bytes() and list(load(tmp_path / "o.pt")) == ["w.weight"]
+
+
+def test_what_calls_leave_out_leaves_no_bytes(tmp_path, paramcli):
+    """A tensor that only a left-out entry holds is not written either."""
+    torch.save({"model": {"w.weight": W}, "z": Called("zipfile", "ZipFile", torch.rand(5000))}, tmp_path / "a.pt")
+    paramcli("convert", tmp_path / "a.pt", "-o", tmp_path / "o.pt")
+    assert (tmp_path / "o.pt").stat().st_size < 5000
+
+
+def test_values_of_python_and_numpy_come_along(tmp_path, paramcli):
+    """What is made by a call, and is a value: arrays, generators' states, dates, paths, fractions."""
+    values = {
+        "array": numpy.arange(6.0).reshape(2, 3),
+        "number": numpy.float32(0.5),
+        "random": numpy.random.RandomState(3).get_state(),
+        "when": datetime.datetime(2024, 1, 2, 3, 4, 5),
+        "where": pathlib.PurePosixPath("/a/b"),
+        "exact": [fractions.Fraction(2, 3), decimal.Decimal("1.5")],
+        "kinds": {"set": {1, 2}, "deque": collections.deque([1]), "default": collections.defaultdict(list, a=[1])},
+        "device": torch.device("cuda:1"),
+        "dtype": torch.bfloat16,
+        "attributes": argparse.Namespace(lr=0.1, betas=(0.9, 0.99)),
+    }
+    torch.save({"model": {"w.weight": W}, "values": values}, tmp_path / "a.pt")
+    assert "not carried" not in paramcli("convert", tmp_path / "a.pt", "-o", tmp_path / "o.pt").err
+    back = torch.load(tmp_path / "o.pt", weights_only=False)["values"]
+    assert numpy.array_equal(back.pop("array"), values.pop("array"))
+    assert str(back.pop("random")) == str(values.pop("random")) and back == values

@@ -78,6 +78,10 @@ class Items(dict[object, object]):
     attributes: object = None
 
 
+# Stands for the key of those attributes, where they are counted among a dict's entries.
+ATTRIBUTES = object()
+
+
 @dataclass(frozen=True, eq=False)
 class Key:
     """A dict key that is no text or number: kept as it is, told apart by identity, never hashed through."""
@@ -283,7 +287,8 @@ def _set(mapping: dict[object, object], key: object, value: object) -> None:
 
 
 def shown(value: object) -> str:
-    """A file's value in a message: a name, a short text or number as it is, anything else by its type alone."""
+    """A file's value or key in a message: a name, a short text or number as it is, anything else by its type alone."""
+    value = value.value if isinstance(value, Key) else value
     return printable(value, 80) if isinstance(value, (Global, str, int, float)) else type(value).__name__
 
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 
 from ...dtypes import DTYPES
 from ...errors import InputRefused
 from ...text import printable
-from .pickle_data import Key, Opaque, StorageRef, TensorRef
+from .pickle_data import ATTRIBUTES, Key, Opaque, StorageRef, TensorRef
 from .pickle_globals import OTHER_WIDTHS
 
 
-def storage_refs(value: object, without: Set[int] = frozenset()) -> dict[str, StorageRef]:
-    """Every storage of the tree by key, but those of tensors whose id is in `without`; one key with two sizes is
-    refused.
+def storage_refs(
+    value: object,
+    without: Set[int] = frozenset(),
+    is_left: Callable[[dict[object, object], object], bool] | None = None,
+) -> dict[str, StorageRef]:
+    """Every storage of the tree by key, but those of tensors whose id is in `without`, and of what is left out as in
+    `walk`; one key with two sizes is refused.
     """
     found: dict[str, StorageRef] = {}
-    for ref in walk(value):
+    for ref in walk(value, is_left):
         if id(ref) in without:
             continue
         storage = ref.storage if isinstance(ref, TensorRef) else ref
@@ -32,8 +36,10 @@ def storage_refs(value: object, without: Set[int] = frozenset()) -> dict[str, St
 _WORDS = frozenset((str, int, float, bool, bytes, type(None)))
 
 
-def walk(value: object) -> list[object]:
-    """Every object below `value` that is more than a text or number, each once, without recursion."""
+def walk(value: object, is_left: Callable[[dict[object, object], object], bool] | None = None) -> list[object]:
+    """Every object below `value` that is more than a text or number, each once, without recursion; without what lies
+    under the entries of dicts for which `is_left` holds.
+    """
     seen: set[int] = set()
     todo, out = [value], []
     while todo:
@@ -46,9 +52,14 @@ def walk(value: object) -> list[object]:
         if kind is TensorRef or kind is StorageRef:
             continue
         if isinstance(item, dict):
-            todo.extend(item.values())
+            if is_left is None:
+                todo.extend(item.values())
+            else:
+                todo.extend(below for key, below in item.items() if not is_left(item, key))
             todo.extend(key.value for key in item if isinstance(key, Key))
-            todo.append(getattr(item, "attributes", None))
+            attributes = getattr(item, "attributes", None)
+            if attributes is not None and not (is_left and is_left(item, ATTRIBUTES)):
+                todo.append(attributes)
         elif isinstance(item, (list, tuple)):
             todo.extend(item)
         elif isinstance(item, Opaque):

@@ -1,8 +1,8 @@
 """Inert data -> one pickle stream of protocol 2, as torch.save writes it.
 
-The inverse of pickle_data: what was read comes out again, calls of unknown classes included (as the
-same description; nothing is called here either), so that a training checkpoint keeps its epoch,
-optimizer and hyper-parameters through an edit. Objects met twice are written once and remembered.
+The inverse of pickle_data: what was read comes out again, so that a training checkpoint keeps its epoch,
+optimizer and hyper-parameters through an edit; but for what a file of ours may not ask its reader to call
+(`carried`). Objects met twice are written once and remembered.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import struct
 from collections.abc import Callable
 
 from ...errors import InputRefused
+from .carried import NOTHING, LeftOut
 from .pickle_data import (
+    ATTRIBUTES,
     MAX_BYTES,
     MAX_OBJECTS,
     MAX_OPAQUE,
@@ -51,9 +53,11 @@ def _key(value: object) -> object:
 class PickleWriter:
     """Writes values; `storage` turns a tensor's storage into (key, numel) of the file being written."""
 
-    def __init__(self, place: Callable[[TensorRef | StorageRef], tuple[str, int, int]]):
+    def __init__(self, place: Callable[[TensorRef | StorageRef], tuple[str, int, int]], left: LeftOut = NOTHING):
+        """`left`: entries that are not written."""
         # -> (storage key, elements of the storage, element offset in it)
         self.place = place
+        self.left = left
         self.out = bytearray(b"\x80\x02")
         # As the reader counts them, whose limits are the writer's: what is written can be read again.
         self.opcodes, self.objects, self.opaque = 2, 0, 0
@@ -173,6 +177,8 @@ class PickleWriter:
         if pairs:
             self.put(b"(")
             for key, item in pairs.items():
+                if self.left.has(pairs, key):
+                    continue
                 self.write(key.value if isinstance(key, Key) else key)
                 self.write(item)
             self.put(b"u")
@@ -189,7 +195,7 @@ class PickleWriter:
             self.put(b"}", objects=1)
         self.remember(value)
         self._pairs(value)
-        if isinstance(value, Items) and value.attributes is not None:
+        if isinstance(value, Items) and value.attributes is not None and not self.left.has(value, ATTRIBUTES):
             self.write(value.attributes)
             self.put(b"b")
 

@@ -1,5 +1,7 @@
 """Writing a torch zip checkpoint: the wrapper dict as it was, the state dict as the plan has it.
 
+But for what asks its reader for calls that are not torch's own (pickle/carried): that is left out.
+
 Storages are laid out before anything is written, so tensors can arrive in any order, one at a time.
 Tensors that shared a storage and were not edited share it in the output too: ties and packed views
 stay what they were.
@@ -18,6 +20,7 @@ from ...errors import TENSOR, InputRefused
 from ..disk.atomic import AtomicFile, Data, flat
 from ..disk.stream import Stream
 from ..header import Slot
+from ..pickle.carried import LeftOut, left_out
 from ..pickle.pickle_data import Items, StorageRef, TensorRef
 from ..pickle.tree import element_width, storage_refs
 from ..pickle.write_pickle import PickleWriter, unit
@@ -73,8 +76,14 @@ class TorchSink(FileSink):
         self._plan_storages(copies, tied)
         self._own = {id(ref) for ref in self._refs.values()}
         tree = self._tree(renamed)
-        self._plan_foreign(tree)
-        pickle = PickleWriter(self._place_of).finish(tree)
+        left = left_out(tree)
+        if left.top is not None:
+            raise InputRefused(
+                f"what it holds is made by a call of {left.top}, and a torch file would ask its reader for the same",
+                hint="-o FILE.safetensors",
+            )
+        self._plan_foreign(tree, left)
+        pickle = PickleWriter(self._place_of, left).finish(tree)
         self.members = members_of(pickle, self.records)
         self.directory = lay_out(self.members)
         size = self.directory + len(directory(self.members, self.directory))
@@ -154,11 +163,11 @@ class TorchSink(FileSink):
             new.setdefault(name, ref)
         return new
 
-    def _plan_foreign(self, tree: object) -> None:
+    def _plan_foreign(self, tree: object, left: LeftOut) -> None:
         """A place for every storage outside the state dict (optimizer moments, an EMA copy), shared where it is copied
         whole.
         """
-        for key in storage_refs(tree, without=self._own):
+        for key in storage_refs(tree, self._own, left.has):
             if key not in self.source.storages:
                 continue
             storage = self.source.storages[key]
@@ -247,6 +256,17 @@ class TorchSink(FileSink):
             self.file.write_at(member.header, member.local_header())
         self.file.write_at(self.directory, directory(self.members, self.directory))
         super().finish()
+
+
+def names_left_out(source: Source) -> list[str]:
+    """The dotted places of what a torch file made from this one leaves out, as it asks for calls that ours never do."""
+    if source.tree is None:
+        return []
+    return left_out(_replaced(source.tree, source.root_path, _without_tensors)).names
+
+
+def _without_tensors(state: object) -> dict[object, object]:
+    return {key: value for key, value in (as_dict(state) or {}).items() if not isinstance(value, TensorRef)}
 
 
 def as_torch(slot: Slot) -> tuple[str, tuple[int, ...]]:
