@@ -68,9 +68,14 @@ def nbytes_of(dtype: str, shape: Sequence[int]) -> int:
     return bits_of(dtype, shape) // 8
 
 
+def kind_of(code: str) -> str:
+    """The kind of a dtype; "other" for torch's words ("?complex128") for what no container holds."""
+    return DTYPES[code].kind if code in DTYPES else "other"
+
+
 def dtype_name(code: str) -> str:
     """'F32' -> 'float32', as people know it; a dtype torch lacks keeps its code."""
-    return DTYPES[code].torch_name or code
+    return (DTYPES[code].torch_name or code) if code in DTYPES else code.removeprefix("?") or "unknown"
 
 
 def torch_dtype(code: str) -> torch.dtype:

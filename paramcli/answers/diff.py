@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ..checkpoint.disk.interrupts import import_torch
 from ..checkpoint.source import Source
-from ..dtypes import DTYPES, dtype_name
+from ..dtypes import dtype_name, kind_of
 from ..errors import InputRefused
 from ..spelling.forms import Group
 from ..spelling.opened import Opened, choose_any
@@ -123,7 +123,8 @@ def _compare_one(
     dtypes = f"dtypes {dtype_name(one.dtype)} / {dtype_name(other.dtype)}" if one.dtype != other.dtype else None
     if exact and dtypes:
         return Difference(name, False, detail=dtypes)
-    unknown = next((group for group in (one, other) if group.problem), None)
+    # A plain tensor of an odd name is read as any other.
+    unknown = next((group for group in (one, other) if group.problem and not (group.is_plain and group.odd)), None)
     comparable = (
         unknown is not None or (one.is_plain and other.is_plain) or (one.chain, one.view) == (other.chain, other.view)
     )
@@ -136,7 +137,7 @@ def _compare_one(
             hint="leave it out with -t",
             tensor=name,
         )
-    if not all(DTYPES[g.dtype].kind in ("float", "half", "complex") for g in (one, other)):
+    if not all(kind_of(g.dtype) in ("float", "half", "complex") for g in (one, other)):
         return Difference(name, False, detail=dtypes or f"{dtype_name(one.dtype)} tensors with different bytes")
     return _distance(name, a, one, b, other, tolerance, exact, dtypes or spelling)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.source import Source
-from ..dtypes import DTYPES, dtype_name
+from ..dtypes import dtype_name, kind_of
 from ..errors import InputRefused, error_context
 from ..fitting import measure
 from ..fitting.evaluate import effective
@@ -99,7 +99,7 @@ def findings(
     seen: dict[tuple[torch.Size, bytes], str] = {}
     for group in groups:
         progress(group.nbytes)
-        if DTYPES[group.dtype].kind not in ("float", "half", "complex"):
+        if kind_of(group.dtype) not in ("float", "half", "complex") and group.odd is None:
             continue
         try:
             with error_context(tensor=group.tensor, path=source.path):

@@ -24,7 +24,9 @@ def snippet(opened: Opened, path: Path, tensor: Sequence[str] = ()) -> str:
     asked.
     """
     chosen = opened.choose(tensor, lambda group: not group.is_plain)
-    return snippet_text([_settled(opened.source, group) for group in chosen], path, opened.source.root_path)
+    source = opened.source
+    groups = [_settled(source, group) for group in chosen]
+    return snippet_text(groups, path, source.root_path, None if source.is_loaded else source.root)
 
 
 def _settled(source: Source, group: Group) -> Group:
@@ -38,8 +40,10 @@ def _settled(source: Source, group: Group) -> Group:
     return replace(group, chain=chain, alternatives=())
 
 
-def snippet_text(groups: Iterable[Group], path: Path, root: Sequence[str] = ()) -> str:
-    """The same for groups whose chains are all known. `root`: the keys that lead to the state dict in a torch file."""
+def snippet_text(groups: Iterable[Group], path: Path, root: Sequence[str | int] = (), named: str | None = None) -> str:
+    """The same for groups whose chains are all known. `root`: the keys that lead to the state dict in a torch file;
+    `named`: its name, where no keys do.
+    """
     levels = "".join(f"[{key!a}]" for key in root)
     parametrized = [group for group in groups if not group.is_plain]
     calls = [_call(group) for group in parametrized]
@@ -51,7 +55,7 @@ def snippet_text(groups: Iterable[Group], path: Path, root: Sequence[str] = ()) 
     lines += ["", "", "def parametrize(model):"]
     lines += [f"    {call}" for call in calls] or ["    pass  # no tensor is parametrized"]
     lines += ["    return model", "", ""]
-    if all(group.form == PARAMETRIZED for group in parametrized) and path.is_file():
+    if named is None and all(group.form == PARAMETRIZED for group in parametrized) and path.is_file():
         read = (
             f"load_file({str(path)!a})"
             if path.suffix == ".safetensors"
@@ -61,7 +65,8 @@ def snippet_text(groups: Iterable[Group], path: Path, root: Sequence[str] = ()) 
     else:
         # Older spellings, shards: paramcli.load registers what it reads, so the function above only shows it.
         lines = ["import paramcli", *(line for line in lines if line != "import paramcli" and "load_file" not in line)]
-        lines += [f"model = paramcli.load(model, {str(path)!a})  # registers the same, and reads every spelling"]
+        given = f"{str(path)!a}" if named is None else f"{str(path)!a}, root={named!a}"
+        lines += [f"model = paramcli.load(model, {given})  # registers the same, and reads every spelling"]
     return "\n".join(lines)
 
 

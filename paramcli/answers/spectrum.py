@@ -13,7 +13,7 @@ from torch import Tensor
 from ..chain import Chain
 from ..checkpoint.source import Source
 from ..devices import torch_device
-from ..dtypes import DTYPES, dtype_name
+from ..dtypes import dtype_name, kind_of
 from ..errors import InputRefused, ParamcliError, UsageError, error_context
 from ..fitting import measure
 from ..fitting.evaluate import read_state, settle, weight_of
@@ -160,7 +160,7 @@ def spectrum(
 def spectra(source: Source, group: Group, view: View | None = None, device: str = "cpu") -> Spectra:
     """Every matrix the view shows of one tensor; InputRefused for what is no matrix of finite numbers."""
     with error_context(tensor=group.tensor, path=source.path), torch.no_grad():
-        if DTYPES[group.dtype].kind not in ("float", "half", "complex"):
+        if kind_of(group.dtype) not in ("float", "half", "complex"):
             raise InputRefused(f"{dtype_name(group.dtype)} tensors have no spectrum here")
         if len(group.shape) < 2 or not all(group.shape):
             raise InputRefused(

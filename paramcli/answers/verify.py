@@ -58,7 +58,7 @@ def verify(
             tensor=plain.tensor,
             hint="--constraint SET holds it to the set of the chain's last map (paramcli registry NAME says which)",
         )
-    unread = [] if tensor else [group for group in chosen if group.problem]
+    unread = [] if tensor else [group for group in chosen if claims_unread(group)]
     if not tensor:
         chosen = select_claims(chosen, path)
         for group in unread:
@@ -102,6 +102,11 @@ def verifiable(group: Group) -> bool:
     return group.problem is None
 
 
+def claims_unread(group: Group) -> bool:
+    """Does this group claim something which nothing tells? A plain tensor that cannot be read claims nothing."""
+    return group.problem is not None and not (group.is_plain and group.odd is not None)
+
+
 def require_claims(groups: Sequence[Group], path: Path, found: Sequence[Verdict] | None = None) -> None:
     """Raise InputRefused where none of the tensors makes a claim: by what headers tell, or by the verdicts found."""
     claims = (
@@ -122,7 +127,7 @@ def select_claims(groups: Sequence[Group], path: Path) -> list[Group]:
     """Everything that may make a claim; InputRefused where nothing does."""
     claims = [group for group in groups if verifiable(group)]
     if not claims:
-        unknown = next((group for group in groups if group.problem), None)
+        unknown = next((group for group in groups if claims_unread(group)), None)
         if unknown is not None:
             raise unknown.refusal(path)
         raise InputRefused(

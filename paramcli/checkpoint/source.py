@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,6 +55,19 @@ class Storage:
 
 
 @dataclass(frozen=True, slots=True)
+class Odd:
+    """Why a tensor can be listed and not be carried.
+
+    `why`: a sentence with TENSOR in the place of its name; `hint`: what would mend that. `by_name`: its bytes are as
+    any other's, and only its name is none that a result could have.
+    """
+
+    why: str
+    hint: str
+    by_name: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """A tensor by name, without its data.
 
@@ -70,10 +83,17 @@ class TensorInfo:
     stride: tuple[int, ...] | None = None
     # The blocks of a tensor that was stored in several; `storage` is then that of the first.
     pieces: tuple[Piece, ...] = ()
+    # Why there is no more of it than its name; its dtype may then be "?" and torch's word for it.
+    odd: Odd | None = None
+
+    @property
+    def is_readable(self) -> bool:
+        return self.odd is None or self.odd.by_name
 
     @property
     def nbytes(self) -> int:
-        return nbytes_of(self.dtype, self.shape)
+        """Bytes of its values; none where they cannot be read."""
+        return nbytes_of(self.dtype, self.shape) if self.is_readable else 0
 
     @property
     def numel(self) -> int:
@@ -81,8 +101,8 @@ class TensorInfo:
 
     @property
     def run(self) -> tuple[int, int, int] | None:
-        """(file, offset, length) of the row-major bytes; None when they are strided or in pieces."""
-        if self.stride is not None or self.pieces:
+        """(file, offset, length) of the row-major bytes; None when they are strided, in pieces or cannot be read."""
+        if self.stride is not None or self.pieces or not self.is_readable:
             return None
         return self.storage.file, self.storage.offset + self.offset, self.nbytes
 
@@ -108,6 +128,22 @@ class Extra:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A dict of a torch file that tensors lie in: the steps to it, and what stands before its keys in their names.
+
+    `renamed`: key -> name, of tensors whose name is another than prefix and key.
+    """
+
+    path: tuple[str | int, ...]
+    prefix: str = ""
+    renamed: Mapping[object, str] = field(default_factory=dict)
+
+    def name_of(self, key: object) -> str | None:
+        """The name of the tensor under a key, if it is one; None for a key that can be none's."""
+        return self.renamed.get(key) or (self.prefix + key if isinstance(key, str) else None)
+
+
+@dataclass(frozen=True)
 class Root:
     """A state dict inside a torch checkpoint: where it is ('' is the top level), and its size."""
 
@@ -127,8 +163,12 @@ class Source:
     extras: list[Extra] = field(default_factory=list)
     roots: list[Root] = field(default_factory=lambda: [Root("", 0)])
     root: str = ""
-    # The keys that lead to the root; its dotted name alone does not tell them apart.
-    root_path: tuple[str, ...] = ()
+    # The steps that lead to the root; its dotted name alone does not tell them apart. `is_loaded`: as keys and indexes
+    # they lead to one state dict in what torch.load gives.
+    root_path: tuple[str | int, ...] = ()
+    is_loaded: bool = True
+    # The dicts that the tensors lie in; none but for a torch file.
+    parts: tuple[Part, ...] = ()
     notes: list[str] = field(default_factory=list)
     # Shard file name -> its tensors' names, in order; empty for one file.
     shards: dict[str, list[str]] = field(default_factory=dict)
@@ -283,8 +323,8 @@ class Source:
         return crc
 
     def read_bytes(self, name: str) -> bytearray:
-        """The tensor's row-major bytes in new memory; checksums are compared first."""
-        info = self.tensors[name]
+        """The tensor's row-major bytes in new memory, their checksums compared; InputRefused for one that is odd."""
+        info = self._readable(name)
         if not info.pieces:
             self.check_storage(info.storage)
         run = info.run
@@ -295,10 +335,10 @@ class Source:
         return bytearray(tensor_bytes(tensor))
 
     def read(self, name: str) -> Tensor:
-        """The tensor as a new contiguous torch.Tensor on the CPU."""
+        """The tensor as a new contiguous torch.Tensor on the CPU; InputRefused for one that is odd."""
         import torch
 
-        info = self.tensors[name]
+        info = self._readable(name)
         if not info.pieces:
             return self.read_block(info)
         whole = torch.empty(info.shape, dtype=torch_dtype(info.dtype))
@@ -306,6 +346,15 @@ class Source:
             place = tuple(slice(at, at + size) for at, size in zip(piece.offsets, piece.info.shape, strict=True))
             whole[place] = self.read_block(piece.info)
         return whole
+
+    def _readable(self, name: str) -> TensorInfo:
+        info = self.tensors[name]
+        if not info.is_readable:
+            assert info.odd is not None
+            raise InputRefused(
+                info.odd.why, hint=f"leave it out with -t, or {info.odd.hint}", tensor=name, path=self.path
+            )
+        return info
 
     def read_rows(self, name: str, begin: int, end: int) -> Tensor:
         """Rows [begin, end) of a row-major tensor, indices of dimension 0, as a new torch.Tensor on the CPU.
@@ -362,7 +411,7 @@ class Source:
             return []  # no two tensors share a byte
         groups: dict[Hashable, list[str]] = {}
         for name, info in self.tensors.items():
-            if info.numel:
+            if info.numel and info.is_readable:
                 blocks = tuple((_place(piece.info), piece.offsets) for piece in info.pieces)
                 groups.setdefault((blocks or _place(info), info.dtype, info.shape), []).append(name)
         return [names for names in groups.values() if len(names) > 1]

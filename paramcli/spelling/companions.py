@@ -18,7 +18,7 @@ import re
 from collections.abc import Mapping
 
 from ..checkpoint.source import TensorInfo
-from ..dtypes import DTYPES
+from ..dtypes import kind_of
 
 # Names of integers that are codes; other integers are positions and counters.
 _CODES = re.compile(r"(.*_)?(q?weight|packed|qdata|data|codes|trellis|indices|blocks|W_q|B)|original[0-9]+")
@@ -70,7 +70,7 @@ def companions(tensors: Mapping[str, TensorInfo]) -> set[str]:
 
 
 def _is_codes(leaf: str, info: TensorInfo) -> bool:
-    kind = DTYPES[info.dtype].kind
+    kind = kind_of(info.dtype)
     return kind == "packed" or (kind == "int" and _CODES.fullmatch(leaf) is not None)
 
 

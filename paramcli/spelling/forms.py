@@ -18,8 +18,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checkpoint.source import TensorInfo
-from ..dtypes import DTYPES
+from ..checkpoint.source import Odd, TensorInfo
+from ..dtypes import kind_of
 from ..errors import TENSOR, InputRefused
 from ..text import listing, printable
 from ..view import IDENTITY, View
@@ -74,6 +74,11 @@ class Group:
         return InputRefused(self.unknown or "nothing is unknown of it", hint=self.hint, tensor=self.tensor, path=path)
 
     @property
+    def odd(self) -> Odd | None:
+        """Why it cannot be carried, where one of its keys is a tensor that cannot."""
+        return next((info.odd for info in self.infos.values() if info.odd is not None), None)
+
+    @property
     def chains(self) -> tuple[Chain, ...]:
         """The chain, or those that keys and shapes leave; none where it is plain, or unknown."""
         return self.alternatives if self.chain is None else (self.chain,)
@@ -120,13 +125,22 @@ def detect(tensors: Mapping[str, TensorInfo], record: Mapping[str, Entry] | None
     # A hundred thousand tensors share a handful of chains and shapes.
     stored_roles = functools.cache(_stored_roles)
     return {
-        name: group if group.twice else _recorded(group, record.get(name), stored_roles)
+        name: group if group.twice else _with_odd(_recorded(group, record.get(name), stored_roles))
         for name, group in groups.items()
     }
 
 
 def plain_group(key: str, info: TensorInfo) -> Group:
     return Group(key, PLAIN, {"value": key}, {"value": info}, info.shape, info.dtype)
+
+
+def _with_odd(group: Group) -> Group:
+    """The group, nothing being said of it but why one of its tensors cannot be carried, where one cannot."""
+    if all(info.odd is None for info in group.infos.values()):
+        return group
+    role, odd = next((role, info.odd) for role, info in group.infos.items() if info.odd is not None)
+    why = odd.why if group.keys[role] == group.tensor else odd.why.replace(TENSOR, printable(group.keys[role]))
+    return replace(group, chain=None, alternatives=(), unknown=why, hint=f"leave it out with -t, or {odd.hint}")
 
 
 def _enter(groups: dict[str, Group], group: Group) -> None:
@@ -151,7 +165,7 @@ def _is_packed(keys: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> bo
     subclasses).
     """
     originals = [tensors[key].dtype for role, key in keys.items() if role.startswith("original")]
-    return len(originals) > 1 and not all(DTYPES[dtype].kind in ("float", "half", "complex") for dtype in originals)
+    return len(originals) > 1 and not all(kind_of(dtype) in ("float", "half", "complex") for dtype in originals)
 
 
 def _older_spellings(

@@ -43,7 +43,9 @@ def with_chain(groups: Sequence[Group], chain: Chain | None, view: View, named: 
     if chain is None:
         return list(groups)
     asking = [group for group in groups if group.problem or group.alternatives]
-    meant = {group.tensor for group in (groups if named or not asking else asking) if not group.is_plain}
+    meant = {
+        group.tensor for group in (groups if named or not asking else asking) if not group.is_plain and not group.odd
+    }
 
     def said(group: Group) -> Group:
         originals = [group.infos[role].shape for role in sorted(group.infos) if role.startswith("original")]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..checkpoint.source import TensorInfo
-from ..dtypes import DTYPES, EDITABLE
+from ..dtypes import EDITABLE, kind_of
 from ..errors import TENSOR
 from ..text import printable, shape_text
 
@@ -107,7 +107,7 @@ def soft_spectral_norm(parts: Mapping[str, TensorInfo]) -> Reading | None:
 def mask(parts: Mapping[str, TensorInfo]) -> Reading | None:
     W, mask = parts["original"], parts["0.mask"]
     # Nobody prunes integers: such a pair is a table of positions and which of them count.
-    fits = mask.shape == W.shape and DTYPES[W.dtype].kind in ("float", "half", "complex")
+    fits = mask.shape == W.shape and kind_of(W.dtype) in ("float", "half", "complex")
     return Reading(_chain("mask")) if fits else None
 
 

@@ -26,7 +26,7 @@ def foretell(command: str, edits: Sequence[Edit], source: Source, groups: Mappin
     try:
         for edit in edits:
             for group in tie(source, groups, groups, edit.choose(groups, source.path), edit.tied):
-                promise = edit.foretell(group)
+                promise = None if group.odd else edit.foretell(group)
                 if promise is None or group.tensor in steps:
                     return None
                 if sum(slot.nbytes for slot in promise.slots) > MOST * group.nbytes:

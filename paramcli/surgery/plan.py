@@ -6,6 +6,7 @@ Refusals that headers decide are all raised here, together, so that nothing is h
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
@@ -13,11 +14,11 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 from ..chain import Chain
 from ..checkpoint.header import Slot
 from ..checkpoint.source import Rows, Source
-from ..dtypes import DTYPES, dtype_name, nbytes_of
+from ..dtypes import dtype_name, kind_of, nbytes_of
 from ..errors import TENSOR, InputRefused, ParamcliError
 from ..spelling.forms import Group
 from ..spelling.record import Entry
-from ..text import size_text
+from ..text import printable, size_text
 from ..view import IDENTITY, View
 
 if TYPE_CHECKING:
@@ -299,6 +300,20 @@ def assigned(group: Group) -> Promise:
     )
 
 
+def refuse_odd(source: Source, copies: Iterable[tuple[str, str]]) -> None:
+    """Raise InputRefused where a tensor that is to be copied (name in the output, key in the input) cannot be."""
+    refused = []
+    for name, key in copies:
+        odd = source.tensors[key].odd
+        if odd is not None and not (odd.by_name and name != key):
+            out = f"convert --drop{'=' if key.startswith('-') else ' '}{shlex.quote(printable(key))}"
+            refused.append(
+                InputRefused(odd.why, hint=f"leave it out ({out}), or {odd.hint}", tensor=key, path=source.path)
+            )
+    if refused:
+        raise together(refused)
+
+
 def slot_of(source: Source, key: str, name: str | None = None) -> Slot:
     info = source.tensors[key]
     return Slot(name or key, info.dtype, info.shape)
@@ -308,6 +323,7 @@ def assemble(command: str, source: Source, groups: Mapping[str, Group], steps: S
     """The plan of these steps: every other tensor is copied, and the record says what the steps say."""
     consumed = {key for step in steps for key in step.group.keys.values()}
     copies = tuple((key, key) for key in source.tensors if key not in consumed)
+    refuse_odd(source, copies)
     slots = [slot_of(source, key) for _, key in copies] + [slot for step in steps for slot in step.writes]
     _refuse_collisions(slots)
     record: dict[str, Entry] = {}
@@ -368,7 +384,7 @@ def _refuse_collisions(slots: Sequence[Slot]) -> None:
 
 def require_editable(group: Group) -> None:
     """Raise InputRefused for a dtype that no parametrization is defined on."""
-    kind = DTYPES[group.dtype].kind
+    kind = kind_of(group.dtype)
     if kind not in ("float", "half", "complex"):
         raise InputRefused(
             f"{TENSOR} is {dtype_name(group.dtype)}; parametrizations need floating-point or complex numbers",

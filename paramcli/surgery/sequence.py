@@ -44,7 +44,7 @@ def plan_edits(
             continue
         for group in chosen:
             try:
-                if group.twice:
+                if group.twice or group.odd is not None:
                     raise group.refusal()
                 if group.nested and not edit.takes_nested:
                     raise _nested(group)

@@ -203,6 +203,30 @@ SHARING = {
 }
 
 
+MANY_KEYS = b"".join(text(f"{n:05d}") + b"h\x05" for n in range(30_000))
+SHARING_BESIDE = {
+    "beside the weights": b"\x80\x02}(" + text("w") + tensor() + text("x") + NONES[:-1] + MANY_KEYS + b"u.",
+    "beside the dict of weights": b"\x80\x02}("
+    + text("model")
+    + b"}"
+    + text("w.w")
+    + tensor()
+    + b"s"
+    + text("x")
+    + NONES[:-1]
+    + MANY_KEYS
+    + b"u.",
+}
+
+
+@pytest.mark.parametrize("what", SHARING_BESIDE)
+def test_a_shared_dict_is_described_once(checkpoint, what):
+    """A dict of thousands under thousands of keys is looked at once, wherever it is listed."""
+    first, took, grown = outcome(checkpoint(SHARING_BESIDE[what]))
+    assert first.startswith("opened"), first
+    assert took < MOST_STEPS / 5 and grown < 300
+
+
 @pytest.mark.parametrize("what", SHARING)
 def test_what_is_shared_costs_what_it_is(checkpoint, what):
     """Values that a small pickle mentions over and over cost the time of one mention each, and are read."""
@@ -329,11 +353,18 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("kind", UNREADABLE)
-def test_tensors_without_a_safetensors_form_are_refused_by_name(tmp_path, kind):
-    """A state dict's tensor that cannot be carried refuses the file; it is never left out in silence."""
+def test_tensors_without_a_safetensors_form_are_refused_by_name(tmp_path, paramcli, kind):
+    """A tensor that cannot be carried is listed, and refused where a result would have it; it is never left out in
+    silence.
+    """
     torch.save({"w": W, "odd_one": UNREADABLE[kind]()}, tmp_path / "odd.pt")
-    with pytest.raises(InputRefused, match="odd_one"):
-        open_checkpoint(tmp_path / "odd.pt")
+    with open_checkpoint(tmp_path / "odd.pt") as source:
+        assert list(source.tensors) == ["w", "odd_one"]
+        with pytest.raises(InputRefused, match="odd_one"):
+            source.read("odd_one")
+    for out in ("o.safetensors", "o.pt", "o.dcp"):
+        assert "odd_one" in paramcli("convert", tmp_path / "odd.pt", "-o", tmp_path / out, code=3).err
+        assert not (tmp_path / out).exists()
 
 
 @pytest.mark.parametrize(

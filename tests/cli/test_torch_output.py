@@ -281,3 +281,92 @@ def test_values_of_python_and_numpy_come_along(tmp_path, paramcli):
     back = torch.load(tmp_path / "o.pt", weights_only=False)["values"]
     assert numpy.array_equal(back.pop("array"), values.pop("array"))
     assert str(back.pop("random")) == str(values.pop("random")) and back == values
+
+
+def test_a_list_that_cannot_be_written_is_refused(tmp_path, paramcli):
+    """Where no dict is above the call there is no entry to leave out."""
+    torch.save([{"w.weight": W}, Called("zipfile", "ZipFile", "x")], tmp_path / "a.pt")
+    said = paramcli("convert", tmp_path / "a.pt", "-o", tmp_path / "o.pt", code=3).err
+    assert "zipfile.ZipFile" in said and "-o FILE.safetensors" in said and not (tmp_path / "o.pt").exists()
+    paramcli("convert", tmp_path / "a.pt", "-o", tmp_path / "o.safetensors")
+
+
+PAIR = {"c.weight_g": G, "c.weight_v": V}
+BAKED = torch._weight_norm(V, G, 0)
+
+
+class Trainer:
+    """An object that holds a model, and other things."""
+
+    def __init__(self, **attributes):
+        self.__dict__.update(attributes)
+
+
+# label: (what torch.save gets, --root, where the baked weight is in the result, what of it stays as it was)
+ROOTS = {
+    "a list": ([{"model": PAIR}, {"model": {"w.weight": W}}, 3], "0.model", (0, "model"), lambda back: back[2] == 3),
+    "a tuple": ((1, PAIR), "1", (1,), lambda back: back[0] == 1 and isinstance(back, tuple)),
+    "whole numbers": ({0: PAIR, 1: {"w.weight": W}}, "0", (0,), lambda back: list(back) == [0, 1]),
+    "an object": (
+        {"trainer": Trainer(model=PAIR, lr=0.1), "ema": {"w.weight": W}},
+        "trainer.model",
+        ("trainer", "model"),
+        lambda back: back["trainer"]["lr"] == 0.1,
+    ),
+    "nested dicts": (
+        {"model": {"enc": {"a": PAIR, "kept": 1}, "dec": [{"w.weight": W}, "text"]}, "epoch": 3},
+        "model",
+        ("model", "enc", "a"),
+        lambda back: back["model"]["enc"]["kept"] == 1 and torch.equal(back["model"]["dec"][0]["w.weight"], W),
+    ),
+}
+
+
+@pytest.mark.parametrize("where", ROOTS)
+def test_what_is_edited_stays_where_it_was(where, tmp_path, paramcli):
+    """In lists, tuples, under numbers, in nested dicts that are read as one; what was an object is a dict."""
+    saved, root, place, stays = ROOTS[where]
+    torch.save(saved, tmp_path / "a.pt")
+    paramcli("remove", tmp_path / "a.pt", "--root", root, "--check", "-o", tmp_path / "o.pt")
+    back = torch.load(tmp_path / "o.pt", weights_only=True)
+    assert stays(back)
+    for step in place:
+        back = back[step]
+    assert list(back) == ["c.weight"] and torch.equal(back["c.weight"], BAKED)
+    equal = paramcli("diff", tmp_path / "a.pt", tmp_path / "o.pt", "--root", root).err
+    assert "equal: " in equal
+
+
+def test_the_code_of_an_object_on_the_way_is_named(tmp_path, paramcli):
+    """It becomes a dict of its attributes, and stderr says which class is gone."""
+    torch.save({"trainer": Trainer(model=PAIR)}, tmp_path / "a.pt")
+    said = paramcli("remove", tmp_path / "a.pt", "--root", "trainer.model", "-o", tmp_path / "o.pt").err
+    assert f"not carried over: the pickled {__name__}.Trainer" in said
+
+
+def test_names_that_leave_a_nested_dict_go_to_the_top_of_it(tmp_path, paramcli):
+    """Stripped of the dict's own name a tensor cannot stay in it; it is read back under the new name."""
+    torch.save({"model": {"net": {"enc": {"w.weight": W}, "dec": {"v.weight": V}}}, "epoch": 1}, tmp_path / "a.pt")
+    paramcli(
+        "convert",
+        tmp_path / "a.pt",
+        "--root",
+        "model",
+        "--strip-prefix",
+        "net.enc",
+        "--check",
+        "-o",
+        tmp_path / "o.pt",
+    )
+    back = load(tmp_path / "o.pt")
+    assert torch.equal(back["model"]["w.weight"], W) and torch.equal(back["model"]["net"]["dec"]["v.weight"], V)
+    said = paramcli("inspect", tmp_path / "o.pt", "--root", "model.*", "--json").json
+    assert {tensor["tensor"] for tensor in said["tensors"]} == {"w.weight", "net.dec.v.weight"}
+
+
+def test_a_name_that_something_else_has_is_refused(tmp_path, paramcli):
+    """A tensor that would take the place of a setting in the state dict: which, and nothing is lost."""
+    torch.save({"m.config": W, "config": {"x": 1}, "m.w": V}, tmp_path / "a.pt")
+    convert = ("convert", tmp_path / "a.pt", "--strip-prefix", "m", "-o")
+    assert "config would take the place" in paramcli(*convert, tmp_path / "o.pt", code=3).err
+    paramcli(*convert, tmp_path / "o.safetensors")

@@ -31,7 +31,7 @@ _CALLED = {
         ("torch._C", "Generator"),
         ("torch.serialization", "_get_layout"),
         ("torch.nn.parameter", "Parameter Buffer UninitializedParameter UninitializedBuffer"),
-        ("builtins __builtin__", "dict set frozenset complex bytearray slice"),
+        ("builtins __builtin__", "dict set frozenset complex bytearray slice range xrange"),
         ("collections", "OrderedDict Counter deque"),
         ("datetime", "datetime date time timedelta timezone"),
         ("decimal", "Decimal"),

@@ -414,8 +414,14 @@ _U16, _U32, _I32, _U64, _F64 = (struct.Struct(code) for code in ("<H", "<I", "<i
 
 
 _SET, _FROZENSET = Global("builtins", "set"), Global("builtins", "frozenset")
-# Classes of Python itself, which nobody needs to be told about.
-_FAMILIAR = {_SET, _FROZENSET, Global("__builtin__", "set"), Global("torch", "device")}
+# Classes of Python and torch themselves, which nobody needs to be told about.
+_FAMILIAR = {
+    _SET,
+    _FROZENSET,
+    Global("__builtin__", "set"),
+    Global("torch", "device"),
+    Global("torch.serialization", "_get_layout"),
+}
 
 
 def members(value: object) -> list[object]:

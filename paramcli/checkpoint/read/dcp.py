@@ -25,7 +25,7 @@ from .dcp_metadata import AGAIN, Chunk, Entry, Place, Range, broken, read_metada
 from .recognise import DCP
 from .recognise import DCP_METADATA as METADATA
 from .roots import choose_root
-from .torch_file import PAIRS, check_expansion, collector_paused, tensor_info, zip_parts
+from .torch_file import DENSE, PAIRS, check_expansion, collector_paused, odd_info, tensor_info, zip_parts
 
 # What a small archive is whole, and the pickle and the directory of a larger one.
 _END_BYTES = 1 << 13
@@ -65,10 +65,6 @@ def _open(path: Path, root: str | None, files: dict[str, InputFile], metadata: s
     files[metadata] = InputFile(path / metadata)
     said = read_metadata(files[metadata])
     chosen = choose_root(said.tree(), root)
-    if "__metadata__" in chosen.tensors:
-        raise InputRefused(
-            "a tensor is named __metadata__, which safetensors cannot store", hint="rename it where it was made"
-        )
     pool = OpenFiles()
     for part in sorted(said.parts):
         if not os.path.lexists(path / part):
@@ -80,9 +76,10 @@ def _open(path: Path, root: str | None, files: dict[str, InputFile], metadata: s
     known: dict[bytes, Unpickled] = {}
     tensors = {}
     for name, ref in chosen.tensors.items():
-        tensor = said.entries[ref.storage.key]
-        assert tensor is not None, "the tree has references of tensors alone"
-        tensors[name] = _info(name, ref.storage.key, tensor, said.ranges, files, numbers, notes, known)
+        tensor = said.entries[ref.storage.key] if isinstance(ref, TensorRef) else None
+        assert isinstance(ref, TensorRef) and tensor is not None, "the tree has references of tensors alone"
+        info = _info(name, ref.storage.key, tensor, said.ranges, files, numbers, notes, known)
+        tensors[name] = replace(info, odd=info.odd or chosen.odd_names.get(name))
     source = Source(
         path=path,
         container=DCP,
@@ -92,7 +89,8 @@ def _open(path: Path, root: str | None, files: dict[str, InputFile], metadata: s
         roots=[Root(place, count) for place, count in chosen.candidates],
         root=chosen.name,
         root_path=chosen.path,
-        notes=[*notes, *chosen.notes],
+        is_loaded=chosen.is_loaded,
+        notes=[*notes, *chosen.note(tensors.values())],
     )
     check_expansion(source.blocks(), source.nbytes)
     return source
@@ -144,6 +142,8 @@ def _info(
     notes: dict[str, None],
     known: dict[bytes, Unpickled],
 ) -> TensorInfo:
+    if not tensor.is_strided:
+        return odd_info(name, tensor.dtype, tensor.shape, f"{TENSOR} is no strided tensor", DENSE)
     pieces = []
     for chunk in tensor.chunks:
         r = ranges[entry, chunk.offsets]
@@ -157,11 +157,10 @@ def _info(
     if len(pieces) == 1:
         return pieces[0].info
     if tensor.dtype == PAIRS:
-        raise InputRefused(
-            f"{TENSOR} is packed in pairs, and cut into {len(pieces)} chunks",
-            hint="save it in one piece",
-            tensor=name,
-        )
+        why = f"{TENSOR} is packed in pairs, and cut into {len(pieces)} chunks"
+        return odd_info(name, tensor.dtype, tensor.shape, why, "save it in one piece")
+    if (odd := next((piece.info.odd for piece in pieces if piece.info.odd), None)) is not None:
+        return odd_info(name, tensor.dtype, tensor.shape, odd.why, odd.hint)
     full = [piece for piece in pieces if piece.info.numel]
     return TensorInfo(name, tensor.dtype, tensor.shape, pieces[0].info.storage, pieces=tuple(full))
 

@@ -68,6 +68,7 @@ class Entry:
     dtype: str
     shape: tuple[int, ...]
     chunks: tuple[Chunk, ...]
+    is_strided: bool = True
 
 
 @dataclass(frozen=True)
@@ -169,12 +170,6 @@ def _entry(name: str, fields: Mapping[str, object]) -> Entry:
     dtype, layout = state[:2] if isinstance(state, tuple) and len(state) > 1 else (None, None)
     if not isinstance(dtype, Global) or dtype.module != "torch":
         raise broken(f"{printable(name, 80)} has no dtype")
-    if not isinstance(layout, Opaque) or layout.arguments != ("torch.strided",):
-        raise InputRefused(
-            f"{TENSOR} is no strided tensor",
-            hint="save it as a plain dense tensor where it was made",
-            tensor=name,
-        )
     if not isinstance(chunks, list):
         raise broken(f"{printable(name, 80)} has no chunks")
     shape = _sizes(fields.get("size"))
@@ -183,6 +178,7 @@ def _entry(name: str, fields: Mapping[str, object]) -> Entry:
         TORCH_DTYPES.get(dtype.name, f"?{dtype.name}"),
         shape,
         tuple(Chunk(_sizes(p.get("offsets")), _sizes(p.get("sizes"))) for p in parts),
+        is_strided=isinstance(layout, Opaque) and layout.arguments == ("torch.strided",),
     )
     _check_tiling(name, tensor)
     return tensor

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from ...dtypes import DTYPES
+from ...dtypes import kind_of
 from ...errors import PATH, TENSOR, InputRefused, UsageError
 from ...text import count_text, listing, printable_path
 from ..disk.hub import is_cache, snapshot_in
@@ -94,7 +94,7 @@ def _refuse_placeholders(source: Source) -> None:
     empty = [
         name
         for name, info in source.tensors.items()
-        if info.shape == (0,) and name.rpartition(".")[2] == "weight" and DTYPES[info.dtype].kind in ("float", "half")
+        if info.shape == (0,) and name.rpartition(".")[2] == "weight" and kind_of(info.dtype) in ("float", "half")
     ]
     if empty:
         source.close()

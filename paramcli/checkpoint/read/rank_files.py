@@ -18,12 +18,23 @@ from ...errors import PATH, TENSOR, InputRefused, error_context
 from ..disk.input_file import InputFile, OpenFiles
 from ..pickle.pickle_data import StorageRef, TensorRef
 from ..pickle.tree import walk
-from ..source import Piece, Root, Source, TensorInfo, tensor_bytes
+from ..source import Part, Piece, Root, Source, TensorInfo, tensor_bytes
 from .dtensor import Distributed, is_dtensor, read_dtensor
 from .parts import Parts
+from .places import reach
 from .recognise import RANKS, container_of
-from .roots import Chosen, as_dict, choose_root
-from .torch_file import PAIRS, Storages, check_description, check_expansion, collector_paused, tensor_info, zip_parts
+from .roots import Chosen, choose_root
+from .search import as_dict, is_tensor
+from .torch_file import (
+    PAIRS,
+    Storages,
+    any_info,
+    check_description,
+    check_expansion,
+    collector_paused,
+    odd_info,
+    zip_parts,
+)
 
 _AGAIN = "copy the files of all ranks again, of one and the same run"
 # Bytes that are compared at a time.
@@ -70,7 +81,7 @@ def _open(path: Path, files: Sequence[InputFile], root: str | None) -> Source:
             notes.update(dict.fromkeys(told))
             wholes = _with_wholes(tree)
             chosen = chosen or choose_root(tree, root)
-            _hold(held, rank, _at(tree, chosen.path), wholes, storages)
+            _hold(held, rank, _tensors(tree, chosen.parts), wholes, storages)
     assert chosen is not None, "there is a file for each rank, and a rank at least"
     source = Source(
         path=path,
@@ -81,11 +92,13 @@ def _open(path: Path, files: Sequence[InputFile], root: str | None) -> Source:
         roots=[Root(place, count) for place, count in chosen.candidates],
         root=chosen.name,
         root_path=chosen.path,
-        notes=[*notes, *chosen.notes],
+        is_loaded=chosen.is_loaded,
     )
     for name, each in held.items():
         with error_context(tensor=name, path=path):
-            source.tensors[name] = _joined(name, each, source)
+            info = _joined(name, each, source)
+            source.tensors[name] = replace(info, odd=info.odd or chosen.odd_names.get(name))
+    source.notes = [*notes, *chosen.note(source.tensors.values())]
     check_expansion(source.blocks(), sum(file.size for file in files))
     return source
 
@@ -120,29 +133,32 @@ def _with_wholes(tree: object) -> dict[int, Distributed]:
     return found
 
 
-def _at(tree: object, path: Sequence[str]) -> Mapping[object, object]:
-    for key in path:
-        tree = tree.get(key) if isinstance(tree, dict) else None
-    if (state := as_dict(tree)) is None:
-        raise InputRefused(f"{PATH} has no state dict where rank 0 has one", hint=_AGAIN)
-    return state
+def _tensors(tree: object, parts: Sequence[Part]) -> dict[str, object]:
+    """What a rank has of the state dict: by name, as rank 0 has the names."""
+    found: dict[str, object] = {}
+    for part in parts:
+        if (state := as_dict(reach(tree, part.path))) is None:
+            raise InputRefused(f"{PATH} has no state dict where rank 0 has one", hint=_AGAIN)
+        named = ((part.name_of(key), item) for key, item in state.items() if is_tensor(item))
+        found.update((name, item) for name, item in named if name is not None)
+    return found
 
 
 def _hold(
     held: dict[str, list[_Held]],
     rank: int,
-    state: Mapping[object, object],
+    tensors: Mapping[str, object],
     wholes: Mapping[int, Distributed],
     storages: Storages,
 ) -> None:
     """Note what a rank has. All have the same names."""
-    refs = {name: ref for name, ref in state.items() if isinstance(name, str) and isinstance(ref, TensorRef)}
-    if rank and (odd := sorted(refs.keys() ^ held.keys())):
-        has = "has" if odd[0] in refs else "lacks"
+    if rank and (odd := sorted(tensors.keys() ^ held.keys())):
+        has = "has" if odd[0] in tensors else "lacks"
         raise InputRefused(f"{PATH} {has} {TENSOR}, unlike rank 0", hint=_AGAIN, tensor=odd[0])
-    for name, ref in refs.items():
-        part = wholes.get(id(ref))
-        held.setdefault(name, []).append(_Held(rank, tensor_info(name, part.local if part else ref, storages), part))
+    for name, item in tensors.items():
+        part = wholes.get(id(item))
+        info = any_info(name, part.local if part else item, storages)
+        held.setdefault(name, []).append(_Held(rank, info, part))
 
 
 def _joined(name: str, each: Sequence[_Held], source: Source) -> TensorInfo:
@@ -151,12 +167,15 @@ def _joined(name: str, each: Sequence[_Held], source: Source) -> TensorInfo:
     for other in each:
         if (other.part is None) != (first.part is None) or other.layout != first.layout:
             raise InputRefused(f"rank {other.rank} has another {TENSOR} than rank 0", hint=_AGAIN)
+    if first.info.odd is not None:
+        return replace(first.info, shape=first.info.shape if first.part is None else first.part.shape)
     if first.part is None:
         for other in each[1:]:
             _compare(first, other, source)
         return first.info
     if first.part.dtype == PAIRS:
-        raise InputRefused(f"{TENSOR} is packed in pairs, and spread over ranks", hint="save it in one piece")
+        why = f"{TENSOR} is packed in pairs, and spread over ranks"
+        return odd_info(name, first.part.dtype, first.part.shape, why, "save it in one piece")
     blocks: dict[tuple[int, ...], _Held] = {}
     coordinates: set[tuple[int, ...]] = set()
     for one in each:

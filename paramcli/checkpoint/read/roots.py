@@ -1,261 +1,156 @@
-"""Finding the state dict inside what a torch checkpoint holds.
+"""Which state dict of a torch checkpoint is read: its root.
 
-A checkpoint is a state dict, or a dict that has one somewhere (`state_dict`, `model`, `ema`, ...), or a
-pickled module. Optimizer state has tensors of the same shapes and is never looked into. One candidate
-is taken; among several the user chooses, never we.
+    --root A.B     the state dict there; where there is none, the one below it, or several below it as one, under the
+                   names that their places give them
+    --root A.B.*   that at A.B and all below it as one
+    --root .       the top (and * is all below it)
+
+Without a root the only state dict of the file is taken; among several the user chooses, never we.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, field
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from ...errors import TENSOR, InputRefused, Known, UsageError
 from ...text import closest, count_text, listing, printable
-from ..pickle.pickle_data import Global, Opaque, StorageRef, TensorRef, members, shown
+from ..pickle.pickle_data import Key, Opaque, shown
 from ..pickle.tree import walk
-from ..source import Extra
+from ..source import Extra, Odd, Part, TensorInfo
+from .places import Path, Step, at, entries, find, holders, leads_to, text_of
 from .recognise import ZERO_HINT
+from .search import Found, Search, is_tensor, type_text, weights
 
-# Wrapper dicts nest a few deep; this bounds what a hostile file can make us walk.
-MAX_DEPTH = 12
-_NOT_MODELS = frozenset(
-    [
-        "scheduler",
-        "schedulers",
-        "lr_scheduler",
-        "lr_schedulers",
-        "callbacks",
-        "loops",
-        "scaler",
-        "grad_scaler",
-        "amp",
-        "rng",
-        "rng_state",
-        "rng_states",
-        "random_state",
-        "native_amp_scaling_state",
-    ]
-)
-# Their dotted place is a few words; a longer one would be copied into the name of everything below it.
-MAX_PLACE = 200
-# More state dicts than this are no checkpoint, and nobody could choose among them.
-MAX_CANDIDATES = 1000
-# Walking a pickled module visits shared parts again: steps and characters of names, for a whole file. The names of
-# 500,000 tensors, or a safetensors header, are no more.
-MAX_STEPS = 1_000_000
-MAX_NAME_CHARACTERS = 100_000_000
 # What DeepSpeed writes beside partitioned weights.
 ZERO_MARKS = frozenset(("zero_stage", "ds_version", "ds_config"))
+# Of a list beside the way to the root so many values are named one by one.
+_LISTED = 1000
 
 
 @dataclass
 class Chosen:
-    """The state dict of a checkpoint: its place, its tensors, all candidates, and everything else by name.
+    """The state dict of a checkpoint: its place, its tensors as they were pickled, and everything else by name.
 
-    `path` is the place as the keys that lead there, which a dotted name alone does not tell.
+    `path` is the place as steps, and `parts` are the dicts that the tensors lie in, more than one where several are
+    joined. `odd_names`: tensors whose names are none that a result could have.
     """
 
     name: str
-    path: tuple[str, ...]
-    tensors: dict[str, TensorRef]
+    path: Path
+    parts: tuple[Part, ...]
     candidates: list[tuple[str, int]]
-    extras: list[Extra]
-    notes: list[str] = field(default_factory=list)
+    tensors: dict[str, object] = field(default_factory=dict)
+    odd_names: dict[str, Odd] = field(default_factory=dict)
+    extras: list[Extra] = field(default_factory=list)
+
+    # Do keys and indexes alone lead to one state dict?
+    is_loaded: bool = True
+
+    def note(self, tensors: Iterable[TensorInfo]) -> list[str]:
+        """What was read, where it is not the whole file."""
+        readable = sum(info.is_readable for info in tensors)
+        several = f" of {len(self.parts)} state dicts" if len(self.parts) > 1 else ""
+        told = f"read {printable(self.name)} ({count_text(readable, 'tensor')}{several})"
+        return [told] if self.name and readable else []
 
 
-def type_text(value: object) -> str:
-    """What a value is, for a person: 'int', 'dict of 3', 'argparse.Namespace'."""
-    if isinstance(value, Opaque):
-        return printable(value.cls, 80)
-    if isinstance(value, Global):
-        return f"the name {printable(value, 80)}"
-    if isinstance(value, TensorRef):
-        return f"tensor {'x'.join(map(str, value.shape)) or 'scalar'}"
-    if isinstance(value, StorageRef):
-        return "storage"
-    if isinstance(value, (dict, list, tuple)) and holds_optimizers(value):
-        return "optimizer state"
-    if isinstance(value, dict):
-        return f"dict of {len(value)}"
-    if isinstance(value, (list, tuple)):
-        return f"{type(value).__name__} of {len(value)}"
-    return "None" if value is None else type(value).__name__
-
-
-def is_optimizer(value: dict[object, object]) -> bool:
-    return "param_groups" in value and "state" in value
-
-
-def holds_optimizers(value: dict[object, object] | list[object] | tuple[object, ...]) -> bool:
-    """One optimizer's state, or several as a list (Lightning) or a dict (G and D of a GAN)."""
-    if isinstance(value, dict) and is_optimizer(value):
-        return True
-    return any(
-        isinstance(item, dict) and is_optimizer(item) for item in (value.values() if isinstance(value, dict) else value)
-    )
-
-
-class Budget:
-    """What walking pickled modules may cost, all those of one file together."""
-
-    def __init__(self) -> None:
-        self.steps, self.characters = MAX_STEPS, MAX_NAME_CHARACTERS
-
-    def spend(self, steps: int, characters: int = 0) -> None:
-        self.steps -= steps
-        self.characters -= characters
-        if self.steps < 0 or self.characters < 0:
-            raise InputRefused("its pickled module contains itself, or more submodules than any model")
-
-
-def module_tensors(module: Opaque, budget: Budget) -> dict[object, object] | None:
-    """The state dict of a pickled nn.Module, by dotted names; None for any other object."""
-    if not isinstance(module.state, dict) or not {"_parameters", "_buffers", "_modules"} <= set(module.state):
-        return None
-    found: dict[object, object] = {}
-    todo: list[tuple[str, Opaque, int]] = [("", module, 0)]
-    while todo:
-        prefix, part, depth = todo.pop()
-        # A submodule used twice has two names; one inside itself would have infinitely many.
-        budget.spend(1 if depth <= 64 else MAX_STEPS + 1)
-        state = part.state if isinstance(part.state, dict) else {}
-        passing = members(state.get("_non_persistent_buffers_set"))
-        budget.spend(len(passing))
-        transient = {name for name in passing if isinstance(name, str)}
-        for table in ("_parameters", "_buffers"):
-            for name, value in _items(state.get(table), prefix, budget):
-                if value is not None and not (table == "_buffers" and name in transient):
-                    found[f"{prefix}{name}"] = value
-        children = [
-            (f"{prefix}{name}.", child, depth + 1)
-            for name, child in _items(state.get("_modules"), prefix, budget)
-            if isinstance(child, Opaque)
-        ]
-        todo.extend(reversed(children))
-    return found
-
-
-def _items(table: object, prefix: str, budget: Budget) -> list[tuple[str, object]]:
-    if not isinstance(table, dict):
-        return []
-    named = [(key, value) for key, value in table.items() if isinstance(key, str)]
-    budget.spend(len(table), sum(len(prefix) + len(key) for key, _ in named))
-    return named
-
-
-def as_dict(value: object, budget: Budget | None = None) -> dict[object, object] | None:
-    """The name -> value mapping of a dict, a pickled module or a dict-like object; None for anything else."""
-    if isinstance(value, Opaque):
-        return module_tensors(value, budget or Budget()) or value.pairs or None
-    return value if isinstance(value, dict) and not is_optimizer(value) else None
-
-
-def has_tensors(mapping: dict[object, object]) -> bool:
-    return any(isinstance(item, TensorRef) for item in mapping.values())
-
-
-def looks_like_weights(mapping: dict[object, object]) -> bool:
-    """More than counters, metrics and generator states: a dotted or usual name, or two dimensions."""
-    return any(
-        isinstance(item, TensorRef)
-        and isinstance(key, str)
-        and (len(item.shape) > 1 or "." in key or key.startswith(("weight", "bias")))
-        for key, item in mapping.items()
-    )
-
-
-def candidates(value: object) -> dict[str, tuple[tuple[str, ...], dict[object, object]]]:
-    """Dotted place -> (its keys, state dict), for every one in the nested dicts; '' is the top level.
-
-    A dict with tensors is one. Where dicts nest, those that hold only counters and the like do not count:
-    {"model": {...}, "step": tensor} is a wrapper.
-    """
-    found: dict[str, tuple[tuple[str, ...], dict[object, object]]] = {}
-    todo: deque[tuple[tuple[str, ...], object]] = deque([((), value)])
-    seen: set[int] = set()
-    budget = Budget()
-    while todo:
-        path, item = todo.popleft()
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        mapping = as_dict(item, budget)
-        if mapping is None:
-            continue
-        if has_tensors(mapping):
-            place = ".".join(path)
-            if place in found:
-                raise InputRefused(
-                    f"two of its state dicts are both at {printable(place)}", hint="save them under other names"
-                )
-            if len(found) == MAX_CANDIDATES:
-                raise InputRefused(
-                    f"it holds more than {MAX_CANDIDATES} state dicts",
-                    hint="save the model's state_dict() with torch.save",
-                )
-            found[place] = path, mapping
-        if isinstance(item, dict) and len(path) < MAX_DEPTH:
-            length = sum(map(len, path)) + len(path)
-            todo.extend(
-                ((*path, key), child)
-                for key, child in item.items()
-                if isinstance(key, str)
-                and isinstance(child, (dict, Opaque))
-                and length + len(key) <= MAX_PLACE
-                and not _is_other(key)
-            )
-    weights = {place: at for place, at in found.items() if looks_like_weights(at[1])}
-    return weights or found
-
-
-def _is_other(key: str) -> bool:
-    """Keys whose dicts hold tensors that are no weights: optimizers, schedulers, a module's extra state."""
-    lower = key.lower()
-    return "optim" in lower or lower in _NOT_MODELS or lower.endswith("_extra_state")
+ALL = "*"
 
 
 def choose_root(value: object, root: str | None) -> Chosen:
     """The state dict to work on; InputRefused where there is none or several, UsageError for an unknown --root."""
-    found = candidates(value)
-    listed = sorted((place, _count(state)) for place, (_, state) in found.items())
+    search = Search()
+    every = search.below(value) if root is None else _quietly(search, value)
+    listed = sorted((one.place, one.tensors) for one in weights(every))
     if root is not None:
-        place = "" if root == "." else root
-        if place not in found:
-            near = closest(place, [name or "." for name in found]) or [name or "." for name in found]
-            raise UsageError(
-                f"no state dict at --root {printable(root)}", hint=Known(f"known: {listing(near)}") if near else None
-            )
-    elif not found:
-        raise _nothing(value)
-    elif len(found) > 1:
-        shown = "; ".join(f"{printable(name) or '.'} ({count_text(count, 'tensor')})" for name, count in listed[:40])
-        shown += f" and {len(listed) - 40} more" if len(listed) > 40 else ""
-        raise InputRefused(
-            f"it holds {len(found)} state dicts: {shown}", hint=f"--root {printable(listed[0][0]) or '.'}"
-        )
+        name, path, found = _named(search, value, root, listed)
+    elif not listed:
+        raise _nothing(search, value)
+    elif len(listed) > 1:
+        raise _several(weights(every))
     else:
-        place = next(iter(found))
-    path, state = found[place]
-    tensors, extras = _split(state, place)
-    extras += _outside(value, path)
-    notes = [f"read {printable(place)} ({count_text(len(tensors), 'tensor')})"] if place else []
-    return Chosen(place, path, tensors, listed, extras, notes)
+        (one,) = weights(every)
+        name, path, found = one.place, one.path, [Found((), one.state)]
+    parts = tuple(Part((*path, *one.path), f"{one.place}." if one.path else "") for one in found)
+    if name not in dict(listed):
+        listed = sorted([*listed, (name, sum(one.tensors for one in found))])
+    chosen = Chosen(name, path, parts, listed, is_loaded=len(parts) == 1 and leads_to(value, parts[0].path))
+    _Reading(search, chosen).read(value)
+    return chosen
 
 
-def _nothing(value: object) -> InputRefused:
-    """The refusal of a file without a state dict: what it is instead."""
+def _quietly(search: Search, value: object) -> list[Found]:
+    """What there is beside a root that was named; where it cannot be told apart, nothing is."""
+    try:
+        return search.below(value)
+    except InputRefused:
+        return []
+
+
+def _named(
+    search: Search, value: object, root: str, listed: Sequence[tuple[str, int]]
+) -> tuple[str, Path, list[Found]]:
+    """(its name, the steps to it, the state dicts there and below)."""
+    place, joined = ("" if root == "." else root), False
+    path = find(value, place) if place else ()
+    if path is None and (place == ALL or place.endswith(f".{ALL}")):
+        place, joined = place.removesuffix(ALL).removesuffix("."), True
+        path = find(value, place) if place else ()
+    every = search.below(at(value, path)) if path is not None else []
+    if path is None or not every:
+        known = list(dict.fromkeys([name for name, _ in listed] + [o.place for o in weights(search.ignored(value))]))
+        known = [name or "." for name in known]
+        near = closest(root, known) or known
+        raise UsageError(
+            f"no state dict at --root {printable(root)}", hint=Known(f"known: {listing(near)}") if near else None
+        )
+    counting = weights(every)
+    exact = [one for one in counting if not one.path] or counting
+    if len(exact) == 1 and not joined:
+        path = (*path, *exact[0].path)
+        return text_of(path), path, [Found((), exact[0].state)]
+    return f"{place}.{ALL}" if place else ALL, path, search.all_below(at(value, path))
+
+
+def _several(found: Sequence[Found]) -> InputRefused:
+    """The refusal of a file with several: each with its size, how to take one, and how to take all."""
+    listed = sorted((one.place, one.tensors) for one in found)
+    told = "; ".join(f"{printable(name) or '.'} ({count_text(count, 'tensor')})" for name, count in listed[:40])
+    told += f" and {len(listed) - 40} more" if len(listed) > 40 else ""
+    above = found[0].path
+    for one in found:
+        same = next((n for n, (a, b) in enumerate(zip(above, one.path, strict=False)) if a != b), None)
+        above = above[: min(len(above), len(one.path)) if same is None else same]
+    whole = text_of(above)
+    if whole in dict(listed):
+        whole = f"{whole}.{ALL}" if whole else ALL
+    return InputRefused(
+        f"it holds {len(found)} state dicts: {told}",
+        hint=f"--root {_quoted(listed[0][0])} for that one, --root {_quoted(whole)} for all of them as one model",
+    )
+
+
+def _quoted(place: str) -> str:
+    return shlex.quote(printable(place) or ".")
+
+
+def _nothing(search: Search, value: object) -> InputRefused:
+    """The refusal of a file without a state dict: what it is instead, and what may be named all the same."""
     below = walk(value)
     mappings = [item for item in below if isinstance(item, dict)]  # a module's parameters are in one too
-    for mapping in mappings:
-        for key, item in mapping.items():
-            if isinstance(key, str):
-                _refuse_unreadable(key, item)
     if any(not ZERO_MARKS.isdisjoint(key for key in mapping if isinstance(key, str)) for mapping in mappings):
         return InputRefused("it is one process's part of a DeepSpeed ZeRO optimizer, not a state dict", hint=ZERO_HINT)
     what = type_text(value)
     told = f"it is {'an' if what[0] in 'aeiou' else 'a'} {what}"
-    if any(isinstance(item, TensorRef) for item in below):
+    named = sorted(one.place for one in weights(search.ignored(value)) if one.path)
+    if named:
+        return InputRefused(
+            f"it holds no state dict where weights belong: {told}; there are {listing(named, 6)}",
+            hint=f"--root {_quoted(named[0])}",
+        )
+    if any(map(is_tensor, below)):
         return InputRefused(
             f"it holds tensors but no state dict (name -> tensor): {told}",
             hint="save the model's state_dict() with torch.save",
@@ -265,82 +160,117 @@ def _nothing(value: object) -> InputRefused:
     )
 
 
-def _count(state: dict[object, object]) -> int:
-    return sum(isinstance(item, TensorRef) for item in state.values())
+# --- what is at the root, and what beside it -------------------------------------------------------
 
 
-def _split(state: dict[object, object], place: str) -> tuple[dict[str, TensorRef], list[Extra]]:
-    """Tensors by name, and what else lies in the state dict."""
-    tensors, extras = {}, []
-    for key, item in state.items():
-        if not isinstance(key, str):
-            if isinstance(item, TensorRef):
-                raise InputRefused(f"the state dict has a tensor under {shown(key)}, which is no text")
-            extras.append(Extra(f"{place}[{shown(key)}]", type_text(item)))
-        elif isinstance(item, TensorRef):
-            _check_name(key)
-            tensors[key] = item
+class _Node:
+    """A place on the ways from the top to the parts: the part that it is, and the places below by their steps."""
+
+    def __init__(self) -> None:
+        self.part: Part | None = None
+        self.below: dict[Step, _Node] = {}
+
+
+class _Reading:
+    """Walks from the top to the parts, and takes down the tensors in them and everything beside the ways."""
+
+    def __init__(self, search: Search, chosen: Chosen):
+        self.search, self.chosen = search, chosen
+        self.unnamed = 0
+        self.top = _Node()
+        for part in chosen.parts:
+            node = self.top
+            for step in part.path:
+                node = node.below.setdefault(step, _Node())
+            node.part = part
+
+    def read(self, value: object) -> None:
+        parts: list[Part] = []
+        todo: list[tuple[object, Path, _Node]] = [(value, (), self.top)]
+        while todo:
+            here, path, node = todo.pop()
+            if node.part is not None:
+                parts.append(self._part(node.part, here, node))
+            else:
+                self._beside(here, path, node)
+            deeper = [(item, (*path, step), node.below[step]) for step, item in entries(here) if step in node.below]
+            todo.extend(reversed(deeper))
+        self.chosen.parts = tuple(parts)
+
+    def _beside(self, here: object, path: Path, node: _Node) -> None:
+        prefix = f"{text_of(path)}." if path else ""
+        for number, (key, item) in enumerate(_everything(here)):
+            if number == _LISTED and not isinstance(here, dict):
+                more = sum(len(holder) for holder in holders(here)) - number
+                self._extra(f"{prefix}{number} and on", count_text(more, "more value"))
+                break
+            if isinstance(key, Key) or key not in node.below:
+                self._extra(f"{prefix}{printable(key) if isinstance(key, str) else shown(key)}", self.search.kind(item))
+        self._class_of(here)
+
+    def _extra(self, name: str, kind: str) -> None:
+        self.chosen.extras.append(Extra(name, kind))
+
+    def _class_of(self, here: object) -> None:
+        if isinstance(here, Opaque):
+            what = f"the pickled {type_text(here)}"
+            self.chosen.extras.append(Extra(what, "an object; its weights are read, its code is not", carried=False))
+
+    def _part(self, part: Part, here: object, node: _Node) -> Part:
+        place = text_of(part.path)
+        renamed: dict[object, str] = {}
+        for key, item in (self.search.state_of(here) or {}).items():
+            if is_tensor(item):
+                self._tensor(part, key, item, renamed)
+            elif isinstance(key, Key) or key not in node.below:
+                self._extra(
+                    f"{place}[{shown(key)}]" if not isinstance(key, str) else f"{place}.{key}" if place else key,
+                    self.search.kind(item),
+                )
+        self._class_of(here)
+        return replace(part, renamed=renamed) if renamed else part
+
+    def _tensor(self, part: Part, key: object, item: object, renamed: dict[object, str]) -> None:
+        """Enter a tensor by its name; one whose key is no name gets a word in the place of it."""
+        taken = self.chosen.tensors
+        name = f"{part.prefix}{key if isinstance(key, str) else f'{type(key).__name__}_{shown(key)}'}"
+        if part.prefix:
+            self.search.budget.spend(0, len(name))
+        why = _fault(key, name)
+        if why is None:
+            if name in taken:
+                raise InputRefused(
+                    f"two of its tensors are both named {TENSOR}", hint="save them under other names", tensor=name
+                )
         else:
-            _refuse_unreadable(key, item)
-            extras.append(Extra(f"{place}.{key}" if place else key, type_text(item)))
-    return tensors, extras
+            name = name.encode("utf-8", "backslashreplace").decode()
+            if not isinstance(key, (str, int)):
+                name = self._word(part)
+            while name in taken:
+                name = self._word(part)
+            renamed[key] = name
+            self.chosen.odd_names[name] = Odd(why, "give it another with convert --rename", by_name=True)
+        taken[name] = item
+
+    def _word(self, part: Part) -> str:
+        self.unnamed += 1
+        return f"{part.prefix}unnamed_{self.unnamed}"
 
 
-# How torch rebuilds tensors that are no plain strided data -> what to call them.
-_SPECIAL_TENSORS = {
-    "_rebuild_qtensor": "a quantized tensor",
-    "_rebuild_sparse_tensor": "a sparse tensor",
-    "_rebuild_nested_tensor": "a nested tensor",
-    "_rebuild_meta_tensor_no_storage": "a meta tensor, a shape without data",
-    "_rebuild_wrapper_subclass": "a tensor subclass",
-    "_rebuild_device_tensor_from_numpy": "a tensor of another device",
-    "_rebuild_device_tensor_from_cpu_tensor": "a tensor of another device",
-    "UninitializedParameter": "an uninitialised parameter",
-    "UninitializedBuffer": "an uninitialised buffer",
-}
-
-
-def special_kind(item: object) -> str | None:
-    """What to call a tensor that is no plain strided data; None for everything else."""
-    if not isinstance(item, Opaque):
-        return None
-    if item.cls.module.startswith("torch") and item.cls.name in _SPECIAL_TENSORS:
-        return _SPECIAL_TENSORS[item.cls.name]
-    if item.made_by == "via" and item.arguments[0] == Global("torch._tensor", "_rebuild_from_type_v2"):
-        return f"a {type_text(item)}, a tensor subclass that only its own library can read"
-    if item.cls.name.startswith("_rebuild_") and item.cls.module.startswith("torch"):
-        return f"a tensor of a special kind ({type_text(item)})"
+def _fault(key: object, name: str) -> str | None:
+    """What is wrong with a key as a tensor's name; None where nothing is."""
+    if not isinstance(key, str):
+        return f"{TENSOR} stands under a key that is no text ({shown(key)}), which is no name"
+    if name == "__metadata__":
+        return f"{TENSOR} is a name that safetensors keeps for something else"
+    try:
+        key.encode("utf-8")
+    except UnicodeEncodeError:
+        return f"{TENSOR} is a name that is no Unicode text"
     return None
 
 
-def _refuse_unreadable(key: str, item: object) -> None:
-    """Raise InputRefused for tensors of kinds that have no bytes to carry; a tensor is never dropped in silence."""
-    kind = special_kind(item)
-    if kind is not None:
-        raise InputRefused(f"{TENSOR} is {kind}", hint="save it as a plain dense tensor where it was made", tensor=key)
-
-
-def _check_name(name: str) -> None:
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        raise InputRefused(f"a tensor's name is no Unicode text: {printable(name, 80)}") from None
-
-
-def _key_text(key: object) -> str:
-    return printable(key) if isinstance(key, str) else shown(key)
-
-
-def _outside(value: object, path: tuple[str, ...]) -> list[Extra]:
-    """Everything beside the path to the root, one level at a time."""
-    extras: list[Extra] = []
-    here, prefix = value, ""
-    for step in path:
-        assert isinstance(here, dict), "`candidates` walks through dicts alone"
-        extras += [Extra(f"{prefix}{_key_text(key)}", type_text(item)) for key, item in here.items() if key != step]
-        here, prefix = here[step], f"{prefix}{step}."
-    if isinstance(here, Opaque):
-        extras.append(
-            Extra(f"the pickled {type_text(here)}", "an object; its weights are read, its code is not", carried=False)
-        )
-    return extras
+def _everything(value: object) -> Iterator[tuple[object, object]]:
+    """Every part with its key, those too that no step leads to."""
+    for holder in holders(value):
+        yield from holder.items() if isinstance(holder, dict) else enumerate(holder)

@@ -234,7 +234,7 @@ def _combine(
             if storage is None:
                 storage = moved[id(info.storage)] = replace(info.storage, file=first + info.storage.file)
             # Spelt out: dataclasses.replace takes longer than all the rest for 100,000 tensors.
-            tensors[name] = TensorInfo(name, info.dtype, info.shape, storage, info.offset, info.stride)
+            tensors[name] = TensorInfo(name, info.dtype, info.shape, storage, info.offset, info.stride, odd=info.odd)
         extras += [Extra(f"{shard}: {extra.name}", extra.type) for extra in part.extras]
         notes += [f"{printable(shard)}: {note}" for note in part.notes]
     total = sum(info.nbytes for info in tensors.values())

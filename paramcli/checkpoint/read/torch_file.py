@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from ...dtypes import DTYPES
@@ -27,9 +28,10 @@ from ..pickle.pickle_data import (
 )
 from ..pickle.torch_zip import member_bytes, read_archive
 from ..pickle.tree import element_width, storage_refs, walk
-from ..source import Extra, Root, Source, Storage, TensorInfo
+from ..source import Extra, Odd, Root, Source, Storage, TensorInfo
 from .recognise import LEGACY_MAGIC, ZERO_HINT, ZIP_START
-from .roots import choose_root
+from .roots import Chosen, choose_root
+from .special import is_special_class, special
 
 # A tensor expanded by stride 0 is stored whole in safetensors: allowed as long as that cannot blow up.
 EXPANSION = 64 << 20
@@ -81,17 +83,13 @@ def _open(path: Path, file: InputFile, root: str | None) -> Source:
     loaded, storages, notes = zip_parts(file) if container == "torch zip" else _legacy(file)
     check_description(loaded.value, storages)
     chosen = choose_root(loaded.value, root)
-    tensors = {name: tensor_info(name, ref, storages) for name, ref in chosen.tensors.items()}
+    tensors = listed(chosen, storages)
     check_expansion(tensors, file.size)
-    if any(name == "__metadata__" for name in tensors):
-        raise InputRefused(
-            "a tensor is named __metadata__, which safetensors cannot store", hint="rename it where it was made"
-        )
     if container == "torch zip" and not head.startswith(ZIP_START):
         mark = printable(head[:2].decode("latin-1"))
         notes.append(f"its first two bytes are '{mark}' in the place of a zip's PK, as GPT-SoVITS marks its versions")
         chosen.extras.append(Extra(f"the first two bytes '{mark}'", "a mark in the place of PK", carried=False))
-    skipped = [str(cls) for cls in loaded.classes]
+    skipped = [str(cls) for cls in loaded.classes if not is_special_class(cls)]
     if skipped:
         notes.append(f"read past classes paramcli does not know: {listing(skipped, 100)}")
     return Source(
@@ -103,7 +101,9 @@ def _open(path: Path, file: InputFile, root: str | None) -> Source:
         roots=[Root(name, count) for name, count in chosen.candidates],
         root=chosen.name,
         root_path=chosen.path,
-        notes=notes + chosen.notes,
+        is_loaded=chosen.is_loaded,
+        parts=chosen.parts,
+        notes=notes + chosen.note(tensors.values()),
         tree=loaded.value,
         storages=storages,
     )
@@ -238,32 +238,58 @@ def _check_extra(ref: TensorRef, storages: Storages) -> None:
             raise InputRefused(f"one of its tensors {error.message}", hint="copy or download the file again") from None
 
 
-def tensor_info(name: str, ref: TensorRef, storages: Storages) -> TensorInfo:
-    """The tensor as a checked byte range; raises InputRefused for one that safetensors has no form for."""
+def listed(chosen: Chosen, storages: Storages) -> dict[str, TensorInfo]:
+    """The tensors of the state dict as they can be listed: read, or odd."""
+    found = {name: any_info(name, item, storages) for name, item in chosen.tensors.items()}
+    for name, odd in chosen.odd_names.items():
+        if found[name].odd is None:
+            found[name] = replace(found[name], odd=odd)
+    return found
 
-    def refuse(why: str, hint: str) -> InputRefused:
-        return InputRefused(f"{TENSOR} {why}", hint=hint, tensor=name)
+
+def any_info(name: str, item: object, storages: Storages) -> TensorInfo:
+    """A tensor of any kind: as `tensor_info` has it, or odd."""
+    if isinstance(item, TensorRef):
+        return tensor_info(name, item, storages)
+    seen = special(item)
+    assert seen is not None, "what is no TensorRef and is a tensor is a special one"
+    return odd_info(name, seen.dtype, seen.shape, f"{TENSOR} is {seen.kind}", DENSE)
+
+
+DENSE = "save it as a plain dense tensor where it was made"
+
+
+def odd_info(name: str, dtype: str, shape: tuple[int, ...], why: str, hint: str) -> TensorInfo:
+    """A tensor that can be listed and not be read."""
+    return TensorInfo(name, dtype, shape, Storage(0, 0, 0, name), odd=Odd(why, hint))
+
+
+def tensor_info(name: str, ref: TensorRef, storages: Storages) -> TensorInfo:
+    """The tensor as a checked byte range; odd where safetensors has no form for it. InputRefused for a broken one."""
+
+    def odd(why: str, hint: str) -> TensorInfo:
+        return odd_info(name, ref.dtype, ref.shape, f"{TENSOR} {why}", hint)
 
     if ref.dtype not in DTYPES and ref.dtype != PAIRS:
-        raise refuse(
+        return odd(
             f"is {printable(ref.dtype.removeprefix('?'), 40)}, which safetensors cannot store",
             "convert it where it was made",
         )
     if PARTITIONED in ref.flags:
-        raise refuse("is one process's part of a DeepSpeed ZeRO-3 parameter", ZERO_HINT)
+        return odd("is one process's part of a DeepSpeed ZeRO-3 parameter", ZERO_HINT)
     if ref.flags:
-        raise refuse(
+        return odd(
             f"is a lazy view ({', '.join(printable(f, 20) for f in ref.flags)})",
             "save it after .resolve_conj().resolve_neg()",
         )
     if ref.storage.device == "meta":
-        raise refuse("is on the meta device: it has a shape and no data", "save it with its data")
+        return odd("is on the meta device: it has a shape and no data", "save it with its data")
     storage, start = _span(ref, storages)
     contiguous = is_contiguous(ref.shape, ref.stride)
     if ref.dtype != PAIRS:
         return TensorInfo(name, ref.dtype, ref.shape, storage, start, None if contiguous else ref.stride)
     if not contiguous or not ref.shape:
-        raise refuse("is a strided view of packed 4-bit pairs", "save it after .contiguous()")
+        return odd("is a strided view of packed 4-bit pairs", "save it after .contiguous()")
     # torch counts bytes, each two values; the format counts values.
     return TensorInfo(name, "F4", (*ref.shape[:-1], 2 * ref.shape[-1]), storage, start)
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path as FilePath
 
 from ...dtypes import DTYPES
 from ...errors import TENSOR, InputRefused
@@ -25,9 +25,10 @@ from ..pickle.pickle_data import Items, StorageRef, TensorRef
 from ..pickle.tree import element_width, storage_refs
 from ..pickle.write_pickle import PickleWriter, unit
 from ..pickle.write_zip import Member, directory, lay_out, members_of
-from ..read.roots import as_dict
+from ..read.places import Path, Step, at, below, entries
+from ..read.search import as_dict, is_tensor
 from ..read.torch_file import PAIRS
-from ..source import Source, Storage
+from ..source import Part, Source, Storage
 from .safetensors_file import copy_storage
 from .writer import FileSink, MetadataOf
 
@@ -53,7 +54,7 @@ class TorchSink(FileSink):
 
     def __init__(
         self,
-        path: Path,
+        path: FilePath,
         source: Source,
         slots: Sequence[Slot],
         copies: Sequence[tuple[str, str]],
@@ -142,26 +143,49 @@ class TorchSink(FileSink):
         """The source's tree with its state dict replaced; for a source without one, a plain state dict."""
         if self.source.tree is None:
             return dict(self._refs)
-        return _replaced(self.source.tree, self.source.root_path, lambda state: self._new_state(state, renamed))
+        homes = {part.name_of(key): part for part, key in _keys(self.source)}
+        tops = [part for part in self.source.parts if not part.prefix]
+        top = tops[0] if tops else Part(self.source.root_path)
+        placed: dict[Path, dict[str, list[tuple[str, str]]]] = {}
+        for name, first in renamed.items():
+            home = homes[first]
+            # What a new name puts out of a joined dict lies at the top.
+            part = home if len(name) > len(home.prefix) and name.startswith(home.prefix) else top
+            placed.setdefault(part.path, {}).setdefault(first, []).append((name, name[len(part.prefix) :]))
+        parts = (*self.source.parts, *([] if top in self.source.parts or top.path not in placed else [top]))
+        return rebuilt(self.source.tree, parts, lambda part, state: self._new_state(part, state, placed))
 
-    def _new_state(self, state: object, renamed: Mapping[str, str]) -> dict[object, object]:
-        """The state dict in its old order, each edited tensor's new keys where its first key stood.
+    def _new_state(
+        self, part: Part, state: object, placed: dict[Path, dict[str, list[tuple[str, str]]]]
+    ) -> dict[object, object]:
+        """A part in its old order, each edited tensor's new keys where its first key stood.
 
         A pickled module, whose code no file can carry, becomes its state dict.
         """
         # torch's _metadata, among its attributes, names modules, not tensors; its versions still hold.
         new = _empty_like(state)
-        followers: dict[object, list[str]] = {}
-        for name, first in renamed.items():
-            followers.setdefault(first, []).append(name)
-        for key, value in (as_dict(state) or {}).items():
-            if not isinstance(value, TensorRef):
+        here = placed.get(part.path, {})
+        before = as_dict(state) or {}
+        for key, value in before.items():
+            if not is_tensor(value):
                 new[key] = value
-            for name in followers.get(key, ()):
-                new[name] = self._refs[name]
-        for name, ref in self._refs.items():
-            new.setdefault(name, ref)
+            new.update(self._placed(before, here.pop(part.name_of(key) or "", ())))
+        for names in here.values():
+            new.update(self._placed(before, names))
         return new
+
+    def _placed(
+        self, before: Mapping[object, object], names: Iterable[tuple[str, str]]
+    ) -> Iterator[tuple[object, TensorRef]]:
+        """(key, tensor) of each (name, key), in a dict that held `before`."""
+        for name, key in names:
+            if key in before and not is_tensor(before[key]):
+                raise InputRefused(
+                    f"{TENSOR} would take the place of something that is no tensor",
+                    hint="another name, or -o FILE.safetensors",
+                    tensor=name,
+                )
+            yield key, self._refs[name]
 
     def _plan_foreign(self, tree: object, left: LeftOut) -> None:
         """A place for every storage outside the state dict (optimizer moments, an EMA copy), shared where it is copied
@@ -258,15 +282,22 @@ class TorchSink(FileSink):
         super().finish()
 
 
+def _keys(source: Source) -> Iterator[tuple[Part, object]]:
+    """Every key of the source's state dict, with the part it is in."""
+    for part in source.parts:
+        for key in as_dict(at(source.tree, part.path)) or {}:
+            yield part, key
+
+
 def names_left_out(source: Source) -> list[str]:
     """The dotted places of what a torch file made from this one leaves out, as it asks for calls that ours never do."""
     if source.tree is None:
         return []
-    return left_out(_replaced(source.tree, source.root_path, _without_tensors)).names
+    return left_out(rebuilt(source.tree, source.parts, _without_tensors)).names
 
 
-def _without_tensors(state: object) -> dict[object, object]:
-    return {key: value for key, value in (as_dict(state) or {}).items() if not isinstance(value, TensorRef)}
+def _without_tensors(part: Part, state: object) -> dict[object, object]:
+    return {key: value for key, value in (as_dict(state) or {}).items() if not is_tensor(value)}
 
 
 def as_torch(slot: Slot) -> tuple[str, tuple[int, ...]]:
@@ -310,18 +341,33 @@ def _empty_like(value: object) -> dict[object, object]:
     return empty
 
 
-def _replaced(tree: object, path: Sequence[str], new_state: Callable[[object], dict[object, object]]) -> object:
-    """The tree with new dicts along the path to the state dict; everything else is the same objects."""
-    parents: list[dict[object, object]] = []
-    here = tree
-    for key in path:
-        assert isinstance(here, dict), "a state dict is looked for in dicts alone"
-        parents.append(here)
-        here = here[key]
-    value = new_state(here)
-    for key, parent in zip(reversed(path), reversed(parents), strict=True):
-        copy = _empty_like(parent)
-        copy.update(parent)
-        copy[key] = value
-        value = copy
-    return value
+def rebuilt(tree: object, parts: Iterable[Part], new_state: Callable[[Part, object], dict[object, object]]) -> object:
+    """The tree with a new dict in the place of each part; what lies beside the ways to them is the same objects.
+
+    An object on such a way, whose code no file can carry, becomes a dict of its attributes.
+    """
+    by_path = {part.path: part for part in parts}
+    ways: dict[Path, dict[Step, None]] = {}
+    for path in by_path:
+        for depth, step in enumerate(path):
+            ways.setdefault(path[:depth], {})[step] = None
+
+    def build(value: object, path: Path) -> object:
+        part = by_path.get(path)
+        new = _copied(value) if part is None else new_state(part, value)
+        for step in ways.get(path, ()):
+            new[step] = build(below(value, step), (*path, step))  # type: ignore[index]  # a text for a dict, a number for a list
+        return tuple(new) if isinstance(value, tuple) and isinstance(new, list) else new
+
+    return build(tree, ())
+
+
+def _copied(value: object) -> dict[object, object] | list[object]:
+    """A dict or list of the same parts."""
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    if not isinstance(value, dict):
+        return dict(entries(value))
+    copy = _empty_like(value)
+    copy.update(value)
+    return copy

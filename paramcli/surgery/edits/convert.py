@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 from ...checkpoint.header import Slot
 from ...checkpoint.source import Source
-from ...dtypes import CAST_DTYPES, CODE_OF_TORCH, DTYPES, CastDtype, dtype_name, torch_dtype
+from ...dtypes import CAST_DTYPES, CODE_OF_TORCH, CastDtype, dtype_name, kind_of, torch_dtype
 from ...errors import TENSOR, InputRefused, Known, UsageError
 from ...spec import check_choice, select
 from ...spelling.companions import companions
 from ...spelling.forms import Group
 from ...spelling.record import Entry
 from ...text import closest, count_text, listing, printable
-from ..plan import Made, Plan, Step, Told, once
+from ..plan import Made, Plan, Step, Told, once, refuse_odd
 
 if TYPE_CHECKING:
     from ...fitting.evaluate import Tensors
@@ -76,6 +76,7 @@ class Convert:
                     copies.append((names[key], key))
                 else:
                     steps.append(step)
+        refuse_odd(source, ((name, key) for key, name in names.items()))
         slots = [Slot(name, source.tensors[key].dtype, source.tensors[key].shape) for name, key in copies]
         slots += [slot for step in steps for slot in step.writes]
         kept = {group.tensor for group in carried}
@@ -133,7 +134,7 @@ class Convert:
     def _cast(self, group: Group, key: str, name: str, source: Source, twin: str | None) -> Step | None:
         """The step that casts one floating tensor; None where its bytes stay as they are."""
         info = source.tensors[key]
-        if self.dtype is None or DTYPES[info.dtype].kind not in ("float", "half"):
+        if self.dtype is None or kind_of(info.dtype) not in ("float", "half"):
             return None
         code = CODE_OF_TORCH[self.dtype]
         if code == info.dtype:

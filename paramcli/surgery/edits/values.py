@@ -15,7 +15,7 @@ from ...checkpoint.read.open import open_checkpoint
 from ...checkpoint.source import Source
 from ...dtypes import torch_dtype
 from ...errors import TENSOR, InputRefused, error_context
-from ...fitting.evaluate import effective, require_chain
+from ...fitting.evaluate import effective
 from ...fitting.torch_module import generators_kept, start_generators, tensor_seed
 from ...registry import ANY, parse_constraint
 from ...spec import select
@@ -100,7 +100,8 @@ class TakenFrom:
     def check(self, group: Group) -> None:
         """Raise where the other checkpoint has no such tensor, or one of another shape."""
         wanted = self._wanted(group)
-        require_chain(wanted)
+        if wanted.problem:
+            raise wanted.refusal(self.source.path)
         if tuple(wanted.shape) != tuple(group.shape):
             name = TENSOR if wanted.tensor == group.tensor else printable(wanted.tensor)
             raise InputRefused(
