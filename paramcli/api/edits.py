@@ -4,6 +4,7 @@ tensor.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..dtypes import CastDtype, ComputeDtype
@@ -12,6 +13,7 @@ from ..surgery.edits.assign import Assign
 from ..surgery.edits.base import Spelling, Tied
 from ..surgery.edits.convert import Convert, check_dtype
 from ..surgery.edits.migrate import Migrate
+from ..surgery.edits.names import NewNames
 from ..surgery.edits.remove import Remove
 from ..surgery.result import EditResult
 from ..surgery.run import Target, edit
@@ -234,6 +236,8 @@ def convert(
     *,
     max_shard_size: str | None = None,
     strip_prefix: Names = (),
+    rename: Mapping[str, str] | None = None,
+    add_prefix: str | None = None,
     keep: Names = (),
     drop: Names = (),
     dtype: CastDtype | None = None,
@@ -246,10 +250,12 @@ def convert(
 ) -> EditResult:
     """Write the same tensors in another container, split or merged, renamed or cast; nothing else changes.
 
+    Of names first prefixes are taken off, then tensors and modules renamed, then one is put before all.
     `max_shard_size`: e.g. "5GB", a folder of shards of at most this size.
     """
     ready()
-    job = Convert(patterns(strip_prefix), patterns(keep), patterns(drop), check_dtype(dtype))
+    names = NewNames(patterns(strip_prefix), rename or {}, add_prefix)
+    job = Convert(names, patterns(keep), patterns(drop), check_dtype(dtype))
     target = Target(
         output=path_of(output), force=force, check=check, dry_run=dry_run, root=root, ignore_record=ignore_record
     )

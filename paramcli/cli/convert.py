@@ -36,9 +36,22 @@ def convert(
         typer.Option(
             "--strip-prefix",
             metavar="P",
-            help="Take this prefix off the names, e.g. module. ; repeatable.",
+            help="Take this prefix off the names, e.g. module. (_orig_mod. and FSDP's anywhere); repeatable.",
             show_default=False,
         ),
+    ] = None,
+    rename: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rename",
+            metavar="OLD=NEW",
+            help="Give a tensor, or all in a module, another name; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    add_prefix: Annotated[
+        str | None,
+        typer.Option("--add-prefix", metavar="P", help="Put this prefix before every name.", show_default=False),
     ] = None,
     keep: Annotated[
         list[str] | None,
@@ -74,6 +87,7 @@ def convert(
     from ..api import edits
     from ..show.edit import show_edit
     from ..surgery.edits.convert import check_dtype
+    from ..surgery.edits.names import parse_renames
 
     screen = open_screen(quiet)
     result = edits.convert(
@@ -81,6 +95,8 @@ def convert(
         output,
         max_shard_size=max_shard_size,
         strip_prefix=strip_prefix or (),
+        rename=parse_renames(rename or ()),
+        add_prefix=add_prefix,
         keep=keep or (),
         drop=drop or (),
         dtype=check_dtype(dtype),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from ...dtypes import kind_of
 from ...errors import PATH, TENSOR, InputRefused, UsageError
-from ...text import count_text, listing, printable_path
+from ...text import count_text, listing, printable, printable_path
 from ..disk.hub import is_cache, snapshot_in
 from ..disk.input_file import InputFile
 from ..source import Source
@@ -43,6 +44,7 @@ def open_checkpoint(path: str | Path, root: str | None = None) -> Source:
         if (part := told_of_part(path)) is not None:
             source.notes.append(part)
     _refuse_placeholders(source)
+    source.notes += _flattened(source)
     return source
 
 
@@ -87,6 +89,19 @@ def _refuse_root(source: Source, root: str | None) -> None:
     if root:
         source.close()
         raise UsageError(f"--root is for nested torch checkpoints; {source.container} has one level", path=source.path)
+
+
+_FLAT = re.compile(r"(.*\.)?_?flat_param(_[0-9]+)?", re.S)
+
+
+def _flattened(source: Source) -> list[str]:
+    """What FSDP keeps in place of a module's parameters, named for what it is."""
+    flat = [name for name in source.tensors if "flat_param" in name and _FLAT.fullmatch(name)]
+    if not flat:
+        return []
+    what = "is one process's share of FSDP's flattened parameters: many weights in a row, and none by itself"
+    more = f" (and {count_text(len(flat) - 1, 'more tensor')})" if len(flat) > 1 else ""
+    return [f"{printable(flat[0])}{more} {what}; save a full state dict (torch.distributed.checkpoint.state_dict)"]
 
 
 def _refuse_placeholders(source: Source) -> None:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...checkpoint.header import Slot
 from ...checkpoint.source import Source
 from ...dtypes import CAST_DTYPES, CODE_OF_TORCH, CastDtype, dtype_name, kind_of, torch_dtype
-from ...errors import TENSOR, InputRefused, Known, UsageError
+from ...errors import UsageError
 from ...spec import check_choice, select
 from ...spelling.companions import companions
 from ...spelling.forms import Group
 from ...spelling.record import Entry
-from ...text import closest, count_text, listing, printable
+from ...text import count_text, listing, printable
 from ..plan import Made, Plan, Step, Told, once, refuse_odd
+from .names import NewNames
 
 if TYPE_CHECKING:
     from ...fitting.evaluate import Tensors
@@ -36,17 +37,11 @@ _UNITS = {
 }
 
 
-def without(prefix: str, name: str) -> str:
-    """The name without a leading prefix of whole segments; a name is never emptied."""
-    whole = prefix if prefix.endswith(".") else f"{prefix}."
-    return name[len(whole) :] if name.startswith(whole) and len(name) > len(whole) else name
-
-
 @dataclass(frozen=True)
 class Convert:
-    """What to carry over and how: kept and dropped tensors, prefixes to strip, and the dtype of floating tensors."""
+    """What to carry over and how: kept and dropped tensors, their names there, and the dtype of floating tensors."""
 
-    strip: Sequence[str] = ()
+    names: NewNames = field(default_factory=NewNames)
     keep: Sequence[str] = ()
     drop: Sequence[str] = ()
     dtype: CastDtype | None = None
@@ -54,11 +49,8 @@ class Convert:
     def plan(self, source: Source, groups: Mapping[str, Group], where: Path) -> tuple[Plan, list[str]]:
         """(the plan, keys of the tensors left out because the user said so)."""
         carried = self._carried(groups, where)
-        names = {key: self._stripped(key) for group in carried for key in group.keys.values()}
-        self._check_prefixes(list(names))
-        self._check_names(names)
-        # Keys apart can still meet in one tensor: m.w.weight_g stripped beside w.weight reads as neither.
-        self._check_names({group.tensor: self._stripped(group.tensor) for group in carried})
+        names, tensors, given = self.names.of(carried)
+        refuse_odd(source, ((name if key in given else key, key) for key, name in names.items()))
         twins = {name: tied[0] for tied in source.tied() for name in tied} if self.dtype else {}
         together = companions(source.tensors) if self.dtype else set()
         steps: list[Step] = []
@@ -67,7 +59,7 @@ class Convert:
         recorded: dict[str, str] = {}
         for group in carried:
             if group.record is not None:
-                name = self._stripped(group.tensor)
+                name = tensors[group.tensor]
                 record[name] = group.record
                 recorded.update((names[key], name) for key in group.keys.values())
             for key in group.keys.values():
@@ -76,7 +68,6 @@ class Convert:
                     copies.append((names[key], key))
                 else:
                     steps.append(step)
-        refuse_odd(source, ((name, key) for key, name in names.items()))
         slots = [Slot(name, source.tensors[key].dtype, source.tensors[key].shape) for name, key in copies]
         slots += [slot for step in steps for slot in step.writes]
         kept = {group.tensor for group in carried}
@@ -102,34 +93,6 @@ class Convert:
         if not carried:
             raise UsageError("--keep and --drop leave no tensor")
         return carried
-
-    def _stripped(self, name: str) -> str:
-        for prefix in self.strip:
-            name = without(prefix, name)
-        return name
-
-    def _check_names(self, names: Mapping[str, str]) -> None:
-        taken: dict[str, str] = {}
-        for key, name in names.items():
-            if name in taken:
-                raise InputRefused(
-                    f"--strip-prefix gives {TENSOR} and {printable(taken[name])} one name, {printable(name)}",
-                    hint="drop one of them with --drop",
-                    tensor=key,
-                )
-            taken[name] = key
-
-    def _check_prefixes(self, keys: Sequence[str]) -> None:
-        """Raise UsageError for a prefix that none of the names has, after the ones before it are gone."""
-        for prefix in self.strip:
-            stripped = [without(prefix, key) for key in keys]
-            if stripped == list(keys):
-                near = closest(prefix, {key.partition(".")[0] for key in keys})
-                raise UsageError(
-                    f"no tensor's name begins with the prefix '{printable(prefix.removesuffix('.'))}.'",
-                    hint=Known(f"closest: {', '.join(map(printable, near))}") if near else None,
-                )
-            keys = stripped
 
     def _cast(self, group: Group, key: str, name: str, source: Source, twin: str | None) -> Step | None:
         """The step that casts one floating tensor; None where its bytes stay as they are."""
