@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,6 +52,8 @@ class Storage:
     key: str
     crc: int | None = None
     tensor: str | None = None
+    # What gives the bytes where the file holds them otherwise, or not at all.
+    decode: Callable[[InputFile], bytearray] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +103,8 @@ class TensorInfo:
 
     @property
     def run(self) -> tuple[int, int, int] | None:
-        """(file, offset, length) of the row-major bytes; None when they are strided, in pieces or cannot be read."""
-        if self.stride is not None or self.pieces or not self.is_readable:
+        """(file, offset, length) of the row-major bytes; None where they lie otherwise, or cannot be read."""
+        if self.stride is not None or self.pieces or not self.is_readable or self.storage.decode is not None:
             return None
         return self.storage.file, self.storage.offset + self.offset, self.nbytes
 
@@ -156,7 +158,8 @@ class Source:
     """An open checkpoint. Close it, or use it in a `with`."""
 
     path: Path
-    container: str  # "safetensors", "sharded safetensors", "torch zip", "torch legacy", "sharded torch", "torch DCP"
+    # "safetensors", "sharded safetensors", "torch zip", "torch legacy", "sharded torch", "torch DCP", "pickle"
+    container: str
     files: list[InputFile]
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str] = field(default_factory=dict)
@@ -217,7 +220,7 @@ class Source:
         """Is a tensor without strides row-major where it was saved? torch's files keep strides, the others
         have none.
         """
-        return self.container in ("torch zip", "torch legacy", "sharded torch")
+        return self.container in ("torch zip", "torch legacy", "sharded torch", "pickle")
 
     @property
     def nbytes(self) -> int:
@@ -349,11 +352,9 @@ class Source:
 
     def _readable(self, name: str) -> TensorInfo:
         info = self.tensors[name]
-        if not info.is_readable:
-            assert info.odd is not None
-            raise InputRefused(
-                info.odd.why, hint=f"leave it out with -t, or {info.odd.hint}", tensor=name, path=self.path
-            )
+        if info.odd is not None and not info.odd.by_name:
+            hint = f"leave it out with -t, or {info.odd.hint}"
+            raise InputRefused(info.odd.why, hint=hint, tensor=name, path=self.path)
         return info
 
     def read_rows(self, name: str, begin: int, end: int) -> Tensor:
@@ -383,13 +384,18 @@ class Source:
             return torch.empty(info.shape, dtype=dtype)
         self.check_storage(info.storage)
         file, place = info.storage.file, info.storage.offset + info.offset
-        if info.stride is None:
-            return torch.frombuffer(self._bytes_for(file, place, info.nbytes), dtype=dtype).reshape(info.shape)
-        width = DTYPES[info.dtype].bits // 8
-        span = (1 + sum((size - 1) * step for size, step in zip(info.shape, info.stride, strict=True))) * width
-        data = self.files[file].read(place, span)
+        data: bytearray | memoryview
+        if info.storage.decode is not None:
+            data = info.storage.decode(self.files[file])
+        elif info.stride is None:
+            data = self._bytes_for(file, place, info.nbytes)
+        else:
+            last = sum((size - 1) * step for size, step in zip(info.shape, info.stride, strict=True))
+            data = self.files[file].read(place, (last + 1) * (DTYPES[info.dtype].bits // 8))
         flat = torch.frombuffer(data, dtype=dtype)
-        return flat.as_strided(info.shape, info.stride).contiguous()
+        return (
+            flat.reshape(info.shape) if info.stride is None else flat.as_strided(info.shape, info.stride).contiguous()
+        )
 
     def _bytes_for(self, file: int, offset: int, length: int) -> memoryview:
         """Bytes of a file for a tensor to lie over."""

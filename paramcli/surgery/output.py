@@ -13,7 +13,7 @@ from ..checkpoint.disk.hub import cache_of, repository_name
 from ..checkpoint.header import Slot
 from ..checkpoint.read.folder import index_name, sibling_files
 from ..checkpoint.read.parts import rank_sets
-from ..checkpoint.read.recognise import DCP, RANKS, is_dcp
+from ..checkpoint.read.recognise import DCP, PICKLE, RANKS, is_dcp
 from ..checkpoint.read.sharded import files_in
 from ..checkpoint.source import Source
 from ..checkpoint.write.dcp import DcpSink, part_name
@@ -28,7 +28,7 @@ from ..text import printable, printable_path
 from .plan import Plan, Step
 
 # Longest first: .pth.tar before .tar.
-_EXTENSIONS = (".pth.tar", ".pt.tar", ".safetensors", ".ckpt", ".pth", ".bin", ".pt", ".tar")
+_EXTENSIONS = (".pth.tar", ".pt.tar", ".safetensors", ".pickle", ".ckpt", ".pth", ".bin", ".pkl", ".pt", ".tar")
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pth.tar")
 # A folder of torch.distributed.checkpoint is asked for by its name, as every other container is.
 DCP_SUFFIX = ".dcp"
@@ -163,7 +163,7 @@ def shards_of(
 # Records of so many tensors may be larger than what can be read again.
 _WORTH_A_LOOK = 50_000
 # Containers whose other contents a result could not hold.
-NOT_IN_PLACE = ("sharded torch", DCP, RANKS)
+NOT_IN_PLACE = ("sharded torch", DCP, RANKS, PICKLE)
 # What convert takes for a folder, and every command where the input's own split cannot be kept.
 DEFAULT_SHARD_SIZE = 5 * 10**9
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import ranks
+from ..checkpoint.read.recognise import PICKLE
 from ..devices import torch_device
 from ..errors import ParamcliError, UsageError, error_context
 from ..spelling.opened import Opened, open_groups
@@ -151,8 +152,9 @@ def output_path(source: Source, output: Path | None, in_place: bool, suffix: str
     if in_place:
         if source.container in NOT_IN_PLACE:
             raise UsageError(
-                "--in-place works on files and on safetensors shards; these are torch's own shards",
-                hint="-o FOLDER or FOLDER.dcp",
+                f"--in-place works on files of safetensors and torch.save, and on safetensors shards; this is "
+                f"{'a pickle of another kind' if source.container == PICKLE else 'a folder of torch'}",
+                hint="-o FILE.safetensors" if source.container == PICKLE else "-o FOLDER or FOLDER.dcp",
                 path=source.path,
             )
         refuse_cache(source.path)
@@ -205,7 +207,8 @@ class Output:
             longest=longest,
         )
         if self.check or self.in_place:
-            root = (source.root or ".") if is_torch(self.path, source) else None
+            at = source.root if source.tree is not None else ""
+            root = (at or ".") if is_torch(self.path, source) else None
             sink = CheckedSink(sink, part.slots, metadata, root)
         return Writing(part, source, sink)
 

@@ -370,3 +370,13 @@ def test_a_name_that_something_else_has_is_refused(tmp_path, paramcli):
     convert = ("convert", tmp_path / "a.pt", "--strip-prefix", "m", "-o")
     assert "config would take the place" in paramcli(*convert, tmp_path / "o.pt", code=3).err
     paramcli(*convert, tmp_path / "o.safetensors")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_nested_dcp_folder_becomes_a_plain_state_dict(tmp_path, paramcli):
+    """It has no pickle to keep; the result is read back at its top."""
+    import torch.distributed.checkpoint as checkpoint
+
+    checkpoint.save({"model": {"w.weight": W}, "epoch": 1}, checkpoint_id=tmp_path / "m", no_dist=True)
+    paramcli("convert", tmp_path / "m", "--check", "-o", tmp_path / "o.pt")
+    assert torch.equal(load(tmp_path / "o.pt")["w.weight"], W)

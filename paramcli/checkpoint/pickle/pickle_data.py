@@ -8,6 +8,7 @@ imported, called or formatted, so there is nothing to trust.
 
 from __future__ import annotations
 
+import codecs
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from typing import Any, TypeGuard
 
 from ...errors import InputRefused
 from ...text import printable
+from ..disk.input_file import InputFile
 from .pickle_globals import (
     TORCH_DTYPES,
     dangerous,
@@ -35,6 +37,8 @@ MAX_OBJECTS = 1_000_000
 MAX_OPAQUE = 300_000
 # Seeds and generator states are the longest integers anyone saves; longer ones are kept as bytes.
 MAX_INTEGER_BYTES = 64
+# Of a pickle that is read from its file: runs of bytes from this length on stay there, and so much is read at once.
+LONG, CHUNK = 4096, 1 << 20
 # The longest qualified names are a few hundred characters.
 MAX_GLOBAL_NAME = 1000
 
@@ -91,6 +95,28 @@ class Key:
 
 class Size(tuple[object, ...]):
     """torch.Size, which a checkpoint's plain tuples are not."""
+
+
+@dataclass(frozen=True, eq=False)
+class Payload:
+    """Bytes of a pickle that were left in its file: `size` of them from `at`; `is_text`: as the UTF-8 of Latin-1."""
+
+    at: int
+    size: int
+    is_text: bool = False
+
+    def read(self, file: InputFile) -> bytearray:
+        """The bytes, in new memory."""
+        if not self.is_text:
+            return file.read(self.at, self.size)
+        decoder, data = codecs.getincrementaldecoder("utf-8")(), bytearray()
+        try:
+            for done in range(0, self.size, CHUNK):
+                part = file.read(self.at + done, min(CHUNK, self.size - done))
+                data += decoder.decode(part, done + CHUNK >= self.size).encode("latin-1")
+        except UnicodeError:
+            raise broken("bytes that are none") from None
+        return data
 
 
 class RawInteger(bytes):
@@ -292,14 +318,26 @@ def shown(value: object) -> str:
     return printable(value, 80) if isinstance(value, (Global, str, int, float)) else type(value).__name__
 
 
-def _encode(arguments: tuple[object, ...]) -> bytes:
+def _encode(arguments: tuple[object, ...]) -> bytes | Payload:
     """_codecs.encode(text, 'latin1'): how protocol 2 writes bytes."""
-    if len(arguments) != 2 or not isinstance(arguments[0], str) or arguments[1] not in ("latin1", "latin-1"):
+    if len(arguments) != 2 or arguments[1] not in ("latin1", "latin-1"):
+        raise broken("bytes in another encoding")
+    if isinstance(arguments[0], Payload) and arguments[0].is_text:
+        return arguments[0]
+    if not isinstance(arguments[0], str):
         raise broken("bytes in another encoding")
     try:
         return arguments[0].encode("latin-1")
     except UnicodeEncodeError:
         raise broken("bytes that are none") from None
+
+
+def _bytes(arguments: tuple[object, ...]) -> object:
+    """bytes(): how protocol 2 writes none."""
+    if not arguments:
+        return b""
+    refuse_built_memory("builtins", "bytes", arguments)
+    return Opaque(Global("builtins", "bytes"), arguments)
 
 
 def _size(arguments: tuple[object, ...]) -> Size:
@@ -319,6 +357,8 @@ _CALLS: dict[tuple[str, str], Callable[[tuple[object, ...]], object]] = {
     ("torch.nn.parameter", "Parameter"): _parameter,
     ("torch", "Size"): _size,
     ("_codecs", "encode"): _encode,
+    ("builtins", "bytes"): _bytes,
+    ("__builtin__", "bytes"): _bytes,
     **{
         name: _mapping(Global(*name))
         for name in (
@@ -410,6 +450,16 @@ def read_pickle(data: bytes, start: int = 0) -> Unpickled:
         raise broken("text that is no UTF-8") from None
 
 
+def read_pickle_in(file: InputFile, offset: int, size: int) -> Unpickled:
+    """The same of a stream in a file; long runs of bytes stay there, as `Payload`s, and do not count as its own."""
+    try:
+        return _FileMachine(file, offset, offset + size).run()
+    except (IndexError, struct.error):
+        raise broken("it ends too early") from None
+    except UnicodeDecodeError:
+        raise broken("text that is no UTF-8") from None
+
+
 _U16, _U32, _I32, _U64, _F64 = (struct.Struct(code) for code in ("<H", "<I", "<i", "<Q", ">d"))
 
 
@@ -441,6 +491,8 @@ class _Machine:
 
     def __init__(self, data: bytes, start: int):
         self.data, self.at = data, start
+        # Up to here `at` may go before `advance` is asked; what work on remembered values may cost.
+        self.most, self.worth = start + MAX_BYTES, len(data)
         self.stack: list[Any] = []
         self.outer: list[list[Any]] = []
         self.memo: dict[int, object] = {}
@@ -452,11 +504,11 @@ class _Machine:
         self.opaque = 0
 
     def run(self) -> Unpickled:
-        data, find, most = self.data, _OPCODES.get, self.at + MAX_BYTES
+        find = _OPCODES.get
         for _ in range(MAX_OPCODES):
-            at = self.at
-            if at > most:
-                break
+            if self.at > self.most:
+                self.advance()
+            data, at = self.data, self.at
             handler = find(data[at])
             self.at = at + 1
             if handler is not None:
@@ -466,8 +518,21 @@ class _Machine:
             elif len(self.stack) != 1 or self.outer:
                 raise broken("it leaves other than one value")
             else:  # STOP
-                return Unpickled(self.stack.pop(), self.classes, self.at)
+                return Unpickled(self.stack.pop(), self.classes, self.place)
         raise _too_large()
+
+    @property
+    def place(self) -> int:
+        """Where the next opcode is."""
+        return self.at
+
+    def advance(self) -> None:
+        """More is read than any checkpoint's pickle has."""
+        raise _too_large()
+
+    def run_of(self, size: int, is_text: bool) -> bytes | Payload:
+        """So many bytes, or where they are."""
+        return self.take(size)
 
     def take(self, size: int) -> bytes:
         end = self.at + size
@@ -543,7 +608,7 @@ class _Machine:
     def charge(self, parts: int) -> None:
         """Pay for work on so many parts of remembered values; in all there are no more than the pickle has bytes."""
         self.paid += parts
-        if self.paid > len(self.data):
+        if self.paid > self.worth:
             raise InputRefused("its pickle would grow far beyond its own size when it is read")
 
     def remember(self, index: int) -> None:
@@ -658,12 +723,56 @@ class _Machine:
         held.extend(values)
 
 
+class _FileMachine(_Machine):
+    """The same on a file, of which it holds a few pages at a time."""
+
+    def __init__(self, file: InputFile, start: int, end: int):
+        super().__init__(b"", 0)
+        self.file, self.base, self.end = file, start, end
+        self.held, self.worth = 0, min(end - start, MAX_BYTES)
+        self.most = -1
+
+    @property
+    def place(self) -> int:
+        return self.base + self.at
+
+    def advance(self) -> None:
+        self._load(CHUNK)
+
+    def _load(self, size: int) -> None:
+        """Hold so many bytes from here on, where the file has them."""
+        self.held += self.at
+        if self.held > MAX_BYTES:
+            raise _too_large()
+        self.base, self.at = self.base + self.at, 0
+        self.data = bytes(self.file.read(self.base, max(0, min(size, self.end - self.base))))
+        # An opcode with its names and numbers is shorter than this.
+        self.most = len(self.data) - 4 * MAX_GLOBAL_NAME if self.base + len(self.data) < self.end else len(self.data)
+
+    def take(self, size: int) -> bytes:
+        if self.at + size > len(self.data):
+            if self.base + self.at + size > self.end:
+                raise broken("it ends too early")
+            self._load(max(size, CHUNK))
+        return super().take(size)
+
+    def run_of(self, size: int, is_text: bool) -> bytes | Payload:
+        if size < LONG:
+            return self.take(size)
+        found = Payload(self.base + self.at, size, is_text)
+        if found.at + size > self.end:
+            raise broken("it ends too early")
+        self.held += self.at
+        self.base, self.at, self.data, self.most = found.at + size, 0, b"", -1
+        return found
+
+
 def _run(layout: struct.Struct, *encoding: str) -> Callable[[_Machine], None]:
     """Push so many bytes, or the text they spell."""
 
     def read(m: _Machine) -> None:
-        part = m.take(m.number(layout))
-        m.stack.append(part.decode(*encoding) if encoding else part)
+        part = m.run_of(m.number(layout), encoding == _TEXT)
+        m.stack.append(part.decode(*encoding) if encoding and isinstance(part, bytes) else part)
 
     return read
 

@@ -268,6 +268,24 @@ def _local_start(file: InputFile, name: str, local: int, size: int, crc: int, fl
     return start
 
 
+_BLOCK = 1 << 20
+
+
+def compare_member(file: InputFile, archive: Archive, name: str) -> None:
+    """Raise InputRefused where a member's checksum is not that of its bytes, which are read block by block."""
+    member, crc = archive.members[name], 0
+    for done in range(0, member.size if archive.checksums else 0, _BLOCK):
+        crc = zlib.crc32(file.read(member.offset + done, min(_BLOCK, member.size - done)), crc)
+    if archive.checksums and crc != member.crc:
+        raise _damaged(name)
+
+
+def _damaged(name: str) -> InputRefused:
+    return InputRefused(
+        f"it is damaged: the checksum of '{printable(name, 80)}' does not match its bytes", hint=_DAMAGED
+    )
+
+
 def member_bytes(file: InputFile, archive: Archive, name: str, limit: int) -> bytes:
     """A small member's content, its checksum compared."""
     member = archive.members[name]
@@ -275,7 +293,5 @@ def member_bytes(file: InputFile, archive: Archive, name: str, limit: int) -> by
         raise InputRefused(f"'{printable(name, 80)}' in it is {member.size} bytes long; {limit} is the limit")
     data = bytes(file.read(member.offset, member.size))
     if archive.checksums and zlib.crc32(data) != member.crc:
-        raise InputRefused(
-            f"it is damaged: the checksum of '{printable(name, 80)}' does not match its bytes", hint=_DAMAGED
-        )
+        raise _damaged(name)
     return data

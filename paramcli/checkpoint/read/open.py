@@ -14,7 +14,7 @@ from ..disk.hub import is_cache, snapshot_in
 from ..disk.input_file import InputFile
 from ..source import Source
 from .parts import Parts, rank_sets, told_of_part
-from .recognise import ZERO_HINT, container_of, is_dcp
+from .recognise import PICKLE, ZERO_HINT, container_of, is_dcp
 from .sharded import files_in
 
 
@@ -71,6 +71,10 @@ def open_file(path: Path, root: str | None = None) -> Source:
     file = InputFile(path)
     try:
         container = container_of(file)
+        if container == PICKLE:
+            from .pickle_file import open_pickle
+
+            return open_pickle(path, file, root)
         if container != "safetensors":
             from .torch_file import open_torch
 

@@ -11,6 +11,7 @@ from ..disk.input_file import InputFile
 from .foreign import FLAX, ONNX, Foreign, foreign_content, foreign_name, is_msgpack
 
 ZIP_START = b"PK\x03\x04"
+PICKLE = "pickle"
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 _LEGACY_START = b"\x8a\x0a" + LEGACY_MAGIC.to_bytes(10, "little")
@@ -28,7 +29,7 @@ def is_dcp(folder: Path) -> bool:
 
 
 def container_of(file: InputFile) -> str:
-    """'safetensors', 'torch zip' or 'torch legacy'; raises InputRefused naming what else it is."""
+    """'safetensors', 'torch zip', 'torch legacy' or 'pickle'; raises InputRefused naming what else it is."""
     head = bytes(file.read(0, min(512, file.size)))
     if file.path.name.endswith(".distcp"):
         raise InputRefused(
@@ -44,7 +45,10 @@ def container_of(file: InputFile) -> str:
         head[2:14].startswith(_LEGACY_START) or (head[2:3] == b"\x95" and head[11:23].startswith(_LEGACY_START))
     ):
         return "torch legacy"
-    what, hint = _stranger(file, head)
+    found = _known(file, head)
+    if found is None and _is_pickle(head):
+        return PICKLE
+    what, hint = found or _stranger(file, head)
     raise InputRefused(f"{PATH} is {what}", hint=hint, path=file.path)
 
 
@@ -58,19 +62,16 @@ def _is_pickle(head: bytes) -> bool:
     return len(head) > 1 and head[0] == 0x80 and 2 <= head[1] <= 5
 
 
-def _stranger(file: InputFile, head: bytes) -> Foreign:
-    """What a file is that is no checkpoint, and what to do."""
+def _known(file: InputFile, head: bytes) -> Foreign | None:
+    """What other programs write, by content or name."""
     if not head:
         return "empty", "copy or download it again"
     tail = bytes(file.read(max(0, file.size - 8), min(8, file.size)))
-    found = foreign_content(head, tail) or _page_or_text_format(head) or foreign_name(file.path.name)
-    if found is not None:
-        return found
-    if _is_pickle(head):
-        return (
-            "a pickle, but not one that torch.save writes",
-            "load it where it was made and save its state_dict with torch.save",
-        )
+    return foreign_content(head, tail) or _page_or_text_format(head) or foreign_name(file.path.name)
+
+
+def _stranger(file: InputFile, head: bytes) -> Foreign:
+    """What else a file looks like that is no checkpoint, and what to do."""
     if len(head) >= 512 and head[257:262] == b"ustar":
         return "a tar archive", "unpack it first; torch's tar format of 2016 needs an old torch to convert"
     if is_msgpack(head):

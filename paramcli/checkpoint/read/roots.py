@@ -11,7 +11,7 @@ Without a root the only state dict of the file is taken; among several the user 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from ...errors import TENSOR, InputRefused, Known, UsageError
@@ -59,11 +59,14 @@ class Chosen:
 ALL = "*"
 
 
-def choose_root(value: object, root: str | None) -> Chosen:
-    """The state dict to work on; InputRefused where there is none or several, UsageError for an unknown --root."""
-    search = Search()
+def choose_root(value: object, root: str | None, is_one: Callable[[object], bool] = is_tensor) -> Chosen:
+    """The state dict to work on; InputRefused where there is none or several, UsageError for an unknown --root.
+
+    `is_one`: what counts as a tensor there.
+    """
+    search = Search(is_one)
     every = search.below(value) if root is None else _quietly(search, value)
-    listed = sorted((one.place, one.tensors) for one in weights(every))
+    listed = sorted((one.place, len(one.tensors)) for one in weights(every))
     if root is not None:
         name, path, found = _named(search, value, root, listed)
     elif not listed:
@@ -72,10 +75,10 @@ def choose_root(value: object, root: str | None) -> Chosen:
         raise _several(weights(every))
     else:
         (one,) = weights(every)
-        name, path, found = one.place, one.path, [Found((), one.state)]
+        name, path, found = one.place, one.path, [Found((), one.tensors)]
     parts = tuple(Part((*path, *one.path), f"{one.place}." if one.path else "") for one in found)
     if name not in dict(listed):
-        listed = sorted([*listed, (name, sum(one.tensors for one in found))])
+        listed = sorted([*listed, (name, sum(len(one.tensors) for one in found))])
     chosen = Chosen(name, path, parts, listed, is_loaded=len(parts) == 1 and leads_to(value, parts[0].path))
     _Reading(search, chosen).read(value)
     return chosen
@@ -110,13 +113,13 @@ def _named(
     exact = [one for one in counting if not one.path] or counting
     if len(exact) == 1 and not joined:
         path = (*path, *exact[0].path)
-        return text_of(path), path, [Found((), exact[0].state)]
+        return text_of(path), path, [Found((), exact[0].tensors)]
     return f"{place}.{ALL}" if place else ALL, path, search.all_below(at(value, path))
 
 
 def _several(found: Sequence[Found]) -> InputRefused:
     """The refusal of a file with several: each with its size, how to take one, and how to take all."""
-    listed = sorted((one.place, one.tensors) for one in found)
+    listed = sorted((one.place, len(one.tensors)) for one in found)
     told = "; ".join(f"{printable(name) or '.'} ({count_text(count, 'tensor')})" for name, count in listed[:40])
     told += f" and {len(listed) - 40} more" if len(listed) > 40 else ""
     above = found[0].path
@@ -150,7 +153,7 @@ def _nothing(search: Search, value: object) -> InputRefused:
             f"it holds no state dict where weights belong: {told}; there are {listing(named, 6)}",
             hint=f"--root {_quoted(named[0])}",
         )
-    if any(map(is_tensor, below)):
+    if any(map(search.is_tensor, below)):
         return InputRefused(
             f"it holds tensors but no state dict (name -> tensor): {told}",
             hint="save the model's state_dict() with torch.save",
@@ -220,7 +223,7 @@ class _Reading:
         place = text_of(part.path)
         renamed: dict[object, str] = {}
         for key, item in (self.search.state_of(here) or {}).items():
-            if is_tensor(item):
+            if self.search.is_tensor(item):
                 self._tensor(part, key, item, renamed)
             elif isinstance(key, Key) or key not in node.below:
                 self._extra(

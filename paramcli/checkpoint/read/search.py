@@ -8,11 +8,12 @@ too. Optimizer state has tensors of the same shapes and is never looked into.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from ...errors import InputRefused
 from ...text import printable
+from ..pickle.arrays import array_of
 from ..pickle.pickle_data import Global, Opaque, StorageRef, TensorRef, members
 from .places import Path, Step, entries, is_module, text_of
 from .special import is_special, special
@@ -126,47 +127,38 @@ def as_dict(value: object, budget: Budget | None = None) -> Mapping | None:
     return value if isinstance(value, dict) and not is_optimizer(value) else None
 
 
-def has_tensors(mapping: Mapping) -> bool:
-    return any(map(is_tensor, mapping.values()))
-
-
-def looks_like_weights(mapping: Mapping) -> bool:
+def looks_like_weights(tensors: Mapping) -> bool:
     """More than counters, metrics and generator states: a dotted or usual name, or two dimensions."""
     return any(
-        isinstance(key, str)
-        and is_tensor(item)
-        and ("." in key or key.startswith(("weight", "bias")) or _rank(item) > 1)
-        for key, item in mapping.items()
+        isinstance(key, str) and ("." in key or key.startswith(("weight", "bias")) or _rank(item) > 1)
+        for key, item in tensors.items()
     )
 
 
 def _rank(item: object) -> int:
     if isinstance(item, TensorRef):
         return len(item.shape)
-    seen = special(item)
+    seen = special(item) or array_of(item)
     return len(seen.shape) if seen else 0
 
 
 @dataclass(frozen=True)
 class Found:
-    """A state dict: the steps to it, and what it holds by its keys."""
+    """A state dict: the steps to it, and its tensors by their keys."""
 
     path: Path
-    state: Mapping
+    tensors: Mapping
 
     @property
     def place(self) -> str:
         return text_of(self.path)
 
-    @property
-    def tensors(self) -> int:
-        return sum(map(is_tensor, self.state.values()))
-
 
 class Search:
-    """Looks for state dicts in one file; what was walked once is not walked again."""
+    """Looks for state dicts in one file; what was walked once is not walked again. `is_tensor` says what is in them."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_tensor: Callable[[object], bool] = is_tensor) -> None:
+        self.is_tensor = is_tensor
         self.budget = Budget()
         self._states: dict[int, Mapping | None] = {}
         self._kinds: dict[int, str] = {}
@@ -200,8 +192,9 @@ class Search:
             seen.add(id(item))
             self.budget.spend(int(twice))
             state = self.state_of(item)
-            if state is not None and has_tensors(state):
-                one = Found(path, state)
+            tensors = {key: part for key, part in (state or {}).items() if self.is_tensor(part)}
+            if tensors:
+                one = Found(path, tensors)
                 if one.place in found:
                     raise InputRefused(
                         f"two of its state dicts are both at {printable(one.place)}", hint="save them under other names"
@@ -241,7 +234,7 @@ def weights(found: Iterable[Found]) -> list[Found]:
     {"model": {...}, "step": tensor} is a wrapper.
     """
     found = list(found)
-    return [one for one in found if looks_like_weights(one.state)] or found
+    return [one for one in found if looks_like_weights(one.tensors)] or found
 
 
 def _texts(value: object) -> Iterator[tuple[Step, object]]:

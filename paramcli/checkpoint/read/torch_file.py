@@ -17,16 +17,19 @@ from ...dtypes import DTYPES
 from ...errors import TENSOR, InputRefused
 from ...text import listing, printable
 from ..disk.input_file import InputFile
+from ..pickle.arrays import Array, array_of, tensor_of_another_device
 from ..pickle.pickle_data import (
     MAX_BYTES,
     PARTITIONED,
+    Payload,
     TensorRef,
     Unpickled,
     check_structure,
     read_pickle,
+    read_pickle_in,
     shown,
 )
-from ..pickle.torch_zip import member_bytes, read_archive
+from ..pickle.torch_zip import compare_member, member_bytes, read_archive
 from ..pickle.tree import element_width, storage_refs, walk
 from ..source import Extra, Odd, Root, Source, Storage, TensorInfo
 from .recognise import LEGACY_MAGIC, ZERO_HINT, ZIP_START
@@ -83,7 +86,7 @@ def _open(path: Path, file: InputFile, root: str | None) -> Source:
     loaded, storages, notes = zip_parts(file) if container == "torch zip" else _legacy(file)
     check_description(loaded.value, storages)
     chosen = choose_root(loaded.value, root)
-    tensors = listed(chosen, storages)
+    tensors = Listing(chosen, storages).tensors()
     check_expansion(tensors, file.size)
     if container == "torch zip" and not head.startswith(ZIP_START):
         mark = printable(head[:2].decode("latin-1"))
@@ -126,11 +129,17 @@ def zip_parts(file: InputFile, known: dict[bytes, Unpickled] | None = None) -> t
     order = member_bytes(file, archive, "byteorder", 100) if "byteorder" in archive.members else b"little"
     if order.strip() != b"little":
         raise InputRefused("it was written on a big-endian machine", hint="save it again on a little-endian one")
-    data = member_bytes(file, archive, "data.pkl", MAX_BYTES)
-    loaded = (known or {}).get(data) or read_pickle(data)
-    if known is not None and len(known) < _KNOWN and len(data) < _SMALL:
-        known[data] = loaded
-    if loaded.end != len(data):
+    pickle = archive.members["data.pkl"]
+    if pickle.size <= MAX_BYTES:
+        data = member_bytes(file, archive, "data.pkl", MAX_BYTES)
+        loaded = (known or {}).get(data) or read_pickle(data)
+        if known is not None and len(known) < _KNOWN and len(data) < _SMALL:
+            known[data] = loaded
+    else:  # torch_xla keeps its tensors in the pickle itself
+        compare_member(file, archive, "data.pkl")
+        loaded = read_pickle_in(file, pickle.offset, pickle.size)
+        loaded.end -= pickle.offset
+    if loaded.end != pickle.size:
         raise InputRefused(
             "bytes after the end of its pickle belong to nothing", hint="copy or download the file again"
         )
@@ -238,19 +247,50 @@ def _check_extra(ref: TensorRef, storages: Storages) -> None:
             raise InputRefused(f"one of its tensors {error.message}", hint="copy or download the file again") from None
 
 
-def listed(chosen: Chosen, storages: Storages) -> dict[str, TensorInfo]:
+class Listing:
     """The tensors of the state dict as they can be listed: read, or odd."""
-    found = {name: any_info(name, item, storages) for name, item in chosen.tensors.items()}
-    for name, odd in chosen.odd_names.items():
-        if found[name].odd is None:
-            found[name] = replace(found[name], odd=odd)
-    return found
+
+    def __init__(self, chosen: Chosen, storages: Storages):
+        self.chosen, self.storages = chosen, storages
+        self._arrays: dict[int, tuple[Array, Storage]] = {}
+
+    def tensors(self) -> dict[str, TensorInfo]:
+        """By name."""
+        odd_names = self.chosen.odd_names
+        found = {name: self._info(name, item) for name, item in self.chosen.tensors.items()}
+        for name in odd_names:
+            if found[name].odd is None:
+                found[name] = replace(found[name], odd=odd_names[name])
+        return found
+
+    def _info(self, name: str, item: object) -> TensorInfo:
+        array = array_of(item)
+        return any_info(name, item, self.storages) if array is None else self._array(name, item, array)
+
+    def _array(self, name: str, item: object, array: Array) -> TensorInfo:
+        if array.dtype not in DTYPES:
+            why = f"{TENSOR} is {printable(array.dtype.removeprefix('?'), 40)}, which safetensors cannot store"
+            return odd_info(name, array.dtype, array.shape, why, "convert it where it was made")
+        if id(item) not in self._arrays:
+            self._arrays[id(item)] = array, self._storage(array)
+        # An array that stands under two names has one place, as a tensor has.
+        array, storage = self._arrays[id(item)]
+        contiguous = is_contiguous(array.shape, array.stride)
+        return TensorInfo(name, array.dtype, array.shape, storage, 0, None if contiguous else array.stride)
+
+    def _storage(self, array: Array) -> Storage:
+        if isinstance(array.data, Payload):
+            at, size = array.data.at, array.data.size
+            return Storage(0, at, size, f"bytes at {at}", decode=None if array.is_in_file else array.read)
+        # Bytes that the file does not hold as they are have a place before its first.
+        return Storage(0, -1 - len(self._arrays), array.nbytes, "bytes of its pickle", decode=array.read)
 
 
 def any_info(name: str, item: object, storages: Storages) -> TensorInfo:
-    """A tensor of any kind: as `tensor_info` has it, or odd."""
-    if isinstance(item, TensorRef):
-        return tensor_info(name, item, storages)
+    """A tensor of any kind that is no array: as `tensor_info` has it, or odd."""
+    ref = item if isinstance(item, TensorRef) else tensor_of_another_device(item)
+    if ref is not None:
+        return tensor_info(name, ref, storages)
     seen = special(item)
     assert seen is not None, "what is no TensorRef and is a tensor is a special one"
     return odd_info(name, seen.dtype, seen.shape, f"{TENSOR} is {seen.kind}", DENSE)

@@ -111,7 +111,8 @@ class TorchSink(FileSink):
                 self._remember(slot, place, stride)
                 continue
             spot, width = _spot(info.storage), max(element_width(info.dtype), 1)
-            if not info.pieces and spot in untouched and info.storage.nbytes % width == 0 and info.offset % width == 0:
+            as_it_lies = not info.pieces and info.storage.decode is None
+            if as_it_lies and spot in untouched and info.storage.nbytes % width == 0 and info.offset % width == 0:
                 if spot not in self._whole:
                     self._whole[spot] = self._add(info.storage.nbytes, info.storage)
                 whole = self._whole[spot]
