@@ -353,8 +353,7 @@ class Source:
     def _readable(self, name: str) -> TensorInfo:
         info = self.tensors[name]
         if info.odd is not None and not info.odd.by_name:
-            hint = f"leave it out with -t, or {info.odd.hint}"
-            raise InputRefused(info.odd.why, hint=hint, tensor=name, path=self.path)
+            raise InputRefused(info.odd.why, hint=f"-t without it, or {info.odd.hint}", tensor=name, path=self.path)
         return info
 
     def read_rows(self, name: str, begin: int, end: int) -> Tensor:

@@ -157,6 +157,10 @@ def test_odd_neighbours_of_the_weights_come_along(tmp_path, paramcli):
         "quantized": torch.quantize_per_tensor(V, 0.1, 2, torch.qint8),
         "sparse": V.relu().to_sparse(),
         "complex": torch.randn(3, dtype=torch.complex128),
+        "half complex": torch.ones(3, dtype=torch.complex32),
+        "bits": torch.arange(3, dtype=torch.uint8).view(torch.bits8),
+        "conjugate": torch.randn(2, 3, dtype=torch.complex64).conj(),
+        "negative": torch.randn(4, dtype=torch.complex64).conj().imag,
         "f8": V.to(torch.float8_e4m3fn),
         "f4": torch.arange(8, dtype=torch.uint8).view(torch.float4_e2m1fn_x2),
         "bytes": torch.arange(5, dtype=torch.uint8).untyped_storage(),
@@ -171,6 +175,11 @@ def test_odd_neighbours_of_the_weights_come_along(tmp_path, paramcli):
         and back["quantized"].q_zero_point() == 2
     )
     assert torch.equal(back["sparse"].to_dense(), V.relu()) and torch.equal(back["complex"], extra["complex"])
+    assert back["half complex"].dtype == torch.complex32 and back["bits"].dtype == torch.bits8
+    assert back["half complex"].untyped_storage().tolist() == extra["half complex"].untyped_storage().tolist()
+    assert back["bits"].untyped_storage().tolist() == [0, 1, 2]
+    for view in ("conjugate", "negative"):
+        assert torch.equal(back[view], extra[view]) and back[view].is_conj() == extra[view].is_conj()
     assert back["f8"].dtype == torch.float8_e4m3fn and torch.equal(
         back["f8"].view(torch.uint8), extra["f8"].view(torch.uint8)
     )

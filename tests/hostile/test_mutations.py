@@ -6,6 +6,7 @@ Seeds are fixed. A few hundred mutations run always; 10,000 of each container wi
 from __future__ import annotations
 
 import json
+import pickle
 import random
 import resource
 import signal
@@ -16,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
@@ -118,6 +120,17 @@ def _pickle(folder: Path) -> Part:
     return Part(entries[pickled], build)
 
 
+def _arrays(folder: Path) -> Part:
+    """A plain pickle of numpy arrays, one of which stays in the file."""
+    arrays = {
+        "fc.weight": numpy.arange(6.0).reshape(2, 3),
+        "b": numpy.arange(3, dtype=">i2"),
+        "n": numpy.zeros((700, 2)),
+    }
+    data = pickle.dumps({"model": arrays, "__author__": "x", "step": numpy.float32(7)}, protocol=4)
+    return Part(data, made(folder, "made.pkl"))
+
+
 def _dcp(folder: Path) -> Part:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -139,6 +152,7 @@ KINDS = {
     "zip": _zip,
     "legacy": _legacy,
     "pickle": _pickle,
+    "arrays": _arrays,
     "dcp": _dcp,
 }
 # A record, and most of a pickle, say nothing of what the bytes of a tensor are: much of what is changed there reads.
@@ -307,7 +321,7 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
-WHOLE = ["safetensors", "zip", "legacy", "index"]
+WHOLE = ["safetensors", "zip", "legacy", "index", "arrays"]
 
 
 @pytest.mark.parametrize("kind", WHOLE)

@@ -96,31 +96,30 @@ class Array:
 
 def array_of(item: object) -> Array | None:
     """The array of numbers that an object is; None for everything else. InputRefused for a broken one."""
-    if not isinstance(item, Opaque):
-        return None
-    if item.cls in _OF_ANOTHER_DEVICE:
+    if isinstance(item, Opaque) and item.cls in _OF_ANOTHER_DEVICE:
         return _of_another_device(item)
-    if item.cls in _FROM_BUFFER and len(item.arguments) == 4:
-        data, dtype, shape, order = item.arguments
-        return _array(dtype, shape, order == "F", data)
-    state = item.state
-    if item.cls in _RECONSTRUCT and item.arguments[:1] == (_NDARRAY,) and isinstance(state, tuple) and len(state) == 5:
-        return _array(state[2], state[1], state[3] is True, state[4])
-    return None
+    parts = _parts(item)
+    return None if parts is None else _array(*parts)
 
 
 def is_array(item: object) -> bool:
     """Is this an array of numbers?"""
-    return (
-        isinstance(item, Opaque) and (item.cls in _RECONSTRUCT or item.cls in _FROM_BUFFER) and _code(_of(item)) != ""
-    )
+    return _parts(item) is not None
 
 
-def _of(item: Opaque) -> object:
-    """The dtype of an array."""
-    of = item.arguments if item.cls in _FROM_BUFFER else item.state if isinstance(item.state, tuple) else ()
-    at = 1 if item.cls in _FROM_BUFFER else 2
-    return of[at] if len(of) > at else None
+def _parts(item: object) -> tuple[object, object, bool, object] | None:
+    """(dtype, shape, by columns?, bytes) of an array of numbers; None for everything else."""
+    if not isinstance(item, Opaque):
+        return None
+    dtype: object = None
+    if item.cls in _FROM_BUFFER and len(item.arguments) == 4:
+        data, dtype, shape, order = item.arguments
+        by_columns = order == "F"
+    elif item.cls in _RECONSTRUCT and item.arguments[:1] == (_NDARRAY,):
+        state = item.state if isinstance(item.state, tuple) and len(item.state) == 5 else (None,) * 5
+        _, shape, dtype, is_fortran, data = state
+        by_columns = is_fortran is True
+    return (dtype, shape, by_columns, data) if _code(dtype) else None
 
 
 def _code(dtype: object) -> str:
@@ -133,10 +132,7 @@ def _code(dtype: object) -> str:
     return _CODES.get(kind, "") if isinstance(kind, str) else ""
 
 
-def _array(dtype: object, shape: object, by_columns: bool, data: object) -> Array | None:
-    code = _code(dtype)
-    if not code:
-        return None
+def _array(dtype: object, shape: object, by_columns: bool, data: object) -> Array:
     if isinstance(data, str):  # Python 2 has no other bytes
         data = data.encode("latin-1", "replace")
     if not isinstance(data, (bytes, Payload)):
@@ -151,7 +147,7 @@ def _array(dtype: object, shape: object, by_columns: bool, data: object) -> Arra
         step *= max(size, 1)
     state = dtype.state if isinstance(dtype, Opaque) and isinstance(dtype.state, tuple) else ()
     swapped = len(state) > 1 and state[1] in (">", b">")
-    array = Array(code, shape, tuple(steps if by_columns else reversed(steps)), data, swapped)
+    array = Array(_code(dtype), shape, tuple(steps if by_columns else reversed(steps)), data, swapped)
     if array.dtype in DTYPES:
         there = len(data) if isinstance(data, bytes) else data.size
         # Of text that is not read yet only the most is known.

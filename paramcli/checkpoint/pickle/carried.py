@@ -13,7 +13,8 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 
 from ...text import printable
-from .pickle_data import ATTRIBUTES, Global, Items, Key, Opaque, shown
+from .pickle_data import ATTRIBUTES, Global, Items, Key, Opaque, TensorRef, shown
+from .pickle_globals import OTHER_DTYPES, OTHER_STORAGES
 from .tree import walk
 
 # Functions and classes that may be called.
@@ -59,6 +60,8 @@ _ARRAYS = {"numpy.core.multiarray._reconstruct", "numpy._core.multiarray._recons
 _BARE, _OBJECT = {"copyreg._reconstructor", "copy_reg._reconstructor"}, {"builtins.object", "__builtin__.object"}
 _SUBCLASS = {"torch._tensor._rebuild_from_type_v2"}
 _DEFAULT = Global("collections", "defaultdict")
+# Dtypes that only torch has, and what a tensor may be a lazy view of.
+_OTHERS, _LAZY = OTHER_DTYPES | {code[1:] for code, _ in OTHER_STORAGES.values()}, {"conj", "neg"}
 # What a defaultdict may make of nothing.
 _FACTORIES = {
     f"{module}.{name}"
@@ -71,6 +74,8 @@ _LONGEST = 300
 
 def _is_value(value: object) -> bool:
     """Is this all right by itself, whatever is in it?"""
+    if isinstance(value, TensorRef):
+        return (value.dtype[:1] != "?" or value.dtype[1:] in _OTHERS) and _LAZY.issuperset(value.flags)
     if isinstance(value, Global):
         return not value.dangerous
     if isinstance(value, Items):
@@ -101,7 +106,7 @@ def _may_be_made(cls: Global) -> bool:
 class LeftOut:
     """The entries of a tree's dicts that are not written on, by the dict's id and the key; `names`: their places.
 
-    `top` is the call for which nothing of the tree can be, as no dict is above it.
+    `top` says for what nothing of the tree can be, as no dict is above it.
     """
 
     entries: frozenset[tuple[int, object]] = frozenset()
@@ -133,7 +138,7 @@ def left_out(tree: object) -> LeftOut:
                 spoilt[id(holder)] = holder
                 todo.append(id(holder))
     if id(tree) in spoilt:
-        return LeftOut(top=_call_in(spoilt))
+        return LeftOut(top=_worst(spoilt))
     return _entries(tree, spoilt)
 
 
@@ -196,6 +201,8 @@ def _place(places: list[tuple[int, object]], number: int) -> str:
     return ".".join(reversed(words))
 
 
-def _call_in(spoilt: dict[int, object]) -> str:
-    made = next(value for value in spoilt.values() if isinstance(value, (Opaque, Items, Global)))
-    return printable(made if isinstance(made, Global) else made.cls, 80)
+def _worst(spoilt: dict[int, object]) -> str:
+    made = next((value for value in spoilt.values() if isinstance(value, (Opaque, Items, Global))), None)
+    if made is None:
+        return "a tensor of a kind that torch does not save"
+    return f"a call of {printable(made if isinstance(made, Global) else made.cls, 80)}"

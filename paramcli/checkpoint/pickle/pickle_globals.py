@@ -186,6 +186,13 @@ TORCH_DTYPES = {
 }
 
 
+# Dtypes of torch that have neither a storage class nor a safetensors form.
+OTHER_DTYPES = frozenset(
+    ["complex32", "bits8", "bits16", "bits1x8", "bits2x4", "bits4x2"]
+    + [f"{kind}{bits}" for kind in ("int", "uint") for bits in range(1, 8)]
+)
+
+
 def storage_dtype(module: str, name: str) -> str | None:
     """The dtype code of a storage class such as torch.FloatStorage or torch.cuda.HalfStorage; None for others."""
     if module not in ("torch", "torch.cuda", "torch.storage"):

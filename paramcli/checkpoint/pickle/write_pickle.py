@@ -27,7 +27,7 @@ from .pickle_data import (
     StorageRef,
     TensorRef,
 )
-from .pickle_globals import OTHER_STORAGES, STORAGE_DTYPES, TORCH_DTYPES
+from .pickle_globals import OTHER_DTYPES, OTHER_STORAGES, STORAGE_DTYPES, TORCH_DTYPES
 from .tree import element_width
 
 # Of no, one, two and three values; longer ones begin with a mark.
@@ -38,6 +38,7 @@ _ORDERED = Global("collections", "OrderedDict")
 _STORAGE_NAMES = {code: name for name, code in STORAGE_DTYPES.items() if name != "UntypedStorage"}
 _STORAGE_NAMES |= {code: name for name, (code, _) in OTHER_STORAGES.items()}
 DTYPE_NAMES = {code: name for name, code in reversed(TORCH_DTYPES.items())}
+DTYPE_NAMES |= {f"?{name}": name for name in OTHER_DTYPES}
 
 
 def unit(dtype: str) -> int:
@@ -216,10 +217,8 @@ class PickleWriter:
 
     def _tensor(self, ref: TensorRef) -> None:
         key, numel, offset = self.place(ref)
-        if ref.flags or ref.storage.device == "meta":
-            raise InputRefused(
-                "a lazy view or a meta tensor that cannot be written as a torch file", hint="-o FILE.safetensors"
-            )
+        if ref.storage.device == "meta":
+            raise InputRefused("a meta tensor that cannot be written as a torch file", hint="-o FILE.safetensors")
         by_class = ref.dtype in _STORAGE_NAMES
         function = "_rebuild_tensor_v2" if by_class else "_rebuild_tensor_v3"
         self.write(Global("torch._utils", function))
@@ -231,12 +230,9 @@ class PickleWriter:
             self.write(part)
         self._call(_ORDERED, ())
         if not by_class:
-            if ref.dtype not in DTYPE_NAMES:
-                raise InputRefused(
-                    f"a {ref.dtype.lstrip('?')} tensor that cannot be written as a torch file",
-                    hint="-o FILE.safetensors",
-                )
             self.write(Global("torch", DTYPE_NAMES[ref.dtype]))
+        if ref.flags:
+            self.write(dict.fromkeys(ref.flags, True))
         self.put(b"tR", 2, objects=2)
         self.remember(ref)
 

@@ -80,7 +80,7 @@ class TorchSink(FileSink):
         left = left_out(tree)
         if left.top is not None:
             raise InputRefused(
-                f"what it holds is made by a call of {left.top}, and a torch file would ask its reader for the same",
+                f"a torch file would have to hold {left.top}, which stands in no dict that could go without it",
                 hint="-o FILE.safetensors",
             )
         self._plan_foreign(tree, left)
