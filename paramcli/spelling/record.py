@@ -21,7 +21,7 @@ from ..checkpoint.header import MAX_TENSORS
 from ..checkpoint.source import RECORD_KEY, Source
 from ..checkpoint.strict_json import BrokenJson, read_any, read_text, walk_document, walk_object
 from ..errors import TENSOR, InputRefused, ParamcliError, error_context
-from ..text import listing, printable
+from ..text import count_text, listing, printable
 from ..view import IDENTITY, View, parse_view
 
 if TYPE_CHECKING:
@@ -33,9 +33,10 @@ STATES = ("parametrized", "baked")
 # Room for a chain on each of 100,000 tensors; nothing legitimate comes near.
 MAX_BYTES = 64 << 20
 MAX_ENTRIES = MAX_TENSORS
+_ABSENT = 10_000
+_PARTS = {"schema", "version", "tensors"}
+# Beside these a shape, but only where the originals do not tell it: two factors under a view.
 _FIELDS = {"state", "chain", "view", "constraint"}
-# Only where the originals do not tell it: two factors under a view.
-_OPTIONAL = {"shape"}
 IGNORE_HINT = "--ignore-record reads the file without it"
 
 
@@ -65,63 +66,77 @@ def _refuse(why: str, tensor: str | None = None) -> InputRefused:
     return InputRefused(f"the paramcli record in the file's metadata {why}", hint=IGNORE_HINT, tensor=tensor)
 
 
-def parse_record(text: str | None) -> dict[str, Entry]:
-    """Tensor name -> Entry; {} where there is no record. Raises InputRefused for anything malformed."""
+def parse_record(text: str | None, most: int = MAX_ENTRIES) -> dict[str, Entry]:
+    """Tensor name -> Entry, of at most so many; {} where there is no record. InputRefused for anything malformed.
+
+    Each value is looked at as it is read: a hostile document of 64 MB would be gigabytes of lists before that.
+    """
     if text is None:
         return {}
     if len(text) > MAX_BYTES:
         raise _refuse(f"is {len(text)} characters long; {MAX_BYTES} is the limit")
-    found: dict[str, object] = {}
-    entries: dict[str, dict[str, object]] = {}
+    said: set[str] = set()
+    entries: dict[str, Entry] = {}
+    # A hundred thousand tensors share a handful of chains; each is type-checked once.
+    parse = functools.cache(_parsed)
 
     def read_part(key: str, at: int) -> int:
-        if key != "tensors" or text[at : at + 1] != "{":
-            found[key], at = read_any(text, at)
-            return at
-        found[key] = entries
-        return walk_object(text, at, read_tensor)
+        if key not in _PARTS:
+            raise _refuse("does not have exactly the keys schema, version and tensors")
+        said.add(key)
+        if key == "tensors" and text[at : at + 1] == "{":
+            return walk_object(text, at, read_tensor)
+        value, at = read_any(text, at, 256)
+        if key == "schema" and (type(value) is not int or value != SCHEMA):
+            raise _refuse(f"has another schema; this paramcli reads {SCHEMA}")
+        if key == "tensors" or (key == "version" and not isinstance(value, str)):
+            raise _refuse("has a version or tensors of the wrong type")
+        return at
 
     def read_tensor(name: str, at: int) -> int:
-        fields: dict[str, object] = {}
+        fields: dict[str, str | None] = {}
+        shape: tuple[int, ...] | None = None
 
         def read_field(key: str, at: int) -> int:
-            if key not in _FIELDS | _OPTIONAL:
+            nonlocal shape
+            if key == "shape":
+                value, at = read_any(text, at, 2048)
+                shape = _shape_of(value, name)
+            elif key not in _FIELDS:
                 raise _refuse(f"does not give exactly {', '.join(sorted(_FIELDS))} for {TENSOR}", name)
-            # A text or null; one field is a list of at most 64 sizes.
-            fields[key], at = read_text(text, at) if text[at : at + 1] == '"' else read_any(text, at, 2048)
+            elif text.startswith("null", at):
+                fields[key], at = None, at + 4
+            elif text[at : at + 1] == '"':
+                fields[key], at = read_text(text, at)
+            else:
+                raise _refuse(f"gives {TENSOR} a {key} that is no text", name)
             return at
 
-        entries[name] = fields
-        if len(entries) > MAX_ENTRIES:
-            raise _refuse(f"names more than {MAX_ENTRIES} tensors", name)
-        return walk_object(text, at, read_field)
+        if len(entries) == min(most, MAX_ENTRIES):
+            raise _refuse(f"names more than {count_text(len(entries), 'tensor')}", name)
+        at = walk_object(text, at, read_field)
+        entries[name] = _entry(name, fields, shape, parse)
+        return at
 
     try:
-        # Value by value: a hostile document of 64 MB would be gigabytes of lists before anyone could look at it.
         walk_document(text, read_part)
     except BrokenJson as error:
         raise _refuse(f"is not a JSON document of this format: {error}") from None
-    if found.keys() != {"schema", "version", "tensors"}:
+    if said != _PARTS:
         raise _refuse("does not have exactly the keys schema, version and tensors")
-    if type(found["schema"]) is not int or found["schema"] != SCHEMA:
-        raise _refuse(f"has another schema; this paramcli reads {SCHEMA}")
-    if not isinstance(found["version"], str) or found["tensors"] is not entries:
-        raise _refuse("has a version or tensors of the wrong type")
-    # A hundred thousand tensors share a handful of chains; each is type-checked once.
-    parse = functools.cache(_parsed)
-    return {name: _entry(name, fields, parse) for name, fields in entries.items()}
+    return entries
 
 
-def join_records(texts: Mapping[str, str]) -> dict[str, Entry]:
-    """The record of a checkpoint of several files from each file's own, by file name; InputRefused where two disagree
-    on a tensor.
+def join_records(texts: Mapping[str, str], most: int = MAX_ENTRIES) -> dict[str, Entry]:
+    """The record of a checkpoint of several files from each file's own, by file name, of at most so many tensors;
+    InputRefused where two disagree on one.
     """
     if (total := sum(map(len, texts.values()))) > MAX_BYTES:
         raise _refuse(f"is {total} characters long in all files; {MAX_BYTES} is the limit")
     joined: dict[str, Entry] = {}
     for text, file in {text: file for file, text in texts.items()}.items():
         with error_context(path=file):
-            entries = parse_record(text)
+            entries = parse_record(text, most)
         for name, entry in entries.items():
             if joined.setdefault(name, entry) != entry:
                 raise InputRefused(
@@ -136,7 +151,11 @@ def join_records(texts: Mapping[str, str]) -> dict[str, Entry]:
 
 def record_in(source: Source) -> dict[str, Entry]:
     """Tensor name -> Entry, of a checkpoint in one file or in many."""
-    return join_records(source.shard_records) if source.shard_records else parse_record(source.metadata.get(KEY))
+    # Each tensor that it may name has a key at least; of those that it may not, the first are told by name.
+    most = len(source.tensors) + _ABSENT
+    if source.shard_records:
+        return join_records(source.shard_records, most)
+    return parse_record(source.metadata.get(KEY), most)
 
 
 def _parsed(chain: str, view: str | None, constraint: str | None) -> tuple[Chain, View] | str:
@@ -153,15 +172,17 @@ def _parsed(chain: str, view: str | None, constraint: str | None) -> tuple[Chain
         return error.message
 
 
-def _entry(name: str, fields: dict[str, object], parse: Callable[..., tuple[Chain, View] | str]) -> Entry:
-    if set(fields) - _OPTIONAL != _FIELDS:
+def _entry(
+    name: str,
+    fields: Mapping[str, str | None],
+    shape: tuple[int, ...] | None,
+    parse: Callable[..., tuple[Chain, View] | str],
+) -> Entry:
+    if fields.keys() != _FIELDS:
         raise _refuse(f"does not give exactly {', '.join(sorted(_FIELDS))} for {TENSOR}", name)
     state, chain, view, constraint = (fields[key] for key in ("state", "chain", "view", "constraint"))
-    if not isinstance(state, str) or state not in STATES or not isinstance(chain, str):
-        raise _refuse(f"gives {TENSOR} an unknown state or a chain that is no text", name)
-    if not (view is None or isinstance(view, str)) or not (constraint is None or isinstance(constraint, str)):
-        raise _refuse(f"gives {TENSOR} a view or constraint that is no text", name)
-    shape = _shape_of(fields.get("shape"), name)
+    if state is None or state not in STATES or chain is None:
+        raise _refuse(f"gives {TENSOR} an unknown state or no chain", name)
     parsed = parse(chain, view, constraint)
     if isinstance(parsed, str):
         raise _refuse(f"is wrong about {TENSOR}: {parsed}", name)

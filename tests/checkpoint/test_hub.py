@@ -163,6 +163,8 @@ def test_what_is_no_path_is_said_for_what_it_is(typed, hint, tmp_path, paramcli,
     save_file(PAIR, "m.safetensors")
     error, way = paramcli("inspect", typed, code=3).err.splitlines()
     assert typed in error and hint in way
+    add = ["add", "m.safetensors", "-t", "fc.weight", "--chain", "mask"]
+    assert typed in paramcli(*add, "--mask", typed, code=3).err
     assert typed in paramcli("remove", "m.safetensors", "-o", typed, code=2).err
     assert os.listdir() == ["m.safetensors"]
 

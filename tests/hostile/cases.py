@@ -779,6 +779,17 @@ _file(
         "millions of entries": lambda: recorded(
             '{"schema":1,"version":"1","tensors":{' + ",".join(f'"{n}":{{}}' for n in range(2_000_000)) + "}}"
         ),
+        "millions of other keys": lambda: recorded("{" + ",".join(f'"{n}":1' for n in range(3_000_000)) + "}"),
+        "a text with lists for chains": lambda: recorded(
+            '{"schema":1,"version":"1","tensors":{'
+            + ",".join(f'"{n}":{{"chain":[{"[]," * 600}[]]}}' for n in range(20_000))
+            + "}}"
+        ),
+        "half a million sound entries": lambda: recorded(
+            json.dumps(claim())[:-2]
+            + "".join(f', "{n}": {json.dumps(claim()["tensors"]["w"])}' for n in range(490_000))
+            + "}}"
+        ),
     },
     heavy=True,
 )

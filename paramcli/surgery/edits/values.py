@@ -146,8 +146,8 @@ def masks_from(spec: str | None) -> Iterator[Callable[[Group], Tensor] | None]:
 
 
 def split_file(text: str) -> tuple[Path, str | None]:
-    """FILE or FILE:NAME; a file that exists under the whole text is meant as a file."""
-    if Path(text).exists() or ":" not in text:
+    """FILE or FILE:NAME; a file that exists under the whole text is meant as a file, and so is an address."""
+    if Path(text).exists() or ":" not in text or "://" in text:
         return Path(text), None
     file, _, name = text.rpartition(":")
     return Path(file), name
