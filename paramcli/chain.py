@@ -11,6 +11,7 @@ from .catalogue.entry import Entry
 from .errors import UsageError
 from .registry import ANY, CONSTRAINTS, PARAMETRIZATIONS, look_up, target_class, typed_arguments, within
 from .spec import Value, parse_items, value_text
+from .wording import given
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,7 +117,7 @@ class Chain:
         """Raise UsageError where no link takes a tensor of this name from a file."""
         if not any(name in link.entry.takes for link in self.links):
             takers = [entry.name for entry in PARAMETRIZATIONS.values() if name in entry.takes]
-            raise UsageError(f"{self} has no {name} that could take it", hint=f"--chain {takers[0]}")
+            raise UsageError(f"{self} has no {name} that could take it", hint=given("chain", takers[0]), option=name)
 
     def with_tensor(self, name: str, tensor: Tensor) -> Chain:
         """The chain whose links that take a tensor of this name are made with this one."""

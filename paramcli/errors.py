@@ -8,7 +8,8 @@
     └── OutputFailed    4   the result could not be written
 
 An exception carries the bare fact and its fields; low code raises the fact, `error_context` adds tensor and file on
-the way up, and `str(error)` is the line that the command prints. Nothing reads a message to find out what it says.
+the way up. `str(error)` is the line for a Python caller, and `in_words(in_shell)` the one that the command prints, with
+options where the other has keywords (`wording.py`). Nothing reads a message to find out what it says.
 """
 
 from __future__ import annotations
@@ -17,16 +18,24 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from .text import count_text, listing, printable, printable_path
 
-# What a fact that says it itself has in the place of the tensor's name, of the file's path, and of the path without its
-# folder: f"{TENSOR} is spelt the old way". Text from outside cannot imitate them: `printable` lets no control character
-# through.
-TENSOR, PATH, FILE = "\x01", "\x02", "\x03"
+# What a fact that says it itself has in the place of a name: f"{TENSOR} is spelt the old way".
+from .wording import FILE as FILE
+from .wording import LEAVE_OUT, given, in_python, keyword
+from .wording import PATH as PATH
+from .wording import TENSOR as TENSOR
+
 # So many mistakes are told in full.
 MOST = 5
+
+
+class Speech(Protocol):
+    """Puts what is given and called in words: `in_shell`, `in_python`."""
+
+    def __call__(self, text: str, path: str | PathLike[str] | None = None, root: str | None = None) -> str: ...
 
 
 class Known(str):
@@ -52,11 +61,15 @@ class ParamcliError(Exception):
     message:  the bare fact, a sentence; it need not name the tensor or the file.
     fact:     the same as it was raised, with TENSOR, PATH and FILE in the places of names.
     hint:     what to try next, or as a `Known` what there is instead; None where there is nothing to say.
+    advice:   the same as it was raised.
+    code:     what went wrong, in one word for scripts; `CODES` has all of them.
     tensor:   the tensor's name, as in the file.
     path:     the file or folder.
+    root:     the place of the state dict in it, where there are several.
     of_file:  the fact is one of the file as a whole, and not of a tensor in it.
     part:     of a checkpoint in a folder, the name of the file that the tensor lies in.
-    option:   the option that is wrong, by its long name: "chain".
+    option:   the option or argument that is wrong, by its long name: "max-shard-size".
+    keyword:  the same as the library's functions call it: "max_shard_size".
     origin:   the `Place` in a recipe that asked for it.
     others:   what else was found to be wrong with it, each an error of its own.
     """
@@ -69,6 +82,7 @@ class ParamcliError(Exception):
         message: str,
         *,
         hint: str | None = None,
+        code: str | None = None,
         tensor: str | None = None,
         path: str | PathLike[str] | None = None,
         of_file: bool = False,
@@ -79,9 +93,11 @@ class ParamcliError(Exception):
     ):
         super().__init__(message)
         self.fact = message
-        self.hint = hint
+        self.advice = hint
+        self.code = code or type(self).code
         self.tensor = tensor
         self.path = path
+        self.root: str | None = None
         self.of_file = of_file
         self.part = part
         self.option = option
@@ -90,9 +106,15 @@ class ParamcliError(Exception):
 
     @property
     def message(self) -> str:
-        tensor = "the tensor" if self.tensor is None else printable(self.tensor)
-        path, file = ("the file",) * 2 if self.path is None else (printable_path(self.path), _file_name(self.path))
-        return self.fact.replace(TENSOR, tensor).replace(PATH, path).replace(FILE, file)
+        return self._named(in_python)
+
+    @property
+    def hint(self) -> str | None:
+        return self.advised(in_python)
+
+    @property
+    def keyword(self) -> str | None:
+        return self.option and keyword(self.option)
 
     @property
     def line(self) -> int | None:
@@ -100,10 +122,13 @@ class ParamcliError(Exception):
         return self.origin.line if self.origin else None
 
     def __str__(self) -> str:
+        return self.in_words(in_python)
+
+    def in_words(self, speak: Speech) -> str:
         """Tensor, recipe's line and file in front of the fact, what else is wrong and the file behind it: each where
         nothing before has said it.
         """
-        said = self.message
+        said = self._named(speak)
         path = None if self.path is None else printable_path(self.path)
         if self.part is not None:
             said = f"{printable(self.tensor)} in {printable(self.part)}: {said}"
@@ -113,17 +138,26 @@ class ParamcliError(Exception):
             said = f"{self.origin}: {said}"
         if self.tensor is not None and self.part is None and TENSOR not in self.fact:
             said = f"{printable(self.tensor)}: {said}"
-        said += self._told_of_others()
+        said += self._told_of_others(speak)
         tells_path = self.of_file or PATH in self.fact or FILE in self.fact
         if path is not None and not tells_path and (self.origin is None or self.origin.path != self.path):
             said += f" (in {path})"
         return " ".join(said.splitlines())
 
-    def _told_of_others(self) -> str:
+    def advised(self, speak: Speech) -> str | None:
+        """The hint, for a command line or for Python."""
+        return self.advice and speak(self.advice, self.path, self.root)
+
+    def _named(self, speak: Speech) -> str:
+        tensor = "the tensor" if self.tensor is None else printable(self.tensor)
+        path, file = ("the file",) * 2 if self.path is None else (printable_path(self.path), _file_name(self.path))
+        return speak(self.fact, self.path, self.root).replace(TENSOR, tensor).replace(PATH, path).replace(FILE, file)
+
+    def _told_of_others(self, speak: Speech) -> str:
         """Mistakes in full; of tensors that are refused too the names."""
         mistakes = [error for error in self.others if error.tensor is None]
         tensors = [error.tensor for error in self.others if error.tensor is not None]
-        said = "".join(f"; {error}" for error in mistakes[: MOST - 1])
+        said = "".join(f"; {error.in_words(speak)}" for error in mistakes[: MOST - 1])
         if len(mistakes) > MOST - 1:
             said += f"; and {len(mistakes) - (MOST - 1)} more"
         if tensors:
@@ -191,9 +225,7 @@ def error_context(
         if type(error).__name__ != "_LinAlgError":  # torch's, which this module does not import
             raise
         why = str(error).splitlines()[0]
-        raise InputRefused(
-            f"its linear algebra fails: {why}", hint="leave it out with -t", tensor=tensor, path=path
-        ) from None
+        raise InputRefused(f"its linear algebra fails: {why}", hint=LEAVE_OUT, tensor=tensor, path=path) from None
 
 
 # How torch and the libraries below it say that a device has no memory left: as OutOfMemoryError, AcceleratorError or
@@ -205,4 +237,4 @@ def device_full(error: Exception) -> DeviceFull | None:
     """What to say of an error that means that a device is out of memory; None for any other."""
     if not isinstance(error, RuntimeError) or not any(words in str(error) for words in _FULL):
         return None
-    return DeviceFull("the device is out of memory", hint="--device cpu, or end what else uses the device")
+    return DeviceFull("the device is out of memory", hint=f"{given('device', 'cpu')}, or end what else uses the device")

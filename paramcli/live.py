@@ -47,6 +47,7 @@ from .spelling.opened import open_groups
 from .surgery.output import TORCH_SUFFIXES
 from .text import listing, printable, shape_text
 from .view import IDENTITY, View, parse_view
+from .wording import call, given
 
 if TYPE_CHECKING:
     from .surgery.edits.add import Init
@@ -155,13 +156,13 @@ def load(
             fits = "; strict=False loads what fits" if strict and not wrong else ""
             raise InputRefused(
                 f"the checkpoint does not fit the model: {'; '.join(told)}",
-                hint=f"paramcli inspect shows the names{fits}",
+                hint=f"{call('inspect', PATH)} shows the names{fits}",
             )
         if have and state and len(unexpected) == len(state):
             raise InputRefused(
                 f"nothing in the checkpoint fits the model: it has {listing(state, 3)}, "
                 f"and the model {listing(have, 3)}",
-                hint="load into the part of the model that the file is of, or rename with paramcli convert",
+                hint=f"load into the part of the model that the file is of, or rename with {call('convert')}",
             )
         model.load_state_dict(state, strict=False)
         undo.pop_all()
@@ -216,7 +217,7 @@ def save(
             hint="model.safetensors, or model.pt",
         )
     if not overwrite and os.path.lexists(path):
-        raise OutputFailed(f"{PATH} exists already", hint="overwrite=True replaces it", path=path)
+        raise OutputFailed(f"{PATH} exists already", hint=f"{given('overwrite', True)} replaces it", path=path)
     if path.name.endswith(".safetensors"):
         _save_safetensors(model, path, overwrite, metadata or {})
     elif metadata:

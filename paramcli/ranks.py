@@ -24,7 +24,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
-from .errors import PATH, InputRefused, ParamcliError, UsageError
+from .errors import PATH, InputRefused, ParamcliError, Speech, UsageError
+from .wording import in_shell
 
 # What ranks say to each other: small enough for JSON.
 Said = TypeVar("Said")
@@ -60,9 +61,9 @@ class RunFailed(ParamcliError):
         super().__init__(message, hint=hint, tensor=tensor, path=path)
         self.exit_code, self.code, self.told = exit_code, code, told
 
-    def __str__(self) -> str:
+    def in_words(self, speak: Speech) -> str:
         """What another rank has said is a whole line already."""
-        return self.message if self.told else super().__str__()
+        return self.message if self.told else super().in_words(speak)
 
 
 class Alone:
@@ -255,8 +256,8 @@ class Ranks(Alone):
     def fail(self, error: ParamcliError) -> bool:
         self.give_up()
         told = {
-            "message": f"rank {self.rank}: {error}",
-            "hint": error.hint,
+            "message": f"rank {self.rank}: {error.in_words(in_shell)}",
+            "hint": error.advised(in_shell),
             "tensor": error.tensor,
             "path": error.path and os.fspath(error.path),
             "exit_code": error.exit_code,

@@ -26,6 +26,7 @@ from .surgery.commands import EDITS
 from .surgery.edits.base import Edit
 from .surgery.plan import Step
 from .text import closest, printable, shape_text
+from .wording import call
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -151,7 +152,7 @@ def _refuse_strangers(found: Mapping[str, object], lines: Lines, path: Path) -> 
 
 # What is said of the run as a whole stands on the command line, not in the recipe.
 _WHOLE = {
-    key: f"it is for the whole run: paramcli apply RECIPE CKPT --{key}"
+    key: f"it is for the whole run: {call('apply', 'RECIPE', 'CKPT')} --{key}"
     for key in (
         "verify",
         "check",

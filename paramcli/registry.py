@@ -29,6 +29,7 @@ from .catalogue.entry import ConstraintEntry, Entry, MeasureEntry
 from .errors import Known, UsageError
 from .spec import Item, Value, is_name, parse_items, value_text
 from .text import closest, printable
+from .wording import call
 
 if TYPE_CHECKING:
     from .maths.base import Constraint, Parametrization
@@ -106,11 +107,12 @@ def look_up(table: Mapping[str, AnyEntry], name: str, kind: str) -> AnyEntry:
     """The entry of this name; raises UsageError with the closest names where there is none."""
     if name not in table:
         near = closest(name, table)
+        asked = {"constraints": True} if table is CONSTRAINTS else {}
         raise UsageError(
             f"no {kind} named '{printable(name)}'",
             hint=Known(f"closest: {', '.join(near)}")
             if near
-            else f"paramcli registry{' --constraints' if table is CONSTRAINTS else ''} lists them, {len(table)} in all",
+            else f"{call('registry', **asked)} lists them, {len(table)} in all",
         )
     return table[name]
 

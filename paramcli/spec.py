@@ -14,7 +14,8 @@ from os import PathLike
 from typing import NoReturn, TypeVar
 
 from .errors import PATH, TENSOR, Known, UsageError
-from .text import closest, listing, printable
+from .text import closest, printable
+from .wording import given, words
 
 Value = int | float | bool | str | None
 # One of a few words that an option takes: a type of literals.
@@ -155,8 +156,8 @@ def check_choice(option: str, value: str, choices: Sequence[Word]) -> Word:
             return choice
     near = closest(value, choices, 1)
     raise UsageError(
-        f"--{option} {printable(value)}: not one of {', '.join(choices)}",
-        hint=f"--{option} {near[0]}" if near else None,
+        f"{given(option, value)}: not one of {', '.join(choices)}",
+        hint=given(option, near[0]) if near else None,
         option=option,
     )
 
@@ -194,7 +195,7 @@ def _is_glob(pattern: str) -> bool:
 
 def _nothing_matches(pattern: str, names: Sequence[str], where: str | PathLike[str]) -> NoReturn:
     near = closest(pattern, names)
-    hint = Known(f"closest: {listing(near)}" if near else f"tensors there: {listing(names, 4)}") if names else None
+    hint = Known(f"closest: {words(near)}" if near else f"tensors there: {words(names, 4)}") if names else None
     is_plain = not _is_glob(pattern) and not pattern.startswith("re:")
     what = f"no tensor named '{TENSOR}'" if is_plain else f"no tensor matches '{printable(pattern)}'"
     place, path = (PATH, where) if isinstance(where, PathLike) else (where, None)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from .errors import InputRefused, UsageError
 from .text import printable, shape_text
+from .wording import LEAVE_OUT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,8 +49,8 @@ class View:
             return shape
         if len(shape) < 2:
             raise InputRefused(
-                f"--view {self} needs two dimensions or more; the tensor is {shape_text(shape)}",
-                hint="leave it out with -t",
+                f"the view {self} needs two dimensions or more; the tensor is {shape_text(shape)}",
+                hint=LEAVE_OUT,
             )
         if self.name == "flatten":
             return shape[0], math.prod(shape[1:])
@@ -59,7 +60,7 @@ class View:
         size, odd = divmod(shape[dimension], self.count)
         if odd:
             raise InputRefused(
-                f"--view {self} splits dimension {dimension} into {self.count} equal parts; "
+                f"the view {self} splits dimension {dimension} into {self.count} equal parts; "
                 f"{shape[dimension]} does not divide by it"
             )
         return (self.count, size, *shape[1:]) if self.name == "blocks" else (self.count, *shape[:-1], size)
@@ -103,4 +104,4 @@ def parse_view(text: str | None) -> View:
         return View(name)
     if name in ("blocks", "heads") and number.isascii() and number.isdigit() and len(number) <= 6 and int(number):
         return View(name, int(number))
-    raise UsageError(f"no view named '{printable(text)}'", hint=f"views: {', '.join(NAMES)}")
+    raise UsageError(f"no view named '{printable(text)}'", hint=f"views: {', '.join(NAMES)}", option="view")

@@ -13,6 +13,7 @@ from ..spelling.forms import Group
 from ..spelling.opened import Opened, choose_any
 from ..text import number_text, shape_text
 from ..watch import NOBODY, Watch
+from ..wording import LEAVE_OUT
 
 # Two evaluations of one chain (another device, another thread count) differ by this many eps at most.
 DEFAULT_EPS = 16
@@ -134,7 +135,7 @@ def _compare_one(
         # Other originals may still give the same weight: only the chain could tell.
         raise InputRefused(
             f"the stored tensors differ, and their weight is not known: {unknown.problem}",
-            hint="leave it out with -t",
+            hint=LEAVE_OUT,
             tensor=name,
         )
     if not all(kind_of(g.dtype) in ("float", "half", "complex") for g in (one, other)):

@@ -19,9 +19,11 @@ from ..maths.numbers import eps, wide
 from ..registry import CONSTRAINTS, spec_of, target_class, within
 from ..spelling.forms import Group
 from ..spelling.opened import Opened
+from ..spelling.recurrent import stacked
 from ..text import count_text
 from ..view import IDENTITY, View
 from ..watch import NOBODY, Watch
+from ..wording import in_python
 
 # A residual below this is worth telling of, though rounding does not explain it.
 NEARLY = 0.05
@@ -58,6 +60,13 @@ class DiscoverResult:
 
     tensors: tuple[Finding, ...]
     skipped: tuple[tuple[str, str], ...] = ()
+    # What else to look at, as it was said.
+    said: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What else to look at."""
+        return tuple(map(in_python, self.said))
 
     @property
     def structured(self) -> tuple[Finding, ...]:
@@ -85,7 +94,9 @@ def discover(
     with watch.meter("discover", len(chosen), sum(group.nbytes for group in chosen)) as meter:
         result = findings(opened.source, chosen, device, meter.advance, view)
     opened.source.check_unchanged()
-    return result
+    if view is not None:
+        return result
+    return replace(result, said=tuple(stacked([g.tensor for g in chosen], opened.groups, "looks at each by itself")))
 
 
 def findings(

@@ -14,16 +14,18 @@ from ..chain import Chain
 from ..checkpoint.source import Source
 from ..devices import torch_device
 from ..dtypes import dtype_name, kind_of
-from ..errors import InputRefused, ParamcliError, UsageError, error_context
+from ..errors import PATH, InputRefused, ParamcliError, UsageError, error_context
 from ..fitting import measure
 from ..fitting.evaluate import read_state, settle, weight_of
 from ..maths.numbers import wide
 from ..spelling.forms import Group
 from ..spelling.given import with_chain
 from ..spelling.opened import Opened
+from ..spelling.unparametrized import instead_of_chains
 from ..text import count_text, number_text, shape_text
 from ..view import IDENTITY, View
 from ..watch import NOBODY, Watch
+from ..wording import call, given
 
 # A batch of more matrices than this is told as one: a panel each would say nothing.
 MAX_MATRICES = 16
@@ -141,7 +143,12 @@ def spectrum(
         with_chain(opened.choose(tensor, asked=chain is not None), chain, view, named=bool(tensor)), bool(tensor)
     )
     if not chosen:
-        raise UsageError("spectrum needs -t/--tensor: no tensor is parametrized", hint="paramcli inspect lists them")
+        raise UsageError(
+            f"spectrum needs {given('tensor')}: no tensor is parametrized; {instead_of_chains(opened.groups).what}",
+            hint=f"{call('inspect', PATH)} lists them",
+            path=path,
+            option="tensor",
+        )
     where = torch_device(device)
     found, skipped = [], []
     with watch.meter("spectrum", len(chosen), sum(group.nbytes for group in chosen)) as meter:
@@ -165,7 +172,7 @@ def spectra(source: Source, group: Group, view: View | None = None, device: str 
         if len(group.shape) < 2 or not all(group.shape):
             raise InputRefused(
                 f"a spectrum needs a matrix; this one is {shape_text(group.shape)}",
-                hint="-t '*.weight' picks what usually has one",
+                hint=f"{given('tensor', '*.weight')} picks what usually has one",
             )
         state = read_state(source, group, device)
         chain, seen = (None, group.view) if group.is_plain else settle(group, state)

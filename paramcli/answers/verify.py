@@ -11,16 +11,18 @@ from ..checkpoint.disk.interrupts import import_torch
 from ..checkpoint.sample import sampled
 from ..checkpoint.source import Source
 from ..devices import torch_device
-from ..errors import TENSOR, InputRefused, UsageError
+from ..errors import PATH, TENSOR, InputRefused, UsageError
 from ..fitting.costs import cost, share_out
 from ..ranks import Alone, require_alike
 from ..registry import parse_constraint
 from ..spelling.forms import Group
 from ..spelling.given import with_chain
 from ..spelling.opened import Opened
+from ..spelling.unparametrized import instead_of_chains
 from ..text import listing, printable
 from ..view import IDENTITY, View, parse_view
 from ..watch import NOBODY, Watch
+from ..wording import call, given
 from .verdict import Verdict, VerifyResult
 
 
@@ -56,7 +58,8 @@ def verify(
         raise UsageError(
             f"{TENSOR} is a plain tensor: no chain is left in it",
             tensor=plain.tensor,
-            hint="--constraint SET holds it to the set of the chain's last map (paramcli registry NAME says which)",
+            hint=f"{given('constraint')} holds it to the set of the chain's last map "
+            f"({call('registry', 'NAME')} says which)",
         )
     unread = [] if tensor else [group for group in chosen if claims_unread(group)]
     if not tensor:
@@ -92,7 +95,7 @@ def check_options(
 
 def check_tolerance(value: float | None) -> None:
     if value is not None and not value >= 0:
-        raise UsageError(f"--tol {value:g}: must be at least 0")
+        raise UsageError(f"{given('tol', value)}: must be at least 0", option="tol")
 
 
 def verifiable(group: Group) -> bool:
@@ -118,8 +121,9 @@ def require_claims(groups: Sequence[Group], path: Path, found: Sequence[Verdict]
         makes = "makes" if len(groups) == 1 else "make"
         raise InputRefused(
             f"nothing to verify: {listing([group.tensor for group in groups], 4)} {makes} no claim",
-            hint="name a set that they must lie in: --constraint orthogonal",
+            hint=f"name a set that they must lie in: {given('constraint', 'orthogonal')}",
             path=path,
+            code="nothing_to_verify",
         )
 
 
@@ -130,10 +134,13 @@ def select_claims(groups: Sequence[Group], path: Path) -> list[Group]:
         unknown = next((group for group in groups if claims_unread(group)), None)
         if unknown is not None:
             raise unknown.refusal(path)
+        holds = instead_of_chains({group.tensor: group for group in groups})
+        named = call("verify", PATH, tensor="NAME", constraint="orthogonal")
         raise InputRefused(
-            "nothing to verify: no tensor is parametrized and no record names a constraint",
-            hint="name tensors and a set: -t NAME --constraint orthogonal",
+            f"nothing to verify: no tensor is parametrized and no record names a constraint; {holds.what}",
+            hint=f"name tensors and a set: {named}" if holds.plain else holds.hint,
             path=path,
+            code="nothing_to_verify",
         )
     return claims
 

@@ -19,6 +19,7 @@ from typing import TypeGuard
 from ..dtypes import DTYPES, bits_of
 from ..errors import PATH, TENSOR, InputRefused
 from ..text import printable, shape_text
+from ..wording import call, given
 from .strict_json import BrokenJson, decode_utf8, read_small_object, read_text, walk_document, walk_object
 
 METADATA_KEY = "__metadata__"
@@ -216,7 +217,7 @@ def refuse_too_many(count: int) -> None:
     if count > MAX_TENSORS:
         raise InputRefused(
             f"the result would have {count} tensors; {MAX_TENSORS} is the limit of what can be read again",
-            hint="edit fewer of them, or make two checkpoints: convert --keep and --drop",
+            hint=f"edit fewer of them, or make two checkpoints: {call('convert')} {given('keep')} and {given('drop')}",
         )
 
 
@@ -278,7 +279,7 @@ def build_header(
     if len(text) > MAX_HEADER_BYTES:
         raise InputRefused(
             f"the names and metadata need a header of {len(text)} bytes; safetensors allows {MAX_HEADER_BYTES}",
-            hint="split it: --max-shard-size",
+            hint=f"split it: {given('max-shard-size')}",
         )
     return len(text).to_bytes(8, "little") + text
 

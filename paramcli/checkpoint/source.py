@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..dtypes import DTYPES, bits_of, nbytes_of, torch_dtype
+from ..dtypes import DTYPES, nbytes_of, torch_dtype
 from ..errors import PATH, TENSOR, InputRefused
 from ..text import printable
+from ..wording import LEAVE_OUT
 from .disk.input_file import InputFile
 from .disk.memory import Blocks
 
@@ -173,6 +174,8 @@ class Source:
     # The dicts that the tensors lie in; none but for a torch file.
     parts: tuple[Part, ...] = ()
     notes: list[str] = field(default_factory=list)
+    # The names of those extras, or of parts of them, that are the state of this state dict's optimizers.
+    optimizers: list[str] = field(default_factory=list)
     # Shard file name -> its tensors' names, in order; empty for one file.
     shards: dict[str, list[str]] = field(default_factory=dict)
     # Shard file name -> its paramcli record, where they are not all one text; each speaks of the tensors in its shard.
@@ -353,7 +356,7 @@ class Source:
     def _readable(self, name: str) -> TensorInfo:
         info = self.tensors[name]
         if info.odd is not None and not info.odd.by_name:
-            raise InputRefused(info.odd.why, hint=f"-t without it, or {info.odd.hint}", tensor=name, path=self.path)
+            raise InputRefused(info.odd.why, hint=f"{LEAVE_OUT}, or {info.odd.hint}", tensor=name, path=self.path)
         return info
 
     def read_rows(self, name: str, begin: int, end: int) -> Tensor:
@@ -440,11 +443,3 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
     # Without this the memory of a temporary tensor is reused while it is being written.
     buffer.owner = tensor  # type: ignore[attr-defined]  # an attribute of our own
     return memoryview(buffer).cast("B")
-
-
-def check_shape(dtype: str, shape: Sequence[int]) -> None:
-    """Raise InputRefused unless the shape is a sane one whose bits fill whole bytes."""
-    if len(shape) > 64:
-        raise InputRefused(f"a tensor of {len(shape)} dimensions; torch allows 64")
-    if bits_of(dtype, shape) % 8:
-        raise InputRefused(f"a {dtype} tensor of shape {tuple(shape)} does not fill whole bytes")

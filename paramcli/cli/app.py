@@ -16,6 +16,7 @@ import typer
 from .. import __version__, ranks
 from ..errors import OutputFailed, ParamcliError, device_full
 from ..text import printable
+from ..wording import in_shell
 from .group import Group
 from .outlet import Outlet
 from .usage import usage_error
@@ -214,7 +215,9 @@ def _fail(error: ParamcliError, as_json: bool) -> int:
             sys.stdout.flush()
     if tells:
         with suppress(OSError, ValueError, OutputFailed):
-            screen.error(str(error) if run.leads else f"rank {run.rank}: {error}", error.hint)
+            screen.error(
+                ("" if run.leads else f"rank {run.rank}: ") + error.in_words(in_shell), error.advised(in_shell)
+            )
     return error.exit_code
 
 

@@ -55,6 +55,8 @@ def discover(
     else:
         screen.show(discover_table(result.structured))
     screen.note(result.summary())
+    for said in result.said:
+        screen.note(said)
     if report is not None:
         screen.note(f"wrote {printable_path(report)}")
     for name, why in result.skipped:

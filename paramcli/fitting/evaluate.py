@@ -11,13 +11,14 @@ from torch import Tensor
 
 from ..chain import Chain
 from ..dtypes import dtype_name, nbytes_of
-from ..errors import TENSOR, InputRefused, error_context
+from ..errors import PATH, TENSOR, InputRefused, error_context
 from ..maths.norm import as_matrix
 from ..maths.numbers import column_major, wide
 from ..registry import target_class
 from ..spelling.forms import Group
 from ..text import listing, number_text, printable, shape_text, size_text
 from ..view import View
+from ..wording import LEAVE_OUT, call, given
 from .originals import evaluate
 from .torch_module import OtherState
 
@@ -82,7 +83,7 @@ def require_proportion(group: Group) -> None:
         raise InputRefused(
             f"{TENSOR} stores {size_text(stored)} and stands for a weight of {size_text(weight)} "
             f"({shape_text(group.shape)})",
-            hint="leave it out with -t",
+            hint=LEAVE_OUT,
             tensor=group.tensor,
         )
 
@@ -101,7 +102,7 @@ def settle(group: Group, state: dict[str, Tensor]) -> tuple[Chain, View]:
         fits = " and ".join(f"{chain} ({number_text(score)})" for chain, score in scores.items())
         raise InputRefused(
             f"{TENSOR} is a spectral norm whose dim neither shapes nor u and v decide: {fits}",
-            hint="say which with --chain",
+            hint=f"say which with {given('chain')}",
             tensor=group.tensor,
         )
     return best, group.view
@@ -183,7 +184,7 @@ def _without_value(group: Group, state: dict[str, Tensor], chain: Chain) -> dict
         raise InputRefused(
             f"{printable(group.keys['value'])} is not what {chain} gives of the keys beside it (off by "
             f"{number_text(off.item())}), and nothing says which of the two is the weight",
-            hint="convert --drop takes the one out that is not",
+            hint=f"{call('convert', PATH)} {given('drop')} takes the one out that is not",
             tensor=group.tensor,
         )
     return rest
@@ -226,7 +227,7 @@ def weight_of(
     except OtherState:
         raise InputRefused(
             f"{chain} does not fit the keys of {TENSOR}: {listing(list(group.keys.values()), 5)}",
-            hint="give the chain and the view it was made with: --chain, --view",
+            hint=f"give the chain and the view it was made with: {given('chain')}, {given('view')}",
             tensor=group.tensor,
         ) from None
 
@@ -239,7 +240,7 @@ def explain_infinite(group: Group, states: Iterable[tuple[int, Mapping[str, Tens
     """Raise InputRefused: the originals are finite and the value is not. `states`: blocks of rows, each with its first
     row.
     """
-    hint = "leave it out with -t, or mend the originals"
+    hint = f"{LEAVE_OUT}, or mend the originals"
     if set(group.keys) == {"original0", "original1"} and group.shape == tuple(group.infos["original1"].shape):
         g, v = group.infos["original0"].shape, group.shape
         dims = [d for d in range(len(v)) if len(g) == len(v) and g[d] == v[d] and v[d] > 1]

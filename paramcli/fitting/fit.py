@@ -22,6 +22,7 @@ from ..registry import CONSTRAINTS, parse_constraint
 from ..spec import value_text
 from ..text import number_text
 from ..view import View
+from ..wording import given
 from . import measure
 from . import torch_module as hosting
 from .claims import holds
@@ -290,7 +291,7 @@ class Fitting:
                 raise CheckFailed(
                     f"{stored_as(self.chain, self.stored)} cannot keep the tensor as it is: "
                     f"rounding its originals puts the value {number_text(one.missed)} away",
-                    hint="--init project gives the nearest point that they can hold, and tells both distances",
+                    hint=f"{given('init', 'project')} gives the nearest point that they can hold, and tells how far",
                 )
         return became
 
@@ -308,7 +309,9 @@ class Fitting:
 def require_change(change: float, max_change: float | None) -> None:
     """Raise CheckFailed where a tensor would be moved farther than --max-change."""
     if max_change is not None and not change <= max_change:
-        raise CheckFailed(f"the chain would move it by {number_text(change)}, more than --max-change {max_change:g}")
+        raise CheckFailed(
+            f"the chain would move it by {number_text(change)}, more than {given('max-change', max_change)}"
+        )
 
 
 def require_member(
@@ -318,12 +321,12 @@ def require_member(
 
     `keeper`: a chain that keeps the tensor as it is, where one is known.
     """
-    hint = "--init project moves it to the nearest point and reports how far"
+    hint = f"{given('init', 'project')} moves it to the nearest point and reports how far"
     if held is not None and not held.ok:
         why = f": {held.detail}" if held.detail else ""
         numbers = f"(residual {number_text(held.residual)}, tolerance {number_text(held.tolerance)})"
         if other := keeper():
-            hint = f"--chain {other} keeps it as it is"
+            hint = f"{given('chain', other)} keeps it as it is"
         raise CheckFailed(f"the tensor is not {held.constraint}{why} {numbers}", hint=hint)
     if changed > 4 * eps(stored):
         raise CheckFailed("the chain would change the tensor (its mask is another)", hint=hint)

@@ -16,6 +16,7 @@ from ..maths.numbers import compute_dtype, norm, wide
 from ..registry import ANY, CONSTRAINTS, constraint
 from ..text import shape_text
 from ..view import IDENTITY, View
+from ..wording import LEAVE_OUT
 
 # Numbers as a tensor's `tolist` gives them.
 Nested: TypeAlias = "float | list[Nested]"
@@ -293,6 +294,4 @@ def require_finite_parts(parts: Iterable[Tensor], what: str = "the tensor") -> N
             nans += int(torch.isnan(W).sum())
     if bad:
         kinds = "NaN" if nans == bad else "infinite" if not nans else "NaN or infinite"
-        raise InputRefused(
-            f"{what} has {bad} {kinds} of {entries} entries", hint="leave it out with -t, or mend it first"
-        )
+        raise InputRefused(f"{what} has {bad} {kinds} of {entries} entries", hint=f"{LEAVE_OUT}, or mend it first")

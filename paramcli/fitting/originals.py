@@ -17,6 +17,7 @@ from ..maths.base import CannotReach, Parametrization
 from ..maths.numbers import compute_dtype
 from ..text import number_text
 from ..view import View
+from ..wording import given
 from . import measure
 from . import torch_module as hosting
 
@@ -173,5 +174,5 @@ def require_preimage(link: Link, error: float) -> None:
     if not error <= EXACT:
         raise CannotReach(
             f"{link.entry.name} cannot reach this tensor: its right inverse comes back {number_text(error)} away",
-            hint="--init raw registers it as it is",
+            hint=f"{given('init', 'raw')} registers it as it is",
         )

@@ -19,6 +19,7 @@ from ..chain import Chain, Link
 from ..errors import InputRefused
 from ..registry import ANY, constraint, target_class
 from ..view import IDENTITY, View
+from ..wording import LEAVE_OUT, given
 
 _PREFIX = "parametrizations.weight."
 
@@ -131,8 +132,8 @@ def require_fit(chain: Chain, view: View, shape: Sequence[int], dtype: torch.dty
             try:
                 wanted.check_shape(seen)
             except InputRefused as error:
-                views = "--view flatten or blocks=N shows it other matrices; -t '...' can pick square ones"
-                error.hint = error.hint or (views if len(shape) > 1 else "leave it out with -t")
+                views = f"{given('view', 'flatten')} or blocks=N shows it other matrices; or {LEAVE_OUT}"
+                error.advice = error.advice or (views if len(shape) > 1 else LEAVE_OUT)
                 raise
         target_class(link.entry).check_shape(seen, **link.arguments)
         if link.domain == ANY and link.image == ANY and not seen:

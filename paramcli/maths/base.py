@@ -338,7 +338,7 @@ class Parametrization(nn.Module):
             if self.stored_originals == (0,):
                 raise
             # torch would take the tensor for the original, and this map has others.
-            raise InputRefused(error.message, hint=error.hint) from None
+            raise InputRefused(error.fact, hint=error.advice) from None
         made = self.out_of_view(originals if isinstance(originals, tuple) else (originals,), value.shape)
         made = tuple(X.to(value.dtype) for X in made)
         return made if isinstance(originals, tuple) else made[0]

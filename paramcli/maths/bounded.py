@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputRefused
+from ..wording import LEAVE_OUT
 from .base import CannotReach, Constraint, Parametrization, Singular, started
 from .norm import check_dim
 from .numbers import eps, norm, smallest, unit_roundoff, wide
@@ -95,7 +96,7 @@ def refuse_zero(sizes: Tensor, error: type[InputRefused], what: str) -> None:
     zero = (sizes.reshape(-1) == 0).nonzero().reshape(-1).tolist()
     if zero:
         where = "the whole tensor" if sizes.numel() == 1 else f"slice {zero[0]} of {sizes.numel()}"
-        raise error(f"{where} {what}", hint="leave this tensor out with -t")
+        raise error(f"{where} {what}", hint=LEAVE_OUT)
 
 
 class UnitNorm(Constraint):

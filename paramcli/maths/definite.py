@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from ..wording import LEAVE_OUT, given
 from .base import CannotReach, Constraint, Edge, Parametrization, Part, square, started
 from .edges import eigenvalue_edge, singular_value_edge
 from .eigenvalues import TIE, eigenvalue_tolerance, symmetric_tolerance
@@ -145,7 +146,9 @@ class CholeskyDefinite(Parametrization):
         return eigenvalue_edge(A, floor=self.eps, hint=self._otherwise())
 
     def _otherwise(self) -> str:
-        return "--chain spd_cholesky without eps reaches every positive one" if self.eps else "--chain psd takes zeros"
+        if self.eps:
+            return f"{given('chain', 'spd_cholesky')} without eps reaches every positive one"
+        return f"{given('chain', 'psd')} takes zeros"
 
 
 class CholeskyCorrelation(Parametrization):
@@ -216,7 +219,7 @@ class LU(Parametrization):
             raise CannotReach(
                 "lu reaches invertible matrices, and this one is singular: "
                 f"its smallest pivot is {pivots.abs().amin().item():.2g}",
-                hint="leave this tensor out with -t",
+                hint=LEAVE_OUT,
             )
         self.rows, self.signs = P.argmax(-1), pivots.sign()
         return L.tril(-1) + U.triu(1) + pivots.abs().log().diag_embed()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..wording import given
 from .base import Constraint, Part, Singular, row_scaled, square
 from .eigenvalues import NO_VALUE, beyond_zero, eigenvalue_tolerance
 from .low_rank import SoftplusValues, with_singular_values
@@ -65,7 +66,7 @@ class SpecialLinear(Constraint):
             raise Singular(
                 f"no multiple of it has determinant 1: singular values from {S.max().item():.2g} down to "
                 f"{S.min().item():.2g}",
-                hint="--chain invertible takes singular values that small",
+                hint=f"{given('chain', 'invertible')} takes singular values that small",
             )
         signs = torch.linalg.slogdet(U @ Vh).sign
         S = torch.cat([S[..., :-1], S[..., -1:] * signs.unsqueeze(-1)], dim=-1)

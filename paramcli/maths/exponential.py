@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..wording import given
 from .base import CannotReach, Constraint, Edge, Parametrization, Part, Singular, one_entry, square
 from .edges import eigenvalue_edge
 from .eigenvalues import beyond_zero, eigenvalue_tolerance, symmetric_tolerance
@@ -75,7 +76,7 @@ class PositiveDefinite(Constraint):
         if bool((values[..., -1] <= 0).any()):
             raise Singular(
                 f"no positive definite matrix is near: the largest eigenvalue is {values[..., -1].min().item():.2g}",
-                hint="--init raw registers the tensor as it is",
+                hint=f"{given('init', 'raw')} registers the tensor as it is",
             )
         values = torch.maximum(values, (SPD_FLOOR * values[..., -1:]).clamp(min=2 * self.least))
         A = (V * values.unsqueeze(-2)) @ V.mH
@@ -125,7 +126,8 @@ class PositiveDeterminant(Constraint):
         if bool((torch.linalg.slogdet(W).sign <= 0).any()):
             raise Singular(
                 "matrix_exp reaches only positive determinants, and this tensor's is not",
-                hint="--chain skew,matrix_exp moves it to the nearest rotation; --init raw registers it as it is",
+                hint=f"{given('chain', 'skew,matrix_exp')} moves it to the nearest rotation; "
+                f"{given('init', 'raw')} registers it as it is",
             )
         return W
 
@@ -169,7 +171,7 @@ class MatrixExp(Parametrization):
         raise CannotReach(
             "matrix_exp has a right inverse for rotations and for symmetric positive definite matrices "
             "(unitary and Hermitian ones if complex), and this tensor is neither",
-            hint=f"--chain {first},matrix_exp or --chain {second},matrix_exp",
+            hint=f"{given('chain', first + ',matrix_exp')} or {given('chain', second + ',matrix_exp')}",
         )
 
     def edge(self, value: Tensor) -> Edge | None:
@@ -197,7 +199,7 @@ def symmetric_log(A: Tensor) -> Tensor:
     if smallest <= 0:
         raise CannotReach(
             f"matrix_exp of a symmetric matrix reaches only positive eigenvalues, and this one has {smallest:.3g}",
-            hint="--init project moves it to the nearest positive definite matrix",
+            hint=f"{given('init', 'project')} moves it to the nearest positive definite matrix",
         )
     X = (V * values.log().unsqueeze(-2)) @ V.mH
     return (X + X.mH) / 2

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputRefused
+from ..wording import LEAVE_OUT, given
 from .base import Constraint, Edge, Parametrization, Part, Singular, matrix, square
 from .edges import singular_value_edge
 from .eigenvalues import MARGIN, NO_VALUE, beyond_zero, eigenvalue_tolerance
@@ -19,7 +20,7 @@ from .softplus import SOFTPLUS_FLOOR, floored_softplus, floored_softplus_inverse
 # How far the first value beyond a rank has to be below the last one within, for `discover` to speak of it.
 RANK_GAP = 0.3
 # Where singular values as small as they are can be kept.
-SMALLER = "--chain low_rank:rank=N reaches smaller ones"
+SMALLER = f"{given('chain', 'low_rank:rank=N')} reaches smaller ones"
 
 
 def with_singular_values(W: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
@@ -135,7 +136,7 @@ class FixedRank(LowRank):
 
         def raised(S: Tensor) -> Tensor:
             if bool((S[..., 0] == 0).any()):
-                raise Singular("the zero matrix has no nearest matrix of full rank", hint="leave it out with -t")
+                raise Singular("the zero matrix has no nearest matrix of full rank", hint=LEAVE_OUT)
             kept = torch.maximum(S, (MARGIN * S[..., :1]).clamp(min=2 * self.least))
             return torch.where(torch.arange(S.size(-1), device=S.device) < r, kept, torch.zeros_like(S))
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
 
 from ..errors import InputRefused
+from ..wording import LEAVE_OUT
 from .base import CannotReach, Check, Constraint, Parametrization, Singular
 from .numbers import compute_dtype, eps, scale_of, wide
 
@@ -223,7 +224,7 @@ class WeightNorm(Parametrization, _WeightNorm):
                 if g.numel() == 1 and self.first_row is None
                 else f"slice {row} of dimension {self.dim} is zero"
             )
-            raise CannotReach(f"weight_norm needs a direction, and {where}", hint="leave this tensor out with -t")
+            raise CannotReach(f"weight_norm needs a direction, and {where}", hint=LEAVE_OUT)
         return g, v
 
     def checks(self, originals: tuple[Tensor, ...], value: Tensor) -> list[Check]:

@@ -8,6 +8,7 @@ from torch.func import functional_call
 from torch.nn.utils.parametrizations import _OrthMaps, _Orthogonal
 
 from ..errors import InputRefused
+from ..wording import given
 from .base import CannotReach, Constraint, Edge, Parametrization, Singular, row_scaled, square
 from .numbers import compute_dtype, eps, spectral_norm
 from .rotation import cayley_inverse, half_turn_edge, rotation_log
@@ -118,7 +119,7 @@ def require_directions(
         raise Singular(
             f"{what}: the tensor is rank-deficient (singular values from {worst[0].item():.2g} down to "
             f"{worst[-1].item():.2g}{below})",
-            hint="--init raw registers it as it is",
+            hint=f"{given('init', 'raw')} registers it as it is",
         )
     most = int(lost.max())
     return (
@@ -205,7 +206,7 @@ class OrthogonalMatrices(Constraint):
                 f"{self.name} needs a matrix (or a batch of them); the maths sees {seen}",
                 hint=(
                     "a vector has no columns to make orthogonal: unit_norm gives it length 1, "
-                    "-t '*weight' leaves it out"
+                    f"{given('tensor', '*weight')} leaves it out"
                 ),
             )
 
@@ -293,7 +294,8 @@ def cayley_edge(Q: Tensor) -> Edge:
     return Edge(
         f"its eigenvalue nearest to -1 is {distance:.2g} from it",
         lambda noise: kept((0.4 * noise).sqrt()),
-        f"--chain {other},matrix_exp takes half turns; --chain orthogonal stores the weight itself as its base",
+        f"{given('chain', other + ',matrix_exp')} takes half turns; "
+        f"{given('chain', 'orthogonal')} stores the weight itself as its base",
     )
 
 
@@ -368,7 +370,8 @@ class Orthogonal(Parametrization, _Orthogonal):
             raise CannotReach(
                 f"orthogonal with triv=false and map={self.orthogonal_map.name} has no inverse for a rectangular "
                 "tensor",
-                hint="--chain orthogonal stores a base; --chain orthogonal:map=householder:triv=false needs none",
+                hint=f"{given('chain', 'orthogonal')} stores a base; "
+                f"{given('chain', 'orthogonal:map=householder:triv=false')} needs none",
             )
         # A = L - L^T with L = tril(X), so L = tril(A, -1) is a preimage; cayley works with A/2.
         A = rotation_log(Q) if self.orthogonal_map == _OrthMaps.matrix_exp else 2 * cayley_inverse(Q)

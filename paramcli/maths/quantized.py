@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..wording import LEAVE_OUT, given
 from .base import CannotReach, Check, Constraint, Parametrization
 from .norm import check_dim
 from .numbers import eps, ratio
@@ -62,7 +63,7 @@ class Levels(Constraint):
         if bool(self.residual(W) > 0):
             raise CannotReach(
                 f"the tensor has {int(self._values(W).max())} different values, more than {self.count}",
-                hint="--chain fake_quant rounds it to a grid",
+                hint=f"{given('chain', 'fake_quant')} rounds it to a grid",
             )
         return W
 
@@ -183,7 +184,7 @@ class Ternary(Constraint):
         sums, counts = sizes.cumsum(1), torch.arange(1, rows.size(1) + 1, dtype=W.dtype, device=W.device)
         best = self._best(sums, counts)
         if bool((sums[:, -1] == 0).any()):
-            raise CannotReach("a zero slice has no scale", hint="leave this tensor out with -t")
+            raise CannotReach("a zero slice has no scale", hint=LEAVE_OUT)
         s = sums.gather(1, best) / (best + 1)
         kept = torch.arange(rows.size(1), device=W.device) <= best
         mask = torch.zeros_like(rows, dtype=torch.bool).scatter(1, order, kept)

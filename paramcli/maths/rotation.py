@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from ..wording import given
 from .base import CannotReach
 
 # Eigenvalues cos(theta) of (Q + Q^T) / 2 below a gap in this window are the near half turns.
@@ -36,7 +37,7 @@ def require_rotation_sign(Q: Tensor, who: str, near: float = 0.0) -> None:
         what = f"this matrix, orthogonal to {near:.1g}," if near > 1e-6 else "this orthogonal matrix"
         raise CannotReach(
             f"{who} reaches only determinant +1, and {what} has determinant -1{which}: no rotation is nearest to it",
-            hint="--chain orthogonal keeps an orthogonal matrix as it is, with either determinant",
+            hint=f"{given('chain', 'orthogonal')} keeps an orthogonal matrix as it is, with either determinant",
         )
 
 
@@ -55,7 +56,8 @@ def cayley_inverse(Q: Tensor) -> Tensor:
         what, chain = ("unitary matrix", "skew_hermitian") if Q.is_complex() else ("rotation", "skew")
         raise CannotReach(
             f"cayley cannot reach a {what} with eigenvalue -1 (here {distance:.1e} from it)",
-            hint=f"--chain {chain},matrix_exp reaches every {what}; --chain orthogonal every orthogonal matrix",
+            hint=f"{given('chain', chain + ',matrix_exp')} reaches every {what}; "
+            f"{given('chain', 'orthogonal')} every orthogonal matrix",
         )
     return skew_part(X)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputRefused
+from ..wording import given
 from .base import Constraint, Edge, Parametrization, Part, Singular, one_entry, square
 from .edges import eigenvalue_edge
 from .eigenvalues import MARGIN, NO_VALUE, beyond_zero, eigenvalue_tolerance, symmetric_tolerance
@@ -142,7 +143,7 @@ class SemidefiniteFixedRank(SemidefiniteLowRank):
             if bool((l[..., 0] <= 0).any()):
                 raise Singular(
                     f"no positive matrix of that rank is near: the largest eigenvalue is {l[..., 0].min().item():.2g}",
-                    hint="--init raw registers the tensor as it is",
+                    hint=f"{given('init', 'raw')} registers the tensor as it is",
                 )
             return self._kept(torch.maximum(l, (MARGIN * l[..., :1]).clamp(min=2 * self.least)), self.rank)
 
@@ -226,7 +227,9 @@ class SoftplusEigenvalues(Eigenvalues):
     Source:  geotorch 0.4 PSD, PSSDFixedRank.
     """
 
-    otherwise = "--chain symmetric,matrix_exp reaches every positive one; --chain psd takes zeros"
+    otherwise = (
+        f"{given('chain', 'symmetric,matrix_exp')} reaches every positive one; {given('chain', 'psd')} takes zeros"
+    )
 
     def values(self, l: Tensor) -> Tensor:
         return floored_softplus(l)

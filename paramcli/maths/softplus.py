@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..wording import given
 from .base import CannotReach
 
 # geotorch's softplus never gives less than this, so that no direction is lost.
@@ -27,6 +28,8 @@ def floored_softplus_inverse(y: Tensor, what: str, otherwise: str) -> Tensor:
     if smallest <= SOFTPLUS_FLOOR:
         raise CannotReach(
             f"its softplus reaches {what} above {SOFTPLUS_FLOOR:g} only, and this tensor has {smallest:.3g}",
-            hint=otherwise if smallest > 0 else "--init project moves it to the nearest tensor that the chain reaches",
+            hint=otherwise
+            if smallest > 0
+            else f"{given('init', 'project')} moves it to the nearest tensor that the chain reaches",
         )
     return inverse_softplus(y - SOFTPLUS_FLOOR)

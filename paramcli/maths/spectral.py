@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..wording import LEAVE_OUT
 from .base import CannotReach, Constraint, Parametrization, Part, Singular, matrix, square
 from .eigenvalues import FRAMES_COMPUTED, certain_excess, eigenvalue_tolerance, measuring
 from .norm import largest_singular_value
@@ -84,7 +85,7 @@ class AolBound(Constraint):
     def project(self, W: Tensor) -> Tensor:
         sizes = aol_size(W)
         if bool((sizes == 0).any()):
-            raise Singular("a zero matrix cannot be scaled to the bound", hint="leave this tensor out with -t")
+            raise Singular("a zero matrix cannot be scaled to the bound", hint=LEAVE_OUT)
         return W / sizes[..., None, None]
 
     def detail(self, W: Tensor) -> str | None:

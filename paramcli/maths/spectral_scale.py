@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 from torch.nn.utils.parametrizations import _SpectralNorm
 
+from ..wording import LEAVE_OUT, given
 from .base import CannotReach, Check, matrix
 from .norm import SpectralNorm, UnitSpectralNorm, as_matrix
 from .numbers import compute_dtype
@@ -48,9 +49,7 @@ class SigmaReparam(SpectralNorm):
         super().inverse(W)
         gamma = stored_sigma(self, W)
         if gamma == 0:
-            raise CannotReach(
-                "sigma_reparam divides by the spectral norm, and this tensor is zero", hint="leave it out with -t"
-            )
+            raise CannotReach("sigma_reparam divides by the spectral norm, and this tensor is zero", hint=LEAVE_OUT)
         return gamma, W
 
     def checks(self, originals: tuple[Tensor, ...], value: Tensor) -> list[Check]:
@@ -178,10 +177,11 @@ class SoftSpectralNorm(SpectralNorm):
         elif share < 1:
             t = self.sigma_eps / (1 - share)
         else:
+            larger = f"soft_spectral_norm:coeff={math.ceil(sigma.item() * 100 + 1) / 100:g}"
             raise CannotReach(
                 f"soft_spectral_norm has no value of a spectral norm above {self.coeff:g}, and this tensor has "
                 f"{sigma.item():.6g}",
-                hint=f"--chain soft_spectral_norm:coeff={math.ceil(sigma.item() * 100 + 1) / 100:g}, or --init raw",
+                hint=f"{given('chain', larger)}, or {given('init', 'raw')}",
             )
         self._sigma = (sigma * t).reshape(1)
         return W * t

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputRefused
+from ..wording import LEAVE_OUT, given
 from .base import CannotReach, Constraint, Parametrization, Singular, matrix
 from .numbers import relative
 from .softplus import inverse_softplus
@@ -90,9 +91,7 @@ class LowerTriangularMatrices(Pattern):
             return with_diagonal(W, torch.ones_like(D))
         largest = W.abs().amax((-2, -1)).unsqueeze(-1)
         if bool((largest == 0).any()):
-            raise Singular(
-                "the zero matrix has no triangular matrix with a positive diagonal near it", hint="leave it out with -t"
-            )
+            raise Singular("the zero matrix has no triangular matrix with a positive diagonal near it", hint=LEAVE_OUT)
         return with_diagonal(W, torch.where(D.real > 0, D.real, DIAGONAL_FLOOR * largest))
 
     def detail(self, W: Tensor) -> str | None:
@@ -292,7 +291,7 @@ class LowerTriangular(Masked):
         if bool((D.real <= 0).any()):
             raise CannotReach(
                 f"a softplus diagonal is positive, and this tensor has {D.real.min().item():.3g} on it",
-                hint="--init project raises it; diag=free keeps it",
+                hint=f"{given('init', 'project')} raises it; diag=free keeps it",
             )
         return with_diagonal(W, inverse_softplus(D.real))
 

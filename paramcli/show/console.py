@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, TextIO
 
 from ..errors import Known
 from ..watch import Watch
+from ..wording import in_shell
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -184,11 +185,11 @@ class Screen(Watch):
     def note(self, text: str) -> None:
         """A message for the person at the terminal; -q silences it."""
         if not self.quiet:
-            self.err.print(text)
+            self.err.print(in_shell(text))
 
     def warn(self, text: str) -> None:
         if self.speaks:
-            self.err.print(Styled(("warning: ", "yellow"), text))
+            self.err.print(Styled(("warning: ", "yellow"), in_shell(text)))
 
     def error(self, message: str, hint: str | None) -> None:
         self.err.print(Styled(("error: ", "bold red"), message))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ParamcliError
 from ..text import printable_path
+from ..wording import in_shell
 
 if TYPE_CHECKING:
     from ..catalogue.entry import ConstraintEntry, Entry, MeasureEntry
@@ -37,12 +38,14 @@ def _strict(value: object) -> object:
 
 
 def error_document(error: ParamcliError) -> dict[str, object]:
+    """As a command prints it."""
     path = None if error.path is None else printable_path(error.path)
     return {
         "error": {
             "code": error.code,
-            "message": str(error),
-            "hint": error.hint,
+            "message": error.in_words(in_shell),
+            "hint": error.advised(in_shell),
+            "option": error.option,
             "tensor": error.tensor,
             "path": path,
         }

@@ -5,13 +5,12 @@ what to type next.
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterator
-from pathlib import Path
 
 from ..spelling import record as records
 from ..surgery.result import EditResult
 from ..text import count_text, listing, number_text, printable, printable_path, size_text
+from ..wording import call, given, in_shell
 from .console import Screen, Table
 from .document import document
 from .tables import edit_table
@@ -23,12 +22,14 @@ OWN_RECORD = f"metadata {records.KEY}"
 def show_edit(screen: Screen, result: EditResult, as_json: bool, shown: Table | str | None = None) -> None:
     """`shown`: the answer for who does not ask for JSON, by default the table of the edited tensors."""
     if as_json:
-        screen.answer(document(result.document()))
+        screen.answer(document(result.document(in_shell)))
     else:
         screen.show(edit_table(result.tensors, fold=screen.folds(len(result.tensors))) if shown is None else shown)
     for outcome in result.tensors:
-        if outcome.note:
-            screen.note(f"{printable(outcome.tensor)}: {outcome.note}")
+        if outcome.remark:
+            screen.note(in_shell(f"{printable(outcome.tensor)}: {outcome.remark}", result.checkpoint, result.root))
+    for said in result.said:
+        screen.note(in_shell(said, result.checkpoint, result.root))
     for outcome in result.tensors:
         if outcome.beyond is not None:
             residual = number_text(outcome.beyond[0])
@@ -64,7 +65,7 @@ def _foretold(result: EditResult) -> Iterator[str]:
     yield f"dry run: would write {output} ({size_text(result.nbytes)}), {result.untouched} tensors untouched"
     yield f"dry run: {result.forecast}"
     if not result.replaces and os.path.lexists(result.output):
-        yield f"dry run: {output} exists already, and only --force replaces it"
+        yield f"dry run: {output} exists already, and only {given('force', True)} replaces it"
 
 
 def _written(result: EditResult) -> Iterator[str]:
@@ -73,17 +74,13 @@ def _written(result: EditResult) -> Iterator[str]:
     yield f"wrote {printable_path(result.output)}: {changed}{checked}"
     if result.claims and not result.has_record:
         views = result.views
-        view = "" if views == {None} else f" --view {next(iter(views))}" if len(views) == 1 else " and --view"
+        view = "" if views == {None} else f" {given('view', *views)}" if len(views) == 1 else f" and {given('view')}"
         yield (
-            f"a {result.container} has no place for the record: verify it with --chain (baked: --constraint){view}, "
-            "or write safetensors"
+            f"a {result.container} has no place for the record: verify it with {given('chain')} "
+            f"(baked: {given('constraint')}){view}, or write safetensors"
         )
     elif result.claims:
-        yield f"next: paramcli verify {shell_path(result.output)}"
+        yield f"next: {call('verify', result.output)}"
     elif result.same_weights:
-        root = f" --root {shlex.quote(printable(result.root))}" if result.root else ""
-        yield f"next: paramcli diff {shell_path(result.checkpoint)} {shell_path(result.output)}{root}"
-
-
-def shell_path(path: Path) -> str:
-    return shlex.quote(printable_path(path))
+        root = {"root": result.root} if result.root else {}
+        yield f"next: {call('diff', result.checkpoint, result.output, **root)}"

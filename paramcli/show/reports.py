@@ -15,6 +15,7 @@ from ..spelling.forms import Group
 from ..spelling.opened import Opened
 from ..text import printable, size_text
 from ..view import IDENTITY, View
+from ..wording import given
 
 if TYPE_CHECKING:
     from ..answers.spectrum import Spectra
@@ -31,13 +32,14 @@ def check_report(report: str | PathLike[str] | None, force: bool) -> Path | None
 
     if report.suffix not in (".html", ".htm"):
         raise UsageError(
-            f"--report writes HTML, and {printable(report.name)} does not end in .html",
-            hint=f"--report {printable(report.stem)}.html",
+            f"{given('report')} writes HTML, and {printable(report.name)} does not end in .html",
+            hint=given("report", report.with_suffix(".html")),
+            option="report",
         )
     try:
         refuse_existing(report, force)
     except OutputFailed as error:
-        error.hint = "--force replaces it, or --report another FILE.html"
+        error.advice = f"{given('force', True)} replaces it, or {given('report')} another FILE.html"
         raise
     return report
 

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING
 
 from ..checkpoint.source import Odd, TensorInfo
 from ..dtypes import kind_of
-from ..errors import TENSOR, InputRefused
+from ..errors import PATH, TENSOR, InputRefused
 from ..text import listing, printable
 from ..view import IDENTITY, View
+from ..wording import LEAVE_OUT, call, given
 from .keys import parametrized_key, split_parametrized
 from .older import FORM_OF_SPELLING, NAME, SPELLINGS, SUFFIXES
 from .readings import read_roles
@@ -140,7 +141,7 @@ def _with_odd(group: Group) -> Group:
         return group
     role, odd = next((role, info.odd) for role, info in group.infos.items() if info.odd is not None)
     why = odd.why if group.keys[role] == group.tensor else odd.why.replace(TENSOR, printable(group.keys[role]))
-    return replace(group, chain=None, alternatives=(), unknown=why, hint=f"leave it out with -t, or {odd.hint}")
+    return replace(group, chain=None, alternatives=(), unknown=why, hint=f"{LEAVE_OUT}, or {odd.hint}")
 
 
 def _enter(groups: dict[str, Group], group: Group) -> None:
@@ -150,7 +151,7 @@ def _enter(groups: dict[str, Group], group: Group) -> None:
     if (first := groups.get(group.tensor)) is None:
         groups[group.tensor] = group
         return
-    hint = "leave it out with -t, or take one of them out with convert --drop"
+    hint = f"{LEAVE_OUT}, or take one of them out with {call('convert', PATH)} {given('drop')}"
     if all(key in groups for key in group.keys.values()):
         first, group = group, first  # a plain tensor has no other name than that of the two
     name = next(key for key in group.keys.values() if key not in groups)
@@ -309,19 +310,25 @@ def look_alike(name: str, tensors: Mapping[str, TensorInfo]) -> Group | None:
     return _complete(name, _bases(tensors).get(name, set()), tensors, any_name=True)
 
 
+# Parts that are no weight: alone beside one that is there they are no half of another.
+_ASIDE = {"_mask", "_u", "_sigma"}
+
+
 def _half(base: str, suffixes: set[str], tensors: Mapping[str, TensorInfo]) -> Group | None:
     leaf = base.rpartition(".")[2]
     fitting = [s for s in SPELLINGS if "" not in s.roles and suffixes & set(s.roles) and s.leaf.fullmatch(leaf)]
     if not fitting or base in tensors or leaf.startswith("original"):
         return None
+    if suffixes <= _ASIDE and any(parametrized_key(base, role) in tensors for role in ("original", "original0")):
+        return None  # a tensor of its own beside the weight, as it is beside a plain one
     best = max(fitting, key=lambda s: 2 * len(suffixes & set(s.roles)) - len(s.roles))
     keys = {role: base + suffix for suffix, role in best.roles.items() if suffix in suffixes}
     infos = {role: tensors[key] for role, key in keys.items()}
     info = next(iter(infos.values()))
-    hint = "the file is incomplete, or the name means something else: leave it out with -t"
+    hint = f"the file is incomplete, or the name means something else: {LEAVE_OUT}"
     if suffixes >= set(best.roles):
         problem = f"{TENSOR} has the keys of a {best.title}, but their shapes and dtypes do not fit together"
-        hint = "leave it out with -t, or give --chain"
+        hint = f"{LEAVE_OUT}, or give {given('chain')}"
     else:
         have = listing([base + suffix for suffix in best.roles if suffix in suffixes], 3)
         # Those of which nothing is missing in another one's place.
@@ -350,7 +357,7 @@ def _parametrized(tensor: str, keys: dict[str, str], tensors: Mapping[str, Tenso
             first.shape,
             first.dtype,
             unknown=problem,
-            hint="the file is incomplete: leave it out with -t",
+            hint=f"the file is incomplete: {LEAVE_OUT}",
         )
     # Of a weight norm over the whole of a 1 x 1 tensor both originals have one entry, and v has the shape.
     stored = max((parts[role] for role in originals), key=lambda info: (info.numel, len(info.shape)))
@@ -380,7 +387,7 @@ def _missing_role(parts: Mapping[str, TensorInfo], originals: Sequence[str]) -> 
     return ({"0._u", "0._v"} - vectors).pop() if len(vectors) == 1 and len(parts) == 2 else None
 
 
-_CHAIN_HINT = "say what it is with --chain, or leave it out with -t"
+_CHAIN_HINT = f"say what it is with {given('chain')}, or {LEAVE_OUT}"
 
 
 def _recorded(
@@ -409,7 +416,9 @@ def _recorded(
         return group
     problem = f"the record says {entry.chain}, and this file lacks its {listing(lacking, 3)}"
     return replace(
-        group, unknown=problem, hint="if it is a shard, give its folder or index; --ignore-record reads it as it is"
+        group,
+        unknown=problem,
+        hint=f"if it is a shard, give its folder or index; {given('ignore-record', True)} reads it as it is",
     )
 
 

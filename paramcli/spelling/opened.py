@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..checkpoint.read.open import open_checkpoint
 from ..checkpoint.source import Source
-from ..errors import error_context
+from ..errors import ParamcliError, error_context
 from ..spec import select
 from ..text import printable_path
 from . import record as records
@@ -27,7 +27,9 @@ class Opened:
     def __enter__(self) -> Opened:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if isinstance(error, ParamcliError) and error.path == self.source.path and len(self.source.roots) > 1:
+            error.root = self.source.root or "."
         self.source.close()
 
     @property

@@ -150,7 +150,7 @@ def _one_base(original: tuple[int, ...], base: tuple[int, ...]) -> str:
     if base == original and (len(base) < 2 or base[-1] != base[-2]):
         return "unit vectors by geotorch's keys, and not their length: geotorch.sphere:radius=X fits"
     side = max(original[-2:], default=0)
-    seen = "" if base == (*original[:-2], side, side) else ", with the --view it was made with"
+    seen = "" if base == (*original[:-2], side, side) else ", with the view it was made with"
     sphere = "; geotorch.sphere too, if it holds unit vectors" if base == original else ""
     return (
         "an orthogonal parametrization whose map the keys do not tell: orthogonal:map=matrix_exp, "

@@ -26,6 +26,7 @@ from ..view import IDENTITY, View, parse_view
 
 if TYPE_CHECKING:
     from ..chain import Chain
+from ..wording import given
 
 KEY = RECORD_KEY
 SCHEMA = 1
@@ -37,7 +38,7 @@ _ABSENT = 10_000
 _PARTS = {"schema", "version", "tensors"}
 # Beside these a shape, but only where the originals do not tell it: two factors under a view.
 _FIELDS = {"state", "chain", "view", "constraint"}
-IGNORE_HINT = "--ignore-record reads the file without it"
+IGNORE_HINT = f"{given('ignore-record', True)} reads the file without it"
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def _parsed(chain: str, view: str | None, constraint: str | None) -> tuple[Chain
             parse_constraint(constraint)
         return parsed
     except ParamcliError as error:
-        return error.message
+        return error.fact
 
 
 def _entry(
@@ -208,7 +209,7 @@ def record_text(entries: Mapping[str, Entry], version: str) -> str:
     if len(text) > MAX_BYTES or len(entries) > MAX_ENTRIES:
         raise InputRefused(
             f"the paramcli record of {len(entries)} tensors would be larger than one that can be read again",
-            hint="edit fewer of them: -t",
+            hint=f"edit fewer of them: {given('tensor')}",
         )
     return text
 

@@ -27,6 +27,7 @@ from ..maths.mask import prune_count
 from ..registry import PARAMETRIZATIONS
 from ..spec import Item, parse_items
 from ..spelling.forms import Group
+from ..wording import given
 
 _HALF = 1 << 16
 
@@ -54,7 +55,8 @@ def counts(chain: str, source: Source, chosen: Sequence[Group], edited: Collecti
     if len(parsed) != 1 or any(not group.is_plain or group.tensor in edited for group in chosen):
         raise UsageError(
             f"{over_all[1]} prunes plain tensors as the file has them, by a chain of one item",
-            hint=f"--chain {over_all[0]}:amount=0.3:{over_all[1]}",
+            hint=given("chain", f"{over_all[0]}:amount=0.3:{over_all[1]}"),
+            option="chain",
         )
     keys = {group.tensor: group.keys["value"] for group in chosen}
 

@@ -20,6 +20,7 @@ from ..registry import target_class
 from ..spelling import record as records
 from ..spelling.record import Entry
 from ..text import count_text, number_text
+from ..wording import given
 from .plan import UNTOLD, Block, Made, Outcome, Plan, Step, Told, computed
 
 if TYPE_CHECKING:
@@ -210,7 +211,7 @@ def require_all_hold(outcomes: Sequence[Outcome]) -> None:
         raise CheckFailed(
             f"the constraint does not hold {numbers}{more}",
             tensor=tensor,
-            hint="without --verify it is written all the same",
+            hint=f"without {given('verify', True)} it is written all the same",
         )
 
 

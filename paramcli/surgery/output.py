@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from shlex import quote
 
 from ..checkpoint.disk.atomic import ELSEWHERE
 from ..checkpoint.disk.hub import cache_of, repository_name
@@ -25,6 +24,7 @@ from ..checkpoint.write.writer import MetadataOf, Sink
 from ..errors import PATH, OutputFailed, UsageError
 from ..spelling import record as records
 from ..text import printable, printable_path
+from ..wording import given, shell_path
 from .plan import Plan, Step
 
 # Longest first: .pth.tar before .tar.
@@ -84,7 +84,7 @@ def refuse_link_out(path: Path) -> None:
         if there.parent != Path(os.path.realpath(path.parent)):
             raise OutputFailed(
                 f"{PATH} is a link out of its folder, to {printable_path(there)}: not followed unasked",
-                hint=f"-o says where to write; rm {quote(printable_path(path))} takes the link away",
+                hint=f"{given('output')} says where to write; rm {shell_path(path)} takes the link away",
                 path=path,
             )
 
@@ -162,8 +162,13 @@ def shards_of(
 
 # Records of so many tensors may be larger than what can be read again.
 _WORTH_A_LOOK = 50_000
-# Containers whose other contents a result could not hold.
-NOT_IN_PLACE = ("sharded torch", DCP, RANKS, PICKLE)
+# Containers whose other contents a result could not hold, and what each is.
+NOT_IN_PLACE = {
+    "sharded torch": "of torch's own shards",
+    DCP: "a folder of torch.distributed.checkpoint",
+    RANKS: "of the files of FSDP's ranks",
+    PICKLE: "a pickle of another kind",
+}
 # What convert takes for a folder, and every command where the input's own split cannot be kept.
 DEFAULT_SHARD_SIZE = 5 * 10**9
 
@@ -248,8 +253,8 @@ def same_place(path: str | os.PathLike[str], source: Source, replaceable: bool) 
     else:
         inside = is_at(source.path) or any(is_at(file.path) for file in source.files)
     if inside:
-        hint = f"--in-place replaces it, or {ELSEWHERE}" if replaceable else ELSEWHERE
-        raise UsageError(f"{PATH} is the input itself", hint=hint, path=path)
+        hint = f"{given('in-place', True)} replaces it, or {ELSEWHERE}" if replaceable else ELSEWHERE
+        raise UsageError(f"{PATH} is the input itself", hint=hint, path=path, option="output")
 
 
 def index_metadata(source: Source, plan: Plan) -> dict[str, object]:

@@ -6,7 +6,6 @@ Refusals that headers decide are all raised here, together, so that nothing is h
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
@@ -15,11 +14,12 @@ from ..chain import Chain
 from ..checkpoint.header import Slot
 from ..checkpoint.source import Rows, Source
 from ..dtypes import dtype_name, kind_of, nbytes_of
-from ..errors import TENSOR, InputRefused, ParamcliError
+from ..errors import PATH, TENSOR, InputRefused, ParamcliError
 from ..spelling.forms import Group
 from ..spelling.record import Entry
-from ..text import printable, size_text
+from ..text import size_text
 from ..view import IDENTITY, View
+from ..wording import LEAVE_OUT, call, given, in_python
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,12 @@ class Outcome:
     moved: float | None = None
     residual: float | None = None
     tolerance: float | None = None
-    note: str | None = None
+    remark: str | None = None
+
+    @property
+    def note(self) -> str | None:
+        """What a person should know."""
+        return self.remark and in_python(self.remark)
 
     @property
     def beyond(self) -> tuple[float, float] | None:
@@ -60,7 +65,7 @@ class Outcome:
         """Was a residual measured that is beyond its tolerance?"""
         return self.beyond is not None
 
-    def document(self) -> dict[str, object]:
+    def document(self, speak: Callable[[str], str] = in_python) -> dict[str, object]:
         return {
             "tensor": self.tensor,
             "action": self.action,
@@ -73,7 +78,7 @@ class Outcome:
             "tolerance": self.tolerance,
             "reads": list(self.reads),
             "writes": list(self.writes),
-            **({"note": self.note} if self.note else {}),
+            **({"note": speak(self.remark)} if self.remark else {}),
         }
 
 
@@ -208,7 +213,7 @@ class Step:
             moved=told.moved,
             residual=told.residual,
             tolerance=told.tolerance,
-            note="; ".join(filter(None, (self.note, told.note))) or None,
+            remark="; ".join(filter(None, (self.note, told.note))) or None,
         )
 
     def work(self, steps: Sequence[Step], source: Tensors, device: str, compute: str, ranges: Ranges = ()) -> StepWork:
@@ -306,10 +311,8 @@ def refuse_odd(source: Source, copies: Iterable[tuple[str, str]]) -> None:
     for name, key in copies:
         odd = source.tensors[key].odd
         if odd is not None and not (odd.by_name and name != key):
-            out = f"convert --drop{'=' if key.startswith('-') else ' '}{shlex.quote(printable(key))}"
-            refused.append(
-                InputRefused(odd.why, hint=f"leave it out ({out}), or {odd.hint}", tensor=key, path=source.path)
-            )
+            hint = f"leave it out ({call('convert', PATH, drop=key)}), or {odd.hint}"
+            refused.append(InputRefused(odd.why, hint=hint, tensor=key, path=source.path))
     if refused:
         raise together(refused)
 
@@ -351,9 +354,9 @@ def with_growth(step: Step) -> Step:
     links = step.chain.links if step.chain is not None else ()
     compact = [link.with_arguments(link.entry.compact) for link in links if link.entry.compact]
     hint = (
-        f"--chain {compact[0]} needs no square base"
+        f"{given('chain', compact[0])} needs no square base"
         if compact
-        else "leave it out with -t, or view it as squarer matrices"
+        else f"{LEAVE_OUT}, or view it as squarer matrices"
     )
     what = (
         f"{step.chain} stores {size_text(after)} for a tensor of {size_text(before)}, {after // before} times as much"
@@ -388,6 +391,6 @@ def require_editable(group: Group) -> None:
     if kind not in ("float", "half", "complex"):
         raise InputRefused(
             f"{TENSOR} is {dtype_name(group.dtype)}; parametrizations need floating-point or complex numbers",
-            hint="leave it out with -t",
+            hint=LEAVE_OUT,
             tensor=group.tensor,
         )

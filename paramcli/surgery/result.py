@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 from ..checkpoint.read.folder import files_left
+from ..errors import Speech
 from ..spelling.opened import Opened
 from ..spelling.record import Entry
+from ..wording import in_python
 from .edits.base import Edit
 from .forecast import Forecast, forecast
 from .output import has_record, is_dcp_folder, is_file, is_torch, lost, untied
@@ -45,6 +48,8 @@ class EditResult:
     container: str = "safetensors"
     untied: tuple[str, ...] = ()
     files_left: tuple[str, ...] = ()
+    # What a person should know of what was chosen, as it was said.
+    said: tuple[str, ...] = ()
     # Optimizer states that belong to the tensors as they were.
     stale: tuple[str, ...] = ()
     # Does the output make claims, seen through which views, and has it a place for the record of them?
@@ -52,6 +57,11 @@ class EditResult:
     views: frozenset[str | None] = frozenset()
     has_record: bool = True
     plan: Plan = field(repr=False, compare=False)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of what was chosen; what is to be known of one tensor is with that."""
+        return tuple(in_python(said, self.checkpoint, self.root) for said in self.said)
 
     @property
     def ok(self) -> bool:
@@ -64,17 +74,19 @@ class EditResult:
         steps = self.plan.steps
         return bool(steps) and self.output != self.checkpoint and all(step.action in SAME_WEIGHT for step in steps)
 
-    def document(self) -> dict[str, object]:
-        """As --json prints it."""
+    def document(self, speak: Speech = in_python) -> dict[str, object]:
+        """As --json prints it, which speaks as a shell does."""
+        told = partial(speak, path=self.checkpoint, root=self.root)
         return {
             "command": self.command,
             "checkpoint": str(self.checkpoint),
             "output": str(self.output),
             "dry_run": self.dry_run,
-            "tensors": [outcome.document() for outcome in self.tensors],
+            "tensors": [outcome.document(told) for outcome in self.tensors],
             "untouched": self.untouched,
             "dropped": list(self.dropped),
             "checked": self.checked,
+            **({"notes": [told(said) for said in self.said]} if self.said else {}),
             # What `paramcli apply` needs to do the same again.
             **({"edit": [edit.table() for edit in self.edit]} if self.edit else {}),
             **({"forecast": asdict(self.forecast)} if self.forecast else {}),
@@ -98,7 +110,6 @@ def result_of(
     entries = plan.with_record(plan.longest).record.values()
     folder_stays = source.shards and output != source.path and not is_file(output)
     torch_made = is_torch(output, source)
-    stale = [extra.name for extra in source.extras if extra.type == "optimizer state"]
     return EditResult(
         command=plan.command,
         checkpoint=source.path,
@@ -117,7 +128,12 @@ def result_of(
         container="DCP folder" if is_dcp_folder(output, source) else "torch file" if torch_made else "safetensors",
         untied=tuple(untied(output, source, plan)),
         files_left=tuple(files_left(source)) if folder_stays else (),
-        stale=tuple(stale) if torch_made and (plan.steps or left) else (),
+        said=tuple(
+            said
+            for one in edit
+            for said in one.remarks([step.group for step in plan.steps if one in step.edits], opened.groups)
+        ),
+        stale=tuple(source.optimizers) if torch_made and (plan.steps or left) else (),
         claims=any(map(_claims, entries)),
         views=frozenset(entry.view.text for entry in entries),
         has_record=has_record(output, source),

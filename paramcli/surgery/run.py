@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 from .. import ranks
 from ..checkpoint.read.recognise import PICKLE
 from ..devices import torch_device
-from ..errors import ParamcliError, UsageError, error_context
+from ..errors import PATH, ParamcliError, UsageError, error_context
 from ..spelling.opened import Opened, open_groups
 from ..text import listing, printable
 from ..watch import NOBODY, Watch
+from ..wording import given
 from .edits.convert import Convert, parse_size
 from .output import (
     DEFAULT_SHARD_SIZE,
@@ -104,18 +105,22 @@ def convert(
         if target.output is None and (opened.source.shards or default_output(path, "") == path):
             what = "a folder of shards" if opened.source.shards else "safetensors already"
             raise UsageError(
-                f"{opened.where} is {what}: convert needs -o",
-                hint="-o FILE.safetensors, FILE.pt, FOLDER.dcp, or a FOLDER for shards",
+                f"{PATH} is {what}: convert needs {given('output')}",
+                hint=f"{given('output', 'FILE.safetensors')}, FILE.pt, FOLDER.dcp, or a FOLDER for shards",
+                path=opened.source.path,
+                option="output",
             )
         destination = output_path(opened.source, target.output, False, "", target.force or target.dry_run)
         if size is None and target.output is not None and destination.suffix == "" and not opened.source.shards:
             size = DEFAULT_SHARD_SIZE
         if size is not None and is_file(destination):
-            raise UsageError("--max-shard-size writes a folder of shards", hint="-o FOLDER")
+            raise UsageError(
+                f"{given('max-shard-size')} writes a folder of shards", hint=given("output", "FOLDER"), option="output"
+            )
         plan, left = job.plan(opened.source, opened.groups, opened.source.path)
         larger = [slot.name for slot in plan.slots if max_shard_size and size is not None and slot.nbytes > size]
         if larger:
-            watch.note(f"larger than --max-shard-size, and each in a file of its own: {listing(larger, 4)}")
+            watch.note(f"larger than a shard may be, and each in a file of its own: {listing(larger, 4)}")
         if (uncast := job.uncast(opened.source, plan)) is not None:
             watch.note(uncast)
         if target.dry_run:
@@ -144,25 +149,32 @@ def output_path(source: Source, output: Path | None, in_place: bool, suffix: str
     from ..checkpoint.disk.hub import refuse_cache
 
     if output is not None and (other := not_a_path(output)) is not None:
-        raise UsageError(other[0], hint="-o a path on this machine", path=other[1])
+        raise UsageError(other[0], hint=f"{given('output')} a path on this machine", path=other[1], option="output")
     if output is not None and str(output) == "-":
-        raise UsageError("-o -: a checkpoint is written to a file, never to a pipe", hint="-o FILE.safetensors")
+        raise UsageError(
+            "a checkpoint is written to a file, never to a pipe",
+            hint=given("output", "FILE.safetensors"),
+            option="output",
+        )
     if in_place and output is not None:
-        raise UsageError("--in-place and --output exclude each other")
+        raise UsageError(f"{given('in-place', True)} and {given('output')} exclude each other", option="in-place")
     if in_place:
         if source.container in NOT_IN_PLACE:
+            folder = f"{given('output', 'FOLDER')} or FOLDER.dcp"
             raise UsageError(
-                f"--in-place works on files of safetensors and torch.save, and on safetensors shards; this is "
-                f"{'a pickle of another kind' if source.container == PICKLE else 'a folder of torch'}",
-                hint="-o FILE.safetensors" if source.container == PICKLE else "-o FOLDER or FOLDER.dcp",
+                f"{given('in-place', True)} works on files of safetensors and torch.save, and on safetensors shards; "
+                f"{PATH} is {NOT_IN_PLACE[source.container]}",
+                hint=given("output", "FILE.safetensors") if source.container == PICKLE else folder,
                 path=source.path,
+                option="in-place",
             )
         refuse_cache(source.path)
         return source.path
     if output is not None and output.suffix.lower() in FOREIGN_SUFFIXES:
         raise UsageError(
             f"paramcli writes safetensors and torch checkpoints, not {printable(output.suffix)}",
-            hint="-o FILE.safetensors, FILE.pt or FOLDER.dcp",
+            hint=f"{given('output', 'FILE.safetensors')}, FILE.pt or FOLDER.dcp",
+            option="output",
         )
     path = output if output is not None else default_output(source.path, suffix)
     refuse_existing(path, overwrite)
@@ -259,7 +271,7 @@ def write_plan(
         if shards is None:
             watch.note(
                 "one file is written by one process while the others wait; shards are shared out: "
-                "paramcli convert -o FOLDER"
+                "a folder of them is what can be shared out"
             )
         else:
             owner = owners(source, plan, shards, run.size)

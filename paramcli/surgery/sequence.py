@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..checkpoint.source import Source, Storage, TensorInfo
-from ..errors import TENSOR, InputRefused, UsageError
+from ..errors import PATH, TENSOR, InputRefused, UsageError
 from ..spelling.forms import Group, detect
 from ..text import listing, printable
+from ..wording import call, given
 from .edits.base import Edit, Planning
 from .plan import UNTOLD, Made, Plan, Ranges, Step, StepWork, Written, assemble, once, together, with_growth
 
@@ -66,7 +67,7 @@ def _nested(group: Group) -> InputRefused:
     keys = listing(list(part.keys.values()), 3)
     return InputRefused(
         f"{printable(part.tensor)}, which {TENSOR} is made of, is spelt by {keys} itself",
-        hint="remove --bake first: it bakes from the inside out",
+        hint=f"{call('remove', PATH, bake=True)} first: it bakes from the inside out",
     )
 
 
@@ -107,7 +108,7 @@ def group_after(step: Step) -> Group:
         # Its keys may be those of a shorter chain.
         undecided, hint = (
             "which chain the edit before leaves is in the data",
-            "say it with --chain, or run this edit as a command of its own",
+            f"say it with {given('chain')}, or run this edit as a command of its own",
         )
         return replace(group, chain=None, alternatives=(), unknown=undecided, hint=hint)
     return group
@@ -197,7 +198,7 @@ def tie(
             told = " and ".join(TENSOR if name == touched[0] else printable(name) for name in names)
             raise InputRefused(
                 f"{told} are one tensor (they share storage); editing one would untie them",
-                hint="--tied together edits each of them alike, --tied separate unties them",
+                hint=f"{given('tied', 'together')} edits each of them alike, {given('tied', 'separate')} unties them",
                 tensor=touched[0],
                 path=source.path,
             )

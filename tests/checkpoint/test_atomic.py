@@ -24,6 +24,7 @@ from paramcli.checkpoint.disk.interrupts import Interrupted, signals_as_exceptio
 from paramcli.checkpoint.read.safetensors_file import open_safetensors
 from paramcli.errors import OutputFailed, UsageError
 from paramcli.surgery.output import same_place
+from paramcli.wording import in_shell
 
 from ..pace import HANG_SECONDS
 
@@ -90,7 +91,8 @@ def test_an_existing_file_needs_leave(tmp_path):
     for name in ("file", "folder", "dangling"):
         with pytest.raises(OutputFailed, match="exists already") as caught:
             refuse_existing(tmp_path / name, False)
-        assert "--force replaces it" in caught.value.hint
+        assert "--force replaces it" in caught.value.advised(in_shell)
+        assert "force=True replaces it" in caught.value.hint
         refuse_existing(tmp_path / name, True)
         with pytest.raises(OutputFailed, match="exists already"):
             put(tmp_path / name)
@@ -433,6 +435,6 @@ def test_the_input_is_recognised_under_every_name(tmp_path, monkeypatch):
         for name in (path, "in.safetensors", "folder/../in.safetensors", "symlink", "hardlink", ".", tmp_path):
             with pytest.raises(UsageError, match="is the input itself") as caught:
                 same_place(name, source, True)
-            assert "--in-place" in caught.value.hint
+            assert "--in-place" in caught.value.advised(in_shell)
         for name in ("copy", "new", "folder", "missing/x"):
             same_place(name, source, True)

@@ -132,7 +132,7 @@ LAYOUTS = {
     ),
     "orthogonal by blocks": (
         {P + "original": (8, 4), P + "0__base": (2, 4, 4)},
-        {"fc.weight": ("parametrized", "fit, with the --view")},
+        {"fc.weight": ("parametrized", "fit, with the view")},
     ),
     "geotorch's sphere": (
         {P + "original": (8, 4), P + "0__base": (8, 4)},
@@ -227,6 +227,10 @@ LAYOUTS = {
     "look-alike: a stored mask beside a plain weight": (
         dict(fc__weight=(4, 3), fc__weight_mask=(4, 3)),
         {"fc.weight": ("plain", None), "fc.weight_mask": ("plain", None)},
+    ),
+    "look-alike: a stored mask beside a parametrized weight": (
+        {P + "original0": (4, 1), P + "original1": (4, 3), "fc__weight_mask": (4, 3)},
+        {"fc.weight": ("parametrized", "weight_norm:dim=0"), "fc.weight_mask": ("plain", None)},
     ),
     "look-alike: q_u and q_v": (
         dict(a__q_u=(4, 2), a__q_v=(2, 4)),

@@ -60,7 +60,7 @@ def test_malformed_records_are_refused_with_the_way_out(text):
     """Anything but the schema is refused, and the hint says how to read the file without it."""
     with pytest.raises(InputRefused) as caught:
         parse_record(text)
-    assert "--ignore-record" in caught.value.hint
+    assert "ignore_record=True" in caught.value.hint
 
 
 def test_a_record_that_contradicts_the_tensors_is_refused():
@@ -93,7 +93,7 @@ def test_records_of_several_files_may_not_contradict_each_other():
     with pytest.raises(InputRefused) as caught:
         join_records({"one": text_of(a="skew"), "two": text_of(a="symmetric")})
     assert "two has another paramcli record of a" in caught.value.message and caught.value.tensor == "a"
-    assert "--ignore-record" in caught.value.hint
+    assert "ignore_record=True" in caught.value.hint
 
 
 @pytest.mark.parametrize("text", BAD.values(), ids=BAD.keys())
@@ -101,7 +101,7 @@ def test_a_malformed_record_among_others_is_refused(text):
     """With the file that has it, and the way out."""
     with pytest.raises(InputRefused) as caught:
         join_records({"1": text_of(a="skew"), "2": text})
-    assert caught.value.path == "2" and "--ignore-record" in caught.value.hint
+    assert caught.value.path == "2" and "ignore_record=True" in caught.value.hint
 
 
 @pytest.mark.parametrize(("limit", "value"), [("MAX_ENTRIES", 3), ("MAX_BYTES", 300)])

@@ -10,6 +10,7 @@ import torch
 
 from paramcli.checkpoint.read.open import open_checkpoint
 from paramcli.errors import InputRefused, UsageError
+from paramcli.wording import in_shell
 
 A, B = torch.arange(6.0).reshape(2, 3), torch.arange(4.0).reshape(2, 2)
 STATE, OTHER = {"fc.weight": A, "fc.bias": torch.ones(2)}, {"fc.weight": A + 1, "fc.bias": torch.zeros(2)}
@@ -129,7 +130,7 @@ def test_refusals_list_what_can_be_named(what, tmp_path):
     torch.save(saved, tmp_path / "m.pt")
     with pytest.raises(InputRefused) as caught:
         open_checkpoint(tmp_path / "m.pt")
-    assert said in caught.value.message and hint in caught.value.hint
+    assert said in caught.value.message and hint in caught.value.advised(in_shell)
 
 
 def test_an_unknown_root_lists_all_there_are(tmp_path):

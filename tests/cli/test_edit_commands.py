@@ -435,7 +435,7 @@ def test_what_is_appended_to_a_weight_that_is_on_the_set_already_says_so(tmp_pat
     told = paramcli(*again)
     assert (
         "m.w: it is orthogonal already, and orthogonal after orthogonal moves it by" in told.err
-        and "remove --bake first" in told.err
+        and "--bake first" in told.err
     )
     told = paramcli(
         "add",

@@ -185,6 +185,67 @@ def test_a_stale_optimizer_is_named(state, command, tmp_path, paramcli):
     assert "warning" not in paramcli("convert", tmp_path / "t.ckpt", "-o", tmp_path / "same.ckpt").err
 
 
+def adam(*tensors: torch.Tensor) -> dict:
+    """The state of an optimizer that has made a step on these."""
+    parameters = [nn.Parameter(tensor.clone()) for tensor in tensors]
+    made = torch.optim.AdamW(parameters)
+    sum(parameter.sum() for parameter in parameters).backward()
+    made.step()
+    return made.state_dict()
+
+
+OTHER = torch.randn(3, 5)
+# label -> (what torch.save gets, --root, the optimizers that an edit of it makes stale)
+SEVERAL = {
+    "in a dict with its model": (
+        {"g": {"model": PAIR, "optimizer": adam(G, V)}, "d": {"model": {"w": OTHER}, "optimizer": adam(OTHER)}},
+        "g.model",
+        "g.optimizer",
+    ),
+    "side by side": (
+        {"generator": PAIR, "critic": {"w": OTHER}, "optim_1": adam(OTHER), "optim_2": adam(G, V)},
+        "generator",
+        "optim_2",
+    ),
+    "of the other model alone": ({"generator": PAIR, "critic": {"w": OTHER}, "optim": adam(OTHER)}, "generator", None),
+    "told by name": ({"a": PAIR, "b": dict(PAIR), "a_optim": adam(G, V), "b_optim": adam(G, V)}, "b", "b_optim"),
+    "told by its beginning": (
+        {"generator": PAIR, "dual": dict(PAIR), "optim_d": adam(G, V), "optim_g": adam(G, V)},
+        "generator",
+        "optim_g",
+    ),
+    "a pair": ({"g": PAIR, "d": {"w": OTHER}, "optim": {"x": adam(OTHER), "y": adam(G, V)}}, "g", "optim.y"),
+    "a list": ({"g": PAIR, "d": {"w": OTHER}, "optim": [adam(G, V), adam(OTHER)]}, "g", "optim.0"),
+    "nobody can tell": (
+        {"g": PAIR, "d": {"w": OTHER}, "opt1": {"state": {}, "param_groups": []}, "opt2": adam(torch.ones(7))},
+        "g",
+        "opt1, opt2",
+    ),
+    "one level up": ({"net": {"ema": PAIR, "raw": {"w": OTHER}}, "optimizer": adam(G, V)}, "net.ema", "optimizer"),
+}
+
+
+@pytest.mark.parametrize("label", SEVERAL)
+def test_the_stale_optimizer_is_the_edited_models(label, tmp_path, paramcli):
+    """Of several it is the one whose moments have the shapes of the edited state dict, or that its name speaks of."""
+    saved, root, stale = SEVERAL[label]
+    torch.save(saved, tmp_path / "t.pt")
+    told = paramcli("remove", tmp_path / "t.pt", "--root", root, "-o", tmp_path / "o.pt").err
+    warned = [line for line in told.splitlines() if line.startswith("warning: ")]
+    assert warned == (
+        [f"warning: {stale} belongs to the tensors as they were: start the optimizer anew, or restore it by hand"]
+        if stale
+        else []
+    )
+
+
+def test_a_model_beside_its_optimizer_is_no_optimizer_state(tmp_path, paramcli):
+    """inspect calls a dict with a model and an optimizer in it a dict."""
+    torch.save(SEVERAL["in a dict with its model"][0], tmp_path / "t.pt")
+    told = paramcli("inspect", tmp_path / "t.pt", "--root", "g.model").out
+    assert "d (dict of 2)" in told and "g.optimizer (optimizer state)" in told
+
+
 def test_a_cast_that_overflows_says_so(tmp_path, paramcli):
     """Values beyond float16 become infinite: which tensor, and how many; others are cast in silence."""
     save_file(

@@ -83,7 +83,10 @@ def test_the_oldest_spectral_norm_is_migrated_before_it_is_assigned_to(file, tmp
     layer = nn.utils.spectral_norm(nn.Linear(6, 4, bias=False))
     layer(torch.randn(2, 6))
     path = file(weight_orig=layer.weight_orig.detach(), weight=layer.weight.detach(), weight_u=layer.weight_u)
-    assert "migrate --to new" in paramcli("assign", path, "-t", "weight", "--with", "orthogonal", code=3).err
+    assert (
+        f"try: paramcli migrate {path} --to new first"
+        in paramcli("assign", path, "-t", "weight", "--with", "orthogonal", code=3).err
+    )
     paramcli("migrate", path, "--to", "new", "-o", tmp_path / "new.safetensors")
     paramcli(
         "assign", tmp_path / "new.safetensors", "-t", "weight", "--with", "orthogonal", "-o", tmp_path / "o.safetensors"

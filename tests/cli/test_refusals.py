@@ -267,7 +267,7 @@ def test_output_over_the_input(fc_checkpoint, tmp_path, refused):
 def test_missing_options_say_which(fc_checkpoint, refused):
     """add without -t or --chain."""
     assert "--chain" in refused(2, "add", fc_checkpoint, "-t", "fc.weight")
-    assert "-t/--tensor" in refused(2, "add", fc_checkpoint, *CHAIN)
+    assert "add needs -t: which tensors" in refused(2, "add", fc_checkpoint, *CHAIN)
     assert "no command 'ad'" in refused(2, "ad")
 
 

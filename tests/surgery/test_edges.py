@@ -12,6 +12,7 @@ from paramcli.chain import parse_chain
 from paramcli.errors import CheckFailed, InputRefused
 from paramcli.fitting.fit import fit
 from paramcli.view import IDENTITY, parse_view
+from paramcli.wording import in_shell
 
 CAYLEY = parse_chain("skew,cayley")
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -252,7 +253,7 @@ def test_strict_says_why(chain, W, why, hint):
     """The determinant, the eigenvalue or the singular value with its number, and the chain that can."""
     with pytest.raises(CheckFailed) as caught:
         fit(W, parse_chain(chain), IDENTITY, init="strict")
-    assert why in caught.value.message and hint in caught.value.hint
+    assert why in caught.value.message and hint in caught.value.advised(in_shell)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

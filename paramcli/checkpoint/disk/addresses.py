@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from shlex import quote
 
 from ...errors import PATH
-from ...text import printable
+from ...wording import shell_word, word
 
 # Of one letter it is a drive.
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
@@ -40,12 +39,12 @@ def instead_of(path: str | os.PathLike[str]) -> str | None:
         if on_hub or scheme == "hf":
             return _from_hub(on_hub[1] if on_hub else "/".join(rest.split("/")[:2]))
         if scheme == "file":
-            return printable(quote(f"/{rest}"))
+            return word(f"/{rest}")
         command = _FETCH.get(scheme)
-        return command.format(printable(quote(_spelt(found)))) if command else "copy it to this machine first"
+        return command.format(shell_word(_spelt(found))) if command else "copy it to this machine first"
     if text.startswith("~"):
         home = os.path.expanduser(text)
-        return printable(quote(home)) if home != text else "write the path from / on"
+        return word(home) if home != text else "write the path from / on"
     if _REPOSITORY.fullmatch(text) and not os.path.lexists(Path(text).parent):
         return f"check the path; a model of the hub: {_from_hub(text)}"
     return None
@@ -57,4 +56,4 @@ def _spelt(address: re.Match[str]) -> str:
 
 
 def _from_hub(repository: str) -> str:
-    return f"hf download {printable(quote(repository))}, and give the folder that it names"
+    return f"hf download {shell_word(repository)}, and give the folder that it names"

@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ...errors import PATH, OutputFailed
+from ...wording import given
 from .direct import PAGE, Direct, Disk
 from .hub import refuse_cache
 from .input_file import OpenFiles, above_standard_streams, in_use
@@ -29,7 +30,7 @@ from .interrupts import signals_held
 from .writeback import begin_writeback
 
 TEMPORARY_PREFIX = ".paramcli-"
-ELSEWHERE = "write elsewhere with -o"
+ELSEWHERE = f"write elsewhere with {given('output')}"
 # What an errno means to a person, and the next step.
 _REASONS: dict[int | None, tuple[str, str | None]] = {
     errno.ENOSPC: ("disk full", f"free some space, or {ELSEWHERE}"),
@@ -40,8 +41,8 @@ _REASONS: dict[int | None, tuple[str, str | None]] = {
     errno.EROFS: ("read-only file system", ELSEWHERE),
     errno.ENOENT: ("its folder does not exist", "make the folder first"),
     errno.ENOTDIR: ("its folder is a file", ELSEWHERE),
-    errno.EISDIR: ("it is a folder", "give a file name with -o"),
-    errno.ENAMETOOLONG: ("its name is too long", "choose a shorter one with -o"),
+    errno.EISDIR: ("it is a folder", f"give a file name with {given('output')}"),
+    errno.ENAMETOOLONG: ("its name is too long", f"choose a shorter one with {given('output')}"),
     errno.ELOOP: ("a loop of symbolic links", ELSEWHERE),
     errno.EMFILE: ("too many open files", "raise the limit (ulimit -n)"),
 }
@@ -81,7 +82,7 @@ def failures(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _exists(path: str | os.PathLike[str]) -> OutputFailed:
-    return OutputFailed(f"{PATH} exists already", hint=f"--force replaces it, or {ELSEWHERE}", path=path)
+    return OutputFailed(f"{PATH} exists already", hint=f"{given('force', True)} replaces it, or {ELSEWHERE}", path=path)
 
 
 def refuse_existing(path: str | os.PathLike[str], overwrite: bool) -> None:

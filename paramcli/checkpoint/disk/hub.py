@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
 from ...errors import PATH, InputRefused, OutputFailed
-from ...text import listing
+from ...wording import given, words
 from .input_file import InputFile
 
 # A commit's hash, or a branch's name where a snapshot is named by it.
@@ -41,7 +42,7 @@ def snapshot_in(folder: Path) -> Path:
         if not _REVISION.fullmatch(said) or (name := said.decode("ascii")) not in there:
             raise InputRefused(
                 f"{PATH} is a folder of the hub's cache without the snapshot that its refs/main names",
-                hint=f"give one of its snapshots: {listing(there, 3)}" if there else "download the model again",
+                hint=_which(folder, there),
                 path=folder,
             )
         return folder / "snapshots" / name
@@ -49,10 +50,16 @@ def snapshot_in(folder: Path) -> Path:
         raise InputRefused(
             f"{PATH} is a folder of the hub's cache with {len(there)} snapshots, and without a refs/main that says "
             "which",
-            hint=f"give one of its snapshots: {listing(there, 3)}" if there else "download the model again",
+            hint=_which(folder, there),
             path=folder,
         )
     return folder / "snapshots" / there[0]
+
+
+def _which(folder: Path, there: Sequence[str]) -> str:
+    if not there:
+        return "download the model again"
+    return f"give one of its snapshots: {words((str(folder / 'snapshots' / name) for name in there), 3)}"
 
 
 def cache_of(path: str | os.PathLike[str]) -> Path | None:
@@ -65,7 +72,7 @@ def refuse_cache(path: str | os.PathLike[str]) -> None:
     if cache_of(path) is not None:
         raise OutputFailed(
             f"{PATH} lies in the hub's cache, which other programs share: nothing is written there",
-            hint="-o a place of your own",
+            hint=f"{given('output')} a place of your own",
             path=path,
         )
 

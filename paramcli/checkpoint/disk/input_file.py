@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ...errors import PATH, InputRefused, Known
-from ...text import listing
+from ...wording import words
 from .addresses import instead_of, not_a_path
 
 
@@ -34,7 +34,7 @@ def no_such_file(path: Path) -> InputRefused:
     stems = difflib.get_close_matches(path.stem, {name.stem for name in names})
     near = [str(path.parent / name) for stem in stems for name in names if name.stem == stem]
     hint = (
-        Known(f"closest: {listing(near, 3)}")
+        Known(f"closest: {words(near, 3)}")
         if near
         else instead_of(path) or "check the path: a file, a folder of shards, or its index"
     )

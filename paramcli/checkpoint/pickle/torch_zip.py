@@ -87,7 +87,7 @@ def _read_archive(file: InputFile) -> Archive:
     if len(roots) != 1 or not all("/" in name for name in names):
         raise InputRefused(
             "a zip archive, but not one that torch.save writes",
-            hint="unpack it and give paramcli the checkpoint inside",
+            hint="unpack it and give the checkpoint inside",
         )
     root = roots.pop()
     if root in ("", ".", ".."):
@@ -132,7 +132,7 @@ def _check_version(file: InputFile, archive: Archive) -> None:
     if int(said) not in _VERSIONS:
         raise InputRefused(
             f"its zip archive has the version {int(said)}; {_VERSIONS[0]} to {_VERSIONS[-1]} are known",
-            hint="save it again with torch.save" if int(said) < _VERSIONS[0] else "a newer paramcli may read it",
+            hint="save it again with torch.save" if int(said) < _VERSIONS[0] else "a newer version may read it",
         )
 
 

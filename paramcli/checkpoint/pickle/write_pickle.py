@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable
 
 from ...errors import InputRefused
+from ...wording import AS_SAFETENSORS
 from .carried import NOTHING, LeftOut
 from .pickle_data import (
     ATTRIBUTES,
@@ -76,7 +77,7 @@ class PickleWriter:
         counted = (len(self.out) + 1, MAX_BYTES), (self.opcodes, MAX_OPCODES), (self.objects, MAX_OBJECTS)
         if any(count > most for count, most in (*counted, (self.opaque, MAX_OPAQUE))):
             raise InputRefused(
-                "the checkpoint's description is larger than one that can be read again", hint="-o FILE.safetensors"
+                "the checkpoint's description is larger than one that can be read again", hint=AS_SAFETENSORS
             )
 
     def put(self, data: bytes, opcodes: int = 1, objects: int = 0) -> None:
@@ -93,7 +94,8 @@ class PickleWriter:
         self.depth += 1
         if self.depth > MAX_NESTING:
             raise InputRefused(
-                "the checkpoint is nested too deep to be written as a torch file", hint="-o FILE.safetensors"
+                "the checkpoint is nested too deep to be written as a torch file",
+                hint=AS_SAFETENSORS,
             )
         if len(self.out) > MAX_BYTES:
             self._refuse_too_large()
@@ -144,7 +146,8 @@ class PickleWriter:
             self._opaque(value)
         else:
             raise InputRefused(
-                f"a {type(value).__name__} that cannot be written as a torch file", hint="-o FILE.safetensors"
+                f"a {type(value).__name__} that cannot be written as a torch file",
+                hint=AS_SAFETENSORS,
             )
 
     def _integer(self, value: int) -> None:
@@ -218,7 +221,7 @@ class PickleWriter:
     def _tensor(self, ref: TensorRef) -> None:
         key, numel, offset = self.place(ref)
         if ref.storage.device == "meta":
-            raise InputRefused("a meta tensor that cannot be written as a torch file", hint="-o FILE.safetensors")
+            raise InputRefused("a meta tensor that cannot be written as a torch file", hint=AS_SAFETENSORS)
         by_class = ref.dtype in _STORAGE_NAMES
         function = "_rebuild_tensor_v2" if by_class else "_rebuild_tensor_v3"
         self.write(Global("torch._utils", function))

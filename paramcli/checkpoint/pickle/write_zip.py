@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...errors import InputRefused
+from ...wording import AS_SAFETENSORS
 from .torch_zip import MAX_MEMBERS
 
 _ROOT = "archive"
@@ -84,7 +85,7 @@ def members_of(pickle: bytes, storages: Sequence[Member]) -> list[Member]:
     if len(storages) + 3 > MAX_MEMBERS:
         raise InputRefused(
             f"{len(storages)} tensors are more than a torch file holds that can be read again",
-            hint="-o FILE.safetensors",
+            hint=AS_SAFETENSORS,
         )
     return [
         Member("data.pkl", len(pickle), pickle),

@@ -10,6 +10,7 @@ from pathlib import Path
 from ...dtypes import kind_of
 from ...errors import PATH, TENSOR, InputRefused, UsageError
 from ...text import count_text, listing, printable, printable_path
+from ...wording import given
 from ..disk.hub import is_cache, snapshot_in
 from ..disk.input_file import InputFile
 from ..source import Source
@@ -92,7 +93,11 @@ def open_file(path: Path, root: str | None = None) -> Source:
 def _refuse_root(source: Source, root: str | None) -> None:
     if root:
         source.close()
-        raise UsageError(f"--root is for nested torch checkpoints; {source.container} has one level", path=source.path)
+        raise UsageError(
+            f"{given('root')} is for nested torch checkpoints; {source.container} has one level",
+            path=source.path,
+            option="root",
+        )
 
 
 _FLAT = re.compile(r"(.*\.)?_?flat_param(_[0-9]+)?", re.S)

@@ -46,6 +46,12 @@ def entries(value: object) -> Iterator[tuple[Step, object]]:
             yield from enumerate(holder)
 
 
+def everything(value: object) -> Iterator[tuple[object, object]]:
+    """Every part with its key, those too that no step leads to."""
+    for holder in holders(value):
+        yield from holder.items() if isinstance(holder, dict) else enumerate(holder)
+
+
 def below(value: object, step: Step) -> object:
     """The part that a step leads to; it was found by `entries` or `find`."""
     for holder in holders(value):

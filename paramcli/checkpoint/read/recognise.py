@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from ...errors import PATH, InputRefused
+from ...wording import call
 from ..disk.input_file import InputFile
 from .foreign import FLAX, ONNX, Foreign, foreign_content, foreign_name, is_msgpack
 
@@ -89,7 +90,7 @@ def _stranger(file: InputFile, head: bytes) -> Foreign:
         return "a text, not a checkpoint", "look for the weights file beside it"
     return (
         "not a checkpoint paramcli knows (safetensors, or torch.save of any version)",
-        "paramcli inspect reads files that torch.save or safetensors wrote",
+        f"{call('inspect')} reads files that torch.save or safetensors wrote",
     )
 
 

@@ -10,16 +10,17 @@ Without a root the only state dict of the file is taken; among several the user 
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from ...errors import TENSOR, InputRefused, Known, UsageError
-from ...text import closest, count_text, listing, printable
+from ...errors import PATH, TENSOR, InputRefused, Known, UsageError
+from ...text import closest, count_text, printable
+from ...wording import call, given, words
 from ..pickle.pickle_data import Key, Opaque, shown
 from ..pickle.tree import walk
 from ..source import Extra, Odd, Part, TensorInfo
-from .places import Path, Step, at, entries, find, holders, leads_to, text_of
+from .optimizers import optimizers_of
+from .places import Path, Step, at, entries, everything, find, holders, leads_to, text_of
 from .recognise import ZERO_HINT
 from .search import Found, Search, is_tensor, type_text, weights
 
@@ -34,7 +35,8 @@ class Chosen:
     """The state dict of a checkpoint: its place, its tensors as they were pickled, and everything else by name.
 
     `path` is the place as steps, and `parts` are the dicts that the tensors lie in, more than one where several are
-    joined. `odd_names`: tensors whose names are none that a result could have.
+    joined. `odd_names`: tensors whose names are none that a result could have. `optimizers`: the names of those states
+    that are its own.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Chosen:
     tensors: dict[str, object] = field(default_factory=dict)
     odd_names: dict[str, Odd] = field(default_factory=dict)
     extras: list[Extra] = field(default_factory=list)
+    optimizers: list[str] = field(default_factory=list)
 
     # Do keys and indexes alone lead to one state dict?
     is_loaded: bool = True
@@ -79,7 +82,10 @@ def choose_root(value: object, root: str | None, is_one: Callable[[object], bool
     parts = tuple(Part((*path, *one.path), f"{one.place}." if one.path else "") for one in found)
     if name not in dict(listed):
         listed = sorted([*listed, (name, sum(len(one.tensors) for one in found))])
+    states = {one.path: one.tensors for one in weights(every)}
+    states |= {part.path: one.tensors for part, one in zip(parts, found, strict=True)}
     chosen = Chosen(name, path, parts, listed, is_loaded=len(parts) == 1 and leads_to(value, parts[0].path))
+    chosen.optimizers = optimizers_of(value, [part.path for part in parts], states)
     _Reading(search, chosen).read(value)
     return chosen
 
@@ -107,7 +113,9 @@ def _named(
         known = [name or "." for name in known]
         near = closest(root, known) or known
         raise UsageError(
-            f"no state dict at --root {printable(root)}", hint=Known(f"known: {listing(near)}") if near else None
+            f"no state dict at {given('root', root)}",
+            hint=Known(f"known: {words(near)}") if near else None,
+            option="root",
         )
     counting = weights(every)
     exact = [one for one in counting if not one.path] or counting
@@ -129,14 +137,12 @@ def _several(found: Sequence[Found]) -> InputRefused:
     whole = text_of(above)
     if whole in dict(listed):
         whole = f"{whole}.{ALL}" if whole else ALL
+    first, every = given("root", listed[0][0] or "."), given("root", whole or ".")
     return InputRefused(
         f"it holds {len(found)} state dicts: {told}",
-        hint=f"--root {_quoted(listed[0][0])} for that one, --root {_quoted(whole)} for all of them as one model",
+        hint=f"{first} for that one, {every} for all of them as one model",
+        code="ambiguous",
     )
-
-
-def _quoted(place: str) -> str:
-    return shlex.quote(printable(place) or ".")
 
 
 def _nothing(search: Search, value: object) -> InputRefused:
@@ -150,8 +156,8 @@ def _nothing(search: Search, value: object) -> InputRefused:
     named = sorted(one.place for one in weights(search.ignored(value)) if one.path)
     if named:
         return InputRefused(
-            f"it holds no state dict where weights belong: {told}; there are {listing(named, 6)}",
-            hint=f"--root {_quoted(named[0])}",
+            f"it holds no state dict where weights belong: {told}; there are {words(named, 6)}",
+            hint=given("root", named[0] or "."),
         )
     if any(map(search.is_tensor, below)):
         return InputRefused(
@@ -202,7 +208,7 @@ class _Reading:
 
     def _beside(self, here: object, path: Path, node: _Node) -> None:
         prefix = f"{text_of(path)}." if path else ""
-        for number, (key, item) in enumerate(_everything(here)):
+        for number, (key, item) in enumerate(everything(here)):
             if number == _LISTED and not isinstance(here, dict):
                 more = sum(len(holder) for holder in holders(here)) - number
                 self._extra(f"{prefix}{number} and on", count_text(more, "more value"))
@@ -252,7 +258,9 @@ class _Reading:
             while name in taken:
                 name = self._word(part)
             renamed[key] = name
-            self.chosen.odd_names[name] = Odd(why, "give it another with convert --rename", by_name=True)
+            self.chosen.odd_names[name] = Odd(
+                why, f"give it another with {call('convert', PATH)} {given('rename')}", by_name=True
+            )
         taken[name] = item
 
     def _word(self, part: Part) -> str:
@@ -271,9 +279,3 @@ def _fault(key: object, name: str) -> str | None:
     except UnicodeEncodeError:
         return f"{TENSOR} is a name that is no Unicode text"
     return None
-
-
-def _everything(value: object) -> Iterator[tuple[object, object]]:
-    """Every part with its key, those too that no step leads to."""
-    for holder in holders(value):
-        yield from holder.items() if isinstance(holder, dict) else enumerate(holder)

@@ -15,6 +15,7 @@ from ...errors import InputRefused
 from ...text import printable
 from ..pickle.arrays import array_of
 from ..pickle.pickle_data import Global, Opaque, StorageRef, TensorRef, members
+from .optimizers import holds_optimizers, is_optimizer
 from .places import Path, Step, entries, is_module, text_of
 from .special import is_special, special
 
@@ -67,19 +68,6 @@ class Budget:
 
 def is_tensor(item: object) -> bool:
     return isinstance(item, TensorRef) or is_special(item)
-
-
-def is_optimizer(value: Mapping) -> bool:
-    return "param_groups" in value and "state" in value
-
-
-def holds_optimizers(value: Mapping | list[object] | tuple[object, ...]) -> bool:
-    """One optimizer's state, or several as a list (Lightning) or a dict (G and D of a GAN)."""
-    if isinstance(value, dict) and is_optimizer(value):
-        return True
-    return any(
-        isinstance(item, dict) and is_optimizer(item) for item in (value.values() if isinstance(value, dict) else value)
-    )
 
 
 def module_tensors(module: Opaque, budget: Budget) -> Mapping | None:

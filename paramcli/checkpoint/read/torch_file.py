@@ -107,6 +107,7 @@ def _open(path: Path, file: InputFile, root: str | None) -> Source:
         is_loaded=chosen.is_loaded,
         parts=chosen.parts,
         notes=notes + chosen.note(tensors.values()),
+        optimizers=chosen.optimizers,
         tree=loaded.value,
         storages=storages,
     )
@@ -124,7 +125,7 @@ def zip_parts(file: InputFile, known: dict[bytes, Unpickled] | None = None) -> t
     if "data.pkl" not in archive.members:
         raise InputRefused(
             "a zip archive without the data.pkl of a torch checkpoint",
-            hint="unpack it and give paramcli the checkpoint inside",
+            hint="unpack it and give the checkpoint inside",
         )
     order = member_bytes(file, archive, "byteorder", 100) if "byteorder" in archive.members else b"little"
     if order.strip() != b"little":

@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ...errors import PATH, OutputFailed
-from ..disk.atomic import AtomicFile, Data, failures, flat, hidden_name
+from ...wording import given
+from ..disk.atomic import ELSEWHERE, AtomicFile, Data, failures, flat, hidden_name
 from ..disk.direct import Disk
 from ..disk.input_file import OpenFiles
 from ..disk.stream import Stream
@@ -223,8 +224,9 @@ class DcpSink(FolderSink):
     def check_replaced(self) -> None:
         if os.listdir(self.folder) and not is_dcp(self.folder):
             raise OutputFailed(
-                f"{PATH} is not a folder of torch.distributed.checkpoint, and --force replaces no other there",
-                hint="remove it, or write elsewhere with -o",
+                f"{PATH} is not a folder of torch.distributed.checkpoint, "
+                f"and {given('force', True)} replaces no other there",
+                hint=f"remove it, or {ELSEWHERE}",
                 path=self.path,
             )
 

@@ -32,6 +32,7 @@ from typing import Protocol, TypeVar
 
 from ...errors import PATH, OutputFailed
 from ...text import printable
+from ...wording import given
 from ..disk.atomic import (
     UNSUPPORTED,
     AtomicFile,
@@ -150,7 +151,7 @@ class FolderSink(Sink):
         if self._run.size > 1 and not (self._building or (not building and self.folder.is_dir())):
             raise OutputFailed(
                 f"the folder of {PATH} is not one that all processes of the run see",
-                hint="the ranks of a run need one file system: -o a folder on it",
+                hint=f"the ranks of a run need one file system: {given('output')} a folder on it",
                 path=self.path,
             )
         place = self._place
@@ -175,7 +176,7 @@ class FolderSink(Sink):
         if not stat.S_ISDIR(mode):
             raise OutputFailed(
                 f"{PATH} is no folder, which a sharded checkpoint is",
-                hint="-o FOLDER",
+                hint=given("output", "FOLDER"),
                 path=self.path,
             )
         self.check_replaced()
@@ -264,7 +265,7 @@ class FolderSink(Sink):
                     raise OutputFailed(
                         f"{printable(part)}, which rank {rank} wrote, is not to be found here",
                         path=self.path,
-                        hint="the ranks of a run need one file system: -o a folder on it",
+                        hint=f"the ranks of a run need one file system: {given('output')} a folder on it",
                     )
         return True
 

@@ -10,6 +10,8 @@ from types import MappingProxyType
 
 from ...errors import PATH, InputRefused, OutputFailed
 from ...text import printable
+from ...wording import AS_SAFETENSORS
+from ..disk.atomic import ELSEWHERE
 from ..disk.direct import Disk
 from ..disk.input_file import OpenFiles
 from ..header import Slot, refuse_too_many
@@ -85,7 +87,7 @@ class ShardedSink(FolderSink):
         if len(data) > MAX_INDEX_BYTES:
             raise InputRefused(
                 f"the index would be {len(data)} bytes; {MAX_INDEX_BYTES} is the limit of what can be read again",
-                hint="-o FILE.safetensors",
+                hint=AS_SAFETENSORS,
             )
         return data
 
@@ -101,7 +103,7 @@ class ShardedSink(FolderSink):
         if indexes or is_dcp(self.folder):
             raise OutputFailed(
                 f"{PATH} holds {other}; one folder is for one",
-                hint="remove it, or write elsewhere with -o",
+                hint=f"remove it, or {ELSEWHERE}",
                 path=self.path,
             )
 

@@ -17,6 +17,7 @@ from pathlib import Path as FilePath
 
 from ...dtypes import DTYPES
 from ...errors import TENSOR, InputRefused
+from ...wording import AS_SAFETENSORS, given
 from ..disk.atomic import AtomicFile, Data, flat
 from ..disk.stream import Stream
 from ..header import Slot
@@ -81,7 +82,7 @@ class TorchSink(FileSink):
         if left.top is not None:
             raise InputRefused(
                 f"a torch file would have to hold {left.top}, which stands in no dict that could go without it",
-                hint="-o FILE.safetensors",
+                hint=AS_SAFETENSORS,
             )
         self._plan_foreign(tree, left)
         pickle = PickleWriter(self._place_of, left).finish(tree)
@@ -183,7 +184,7 @@ class TorchSink(FileSink):
             if key in before and not is_tensor(before[key]):
                 raise InputRefused(
                     f"{TENSOR} would take the place of something that is no tensor",
-                    hint="another name, or -o FILE.safetensors",
+                    hint=f"another name, or {AS_SAFETENSORS}",
                     tensor=name,
                 )
             yield key, self._refs[name]
@@ -206,7 +207,8 @@ class TorchSink(FileSink):
         base = storage.view[1] if storage.view is not None else 0
         if place is None or not isinstance(base, int) or (isinstance(ref, StorageRef) and ref.view):
             raise InputRefused(
-                "a tensor outside the state dict whose storage the file does not have", hint="-o FILE.safetensors"
+                "a tensor outside the state dict whose storage the file does not have",
+                hint=AS_SAFETENSORS,
             )
         numel = place.record.size // element_width(ref.dtype) * unit(ref.dtype)
         if isinstance(ref, StorageRef):
@@ -245,7 +247,7 @@ class TorchSink(FileSink):
         elif record.written and crc != record.crc:
             raise InputRefused(
                 f"{TENSOR} is tied to another tensor, and would get other values than that",
-                hint="--tied separate",
+                hint=given("tied", "separate"),
                 tensor=name,
             )
         else:
@@ -310,7 +312,7 @@ def as_torch(slot: Slot) -> tuple[str, tuple[int, ...]]:
     if DTYPES[dtype].torch_name is None:
         raise InputRefused(
             f"{TENSOR} is {dtype}, which torch files cannot hold",
-            hint="-o FILE.safetensors",
+            hint=AS_SAFETENSORS,
             tensor=slot.name,
         )
     return dtype, shape

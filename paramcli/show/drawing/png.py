@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...errors import UsageError
+from ...wording import given
 from .panels import Curve, Plane, log
 
 if TYPE_CHECKING:
@@ -19,8 +20,9 @@ def png(shown: Sequence[Curve | Plane], across: int, title: str) -> bytes:
         from matplotlib.figure import Figure
     except ImportError:
         raise UsageError(
-            "--png needs matplotlib, which is not installed",
-            hint="pip install 'paramcli[plot]', or --svg, which needs nothing",
+            f"{given('png')} needs matplotlib, which is not installed",
+            hint=f"pip install 'paramcli[plot]', or {given('svg')}, which needs nothing",
+            option="png",
         ) from None
     across = max(min(across, len(shown)), 1)
     down = -(-len(shown) // across)

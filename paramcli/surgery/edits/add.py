@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ...chain import check_items, parse_chain
+from ...chain import Link, check_items, parse_chain
 from ...checkpoint.header import Slot
 from ...dtypes import COMPUTE_DTYPES, ComputeDtype
 from ...errors import UsageError, error_context
+from ...registry import CONSTRAINTS, target_class
 from ...spelling.forms import Group
 from ...spelling.keys import parametrized_key
 from ...spelling.record import Entry
+from ...spelling.recurrent import stacked
+from ...text import listing
 from ...view import IDENTITY, parse_view
+from ...wording import call, given
 from ..plan import Promise
 from .base import SPELLINGS, Edit, Planner, Planning, Spelling, option
 
@@ -37,8 +42,8 @@ class Add(Edit):
     def check(self) -> None:
         if not self.chain:
             raise UsageError(
-                "add needs --chain: which parametrizations, in order",
-                hint="--chain skew,cayley; paramcli registry lists them",
+                f"add needs {given('chain')}: which parametrizations, in order",
+                hint=f"{given('chain', 'skew,cayley')}; {call('registry')} lists them",
                 option="chain",
             )
         self._need_tensors("parametrize")
@@ -46,6 +51,20 @@ class Add(Edit):
             check_items(self.chain)
         with error_context(option="view"):
             parse_view(self.view)
+
+    def remarks(self, chosen: Sequence[Group], groups: Mapping[str, Group]) -> Iterator[str]:
+        try:
+            links = parse_chain(self.chain).links
+        except UsageError:
+            return  # it was appended, and is no chain alone
+        biases = [group.tensor for group in chosen if _is_bias(group) and group.tensor not in self.tensor]
+        if biases and len(biases) < len(chosen) and any(map(_prunes, links)):
+            yield (
+                f"biases are among what it prunes ({listing(biases, 2)}): "
+                f"{given('tensor', '*weight*')} leaves them as they are"
+            )
+        if self.view is None and any(map(_goes_by_matrix, links)):
+            yield from stacked([group.tensor for group in chosen], groups, "puts the chain on each")
 
     def planner(self, work: Planning) -> Planner:
         from ..allocate import counts
@@ -55,7 +74,17 @@ class Add(Edit):
         mask_for = work.stack.enter_context(masks_from(self.mask))
         shares = counts(self.chain, work.source, work.chosen, work.edited)
         view = parse_view(self.view)
-        return Register(self.chain, view, self.init, self.seed, self.max_change, self.spelling, mask_for, shares).plan
+        return Register(
+            self.chain,
+            view,
+            self.init,
+            self.seed,
+            self.max_change,
+            self.spelling,
+            mask_for,
+            shares,
+            work.source.tensors,
+        ).plan
 
     def foretell(self, group: Group) -> Promise | None:
         view = parse_view(self.view)
@@ -75,3 +104,19 @@ class Add(Edit):
             for role, (code, shape) in roles.items()
         )
         return Promise(slots, Entry("parametrized", chain, view, chain.constraint))
+
+
+def _is_bias(group: Group) -> bool:
+    leaf = group.tensor.rpartition(".")[2]
+    return len(group.shape) == 1 and "bias" in leaf
+
+
+def _prunes(link: Link) -> bool:
+    """Does it choose the zeros itself?"""
+    return link.entry.family == "mask" and not link.entry.takes
+
+
+def _goes_by_matrix(link: Link) -> bool:
+    """Is its law one of each matrix, and not of each entry or of the tensor as a whole?"""
+    image = CONSTRAINTS[link.image.partition(":")[0]]
+    return not target_class(link.entry).whole and not target_class(image).whole

@@ -13,7 +13,7 @@ from ...chain import Chain, extend, parse_chain
 from ...checkpoint.header import Slot
 from ...checkpoint.source import Rows
 from ...dtypes import dtype_name, torch_dtype
-from ...errors import TENSOR, CheckFailed, InputRefused, UsageError
+from ...errors import PATH, TENSOR, CheckFailed, InputRefused, UsageError
 from ...fitting import measure
 from ...fitting import torch_module as hosting
 from ...fitting.blocks import Batch, fit_ranges, stackable
@@ -33,8 +33,10 @@ from ...fitting.reach import NOTED
 from ...maths.numbers import compute_dtype
 from ...registry import ANY, within
 from ...spelling.forms import PARAMETRIZED, Group
+from ...spelling.recurrent import Shaped, gates
 from ...text import number_text, shape_text
 from ...view import IDENTITY, View
+from ...wording import LEAVE_OUT, call, given
 from ..allocate import with_count
 from ..plan import Made, Ranges, Step, Told, longest_of, once, require_editable
 from .slots import chain_slots, kept_slots, keyed, numbers, old_names, record_of
@@ -53,13 +55,36 @@ class Register:
     # The mask of each tensor for the chain's `mask`, and exact counts for a `prune_l1` over all tensors together.
     mask_for: Callable[[Group], Tensor] | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
+    # The file's tensors by name.
+    tensors: Mapping[str, Shaped] = field(default_factory=dict)
 
     def plan(self, group: Group) -> Step:
+        try:
+            return self._plan(group)
+        except InputRefused as error:
+            count = gates(group.tensor, self.tensors)
+            if count and self.view.name is None and self._fits_as(View("blocks", count), group):
+                error.advice = f"{given('view', f'blocks={count}')}: it stacks a matrix for each of {count} gates"
+            raise
+
+    def _fits_as(self, view: View, group: Group) -> bool:
+        """Does the chain fit the tensor by this view, and not without one?"""
+        chain, dtype = parse_chain(self.chain), torch_dtype(group.dtype)
+        fits = []
+        for seen in (view, self.view):
+            try:
+                hosting.require_fit(chain, seen, group.shape, dtype)
+                fits.append(True)
+            except InputRefused:
+                fits.append(False)
+        return fits == [True, False]
+
+    def _plan(self, group: Group) -> Step:
         require_editable(group)
         if 0 in group.shape:
             raise InputRefused(
                 f"{TENSOR} has no entries (its shape is {shape_text(group.shape)})",
-                hint="leave it out with -t",
+                hint=LEAVE_OUT,
             )
         if group.is_plain:
             return self._plan_plain(group)
@@ -79,7 +104,11 @@ class Register:
     def _plan_plain(self, group: Group) -> Step:
         chain = self._chain_of(group)
         if self.init != "raw" and (why := chain.uninvertible()):
-            raise UsageError(f"{chain} has no right inverse: {why}", hint="--init raw registers it as torch does")
+            raise UsageError(
+                f"{chain} has no right inverse: {why}",
+                hint=f"{given('init', 'raw')} registers it as torch does",
+                option="chain",
+            )
         slots = chain_slots(group, chain, self.view)
         names = (
             {slot.name: slot.name for slot in slots}
@@ -112,11 +141,11 @@ class Register:
         if group.form != PARAMETRIZED:
             raise InputRefused(
                 f"{TENSOR} is spelt the old way ({group.form})",
-                hint="paramcli migrate --to new first, or remove --bake",
+                hint=f"{call('migrate', PATH, to='new')} first, or {call('remove', PATH, bake=True)}",
             )
         view = group.view
         if self.view not in (IDENTITY, view):
-            raise UsageError(f"{TENSOR} already has the view {view}; a chain has one view")
+            raise UsageError(f"{TENSOR} already has the view {view}; a chain has one view", option="view")
         # Chains between which the data decide store the same.
         olds = group.chains
         wholes = [self._appended(old, group, view) for old in olds]
@@ -157,7 +186,7 @@ class Register:
                 # As in torch: what is appended gets the value of the chain before it, and no right inverse is asked.
                 what, hint = (
                     f"it is {held.constraint} already, and {more} after {old} moves it by {number_text(change)}",
-                    "remove --bake first: add then keeps it",
+                    f"{call('remove', PATH, bake=True)} first: add then keeps it",
                 )
                 if self.init == "strict":
                     raise CheckFailed(what, hint=hint)
@@ -234,9 +263,8 @@ class RegisterWork:
             # NaN from it.
             note = f"its value is NaN or infinite: {NOT_FINITE.format(dtype_name(step.group.dtype))}"
         if self.full:
-            note = (
-                note or "nothing is masked: without --mask FILE, `mask` keeps the zeros a tensor has, and it has none"
-            )
+            file = given("mask", "FILE")
+            note = note or f"nothing is masked: without {file}, `mask` keeps the zeros a tensor has, and it has none"
         return numbers(became.moved, became.check, note)
 
 

@@ -11,6 +11,7 @@ from ...errors import Known, UsageError
 from ...spelling.forms import Group
 from ...spelling.given import named, with_chain
 from ...text import closest, printable
+from ...wording import given
 from ..plan import Promise, assigned
 from .base import Edit, Planner, Planning, option, reading
 
@@ -47,8 +48,8 @@ class Assign(Edit):
         self._need_tensors("set")
         if (self.from_ is None) == (self.with_ is None):
             raise UsageError(
-                "assign needs one of --from FILE[:NAME] and --with INIT",
-                hint="--with orthogonal, or --from other.safetensors",
+                f"assign needs one of {given('from')} and {given('with')}: a file, or an initialiser of torch",
+                hint=f"{given('with', 'orthogonal')}, or {given('from', 'other.safetensors')}",
                 option="with",
             )
         if self.with_ is not None and self.with_.removesuffix("_") not in INITS:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...chain import Chain
-from ...errors import TENSOR, InputRefused
+from ...errors import PATH, TENSOR, InputRefused
 from ...fitting import measure
 from ...fitting import torch_module as hosting
 from ...fitting.claims import claim_check
@@ -27,6 +27,7 @@ from ...maths.numbers import wide
 from ...spelling.forms import Group
 from ...text import number_text
 from ...view import IDENTITY, View
+from ...wording import call, given
 from ..plan import Made, Step, assigned, once, require_editable
 from .slots import check_roles, numbers
 from .values import Values
@@ -45,14 +46,14 @@ class Assignment:
         chain, view = None, IDENTITY
         if not group.is_plain:
             if group.chain is None:
-                raise InputRefused("keys and shapes leave its chain open", hint="say which with --chain")
+                raise InputRefused("keys and shapes leave its chain open", hint=f"say which with {given('chain')}")
             chain, view = chain_of(group), group.view
             if why := chain.uninvertible():
                 raise InputRefused(f"{chain} has no right inverse: {why}")
             if "value" in group.keys:
                 raise InputRefused(
                     f"{TENSOR} is spelt the oldest way ({group.form})",
-                    hint="paramcli migrate --to new first",
+                    hint=f"{call('migrate', PATH, to='new')} first",
                 )
             check_roles(group, chain, view)
         self.value_for.check(group)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
@@ -15,6 +15,7 @@ from ...spec import check_choice
 from ...spelling.forms import Group
 from ...spelling.given import named
 from ...view import View, parse_view
+from ...wording import call, given
 from ..plan import Promise, Step
 
 Planner = Callable[[Group], Step]
@@ -83,9 +84,9 @@ class Edit:
                 check_choice(name, value, declared.metadata["choices"])
             low, high = declared.metadata["minimum"], declared.metadata["maximum"]
             if value is not None and low is not None and not value >= low:
-                raise UsageError(f"--{name} {value}: must be at least {low}", option=name)
+                raise UsageError(f"{given(name, value)}: must be at least {low}", option=name)
             if value is not None and high is not None and not value <= high:
-                raise UsageError(f"--{name} {value}: must be at most {high}", option=name)
+                raise UsageError(f"{given(name, value)}: must be at most {high}", option=name)
         self.check()
 
     @classmethod
@@ -126,11 +127,15 @@ class Edit:
         """
         return None
 
+    def remarks(self, chosen: Sequence[Group], groups: Mapping[str, Group]) -> Iterator[str]:
+        """What a person should know of having chosen these of all the groups."""
+        return iter(())
+
     def _need_tensors(self, purpose: str) -> None:
         if not self.tensor:
             raise UsageError(
-                f"{self.command} needs -t/--tensor: which tensors to {purpose}",
-                hint="paramcli inspect lists them",
+                f"{self.command} needs {given('tensor')}: which tensors to {purpose}",
+                hint=f"{call('inspect')} lists them",
                 option="tensor",
             )
 

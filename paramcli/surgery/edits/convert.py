@@ -16,7 +16,8 @@ from ...spec import check_choice, select
 from ...spelling.companions import companions
 from ...spelling.forms import Group
 from ...spelling.record import Entry
-from ...text import count_text, listing, printable
+from ...text import count_text, listing
+from ...wording import given
 from ..plan import Made, Plan, Step, Told, once, refuse_odd
 from .names import NewNames
 
@@ -49,8 +50,8 @@ class Convert:
     def plan(self, source: Source, groups: Mapping[str, Group], where: Path) -> tuple[Plan, list[str]]:
         """(the plan, keys of the tensors left out because the user said so)."""
         carried = self._carried(groups, where)
-        names, tensors, given = self.names.of(carried)
-        refuse_odd(source, ((name if key in given else key, key) for key, name in names.items()))
+        names, tensors, renamed = self.names.of(carried)
+        refuse_odd(source, ((name if key in renamed else key, key) for key, name in names.items()))
         twins = {name: tied[0] for tied in source.tied() for name in tied} if self.dtype else {}
         together = companions(source.tensors) if self.dtype else set()
         steps: list[Step] = []
@@ -82,7 +83,7 @@ class Convert:
         dtypes = sorted({dtype_name(source.tensors[key].dtype) for key in left})
         return (
             f"the file is quantized ({', '.join(dtypes)}): {count_text(len(left), 'tensor')} that mean something only "
-            f"together stay as they are: {listing(left, 4)}; --dtype decodes nothing"
+            f"together stay as they are: {listing(left, 4)}; a cast decodes nothing"
         )
 
     def _carried(self, groups: Mapping[str, Group], where: Path) -> list[Group]:
@@ -91,7 +92,7 @@ class Convert:
         dropped = set(select(names, self.drop, where)) if self.drop else set()
         carried = [groups[name] for name in kept if name not in dropped]
         if not carried:
-            raise UsageError("--keep and --drop leave no tensor")
+            raise UsageError(f"{given('keep')} and {given('drop')} leave no tensor", option="drop")
         return carried
 
     def _cast(self, group: Group, key: str, name: str, source: Source, twin: str | None) -> Step | None:
@@ -130,9 +131,9 @@ def parse_size(text: str) -> int:
     found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,3})?)\s*((?:[KMGT]i?)?B)?", text, re.I)
     if not found:
         raise UsageError(
-            f"--max-shard-size {printable(text)}: not a size", hint="e.g. 5GB or 500MiB", option="max-shard-size"
+            f"{given('max-shard-size', text)}: not a size", hint="e.g. 5GB or 500MiB", option="max-shard-size"
         )
     size = int(float(found[1]) * _UNITS[(found[2] or "").upper()])
     if size < 1:
-        raise UsageError(f"--max-shard-size {printable(text)}: must be at least one byte", option="max-shard-size")
+        raise UsageError(f"{given('max-shard-size', text)}: must be at least one byte", option="max-shard-size")
     return size

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...checkpoint.header import Slot
-from ...errors import TENSOR, InputRefused, UsageError
+from ...errors import PATH, TENSOR, InputRefused, UsageError
 from ...spec import check_choice
-from ...spelling.forms import PARAMETRIZED, Group
+from ...spelling.forms import PARAMETRIZED, PLAIN, Group
 from ...spelling.given import named
 from ...spelling.keys import parametrized_key
 from ...spelling.older import FORM_OF_SPELLING, OLD_FORM
+from ...spelling.unparametrized import instead_of_chains
 from ...view import IDENTITY
+from ...wording import LEAVE_OUT, call, given
 from ..plan import Made, Step, Told, once
 from .base import SPELLINGS, Edit, Planner, Planning, Spelling, option
 
@@ -41,13 +43,18 @@ class Migrate(Edit):
             if edit.applies(group)
         ]
         if not chosen:
-            there = sorted({group.form for group in groups.values()})
-            raise InputRefused(
-                "nothing to migrate: no weight norm, spectral norm or pruning is spelt the "
-                f"{'old' if self.to == 'new' else 'new'} way",
-                hint=f"the tensors are {', '.join(there)}; paramcli inspect shows each",
-            )
+            raise self._nothing(groups)
         return chosen
+
+    def _nothing(self, groups: Mapping[str, Group]) -> InputRefused:
+        spelt = "old" if self.to == "new" else "new"
+        what = f"nothing to migrate: no weight norm, spectral norm or pruning is spelt the {spelt} way"
+        there = sorted({group.form for group in groups.values()})
+        if there not in ([PLAIN], []):
+            hint = f"the tensors are {', '.join(there)}; {call('inspect', PATH)} shows each"
+            return InputRefused(what, hint=hint, code="nothing_parametrized")
+        holds = instead_of_chains(groups)
+        return InputRefused(f"{what}; {holds.what}", hint=holds.hint, code="nothing_parametrized")
 
     def planner(self, work: Planning) -> Planner:
         return self._edit().plan
@@ -60,7 +67,7 @@ def direction(to: str | None) -> Spelling:
     """The spelling to migrate to; raises UsageError where it is not said, or none of the two."""
     if to is None:
         raise UsageError(
-            "migrate needs --to new or --to old",
+            f"migrate needs {given('to', 'new')} or {given('to', 'old')}",
             hint="new is torch's parametrizations.*; old is weight_g/weight_v and its like",
             option="to",
         )
@@ -96,7 +103,7 @@ class Renaming:
             raise InputRefused(
                 f"the old spelling has no views, and {TENSOR} has {group.view}: "
                 "code that reads it would see another weight",
-                hint="leave it out with -t",
+                hint=LEAVE_OUT,
             )
         names = self._names(group)
         slots = tuple(Slot(names[role], info.dtype, info.shape) for role, info in group.infos.items())

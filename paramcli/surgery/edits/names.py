@@ -9,7 +9,8 @@ from functools import partial
 from ...errors import TENSOR, InputRefused, Known, UsageError
 from ...spelling.forms import Group
 from ...spelling.keys import parametrized_key, split_parametrized
-from ...text import closest, listing, printable
+from ...text import closest, printable
+from ...wording import given, words
 
 # What torch.compile, FSDP and activation checkpointing put around modules, at any depth: no module's own name.
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module")
@@ -19,10 +20,10 @@ def without(prefix: str, name: str) -> str:
     """The name without a leading prefix of whole segments, or a wrapper's segments wherever they stand; a name is
     never emptied.
     """
-    words = prefix.removesuffix(".").split(".")
-    if set(words) <= set(WRAPPERS):
+    segments = prefix.removesuffix(".").split(".")
+    if set(segments) <= set(WRAPPERS):
         *above, leaf = name.split(".")
-        return ".".join([word for word in above if word not in words] + [leaf])
+        return ".".join([segment for segment in above if segment not in segments] + [leaf])
     whole = f"{prefix.removesuffix('.')}."
     return name[len(whole) :] if name.startswith(whole) and len(name) > len(whole) else name
 
@@ -53,16 +54,16 @@ class NewNames:
         for prefix in self.strip:
             if not self._map(new, tensors, partial(without, prefix)):
                 raise _no_prefix(prefix, new)
-        given: set[str] = set()
+        renamed: set[str] = set()
         for old, name in self.rename.items():
-            given |= self._renamed(groups, new, tensors, old, check_name(name))
+            renamed |= self._renamed(groups, new, tensors, old, check_name(name))
         if self.prefix is not None:
             whole = f"{check_name(self.prefix.removesuffix('.'))}."
             self._map(new, tensors, lambda name: whole + name)
         # Keys apart can still meet in one tensor: m.w.weight_g stripped beside w.weight reads as neither.
         for names in (new, tensors):
             _refuse_meetings(names)
-        return new, tensors, given
+        return new, tensors, renamed
 
     @staticmethod
     def _map(new: dict[str, str], tensors: dict[str, str], change: Callable[[str], str]) -> bool:
@@ -90,15 +91,15 @@ class NewNames:
                     reached.add(key)
                     if not group.is_plain and tensors[group.tensor] == tensor:
                         raise UsageError(
-                            f"--rename {printable(old)}: it is a part of {printable(tensor)}",
-                            hint=f"--rename {printable(tensor)}=NAME renames all its parts",
+                            f"{given('rename', old)}: it is a part of {printable(tensor)}",
+                            hint=f"{given('rename', {tensor: 'NAME'})} renames all its parts",
                             option="rename",
                         )
         if not reached:
             near = closest(old, dict.fromkeys([*tensors.values(), *new.values()]))
             raise UsageError(
-                f"--rename {printable(old)}: no tensor and no module has this name",
-                hint=Known(f"closest: {listing(near)}") if near else None,
+                f"{given('rename', old)}: no tensor and no module has this name",
+                hint=Known(f"closest: {words(near)}") if near else None,
                 option="rename",
             )
         return reached
@@ -120,15 +121,15 @@ def check_name(name: str) -> str:
     return name
 
 
-def parse_renames(words: Sequence[str]) -> dict[str, str]:
+def parse_renames(texts: Sequence[str]) -> dict[str, str]:
     """['a=b'] -> {'a': 'b'}; UsageError for what is none, and for a name that is given twice."""
     found: dict[str, str] = {}
-    for word in words:
-        old, equals, new = word.partition("=")
+    for text in texts:
+        old, equals, new = text.partition("=")
         if not equals or not old or not new:
-            raise UsageError(f"--rename {printable(word)}: not OLD=NEW", hint="--rename OLD=NEW", option="rename")
+            raise UsageError(f"{given('rename', text)}: not OLD=NEW", hint=given("rename", "OLD=NEW"), option="rename")
         if old in found:
-            raise UsageError(f"--rename gives {printable(old)} two names", option="rename")
+            raise UsageError(f"{given('rename')} gives {printable(old)} two names", option="rename")
         found[old] = new
     return found
 
@@ -137,7 +138,8 @@ def _no_prefix(prefix: str, names: Mapping[str, str]) -> UsageError:
     near = closest(prefix, {name.partition(".")[0] for name in names.values()})
     return UsageError(
         f"no tensor's name begins with the prefix '{printable(prefix.removesuffix('.'))}.'",
-        hint=Known(f"closest: {', '.join(map(printable, near))}") if near else None,
+        hint=Known(f"closest: {words(near)}") if near else None,
+        option="strip-prefix",
     )
 
 
@@ -147,7 +149,7 @@ def _refuse_meetings(names: Mapping[str, str]) -> None:
         if name in taken:
             raise InputRefused(
                 f"{TENSOR} and {printable(taken[name])} would both be named {printable(name)}",
-                hint="drop one of them with --drop",
+                hint=f"drop one of them with {given('drop')}",
                 tensor=key,
             )
         taken[name] = key

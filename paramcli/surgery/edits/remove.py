@@ -8,10 +8,12 @@ from pathlib import Path
 
 from ...checkpoint.header import Slot
 from ...dtypes import COMPUTE_DTYPES, ComputeDtype
-from ...errors import TENSOR, InputRefused
+from ...errors import PATH, TENSOR, InputRefused
 from ...spelling.forms import Group
 from ...spelling.given import named, with_chain
+from ...spelling.unparametrized import instead_of_chains
 from ...text import shape_text
+from ...wording import call, given
 from ..plan import Promise, Step, baked
 from .base import Edit, Planner, Planning, option, reading
 
@@ -48,11 +50,12 @@ class Remove(Edit):
         if not chosen and self.tensor:
             raise InputRefused(
                 f"{TENSOR} is a plain tensor already",
-                hint="paramcli inspect shows the form of each",
+                hint=f"{call('inspect', PATH)} shows the form of each",
                 tensor=found[0].tensor,
             )
         if not chosen:
-            raise InputRefused("no tensor is parametrized", hint="paramcli inspect shows what is there")
+            holds = instead_of_chains(groups)
+            raise InputRefused(f"no tensor is parametrized: {holds.what}", hint=holds.hint, code="nothing_parametrized")
         return chosen
 
     def planner(self, work: Planning) -> Planner:
@@ -75,14 +78,14 @@ class Unparametrize:
             several = ", ".join(sorted(role for role in group.keys if role.startswith("original")))
             raise InputRefused(
                 f"{TENSOR} has several originals ({several or 'none complete'}); none of them alone is the weight",
-                hint="remove --bake keeps the value",
+                hint=f"{given('bake', True)} keeps the value",
             )
         shape = group.infos["original"].shape
         if shape != group.shape:
             raise InputRefused(
                 f"the original of {TENSOR} is {shape_text(shape)} and the weight {shape_text(group.shape)}; "
                 "it cannot take its place",
-                hint="remove --bake keeps the value",
+                hint=f"{given('bake', True)} keeps the value",
             )
         renames = {group.tensor: group.keys["original"]}
         return Step(

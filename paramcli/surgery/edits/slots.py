@@ -23,6 +23,7 @@ from ...spelling.older import FORM_OF_SPELLING, OLD_FORM
 from ...spelling.record import Entry
 from ...text import printable, shape_text
 from ...view import IDENTITY, View
+from ...wording import given
 from ..plan import Told
 
 
@@ -61,12 +62,15 @@ def old_names(tensor: str, chain: Chain, slots: tuple[Slot, ...], view: View) ->
     """torch's current key -> the one from before parametrize; UsageError for chains that had none, and for views."""
     if view != IDENTITY:
         raise UsageError(
-            f"the old spelling has no views, and code that reads it would see another weight than --view {view} gives"
+            f"the old spelling has no views: code that reads it would see another weight than the view {view} gives",
+            option="view",
         )
     form = OLD_FORM.get(frozenset(slot.name.removeprefix(parametrized_key(tensor, "")) for slot in slots))
     # Two originals or a buffer named alike can be another parametrization.
     if form is None or len(chain) != 1 or chain.links[0].entry.old_form != form:
-        raise UsageError(f"{chain} has no old spelling", hint="weight_norm, spectral_norm and pruning have one")
+        raise UsageError(
+            f"{chain} has no old spelling", hint="weight_norm, spectral_norm and pruning have one", option="chain"
+        )
     return {parametrized_key(tensor, role): tensor + suffix for suffix, role in FORM_OF_SPELLING[form].roles.items()}
 
 
@@ -82,7 +86,7 @@ def check_roles(group: Group, chain: Chain, view: View) -> None:
         told = lacking + [f"has {printable(_key(group, role))} besides" for role in sorted(have - wanted)[:2]]
         raise InputRefused(
             f"{chain} does not fit the keys of {TENSOR}: the file {', '.join(told)}",
-            hint="give the chain and the view it was made with: --chain, --view",
+            hint=f"give the chain and the view it was made with: {given('chain')}, {given('view')}",
         )
 
 

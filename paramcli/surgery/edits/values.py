@@ -22,7 +22,8 @@ from ...spec import select
 from ...spelling import record as records
 from ...spelling.forms import Group, detect
 from ...spelling.keys import parametrized_key
-from ...text import listing, printable, printable_path, shape_text
+from ...text import printable, printable_path, shape_text
+from ...wording import given, words
 
 
 class Values(Protocol):
@@ -51,7 +52,7 @@ class Initialised:
         if torch_dtype(group.dtype).is_complex and self._function is torch.nn.init.orthogonal_:
             raise InputRefused(
                 "torch.nn.init.orthogonal_ has no complex values",
-                hint="--with normal gives some, which the chain then projects",
+                hint=f"{given('with', 'normal')} gives some, which the chain then projects",
             )
         self._fill(group, torch.empty(group.shape, device="meta"))
 
@@ -118,9 +119,7 @@ class TakenFrom:
 
 @contextmanager
 def masks_from(spec: str | None) -> Iterator[Callable[[Group], Tensor] | None]:
-    """FILE[:NAME] -> the mask of each tensor: NAME, or what the file holds under the tensor's name or as its pruning
-    mask.
-    """
+    """FILE[:NAME] -> the mask of each tensor: NAME, or what the file holds as its pruning mask or under its name."""
     if spec is None:
         yield None
         return
@@ -128,12 +127,14 @@ def masks_from(spec: str | None) -> Iterator[Callable[[Group], Tensor] | None]:
     with open_checkpoint(path) as source:
 
         def mask_for(group: Group) -> Tensor:
-            names = [name] if name else [group.tensor, f"{group.tensor}_mask", parametrized_key(group.tensor, "0.mask")]
+            # A file with both has the weight under its own name.
+            masks = [f"{group.tensor}_mask", parametrized_key(group.tensor, "0.mask"), group.tensor]
+            names = [name] if name else masks
             found = next((key for key in names if key in source.tensors), None)
             if found is None:
                 raise InputRefused(
                     f"no mask for {TENSOR} in {printable_path(path)}",
-                    hint=f"it holds {listing(source.tensors, 4)}; --mask FILE:NAME says which",
+                    hint=f"it holds {words(source.tensors, 4)}; {given('mask', 'FILE:NAME')} says which",
                 )
             mask = source.read(found)
             if tuple(mask.shape) != tuple(group.shape):
