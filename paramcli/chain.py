@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from .catalogue.entry import Entry
-from .errors import UsageError
+from .errors import UsageError, error_context
 from .registry import ANY, CONSTRAINTS, PARAMETRIZATIONS, look_up, target_class, typed_arguments, within
 from .spec import Value, parse_items, value_text
 from .wording import given
@@ -117,7 +117,7 @@ class Chain:
         """Raise UsageError where no link takes a tensor of this name from a file."""
         if not any(name in link.entry.takes for link in self.links):
             takers = [entry.name for entry in PARAMETRIZATIONS.values() if name in entry.takes]
-            raise UsageError(f"{self} has no {name} that could take it", hint=given("chain", takers[0]), option=name)
+            raise UsageError(f"{self} has no {name} that could take it", hint=given("chain", takers[0]), option="chain")
 
     def with_tensor(self, name: str, tensor: Tensor) -> Chain:
         """The chain whose links that take a tensor of this name are made with this one."""
@@ -182,6 +182,7 @@ class Chain:
         return None
 
 
+@error_context(option="chain")
 def parse_chain(text: str) -> Chain:
     """'skew,cayley' -> Chain; raises UsageError for unknown names, bad arguments and ill-typed chains."""
     links: list[Link] = []
@@ -225,6 +226,7 @@ def _ill_typed(entry: Entry, links: list[Link], image: str) -> UsageError:
     return UsageError(f"{entry.name} wants {wanted} values; {before}", hint=working)
 
 
+@error_context(option="chain")
 def check_items(text: str) -> None:
     """Raise UsageError for unknown names and bad arguments; the types wait for what the items are appended to."""
     for item in parse_items(text):

@@ -30,6 +30,36 @@ from .wording import TENSOR as TENSOR
 
 # So many mistakes are told in full.
 MOST = 5
+# What `code` says: of an exit code the first is the general one.
+CODES: dict[int, dict[str, str]] = {
+    1: {"check_failed": "a check does not hold"},
+    2: {"usage": "the command line, the call or the recipe is wrong: `option` says where"},
+    3: {
+        "input_refused": "the input cannot be worked on, for another reason",
+        "not_found": "there is no such file",
+        "not_a_checkpoint": "the file is something else, or holds no weights",
+        "cut_short": "the file ends too early",
+        "damaged": "the file is broken otherwise, or its parts contradict each other",
+        "incomplete": "a part is missing: a shard, an index, a key of a tensor",
+        "ambiguous": "it holds several checkpoints or state dicts, and one has to be named",
+        "unrecognised": "a tensor's keys do not tell what it is, and `--chain` has to",
+        "unsafe": "the file could run code; nothing was run",
+        "bad_record": "the record in the file is malformed, or contradicts its tensors",
+        "changed": "the file changed while it was being read",
+        "nothing_parametrized": "no tensor is there for this command",
+        "nothing_to_verify": "no tensor makes a claim",
+        "tied": "one of tied tensors would be edited without the others",
+        "out_of_reach": "the chain has no value that is this tensor, or near enough",
+        "device_full": "a GPU has no memory left",
+    },
+    4: {
+        "output_failed": "the result could not be written, for another reason",
+        "exists": "the output exists already",
+        "disk_full": "the disk, or a quota, is full",
+    },
+    70: {"bug": "a bug in paramcli", "out_of_memory": "this machine has no memory left, or starts no more threads"},
+    130: {"interrupted": "Ctrl-C, or a signal: 128 and its number"},
+}
 
 
 class Speech(Protocol):

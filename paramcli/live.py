@@ -39,7 +39,7 @@ from .fitting.evaluate import complete, read_state, require_chain, settle
 from .fitting.fit import fit
 from .fitting.reach import NOTED
 from .maths.base import Parametrization
-from .spec import select
+from .spec import path_of, select
 from .spelling import record as records
 from .spelling.forms import PARAMETRIZED, Group
 from .spelling.keys import parametrized_key
@@ -85,9 +85,13 @@ def register(
     if parametrize.is_parametrized(module, name):
         known = chain_of(module, name)
         if known is None:
-            raise UsageError(f"{TENSOR} is parametrized by something paramcli does not know", tensor=name)
+            raise UsageError(
+                f"{TENSOR} is parametrized by something paramcli does not know", tensor=name, option="name"
+            )
         if view is not None and parse_view(view) != known[1]:
-            raise UsageError(f"{TENSOR} already has the view {known[1]}; a chain has one view", tensor=name)
+            raise UsageError(
+                f"{TENSOR} already has the view {known[1]}; a chain has one view", tensor=name, option="view"
+            )
         _, more = extend(known[0], chain)
         hosting.register(module, name, more, known[1], seed)
         return module
@@ -98,6 +102,7 @@ def register(
         raise UsageError(
             f"the module has no parameter or buffer '{printable(name)}'",
             hint=Known(f"it has: {listing(have)}") if have else None,
+            option="name",
         )
     with error_context(tensor=name):
         parsed = parsed.at(seen.shape(tensor.shape))
@@ -106,7 +111,7 @@ def register(
             hosting.register(module, name, parsed, seen, seed)
             return module
         if init not in ("project", "strict"):
-            raise UsageError(f"init={init!r}: project, strict or raw")
+            raise UsageError(f"init={init!r}: project, strict or raw", option="init")
         fitted = fit(tensor.detach(), parsed, seen, init=init, seed=seed, max_change=max_change)
     if fitted.note is not None and fitted.missed > NOTED:
         warnings.warn(f"{name}: {fitted.note}", stacklevel=2)
@@ -137,7 +142,11 @@ def load(
     that nothing tells; the model is then as it was.
     """
     where = torch_device(device)
-    with open_groups(path, root, ignore_record) as opened, error_context(path=path), ExitStack() as undo:
+    with (
+        open_groups(path_of(path, "path"), root, ignore_record) as opened,
+        error_context(path=path),
+        ExitStack() as undo,
+    ):
         state: dict[str, Tensor] = {}
         for group in opened.groups.values():
             state.update(_tensors_for(model, opened.source, group, where, undo))
@@ -210,18 +219,23 @@ def save(
     paramcli does not know are written without a record. The file appears whole or not at all; one that is there is
     replaced with `overwrite=True` only.
     """
-    path = Path(path)
+    path = path_of(path, "path")
     if not path.name.endswith((".safetensors", *TORCH_SUFFIXES)):
         raise UsageError(
             f"save writes safetensors and torch checkpoints, not {printable(path.name)}",
             hint="model.safetensors, or model.pt",
+            option="path",
         )
     if not overwrite and os.path.lexists(path):
-        raise OutputFailed(f"{PATH} exists already", hint=f"{given('overwrite', True)} replaces it", path=path)
+        raise OutputFailed(
+            f"{PATH} exists already", hint=f"{given('overwrite', True)} replaces it", path=path, code="exists"
+        )
     if path.name.endswith(".safetensors"):
         _save_safetensors(model, path, overwrite, metadata or {})
     elif metadata:
-        raise UsageError("a torch file has no place for metadata", hint="save to a name that ends in .safetensors")
+        raise UsageError(
+            "a torch file has no place for metadata", hint="save to a name that ends in .safetensors", option="metadata"
+        )
     else:
         with AtomicFile(path, overwrite=overwrite) as file:
             writer = _Writer(file)

@@ -72,7 +72,9 @@ def load_plugin(spec: str) -> None:
     if not colon or not path.endswith(".py"):
         path, name = spec, ""
     if not path.endswith(".py") or not Path(path).is_file():
-        raise UsageError(f"--plugin {printable(spec)}: no such Python file", hint="--plugin FILE.py:NAME")
+        raise UsageError(
+            f"--plugin {printable(spec)}: no such Python file", hint="--plugin FILE.py:NAME", option="plugin"
+        )
     module_name = f"paramcli_plugin_{Path(path).stem}"
     found = util.spec_from_file_location(module_name, path)
     assert found is not None and found.loader is not None  # its name ends in .py
@@ -85,10 +87,12 @@ def load_plugin(spec: str) -> None:
     except UsageError:
         raise
     except AttributeError as error:
-        raise UsageError(f"--plugin {printable(spec)}: {printable(error)}", hint="--plugin FILE.py:NAME") from None
+        raise UsageError(
+            f"--plugin {printable(spec)}: {printable(error)}", hint="--plugin FILE.py:NAME", option="plugin"
+        ) from None
     except Exception as error:
         raise UsageError(
-            f"--plugin {printable(spec)} does not load: {type(error).__name__}: {printable(error)}"
+            f"--plugin {printable(spec)} does not load: {type(error).__name__}: {printable(error)}", option="plugin"
         ) from None
     from .registry import add_family
 

@@ -58,6 +58,7 @@ def read_recipe(path: Path) -> list[Edit]:
     except (ValueError, RecursionError) as error:
         raise UsageError(
             f"{FILE} is not TOML: {printable(error)}",
+            option="recipe",
             hint='each edit is a table: [[edit]], command = "add", ...',
             path=path,
         ) from None
@@ -92,7 +93,7 @@ def _json(text: str, path: Path) -> Mapping[str, object]:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{FILE} is not JSON: {printable(error)}", path=path) from None
+        raise UsageError(f"{FILE} is not JSON: {printable(error)}", path=path, option="recipe") from None
 
 
 # What the end of a line means depends on these alone: texts, comments, and the brackets of a list or a table.
@@ -142,6 +143,7 @@ def _refuse_strangers(found: Mapping[str, object], lines: Lines, path: Path) -> 
         if key != "edit":
             raise UsageError(
                 f"a recipe is a list of [[edit]] tables and has no '{printable(key)}'",
+                option="recipe",
                 hint="[[edit]]"
                 if isinstance(found[key], (dict, list))
                 else _WHOLE.get(key, "put it under an [[edit]]"),
@@ -177,6 +179,7 @@ def _edits(tables: object, places: Places, path: Path) -> list[Edit]:
     if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
         raise UsageError(
             f"{FILE} holds no list of edits",
+            option="recipe",
             hint='[[edit]], command = "add", tensor = ["fc.weight"], chain = "skew,cayley"',
             path=path,
         )

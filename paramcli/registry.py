@@ -26,7 +26,7 @@ from .catalogue import (
     structured,
 )
 from .catalogue.entry import ConstraintEntry, Entry, MeasureEntry
-from .errors import Known, UsageError
+from .errors import Known, UsageError, error_context
 from .spec import Item, Value, is_name, parse_items, value_text
 from .text import closest, printable
 from .wording import call
@@ -58,6 +58,7 @@ ANY = "any"
 ORIGINS: dict[str, str] = {}
 
 
+@error_context(option="plugin")
 def add_family(family: object, origin: str) -> None:
     """Add the entries of a plug-in's tables; `origin` is shown on their cards.
 
@@ -135,6 +136,9 @@ def typed_arguments(entry: Entry | ConstraintEntry, item: Item) -> dict[str, Val
                 f"{entry.name} needs {argument.name}: {argument.help}",
                 hint=f"e.g. {entry.name}:{argument.name}={example}",
             )
+    defaults = {name: argument.default for name, argument in known.items()}
+    if entry.impossible is not None and (why := entry.impossible({**defaults, **values})):
+        raise UsageError(why, hint=f"e.g. {entry.examples[-1]}")
     return values
 
 
@@ -168,6 +172,7 @@ def spec_of(made: Constraint) -> str:
     )
 
 
+@error_context(option="constraint")
 def parse_constraint(spec: str) -> tuple[ConstraintEntry, dict[str, Value]]:
     """The table's entry and arguments of a constraint spec; raises UsageError. No torch."""
     items = parse_items(spec, "constraint", "orthogonal, or low_rank:rank=2")

@@ -7,15 +7,18 @@ item  := name (":" key "=" value)*
 from __future__ import annotations
 
 import fnmatch
+import math
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from .errors import PATH, TENSOR, Known, UsageError
 from .text import closest, printable
-from .wording import given, words
+from .wording import given, keyword, words
 
 Value = int | float | bool | str | None
 # One of a few words that an option takes: a type of literals.
@@ -43,7 +46,7 @@ def parse_items(text: str, what: str = "chain", example: str = "skew,cayley, or 
     `example`.
     """
     if len(text) > MAX_SPEC_LENGTH:
-        raise UsageError(f"a {what} of {len(text)} characters; {MAX_SPEC_LENGTH} is the limit")
+        raise UsageError(f"a {what} of {len(text)} characters; {MAX_SPEC_LENGTH} is the limit", option=what)
     items = []
     for part in text.split(","):
         name, *pairs = part.strip().split(":")
@@ -54,14 +57,16 @@ def parse_items(text: str, what: str = "chain", example: str = "skew,cayley, or 
                 raise UsageError(
                     f"'{printable(pair)}' in {what} '{printable(text)}' is not key=value",
                     hint=f"e.g. {example.rpartition(' ')[2]}",
+                    option=what,
                 )
             if key in dict(arguments):
-                raise UsageError(f"'{printable(key)}' is given twice in {what} '{printable(text)}'")
+                raise UsageError(f"'{printable(key)}' is given twice in {what} '{printable(text)}'", option=what)
             arguments.append((key, value))
         if not _NAME.fullmatch(name):
             raise UsageError(
                 f"'{printable(name)}' in {what} '{printable(text)}' is no name",
                 hint=f"names are lower case, arguments follow as :key=value  e.g. {example}",
+                option=what,
             )
         items.append(Item(name, tuple(arguments)))
     return items
@@ -113,9 +118,12 @@ class Argument:
         return int(text)
 
     def _float(self, text: str) -> float:
-        if not re.fullmatch(r"-?[0-9]{0,20}\.?[0-9]{0,20}(e-?[0-9]{1,3})?", text) or not any(map(str.isdigit, text)):
+        if not re.fullmatch(r"-?[0-9]{0,20}\.?[0-9]{0,20}(e[+-]?[0-9]{1,3})?", text) or not any(map(str.isdigit, text)):
             raise ValueError("must be a number")
-        return float(text)
+        value = float(text)
+        if math.isinf(value):
+            raise ValueError("must be a number, and not beyond all of them")
+        return value
 
     def _amount(self, text: str) -> int | float:
         if re.fullmatch(r"[0-9]{1,18}", text):
@@ -147,6 +155,13 @@ def value_text(value: Value) -> str:
     if value is None:
         return "none"
     return str(value).lower() if isinstance(value, bool) else repr(value) if isinstance(value, float) else str(value)
+
+
+def path_of(path: str | PathLike[str], option: str = "ckpt") -> Path:
+    """The path that an option gives; UsageError for an empty one, which pathlib takes for the working folder."""
+    if not os.fspath(path):
+        raise UsageError(f"{keyword(option)} is an empty path", option=option)
+    return Path(path)
 
 
 def check_choice(option: str, value: str, choices: Sequence[Word]) -> Word:

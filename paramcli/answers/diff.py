@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from ..checkpoint.disk.interrupts import import_torch
 from ..checkpoint.source import Source
 from ..dtypes import dtype_name, kind_of
 from ..errors import InputRefused
-from ..spelling.forms import Group
+from ..spelling.forms import PLAIN, Group
 from ..spelling.opened import Opened, choose_any
 from ..text import number_text, shape_text
 from ..watch import NOBODY, Watch
-from ..wording import LEAVE_OUT
+from ..wording import LEAVE_OUT, call, in_python
 
 # Two evaluations of one chain (another device, another thread count) differ by this many eps at most.
 DEFAULT_EPS = 16
@@ -37,8 +37,13 @@ class DiffResult:
     tensors: tuple[Difference, ...]
     only_in_a: tuple[str, ...]
     only_in_b: tuple[str, ...]
-    # What to type next, where the difference is one of spelling or of a wrapper's prefix.
-    advice: str | None = None
+    # What explains it, as it was said: another spelling, or a wrapper's prefix and what to type next.
+    said: str | None = None
+
+    @property
+    def advice(self) -> str | None:
+        """What explains it, and what to do next."""
+        return self.said and in_python(self.said)
 
     @property
     def equal(self) -> bool:
@@ -101,7 +106,7 @@ def diff(
     only_a = tuple(name for name in groups_a if name not in groups_b)
     only_b = tuple(name for name in groups_b if name not in groups_a)
     result = DiffResult(tuple(found), only_a, only_b)
-    return replace(result, advice=advice(groups_a, groups_b, only_a, only_b, result.equal))
+    return replace(result, said=what_to_say(one, two, names, result))
 
 
 def same_state(a: Source, one: Group, b: Source, other: Group) -> bool:
@@ -178,28 +183,20 @@ def _distance(
     return Difference(name, relative <= limit, largest, relative, detail)
 
 
-def advice(
-    groups_a: Mapping[str, Group],
-    groups_b: Mapping[str, Group],
-    only_a: Sequence[str],
-    only_b: Sequence[str],
-    equal: bool,
-) -> str | None:
-    """The next thing to type where the difference is one of spelling or of a wrapper's prefix."""
+def what_to_say(one: Opened, two: Opened, names: Collection[str], result: DiffResult) -> str | None:
+    """What explains the result: another spelling, which is no difference, or a wrapper's prefix, and its cure."""
+    groups_a, groups_b = ({name: side.groups[name] for name in side.groups if name in names} for side in (one, two))
     shared = [name for name in groups_a if name in groups_b]
     forms = {(groups_a[n].form, groups_b[n].form) for n in shared if groups_a[n].form != groups_b[n].form}
-    if equal and forms:
-        old_a = any(x not in ("plain", "parametrized") and y != "plain" for x, y in forms)
-        old_b = any(y not in ("plain", "parametrized") and x != "plain" for x, y in forms)
-        if old_a or old_b:
-            which = "A and B, each" if old_a and old_b else "A" if old_a else "B"
-            return f"same tensors, other spelling: run migrate (paramcli migrate {which} --to new)"
-        return "same weights: one file holds them baked, the other parametrized"
+    if result.equal and forms:
+        if any(PLAIN in pair for pair in forms):
+            return "same weights: one file holds them baked, the other parametrized"
+        spelt = (", ".join(sorted({pair[side] for pair in forms})) for side in range(2))
+        return "same tensors, other spelling: {} in A; {} in B".format(*spelt)
+    sides = (result.only_in_b, result.only_in_a, "A", one), (result.only_in_a, result.only_in_b, "B", two)
     for prefix in ("module.", "_orig_mod.", "model."):
-        for few, many, label in ((only_b, only_a, "A"), (only_a, only_b, "B")):
+        for few, many, label, side in sides:
             if few and {f"{prefix}{name}" for name in few} & set(many):
-                return (
-                    f"the names of {label} carry the prefix {prefix}: paramcli convert {label} --strip-prefix {prefix} "
-                    "-o OUT"
-                )
+                convert = call("convert", side.source.path, strip_prefix=prefix, output="OUT")
+                return f"the names of {label} carry the prefix {prefix}: {convert}"
     return None

@@ -60,6 +60,7 @@ def verify(
             tensor=plain.tensor,
             hint=f"{given('constraint')} holds it to the set of the chain's last map "
             f"({call('registry', 'NAME')} says which)",
+            option="chain",
         )
     unread = [] if tensor else [group for group in chosen if claims_unread(group)]
     if not tensor:

@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 
 from ..plugins import load_installed
+from ..spec import path_of
 
 FilePath = str | PathLike[str]
 # One pattern or several: a tensor's name, a shell glob (* crosses dots), or re:REGEX.
@@ -25,8 +26,8 @@ def patterns(names: Names) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names or ())
 
 
-def path_of(path: FilePath | None) -> Path | None:
-    return None if path is None else Path(path)
+def path_or_none(path: FilePath | None, option: str) -> Path | None:
+    return None if path is None else path_of(path, option)
 
 
 def typed(command: Sequence[str] | None) -> Sequence[str]:

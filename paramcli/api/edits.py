@@ -5,9 +5,9 @@ tensor.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from ..dtypes import CastDtype, ComputeDtype
+from ..spec import path_of
 from ..surgery.edits.add import Add, Init
 from ..surgery.edits.assign import Assign
 from ..surgery.edits.base import Spelling, Tied
@@ -19,7 +19,7 @@ from ..surgery.result import EditResult
 from ..surgery.run import Target, edit
 from ..surgery.run import convert as converted
 from ..watch import NOBODY, Watch
-from .common import FilePath, Names, path_of, patterns, ready
+from .common import FilePath, Names, path_or_none, patterns, ready
 
 
 def add(
@@ -66,7 +66,7 @@ def add(
         compute_dtype=compute_dtype,
     )
     target = Target(
-        output=path_of(output),
+        output=path_or_none(output, "output"),
         force=force,
         in_place=in_place,
         check=check,
@@ -76,7 +76,7 @@ def add(
         device=device,
         ignore_record=ignore_record,
     )
-    return edit("add", [job], job.suffix, Path(ckpt), target, watch)
+    return edit("add", [job], job.suffix, path_of(ckpt), target, watch)
 
 
 def assign(
@@ -117,7 +117,7 @@ def assign(
         compute_dtype=compute_dtype,
     )
     target = Target(
-        output=path_of(output),
+        output=path_or_none(output, "output"),
         force=force,
         in_place=in_place,
         check=check,
@@ -127,7 +127,7 @@ def assign(
         device=device,
         ignore_record=ignore_record,
     )
-    return edit("assign", [job], job.suffix, Path(ckpt), target, watch)
+    return edit("assign", [job], job.suffix, path_of(ckpt), target, watch)
 
 
 def remove(
@@ -154,7 +154,7 @@ def remove(
     ready()
     job = Remove(tensor=patterns(tensor), bake=bake, chain=chain, view=view, tied=tied, compute_dtype=compute_dtype)
     target = Target(
-        output=path_of(output),
+        output=path_or_none(output, "output"),
         force=force,
         in_place=in_place,
         check=check,
@@ -164,7 +164,7 @@ def remove(
         device=device,
         ignore_record=ignore_record,
     )
-    return edit("remove", [job], job.suffix, Path(ckpt), target, watch)
+    return edit("remove", [job], job.suffix, path_of(ckpt), target, watch)
 
 
 def migrate(
@@ -186,7 +186,7 @@ def migrate(
     ready()
     job = Migrate(to=to, tensor=patterns(tensor), tied=tied)
     target = Target(
-        output=path_of(output),
+        output=path_or_none(output, "output"),
         force=force,
         in_place=in_place,
         check=check,
@@ -194,7 +194,7 @@ def migrate(
         root=root,
         ignore_record=ignore_record,
     )
-    return edit("migrate", [job], job.suffix, Path(ckpt), target, watch)
+    return edit("migrate", [job], job.suffix, path_of(ckpt), target, watch)
 
 
 def apply(
@@ -217,7 +217,7 @@ def apply(
     from ..recipe import read_recipe
 
     target = Target(
-        output=path_of(output),
+        output=path_or_none(output, "output"),
         force=force,
         in_place=in_place,
         check=check,
@@ -227,7 +227,7 @@ def apply(
         device=device,
         ignore_record=ignore_record,
     )
-    return edit("apply", read_recipe(Path(recipe)), ".edited", Path(ckpt), target, watch)
+    return edit("apply", read_recipe(path_of(recipe, "recipe")), ".edited", path_of(ckpt), target, watch)
 
 
 def convert(
@@ -257,6 +257,11 @@ def convert(
     names = NewNames(patterns(strip_prefix), rename or {}, add_prefix)
     job = Convert(names, patterns(keep), patterns(drop), check_dtype(dtype))
     target = Target(
-        output=path_of(output), force=force, check=check, dry_run=dry_run, root=root, ignore_record=ignore_record
+        output=path_or_none(output, "output"),
+        force=force,
+        check=check,
+        dry_run=dry_run,
+        root=root,
+        ignore_record=ignore_record,
     )
-    return converted(job, Path(ckpt), target, max_shard_size, watch)
+    return converted(job, path_of(ckpt), target, max_shard_size, watch)

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from ..devices import torch_device
 from ..dtypes import ComputeDtype
 from ..errors import ParamcliError, UsageError
+from ..spec import path_of
 from ..spelling.opened import Opened, open_groups
 from ..text import printable_path
 from ..watch import NOBODY, Watch
-from .common import FilePath, Names, path_of, patterns, ready, typed
+from .common import FilePath, Names, path_or_none, patterns, ready, typed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,7 +39,7 @@ def inspect(
     ready()
     from ..answers.inspect import inspect as answer
 
-    with open_groups(ckpt, root, ignore_record, watch.note) as opened:
+    with open_groups(path_of(ckpt), root, ignore_record, watch.note) as opened:
         return answer(opened, patterns(tensor))
 
 
@@ -92,12 +93,12 @@ def verify(
     run = ranks.current()
     proves = (report is not None or sha256) and run.leads
     with (
-        open_groups(ckpt, root, ignore_record, watch.note) as opened,
+        open_groups(path_of(ckpt), root, ignore_record, watch.note) as opened,
         gathering(proves, typed(command), opened.source) as gathered,
     ):
         result = answer(
             opened,
-            Path(ckpt),
+            path_of(ckpt),
             patterns(tensor),
             constraint=constraint,
             tolerance=tolerance,
@@ -150,7 +151,7 @@ def diff(
     page_path = check_report(report, force)
     check_tolerance(tolerance)
     with (
-        open_groups(a, root, ignore_record, watch.note) as one,
+        open_groups(path_of(a, "a"), root, ignore_record, watch.note) as one,
         _open_second(b, root, root_b, ignore_record, watch) as two,
         gathering(report is not None, typed(command), one.source, two.source) as gathered,
     ):
@@ -168,7 +169,7 @@ def _open_second(b: FilePath, root: str | None, root_b: str | None, ignore_recor
     input.
     """
     try:
-        return open_groups(b, root_b or root, ignore_record, watch.note)
+        return open_groups(path_of(b, "b"), root_b or root, ignore_record, watch.note)
     except UsageError as unknown:
         if root_b or not root:
             raise
@@ -199,7 +200,7 @@ def discover(
     seen = parse_view(view) if view is not None else None
     page_path = check_report(report, force)
     with (
-        open_groups(ckpt, root, ignore_record, watch.note) as opened,
+        open_groups(path_of(ckpt), root, ignore_record, watch.note) as opened,
         gathering(report is not None, typed(command), opened.source) as gathered,
     ):
         opened.choose(patterns(tensor))  # a name that is not there is said before torch is asked for a device
@@ -250,7 +251,7 @@ def spectrum(
             refuse_existing(Path(picture), force)
     page_path = check_report(report, force)
     with (
-        open_groups(ckpt, root, ignore_record, watch.note) as opened,
+        open_groups(path_of(ckpt), root, ignore_record, watch.note) as opened,
         gathering(report is not None, typed(command), opened.source) as gathered,
     ):
         import_torch()
@@ -259,7 +260,7 @@ def spectrum(
         read_as = reading(chain, view)
         result = answer(
             opened,
-            Path(ckpt),
+            path_of(ckpt),
             patterns(tensor),
             chain=read_as[0],
             view=read_as[1],
@@ -270,7 +271,7 @@ def spectrum(
         if svg is not None or png is not None:
             from ..show.pictures import write_pictures
 
-            write_pictures(result, path_of(svg), path_of(png), force)
+            write_pictures(result, path_or_none(svg, "svg"), path_or_none(png, "png"), force)
         if page_path is not None and gathered is not None:
             from ..show.html import spectrum_page
 
@@ -291,5 +292,5 @@ def snippet(
     ready()
     from ..answers.snippet import snippet as answer
 
-    with open_groups(ckpt, root, ignore_record, watch.note) as opened:
-        return answer(opened, Path(ckpt), patterns(tensor))
+    with open_groups(path_of(ckpt), root, ignore_record, watch.note) as opened:
+        return answer(opened, path_of(ckpt), patterns(tensor))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from ..spec import Argument
+from collections.abc import Mapping
+from typing import cast
+
+from ..spec import Argument, Value
 from .entry import ConstraintEntry, Entry, image_of
 from .norms import LARGEST
 
@@ -10,6 +13,12 @@ FLOOR = Argument("floor", "float", "every entry is above it", 0.0, minimum=0, ma
 A = Argument("a", "float", "the lower end", 0.0, minimum=-LARGEST, maximum=LARGEST)
 B = Argument("b", "float", "the upper end", 1.0, minimum=-LARGEST, maximum=LARGEST)
 DIM = Argument("dim", "int", "the dimension a vector runs along (-1: rows, -2: columns)", -1, minimum=-64, maximum=63)
+
+
+def _not_below(arguments: Mapping[str, Value]) -> str | None:
+    a, b = (cast("float", arguments[end]) for end in "ab")
+    return None if a < b else f"interval needs a < b, and {a:g} is not below {b:g}"
+
 
 CONSTRAINTS = (
     ConstraintEntry(
@@ -25,6 +34,7 @@ CONSTRAINTS = (
         summary="every entry is strictly between a and b",
         target="elementwise:Interval",
         arguments=(A, B),
+        impossible=_not_below,
         residual="largest violation of the ends, as the dtype rounds them, / (b - a)",
         examples=("interval", "interval:a=-2.0:b=0.5"),
     ),
@@ -92,6 +102,7 @@ PARAMETRIZATIONS = (
         source="torch.distributions.transforms.SigmoidTransform",
         target="elementwise:ToInterval",
         arguments=(A, B),
+        impossible=_not_below,
         cost="one pass",
         examples=("interval", "interval:a=-2.0:b=0.5"),
     ),

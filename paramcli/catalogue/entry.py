@@ -59,6 +59,8 @@ class ConstraintEntry:
     residual: str = ""
     # Arguments that `discover` always writes, default or not.
     spelt: tuple[str, ...] = ()
+    # Why these values, each of which is one, are none together; None where they are.
+    impossible: Callable[[Mapping[str, Value]], str | None] | None = None
     # Specs that the laws are tested on; the bare name where arguments are optional.
     examples: tuple[str, ...] = ()
     # Complex tensors can lie in it; and real ones can (`hermitian` leaves them to `symmetric`).
@@ -107,6 +109,8 @@ class Entry:
     # plug-in costs time and nothing else. The built-in ones also tell a shard that has half a tensor. None: only the
     # class can tell.
     stores: Callable[[Shape, Mapping[str, Value]], Stored] | None = itself
+    # As of a ConstraintEntry.
+    impossible: Callable[[Mapping[str, Value]], str | None] | None = None
     # Arguments that are always written in a chain's text, given or not.
     spelt: tuple[str, ...] = ()
     # The image for tensors of a shape, as the view shows it, from the image that the arguments give.

@@ -67,7 +67,7 @@ CONSTRAINTS = (
         name="special_linear",
         summary="det A = 1",
         target="determinant:SpecialLinear",
-        within=("positive_determinant",),
+        within=("positive_determinant", "invertible"),
         residual="|log |det A|| / ||A^-T o A||_F (o entry by entry); 1 where det A <= 0; and as invertible",
     ),
     ConstraintEntry(

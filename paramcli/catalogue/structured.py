@@ -10,13 +10,19 @@ from .measures import ORTHONORMAL_U_V
 
 _LINEAR = "linear algebra"
 _KEPT = "W itself: what lies outside keeps its values until baked"
-_BAND = Argument("b", "int", "how many diagonals on either side of the main one", required=True, minimum=0)
-_GROUPS = Argument("g", "int", "the number of blocks; it divides rows and columns", required=True, minimum=1)
-_GRID = (
-    Argument("p", "int", "rows of A; they divide the weight's", required=True, minimum=1),
-    Argument("q", "int", "columns of A; they divide the weight's", required=True, minimum=1),
+# Larger than any dimension of a weight.
+MOST = 1e6
+_BAND = Argument(
+    "b", "int", "how many diagonals on either side of the main one", required=True, minimum=0, maximum=MOST
 )
-_RANK = Argument("rank", "int", "columns of A, rows of B", required=True, minimum=1)
+_GROUPS = Argument(
+    "g", "int", "the number of blocks; it divides rows and columns", required=True, minimum=1, maximum=MOST
+)
+_GRID = (
+    Argument("p", "int", "rows of A; they divide the weight's", required=True, minimum=1, maximum=MOST),
+    Argument("q", "int", "columns of A; they divide the weight's", required=True, minimum=1, maximum=MOST),
+)
+_RANK = Argument("rank", "int", "columns of A, rows of B", required=True, minimum=1, maximum=MOST)
 
 
 def _diag_set(name: str) -> Callable[[Mapping[str, Value]], str]:

@@ -65,16 +65,24 @@ class Header:
 def header_length(first: bytes, file_size: int) -> int:
     """The header's length from a file's first bytes, 9 if it has them; refused when the file cannot hold it."""
     if len(first) < 8:
-        raise InputRefused(f"{PATH} is too short for a safetensors file ({file_size} bytes)", hint=_AGAIN)
+        raise InputRefused(
+            f"{PATH} is too short for a safetensors file ({file_size} bytes)", hint=_AGAIN, code="cut_short"
+        )
     # The format wants the brace first: that is how the file is told from others.
     if first[8:9] not in (b"", b"{"):
-        raise InputRefused(f"{PATH} is not a safetensors file: its header does not begin with a brace")
+        raise InputRefused(
+            f"{PATH} is not a safetensors file: its header does not begin with a brace", code="not_a_checkpoint"
+        )
     length = int.from_bytes(first[:8], "little")
     if length > MAX_HEADER_BYTES:
-        raise InputRefused(f"{PATH} is not a safetensors file: its header would be {length} bytes long")
+        raise InputRefused(
+            f"{PATH} is not a safetensors file: its header would be {length} bytes long", code="not_a_checkpoint"
+        )
     if 8 + length > file_size:
         raise InputRefused(
-            f"{PATH} is cut short: its header alone is {length} bytes, the file has {file_size}", hint=_AGAIN
+            f"{PATH} is cut short: its header alone is {length} bytes, the file has {file_size}",
+            hint=_AGAIN,
+            code="cut_short",
         )
     return length
 
@@ -103,12 +111,14 @@ def parse_header(data: bytes, data_size: int) -> Header:
         return at
 
     if data[:1] != b"{":
-        raise InputRefused(f"{PATH} is not a safetensors file: its header does not begin with a brace")
+        raise InputRefused(
+            f"{PATH} is not a safetensors file: its header does not begin with a brace", code="not_a_checkpoint"
+        )
     try:
         text = decode_utf8(data)
         walk_document(text, read_entry)
     except BrokenJson as error:
-        raise InputRefused(f"{PATH} has a broken safetensors header: {error}") from None
+        raise InputRefused(f"{PATH} has a broken safetensors header: {error}", code="damaged") from None
     _check_coverage(tensors, data_size)
     return Header(tensors, metadata)
 
@@ -151,16 +161,21 @@ def _check_coverage(tensors: Mapping[str, Described], data_size: int) -> None:
         if begin != position:
             gap = f"leaves {begin - position} bytes before it to no tensor"
             what = "overlaps another tensor" if begin < position else gap
-            raise InputRefused(f"{PATH} has a broken safetensors header: '{TENSOR}' {what}", tensor=name)
+            raise InputRefused(
+                f"{PATH} has a broken safetensors header: '{TENSOR}' {what}", tensor=name, code="damaged"
+            )
         position = end
     if position > data_size:
         raise InputRefused(
             f"{PATH} is cut short: its header asks for {position} bytes of tensors, the file has {data_size}",
             hint=_AGAIN,
+            code="cut_short",
         )
     if position < data_size:
         raise InputRefused(
-            f"{PATH} has {data_size - position} bytes after its last tensor that belong to none", hint=_AGAIN
+            f"{PATH} has {data_size - position} bytes after its last tensor that belong to none",
+            hint=_AGAIN,
+            code="damaged",
         )
 
 

@@ -325,6 +325,7 @@ class Source:
                 hint="copy or download the file again",
                 tensor=storage.tensor,
                 path=file.path,
+                code="damaged",
             )
         return crc
 

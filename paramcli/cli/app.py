@@ -167,6 +167,7 @@ def run(arguments: list[str]) -> int:
                 _Bug(
                     "this system lets no more threads start",
                     hint="raise the limit (ulimit -u), or close other programs",
+                    code="out_of_memory",
                 )
             )
         what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
@@ -181,7 +182,8 @@ class _Bug(ParamcliError):
 
 
 def _no_memory() -> _Bug:
-    return _Bug("out of memory", hint="close other programs, or use a machine with more memory")
+    hint = "close other programs, or use a machine with more memory"
+    return _Bug("out of memory", hint=hint, code="out_of_memory")
 
 
 class _Interruption(ParamcliError):

@@ -80,7 +80,7 @@ def diff(
     screen.note(result.summary())
     if report is not None:
         screen.note(f"wrote {printable_path(report)}")
-    if result.advice:
-        screen.note(result.advice)
+    if result.said:
+        screen.note(result.said)
     if not result.equal:
         raise typer.Exit(1)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +30,24 @@ if TYPE_CHECKING:
 MODULES = {**{name: f".{name}" for name in COMMANDS}, "inspect": ".inspect_command", "registry": ".registry_command"}
 
 
+@contextmanager
+def told_where(context: Context) -> Iterator[None]:
+    """What the parser complains of without saying in which command."""
+    try:
+        yield
+    except typer.TyperException as error:
+        if getattr(error, "ctx", None) is None:
+            error.ctx = context  # type: ignore[attr-defined]  # those that know it have it there
+        raise
+
+
 class Command(TyperCommand):
     """A command whose help is our page, and whose values we read."""
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         read_values(self, ctx)
-        return super().parse_args(ctx, args)
+        with told_where(ctx):
+            return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Context, formatter: HelpFormatter) -> None:
         ctx.color = wants_colour()
@@ -52,7 +66,8 @@ class Group(TyperGroup):
             typer.echo(ctx.get_help(), color=ctx.color)
             raise typer.Exit(2)  # there is no mistake to name, but nothing was done either
         read_values(self, ctx)
-        return super().parse_args(ctx, hoisted(args))
+        with told_where(ctx):
+            return super().parse_args(ctx, hoisted(args))
 
     def resolve_command(self, ctx: Context, args: list[str]) -> tuple[str | None, ParserCommand | None, list[str]]:
         # What looks like an option is for the parser to refuse.

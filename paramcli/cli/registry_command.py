@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..catalogue.entry import ConstraintEntry, Entry, MeasureEntry
-from ..errors import Known, UsageError
+from ..errors import Known, UsageError, error_context
 from ..registry import CONSTRAINTS, MEASURES, PARAMETRIZATIONS, look_up
 from ..show.console import Screen
 from ..show.document import document, registry_document
@@ -63,6 +63,7 @@ def registry(
             near = closest(family, families, 1)
             raise UsageError(
                 f"no family named '{printable(family)}'",
+                option="family",
                 hint=Known(f"closest: {near[0]}" if near else f"families: {', '.join(families)}"),
             )
         entries = [entry for entry in entries if entry.family == family]
@@ -84,7 +85,8 @@ def _card(screen: Screen, name: str, as_json: bool) -> None:
     it.
     """
     known: dict[str, Entry | ConstraintEntry | MeasureEntry] = {**MEASURES, **CONSTRAINTS, **PARAMETRIZATIONS}
-    look_up(known, name, "parametrization, constraint or measure")
+    with error_context(option="name"):
+        look_up(known, name, "parametrization, constraint or measure")
     measures = [MEASURES[name]] if name in MEASURES else []
     maps = [PARAMETRIZATIONS[name]] if name in PARAMETRIZATIONS else []
     sets = [CONSTRAINTS[name]] if name in CONSTRAINTS and not maps else []

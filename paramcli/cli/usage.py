@@ -73,7 +73,7 @@ def typed(context: typer.Context) -> list[str]:
 def no_such_command(name: str, where: str) -> UsageError:
     near = closest(name, COMMANDS, 1)
     hint = f"closest: {where} {near[0]}" if near else f"known: {', '.join(COMMANDS)}"
-    return UsageError(f"no command '{printable(name)}'", hint=Known(hint))
+    return UsageError(f"no command '{printable(name)}'", hint=Known(hint), option="command")
 
 
 def usage_error(error: typer.TyperException) -> UsageError:
@@ -82,12 +82,14 @@ def usage_error(error: typer.TyperException) -> UsageError:
     where = context.command_path if context else "paramcli"
     message = printable(error.format_message().rstrip("."))
     hint = f"{where} --help"
+    option: str = getattr(error, "option_name", "")
+    known = [parameter.opts for parameter in context.command.params] if context else []
     if hasattr(error, "possibilities"):  # an option that there is not
-        option: str = getattr(error, "option_name", "")
-        known = [name for parameter in context.command.params for name in parameter.opts] if context else []
-        near = closest(option, known, 1)
+        near = closest(option, [name for names in known for name in names], 1)
         return UsageError(
             f"{where} has no option '{printable(option)}'",
             hint=Known(f"closest: {near[0]}") if near else hint,
+            option=option.lstrip("-"),
         )
-    return UsageError(message[:1].lower() + message[1:], hint=hint)
+    long = next((max(names, key=len) for names in known if option in names), option)
+    return UsageError(message[:1].lower() + message[1:], hint=hint, option=long.lstrip("-") or None)

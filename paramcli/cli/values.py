@@ -52,7 +52,11 @@ def value_of(parameter: Parameter, kind: type, context: Context, words: Any) -> 
     else:
         value = None if words is None else _read(parameter, kind, context, words)
     if parameter.required and parameter.value_is_missing(value):
-        raise UsageError(f"{context.command_path} needs {parameter.metavar}", hint=f"{context.command_path} --help")
+        raise UsageError(
+            f"{context.command_path} needs {parameter.metavar}",
+            hint=f"{context.command_path} --help",
+            option=_name(parameter),
+        )
     return value if parameter.callback is None else parameter.callback(context, parameter, value)
 
 
@@ -63,8 +67,18 @@ def _read(parameter: Parameter, kind: type, context: Context, word: Value) -> Va
     try:
         made = kind(word)
     except ValueError:
-        name = max(parameter.opts, key=len)
-        raise UsageError(
-            printable(f"{name} {word!r} is not {WANTED[kind]}"), hint=f"{context.command_path} --help"
-        ) from None
+        raise _unfit(parameter, f"{word!r} is not {WANTED[kind]}", context) from None
+    if kind is Path and word == "":
+        # pathlib takes it for the working folder.
+        raise _unfit(parameter, "'' is an empty path", context)
     return made
+
+
+def _name(parameter: Parameter) -> str:
+    """The long name, without its dashes."""
+    return max(parameter.opts, key=len).lstrip("-")
+
+
+def _unfit(parameter: Parameter, why: str, context: Context) -> UsageError:
+    shown = parameter.metavar if parameter.param_type_name == "argument" else max(parameter.opts, key=len)
+    return UsageError(printable(f"{shown} {why}"), hint=f"{context.command_path} --help", option=_name(parameter))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +21,7 @@ from ..text import listing, number_text, printable, shape_text, size_text
 from ..view import View
 from ..wording import LEAVE_OUT, call, given
 from .originals import evaluate
-from .torch_module import OtherState
+from .torch_module import OtherState, outline, require_fit
 
 # u and W v / ||W v|| of a spectral norm that ran once agree exactly; an unrelated pair is near 1. Without v, u is
 # compared with one power step of its own, which a young u is still some way from.
@@ -104,6 +105,7 @@ def settle(group: Group, state: dict[str, Tensor]) -> tuple[Chain, View]:
             f"{TENSOR} is a spectral norm whose dim neither shapes nor u and v decide: {fits}",
             hint=f"say which with {given('chain')}",
             tensor=group.tensor,
+            code="unrecognised",
         )
     return best, group.view
 
@@ -222,14 +224,37 @@ def weight_of(
             tensor=group.tensor,
         )
     dtype = state["original" if "original" in state else originals[-1]].dtype
+    with error_context(tensor=group.tensor):
+        _fits(chain, view, group.shape, dtype)
     try:
         return evaluate(chain, view, group.shape, state, dtype, compute, row_major=row_major)
     except OtherState:
-        raise InputRefused(
-            f"{chain} does not fit the keys of {TENSOR}: {listing(list(group.keys.values()), 5)}",
-            hint=f"give the chain and the view it was made with: {given('chain')}, {given('view')}",
-            tensor=group.tensor,
-        ) from None
+        raise _other_keys(group, chain) from None
+    except Exception:
+        # A map may stumble in any way over shapes that a file made up.
+        if _stored(chain, view, group.shape, dtype) != {role: tensor.shape for role, tensor in state.items()}:
+            raise _other_keys(group, chain) from None
+        raise
+
+
+def _other_keys(group: Group, chain: Chain) -> InputRefused:
+    return InputRefused(
+        f"{chain} does not fit the keys of {TENSOR}: {listing(list(group.keys.values()), 5)}",
+        hint=f"give the chain and the view it was made with: {given('chain')}, {given('view')}",
+        tensor=group.tensor,
+    )
+
+
+# Many tensors share a chain and a shape.
+_fits = functools.lru_cache(1024)(require_fit)
+
+
+def _stored(chain: Chain, view: View, shape: Sequence[int], dtype: torch.dtype) -> dict[str, torch.Size] | None:
+    """What the chain stores of a weight of this shape; None where it cannot be registered on one."""
+    try:
+        return {role: tensor.shape for role, tensor in outline(chain, shape, dtype, view).items()}
+    except Exception:
+        return None
 
 
 # Why finite originals can have such a value.

@@ -329,7 +329,7 @@ def require_member(
             hint = f"{given('chain', other)} keeps it as it is"
         raise CheckFailed(f"the tensor is not {held.constraint}{why} {numbers}", hint=hint)
     if changed > 4 * eps(stored):
-        raise CheckFailed("the chain would change the tensor (its mask is another)", hint=hint)
+        raise CheckFailed(f"the chain would move the tensor by {number_text(changed)}", hint=hint)
 
 
 def keeper(spec: str, W: Tensor, view: View) -> str | None:
@@ -340,7 +340,7 @@ def keeper(spec: str, W: Tensor, view: View) -> str | None:
         kept_by = CONSTRAINTS[name].keeper
         if kept_by is None or not set(needed) <= set(arguments):
             continue
-        given = "".join(f":{key}={value_text(arguments[key])}" for key in needed)
-        if measure.check(name + given, W, view).ok:
-            return kept_by + given
+        own = "".join(f":{key}={value_text(arguments[key])}" for key in needed)
+        if measure.check(name + own, W, view).ok:
+            return kept_by + own
     return None

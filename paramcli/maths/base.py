@@ -72,6 +72,8 @@ class CannotReach(InputRefused, NotImplementedError):
     the original itself (`--init raw`). On assignment it is the error it says it is.
     """
 
+    code = "out_of_reach"
+
 
 class Singular(InputRefused):
     """A nearest point that does not exist or is not unique."""

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ..errors import UsageError
 from .base import Constraint, Parametrization, started
 from .bounded import EDGE, MARGIN
 from .norm import check_dim
@@ -93,8 +92,6 @@ class Interval(Constraint):
     projects_by_rows = True
 
     def __init__(self, a: float = 0.0, b: float = 1.0):
-        if not a < b:
-            raise UsageError(f"interval needs a < b, and {a:g} is not below {b:g}", hint="e.g. interval:a=-1:b=1")
         self.a, self.b, self.width = a, b, b - a
         # Rounding may put what is inside on an end.
         self.reached = False

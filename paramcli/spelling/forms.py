@@ -72,7 +72,8 @@ class Group:
 
     def refusal(self, path: Path | None = None) -> InputRefused:
         """The error that says what is unknown of it."""
-        return InputRefused(self.unknown or "nothing is unknown of it", hint=self.hint, tensor=self.tensor, path=path)
+        what = self.unknown or "nothing is unknown of it"
+        return InputRefused(what, hint=self.hint, tensor=self.tensor, path=path, code="unrecognised")
 
     @property
     def odd(self) -> Odd | None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING
 
-from ..errors import InputRefused
+from ..errors import InputRefused, error_context
 from ..spec import select
 from ..view import IDENTITY, View
 from .forms import Group, look_alike
@@ -31,7 +31,8 @@ def named(
         for name in patterns:
             if name not in everything and (group := look_alike(name, tensors)):
                 everything[name] = group
-    return [everything[name] for name in select(list(everything), patterns, where)]
+    with error_context(option="tensor"):
+        return [everything[name] for name in select(list(everything), patterns, where)]
 
 
 def with_chain(groups: Sequence[Group], chain: Chain | None, view: View, named: bool) -> list[Group]:

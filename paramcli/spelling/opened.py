@@ -51,7 +51,8 @@ class Opened:
 def choose_any(patterns: Sequence[str], sides: Sequence[Opened]) -> set[str]:
     """The names that the patterns choose, where each pattern must match something on one of the sides."""
     everywhere = list(dict.fromkeys(name for side in sides for name in side.groups))
-    return set(select(everywhere, patterns, " and ".join(side.where for side in sides)))
+    with error_context(option="tensor"):
+        return set(select(everywhere, patterns, " and ".join(side.where for side in sides)))
 
 
 def open_groups(

@@ -64,7 +64,9 @@ class Entry:
 
 
 def _refuse(why: str, tensor: str | None = None) -> InputRefused:
-    return InputRefused(f"the paramcli record in the file's metadata {why}", hint=IGNORE_HINT, tensor=tensor)
+    return InputRefused(
+        f"the paramcli record in the file's metadata {why}", hint=IGNORE_HINT, tensor=tensor, code="bad_record"
+    )
 
 
 def parse_record(text: str | None, most: int = MAX_ENTRIES) -> dict[str, Entry]:
@@ -144,6 +146,7 @@ def join_records(texts: Mapping[str, str], most: int = MAX_ENTRIES) -> dict[str,
                     f"{printable(file)} has another paramcli record of {TENSOR} than the files before it",
                     hint=f"shards of different runs are mixed here; {IGNORE_HINT}",
                     tensor=name,
+                    code="bad_record",
                 )
         if len(joined) > MAX_ENTRIES:
             raise _refuse(f"names more than {MAX_ENTRIES} tensors")

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 from .. import ranks
 from ..checkpoint.read.recognise import PICKLE
 from ..devices import torch_device
-from ..errors import PATH, ParamcliError, UsageError, error_context
+from ..errors import PATH, InputRefused, ParamcliError, UsageError, error_context
 from ..spelling.opened import Opened, open_groups
 from ..text import listing, printable
 from ..watch import NOBODY, Watch
-from ..wording import given
+from ..wording import AS_SAFETENSORS, given
 from .edits.convert import Convert, parse_size
 from .output import (
     DEFAULT_SHARD_SIZE,
@@ -118,6 +118,12 @@ def convert(
                 f"{given('max-shard-size')} writes a folder of shards", hint=given("output", "FOLDER"), option="output"
             )
         plan, left = job.plan(opened.source, opened.groups, opened.source.path)
+        if not plan.slots and not destination.name.endswith(".safetensors"):
+            raise InputRefused(
+                f"{PATH} holds no tensor, and of the containers only a safetensors file may hold none",
+                hint=AS_SAFETENSORS,
+                path=opened.source.path,
+            )
         larger = [slot.name for slot in plan.slots if max_shard_size and size is not None and slot.nbytes > size]
         if larger:
             watch.note(f"larger than a shard may be, and each in a file of its own: {listing(larger, 4)}")

@@ -201,6 +201,7 @@ def tie(
                 hint=f"{given('tied', 'together')} edits each of them alike, {given('tied', 'separate')} unties them",
                 tensor=touched[0],
                 path=source.path,
+                code="tied",
             )
         members = dict.fromkeys(owner[name] for name in names)
         have = {group.tensor for group in result}

@@ -162,7 +162,8 @@ def test_errors(fixtures, tmp_path, paramcli):
     for code, line in lines.items():
         result = paramcli(*line, "--json", code=code)
         if code > 1:
-            keys_and_types(result.json["error"], {"code": str, "message": str, "hint": str, "tensor": str, "path": str})
+            wanted = {"code": str, "message": str, "hint": str, "option": str, "tensor": str, "path": str}
+            keys_and_types(result.json["error"], wanted)
             assert result.json["error"]["message"] in result.err
         else:
             assert result.json["ok"] is False

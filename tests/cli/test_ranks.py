@@ -236,7 +236,7 @@ def test_an_error_document_comes_from_the_first_rank(pair):
     """--json prints one error document in all."""
     _, told = pair
     outs = [out for _, out, _ in told["no such"]]
-    assert json.loads(outs[0])["error"]["code"] == "input_refused" and outs[1] == ""
+    assert json.loads(outs[0])["error"]["code"] == "not_found" and outs[1] == ""
 
 
 def test_verify_gathers_what_the_ranks_measured(pair, capsys):

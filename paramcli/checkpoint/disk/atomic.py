@@ -67,7 +67,8 @@ class Abandoned(Exception):
 def failure(error: OSError, path: str | os.PathLike[str]) -> OutputFailed:
     """The line a person can act on, for each way a write goes wrong."""
     reason, hint = _REASONS.get(error.errno, (error.strerror or type(error).__name__, None))
-    return OutputFailed(f"cannot write {PATH}: {reason}", hint=hint, path=path)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return OutputFailed(f"cannot write {PATH}: {reason}", hint=hint, path=path, code="disk_full" if full else None)
 
 
 @contextmanager
@@ -82,7 +83,8 @@ def failures(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _exists(path: str | os.PathLike[str]) -> OutputFailed:
-    return OutputFailed(f"{PATH} exists already", hint=f"{given('force', True)} replaces it, or {ELSEWHERE}", path=path)
+    hint = f"{given('force', True)} replaces it, or {ELSEWHERE}"
+    return OutputFailed(f"{PATH} exists already", hint=hint, path=path, code="exists")
 
 
 def refuse_existing(path: str | os.PathLike[str], overwrite: bool) -> None:

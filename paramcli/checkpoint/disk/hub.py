@@ -44,6 +44,7 @@ def snapshot_in(folder: Path) -> Path:
                 f"{PATH} is a folder of the hub's cache without the snapshot that its refs/main names",
                 hint=_which(folder, there),
                 path=folder,
+                code="incomplete",
             )
         return folder / "snapshots" / name
     if len(there) != 1:
@@ -52,6 +53,7 @@ def snapshot_in(folder: Path) -> Path:
             "which",
             hint=_which(folder, there),
             path=folder,
+            code="ambiguous" if there else "incomplete",
         )
     return folder / "snapshots" / there[0]
 

@@ -24,7 +24,7 @@ from .addresses import instead_of, not_a_path
 def no_such_file(path: Path) -> InputRefused:
     """The refusal of a path that leads nowhere, with what its folder has under a similar name."""
     if (other := not_a_path(path)) is not None:
-        return InputRefused(other[0], hint=instead_of(path), path=other[1])
+        return InputRefused(other[0], hint=instead_of(path), path=other[1], code="not_found")
     try:
         with os.scandir(path.parent) as entries:
             names = sorted(Path(entry.name) for entry in islice(entries, 1000))
@@ -38,7 +38,7 @@ def no_such_file(path: Path) -> InputRefused:
         if near
         else instead_of(path) or "check the path: a file, a folder of shards, or its index"
     )
-    return InputRefused(f"no such file: {PATH}", hint=hint, path=path)
+    return InputRefused(f"no such file: {PATH}", hint=hint, path=path, code="not_found")
 
 
 def above_standard_streams(descriptor: int) -> int:
@@ -176,7 +176,7 @@ class InputFile:
         then.
         """
         if offset < 0 or length < 0 or offset + length > self.size:
-            raise InputRefused(f"{PATH} is cut short", path=self.path)
+            raise InputRefused(f"{PATH} is cut short", path=self.path, code="cut_short")
 
     def read_into(self, offset: int, view: memoryview) -> None:
         done = 0
@@ -191,6 +191,7 @@ class InputFile:
                     f"{PATH} was cut while it was being read",
                     hint="run again when nothing writes to it",
                     path=self.path,
+                    code="changed",
                 )
             done += got
 
@@ -209,6 +210,7 @@ class InputFile:
             f"{PATH} changed while it was being read",
             hint="run again when nothing writes to it",
             path=self.path,
+            code="changed",
         )
 
     def close(self) -> None:

@@ -202,7 +202,7 @@ def _children(value: object) -> list[object] | tuple[object, ...]:
 
 
 def broken(why: str) -> InputRefused:
-    return InputRefused(f"its pickle is broken: {why}", hint="copy or download the file again")
+    return InputRefused(f"its pickle is broken: {why}", hint="copy or download the file again", code="damaged")
 
 
 def _too_large() -> InputRefused:

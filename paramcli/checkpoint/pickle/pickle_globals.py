@@ -238,6 +238,7 @@ def dangerous(what: str) -> InputRefused:
     return InputRefused(
         f"its pickle {what}, which could run code; nothing was run",
         hint="do not load this file with other tools; get it from a source you trust, as safetensors",
+        code="unsafe",
     )
 
 
@@ -255,4 +256,5 @@ def refuse_built_memory(module: str, name: str, arguments: tuple[object, ...]) -
             f"its pickle builds a {printable(module, 80)}.{printable(name, 80)} from a size, "
             "whose content would be memory of this machine",
             hint="this is no file that torch.save writes; get it from a source you trust",
+            code="unsafe",
         )

@@ -56,7 +56,7 @@ class Archive:
 
 
 def broken(why: str) -> InputRefused:
-    return InputRefused(f"its zip archive is broken: {why}", hint=_DAMAGED)
+    return InputRefused(f"its zip archive is broken: {why}", hint=_DAMAGED, code="damaged")
 
 
 def read_archive(file: InputFile) -> Archive:
@@ -77,17 +77,22 @@ def _read_archive(file: InputFile) -> Archive:
         raise broken("a name appears twice")
     if all(name.endswith(".npy") for name in names):
         raise InputRefused(
-            "a numpy archive (.npz), not a checkpoint", hint="save its arrays as tensors: safetensors.numpy.save_file"
+            "a numpy archive (.npz), not a checkpoint",
+            hint="save its arrays as tensors: safetensors.numpy.save_file",
+            code="not_a_checkpoint",
         )
     if "model.weights.h5" in names:
         raise InputRefused(
-            "a Keras model, not a checkpoint", hint="load it with Keras and save its arrays with safetensors"
+            "a Keras model, not a checkpoint",
+            hint="load it with Keras and save its arrays with safetensors",
+            code="not_a_checkpoint",
         )
     roots = {name.partition("/")[0] for name in names}
     if len(roots) != 1 or not all("/" in name for name in names):
         raise InputRefused(
             "a zip archive, but not one that torch.save writes",
             hint="unpack it and give the checkpoint inside",
+            code="not_a_checkpoint",
         )
     root = roots.pop()
     if root in ("", ".", ".."):
@@ -142,16 +147,19 @@ def _refuse_other_archives(names: set[str]) -> None:
         raise InputRefused(
             "a TorchScript archive: a program with weights, not a checkpoint",
             hint="in Python: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pt')",
+            code="not_a_checkpoint",
         )
     if ".data/extern_modules" in names:
         raise InputRefused(
             "a torch.package archive: code with weights, not a checkpoint",
             hint="in Python: load it with torch.package and torch.save its state_dict()",
+            code="not_a_checkpoint",
         )
     if "model.json" in names or "models" in {name.partition("/")[0] for name in names}:
         raise InputRefused(
             "an exported program, not a checkpoint",
             hint="torch.save the state_dict() of the model it was exported from",
+            code="not_a_checkpoint",
         )
 
 
@@ -162,7 +170,9 @@ def _directory_place(file: InputFile) -> tuple[int, int, int, int]:
     found = tail.rfind(b"PK\x05\x06")
     if found < 0 or len(tail) - found < _END.size:
         raise InputRefused(
-            "cut short: it begins as a torch checkpoint, but the end of its zip archive is missing", hint=_DAMAGED
+            "cut short: it begins as a torch checkpoint, but the end of its zip archive is missing",
+            hint=_DAMAGED,
+            code="cut_short",
         )
     end = file.size - tail_size + found
     _, disk, start_disk, here, total, size, offset, comment = _END.unpack_from(tail, found)
@@ -282,7 +292,9 @@ def compare_member(file: InputFile, archive: Archive, name: str) -> None:
 
 def _damaged(name: str) -> InputRefused:
     return InputRefused(
-        f"it is damaged: the checksum of '{printable(name, 80)}' does not match its bytes", hint=_DAMAGED
+        f"it is damaged: the checksum of '{printable(name, 80)}' does not match its bytes",
+        hint=_DAMAGED,
+        code="damaged",
     )
 
 

@@ -68,7 +68,7 @@ def _open(path: Path, root: str | None, files: dict[str, InputFile], metadata: s
     pool = OpenFiles()
     for part in sorted(said.parts):
         if not os.path.lexists(path / part):
-            raise InputRefused(f"its part {printable(part)} is not there", hint=AGAIN)
+            raise InputRefused(f"its part {printable(part)} is not there", hint=AGAIN, code="incomplete")
         files[part] = InputFile(path / part, pool)
     _check_ranges(said.ranges, files)
     numbers = {part: number for number, part in enumerate(files)}
@@ -105,6 +105,7 @@ def _check_ranges(ranges: Mapping[Place, Range], files: Mapping[str, InputFile])
                 f"{printable(r.part)} is cut short: {TENSOR} reaches beyond its end",
                 hint=AGAIN,
                 tensor=name,
+                code="cut_short",
             )
         if r.part == last[0] and r.offset < last[1]:
             raise broken(f"{printable(name, 80)} shares bytes with another entry")
@@ -177,12 +178,12 @@ def _chunk_info(
 ) -> TensorInfo:
     """The chunk's tensor as a range of its part file."""
     if bytes(window.read(0, min(4, window.size))) != b"PK\x03\x04":
-        raise InputRefused("its bytes are no archive of torch.save", hint=AGAIN)
+        raise InputRefused("its bytes are no archive of torch.save", hint=AGAIN, code="damaged")
     loaded, storages, told = zip_parts(window, known)
     notes.update(dict.fromkeys(told))
     ref = loaded.value
     if not isinstance(ref, TensorRef) or ref.dtype != tensor.dtype or ref.shape != chunk.sizes:
-        raise InputRefused("it holds another tensor than .metadata says", hint=AGAIN)
+        raise InputRefused("it holds another tensor than .metadata says", hint=AGAIN, code="damaged")
     moved: dict[str, Storage] = {
         key: replace(storage, file=number, offset=base + storage.offset, tensor=name)
         for key, storage in storages.items()

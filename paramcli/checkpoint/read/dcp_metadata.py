@@ -109,7 +109,7 @@ def read_metadata(file: InputFile) -> Metadata:
 
 def broken(why: str) -> InputRefused:
     """The refusal of a .metadata."""
-    return InputRefused(f"its .metadata is broken: {why}", hint=AGAIN)
+    return InputRefused(f"its .metadata is broken: {why}", hint=AGAIN, code="damaged")
 
 
 def _record(value: object, module: str, name: str) -> dict[str, object]:
@@ -188,7 +188,7 @@ def _check_tiling(name: str, tensor: Entry) -> None:
     """Raise InputRefused unless the chunks lie in the tensor, share no entry, and leave none out."""
 
     def refuse(why: str) -> InputRefused:
-        return InputRefused(f"{TENSOR}: {why}", hint=AGAIN, tensor=name)
+        return InputRefused(f"{TENSOR}: {why}", hint=AGAIN, tensor=name, code="damaged")
 
     rank = len(tensor.shape)
     for chunk in tensor.chunks:

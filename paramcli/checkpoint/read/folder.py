@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ...errors import PATH, InputRefused
 from ...text import listing, printable
+from ...wording import word
 from ..source import Source
 from .foreign import foreign_folder, foreign_name
 from .parts import Parts, shard_sets
@@ -59,7 +60,10 @@ def _open_folder(path: Path) -> Source:
     if len(alone) + len(sets) > 1:
         every = found or [name for there in sets.values() for name in there.values()]
         raise InputRefused(
-            f"{PATH} holds several checkpoints: {listing(sorted(every), 6)}", hint="give the one you mean", path=path
+            f"{PATH} holds several checkpoints: {listing(sorted(every), 6)}",
+            hint=f"give the one you mean: {word(path / min(alone))}" if alone else "put each into a folder of its own",
+            path=path,
+            code="ambiguous",
         )
     if sets:
         ((parts, there),) = sets.items()
@@ -78,6 +82,7 @@ def _open_parts(path: Path, parts: Parts, shards: Sequence[str], lacking: str | 
             f"{PATH} lacks {lacking}",
             hint="download what is missing; one shard alone is read by its own name",
             path=path,
+            code="incomplete",
         )
     if parts.total == 1 and shards[0].endswith(".safetensors"):
         return open_safetensors(path / shards[0])
@@ -92,13 +97,14 @@ def _refuse_other_folders(path: Path, names: Sequence[str]) -> None:
             "which is written last",
             hint="copy the whole folder again, hidden files too",
             path=path,
+            code="incomplete",
         )
     if "zero_to_fp32.py" in names or any(name.endswith("_optim_states.pt") for name in names):
         raise InputRefused(
             f"{PATH} is a DeepSpeed checkpoint folder, its weights spread over processes", hint=ZERO_HINT, path=path
         )
     if (foreign := foreign_folder(path)) is not None:
-        raise InputRefused(f"{PATH} is {foreign[0]}", hint=foreign[1], path=path)
+        raise InputRefused(f"{PATH} is {foreign[0]}", hint=foreign[1], path=path, code="not_a_checkpoint")
 
 
 def _nothing(path: Path, names: Sequence[str]) -> InputRefused:
@@ -111,12 +117,14 @@ def _nothing(path: Path, names: Sequence[str]) -> InputRefused:
             f"{PATH} is a folder without a checkpoint of torch or safetensors: {printable(name)} is {what}",
             hint=hint,
             path=path,
+            code="not_a_checkpoint",
         )
     instead = f"; it holds {listing(weights, 6)}" if weights else ""
     return InputRefused(
         f"{PATH} is a folder without a checkpoint: no .safetensors file, no index{instead}",
         hint="give the checkpoint file itself",
         path=path,
+        code="not_a_checkpoint",
     )
 
 

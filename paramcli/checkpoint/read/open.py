@@ -10,7 +10,7 @@ from pathlib import Path
 from ...dtypes import kind_of
 from ...errors import PATH, TENSOR, InputRefused, UsageError
 from ...text import count_text, listing, printable, printable_path
-from ...wording import given
+from ...wording import given, word
 from ..disk.hub import is_cache, snapshot_in
 from ..disk.input_file import InputFile
 from ..source import Source
@@ -56,11 +56,19 @@ def _open_ranks(path: Path, sets: Mapping[Parts, Mapping[int, str]], root: str |
     if others or weights:
         every = sorted({parts.name(0) for parts in sets} | set(weights))
         raise InputRefused(
-            f"{PATH} holds several checkpoints: {listing(every, 6)}", hint="give the one you mean", path=path
+            f"{PATH} holds several checkpoints: {listing(every, 6)}",
+            hint=f"give the one you mean: {word(path / weights[0])}"
+            if weights
+            else "put each into a folder of its own",
+            path=path,
+            code="ambiguous",
         )
     if not path.is_dir() and parts.total > 1:
         raise InputRefused(
-            f"{PATH} is what one of {parts.total} ranks saved: a part of the model", hint="give the folder", path=path
+            f"{PATH} is what one of {parts.total} ranks saved: a part of the model",
+            hint="give the folder",
+            path=path,
+            code="incomplete",
         )
     from .rank_files import open_rank_files
 

@@ -57,7 +57,7 @@ class _Held:
 def open_rank_files(path: Path, parts: Parts, there: Mapping[int, str], root: str | None = None) -> Source:
     """Open the files of all ranks; `path` is their folder, or the only file. InputRefused where one is missing."""
     if (lacking := parts.lacking(there)) is not None:
-        raise InputRefused(f"{PATH} lacks {lacking}", hint="copy the files of all ranks", path=path)
+        raise InputRefused(f"{PATH} lacks {lacking}", hint="copy the files of all ranks", path=path, code="incomplete")
     folder, pool = path if path.is_dir() else path.parent, OpenFiles()
     files: list[InputFile] = []
     try:
@@ -105,7 +105,9 @@ def _open(path: Path, files: Sequence[InputFile], root: str | None) -> Source:
 
 def _described(file: InputFile, rank: int) -> tuple[object, Storages, list[str]]:
     if container_of(file) != "torch zip":
-        raise InputRefused(f"{PATH} is no archive of torch.save, as FSDP's ranks write it", hint=_AGAIN, path=file.path)
+        raise InputRefused(
+            f"{PATH} is no archive of torch.save, as FSDP's ranks write it", hint=_AGAIN, code="damaged", path=file.path
+        )
     loaded, storages, notes = zip_parts(file)
     check_description(loaded.value, storages)
     return loaded.value, {key: replace(storage, file=rank) for key, storage in storages.items()}, notes
@@ -138,7 +140,7 @@ def _tensors(tree: object, parts: Sequence[Part]) -> dict[str, object]:
     found: dict[str, object] = {}
     for part in parts:
         if (state := as_dict(reach(tree, part.path))) is None:
-            raise InputRefused(f"{PATH} has no state dict where rank 0 has one", hint=_AGAIN)
+            raise InputRefused(f"{PATH} has no state dict where rank 0 has one", hint=_AGAIN, code="damaged")
         named = ((part.name_of(key), item) for key, item in state.items() if is_tensor(item))
         found.update((name, item) for name, item in named if name is not None)
     return found
@@ -154,7 +156,7 @@ def _hold(
     """Note what a rank has. All have the same names."""
     if rank and (odd := sorted(tensors.keys() ^ held.keys())):
         has = "has" if odd[0] in tensors else "lacks"
-        raise InputRefused(f"{PATH} {has} {TENSOR}, unlike rank 0", hint=_AGAIN, tensor=odd[0])
+        raise InputRefused(f"{PATH} {has} {TENSOR}, unlike rank 0", hint=_AGAIN, code="damaged", tensor=odd[0])
     for name, item in tensors.items():
         part = wholes.get(id(item))
         info = any_info(name, part.local if part else item, storages)
@@ -166,7 +168,7 @@ def _joined(name: str, each: Sequence[_Held], source: Source) -> TensorInfo:
     first = each[0]
     for other in each:
         if (other.part is None) != (first.part is None) or other.layout != first.layout:
-            raise InputRefused(f"rank {other.rank} has another {TENSOR} than rank 0", hint=_AGAIN)
+            raise InputRefused(f"rank {other.rank} has another {TENSOR} than rank 0", hint=_AGAIN, code="damaged")
     if first.info.odd is not None:
         return replace(first.info, shape=first.info.shape if first.part is None else first.part.shape)
     if first.part is None:
@@ -183,7 +185,9 @@ def _joined(name: str, each: Sequence[_Held], source: Source) -> TensorInfo:
             continue
         begin, sizes = one.part.block
         if one.info.shape != sizes:
-            raise InputRefused(f"rank {one.rank} has another block of {TENSOR} than its place in the mesh", hint=_AGAIN)
+            raise InputRefused(
+                f"rank {one.rank} has another block of {TENSOR} than its place in the mesh", hint=_AGAIN, code="damaged"
+            )
         coordinates.add(one.part.coordinate)
         # An empty block can begin where the next one does.
         if one.info.numel and (twin := blocks.setdefault(begin, one)) is not one:
@@ -193,10 +197,11 @@ def _joined(name: str, each: Sequence[_Held], source: Source) -> TensorInfo:
             f"of {TENSOR} there are {len(coordinates)} of {math.prod(first.part.mesh)} blocks: a rank's file is there "
             "twice, or of another run",
             hint=_AGAIN,
+            code="damaged",
         )
     pieces = tuple(Piece(block.info, begin) for begin, block in sorted(blocks.items()))
     if sum(piece.info.numel for piece in pieces) != math.prod(first.part.shape):
-        raise InputRefused(f"the blocks of {TENSOR} are not the whole of it", hint=_AGAIN)
+        raise InputRefused(f"the blocks of {TENSOR} are not the whole of it", hint=_AGAIN, code="damaged")
     if len(pieces) == 1:
         return pieces[0].info
     return TensorInfo(name, first.info.dtype, first.part.shape, first.info.storage, pieces=pieces)
@@ -208,6 +213,7 @@ def _compare(one: _Held, other: _Held, source: Source) -> None:
         raise InputRefused(
             f"rank {other.rank} has other values of {TENSOR} than rank {one.rank}, and both should have the same",
             hint="copy the files of one step; statistics that each rank has for itself: save them from one rank alone",
+            code="damaged",
         )
 
 

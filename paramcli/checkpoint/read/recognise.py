@@ -34,7 +34,10 @@ def container_of(file: InputFile) -> str:
     head = bytes(file.read(0, min(512, file.size)))
     if file.path.name.endswith(".distcp"):
         raise InputRefused(
-            f"{PATH} is one part of a torch.distributed.checkpoint folder", hint="give the folder", path=file.path
+            f"{PATH} is one part of a torch.distributed.checkpoint folder",
+            hint="give the folder",
+            path=file.path,
+            code="incomplete",
         )
     if head.startswith(ZIP_START) or _is_marked_zip(head):
         return "torch zip"
@@ -50,7 +53,8 @@ def container_of(file: InputFile) -> str:
     if found is None and _is_pickle(head):
         return PICKLE
     what, hint = found or _stranger(file, head)
-    raise InputRefused(f"{PATH} is {what}", hint=hint, path=file.path)
+    code = "not_a_checkpoint" if head else "cut_short"
+    raise InputRefused(f"{PATH} is {what}", hint=hint, path=file.path, code=code)
 
 
 def _is_marked_zip(head: bytes) -> bool:

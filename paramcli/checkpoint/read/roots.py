@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from ...errors import PATH, TENSOR, InputRefused, Known, UsageError
-from ...text import closest, count_text, printable
+from ...text import closest, count_text, listing, printable
 from ...wording import call, given, words
 from ..pickle.pickle_data import Key, Opaque, shown
 from ..pickle.tree import walk
@@ -150,22 +150,30 @@ def _nothing(search: Search, value: object) -> InputRefused:
     below = walk(value)
     mappings = [item for item in below if isinstance(item, dict)]  # a module's parameters are in one too
     if any(not ZERO_MARKS.isdisjoint(key for key in mapping if isinstance(key, str)) for mapping in mappings):
-        return InputRefused("it is one process's part of a DeepSpeed ZeRO optimizer, not a state dict", hint=ZERO_HINT)
+        return InputRefused(
+            "it is one process's part of a DeepSpeed ZeRO optimizer, not a state dict",
+            hint=ZERO_HINT,
+            code="not_a_checkpoint",
+        )
     what = type_text(value)
     told = f"it is {'an' if what[0] in 'aeiou' else 'a'} {what}"
     named = sorted(one.place for one in weights(search.ignored(value)) if one.path)
     if named:
         return InputRefused(
-            f"it holds no state dict where weights belong: {told}; there are {words(named, 6)}",
+            f"it holds no state dict where weights belong: {told}; there are {listing(named, 6)}",
             hint=given("root", named[0] or "."),
+            code="ambiguous",
         )
     if any(map(search.is_tensor, below)):
         return InputRefused(
             f"it holds tensors but no state dict (name -> tensor): {told}",
             hint="save the model's state_dict() with torch.save",
+            code="not_a_checkpoint",
         )
     return InputRefused(
-        f"it holds no state dict: {told} without tensors", hint="save the model's state_dict() with torch.save"
+        f"it holds no state dict: {told} without tensors",
+        hint="save the model's state_dict() with torch.save",
+        code="not_a_checkpoint",
     )
 
 

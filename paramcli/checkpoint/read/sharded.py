@@ -61,6 +61,7 @@ def _index_in(file: InputFile) -> Index:
             f"{PATH} is not a sound index: {error}",
             hint="copy or download it again",
             path=file.path,
+            code="damaged",
         ) from None
 
 
@@ -142,6 +143,7 @@ def open_set(folder: Path, shards: Collection[str]) -> Source:
                         hint="two checkpoints are mixed here; download the index, or all shards together again",
                         tensor=name,
                         path=folder,
+                        code="damaged",
                     )
         source = _combine(folder, parts)
     source.notes.insert(
@@ -172,6 +174,7 @@ def _refuse_incomplete(index_path: Path, shards: Collection[str]) -> None:
             f"{PATH} names {what}, which {'is' if len(absent) == 1 else 'are'} not there",
             hint="download what is missing, or the whole folder again",
             path=index_path,
+            code="incomplete",
         )
     named = {parts._replace(first=1) for parts in shard_sets(shards)}
     for parts, there in shard_sets(files_in(index_path.parent)).items():
@@ -180,6 +183,7 @@ def _refuse_incomplete(index_path: Path, shards: Collection[str]) -> None:
                 f"{PATH} does not name {listing(others, 6)}, which by name is of its shards",
                 hint="download the index and all shards together again",
                 path=index_path,
+                code="damaged",
             )
 
 
@@ -206,6 +210,7 @@ def _compare(index_path: Path, index: Index, shard: str, expected: Sequence[str]
             hint="download the index and all shards together again",
             tensor=name,
             path=index_path,
+            code="damaged",
         )
 
     for name in part.tensors:

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ...catalogue.measures import MASK
 from ...chain import Link, check_items, parse_chain
 from ...checkpoint.header import Slot
 from ...dtypes import COMPUTE_DTYPES, ComputeDtype
-from ...errors import UsageError, error_context
+from ...errors import UsageError
 from ...registry import CONSTRAINTS, target_class
 from ...spelling.forms import Group
 from ...spelling.keys import parametrized_key
@@ -47,10 +48,8 @@ class Add(Edit):
                 option="chain",
             )
         self._need_tensors("parametrize")
-        with error_context(option="chain"):
-            check_items(self.chain)
-        with error_context(option="view"):
-            parse_view(self.view)
+        check_items(self.chain)
+        parse_view(self.view)
 
     def remarks(self, chosen: Sequence[Group], groups: Mapping[str, Group]) -> Iterator[str]:
         try:
@@ -112,8 +111,8 @@ def _is_bias(group: Group) -> bool:
 
 
 def _prunes(link: Link) -> bool:
-    """Does it choose the zeros itself?"""
-    return link.entry.family == "mask" and not link.entry.takes
+    """Does it make a mask, and choose its zeros itself?"""
+    return link.entry.verifies == str(MASK) and not link.entry.takes
 
 
 def _goes_by_matrix(link: Link) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from ...chain import Chain, parse_chain
 from ...checkpoint.source import Source
-from ...errors import Place, UsageError, error_context
+from ...errors import Place, UsageError
 from ...spec import check_choice
 from ...spelling.forms import Group
 from ...spelling.given import named
@@ -142,7 +142,4 @@ class Edit:
 
 def reading(chain: str | None, view: str | None) -> tuple[Chain | None, View]:
     """--chain and --view; UsageError where they are wrong."""
-    with error_context(option="chain"):
-        parsed = parse_chain(chain) if chain else None
-    with error_context(option="view"):
-        return parsed, parse_view(view)
+    return parse_chain(chain) if chain else None, parse_view(view)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ...checkpoint.header import Slot
 from ...checkpoint.source import Source
 from ...dtypes import CAST_DTYPES, CODE_OF_TORCH, CastDtype, dtype_name, kind_of, torch_dtype
-from ...errors import UsageError
+from ...errors import UsageError, error_context
 from ...spec import check_choice, select
 from ...spelling.companions import companions
 from ...spelling.forms import Group
@@ -88,10 +88,12 @@ class Convert:
 
     def _carried(self, groups: Mapping[str, Group], where: Path) -> list[Group]:
         names = list(groups)
-        kept = select(names, self.keep, where) if self.keep else names
-        dropped = set(select(names, self.drop, where)) if self.drop else set()
+        with error_context(option="keep"):
+            kept = select(names, self.keep, where) if self.keep else names
+        with error_context(option="drop"):
+            dropped = set(select(names, self.drop, where)) if self.drop else set()
         carried = [groups[name] for name in kept if name not in dropped]
-        if not carried:
+        if not carried and (self.keep or self.drop):
             raise UsageError(f"{given('keep')} and {given('drop')} leave no tensor", option="drop")
         return carried
 

@@ -56,9 +56,9 @@ class NewNames:
                 raise _no_prefix(prefix, new)
         renamed: set[str] = set()
         for old, name in self.rename.items():
-            renamed |= self._renamed(groups, new, tensors, old, check_name(name))
+            renamed |= self._renamed(groups, new, tensors, old, check_name(name, "rename"))
         if self.prefix is not None:
-            whole = f"{check_name(self.prefix.removesuffix('.'))}."
+            whole = f"{check_name(self.prefix.removesuffix('.'), 'add-prefix')}."
             self._map(new, tensors, lambda name: whole + name)
         # Keys apart can still meet in one tensor: m.w.weight_g stripped beside w.weight reads as neither.
         for names in (new, tensors):
@@ -109,7 +109,7 @@ def _moved(name: str, old: str, new: str) -> str:
     return new if name == old else f"{new}{name[len(old) :]}" if name.startswith(f"{old}.") else name
 
 
-def check_name(name: str) -> str:
+def check_name(name: str, option: str) -> str:
     """The name, if a tensor can have it; UsageError otherwise."""
     fits = name and name != "__metadata__" and not name.startswith(".") and not name.endswith(".")
     try:
@@ -117,7 +117,9 @@ def check_name(name: str) -> str:
     except UnicodeEncodeError:
         fits = False
     if not fits:
-        raise UsageError(f"'{printable(name)}' is no name for a tensor", hint="a name as in layers.0.weight")
+        raise UsageError(
+            f"'{printable(name)}' is no name for a tensor", hint="a name as in layers.0.weight", option=option
+        )
     return name
 
 

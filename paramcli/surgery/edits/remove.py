@@ -52,6 +52,7 @@ class Remove(Edit):
                 f"{TENSOR} is a plain tensor already",
                 hint=f"{call('inspect', PATH)} shows the form of each",
                 tensor=found[0].tensor,
+                code="nothing_parametrized",
             )
         if not chosen:
             holds = instead_of_chains(groups)

@@ -18,7 +18,7 @@ from ...errors import TENSOR, InputRefused, error_context
 from ...fitting.evaluate import effective
 from ...fitting.torch_module import generators_kept, start_generators, tensor_seed
 from ...registry import ANY, parse_constraint
-from ...spec import select
+from ...spec import path_of, select
 from ...spelling import record as records
 from ...spelling.forms import Group, detect
 from ...spelling.keys import parametrized_key
@@ -114,7 +114,9 @@ class TakenFrom:
         return effective(self.source, self._wanted(group), device, self.compute)
 
     def _wanted(self, group: Group) -> Group:
-        return self.groups[select(list(self.groups), [self.name or group.tensor], printable_path(self.source.path))[0]]
+        with error_context(option="from"):
+            wanted = select(list(self.groups), [self.name or group.tensor], printable_path(self.source.path))
+        return self.groups[wanted[0]]
 
 
 @contextmanager
@@ -123,7 +125,7 @@ def masks_from(spec: str | None) -> Iterator[Callable[[Group], Tensor] | None]:
     if spec is None:
         yield None
         return
-    path, name = split_file(spec)
+    path, name = split_file(spec, "mask")
     with open_checkpoint(path) as source:
 
         def mask_for(group: Group) -> Tensor:
@@ -146,16 +148,16 @@ def masks_from(spec: str | None) -> Iterator[Callable[[Group], Tensor] | None]:
         yield mask_for
 
 
-def split_file(text: str) -> tuple[Path, str | None]:
+def split_file(text: str, option: str) -> tuple[Path, str | None]:
     """FILE or FILE:NAME; a file that exists under the whole text is meant as a file, and so is an address."""
-    if Path(text).exists() or ":" not in text or "://" in text:
-        return Path(text), None
+    if ":" not in text or "://" in text or Path(text).exists():
+        return path_of(text, option), None
     file, _, name = text.rpartition(":")
-    return Path(file), name
+    return path_of(file, option), name
 
 
 @contextmanager
 def taken_from(spec: str, compute: str) -> Iterator[TakenFrom]:
-    path, name = split_file(spec)
+    path, name = split_file(spec, "from")
     with open_checkpoint(path) as source:
         yield TakenFrom(source, name, compute)
