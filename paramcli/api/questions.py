@@ -246,6 +246,7 @@ def spectrum(
     from ..view import parse_view
 
     chosen_view = parse_view(view) if view is not None else None
+    read_as = reading(chain, view)
     for picture in (svg, png):
         if picture is not None:
             refuse_existing(Path(picture), force)
@@ -257,7 +258,6 @@ def spectrum(
         import_torch()
         from ..answers.spectrum import spectrum as answer
 
-        read_as = reading(chain, view)
         result = answer(
             opened,
             path_of(ckpt),

@@ -148,7 +148,8 @@ class DoRA(LoRA):
     @classmethod
     def make(cls, value: Tensor, rank: int, alpha: float = 1.0) -> DoRA:
         plain = LoRA.make(value, rank, alpha)
-        return cls(plain.lora_A.data, plain.lora_B.data, alpha, lengths(value))
+        magnitude = value.new_empty(value.size(0)) if value.is_meta else lengths(value)
+        return cls(plain.lora_A.data, plain.lora_B.data, alpha, magnitude)
 
     def map(self, X: Tensor) -> Tensor:
         V = X + self.change(X)

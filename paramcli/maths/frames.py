@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import Parametrization
+from .numbers import identity
 
 
 def lower_skew(X: Tensor) -> Tensor:
@@ -54,8 +55,7 @@ class Frame(nn.Module):
         super().__init__()
         self.triv = triv
         n = like.size(-2)
-        base = torch.eye(n, dtype=like.dtype, device=like.device)
-        self.register_buffer("base", base.expand(*like.shape[:-2], n, n).contiguous())
+        self.register_buffer("base", identity(like, n).expand(*like.shape[:-2], n, n).contiguous())
 
     def forward(self, X: Tensor) -> Tensor:
         n, r = X.shape[-2:]

@@ -256,13 +256,16 @@ class SpectralNorm(Parametrization, _SpectralNorm):
     onto_image = False
 
     def __init__(self, weight: Tensor, n_power_iterations: int = 1, dim: int = 0):
-        _SpectralNorm.__init__(self, weight, n_power_iterations, dim)
-
-    def _power_method(self, weight_mat: Tensor, n_power_iterations: int) -> None:
-        if (
-            not weight_mat.is_meta
-        ):  # without data there is nothing to find, and 15 steps through Python's kernels take 90 ms
-            _SpectralNorm._power_method(self, weight_mat, n_power_iterations)
+        if not weight.is_meta or weight.ndim < 2:
+            _SpectralNorm.__init__(self, weight, n_power_iterations, dim)
+            return
+        # Without data there is nothing to find: drawing u and v on the meta device imports torch's compiler, half a
+        # second, and 15 power steps through Python's kernels take another 90 ms.
+        _SpectralNorm.__init__(self, weight.new_empty(1))
+        self.dim, self.n_power_iterations = dim % weight.ndim, n_power_iterations
+        rows, columns = self._reshape_weight_to_matrix(weight).shape
+        self.register_buffer("_u", weight.new_empty(rows))
+        self.register_buffer("_v", weight.new_empty(columns))
 
     @classmethod
     def check_shape(cls, shape: torch.Size, dim: int = 0, n_power_iterations: int = 1) -> None:
@@ -276,7 +279,7 @@ class SpectralNorm(Parametrization, _SpectralNorm):
         return _SpectralNorm.forward(self, W)
 
     def forward(self, W: Tensor) -> Tensor:
-        return self.view.back(self.map(self.view.into(W)), W.shape)
+        return torch.empty_like(W) if W.is_meta else self.view.back(self.map(self.view.into(W)), W.shape)
 
     def right_inverse(self, W: Tensor) -> Tensor:
         return W

@@ -110,3 +110,9 @@ def asymmetry(W: Tensor) -> Tensor:
     """max_i ||row i of W - W^H|| / max_i ||row i of W||: the one wrong row that a mean over a matrix would hide."""
     off, whole = norm(W - W.mH, (-1,)), norm(W, (-1,))
     return ratio(off.amax(-1), whole.amax(-1))
+
+
+def identity(like: Tensor, n: int) -> Tensor:
+    """The identity matrix, in the dtype and on the device of `like`; on the meta device its shape alone."""
+    # There torch.eye, as much else, imports torch's compiler: half a second.
+    return like.new_empty(n, n) if like.is_meta else torch.eye(n, dtype=like.dtype, device=like.device)

@@ -135,6 +135,8 @@ class FakeQuant(Parametrization):
 
     @classmethod
     def make(cls, value: Tensor, bits: int = 8, dim: int | None = None) -> FakeQuant:
+        if value.is_meta:
+            return cls(slices(value, dim)[:, 0], bits, dim)
         scale = slices(value, dim).abs().amax(1) / (2 ** (bits - 1) - 1)
         # A slice of zeros has no range; any scale keeps it.
         return cls(scale.where(scale != 0, 1.0), bits, dim)

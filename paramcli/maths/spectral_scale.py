@@ -33,7 +33,7 @@ class SigmaReparam(SpectralNorm):
         return gamma * _SpectralNorm.forward(self, X)
 
     def forward(self, gamma: Tensor, X: Tensor) -> Tensor:  # type: ignore[override]
-        return self.view.back(self.map(gamma, self.view.into(X)), X.shape)
+        return torch.empty_like(X) if X.is_meta else self.view.back(self.map(gamma, self.view.into(X)), X.shape)
 
     @classmethod
     def weight_shape(cls, gamma: tuple[int, ...], X: tuple[int, ...], **arguments: Any) -> tuple[int, ...]:

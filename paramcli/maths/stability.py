@@ -8,7 +8,7 @@ from torch import Tensor
 from .base import CannotReach, Check, Constraint, Edge, Parametrization, Part, square
 from .eigenvalues import FRAMES_COMPUTED, certain_excess
 from .frames import lower_skew
-from .numbers import eps, relative, unit_roundoff, wide
+from .numbers import eps, identity, relative, unit_roundoff, wide
 from .semidefinite import SoftplusEigenvalues
 from .softplus import SOFTPLUS_FLOOR
 
@@ -133,9 +133,7 @@ class AlphaStable(Parametrization):
         super().__init__()
         n = value.size(-1)
         self.asked = alpha
-        self.register_buffer(
-            "In", torch.eye(n, dtype=value.dtype, device=value.device).expand(value.shape).contiguous()
-        )
+        self.register_buffer("In", identity(value, n).expand(value.shape).contiguous())
         self.register_buffer("alpha", torch.full((), alpha, dtype=value.dtype, device=value.device))
         self.add_module("0", Factor(value, n, triv))
         self.add_module("1", Factor(value, n, triv))

@@ -47,6 +47,58 @@ def test_these_commands_never_import_torch(arguments, tmp_path):
     assert done.stdout
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["add", "CKPT", "-t", "*", "--chain", "symmetric,cayley"],
+        ["add", "CKPT", "-t", "v", "--chain", "cayley"],
+        ["add", "CKPT", "-t", "w", "--chain", "matrix_exp,skew,cayley,cayley"],
+        ["assign", "CKPT", "-t", "w", "--with", "eye", "--chain", "symmetric,cayley"],
+        ["remove", "CKPT", "--chain", "symmetric,cayley"],
+        ["verify", "CKPT", "--chain", "symmetric,cayley"],
+        ["spectrum", "CKPT", "--chain", "symmetric,cayley"],
+    ],
+)
+def test_an_ill_typed_chain_is_told_before_torch_is_imported(arguments, tmp_path):
+    """On plain tensors, and where it is appended to a chain that the keys tell."""
+    pair = {"v_g": torch.ones(3, 1), "v_v": torch.randn(3, 3)}
+    weights = {f"fc.weight{name[1:]}": tensor for name, tensor in pair.items()}
+    save_file({"w": torch.randn(3, 3), **weights}, tmp_path / "a.safetensors")
+    words = {"CKPT": str(tmp_path / "a.safetensors"), "v": "fc.weight"}
+    line = [words.get(word, word) for word in arguments]
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *line], capture_output=True, text=True)
+    assert done.returncode == 2 and "cayley wants skew" in done.stderr, done.stderr
+
+
+def test_no_shape_costs_torchs_compiler():
+    """What a chain stores is found on the meta device of every entry without torch._dynamo, half a second."""
+    code = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch._dynamo":
+            raise AssertionError(f"{name} was imported for {spec}")
+sys.meta_path.insert(0, Block())
+import torch
+from paramcli.chain import parse_chain
+from paramcli.errors import InputRefused, UsageError
+from paramcli.fitting.torch_module import outline, require_fit
+from paramcli.registry import PARAMETRIZATIONS
+from paramcli.view import IDENTITY
+for entry in PARAMETRIZATIONS.values():
+    for spec in entry.examples or (entry.name,):
+        for shape in ((4, 4), (6, 4), (2, 4, 4), (4,)):
+            try:
+                chain = parse_chain(spec)
+                require_fit(chain, IDENTITY, shape, torch.float32)
+            except (InputRefused, UsageError):  # an entry that needs arguments has examples
+                continue
+            outline(chain, shape, torch.float32)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 MODULES = """
 import sys
 from paramcli.cli.app import run

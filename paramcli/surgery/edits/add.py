@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from ...catalogue.measures import MASK
-from ...chain import Link, check_items, parse_chain
+from ...chain import Chain, Link, check_items, extend, parse_chain
 from ...checkpoint.header import Slot
 from ...dtypes import COMPUTE_DTYPES, ComputeDtype
 from ...errors import UsageError
@@ -19,7 +21,7 @@ from ...spelling.recurrent import stacked
 from ...text import listing
 from ...view import IDENTITY, parse_view
 from ...wording import call, given
-from ..plan import Promise
+from ..plan import Promise, together
 from .base import SPELLINGS, Edit, Planner, Planning, Spelling, option
 
 Init = Literal["project", "strict", "raw"]
@@ -50,6 +52,28 @@ class Add(Edit):
         self._need_tensors("parametrize")
         check_items(self.chain)
         parse_view(self.view)
+
+    def choose(self, groups: Mapping[str, Group], where: Path) -> list[Group]:
+        """The groups; UsageError, before torch is imported, where on none of them the chain is well typed."""
+        chosen = super().choose(groups, where)
+        why = functools.cache(self._ill_typed)
+        known = [group for group in chosen if group.problem is None]
+        wrong = [(group, error) for group in known if (error := why(_chain_before(group))) is not None]
+        if wrong and len(wrong) == len(chosen):
+            raise together(
+                [
+                    UsageError(error.fact, hint=error.advice, option="chain", tensor=group.tensor, path=where)
+                    for group, error in wrong
+                ]
+            )
+        return chosen
+
+    def _ill_typed(self, before: Chain | None) -> UsageError | None:
+        try:
+            parse_chain(self.chain) if before is None else extend(before, self.chain)
+        except UsageError as error:
+            return error
+        return None
 
     def remarks(self, chosen: Sequence[Group], groups: Mapping[str, Group]) -> Iterator[str]:
         try:
@@ -103,6 +127,11 @@ class Add(Edit):
             for role, (code, shape) in roles.items()
         )
         return Promise(slots, Entry("parametrized", chain, view, chain.constraint))
+
+
+def _chain_before(group: Group) -> Chain | None:
+    """What the chain is appended to."""
+    return next(iter(group.chains), None) if not group.is_plain else None
 
 
 def _is_bias(group: Group) -> bool:
