@@ -17,6 +17,7 @@ from .. import __version__, ranks
 from ..errors import OutputFailed, ParamcliError, device_full
 from ..text import printable
 from ..wording import in_shell
+from . import bash
 from .group import Group
 from .outlet import Outlet
 from .usage import usage_error
@@ -108,7 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     sys.setswitchinterval(SWITCH)
     gc.set_threshold(*COLLECT)
-    code = run(arguments)
+    code = bash.answer(lambda: run(arguments)) if bash.asks() else run(arguments)
     with suppress(OutputFailed):
         sys.stdout.flush()  # what the parser itself has shown: help, the version
     if (

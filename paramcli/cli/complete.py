@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # The shell puts an offer on the command line as it is, and a name from a file could be anything, `$(...)` too:
 # only what every shell reads as one plain word is offered.
-_PLAIN_WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@%+/-]*")
+_PLAIN_WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@%+/:-]*")
 MOST = 2000
 
 
@@ -62,7 +62,12 @@ def chain(incomplete: str) -> list[str]:
 
 
 def _values(argument: Argument) -> Iterable[str]:
-    return argument.choices or (("true", "false") if argument.type == "bool" else ("",))
+    """Those there are, or none yet and the default: of two offers a shell puts no space behind what they share."""
+    if argument.type == "bool":
+        return "true", "false"
+    from ..spec import value_text
+
+    return argument.choices or ("", *(() if argument.default is None else [value_text(argument.default)]))
 
 
 def constraint(incomplete: str) -> list[str]:

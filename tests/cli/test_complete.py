@@ -1,6 +1,7 @@
 """Tab completion, through the protocol that the shells speak: words and a cursor in the environment."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ BLOCK = (
 
 def bash(line, cwd):
     """What bash would offer for the last word of the line; torch cannot be imported meanwhile."""
-    words = line.split(" ")
+    words = re.split("[ \n]", line)
     environment = {
         **os.environ,
         "_PARAMCLI_COMPLETE": "complete_bash",
@@ -65,6 +66,34 @@ def test_the_shell_is_offered_what_fits(line, wanted, folder):
     assert sorted(bash(line, folder)) == sorted(wanted)
 
 
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ("--chain weight_norm :", ["dim=", "dim=0"]),
+        ("--chain weight_norm : d", ["dim=", "dim=0"]),
+        ("--chain orthogonal : ma", ["map=cayley", "map=householder", "map=matrix_exp"]),
+        ("--chain orthogonal : map =", ["cayley", "householder", "matrix_exp"]),
+        ("--chain orthogonal : map = h", ["householder"]),
+        ("--chain prune_l1 : amount = 0.3 : sc", ["scope=global", "scope=tensor"]),
+        ("--chain skew,orthogonal : map = h", ["householder"]),
+        ("--chain = skew,cay", ["skew,cayley"]),
+        ("--chain = orthogonal : map = h", ["householder"]),
+        ("--chain skew,cay", ["skew,cayley"]),
+        ("-t a :", ["b.weight", "c.weight"]),
+        ("-t a : b", ["b.weight"]),
+        ("--tensor = a : b", ["b.weight"]),
+        ("-t a : b.weight --chain weight_norm :", ["dim=", "dim=0"]),
+        ("-t a : b.weight --vi", ["--view"]),
+        ("--init ", ["project", "raw", "strict"]),
+    ],
+)
+def test_bash_takes_colons_for_words(words, wanted, folder):
+    """What is offered stands behind the last of them, as bash puts it there; the words come with line ends between."""
+    torch.save({"a:b.weight": torch.ones(2), "a:c.weight": torch.ones(2), "fc.weight": torch.ones(2)}, folder / "c.pt")
+    assert sorted(bash(f"paramcli add c.pt {words}", folder)) == wanted
+    assert sorted(bash(f"paramcli add c.pt {words}".replace(" ", "\n"), folder)) == wanted
+
+
 def test_only_plain_words_are_offered(folder):
     """A name that a shell would expand, split or run is never put on the command line."""
     assert bash("paramcli inspect n.pt -t ", folder) == ["ok.weight"]
@@ -106,6 +135,8 @@ def test_bash_runs_the_installed_script(folder, shell):
     test = script + (
         "\nCOMP_WORDS=(paramcli inspect big.safetensors -t layers.7.q); COMP_CWORD=4; "
         'COMP_LINE="${COMP_WORDS[*]}"; COMP_POINT=${#COMP_LINE}\n'
+        '_paramcli_completion paramcli\necho "${COMPREPLY[@]}"\n'
+        "COMP_WORDS=(paramcli add big.safetensors --chain orthogonal : map = h); COMP_CWORD=8\n"
         '_paramcli_completion paramcli\necho "${COMPREPLY[@]}"'
     )
     done = subprocess.run(
@@ -115,4 +146,4 @@ def test_bash_runs_the_installed_script(folder, shell):
         cwd=folder,
         env={**os.environ, "PATH": f"{command.parent}:{os.environ['PATH']}"},
     )
-    assert done.stdout.split() == ["layers.7.q.weight"], done.stderr
+    assert done.stdout.split() == ["layers.7.q.weight", "householder"], done.stderr
