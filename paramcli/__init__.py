@@ -16,12 +16,10 @@ Errors are `ParamcliError` and its subclasses, with fields. Importing this packa
 functions that compute.
 """
 
-from __future__ import annotations
-
 __version__ = "0.1.0"
 
-# Not typing's: with `python -m paramcli` a file of that name in the working directory would be imported here, before
-# __main__.py takes the directory out of the way.
+# With `python -m paramcli` this runs before __main__.py has taken the working directory out of the way, and imports
+# nothing: a file there could have the name, typing.py or __future__.py.
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:

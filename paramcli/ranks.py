@@ -1,6 +1,6 @@
 """One run in many processes, as torchrun starts them: who takes part, what they tell each other, and how they fail.
 
-    torchrun --nproc-per-node 8 -m paramcli remove FOLDER --bake -o OUT
+    torchrun --nproc-per-node 8 --no-python paramcli remove FOLDER --bake -o OUT
 
 The processes (ranks) of a run meet in torchrun's own key-value store, which torch.distributed finds for them. Only
 small JSON documents go through it: the tensors move through the file system that all ranks share.

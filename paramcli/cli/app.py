@@ -32,7 +32,7 @@ app = typer.Typer(
     "paramcli verify ckpt.baked.safetensors",
     epilog="Start with:  paramcli inspect ckpt.pt\n\n"
     "Many processes share out the shards of a folder (a single file is written by the first of them alone):\n\n"
-    "torchrun --nproc-per-node 8 -m paramcli remove FOLDER --bake -o OUT\n\n"
+    "torchrun --nproc-per-node 8 --no-python paramcli remove FOLDER --bake -o OUT\n\n"
     "Tab completes names after:  paramcli --install-completion",
     add_completion=True,
     pretty_exceptions_enable=False,

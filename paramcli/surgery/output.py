@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..checkpoint.disk.atomic import ELSEWHERE
-from ..checkpoint.disk.hub import cache_of, repository_name
+from ..checkpoint.disk.hub import cache_of, is_cache, repository_name
 from ..checkpoint.header import Slot
 from ..checkpoint.read.folder import index_name, sibling_files
 from ..checkpoint.read.parts import rank_sets
@@ -54,24 +54,27 @@ FOREIGN_SUFFIXES = (
 _SUFFIXES = (".parametrized", ".baked", ".unparametrized", ".migrated", ".edited")
 
 
-def default_output(path: Path, suffix: str) -> Path:
+def default_output(path: Path, suffix: str, sharded: bool = True) -> Path:
     """ckpt.pt -> ckpt.parametrized.safetensors; an earlier such suffix is replaced, not stacked.
 
-    A sharded checkpoint becomes a folder beside its own: model/ -> model.parametrized/.
+    A sharded checkpoint becomes a folder beside its own: model/ -> model.parametrized/; a folder of one file becomes a
+    file there, since with two in it nothing would say which is meant.
     """
     path = Path(path)
-    whole = path.is_dir() and (is_dcp(path) or bool(rank_sets(files_in(path))))  # its split says nothing about ours
     folder = path.is_dir()
+    dcp = folder and is_dcp(path)
+    # The split of a DCP folder, or of ranks, says nothing about ours.
+    whole = folder and (dcp or not sharded or bool(rank_sets(files_in(path))))
     if path.name.endswith(".index.json"):
         path, folder = path.absolute().parent, True
     name = path.absolute().name if folder else path.name
     parent = path.absolute().parent if folder and path.name in ("", ".", "..") else path.parent
     if not folder:
         name = next((name[: -len(e)] for e in _EXTENSIONS if name.endswith(e) and len(name) > len(e)), name)
-    elif whole and len(name) > len(DCP_SUFFIX):
+    elif dcp and len(name) > len(DCP_SUFFIX):
         name = name.removesuffix(DCP_SUFFIX)
     name = next((name[: -len(s)] for s in _SUFFIXES if name.endswith(s) and len(name) > len(s)), name)
-    if (cache := cache_of(parent / name)) is not None:
+    if (cache := path if is_cache(path) else cache_of(parent / name)) is not None:
         # Nothing goes into the hub's cache; a snapshot is named by a hash there.
         parent, name = Path(), repository_name(cache) if folder else name
     return parent / (f"{name}{suffix}" if folder and not whole else f"{name}{suffix}.safetensors")

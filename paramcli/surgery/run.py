@@ -70,7 +70,7 @@ def edit(
         if len(edits) == 1 and not edits[0].origin:
             # A name that is not there is said before the output's faults.
             edits[0].choose(opened.groups, opened.source.path)
-        destination = output_path(opened.source, target.output, target.in_place, suffix, target.force or target.dry_run)
+        destination = output_path(opened.source, path, target, suffix)
         output = Output(opened, destination, overwrite=target.force, in_place=target.in_place, check=target.check)
         computes = any(edit.computes for edit in edits)
         early = begin_early(command, edits, output, stack) if computes and not target.dry_run else None
@@ -110,7 +110,7 @@ def convert(
                 path=opened.source.path,
                 option="output",
             )
-        destination = output_path(opened.source, target.output, False, "", target.force or target.dry_run)
+        destination = output_path(opened.source, path, target, "")
         if size is None and target.output is not None and destination.suffix == "" and not opened.source.shards:
             size = DEFAULT_SHARD_SIZE
         if size is not None and is_file(destination):
@@ -148,12 +148,13 @@ def convert(
         )
 
 
-def output_path(source: Source, output: Path | None, in_place: bool, suffix: str, overwrite: bool) -> Path:
-    """Where the result goes; refused early where it could not be written there."""
+def output_path(source: Source, asked: Path, target: Target, suffix: str) -> Path:
+    """Where the result goes, of what was `asked` for; refused early where it could not be written there."""
     from ..checkpoint.disk.addresses import not_a_path
     from ..checkpoint.disk.atomic import refuse_existing
     from ..checkpoint.disk.hub import refuse_cache
 
+    output, in_place = target.output, target.in_place
     if output is not None and (other := not_a_path(output)) is not None:
         raise UsageError(other[0], hint=f"{given('output')} a path on this machine", path=other[1], option="output")
     if output is not None and str(output) == "-":
@@ -182,8 +183,8 @@ def output_path(source: Source, output: Path | None, in_place: bool, suffix: str
             hint=f"{given('output', 'FILE.safetensors')}, FILE.pt or FOLDER.dcp",
             option="output",
         )
-    path = output if output is not None else default_output(source.path, suffix)
-    refuse_existing(path, overwrite)
+    path = output if output is not None else default_output(asked, suffix, sharded=bool(source.shards))
+    refuse_existing(path, target.force or target.dry_run)
     if output is None:
         refuse_link_out(path)
     refuse_cache(path)

@@ -76,14 +76,21 @@ def test_a_ref_that_names_no_snapshot_is_refused(ref, cache, paramcli):
     assert "a folder of the hub's cache" in error and REVISION in hint and (error + hint).isprintable()
 
 
-@pytest.mark.parametrize("which", ["models--org--name", f"models--org--name/snapshots/{REVISION}/model.safetensors"])
-def test_a_default_result_lands_outside_of_the_cache(which, cache, tmp_path, paramcli, monkeypatch):
-    """In the working folder, named by the file; nothing in the cache changes."""
+@pytest.mark.parametrize(
+    ("which", "out"),
+    [
+        ("models--org--name", "name.baked.safetensors"),
+        (f"models--org--name/snapshots/{REVISION}", "name.baked.safetensors"),
+        (f"models--org--name/snapshots/{REVISION}/model.safetensors", "model.baked.safetensors"),
+    ],
+)
+def test_a_default_result_lands_outside_of_the_cache(which, out, cache, tmp_path, paramcli, monkeypatch):
+    """In the working folder, named by the model or the file that was given; nothing in the cache changes."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     before = contents(cache.parent)
     told = paramcli("remove", f"../hub/{which}").err
-    assert "wrote model.baked.safetensors" in told and os.listdir() == ["model.baked.safetensors"]
+    assert f"wrote {out}" in told and os.listdir() == [out]
     assert contents(cache.parent) == before
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import pytest
 import torch
@@ -219,3 +220,36 @@ def test_a_shard_with_a_part_of_a_tensor_is_not_read_as_the_whole(chain, role, t
     with pytest.raises(InputRefused):
         load(model, shard, strict=False)
     assert torch.equal(model.fc.weight, before)
+
+
+@pytest.mark.parametrize("asked", ["hub", "hub/", "."])
+def test_the_result_of_a_folder_with_one_file_lies_beside_the_folder(asked, tmp_path, paramcli, monkeypatch):
+    """Two files in it would be two checkpoints: what comes next, and the folder itself, can be given as they stand."""
+    (tmp_path / "hub").mkdir()
+    monkeypatch.chdir(tmp_path / "hub" if asked == "." else tmp_path)
+    save_file({"w": torch.randn(4, 4)}, tmp_path / "hub" / "model.safetensors")
+    made = asked
+    for command, *options in (["add", "-t", "w", "--chain", "symmetric"], ["remove"]):
+        told = paramcli(command, made, *options).err
+        *_, made = shlex.split(next(line for line in told.splitlines() if line.startswith("next: ")))
+        paramcli("verify", made)
+        paramcli("inspect", asked)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "hub",
+        "hub.baked.safetensors",
+        "hub.parametrized.safetensors",
+    ]
+    assert [path.name for path in (tmp_path / "hub").iterdir()] == ["model.safetensors"]
+    assert "exists already" in paramcli("add", asked, "-t", "w", "--chain", "symmetric", code=4).err
+    paramcli("add", asked, "-t", "w", "--chain", "symmetric", "--in-place")
+    paramcli("verify", asked)
+
+
+def test_one_of_several_checkpoints_is_offered_by_its_path(tmp_path, paramcli, monkeypatch):
+    """The hint is a path that can be pasted."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my hub").mkdir()
+    for name in ("a b", "c"):
+        save_file({"w": torch.eye(2)}, tmp_path / "my hub" / f"{name}.safetensors")
+    told = paramcli("inspect", "my hub", code=3).err
+    paramcli("inspect", shlex.split(told.rpartition("mean: ")[2])[0])

@@ -131,6 +131,7 @@ def test_a_size_limit(output, place):
     done = limited(command(output), lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000)))
     assert done.returncode == 4 and "size limit" in done.stderr and done.stdout == ""
     check_one_line(done.stderr, output)
+    assert f"cannot write {output}" in done.stderr and ".paramcli" not in done.stderr
     assert state_of(place) == before
 
 
@@ -326,6 +327,30 @@ def test_nothing_in_the_working_folder_or_beside_the_checkpoint_is_imported(plac
         )
         assert done.returncode in (0, 1), done.stderr
     assert not (place / "CANARY").exists()
+
+
+def test_python_m_imports_nothing_of_ours_from_the_working_folder(place):
+    """`python -m paramcli` begins with the working folder on the path. Modules of every name in Python's library lie
+    there, after Python's own start, which imports some itself.
+    """
+    names = {"__future__", *sys.stdlib_module_names} - {"torch"}
+    for module in (*sorted(name for name in names if name.isidentifier()), "torch", "typer", "rich", "safetensors"):
+        (place / f"{module}.py").write_text(f"open({str(place / 'CANARY')!r}, 'a').write('{module} ')")
+    script = (
+        "import runpy, sys; sys.modules.pop('__future__', None); sys.path.insert(0, ''); "
+        "runpy.run_module('paramcli', run_name='__main__', alter_sys=True)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(reading.__file__).parents[2])}
+    for arguments in (["inspect", "shards"], ["add", "shards", "-o", "out", *ADD]):
+        done = subprocess.run(
+            [sys.executable, "-c", f"import sys; sys.path[:] = filter(None, sys.path); {script}", *arguments],
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=HANG_SECONDS,
+        )
+        assert done.returncode == 0, done.stderr
+    assert not (place / "CANARY").exists(), (place / "CANARY").read_text()
 
 
 # --- the order of system calls -------------------------------------------------------------------

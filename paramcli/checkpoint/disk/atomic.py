@@ -169,6 +169,8 @@ class AtomicFile:
         disk: Disk | None = None,
     ):
         self.path = Path(path)
+        # What a person knows it by: another name where it lies in a folder that has its own name later.
+        self.known_as = self.path
         self.overwrite = overwrite
         self.pool = pool
         self.disk = disk
@@ -192,7 +194,7 @@ class AtomicFile:
         refuse_existing(self.path, self.overwrite)
         refuse_cache(self.target)
         try:
-            with failures(self.path):
+            with failures(self.known_as):
                 self._create()
         except BaseException:
             self._discard()
@@ -225,7 +227,7 @@ class AtomicFile:
     def descriptor(self) -> int:
         """The temporary file's number; of the files of one pool only a few are open at once."""
         if self._descriptor < 0:
-            with failures(self.path):
+            with failures(self.known_as):
                 flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
                 self._descriptor = above_standard_streams(os.open(self.hidden, flags))
         if self.pool is not None:
@@ -248,18 +250,18 @@ class AtomicFile:
         except OSError as error:
             # Some file systems cannot reserve; there, writing will tell.
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise failure(error, self.path) from None
+                raise failure(error, self.known_as) from None
             return
         disk = self.disk or Disk(size)
         if disk.direct:
             # In space that is reserved a file grows by nothing that is written, so threads need not wait for each
             # other.
-            with failures(self.path):
+            with failures(self.known_as):
                 self._direct = Direct(self.hidden, os.fstat(self.descriptor), disk)
 
     def write_at(self, offset: int, data: Data) -> None:
         view, done = flat(data), 0
-        with failures(self.path), in_use(self) as descriptor:
+        with failures(self.known_as), in_use(self) as descriptor:
             while done < len(view):
                 rest = view[done:]
                 if (direct := self._past_cache) is not None and (past := direct.write(offset + done, rest)):
@@ -304,7 +306,7 @@ class AtomicFile:
         if self._direct is not None:
             self._direct.park()  # nothing is written any more, and what publishes has need of descriptors
         descriptor = self.descriptor
-        with failures(self.path):
+        with failures(self.known_as):
             found = os.fstat(descriptor).st_size
             if found != size:
                 raise OSError(0, f"{found} bytes of {size} arrived")
@@ -315,7 +317,7 @@ class AtomicFile:
 
     def publish(self) -> None:
         """Give the finished file its name, and put the name on the disk."""
-        with failures(self.path):
+        with failures(self.known_as):
             if self.overwrite:
                 os.replace(self.hidden, self.target)
             else:

@@ -159,6 +159,7 @@ class FolderSink(Sink):
         for part in self.parts:
             if self._owner.get(part, 0) == self._run.rank:
                 self._sinks[part] = self.part_sink(place / part, part, pool, disk)
+                self._sinks[part].file.known_as = self.path / part
                 self._open.enter_context(self._sinks[part])
 
     @property
@@ -259,6 +260,7 @@ class FolderSink(Sink):
         for rank, files in enumerate(finished[1:], 1):
             for part, (name, size) in files.items():
                 file = AtomicFile(place / part, overwrite=self.overwrite, follow_links=False)
+                file.known_as = self.path / part
                 file.temporary = there = place / name
                 self._files[part] = self._open.push(file)
                 if not there.is_file() or there.stat().st_size != size:
@@ -286,6 +288,7 @@ class FolderSink(Sink):
 
     def _other(self, target: Path) -> AtomicFile:
         file = AtomicFile(target, overwrite=self.overwrite, follow_links=False)
+        file.known_as = self.path / target.name
         self._others.append(self._open.push(file))
         file.create()
         return file
