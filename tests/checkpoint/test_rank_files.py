@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from paramcli.checkpoint.read.dtensor import Distributed, read_dtensor
 from paramcli.checkpoint.read.open import open_checkpoint
 from paramcli.errors import InputRefused
 
+from ..hostile.test_mutations import mutate
 from ..pace import HANG_SECONDS
 
 ROOT = Path(__file__).parents[2]
@@ -252,3 +254,24 @@ def test_a_lie_in_a_dtensor_is_refused(made, tmp_path):
                 lambda at, data, old=old, new=new: data.replace(old, new[: len(old)]) if at == "data.pkl" else data,
             )
         refusal(folder)
+
+
+@pytest.mark.parametrize("count", [150, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_mutations_of_a_rank_s_description(count, made, tmp_path):
+    """Bytes changed, taken out and put in: refused in one line, or read; never a bug, and never without an end."""
+    folder = shutil.copytree(made / "nested", tmp_path / "m")
+    sound, refused = rank_file(folder, 1).read_bytes(), 0
+    with zipfile.ZipFile(rank_file(folder, 1)) as archive:
+        description = next(archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
+    for number in range(count):
+        changed = mutate(description, random.Random(number))
+        rank_file(folder, 1).write_bytes(sound)
+        rewritten(rank_file(folder, 1), lambda at, data, changed=changed: changed if at == "data.pkl" else data)
+        try:
+            with open_checkpoint(folder) as source:
+                for name in source.tensors:
+                    source.read(name)
+        except InputRefused as error:
+            refused += 1
+            assert str(error).isprintable()
+    assert refused > count / 2
