@@ -3,8 +3,9 @@
     model_world_size_2_rank_0.pt, model_world_size_2_rank_1.pt
 
 Every file has the same names. A DTensor is a block of its tensor (dtensor.py), and all blocks together must be the
-whole, each once; what several ranks have, they must have alike, and the first one's is taken. That is compared by the
-archives' checksums, and byte for byte where those differ or say nothing. A tensor is put together when it is read.
+whole, each once; blocks that several ranks have must be the same, and the first one's is taken. Other tensors that
+differ (statistics that each rank has for itself) are odd. All this is compared by the archives' checksums, and byte for
+byte where those differ or say nothing. A tensor is put together when it is read.
 """
 
 from __future__ import annotations
@@ -172,9 +173,11 @@ def _joined(name: str, each: Sequence[_Held], source: Source) -> TensorInfo:
     if first.info.odd is not None:
         return replace(first.info, shape=first.info.shape if first.part is None else first.part.shape)
     if first.part is None:
-        for other in each[1:]:
-            _compare(first, other, source)
-        return first.info
+        apart = next((other.rank for other in each[1:] if not _equal(first.info, other.info, source)), None)
+        if apart is None:
+            return first.info
+        why = f"{TENSOR} has other values on rank {apart} than on rank 0: it is no DTensor, and each rank has its own"
+        return odd_info(name, first.info.dtype, first.info.shape, why, "save it from one rank, or the same in all")
     if first.part.dtype == PAIRS:
         why = f"{TENSOR} is packed in pairs, and spread over ranks"
         return odd_info(name, first.part.dtype, first.part.shape, why, "save it in one piece")
@@ -208,11 +211,11 @@ def _joined(name: str, each: Sequence[_Held], source: Source) -> TensorInfo:
 
 
 def _compare(one: _Held, other: _Held, source: Source) -> None:
-    """Raise InputRefused unless two ranks hold the same bytes."""
+    """Raise InputRefused unless two ranks hold the same bytes of a block that is said to be the same."""
     if not _equal(one.info, other.info, source):
         raise InputRefused(
             f"rank {other.rank} has other values of {TENSOR} than rank {one.rank}, and both should have the same",
-            hint="copy the files of one step; statistics that each rank has for itself: save them from one rank alone",
+            hint=_AGAIN,
             code="damaged",
         )
 
