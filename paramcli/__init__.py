@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .answers.inspect import InspectResult
     from .answers.spectrum import Spectra, Spectrum, SpectrumResult
     from .answers.verdict import Verdict, VerifyResult
-    from .api.edits import add, apply, assign, convert, migrate, remove
+    from .api.edits import add, apply, assign, attach, convert, merge, migrate, remove
     from .api.questions import diff, discover, inspect, snippet, spectrum, verify
     from .chain import Chain
     from .errors import CheckFailed, DeviceFull, InputRefused, OutputFailed, ParamcliError, UsageError
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 # Public name -> the module that has it. None is imported before it is asked for.
 _PLACES = {
-    ".api.edits": ("add", "apply", "assign", "convert", "migrate", "remove"),
+    ".api.edits": ("add", "apply", "assign", "attach", "convert", "merge", "migrate", "remove"),
     ".api.questions": ("diff", "discover", "inspect", "snippet", "spectrum", "verify"),
     ".live": ("load", "register", "save"),
     ".plugins": ("load_plugin",),
@@ -90,12 +90,14 @@ __all__ = [
     "add",
     "apply",
     "assign",
+    "attach",
     "convert",
     "diff",
     "discover",
     "inspect",
     "load",
     "load_plugin",
+    "merge",
     "migrate",
     "register",
     "remove",

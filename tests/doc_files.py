@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,6 +61,17 @@ def checkpoints(folder: Path) -> None:
     for name, copy in (("ckpt.pt", "ckpt.pt"), ("nested.ckpt", "training.ckpt"), ("old_norms.pt", "old.pt")):
         shutil.copy(ROOT / "fixtures" / name, folder / copy)
     shutil.copytree(ROOT / "fixtures" / "sharded", folder / "model")
+
+
+def adapter(folder: Path) -> None:
+    """model.safetensors, my_lora/, PEFT's adapter of it, and wrapped.safetensors, the same model under longer names."""
+    shutil.copy(ROOT / "fixtures" / "adapters" / "llama.safetensors", folder / "model.safetensors")
+    shutil.copytree(ROOT / "fixtures" / "adapters" / "lora", folder / "my_lora")
+    names = {
+        n: n.replace("model.layers", "model.language_model.layers") for n in load_file(folder / "model.safetensors")
+    }
+    tensors = load_file(folder / "model.safetensors")
+    save_file({new: tensors[old] for old, new in names.items()}, folder / "wrapped.safetensors")
 
 
 def recipe(folder: Path) -> None:

@@ -51,6 +51,12 @@ SESSIONS = {
         "paramcli remove vocoder.pth --no-bake",
         "paramcli remove ckpt.pt",
     ],
+    "merge": [
+        "paramcli merge -h",
+        "paramcli merge model.safetensors --adapter my_lora",
+        "paramcli merge wrapped.safetensors --adapter my_lora",
+        "paramcli merge model.safetensors",
+    ],
     "verify": [
         "paramcli verify -h",
         "paramcli verify layer.safetensors",
@@ -91,7 +97,8 @@ def screen(name: str, mode: str) -> str:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "work"
         shutil.copytree(ROOT / "fixtures", folder / "fixtures")
-        for make in (doc_files.checkpoints, doc_files.vocoder, doc_files.encoder, doc_files.claims, doc_files.recipe):
+        makers = (doc_files.checkpoints, doc_files.vocoder, doc_files.encoder, doc_files.claims, doc_files.recipe)
+        for make in (*makers, doc_files.adapter):
             make(folder)
         (folder / "wrong.toml").write_text((folder / "recipe.toml").read_text().replace("chain", "chian"))
         parts = []

@@ -39,6 +39,8 @@ reveal_type(paramcli.add("a.pt", ["fc.*", "re:out"], "mask", mask="m.pt", spelli
 reveal_type(paramcli.assign("a.pt", "fc.weight", with_="orthogonal", seed=3, check=True))
 reveal_type(paramcli.assign("a.pt", ["fc.weight"], from_="b.pt:w", dry_run=True))
 reveal_type(paramcli.remove("a.pt", bake=False, view="blocks=4", in_place=True, verify=True))
+reveal_type(paramcli.merge("a.pt", ["b", "c"], strength=[1, 0.5], adapter_prefix="a.=b.", device="cuda"))
+reveal_type(paramcli.attach("a.pt", "b", strength=2, dry_run=True))
 reveal_type(paramcli.migrate("a.pt", to="new", force=True))
 reveal_type(paramcli.convert("a.pt", "b.safetensors", dtype="bfloat16", max_shard_size="5GB", keep="fc.*"))
 applied: paramcli.EditResult = paramcli.apply("recipe.toml", "a.pt", ignore_record=True, watch=paramcli.Watch())

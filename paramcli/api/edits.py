@@ -4,14 +4,16 @@ tensor.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ..dtypes import CastDtype, ComputeDtype
 from ..spec import path_of
+from ..spelling.adapters import open_adapters
 from ..surgery.edits.add import Add, Init
 from ..surgery.edits.assign import Assign
 from ..surgery.edits.base import Spelling, Tied
 from ..surgery.edits.convert import Convert, check_dtype
+from ..surgery.edits.merge import Attach, Merge
 from ..surgery.edits.migrate import Migrate
 from ..surgery.edits.names import NewNames
 from ..surgery.edits.remove import Remove
@@ -165,6 +167,82 @@ def remove(
         ignore_record=ignore_record,
     )
     return edit("remove", [job], job.suffix, path_of(ckpt), target, watch)
+
+
+def merge(
+    base: FilePath,
+    adapter: Names,
+    *,
+    strength: float | Sequence[float] = 1.0,
+    adapter_prefix: Names = (),
+    compute_dtype: ComputeDtype = "same",
+    output: FilePath | None = None,
+    force: bool = False,
+    in_place: bool = False,
+    check: bool = False,
+    dry_run: bool = False,
+    root: str | None = None,
+    device: str = "cpu",
+    ignore_record: bool = False,
+    watch: Watch = NOBODY,
+) -> EditResult:
+    """Attach adapters to the tensors they belong to, in order, and bake: the base's files come out as they came in.
+
+    Args:
+        adapter: PEFT folders; every tensor of each is used, once.
+        strength: what the change of each is multiplied by; one number for all, or one for each.
+        adapter_prefix: "OLD=NEW", how the adapters' names begin and how the base's do.
+
+    Computed in float32 or wider and rounded once. Raises InputRefused for an adapter of another base, UsageError,
+    OutputFailed; nothing is written then.
+    """
+    ready()
+    job = Merge(compute_dtype=compute_dtype)
+    target = Target(
+        output=path_or_none(output, "output"),
+        force=force,
+        in_place=in_place,
+        check=check,
+        dry_run=dry_run,
+        root=root,
+        device=device,
+        ignore_record=ignore_record,
+    )
+    with open_adapters(patterns(adapter), strength, patterns(adapter_prefix)) as adapters:
+        return edit("merge", [job], job.suffix, path_of(base), target, watch, adapters)
+
+
+def attach(
+    base: FilePath,
+    adapter: Names,
+    *,
+    strength: float | Sequence[float] = 1.0,
+    adapter_prefix: Names = (),
+    output: FilePath | None = None,
+    force: bool = False,
+    in_place: bool = False,
+    check: bool = False,
+    dry_run: bool = False,
+    root: str | None = None,
+    ignore_record: bool = False,
+    watch: Watch = NOBODY,
+) -> EditResult:
+    """What `add --adapter` does: base and adapters in one parametrized file with a record, byte for byte.
+
+    `remove` bakes it into what `merge` gives, `remove(bake=False)` gives the base back. Arguments as of `merge`.
+    """
+    ready()
+    target = Target(
+        output=path_or_none(output, "output"),
+        force=force,
+        in_place=in_place,
+        check=check,
+        dry_run=dry_run,
+        root=root,
+        ignore_record=ignore_record,
+    )
+    with open_adapters(patterns(adapter), strength, patterns(adapter_prefix)) as adapters:
+        return edit("add", [Attach()], Attach.suffix, path_of(base), target, watch, adapters)
 
 
 def migrate(

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from ..spec import Argument
-from .entry import Entry
+import math
+from collections.abc import Mapping
+from typing import cast
+
+from ..spec import Argument, Value
+from .entry import Entry, Shape, Stored
 from .measures import CHANGE_OF_RANK, GRAM_KEPT, NORMS
+from .norms import LARGEST
 
 RANK = Argument("rank", "int", "rank of the change", required=True, minimum=1, maximum=1 << 20)
-ALPHA = Argument("alpha", "float", "the change is scaled by alpha / rank", 1.0, minimum=0)
+ALPHA = Argument("alpha", "float", "the change is scaled by alpha / rank", 1.0, minimum=-LARGEST, maximum=LARGEST)
+
+
+def _lora_stores(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
+    rank, (out, rest) = cast("int", arguments["rank"]), (shape[0], math.prod(shape[1:]))
+    return {"original": (None, shape), "lora_A": (None, (rank, rest)), "lora_B": (None, (out, rank))}
+
+
+def _dora_stores(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
+    return {**_lora_stores(shape, arguments), "magnitude": (None, shape[:1])}
+
 
 CONSTRAINTS = ()
 
@@ -24,9 +39,9 @@ PARAMETRIZATIONS = (
         arguments=(RANK, ALPHA),
         cost="one thin product",
         verifies=str(CHANGE_OF_RANK),
-        examples=("lora:rank=1", "lora:rank=2:alpha=6"),
+        examples=("lora:rank=1", "lora:rank=2:alpha=6", "lora:rank=1:alpha=-2.0"),
         spelt=("alpha",),
-        stores=None,
+        stores=_lora_stores,
     ),
     Entry(
         name="minlora",
@@ -62,7 +77,7 @@ PARAMETRIZATIONS = (
         verifies=str(NORMS),
         examples=("dora:rank=1",),
         spelt=("alpha",),
-        stores=None,
+        stores=_dora_stores,
     ),
     Entry(
         name="oft",
@@ -80,5 +95,33 @@ PARAMETRIZATIONS = (
         verifies=str(GRAM_KEPT),
         examples=("oft", "oft:blocks=2"),
         stores=None,
+    ),
+    Entry(
+        name="saved",
+        family="adapter",
+        summary="another tensor in the weight's place, which stays underneath",
+        law="W = V",
+        maps=(("any", "any"),),
+        right_inverse="V = W",
+        source="peft 0.21: modules_to_save, trained biases",
+        target="adapters:Saved",
+        cost="none",
+        stores=lambda shape, arguments: {"original": (None, shape), "saved": (None, shape)},
+        complex=True,
+    ),
+    Entry(
+        name="shifted",
+        family="adapter",
+        summary="plus a whole tensor",
+        law="W = W0 + scale D",
+        maps=(("any", "any"),),
+        right_inverse="W0 = W, D = 0",
+        source="LyCORIS 4.1: diff; peft 0.21: lora_B.bias",
+        target="adapters:Shifted",
+        arguments=(Argument("scale", "float", "the factor of D", 1.0, minimum=-LARGEST, maximum=LARGEST),),
+        cost="one pass",
+        examples=("shifted", "shifted:scale=0.5"),
+        stores=lambda shape, arguments: {"original": (None, shape), "diff": (None, shape)},
+        complex=True,
     ),
 )

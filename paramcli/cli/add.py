@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -28,6 +29,18 @@ def add(
             autocompletion=complete.chain,
         ),
     ] = None,
+    adapter: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--adapter",
+            "-a",
+            metavar="DIR",
+            help="In place of --chain: put a PEFT adapter's tensors on those they change; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    strength: o.Strengths = None,
+    adapter_prefix: o.AdapterPrefixes = None,
     view: o.View = None,
     init: Annotated[
         str,
@@ -87,11 +100,31 @@ def add(
     paramcli add ckpt.pt -t fc.weight --chain skew,cayley
 
     paramcli add rnn.pt -t '*.weight_hh*' --view blocks=4 --chain skew,cayley
+
+    paramcli add model.safetensors --adapter my_lora/
     """
     from ..api import edits
     from ..show.edit import show_edit
 
     screen = open_screen(quiet)
+    if adapter:
+        words.only_adapters(tensor, chain, view, mask)
+        attached = edits.attach(
+            ckpt,
+            [str(path) for path in adapter],
+            strength=strength or 1.0,
+            adapter_prefix=adapter_prefix or (),
+            output=output,
+            force=force,
+            in_place=in_place,
+            check=check,
+            dry_run=dry_run,
+            root=root,
+            ignore_record=ignore_record,
+            watch=screen,
+        )
+        show_edit(screen, attached, as_json)
+        return
     result = edits.add(
         ckpt,
         tensor or (),

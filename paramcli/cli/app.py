@@ -48,7 +48,7 @@ def _version(wanted: bool) -> None:
 
 
 # The commands that a run of several processes shares out. In any other each process is on its own.
-SHARED = ("add", "apply", "assign", "convert", "migrate", "remove", "verify")
+SHARED = ("add", "apply", "assign", "convert", "merge", "migrate", "remove", "verify")
 
 
 @app.callback()

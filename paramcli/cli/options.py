@@ -48,6 +48,22 @@ View = Annotated[
         autocompletion=complete.views,
     ),
 ]
+# Each --strength is of the --adapter in the same place.
+Strengths = Annotated[
+    list[float] | None,
+    typer.Option(
+        "--strength", metavar="S", help="What an adapter's change is multiplied by: one for each.", show_default=False
+    ),
+]
+AdapterPrefixes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter-prefix",
+        metavar="OLD=NEW",
+        help="How the adapter's names begin, and the base's; repeatable.",
+        show_default=False,
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random.")]
 Tied = Annotated[
     str | None,

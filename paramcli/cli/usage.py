@@ -19,6 +19,7 @@ PANELS = {
         "add": "put a chain of parametrizations on tensors",
         "assign": "set tensors to a value, through their chains",
         "remove": "bake parametrizations into plain weights, or take them off",
+        "merge": "bake adapters into the base they belong to",
         "apply": "many edits in one pass, from a recipe",
     },
     "Prove": {

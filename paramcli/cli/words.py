@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..errors import UsageError
 from ..spec import check_choice
 
 if TYPE_CHECKING:
@@ -37,3 +38,14 @@ def compute_dtype(word: str) -> ComputeDtype:
     from ..dtypes import COMPUTE_DTYPES
 
     return check_choice("compute-dtype", word, COMPUTE_DTYPES)
+
+
+def only_adapters(tensor: list[str] | None, chain: str | None, view: str | None, mask: str | None) -> None:
+    """Raise UsageError for what says in another way what an adapter says itself."""
+    given = {"tensor": tensor, "chain": chain, "view": view, "mask": mask}
+    for name, value in given.items():
+        if value:
+            raise UsageError(
+                f"--adapter and --{name} exclude each other: an adapter says itself what it changes, and how",
+                option=name,
+            )

@@ -161,14 +161,31 @@ def complete(group: Group, state: dict[str, Tensor], chain: Chain) -> dict[str, 
 
 
 def _unsqueezed(group: Group, state: dict[str, Tensor], chain: Chain) -> dict[str, Tensor]:
-    """The state with the norms g of a weight norm in torch's shape, where only dimensions of size 1 differ."""
-    stored = chain.links[0].entry.stores
-    if stored is None or chain.links[0].entry.originals < 2 or "original0" not in state:
-        return state
-    wanted = stored(group.view.shape(group.shape), chain.links[0].arguments)["original0"][1]
-    g = state["original0"]
-    alike = [size for size in g.shape if size != 1] == [size for size in wanted if size != 1]
-    return {**state, "original0": g.reshape(wanted)} if alike and g.shape != torch.Size(wanted) else state
+    """The state in the shapes that the chain has, where other code keeps the same entries in the same order: norms g as
+    [C] or [C, 1], the factors of a convolution's adapter as kernels.
+    """
+    wanted = chain.stores(group.view.shape(group.shape)) or {}
+    other = {
+        role: shape
+        for role, (_, shape) in wanted.items()
+        if role != "original"
+        and role in state
+        and tuple(state[role].shape) != shape
+        and _merges(state[role].shape, shape)
+    }
+    return {**state, **{role: state[role].reshape(shape) for role, shape in other.items()}} if other else state
+
+
+def _merges(shape: Sequence[int], wanted: Sequence[int]) -> bool:
+    """Is `wanted` the shape with neighbouring dimensions made one, or with others of size 1?"""
+    sizes, target = [size for size in shape if size != 1], [size for size in wanted if size != 1]
+    for goal in target:
+        size = 1
+        while sizes and size < goal:
+            size *= sizes.pop(0)
+        if size != goal:
+            return False
+    return not sizes
 
 
 def _without_value(group: Group, state: dict[str, Tensor], chain: Chain) -> dict[str, Tensor]:

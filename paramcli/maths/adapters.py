@@ -7,6 +7,7 @@ All of them start from the weight as it is.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from .norm import length_error
 from .numbers import compute_dtype, eps, relative
 
 
-def matrix_shape(shape: torch.Size) -> tuple[int, int]:
+def matrix_shape(shape: torch.Size | tuple[int, ...]) -> tuple[int, int]:
     """(out, everything else): the matrix an adapter sees of a linear or convolution weight."""
     return shape[0], math.prod(shape[1:])
 
@@ -46,14 +47,21 @@ class LoRA(Parametrization):
         self.scaling = alpha / A.size(0)
 
     @classmethod
+    def by_rows(cls, shape: torch.Size, rank: int, alpha: float = 1.0) -> frozenset[str]:
+        return frozenset({"original", "lora_B"})
+
+    @classmethod
+    def threads_matter(cls, *_: Any, **arguments: Any) -> bool:
+        """The product is as thin as the rank: about as long as reading the weight and writing it."""
+        return False
+
+    @classmethod
     def check_shape(cls, shape: torch.Size, rank: int, alpha: float = 1.0) -> None:
         require_matrix(shape, "lora", rank)
 
     @classmethod
     def make(cls, value: Tensor, rank: int, alpha: float = 1.0) -> LoRA:
-        out, rest = matrix_shape(value.shape)
-        A = torch.empty(rank, rest, dtype=value.dtype, device=value.device)
-        return cls(draw(A), torch.zeros(out, rank, dtype=value.dtype, device=value.device), alpha)
+        return cls(*factors(value, rank), alpha)
 
     def change(self, X: Tensor) -> Tensor:
         return (self.lora_B.to(X.dtype) @ self.lora_A.to(X.dtype)).view(X.shape) * self.scaling
@@ -77,6 +85,13 @@ class LoRA(Parametrization):
         size = torch.maximum(torch.linalg.matrix_norm(originals[0].reshape(matrix_shape(value.shape)), 2), S[0])
         beyond = (S[rank] / size).item() if rank < len(S) and size > 0 else 0.0
         return [Check(f"change_of_rank:{rank}", beyond, 8 * eps(self.stored_dtype))]
+
+
+def factors(value: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """A drawn and B zero, for a weight like this."""
+    out, rest = matrix_shape(value.shape)
+    A = torch.empty(rank, rest, dtype=value.dtype, device=value.device)
+    return draw(A), torch.zeros(out, rank, dtype=value.dtype, device=value.device)
 
 
 def draw(A: Tensor) -> Tensor:
@@ -108,6 +123,10 @@ class MinLoRA(LoRA):
         self.scaling = alpha / (A.size(1) if embedding else A.size(0))
         ones = (A.size(0), 1) if embedding else (1, A.size(1))
         self.register_buffer("lora_dropout_mask", torch.ones(ones, dtype=A.dtype, device=A.device))
+
+    @classmethod
+    def by_rows(cls, shape: torch.Size, *_: Any, **arguments: Any) -> frozenset[str]:
+        return frozenset()
 
     @classmethod
     def check_shape(cls, shape: torch.Size, rank: int, alpha: float = 1.0, embedding: bool = False) -> None:
@@ -142,19 +161,23 @@ class DoRA(LoRA):
         self.magnitude = nn.Parameter(magnitude)
 
     @classmethod
+    def by_rows(cls, shape: torch.Size, rank: int, alpha: float = 1.0) -> frozenset[str]:
+        return frozenset({"original", "lora_B", "magnitude"})
+
+    @classmethod
     def check_shape(cls, shape: torch.Size, rank: int, alpha: float = 1.0) -> None:
         require_matrix(shape, "dora", rank)
 
     @classmethod
     def make(cls, value: Tensor, rank: int, alpha: float = 1.0) -> DoRA:
-        plain = LoRA.make(value, rank, alpha)
         magnitude = value.new_empty(value.size(0)) if value.is_meta else lengths(value)
-        return cls(plain.lora_A.data, plain.lora_B.data, alpha, magnitude)
+        return cls(*factors(value, rank), alpha, magnitude)
 
     def map(self, X: Tensor) -> Tensor:
         V = X + self.change(X)
         size = lengths(V)
-        return V * (self.magnitude.to(X.dtype) / size.where(size != 0, 1.0)).reshape(-1, *[1] * (X.ndim - 1))
+        factor = self.magnitude.to(X.dtype) / size.where(size != 0, 1.0)
+        return V * factor.reshape(-1, *[1] * (X.ndim - 1))
 
     def inverse(self, W: Tensor) -> Tensor:
         with torch.no_grad():
@@ -162,9 +185,8 @@ class DoRA(LoRA):
         return super().inverse(W)
 
     def checks(self, originals: tuple[Tensor, ...], value: Tensor) -> list[Check]:
-        return [
-            Check("norms", *length_error(lengths(value), self.magnitude.abs(), value[0].numel(), self.stored_dtype))
-        ]
+        found = length_error(lengths(value), self.magnitude.abs(), value[0].numel(), self.stored_dtype)
+        return [Check("norms", *found)]
 
 
 def lengths(W: Tensor) -> Tensor:
@@ -219,3 +241,75 @@ class OFT(Parametrization):
         return [
             Check("gram_kept", relative(after - before, before).max().item(), 4 * (eps(self.stored_dtype) + computed))
         ]
+
+
+class Saved(Parametrization):
+    r"""W0 to V: another tensor in the weight's place, which stays underneath.
+
+    Adapters keep whole tensors too: what PEFT's `modules_to_save` and its trained biases hold.
+
+    Inverse: V = W, W0 = W.
+    Cost:    none.
+    Source:  peft 0.21, tuners.utils (ModulesToSaveWrapper).
+    """
+
+    whole = True
+
+    def __init__(self, saved: Tensor):
+        super().__init__()
+        self.saved = nn.Parameter(saved)
+
+    @classmethod
+    def by_rows(cls, shape: torch.Size, *_: Any, **arguments: Any) -> frozenset[str]:
+        return frozenset({"original", "saved"})
+
+    @classmethod
+    def threads_matter(cls, *_: Any, **arguments: Any) -> bool:
+        return False
+
+    @classmethod
+    def make(cls, value: Tensor) -> Saved:
+        return cls(value.clone())
+
+    def map(self, X: Tensor) -> Tensor:
+        return self.saved.to(X.dtype)
+
+    def inverse(self, W: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.saved.copy_(W)
+        return W
+
+
+class Shifted(Parametrization):
+    r"""W0 to W0 + scale D, a whole tensor that is added.
+
+    Inverse: W0 = W, D = 0.
+    Cost:    one pass.
+    Source:  LyCORIS 4.1 (`diff`, `diff_b`); peft 0.21 (`lora_B.bias`, which is added to the layer's bias).
+    """
+
+    whole = True
+
+    def __init__(self, diff: Tensor, scale: float):
+        super().__init__()
+        self.diff, self.scale = nn.Parameter(diff), scale
+
+    @classmethod
+    def by_rows(cls, shape: torch.Size, *_: Any, **arguments: Any) -> frozenset[str]:
+        return frozenset({"original", "diff"})
+
+    @classmethod
+    def threads_matter(cls, *_: Any, **arguments: Any) -> bool:
+        return False
+
+    @classmethod
+    def make(cls, value: Tensor, scale: float = 1.0) -> Shifted:
+        return cls(torch.zeros_like(value), scale)
+
+    def map(self, X: Tensor) -> Tensor:
+        return X + self.scale * self.diff.to(X.dtype)
+
+    def inverse(self, W: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.diff.zero_()
+        return W

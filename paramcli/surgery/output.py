@@ -51,7 +51,7 @@ FOREIGN_SUFFIXES = (
     ".pt2",
     ".distcp",
 )
-_SUFFIXES = (".parametrized", ".baked", ".unparametrized", ".migrated", ".edited")
+_SUFFIXES = (".parametrized", ".baked", ".unparametrized", ".migrated", ".edited", ".merged")
 
 
 def default_output(path: Path, suffix: str, sharded: bool = True) -> Path:

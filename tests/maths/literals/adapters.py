@@ -25,4 +25,6 @@ LITERALS = [
     ),
     # K = [[0, 1], [-1, 0]] gives the quarter turn [[0, 1], [-1, 0]], which exchanges the outputs.
     ("oft", {"original": [[1, 2], [3, 4]], "0.oft_K": [[[0, 1], [0, 0]]]}, [[3, 4], [-1, -2]]),
+    ("saved", {"original": [[1, 0], [0, 2]], "0.saved": [[5, 6], [7, 8]]}, [[5, 6], [7, 8]]),
+    ("shifted:scale=0.5", {"original": [[1, 0], [0, 2]], "0.diff": [[2, 4], [6, 8]]}, [[2, 2], [3, 6]]),
 ]

@@ -1,0 +1,69 @@
+"""paramcli merge: bake adapters into the base they belong to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options as o
+from . import words
+from .screen import open_screen
+
+
+def attach(app: typer.Typer) -> None:
+    app.command("merge", epilog="Write: model.safetensors -> model.merged.safetensors")(merge)
+
+
+def merge(
+    base: o.Checkpoint,
+    adapter: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--adapter", "-a", metavar="DIR", help="Adapter: a PEFT folder; repeatable, in order.", show_default=False
+        ),
+    ] = None,
+    strength: o.Strengths = None,
+    adapter_prefix: o.AdapterPrefixes = None,
+    output: o.Output = None,
+    force: o.Force = False,
+    in_place: o.InPlace = False,
+    check: o.Check = False,
+    dry_run: o.DryRun = False,
+    root: o.Root = None,
+    device: o.Device = "cpu",
+    compute_dtype: o.Compute = "same",
+    ignore_record: o.IgnoreRecord = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Add what an adapter changes to the weights of its base, and write plain weights: no model code, in flat memory.
+
+    Every tensor of the adapter is used exactly once, or nothing is written.
+
+    paramcli merge model.safetensors --adapter my_lora/
+
+    paramcli merge model/ --adapter style/ --strength 0.8 --adapter facts/ --strength 1
+    """
+    from ..api import edits
+    from ..show.edit import show_edit
+
+    screen = open_screen(quiet)
+    result = edits.merge(
+        base,
+        [str(path) for path in adapter or ()],
+        strength=strength or 1.0,
+        adapter_prefix=adapter_prefix or (),
+        compute_dtype=words.compute_dtype(compute_dtype),
+        output=output,
+        force=force,
+        in_place=in_place,
+        check=check,
+        dry_run=dry_run,
+        root=root,
+        device=device,
+        ignore_record=ignore_record,
+        watch=screen,
+    )
+    show_edit(screen, result, as_json)

@@ -1,0 +1,273 @@
+"""Adapters: sets of originals that are kept apart from the weights they belong to, whichever file format spells them.
+
+An adapter is a list of changes, each of one tensor of a base: a parametrization, and its tensors in the adapter's file.
+`attach` puts them on the groups of an open base, where they are what any other parametrized tensor is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from ..chain import Chain, extend, parse_chain
+from ..checkpoint.joined import joined
+from ..checkpoint.source import Source, TensorInfo
+from ..dtypes import EDITABLE, dtype_name
+from ..errors import TENSOR, InputRefused, UsageError
+from ..text import closest, count_text, listing, printable, shape_text
+from ..view import View, parse_view
+from .forms import PARAMETRIZED, Group
+from .opened import Opened
+from .record import Entry
+
+TRANSPOSE = parse_view("transpose")
+_PIECE = 8 << 20
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an adapter does to one tensor.
+
+    `tensor`: its name as the adapter has it, for which `others` may stand in the base; `keys`: the parametrization's
+    own tensors, by name; `reads`: which it is, and through which view, of the base's tensor; it raises InputRefused
+    where it cannot be of one of that shape.
+    """
+
+    tensor: str
+    keys: Mapping[str, str]
+    reads: Callable[[Group], tuple[str, View]]
+    others: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An open adapter: what it says of itself, and its changes in the order in which they are made."""
+
+    source: Source
+    title: str
+    changes: tuple[Change, ...]
+    # Tensors that several changes share.
+    shared: frozenset[str] = field(default_factory=frozenset)
+    # Key -> the base's tensor that it is a copy of.
+    copies: Mapping[str, str] = field(default_factory=dict)
+
+    def with_prefix(self, prefixes: Sequence[tuple[str, str]]) -> Adapter:
+        """The adapter with the beginnings of its tensors' names replaced: the first that fits each."""
+        if not prefixes:
+            return self
+        changes = tuple(_renamed(change, prefixes) for change in self.changes)
+        return replace(self, changes=changes, copies={k: _prefixed(n, prefixes) for k, n in self.copies.items()})
+
+
+def _renamed(change: Change, prefixes: Sequence[tuple[str, str]]) -> Change:
+    names = [_prefixed(name, prefixes) for name in (change.tensor, *change.others)]
+    return replace(change, tensor=names[0], others=tuple(names[1:]))
+
+
+def _prefixed(name: str, prefixes: Sequence[tuple[str, str]]) -> str:
+    return next((new + name[len(old) :] for old, new in prefixes if name.startswith(old)), name)
+
+
+def parse_prefix(text: str) -> tuple[str, str]:
+    """'OLD=NEW' -> (OLD, NEW); either may be empty. Raises UsageError."""
+    old, equals, new = text.partition("=")
+    if not equals:
+        raise UsageError(
+            f"--adapter-prefix {printable(text)}: OLD=NEW is wanted",
+            hint="--adapter-prefix model.layers=model.language_model.layers",
+            option="adapter-prefix",
+        )
+    return old, new
+
+
+def attach(opened: Opened, adapters: Sequence[Adapter]) -> tuple[Opened, list[str]]:
+    """(the base with the adapters' changes on its tensors, their names): every tensor of an adapter is used, once.
+
+    The adapters are the Opened's to close. Raises InputRefused for a change of no tensor of the base, or of one it does
+    not fit, with the names that are near and the prefix that would do.
+    """
+    labels = _labels(opened.source, adapters)
+    source = joined(opened.source, dict(zip(labels, (adapter.source for adapter in adapters), strict=True)))
+    groups, changed = dict(opened.groups), dict[str, None]()
+    for label, adapter in zip(labels, adapters, strict=True):
+        unused = set(adapter.source.tensors)
+        lost = [change for change in adapter.changes if _name_in(groups, change) is None]
+        if lost:
+            raise _matches_nothing(opened, adapter, lost)
+        for key, copied in adapter.copies.items():
+            if copied not in groups or not _same_bytes(source, f"{label}/{key}", copied):
+                raise InputRefused(
+                    f"{TENSOR} is the adapter's own copy of the base's {printable(copied)}, and that is another tensor",
+                    hint="is it an adapter of this base?",
+                    tensor=key,
+                    path=adapter.source.path,
+                )
+            unused.discard(key)
+            del source.tensors[f"{label}/{key}"]
+        once: set[str] = set()
+        for change in adapter.changes:
+            name = _name_in(groups, change)
+            assert name is not None
+            taken = set(change.keys.values()) - adapter.shared
+            if taken & once:
+                raise InputRefused(f"{TENSOR} is used twice", tensor=min(taken & once), path=adapter.source.path)
+            once |= taken
+            unused -= set(change.keys.values())
+            groups[name] = changed_group(groups[name], change, label, adapter, source)
+            changed[name] = None
+        if unused:
+            raise InputRefused(
+                f"{TENSOR} is none that paramcli knows in an adapter of this kind ({adapter.title})"
+                + (f", nor are {count_text(len(unused) - 1, 'other')}" if len(unused) > 1 else ""),
+                hint="every tensor of an adapter must be used; what is left out would change the result",
+                tensor=min(unused),
+                path=adapter.source.path,
+            )
+    return Opened(source, groups), [name for name in groups if name in changed]
+
+
+def _same_bytes(source: Source, a: str, b: str) -> bool:
+    """Are these one tensor, by dtype, shape and bytes? A piece at a time."""
+    one, other = source.tensors[a], source.tensors[b]
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    if one.run is None or other.run is None:
+        return source.read_bytes(a) == source.read_bytes(b)
+    source.check_storage(one.storage)
+    source.check_storage(other.storage)
+    (file, at, size), (other_file, other_at, _) = one.run, other.run
+    return all(
+        source.files[file].read(at + part, min(_PIECE, size - part))
+        == source.files[other_file].read(other_at + part, min(_PIECE, size - part))
+        for part in range(0, size, _PIECE)
+    )
+
+
+def _labels(base: Source, adapters: Sequence[Adapter]) -> list[str]:
+    """A name for each adapter, before whose tensors it stands; no tensor of the base begins so."""
+    labels: list[str] = []
+    for adapter in adapters:
+        path = adapter.source.path
+        plain = path.parent.name if path.stem in ("adapter_model", "pytorch_lora_weights") else path.stem
+        label, number = plain or "adapter", 1
+        while label in labels or any(name.startswith(f"{label}/") for name in base.tensors):
+            number += 1
+            label = f"{plain} {number}"
+        labels.append(label)
+    return labels
+
+
+def _name_in(groups: Mapping[str, Group], change: Change) -> str | None:
+    return next((name for name in (change.tensor, *change.others) if name in groups), None)
+
+
+def changed_group(group: Group, change: Change, label: str, adapter: Adapter, source: Source) -> Group:
+    """The group with one more parametrization on it, whose tensors are the adapter's."""
+    if group.problem:
+        raise group.refusal(source.path)
+    if group.dtype not in EDITABLE:
+        raise InputRefused(
+            f"{TENSOR} is {dtype_name(group.dtype)}, and an adapter changes numbers of floating point",
+            hint="dequantize it first: paramcli does not yet",
+            tensor=group.tensor,
+            path=source.path,
+        )
+    if group.alternatives:
+        raise InputRefused(
+            f"{TENSOR} has a chain that only its data decide", hint="remove --bake first", tensor=group.tensor
+        )
+    try:
+        item, view = change.reads(group)
+    except InputRefused as error:
+        error.tensor, error.path = error.tensor or group.tensor, error.path or adapter.source.path
+        raise
+    chain, seen = _extended(group, item, view)
+    keys = dict(group.keys) if not group.is_plain else {"original": group.keys["value"]}
+    infos: dict[str, TensorInfo] = dict(group.infos) if not group.is_plain else {"original": group.infos["value"]}
+    for role, key in change.keys.items():
+        name = f"{label}/{key}"
+        keys[f"{len(chain) - 1}.{role}"], infos[f"{len(chain) - 1}.{role}"] = name, source.tensors[name]
+    record = Entry("parametrized", chain, seen)
+    return replace(
+        group, form=PARAMETRIZED, keys=keys, infos=infos, chain=chain, view=seen, constraint=None, record=record
+    )
+
+
+def _extended(group: Group, item: str, view: View) -> tuple[Chain, View]:
+    """The chain of the group and one item more, and the one view that they have."""
+    before = None if group.is_plain else group.chain
+    if before is None:
+        return parse_chain(item), view
+    if view != group.view:
+        raise InputRefused(
+            f"{TENSOR} is {before} through the view {group.view} already, and the adapter sees it through {view}; a "
+            "chain has one view",
+            hint="remove --bake first, or merge the adapters one after another",
+            tensor=group.tensor,
+        )
+    return extend(before, item)[0], view
+
+
+def _matches_nothing(opened: Opened, adapter: Adapter, lost: Sequence[Change]) -> InputRefused:
+    """The refusal of an adapter that is not of this base, or spells its names another way."""
+    first = lost[0].tensor
+    prefix = _prefix_that_does(opened.groups, adapter)
+    near = closest(first, opened.groups)
+    more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+    hint = (
+        f"--adapter-prefix {prefix[0]}={prefix[1]}"
+        if prefix
+        else f"the base has {listing(near, 3)}"
+        if near
+        else "is it an adapter of this base?"
+    )
+    return InputRefused(
+        f"{TENSOR}{more} of {count_text(len(adapter.changes), 'changed tensor')} are not in {opened.where}",
+        hint=hint,
+        tensor=first,
+        path=adapter.source.path,
+    )
+
+
+def _prefix_that_does(groups: Mapping[str, Group], adapter: Adapter) -> tuple[str, str] | None:
+    """(OLD, NEW) with which every name of the adapter is one of the base; None where there is none, or are several."""
+    first = next(change.tensor for change in adapter.changes if _name_in(groups, change) is None)
+    parts = first.split(".")
+    found: set[tuple[str, str]] = set()
+    for cut in range(1, len(parts) - 1):
+        tail = "." + ".".join(parts[cut:])
+        old = ".".join(parts[:cut]) + "."
+        for name in groups:
+            if name.endswith(tail) or name == tail[1:]:
+                found.add((old, name[: len(name) - len(tail) + 1] if name != tail[1:] else ""))
+        if len(found) > 64:
+            return None
+    fits = []
+    for old, new in sorted(found, key=lambda pair: -len(pair[0])):
+        if all(_name_in(groups, _renamed(change, [(old, new)])) for change in adapter.changes):
+            fits.append((old, new))
+    return fits[-1] if fits else None
+
+
+def lora_item(name: str, rank: int, scale: float) -> str:
+    """The item of a chain for a change that is scaled by `scale`, whatever its rank."""
+    from ..spec import value_text
+
+    return f"{name}:rank={rank}:alpha={value_text(scale * rank)}"
+
+
+def matrix_of(shape: Sequence[int]) -> tuple[int, int]:
+    rest = 1
+    for size in shape[1:]:
+        rest *= size
+    return shape[0], rest
+
+
+def not_of_shape(group: Group, what: str, shapes: Iterable[Sequence[int]]) -> InputRefused:
+    """The refusal of a change whose tensors are of another size than the base's."""
+    return InputRefused(
+        f"{TENSOR} is {shape_text(group.shape)} in the base, and the adapter's {what} "
+        f"{' and '.join(shape_text(shape) for shape in shapes)}",
+        hint="is it an adapter of this base?",
+        tensor=group.tensor,
+    )

@@ -1,0 +1,238 @@
+"""merge and add --adapter: PEFT's own merges of perturbed adapters are the oracle (fixtures/make_adapters.py)."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+REFUSED = {"pissa", "olora"}
+
+
+@pytest.fixture
+def adapters(fixtures):
+    return fixtures / "adapters"
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir() if path.is_dir())
+
+
+NAMES = [
+    "conv",
+    "conv1d",
+    "conv1d_bias",
+    "conv1d_dora",
+    "conv1d_square",
+    "conv_dora",
+    "dora",
+    "dora_bf16",
+    "embedding",
+    "lora",
+    "lora_bf16",
+    "lora_bias",
+    "patterns",
+    "rslora",
+    "saved",
+]
+
+
+def test_every_fixture_is_tried(adapters):
+    """What is made for the tests is in one of the two lists."""
+    assert names(adapters) == sorted([*NAMES, *REFUSED])
+
+
+def merged(folder):
+    """(the base's file, what PEFT's merge changes)"""
+    path = folder / "merged.safetensors"
+    with safe_open(path, "pt") as file:
+        base = file.metadata()["base"]
+    return folder.parent / f"{base}.safetensors", load_file(path)
+
+
+def require_merged(got, base, want):
+    """Changed tensors are PEFT's, rounded once; all others are the base's, bit for bit."""
+    assert got.keys() == base.keys()
+    for name, tensor in got.items():
+        if name not in want:
+            assert torch.equal(tensor, base[name]) and tensor.dtype == base[name].dtype, name
+        elif tensor.dtype == torch.bfloat16:
+            assert torch.equal(tensor, want[name]), name
+        else:
+            assert (tensor.double() - want[name].double()).norm() <= 1e-6 * want[name].double().norm(), name
+
+
+def sharded(tensors, folder):
+    """Three shards; neighbours lie in different ones."""
+    folder.mkdir()
+    home = {}
+    for number in range(3):
+        file = f"model-{number + 1:05d}-of-00003.safetensors"
+        part = dict(list(tensors.items())[number::3])
+        save_file(part, folder / file)
+        home.update(dict.fromkeys(part, file))
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": home}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "config.json").write_text('{"model_type": "tiny"}')
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_merge_is_what_peft_merges(name, adapters, tmp_path, paramcli):
+    """One file and three shards, whose config and index come along."""
+    base, want = merged(adapters / name)
+    out = tmp_path / "out.safetensors"
+    said = paramcli("merge", base, "--adapter", adapters / name, "-o", out, "--json").json
+    require_merged(load_file(out), load_file(base), want)
+    assert {tensor["tensor"] for tensor in said["tensors"]} == set(want)
+    for tensor in said["tensors"]:
+        before, after = (T[tensor["tensor"]].double() for T in (load_file(base), load_file(out)))
+        assert float(tensor["moved"]) == pytest.approx(((after - before).norm() / before.norm()).item(), rel=1e-6)
+    folder = sharded(load_file(base), tmp_path / "model")
+    paramcli("merge", folder, "--adapter", adapters / name)
+    parts = sorted((tmp_path / "model.merged").glob("*.safetensors"))
+    assert len(parts) == 3 and (tmp_path / "model.merged" / "config.json").exists()
+    require_merged({k: t for part in parts for k, t in load_file(part).items()}, load_file(base), want)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_attached_comes_off_and_bakes(name, adapters, tmp_path, paramcli):
+    """add --adapter writes one file; its originals are the base, byte for byte, and its bake is the merge."""
+    base, _ = merged(adapters / name)
+    added, plain, baked, direct = (tmp_path / f"{n}.safetensors" for n in ("added", "plain", "baked", "direct"))
+    paramcli("add", base, "--adapter", adapters / name, "-o", added)
+    paramcli("remove", added, "--no-bake", "-o", plain)
+    before, after = load_file(base), load_file(plain)
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    paramcli("remove", added, "-o", baked)
+    paramcli("merge", base, "--adapter", adapters / name, "-o", direct)
+    once, twice = load_file(baked), load_file(direct)
+    assert once.keys() == twice.keys() and all(torch.equal(once[key], twice[key]) for key in once)
+    assert paramcli("verify", added, code=None).code in (0, 3)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, -1.0, 2.0])
+def test_strength_multiplies_the_change(strength, adapters, tmp_path, paramcli):
+    """W + k (alpha / r) B A by hand; 0 gives the base."""
+    base, _ = merged(adapters / "lora")
+    out = tmp_path / "out.safetensors"
+    paramcli("merge", base, "--adapter", adapters / "lora", "--strength", strength, "-o", out)
+    factors, before, got = load_file(adapters / "lora" / "adapter_model.safetensors"), load_file(base), load_file(out)
+    for key, A in factors.items():
+        if "lora_A" in key:
+            name = key.removeprefix("base_model.model.").replace(".lora_A", "")
+            B = factors[key.replace("lora_A", "lora_B")]
+            want = before[name].double() + strength * 7 / 3 * B.double() @ A.double()
+            torch.testing.assert_close(got[name].double(), want, rtol=1e-6, atol=1e-7)
+            assert strength != 0 or torch.equal(got[name], before[name])
+
+
+def test_adapters_add_up_in_order(adapters, tmp_path, paramcli):
+    """Two of them give the base and both changes, each with its strength."""
+    base, want = merged(adapters / "lora")
+    _, other = merged(adapters / "rslora")
+    out, before = tmp_path / "out.safetensors", load_file(base)
+    pair = ("--adapter", adapters / "lora", "--strength", 1, "--adapter", adapters / "rslora", "--strength", 0.5)
+    paramcli("merge", base, *pair, "-o", out)
+    for name, tensor in load_file(out).items():
+        wanted = before[name].double()
+        wanted = wanted + sum(
+            k * (changed[name].double() - before[name].double())
+            for k, changed in ((1, want), (0.5, other))
+            if name in changed
+        )
+        torch.testing.assert_close(tensor.double(), wanted, rtol=1e-5, atol=1e-6)
+    assert paramcli("merge", base, *pair[:-2], "-o", out, "-f", code=2).code == 2
+
+
+def test_a_prefix_that_does_is_named(adapters, tmp_path, paramcli):
+    """Names that begin another way: what to type, and then it merges."""
+    base, want = merged(adapters / "lora")
+    wrapped = tmp_path / "wrapped.safetensors"
+    rename = lambda name: name.replace("model.layers", "model.language_model.layers")  # noqa: E731
+    save_file({rename(name): tensor for name, tensor in load_file(base).items()}, wrapped)
+    said = paramcli("merge", wrapped, "--adapter", adapters / "lora", code=3).err
+    hint = said[said.index("--adapter-prefix") :].split()
+    out = tmp_path / "out.safetensors"
+    paramcli("merge", wrapped, "--adapter", adapters / "lora", hint[0], hint[1], "-o", out)
+    got = load_file(out)
+    assert all((got[rename(name)] - tensor).norm() < 1e-6 * tensor.norm() for name, tensor in want.items())
+
+
+def spoilt(adapters, tmp_path, change=lambda tensors: tensors, **config):
+    """A copy of the plain adapter with other tensors, or another configuration."""
+    folder = tmp_path / "spoilt"
+    shutil.copytree(adapters / "lora", folder)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file({key: T.contiguous() for key, T in change(tensors).items()}, folder / "adapter_model.safetensors")
+    values = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**values, **config}))
+    return folder
+
+
+def first_A(tensors):
+    return next(key for key in tensors if "lora_A" in key)
+
+
+WRONG = {
+    "one key more": (lambda t: {**t, "base_model.model.x.lora_A.weight": torch.ones(3, 2)}, {}, "half a change"),
+    "a stranger": (lambda t: {**t, "base_model.model.lm_head.hada_w1_a": torch.ones(3, 2)}, {}, "lm_head.hada_w1_a"),
+    "one of another layer": (
+        lambda t: {key.replace("layers.1.mlp", "layers.9.mlp"): T for key, T in t.items()},
+        {},
+        "layers.9.mlp.down_proj.weight",
+    ),
+    "half a change": (lambda t: {key: T for key, T in t.items() if key != first_A(t)}, {}, "lora_A is missing"),
+    "another width": (lambda t: {**t, first_A(t): torch.ones(3, 99)}, {}, "3x99"),
+    "another rank in the configuration": (lambda t: t, {"r": 8}, "is 8 here, and 3 in the weights"),
+    "PiSSA": (lambda t: t, {"init_lora_weights": "pissa_niter_4"}, "the base was changed"),
+    "another method": (lambda t: t, {"peft_type": "PREFIX_TUNING"}, "PREFIX_TUNING"),
+    "what depends on the input": (lambda t: t, {"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
+    "a pattern without end": (lambda t: t, {"alpha_pattern": {"(a*)*b": 2}}, "does not match"),
+    "layers that are replicated": (lambda t: t, {"layer_replication": [[0, 2]]}, "layer_replication"),
+    "a scale that is none": (lambda t: t, {"lora_alpha": "much"}, "is no number"),
+    "NaN": (lambda t: {**t, first_A(t): t[first_A(t)] * float("nan")}, {}, "NaN"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("command", ["merge", "add"])
+def test_what_does_not_fit_is_refused_by_name(wrong, command, adapters, tmp_path, paramcli):
+    """One line, exit 3, nothing written. (What is not computed is not found to be NaN.)"""
+    change, config, said = WRONG[wrong]
+    base, _ = merged(adapters / "lora")
+    folder = spoilt(adapters, tmp_path, change, **config)
+    there = sorted(tmp_path.iterdir())
+    if (wrong, command) == ("NaN", "add"):
+        return
+    error = paramcli(command, base, "--adapter", folder, "-o", tmp_path / "out.safetensors", code=3).err
+    assert said in error and error.startswith("error: ") and sorted(tmp_path.iterdir()) == there
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_an_adapter_of_a_changed_base_is_refused(name, adapters, tmp_path, paramcli):
+    """What PiSSA and its like add is not to the base that was published."""
+    base, _ = merged(adapters / name)
+    error = paramcli("merge", base, "--adapter", adapters / name, "-o", tmp_path / "out.safetensors", code=3).err
+    assert "the base was changed when training began" in error and not list(tmp_path.iterdir())
+
+
+def test_what_is_no_adapter_is_said(adapters, tmp_path, paramcli):
+    """No folder, no weights, no configuration, a broken one; a base of integers; an output that is there."""
+    base, _ = merged(adapters / "lora")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "no adapter_model.safetensors" in paramcli("merge", base, "--adapter", empty, code=3).err
+    bare = tmp_path / "bare"
+    shutil.copytree(adapters / "lora", bare)
+    (bare / "adapter_config.json").unlink()
+    assert "there is none" in paramcli("merge", base, "--adapter", bare, code=3).err
+    (bare / "adapter_config.json").write_text("[1]")
+    assert "no JSON object" in paramcli("merge", base, "--adapter", bare, code=3).err
+    integers = tmp_path / "integers.safetensors"
+    save_file({name: T.mul(9).to(torch.int8) for name, T in load_file(base).items()}, integers)
+    assert "is int8" in paramcli("merge", integers, "--adapter", adapters / "lora", code=3).err
+    assert "exists" in paramcli("merge", base, "--adapter", adapters / "lora", "-o", integers, code=4).err
