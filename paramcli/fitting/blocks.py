@@ -25,7 +25,7 @@ from .evaluate import Tensors, read_state
 
 # Tensors of this many bytes and more are taken in blocks of about so many. Larger blocks are not quicker, and the heap
 # keeps several of them: baking 512 MB took 200 MB in all with blocks of 4 MB (150 of them torch), 500 MB with 16.
-LARGE, BLOCK_BYTES = 64 << 20, 4 << 20
+LARGE, BLOCK_BYTES = 8 << 20, 4 << 20
 # Up to this side the batched kernels give every matrix the bits that it gets alone; above it there is nothing to gain.
 SIDE = 128
 # Of a batch every matrix has to begin where one alone may: before a multiple of so many bytes LAPACK's kernels take
