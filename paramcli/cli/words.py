@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..spec import check_choice
+from ..wording import given
 
 if TYPE_CHECKING:
     from ..dtypes import ComputeDtype
@@ -42,10 +43,10 @@ def compute_dtype(word: str) -> ComputeDtype:
 
 def only_adapters(tensor: list[str] | None, chain: str | None, view: str | None, mask: str | None) -> None:
     """Raise UsageError for what says in another way what an adapter says itself."""
-    given = {"tensor": tensor, "chain": chain, "view": view, "mask": mask}
-    for name, value in given.items():
+    said = {"tensor": tensor, "chain": chain, "view": view, "mask": mask}
+    for name, value in said.items():
         if value:
             raise UsageError(
-                f"--adapter and --{name} exclude each other: an adapter says itself what it changes, and how",
+                f"{given('adapter')} and {given(name)} exclude each other: an adapter says itself what it changes",
                 option=name,
             )

@@ -13,9 +13,10 @@ from ..chain import Chain, extend, parse_chain
 from ..checkpoint.joined import joined
 from ..checkpoint.source import Source, TensorInfo
 from ..dtypes import EDITABLE, dtype_name
-from ..errors import TENSOR, InputRefused, UsageError
-from ..text import closest, count_text, listing, printable, shape_text
+from ..errors import TENSOR, InputRefused, Known, UsageError
+from ..text import closest, count_text, printable, shape_text
 from ..view import View, parse_view
+from ..wording import PATH, call, given, words
 from .forms import PARAMETRIZED, Group
 from .opened import Opened
 from .record import Entry
@@ -73,8 +74,8 @@ def parse_prefix(text: str) -> tuple[str, str]:
     old, equals, new = text.partition("=")
     if not equals:
         raise UsageError(
-            f"--adapter-prefix {printable(text)}: OLD=NEW is wanted",
-            hint="--adapter-prefix model.layers=model.language_model.layers",
+            f"{given('adapter-prefix', text)}: OLD=NEW is wanted",
+            hint=given("adapter-prefix", {"model.": "model.language_model."}),
             option="adapter-prefix",
         )
     return old, new
@@ -168,13 +169,13 @@ def changed_group(group: Group, change: Change, label: str, adapter: Adapter, so
     if group.dtype not in EDITABLE:
         raise InputRefused(
             f"{TENSOR} is {dtype_name(group.dtype)}, and an adapter changes numbers of floating point",
-            hint="dequantize it first: paramcli does not yet",
+            hint="dequantize it first, which paramcli does not do yet",
             tensor=group.tensor,
             path=source.path,
         )
     if group.alternatives:
         raise InputRefused(
-            f"{TENSOR} has a chain that only its data decide", hint="remove --bake first", tensor=group.tensor
+            f"{TENSOR} has a chain that only its data decide", hint=f"{call('remove', PATH)} first", tensor=group.tensor
         )
     try:
         item, view = change.reads(group)
@@ -202,7 +203,7 @@ def _extended(group: Group, item: str, view: View) -> tuple[Chain, View]:
         raise InputRefused(
             f"{TENSOR} is {before} through the view {group.view} already, and the adapter sees it through {view}; a "
             "chain has one view",
-            hint="remove --bake first, or merge the adapters one after another",
+            hint=f"{call('remove', PATH)} first, or merge the adapters one after another",
             tensor=group.tensor,
         )
     return extend(before, item)[0], view
@@ -215,9 +216,9 @@ def _matches_nothing(opened: Opened, adapter: Adapter, lost: Sequence[Change]) -
     near = closest(first, opened.groups)
     more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
     hint = (
-        f"--adapter-prefix {prefix[0]}={prefix[1]}"
+        given("adapter-prefix", {prefix[0]: prefix[1]})
         if prefix
-        else f"the base has {listing(near, 3)}"
+        else Known(f"the base has {words(near, 3)}")
         if near
         else "is it an adapter of this base?"
     )

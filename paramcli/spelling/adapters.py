@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ..errors import UsageError
+from ..wording import given
 from .adapter import Adapter, parse_prefix
 from .peft import open_peft
 
@@ -23,11 +24,13 @@ def open_adapters(
     """The adapters, open, each with its strength and its names as the base has them."""
     strengths = [strength] * len(paths) if isinstance(strength, (int, float)) else list(strength)
     if not paths:
-        raise UsageError("merge needs --adapter: what is to be merged", hint="--adapter FOLDER", option="adapter")
+        raise UsageError(
+            f"merge needs {given('adapter')}: what is to be merged", hint=given("adapter", "FOLDER"), option="adapter"
+        )
     if len(strengths) != len(paths):
         raise UsageError(
             f"{len(strengths)} strengths for {len(paths)} adapters",
-            hint="one --strength for each --adapter",
+            hint=f"one {given('strength')} for each {given('adapter')}",
             option="strength",
         )
     renamed = [parse_prefix(text) for text in prefixes]

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from ..chain import Chain
 
 PLAIN, PARAMETRIZED = "plain", "parametrized"
+# A pruned part of a weight norm is one tensor inside another; nothing that is written has more than two.
+NESTED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,14 +182,14 @@ def _older_spellings(
     taken whatever its name.
     """
     there, inner = dict(tensors), dict[str, Group]()
-    while True:
+    for last in (*[False] * NESTED, True):
         found = {
             base: _nesting(group, inner)
             for base, suffixes in _bases(there).items()
             if (group := _complete(base, suffixes | ({""} if base in there else set()), there, base in record))
         }
         parts = {base: found[base] for base in found if base not in there and _is_stored(base)}
-        if not parts:
+        if last or not parts:
             break
         inner.update(parts)
         there = _standing(parts, there)

@@ -151,3 +151,27 @@ def test_a_weight_beside_its_g_and_v_is_there_twice(paramcli, saved):
     assert load_file(path.with_name("copy.safetensors")).keys() == tensors.keys()
     other = saved({**tensors, "c.weight_g": 2 * G.view(6, 1, 1)}, "other.safetensors")
     assert paramcli("diff", path, other, code=None).code in (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "renames"),
+    [(["--strip-prefix", "m.parametrizations"], "m.weight"), (["--rename", "c.weight=c.w"], "c.weight")],
+    ids=["strip", "rename"],
+)
+def test_new_names_that_no_longer_spell_a_tensor_are_refused(paramcli, saved, prefix, renames):
+    """Two plain tensors would be read where there was a weight norm; other names are given."""
+    new = {"m.parametrizations.weight.original0": G[:, None], "m.parametrizations.weight.original1": V[:, :, 0]}
+    path = saved({**new, "c.weight_g": G.view(6, 1, 1), "c.weight_v": V})
+    out = path.with_name("out.safetensors")
+    assert renames in paramcli("convert", path, *prefix, "-o", out, code=2).err and not out.exists()
+    paramcli("convert", path, "--rename", "c=d", "--rename", "m=n", "-o", out)
+    assert load_file(out).keys() == {key.replace("m.", "n.", 1) for key in new} | {"d.weight_g", "d.weight_v"}
+
+
+def test_spellings_inside_each_other_end_somewhere(paramcli, saved):
+    """A name of four hundred suffixes is no tensor of a tensor of a tensor: it costs a few passes, and reads."""
+    keys = {f"a.weight{'_orig' * depth}_mask": torch.ones(2) for depth in range(400)}
+    path = saved({**keys, f"a.weight{'_orig' * 400}": torch.ones(2)})
+    shown = paramcli("inspect", path, "--json").json["tensors"]
+    assert sorted(key for tensor in shown for key in tensor["keys"]) == sorted(load_file(path))
+    assert paramcli("remove", path, "-o", path.with_name("out.safetensors"), code=None).code in (0, 3)

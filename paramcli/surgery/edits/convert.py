@@ -19,7 +19,7 @@ from ...spelling.record import Entry
 from ...text import count_text, listing
 from ...wording import given
 from ..plan import Made, Plan, Step, Told, once, refuse_odd
-from .names import NewNames
+from .names import NewNames, require_same_reading
 
 if TYPE_CHECKING:
     from ...fitting.evaluate import Tensors
@@ -51,6 +51,7 @@ class Convert:
         """(the plan, keys of the tensors left out because the user said so)."""
         carried = self._carried(groups, where)
         names, tensors, renamed = self.names.of(carried)
+        require_same_reading(source, carried, names, tensors)
         refuse_odd(source, ((name if key in renamed else key, key) for key, name in names.items()))
         twins = {name: tied[0] for tied in source.tied() for name in tied} if self.dtype else {}
         together = companions(source.tensors) if self.dtype else set()

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from ...checkpoint.source import Source
 from ...errors import TENSOR, InputRefused, Known, UsageError
-from ...spelling.forms import Group
+from ...spelling.forms import Group, detect
 from ...spelling.keys import parametrized_key, split_parametrized
-from ...text import closest, printable
+from ...text import closest, listing, printable
 from ...wording import given, words
 
 # What torch.compile, FSDP and activation checkpointing put around modules, at any depth: no module's own name.
@@ -103,6 +104,28 @@ class NewNames:
                 option="rename",
             )
         return reached
+
+
+def require_same_reading(
+    source: Source, groups: Sequence[Group], names: Mapping[str, str], tensors: Mapping[str, str]
+) -> None:
+    """Raise UsageError where the new names no longer spell a parametrized tensor: plain ones would be read there."""
+    spelt = [group for group in groups if not (group.is_plain or group.twice)]
+    if all(names[key] == key for group in spelt for key in group.keys.values()):
+        return
+    infos = {names[key]: source.tensors[key] for group in groups for key in group.keys.values()}
+    record = {tensors[group.tensor]: group.record for group in groups if group.record is not None}
+    found = detect(infos, record)
+    for group in spelt:
+        now = found.get(tensors[group.tensor])
+        keys = {names[key] for key in group.keys.values()}
+        if now is None or now.form != group.form or set(now.keys.values()) != keys:
+            raise UsageError(
+                f"under its new name {TENSOR} would be read as {listing(sorted(keys), 3)}, tensors of their own",
+                hint=f"give it a name that ends in its own: {printable(group.tensor.rpartition('.')[2])}",
+                tensor=group.tensor,
+                option="rename",
+            )
 
 
 def _moved(name: str, old: str, new: str) -> str:
