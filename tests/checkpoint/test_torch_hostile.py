@@ -280,6 +280,7 @@ HARMLESS = {
     "a type by its name": call("dill._dill", "_load_type", text("CodeType")),
     "a class of torch.compile, called": call("torch._dynamo.eval_frame", "OptimizeContext", b"N"),
     "a class of torch.compile, made": name("torch._dynamo.hooks", "Hooks") + b")\x81",
+    "an address": name("urllib.parse", "ParseResult") + b"(" + text("https") + b"N" * 5 + b"t\x81",
     "os.system, never called": SYSTEM,
     "os.system in a list": b"]" + SYSTEM + b"a",
     "eval as a dict's value": b"}" + text("f") + name("builtins", "eval") + b"s",
@@ -312,6 +313,11 @@ HARMFUL = {
         "calls torch._dynamo.utils.import_submodule",
     ),
     "code of dill": (call("dill._dill", "_create_function", b"N"), "calls dill._dill._create_function"),
+    "a request": (call("urllib.request", "urlopen", text("x")), "calls urllib.request.urlopen"),
+    "a module of a module of texts": (
+        call("urllib.parse", "re", text("x"))[:-2].replace(b"\nre\n", b"\nre.os.system\n") + b"tR",
+        "calls urllib.parse.re.os.system",
+    ),
     "a file": (call("_io", "FileIO", text("/etc/passwd")), "calls _io.FileIO"),
 }
 

@@ -124,8 +124,17 @@ _DANGEROUS_PREFIXES = (
     "numpy.testing",
     "numpy.f2py",
 )
+# Modules of those packages that only take texts apart.
+_OF_TEXTS = ("urllib.parse", "http.cookies", "http.cookiejar")
 # Of dangerous modules: what only gives a type by its name, as pickles of dill and cloudpickle name Python's own.
-_INERT = frozenset(["dill._dill._load_type", "dill.dill._load_type", "cloudpickle.cloudpickle._builtin_type"])
+_INERT = frozenset(
+    [
+        "dill._dill._load_type",
+        "dill.dill._load_type",
+        "cloudpickle.cloudpickle._builtin_type",
+        "http.HTTPStatus",
+    ]
+)
 # Modules whose classes may be called: torch.compile leaves a dozen of them in a pickled model. Their functions compile.
 _OF_CLASSES = "torch._dynamo"
 
@@ -214,7 +223,7 @@ def is_dangerous(module: str, name: str) -> bool:
 def is_dangerous_step(owner: str, name: str) -> bool:
     """The same of one attribute of a module, or of what looks like one."""
     return (
-        owner.partition(".")[0] in _DANGEROUS_MODULES
+        (owner.partition(".")[0] in _DANGEROUS_MODULES and owner not in _OF_TEXTS)
         or any(owner in modules and name in names for modules, names in _DANGEROUS_NAMES.items())
         or any(owner == prefix or owner.startswith(f"{prefix}.") for prefix in _DANGEROUS_PREFIXES)
     )

@@ -96,10 +96,14 @@ class _Owners:
 
 
 def _optimizers(level: object) -> Iterator[tuple[Name, Mapping[object, object]]]:
+    empty: set[int] = set()  # of what stands under many keys it is asked once
     for key, item in everything(level):
         if isinstance(item, dict) and is_optimizer(item):
             yield (_text(key),), item
-        elif isinstance(item, (dict, list, tuple)) and holds_optimizers(item):
+        elif isinstance(item, (dict, list, tuple)) and id(item) not in empty:
+            if not holds_optimizers(item):
+                empty.add(id(item))
+                continue
             for name, part in everything(item):
                 if isinstance(part, dict) and is_optimizer(part):
                     yield (_text(key), _text(name)), part
