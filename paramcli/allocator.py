@@ -72,3 +72,10 @@ def _anonymous() -> int:
     except (AttributeError, OSError, TypeError, ValueError):
         return 0
     return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
+
+
+def is_limited() -> bool:
+    """May this process have only so much memory (ulimit -v)?"""
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY

@@ -14,6 +14,8 @@ from typing import Annotated, TextIO
 import typer
 
 from .. import __version__, ranks
+from ..allocator import is_limited
+from ..checkpoint.disk import last_resort
 from ..errors import OutputFailed, ParamcliError, device_full
 from ..text import printable
 from ..wording import in_shell
@@ -107,6 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
         warnings.simplefilter("ignore")
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+    last_resort.arm()
     sys.setswitchinterval(SWITCH)
     gc.set_threshold(*COLLECT)
     code = bash.answer(lambda: run(arguments)) if bash.asks() else run(arguments)
@@ -119,6 +122,11 @@ def main(arguments: list[str] | None = None) -> None:
     gc.freeze()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # all is done and said: what is left is the interpreter's own end
+    if code == last_resort.CODE:
+        with suppress(OSError, ValueError):
+            sys.stderr.flush()
+        os._exit(code)  # without memory the interpreter's own end crashes too
+    last_resort.end_with(code)
     sys.exit(code)
 
 
@@ -161,7 +169,7 @@ def run(arguments: list[str]) -> int:
             return _interrupted(128 + getattr(error.__cause__, "signal", 2))
         if (full := device_full(error)) is not None:
             return fail(full)
-        if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):  # torch's own MemoryError
+        if _is_starved(error):
             return fail(_no_memory())
         if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
             return fail(
@@ -180,6 +188,16 @@ def run(arguments: list[str]) -> int:
 
 class _Bug(ParamcliError):
     pass
+
+
+# What torch, and the loader of its libraries, raise in a MemoryError's place.
+_STARVED = ("can't allocate memory", "std::bad_alloc", "failed to map segment", "Cannot allocate memory")
+
+
+def _is_starved(error: Exception) -> bool:
+    """Is it for want of memory? Under a limit of it a library that does not load, or loses an error, has met that."""
+    lost = isinstance(error, (ImportError, SystemError)) and is_limited()
+    return lost or (isinstance(error, (RuntimeError, OSError)) and any(words in str(error) for words in _STARVED))
 
 
 def _no_memory() -> _Bug:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import ranks
+from ..allocator import is_limited
 from ..checkpoint.read.recognise import PICKLE
 from ..devices import torch_device
 from ..errors import PATH, InputRefused, ParamcliError, UsageError, error_context
@@ -252,8 +253,9 @@ def begin_early(command: str, edits: Sequence[Edit], output: Output, stack: Exit
     from ..checkpoint.disk.interrupts import signals_held
     from .foretell import foretell
 
-    # Several processes agree on a plan first; which tensors of a torch file are one, the edits' chains tell.
-    if output.run.size > 1 or is_torch(output.path, output.opened.source):
+    # Several processes agree on a plan first; which tensors of a torch file are one, the edits' chains tell. With too
+    # little memory importing torch aborts the process, which removes no file.
+    if output.run.size > 1 or is_torch(output.path, output.opened.source) or is_limited():
         return None
     plan = foretell(command, edits, output.opened.source, output.opened.groups)
     if plan is None or not plan.copies:

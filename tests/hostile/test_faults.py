@@ -135,6 +135,55 @@ def test_a_size_limit(output, place):
     assert state_of(place) == before
 
 
+def ended_by_a_library(arguments: list[str], call: str) -> subprocess.CompletedProcess:
+    """The command, in which the first linear algebra ends the process as libgomp does: by C's exit or abort."""
+    script = (
+        "import ctypes, sys\n"
+        "from paramcli.checkpoint.disk import interrupts\n"
+        "from paramcli.cli import app\n"
+        "real = interrupts.import_torch\n"
+        "def imported():\n"
+        "    real()\n"
+        "    import torch\n"
+        f"    torch.linalg.vector_norm = torch.Tensor.abs = lambda *a, **k: ctypes.CDLL(None).{call}\n"
+        "interrupts.import_torch = imported\n"
+        "app.main(sys.argv[1:])\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(reading.__file__).parents[2])}
+    line = [sys.executable, "-c", script, *arguments]
+    return subprocess.run(line, capture_output=True, text=True, env=environment, timeout=HANG_SECONDS)
+
+
+@pytest.mark.parametrize("output", [*OUTPUTS, "--in-place"])
+def test_a_library_that_ends_the_process_leaves_nothing(output, place):
+    """libgomp calls exit(1) where it gets no thread: exit 70, one line and its hint, and the folder as it was."""
+    before = state_of(place)
+    arguments = ["add", "shards", "--in-place", *ADD] if output == "--in-place" else command(output)
+    done = ended_by_a_library(arguments, "exit(1)")
+    assert done.returncode == 70 and done.stdout == "" and state_of(place) == before
+    assert (
+        done.stderr.startswith("error: a library that paramcli computes with ended it") and "\n  try: " in done.stderr
+    )
+
+
+def test_no_verdict_is_made_by_a_library_that_ends_the_process(place):
+    """Of verify exit 1 means that a constraint does not hold."""
+    name = ADD[ADD.index("-t") + 1]
+    line = ["verify", "in.safetensors", "-t", name, "--constraint", "symmetric"]
+    assert ended_by_a_library(line, "exit(1)").returncode == 70
+    assert ended_by_a_library(line, "exit(0)").returncode == 70
+    assert limited(line, lambda: None).returncode == 1
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_a_memory_limit(output, place):
+    """RLIMIT_AS below what torch's libraries take: exit 70, one line, and the folder as it was."""
+    before = state_of(place)
+    done = limited(command(output), lambda: resource.setrlimit(resource.RLIMIT_AS, (300 << 20, 300 << 20)))
+    assert done.returncode == 70 and done.stdout == "" and state_of(place) == before
+    assert done.stderr.startswith("error: out of memory\n")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize("output", [*OUTPUTS, "--in-place"])
 def test_a_user_without_permission(output, place, paramcli):

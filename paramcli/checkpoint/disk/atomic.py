@@ -23,6 +23,7 @@ from pathlib import Path
 
 from ...errors import PATH, OutputFailed
 from ...wording import given
+from . import last_resort
 from .direct import PAGE, Direct, Disk
 from .hub import refuse_cache
 from .input_file import OpenFiles, above_standard_streams, in_use
@@ -185,6 +186,7 @@ class AtomicFile:
         self._direct: Direct | None = None
         self._arrived = 0
         self._abandoned = False
+        self._remains = 0
 
     def __enter__(self) -> AtomicFile:
         self.create()
@@ -212,6 +214,7 @@ class AtomicFile:
         # What replaces a private file is never more readable than that, not even while it is written.
         mode = 0o666 if self._replaced is None else 0o600
         self._descriptor = above_standard_streams(os.open(self.temporary, flags, mode))
+        self._remains = last_resort.remember(self.temporary)
 
     def __exit__(self, *exception: object) -> None:
         with signals_held():  # a second Ctrl-C while the first cleans up, or a third
@@ -323,6 +326,7 @@ class AtomicFile:
             else:
                 publish_new(self.hidden, self.target)
             self.temporary = None
+            last_resort.forget(self._remains)
             sync_folder(self.folder)
 
     def commit(self, size: int) -> None:
@@ -338,6 +342,7 @@ class AtomicFile:
             with suppress(OSError):
                 os.unlink(self.temporary)
             self.temporary = None
+        last_resort.forget(self._remains)
 
 
 def _keep_owner_and_mode(old: os.stat_result, descriptor: int) -> None:

@@ -13,6 +13,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from . import last_resort
 from .atomic import TEMPORARY_PREFIX, hidden_name, rename_to_new
 from .input_file import above_standard_streams
 
@@ -32,6 +33,7 @@ class Building:
     def __init__(self, path: Path):
         """One that another process has made; raises OSError where it is not there."""
         self.path = path
+        self._remains = 0
         self._descriptor = above_standard_streams(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         with suppress(OSError):  # a file system without locks has none that are swept, either
             fcntl.flock(self._descriptor, fcntl.LOCK_SH)
@@ -48,6 +50,7 @@ class Building:
             # It gets the name that is swept when it is held.
             building.path = unheld.with_name(f"{unheld.stem}-{_system()}.tmp")
             rename_to_new(unheld, building.path)
+            building._remains = last_resort.remember(building.path, folder=True)
         except BaseException:
             shutil.rmtree(unheld, ignore_errors=True)
             if building is not None:
@@ -56,6 +59,7 @@ class Building:
         return building
 
     def close(self) -> None:
+        last_resort.forget(self._remains)
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)

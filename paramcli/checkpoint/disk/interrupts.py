@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from . import last_resort
+
 
 class Interrupted(BaseException):
     """SIGTERM or SIGHUP, as an exception, so that every `finally` runs; the exit code is 128 + signal."""
@@ -65,5 +67,7 @@ def import_torch() -> None:
     nothing up.
     """
     if "torch" not in sys.modules:
+        last_resort.renew()
         with signals_held():
             import torch  # noqa: F401  nothing of it is used here: it is to be imported now
+        last_resort.renew()
