@@ -14,12 +14,10 @@ from typing import Annotated, TextIO
 import typer
 
 from .. import __version__, ranks
-from ..allocator import is_limited
 from ..checkpoint.disk import last_resort
 from ..errors import OutputFailed, ParamcliError, device_full
 from ..text import printable
 from ..wording import in_shell
-from . import bash
 from .group import Group
 from .outlet import Outlet
 from .usage import usage_error
@@ -112,7 +110,12 @@ def main(arguments: list[str] | None = None) -> None:
     last_resort.arm()
     sys.setswitchinterval(SWITCH)
     gc.set_threshold(*COLLECT)
-    code = bash.answer(lambda: run(arguments)) if bash.asks() else run(arguments)
+    if os.environ.get("_PARAMCLI_COMPLETE") == "complete_bash" and "COMP_WORDS" in os.environ:
+        from . import bash
+
+        code = bash.answer(lambda: run(arguments))
+    else:
+        code = run(arguments)
     with suppress(OutputFailed):
         sys.stdout.flush()  # what the parser itself has shown: help, the version
     if (
@@ -196,6 +199,8 @@ _STARVED = ("can't allocate memory", "std::bad_alloc", "failed to map segment", 
 
 def _is_starved(error: Exception) -> bool:
     """Is it for want of memory? Under a limit of it a library that does not load, or loses an error, has met that."""
+    from ..allocator import is_limited
+
     lost = isinstance(error, (ImportError, SystemError)) and is_limited()
     return lost or (isinstance(error, (RuntimeError, OSError)) and any(words in str(error) for words in _STARVED))
 

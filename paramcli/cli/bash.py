@@ -15,11 +15,6 @@ from collections.abc import Callable
 _BREAK = re.compile(r"[:=]+")
 
 
-def asks() -> bool:
-    """Does bash ask what could stand at the cursor?"""
-    return os.environ.get("_PARAMCLI_COMPLETE") == "complete_bash" and "COMP_WORDS" in os.environ
-
-
 def answer(run: Callable[[], int]) -> int:
     """Let `run` answer for the words as they were typed, and give bash what it is to put for its own last word."""
     between = "\n" if "\n" in os.environ["COMP_WORDS"] else " "

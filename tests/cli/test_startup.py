@@ -143,6 +143,7 @@ def test_the_list_of_commands_imports_none_of_them():
     assert {name for name in modules if name.startswith("paramcli.checkpoint.")} == {
         "paramcli.checkpoint.disk",
         "paramcli.checkpoint.disk.interrupts",
+        "paramcli.checkpoint.disk.last_resort",
     }
 
 
