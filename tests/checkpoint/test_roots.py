@@ -169,6 +169,18 @@ def test_objects_that_know_their_parents_end(tmp_path):
         open_checkpoint(tmp_path / "m.pt")
 
 
+@pytest.mark.parametrize("wide", ["list", "dict"])
+def test_what_stands_in_many_places_is_looked_at_for_so_much(wide, tmp_path):
+    """All of a dict's state dicts: what is shared is paid for each time, a large file of its own parts once."""
+    part = [0] * 2000 if wide == "list" else dict.fromkeys(range(2000))
+    torch.save({"fc": STATE, "own": [0] * 1_100_000}, tmp_path / "own.pt")
+    with open_checkpoint(tmp_path / "own.pt", "*") as source:
+        assert torch.equal(source.read("fc.fc.weight"), STATE["fc.weight"])
+    torch.save({"fc": STATE, "shared": [part] * 600}, tmp_path / "m.pt")
+    with pytest.raises(InputRefused, match="too many places"):
+        open_checkpoint(tmp_path / "m.pt", "*")
+
+
 def test_a_root_of_many_dots_is_looked_for_once(tmp_path):
     """Each part of a hostile tree is looked at once for each dot, not once for each way to it."""
     tree: object = STATE

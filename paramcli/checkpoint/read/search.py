@@ -16,7 +16,7 @@ from ...text import printable
 from ..pickle.arrays import array_of
 from ..pickle.pickle_data import Global, Opaque, StorageRef, TensorRef, members
 from .optimizers import holds_optimizers, is_optimizer
-from .places import Path, Step, entries, is_module, text_of
+from .places import Path, Step, entries, holders, is_module, text_of
 from .special import is_special, special
 
 # Wrapper dicts nest a few deep; this bounds what a hostile file can make us walk.
@@ -54,7 +54,7 @@ Mapping = dict[object, object]
 
 
 class Budget:
-    """What walking pickled modules may cost, all those of one file together."""
+    """What walking pickled modules, and shared parts again, may cost: all those of one file together."""
 
     def __init__(self) -> None:
         self.steps, self.characters = MAX_STEPS, MAX_NAME_CHARACTERS
@@ -63,7 +63,7 @@ class Budget:
         self.steps -= steps
         self.characters -= characters
         if self.steps < 0 or self.characters < 0:
-            raise InputRefused("its pickled module contains itself, or more submodules than any model")
+            raise InputRefused("a part of its pickle contains itself, or stands in too many places for any model")
 
 
 def is_tensor(item: object) -> bool:
@@ -177,9 +177,11 @@ class Search:
             path, length, item = todo.popleft()
             if (id(item) in seen and not twice) or _is_optimizer_state(item) or is_special(item):
                 continue
-            seen.add(id(item))
-            self.budget.spend(int(twice))
             state = self.state_of(item)
+            # What is looked at again is not bounded by the size of the file.
+            again = sum(map(len, (*holders(item), state or ()))) if id(item) in seen else 0
+            self.budget.spend(int(twice) + again)
+            seen.add(id(item))
             tensors = {key: part for key, part in (state or {}).items() if self.is_tensor(part)}
             if tensors:
                 one = Found(path, tensors)
