@@ -36,6 +36,9 @@ def sampled(source: Source) -> str:
 
 def _some(source: Source, info: TensorInfo, places: int) -> Iterator[bytearray]:
     file, run = source.files[info.storage.file], info.run
+    if info.storage.offset < 0 and info.storage.decode is not None:  # the file does not hold them as they are
+        yield info.storage.decode(file)
+        return
     begin, length = run[1:] if run else (info.storage.offset, info.storage.nbytes)
     if length <= SMALL:
         yield file.read(begin, length)

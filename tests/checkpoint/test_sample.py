@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+
+import numpy
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -31,6 +34,19 @@ def test_other_values_are_another_sample(size, save, tmp_path):
     prints = {folder: sampled(tmp_path / folder / "m") for folder in ("one", "two", "all", "first", "last")}
     assert prints["one"] == prints["two"]
     assert len({prints[folder] for folder in ("one", "all", "first", "last")}) == (4 if size > 1 else 2)
+
+
+@pytest.mark.parametrize("size", [3, 2000])
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_arrays_of_a_pickle_are_sampled(size, protocol, tmp_path):
+    """Also those whose bytes the file does not hold as they are: small, spelt as text, or turned round."""
+    for folder, change in (("one", 0), ("two", 0), ("other", 1)):
+        (tmp_path / folder).mkdir()
+        values = {"a": numpy.arange(size, dtype="f4"), "w": numpy.arange(size, dtype=">f4")}
+        values["w"][0] += change
+        (tmp_path / folder / "m.pkl").write_bytes(pickle.dumps(values, protocol))
+    prints = [sampled(tmp_path / folder / "m.pkl") for folder in ("one", "two", "other")]
+    assert prints[0] == prints[1] != prints[2]
 
 
 def test_every_shard_counts(tmp_path):
