@@ -427,7 +427,8 @@ class Source:
 
 
 def _place(info: TensorInfo) -> tuple[Hashable, ...]:
-    return info.storage.file, info.storage.offset, info.offset, info.stride
+    # Two arrays may be made of the same bytes, and of other numbers.
+    return info.storage.file, info.storage.offset, info.storage.decode, info.offset, info.stride
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:

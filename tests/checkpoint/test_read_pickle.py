@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from paramcli.checkpoint.disk.input_file import InputFile
 from paramcli.checkpoint.pickle import pickle_data
 from paramcli.checkpoint.read import torch_file
 from paramcli.checkpoint.read.open import open_checkpoint
@@ -88,6 +89,26 @@ def test_one_array_under_two_names_is_tied(tmp_path, paramcli):
     assert state["a.weight"].data_ptr() == state["b.weight"].data_ptr() != state["c.weight"].data_ptr()
 
 
+@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("spelt", ["bytes", "text"])
+def test_arrays_of_the_same_bytes_and_other_numbers_are_two(spelt, fold, tmp_path, paramcli):
+    """They share a place in the file, and no torch result makes them one."""
+    held = numpy.arange(1, 2049, dtype="f4")
+    data = b"B" + struct.pack("<I", held.nbytes) + held.tobytes()
+    if spelt == "text":
+        data = call("_codecs", "encode", text(held.tobytes().decode("latin-1")), text("latin1"))
+    first, again = old_array(held, data=data + b"q\x63") + b"q\x62", b"h\x62"
+    arrays = text("a.w") + first + text("b.w") + old_array(held.view(">f4"), data=b"h\x63")
+    path = tmp_path / "m.pkl"
+    path.write_bytes(b"\x80\x03}(" + arrays + (text("c.w") + again if fold else b"") + b"u.")
+    wanted = pickle.loads(path.read_bytes(), encoding="latin1")
+    with open_checkpoint(path) as source:
+        assert source.tied() == ([["a.w", "c.w"]] if fold else [])
+    paramcli("convert", path, "--check", "-o", tmp_path / "o.pt")
+    for what, tensor in torch.load(tmp_path / "o.pt").items():
+        assert numpy.array_equal(tensor.numpy(), wanted[what])
+
+
 def test_an_edit_of_a_pickle_is_a_file_beside_it(tmp_path, paramcli):
     """m.pkl -> m.baked.safetensors; in place there is nothing to write."""
     g, v = RANDOM.standard_normal((4, 1)).astype("f4"), RANDOM.standard_normal((4, 3)).astype("f4")
@@ -147,6 +168,8 @@ HOSTILE = {
     "65 dimensions": old_array(FOUR, shape=b"(" + b"K\x01" * 64 + b"K\x04t"),
     "bytes past the end": old_array(FOUR, data=b"T" + struct.pack("<I", 1 << 30)),
     "letters that are no bytes": old_array(FOUR, data=call("_codecs", "encode", text("\u0100" * 16), text("latin1"))),
+    "letters beyond Latin-1 for bytes": old_array(FOUR, data=text("\u0100\u2603" * 8)),
+    "letters in another plane for bytes": old_array(FOUR, data=text("abcdefgh1234567\U0001f600")),
     "a call of os.system": old_array(FOUR, data=call("os", "system", text("touch CANARY"))),
     "memory of the machine": old_array(FOUR, data=call("builtins", "bytearray", number(16))),
 }
@@ -212,6 +235,20 @@ def test_it_is_read_in_pages_wherever_they_end(gap, tmp_path, monkeypatch):
     with open_checkpoint(path) as source:
         assert numpy.array_equal(source.read("w.weight").numpy(), LARGE)
         assert numpy.array_equal(source.read("b.weight").numpy(), FOUR)
+
+
+@pytest.mark.parametrize("before", [0, 700_000])
+def test_a_long_integer_takes_no_more_memory_than_a_pickle_may(before, tmp_path, monkeypatch):
+    """Refused before it is read: alone, and with what came before it."""
+    monkeypatch.setattr(pickle_data, "MAX_BYTES", 2 << 20)
+    size = (2 << 20) - before + 1
+    spelt = b"(" + b"N" * before + b"1\x8b" + struct.pack("<I", size) + bytes(size)
+    (tmp_path / "m.pkl").write_bytes(b"\x80\x02}" + text("w") + old_array(FOUR) + b"s0" + spelt + b".")
+    reads, read = [], InputFile.read
+    monkeypatch.setattr(InputFile, "read", lambda file, at, size: reads.append(size) or read(file, at, size))
+    with pytest.raises(InputRefused, match="larger than any checkpoint's"):
+        open_checkpoint(tmp_path / "m.pkl")
+    assert max(reads) <= pickle_data.CHUNK
 
 
 def test_a_large_one_is_listed_from_its_description(tmp_path):
@@ -288,6 +325,21 @@ def test_a_bfloat16_that_was_none_is_refused(tmp_path):
     torch.save({"w.weight": Rounded()}, tmp_path / "x.pt")
     with open_checkpoint(tmp_path / "x.pt") as source, pytest.raises(InputRefused, match="none of bfloat16"):
         source.read("w.weight")
+
+
+@pytest.mark.parametrize("depth", [1, 490, 100_000])
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_a_tensor_of_a_device_that_holds_another_is_none(function, depth, tmp_path):
+    """However deep: listed, and not read."""
+    rebuild = name("torch._utils", function)
+    end = name("torch", "float32") + text("cpu") + b"\x89tR"
+    made = rebuild + b"q\x63" + b"(" + b"h\x63(" * depth + old_array(FOUR) + end * (depth + 1)
+    (tmp_path / "m.pkl").write_bytes(b"\x80\x02}(" + text("w") + old_array(FOUR) + text("x") + made + b"u.")
+    try:
+        with open_checkpoint(tmp_path / "m.pkl") as source, pytest.raises(InputRefused, match="another device"):
+            source.read("x")
+    except InputRefused:
+        assert depth > 10_000
 
 
 @pytest.mark.parametrize("at", [0.2, 0.5, 0.9])

@@ -105,6 +105,7 @@ def checkpoint(tmp_path):
         path = tmp_path / "made.pt"
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("archive/data.pkl", pickle)
+            archive.writestr("archive/version", "3\n")
             archive.writestr("archive/data/0", struct.pack("<4f", 1, 2, 3, 4))
         return path
 
@@ -164,6 +165,37 @@ HOSTILE = {
     )
     + b"u.",
 }
+
+
+STATES = {
+    "the place of another tensor": b"(" + STORAGE + b"K\x02K\x02\x85K\x01\x85t",
+    "a place in a list": b"](" + STORAGE + b"K\x02K\x02\x85K\x01\x85e",
+    "a place without strides": STORAGE + b"K\x01K\x03\x85\x87",
+    "keys that are a place": b"}(" + STORAGE + b"NK\x02Nu",
+    "another tensor": b"(" + tensor(1, b"K\x03\x85") + b"\x89N\x88\x89t",
+    "nothing": b")",
+}
+
+
+@pytest.mark.parametrize("what", STATES)
+def test_a_tensor_made_twice_is_refused(checkpoint, what):
+    """torch would put other values in its place, or none."""
+    with pytest.raises(InputRefused, match="other values after it was made"):
+        open_checkpoint(checkpoint(b"\x80\x02}" + text("w") + tensor() + STATES[what] + b"bs."))
+
+
+def test_the_place_that_torch_gives_a_tensor_is_another(checkpoint):
+    """What such a state means: the values would not be those that the tensor was made of."""
+    path = checkpoint(b"\x80\x02}" + text("w") + tensor() + STATES["the place of another tensor"] + b"bs.")
+    assert torch.load(path, weights_only=True)["w"].tolist() == [3, 4]
+
+
+def test_flags_of_a_parameter_of_early_torch_are_no_values(checkpoint):
+    """(requires_grad, volatile, hooks), as torch before 0.4 wrote each."""
+    made = name("torch.nn.parameter", "Parameter") + tensor() + b"\x85R\x88\x89" + ORDERED + b")R\x87b"
+    path = checkpoint(b"\x80\x02}" + text("w") + made + b"s.")
+    with open_checkpoint(path) as source:
+        assert source.read("w").equal(torch.load(path, weights_only=False)["w"].detach())
 
 
 @pytest.mark.parametrize("what", HOSTILE)

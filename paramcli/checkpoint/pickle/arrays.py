@@ -112,7 +112,7 @@ def _parts(item: object) -> tuple[object, object, bool, object] | None:
     if not isinstance(item, Opaque):
         return None
     dtype: object = None
-    if item.cls in _FROM_BUFFER and len(item.arguments) == 4:
+    if item.cls in _FROM_BUFFER and len(item.arguments) == 4 and item.state is None:
         data, dtype, shape, order = item.arguments
         by_columns = order == "F"
     elif item.cls in _RECONSTRUCT and item.arguments[:1] == (_NDARRAY,):
@@ -134,7 +134,10 @@ def _code(dtype: object) -> str:
 
 def _array(dtype: object, shape: object, by_columns: bool, data: object) -> Array:
     if isinstance(data, str):  # Python 2 has no other bytes
-        data = data.encode("latin-1", "replace")
+        try:
+            data = data.encode("latin-1")
+        except UnicodeEncodeError:
+            raise broken("an array whose bytes are none") from None
     if not isinstance(data, (bytes, Payload)):
         raise broken("an array without its bytes")
     sizes = shape if isinstance(shape, tuple) else (shape,)
@@ -157,8 +160,9 @@ def _array(dtype: object, shape: object, by_columns: bool, data: object) -> Arra
 
 
 def _of_another_device(item: Opaque) -> Array | None:
-    """(array, dtype, device, is a gradient asked for)."""
-    array = array_of(item.arguments[0]) if item.arguments else None
+    """(array, dtype, device, is a gradient asked for); the array is one of numpy, never such a tensor again."""
+    parts = _parts(item.arguments[0]) if item.arguments and item.state is None else None
+    array = None if parts is None else _array(*parts)
     wanted = item.arguments[1] if len(item.arguments) > 1 else None
     dtype = TORCH_DTYPES.get(wanted.name) if isinstance(wanted, Global) and wanted.module == "torch" else None
     if array is None or dtype is None:
@@ -173,7 +177,7 @@ def _of_another_device(item: Opaque) -> Array | None:
 def tensor_of_another_device(item: object) -> TensorRef | None:
     """What _rebuild_device_tensor_from_cpu_tensor(tensor, dtype, ...) is made of, where its dtype is that."""
     is_one = isinstance(item, Opaque) and item.cls == Global("torch._utils", "_rebuild_device_tensor_from_cpu_tensor")
-    if not is_one or not isinstance(item, Opaque) or len(item.arguments) < 2:
+    if not is_one or not isinstance(item, Opaque) or len(item.arguments) < 2 or item.state is not None:
         return None
     ref, wanted = item.arguments[:2]
     if not isinstance(ref, TensorRef) or not isinstance(wanted, Global) or wanted.module != "torch":

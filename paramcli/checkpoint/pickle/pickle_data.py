@@ -260,6 +260,14 @@ def _parameter_with_state(arguments: tuple[object, ...]) -> object:
     return made
 
 
+def _is_beside_values(state: object) -> bool:
+    """Does a state that is set on a tensor leave its values as they are? Of any other torch makes new ones, or nothing.
+
+    torch before 0.4 sets (requires_grad, volatile, hooks) on each parameter; no torch since sets anything.
+    """
+    return isinstance(state, tuple) and len(state) == 3 and isinstance(state[0], bool)
+
+
 def _from_type(arguments: tuple[object, ...]) -> object:
     if len(arguments) < 3 or not isinstance(arguments[0], Global) or not isinstance(arguments[2], tuple):
         raise broken("a tensor subclass without its parts")
@@ -649,7 +657,10 @@ class _Machine:
             target.state = state
         elif isinstance(target, Items):
             target.attributes = state
-        elif not isinstance(target, TensorRef):
+        elif isinstance(target, TensorRef):
+            if not _is_beside_values(state):
+                raise broken("a tensor that is given other values after it was made")
+        else:
             raise broken("a state set on what has none")
 
     def persistent(self) -> None:
@@ -753,6 +764,8 @@ class _FileMachine(_Machine):
         if self.at + size > len(self.data):
             if self.base + self.at + size > self.end:
                 raise broken("it ends too early")
+            if self.held + self.at + size > MAX_BYTES:
+                raise _too_large()
             self._load(max(size, CHUNK))
         return super().take(size)
 

@@ -327,12 +327,13 @@ def strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(steps))
 
 
-_Spot = tuple[int, int, int]
+_Spot = tuple[Hashable, ...]
 
 
 def _spot(storage: Storage) -> _Spot:
     # An empty tensor begins where the next one does.
-    return storage.file, storage.offset, storage.nbytes
+    # Two arrays may be made of the same bytes, and of other numbers.
+    return storage.file, storage.offset, storage.nbytes, storage.decode
 
 
 def _empty_like(value: object) -> dict[object, object]:
