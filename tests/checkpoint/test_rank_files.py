@@ -100,6 +100,38 @@ def test_a_root_is_found_in_all_of_them(made, paramcli):
     assert document["extra"] == [{"name": "step", "type": "int"}]
 
 
+def ranks_of(folder: Path, *states: object) -> Path:
+    """A folder of rank files of plain tensors."""
+    folder.mkdir()
+    for rank, state in enumerate(states):
+        torch.save(state, rank_file(folder, rank, len(states)))
+    return folder
+
+
+def test_what_only_other_ranks_have_is_named(tmp_path, paramcli):
+    """An epoch, a note in the state dict, an optimizer: each once, with the first rank that has it."""
+    fc = {"fc.weight": torch.ones(2, 3)}
+    others = [{"model": {**fc, "note": "x"}, "step": 1, "epoch": 7}, {"model": fc, "epoch": 7, "lr": [0.1]}]
+    folder = ranks_of(tmp_path / "m", {"model": fc, "step": 1}, *others)
+    said = paramcli("convert", folder, "-o", tmp_path / "o.safetensors").err
+    assert torch.equal(load_file(tmp_path / "o.safetensors")["fc.weight"], torch.ones(2, 3))
+    extra = paramcli("inspect", folder, "--json").json["extra"]
+    assert [one["name"] for one in extra] == ["step", "rank 1: epoch", "rank 1: model.note", "rank 2: lr"]
+    assert all(one["name"] in said for one in extra)
+
+
+def test_state_dicts_that_rank_0_lacks_are_asked_for(tmp_path, paramcli):
+    """An EMA on the other rank: refused with the root that reads the one, and then named; a join has no way without."""
+    fc = {"fc.weight": torch.ones(2, 3)}
+    folder = ranks_of(tmp_path / "m", {"model": fc}, {"model": fc, "ema": {"fc.weight": torch.zeros(2, 3)}})
+    convert = ("convert", folder, "-o", tmp_path / "o.safetensors")
+    said = paramcli(*convert, code=3).err
+    assert "_rank_1.pt has state dicts that rank 0 lacks: ema" in said and "--root model" in said
+    assert "_rank_1.pt has other state dicts than rank 0: ema" in paramcli(*convert, "--root", "*", code=3).err
+    assert not (tmp_path / "o.safetensors").exists()
+    assert "rank 1: ema" in paramcli(*convert, "--root", "model").err
+
+
 def test_one_rank_is_not_the_model(made, tmp_path, paramcli):
     """A file alone, by its name or in a folder, is refused by the others' names; two runs are two checkpoints."""
     for path in (rank_file(made / "4", 2, 4), rank_file(made / "2", 0)):

@@ -5,7 +5,8 @@
 Every file has the same names. A DTensor is a block of its tensor (dtensor.py), and all blocks together must be the
 whole, each once; blocks that several ranks have must be the same, and the first one's is taken. Other tensors that
 differ (statistics that each rank has for itself) are odd. All this is compared by the archives' checksums, and byte for
-byte where those differ or say nothing. A tensor is put together when it is read.
+byte where those differ or say nothing. A tensor is put together when it is read. What other ranks have beside the state
+dict, and the first one lacks, is named with the rank.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...errors import PATH, TENSOR, InputRefused, error_context
+from ...text import listing
+from ...wording import given
 from ..disk.input_file import InputFile, OpenFiles
 from ..pickle.pickle_data import StorageRef, TensorRef
 from ..pickle.tree import walk
-from ..source import Part, Piece, Root, Source, TensorInfo, tensor_bytes
+from ..source import Extra, Part, Piece, Root, Source, TensorInfo, tensor_bytes
 from .dtensor import Distributed, is_dtensor, read_dtensor
 from .parts import Parts
-from .places import reach
+from .places import reach, text_of
 from .recognise import RANKS, container_of
 from .roots import Chosen, choose_root
 from .search import as_dict, is_tensor
@@ -76,20 +79,25 @@ def _open(path: Path, files: Sequence[InputFile], root: str | None) -> Source:
     notes: dict[str, None] = {}
     chosen: Chosen | None = None
     held: dict[str, list[_Held]] = {}
+    others: list[list[Extra]] = []
     for rank, file in enumerate(files):
         with error_context(path=file.path):
             tree, storages, told = _described(file, rank)
             notes.update(dict.fromkeys(told))
             wholes = _with_wholes(tree)
-            chosen = chosen or choose_root(tree, root)
+            if chosen is None:
+                chosen = choose_root(tree, root)
+                _hold(held, rank, _tensors(tree, chosen.parts), wholes, storages)
+                continue
             _hold(held, rank, _tensors(tree, chosen.parts), wholes, storages)
+            others.append(_own_extras(tree, root, chosen))
     assert chosen is not None, "there is a file for each rank, and a rank at least"
     source = Source(
         path=path,
         container=RANKS,
         files=list(files),
         tensors={},
-        extras=chosen.extras,
+        extras=[*chosen.extras, *_of_others(chosen.extras, others)],
         roots=[Root(place, count) for place, count in chosen.candidates],
         root=chosen.name,
         root_path=chosen.path,
@@ -144,6 +152,37 @@ def _tensors(tree: object, parts: Sequence[Part]) -> dict[str, object]:
             raise InputRefused(f"{PATH} has no state dict where rank 0 has one", hint=_AGAIN, code="damaged")
         named = ((part.name_of(key), item) for key, item in state.items() if is_tensor(item))
         found.update((name, item) for name, item in named if name is not None)
+    return found
+
+
+def _own_extras(tree: object, root: str | None, chosen: Chosen) -> list[Extra]:
+    """What a rank has beside the state dict; InputRefused where nobody chose among state dicts that rank 0 lacks."""
+    name = chosen.name or "."
+    own = choose_root(tree, name)
+    there, known = {part.path for part in own.parts}, {part.path for part in chosen.parts}
+    if there != known:
+        raise InputRefused(
+            f"{PATH} has other state dicts than rank 0: {listing(sorted(map(text_of, there ^ known)), 6)}",
+            hint=f"name one that all have with {given('root')}",
+            code="ambiguous",
+        )
+    more = {place for place, _ in own.candidates} - {place for place, _ in chosen.candidates}
+    if more and root != name:
+        raise InputRefused(
+            f"{PATH} has state dicts that rank 0 lacks: {listing(sorted(more), 6)}",
+            hint=f"{given('root', name)} for the one that all have",
+            code="ambiguous",
+        )
+    return own.extras
+
+
+def _of_others(first: Sequence[Extra], others: Sequence[Sequence[Extra]]) -> list[Extra]:
+    """What rank 0 lacks, each once, under the number of the rank that has it first."""
+    known = {extra.name for extra in first}
+    found: list[Extra] = []
+    for rank, extras in enumerate(others, 1):
+        found += (replace(extra, name=f"rank {rank}: {extra.name}") for extra in extras if extra.name not in known)
+        known.update(extra.name for extra in extras)
     return found
 
 
