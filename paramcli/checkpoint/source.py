@@ -382,6 +382,7 @@ class Source:
         """The same of a tensor that lies in one storage, or a block of one that lies in several."""
         import torch
 
+        assert info.is_readable, info
         dtype = torch_dtype(info.dtype)
         if info.numel == 0:
             return torch.empty(info.shape, dtype=dtype)

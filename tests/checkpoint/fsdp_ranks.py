@@ -77,6 +77,9 @@ def work(rank: int, size: int, place: Path) -> None:
         save("statistics", {"w": spread["rows"], "mean": torch.full((3,), float(rank))})
         save("names", {"w": spread["rows"], **({"more": torch.ones(1)} if rank else {})})
         save("kinds", {"w": spread["rows"] if rank else torch.ones(7, 5)})
+        block = torch.ones(2, 2)
+        lazy = DTensor.from_local(torch._neg_view(block) if rank else block, line, [Shard(0)], run_check=False)
+        save("lazy", {"w": spread["rows"], "view": lazy})
         save("shapes", {"w": DTensor.from_local(torch.ones(2 + rank, 2), line, [Shard(0)], run_check=False)})
     dist.destroy_process_group()
 

@@ -172,6 +172,19 @@ def test_what_each_rank_has_for_itself_is_odd(made, tmp_path, paramcli):
     assert list(load_file(tmp_path / "o.safetensors")) == ["w"]
 
 
+def test_one_rank_s_odd_block_makes_the_whole_odd(made, tmp_path, paramcli):
+    """A lazy view on the second rank, as a DTensor's block and as a plain tensor: listed whole, refused, left out."""
+    plain = torch.ones(2, 3)
+    folder = ranks_of(tmp_path / "m", {"w": plain, "view": plain}, {"w": plain, "view": torch._neg_view(plain)})
+    for path, shape in ((made / "lazy", [4, 2]), (folder, [2, 3])):
+        (view,) = [g for g in paramcli("inspect", path, "--json").json["tensors"] if g["tensor"] == "view"]
+        assert "view is a lazy view" in view["problem"] and view["shape"] == shape
+        line = ["convert", path, "-o", tmp_path / "o.safetensors", "-f"]
+        assert "view is a lazy view" in paramcli(*line, code=3).err
+        paramcli(*line, "--drop", "view")
+        assert list(load_file(tmp_path / "o.safetensors")) == ["w"]
+
+
 def test_a_file_that_is_there_twice_is_missed(made, tmp_path):
     """Rank 0's file under rank 1's name has no block that is missing."""
     folder = shutil.copytree(made / "2", tmp_path / "m")

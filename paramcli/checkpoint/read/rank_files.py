@@ -209,8 +209,9 @@ def _joined(name: str, each: Sequence[_Held], source: Source) -> TensorInfo:
     for other in each:
         if (other.part is None) != (first.part is None) or other.layout != first.layout:
             raise InputRefused(f"rank {other.rank} has another {TENSOR} than rank 0", hint=_AGAIN, code="damaged")
-    if first.info.odd is not None:
-        return replace(first.info, shape=first.info.shape if first.part is None else first.part.shape)
+    if (odd := next((one.info.odd for one in each if one.info.odd), None)) is not None:
+        shape = first.info.shape if first.part is None else first.part.shape
+        return odd_info(name, first.info.dtype, shape, odd.why, odd.hint)
     if first.part is None:
         apart = next((other.rank for other in each[1:] if not _equal(first.info, other.info, source)), None)
         if apart is None:
