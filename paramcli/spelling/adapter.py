@@ -169,7 +169,7 @@ def changed_group(group: Group, change: Change, label: str, adapter: Adapter, so
     if group.dtype not in EDITABLE:
         raise InputRefused(
             f"{TENSOR} is {dtype_name(group.dtype)}, and an adapter changes numbers of floating point",
-            hint="dequantize it first, which paramcli does not do yet",
+            hint="dequantize it first, which is not done here yet",
             tensor=group.tensor,
             path=source.path,
         )

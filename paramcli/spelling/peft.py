@@ -107,7 +107,7 @@ class Config:
         kind = self.values.get("peft_type")
         if kind != "LORA":
             raise self._refuse(
-                f"its peft_type is {printable(str(kind))}", hint="paramcli merges LORA (with rsLoRA and DoRA)"
+                f"its peft_type is {printable(str(kind))}", hint="what is merged is LORA (with rsLoRA and DoRA)"
             )
         start = str(self.values.get("init_lora_weights", True)).lower()
         if any(start == moved or start.startswith(f"{moved}_") for moved in MOVED_BASE):
