@@ -6,6 +6,7 @@ Refusals that headers decide are all raised here, together, so that nothing is h
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
@@ -307,14 +308,21 @@ def assigned(group: Group) -> Promise:
 
 def refuse_odd(source: Source, copies: Iterable[tuple[str, str]]) -> None:
     """Raise InputRefused where a tensor that is to be copied (name in the output, key in the input) cannot be."""
-    refused = []
+    found = {}
     for name, key in copies:
         odd = source.tensors[key].odd
         if odd is not None and not (odd.by_name and name != key):
-            hint = f"leave it out ({call('convert', PATH, drop=key)}), or {odd.hint}"
-            refused.append(InputRefused(odd.why, hint=hint, tensor=key, path=source.path))
-    if refused:
-        raise together(refused)
+            found[key] = odd
+    if found:
+        # One line that leaves all of them out: a line for each would be asked for one after another.
+        keys = next(iter(found)) if len(found) == 1 else "re:" + "|".join(map(re.escape, found))
+        leave = f"leave {'it' if len(found) == 1 else 'them'} out ({call('convert', PATH, drop=keys)})"
+        raise together(
+            [
+                InputRefused(odd.why, hint=f"{leave}, or {odd.hint}", tensor=key, path=source.path)
+                for key, odd in found.items()
+            ]
+        )
 
 
 def slot_of(source: Source, key: str, name: str | None = None) -> Slot:
