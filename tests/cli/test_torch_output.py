@@ -373,6 +373,44 @@ def test_names_that_leave_a_nested_dict_go_to_the_top_of_it(tmp_path, paramcli):
     assert {tensor["tensor"] for tensor in said["tensors"]} == {"w.weight", "net.dec.v.weight"}
 
 
+# label: (what holds {"w.weight": W}, {"v.weight": V} and an epoch, what it is called, the place of the first dict)
+ABOVE = {
+    "a list": (lambda a, b: [a, b, {"epoch": 7}], "list of 3", "0"),
+    "a tuple": (lambda a, b: ({"net": a}, b, 7), "tuple of 3", "0.net"),
+    "an object": (lambda a, b: argparse.Namespace(g=a, d=b, epoch=7), "argparse.Namespace", "g"),
+}
+
+
+@pytest.mark.parametrize("edit", ["rename", "add-prefix"])
+@pytest.mark.parametrize("above", ABOVE)
+def test_names_that_leave_a_joined_dict_have_no_place_where_there_is_no_dict_above(above, edit, tmp_path, paramcli):
+    """Above the dicts is a list or an object: refused with the way out, and what lies beside them is never lost."""
+    make, kind, place = ABOVE[above]
+    torch.save({"all": make({"w.weight": W}, {"v.weight": V})}, tmp_path / "a.pt")
+    line = {"rename": ["--rename", f"{place}=gen"], "add-prefix": ["--add-prefix", "m"]}[edit]
+    convert = ("convert", tmp_path / "a.pt", "--root", "all.*", *line, "-o")
+    said = paramcli(*convert, tmp_path / "o.pt", code=3).err
+    assert "w.weight has no place in a torch file" in said
+    assert f"it was in all.{place}, and what is above that is no dict ({kind})" in said
+    assert "-o FILE.safetensors" in said and not (tmp_path / "o.pt").exists()
+    paramcli(*convert, tmp_path / "o.safetensors")
+
+
+def test_names_that_leave_a_joined_dict_keep_what_is_in_the_dict_above(tmp_path, paramcli):
+    """An epoch, an optimizer, a list beside the dicts; entries that the new names would replace are refused."""
+    optimizer = {"state": {0: {"exp_avg": V}}, "param_groups": [{"params": [0]}]}
+    saved = {"g": {"w.weight": W, "note": "x"}, "d": {"v.weight": V}, "opt": optimizer, "epoch": 7, "taken.weight": 1}
+    torch.save(saved, tmp_path / "a.pt")
+    convert = ("convert", tmp_path / "a.pt", "--root", "*", "-o", tmp_path / "o.pt")
+    paramcli(*convert, "--rename", "g.w=gen.w", "--check")
+    back = load(tmp_path / "o.pt")
+    assert torch.equal(back.pop("gen.w.weight"), W) and torch.equal(back["d"].pop("v.weight"), V)
+    assert torch.equal(back["opt"]["state"][0].pop("exp_avg"), V)
+    expected = {"opt": {"state": {0: {}}, "param_groups": [{"params": [0]}]}, "epoch": 7, "taken.weight": 1}
+    assert back == {"g": {"note": "x"}, "d": {}, **expected}
+    assert "taken.weight would take the place" in paramcli(*convert, "-f", "--rename", "g.w=taken", code=3).err
+
+
 def test_a_name_that_something_else_has_is_refused(tmp_path, paramcli):
     """A tensor that would take the place of a setting in the state dict: which, and nothing is lost."""
     torch.save({"m.config": W, "config": {"x": 1}, "m.w": V}, tmp_path / "a.pt")

@@ -17,6 +17,7 @@ from pathlib import Path as FilePath
 
 from ...dtypes import DTYPES
 from ...errors import TENSOR, InputRefused
+from ...text import printable
 from ...wording import AS_SAFETENSORS, given
 from ..disk.atomic import AtomicFile, Data, flat
 from ..disk.stream import Stream
@@ -26,8 +27,8 @@ from ..pickle.pickle_data import Items, StorageRef, TensorRef
 from ..pickle.tree import element_width, storage_refs
 from ..pickle.write_pickle import PickleWriter, unit
 from ..pickle.write_zip import Member, directory, lay_out, members_of
-from ..read.places import Path, Step, at, below, entries
-from ..read.search import as_dict, is_tensor
+from ..read.places import Path, Step, at, below, entries, text_of
+from ..read.search import as_dict, is_tensor, type_text
 from ..read.torch_file import PAIRS
 from ..source import Part, Source, Storage
 from .safetensors_file import copy_storage
@@ -153,6 +154,13 @@ class TorchSink(FileSink):
             home = homes[first]
             # What a new name puts out of a joined dict lies at the top.
             part = home if len(name) > len(home.prefix) and name.startswith(home.prefix) else top
+            if part is top and not tops and not isinstance(above := at(self.source.tree, top.path), dict):
+                raise InputRefused(
+                    f"{TENSOR} has no place in a torch file: it was in {printable(text_of(home.path))}, and what is "
+                    f"above that is no dict ({type_text(above)})",
+                    hint=AS_SAFETENSORS,
+                    tensor=name,
+                )
             placed.setdefault(part.path, {}).setdefault(first, []).append((name, name[len(part.prefix) :]))
         parts = (*self.source.parts, *([] if top in self.source.parts or top.path not in placed else [top]))
         return rebuilt(self.source.tree, parts, lambda part, state: self._new_state(part, state, placed))
@@ -167,21 +175,27 @@ class TorchSink(FileSink):
         # torch's _metadata, among its attributes, names modules, not tensors; its versions still hold.
         new = _empty_like(state)
         here = placed.get(part.path, {})
-        before = as_dict(state) or {}
-        for key, value in before.items():
-            if not is_tensor(value):
-                new[key] = value
-            new.update(self._placed(before, here.pop(part.name_of(key) or "", ())))
+        if part in self.source.parts:
+            before = as_dict(state) or {}
+            kept = {key: value for key, value in before.items() if not is_tensor(value)}
+        else:
+            # A dict above those that are joined: no tensor in it is the state dict's, and all of it stays.
+            assert isinstance(state, dict), "_tree refuses names that would be anywhere else"
+            before = kept = state
+        for key in before:
+            if key in kept:
+                new[key] = kept[key]
+            new.update(self._placed(kept, here.pop(part.name_of(key) or "", ())))
         for names in here.values():
-            new.update(self._placed(before, names))
+            new.update(self._placed(kept, names))
         return new
 
     def _placed(
-        self, before: Mapping[object, object], names: Iterable[tuple[str, str]]
+        self, kept: Mapping[object, object], names: Iterable[tuple[str, str]]
     ) -> Iterator[tuple[object, TensorRef]]:
-        """(key, tensor) of each (name, key), in a dict that held `before`."""
+        """(key, tensor) of each (name, key), in a dict that keeps `kept`."""
         for name, key in names:
-            if key in before and not is_tensor(before[key]):
+            if key in kept:
                 raise InputRefused(
                     f"{TENSOR} would take the place of something that is no tensor",
                     hint=f"another name, or {AS_SAFETENSORS}",
