@@ -265,6 +265,22 @@ def test_torch_shards_are_read_through_open_torch(tmp_path):
         assert source.tied() == [["a", "b"]]
 
 
+@pytest.mark.parametrize(
+    "other, place", [({"c": torch.ones(2, 2)}, "the top"), ({"ema": {"c": torch.ones(2, 2)}}, "ema")]
+)
+def test_torch_shards_without_an_index_have_one_root(other, place, tmp_path):
+    """Each shard's state dict at the same place, or a refusal that names both; one root below the top is read."""
+    first, second = (f"pytorch_model-0000{number}-of-00002.bin" for number in (1, 2))
+    torch.save({"model": {"a": torch.ones(3, 3)}}, tmp_path / first)
+    torch.save(other, tmp_path / second)
+    with pytest.raises(InputRefused, match=f"{first} has its state dict at model, and {second} at {place}"):
+        open_folder_or_index(tmp_path)
+    torch.save({"model": {"c": torch.ones(2, 2)}, "epoch": 7}, tmp_path / second)
+    with open_folder_or_index(tmp_path) as source:
+        assert source.tensors.keys() == {"a", "c"}
+        assert [extra.name for extra in source.extras] == [f"{second}: epoch"]
+
+
 def test_siblings_are_the_files_that_belong_beside_the_weights(model):
     """Config and tokenizer go along; weights of any kind, indexes, hidden files, folders and pipes do not."""
     for name in ("config.json", "tokenizer.model", "merges.txt", "README.md"):

@@ -145,11 +145,27 @@ def open_set(folder: Path, shards: Collection[str]) -> Source:
                         path=folder,
                         code="damaged",
                     )
+        _refuse_mixed_roots(folder, parts)
         source = _combine(folder, parts)
     source.notes.insert(
         0, f"{printable_path(folder)} has no index: its {len(shards)} shards are taken together by name"
     )
     return source
+
+
+def _refuse_mixed_roots(folder: Path, parts: Mapping[str, Source]) -> None:
+    """Raise InputRefused where the shards' state dicts lie at different places: nothing says that they are one."""
+    first, *others = parts
+    for shard in others:
+        if parts[shard].root_path != parts[first].root_path:
+            here, there = (printable(parts[one].root) or "the top" for one in (first, shard))
+            raise InputRefused(
+                f"{printable(first)} has its state dict at {here}, and {printable(shard)} at {there} "
+                f"({PATH} has no index)",
+                hint="two checkpoints are mixed here; download the index, or all shards together again",
+                path=folder,
+                code="damaged",
+            )
 
 
 @contextmanager
