@@ -55,7 +55,7 @@ def instead_of_chains(groups: Groups) -> Instead:
     if baked:
         claims = any(group.constraint for group in groups.values() if group.record is not None)
         ask = call("verify", PATH) if claims else f"{call('discover', PATH)} shows the structure they have"
-        return Instead(f"{listing(baked, 2)} {'is' if len(baked) == 1 else 'are'} baked already", hint)
+        return Instead(f"{listing(baked, 2)} {'is' if len(baked) == 1 else 'are'} baked already", ask)
     if not groups:
         return Instead("it holds no tensor", "give the file that the weights are in")
     plain = "its one tensor is plain" if len(groups) == 1 else f"all its {len(groups)} tensors are plain"

@@ -12,6 +12,7 @@ from ..spelling.opened import Opened
 from ..spelling.record import Entry
 from ..wording import in_python
 from .edits.base import Edit
+from .edits.remove import Remove
 from .forecast import Forecast, forecast
 from .output import has_record, is_dcp_folder, is_file, is_torch, lost, untied
 from .plan import Outcome, Plan
@@ -70,9 +71,14 @@ class EditResult:
 
     @property
     def same_weights(self) -> bool:
-        """Is every effective weight what it was, in another file?"""
+        """Is every effective weight what it was, in another file, and can `diff` see that of both?
+
+        It reads the input by its keys and its record, and where a bake was told --chain they may not have said enough.
+        """
         steps = self.plan.steps
-        return bool(steps) and self.output != self.checkpoint and all(step.action in SAME_WEIGHT for step in steps)
+        told = any(isinstance(edit, Remove) and edit.chain is not None for edit in self.edit)
+        same = bool(steps) and all(step.action in SAME_WEIGHT for step in steps)
+        return same and not told and self.output != self.checkpoint
 
     def document(self, speak: Speech = in_python) -> dict[str, object]:
         """As --json prints it, which speaks as a shell does."""
