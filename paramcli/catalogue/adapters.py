@@ -9,10 +9,9 @@ from typing import cast
 from ..spec import Argument, Value
 from .entry import Entry, Shape, Stored
 from .measures import CHANGE_OF_RANK, GRAM_KEPT, NORMS
-from .norms import LARGEST
 
 RANK = Argument("rank", "int", "rank of the change", required=True, minimum=1, maximum=1 << 20)
-ALPHA = Argument("alpha", "float", "the change is scaled by alpha / rank", 1.0, minimum=-LARGEST, maximum=LARGEST)
+ALPHA = Argument("alpha", "float", "the change is scaled by alpha / rank", 1.0)
 
 
 def _lora_stores(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
@@ -118,7 +117,7 @@ PARAMETRIZATIONS = (
         right_inverse="W0 = W, D = 0",
         source="LyCORIS 4.1: diff; peft 0.21: lora_B.bias",
         target="adapters:Shifted",
-        arguments=(Argument("scale", "float", "the factor of D", 1.0, minimum=-LARGEST, maximum=LARGEST),),
+        arguments=(Argument("scale", "float", "the factor of D", 1.0),),
         cost="one pass",
         examples=("shifted", "shifted:scale=0.5"),
         stores=lambda shape, arguments: {"original": (None, shape), "diff": (None, shape)},

@@ -165,13 +165,12 @@ def _unsqueezed(group: Group, state: dict[str, Tensor], chain: Chain) -> dict[st
     [C] or [C, 1], the factors of a convolution's adapter as kernels.
     """
     wanted = chain.stores(group.view.shape(group.shape)) or {}
+    # What has the weight's own shape is stored as that, and not as the view shows it.
+    own = {"original", *(f"original{i}" for i in target_class(chain.links[0].entry).stored_originals)}
     other = {
         role: shape
         for role, (_, shape) in wanted.items()
-        if role != "original"
-        and role in state
-        and tuple(state[role].shape) != shape
-        and _merges(state[role].shape, shape)
+        if role not in own and role in state and tuple(state[role].shape) != shape and _merges(state[role].shape, shape)
     }
     return {**state, **{role: state[role].reshape(shape) for role, shape in other.items()}} if other else state
 

@@ -153,17 +153,13 @@ def test_a_weight_beside_its_g_and_v_is_there_twice(paramcli, saved):
     assert paramcli("diff", path, other, code=None).code in (1, 3)
 
 
-@pytest.mark.parametrize(
-    ("prefix", "renames"),
-    [(["--strip-prefix", "m.parametrizations"], "m.weight"), (["--rename", "c.weight=c.w"], "c.weight")],
-    ids=["strip", "rename"],
-)
-def test_new_names_that_no_longer_spell_a_tensor_are_refused(paramcli, saved, prefix, renames):
+def test_new_names_that_no_longer_spell_a_tensor_are_refused(paramcli, saved):
     """Two plain tensors would be read where there was a weight norm; other names are given."""
     new = {"m.parametrizations.weight.original0": G[:, None], "m.parametrizations.weight.original1": V[:, :, 0]}
     path = saved({**new, "c.weight_g": G.view(6, 1, 1), "c.weight_v": V})
     out = path.with_name("out.safetensors")
-    assert renames in paramcli("convert", path, *prefix, "-o", out, code=2).err and not out.exists()
+    said = paramcli("convert", path, "--strip-prefix", "m.parametrizations", "-o", out, code=2).err
+    assert "m.weight" in said and not out.exists()
     paramcli("convert", path, "--rename", "c=d", "--rename", "m=n", "-o", out)
     assert load_file(out).keys() == {key.replace("m.", "n.", 1) for key in new} | {"d.weight_g", "d.weight_v"}
 

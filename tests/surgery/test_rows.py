@@ -295,7 +295,7 @@ def test_a_bake_that_is_refused_says_of_the_whole_what_is_wrong(tmp_path, both_w
         ("interval", {250: 2.0}, ("--max-change", "1e-9"), 1, "--max-change"),
         ("unit_norm", {}, ("--init", "strict"), 1, "the tensor is not unit_norm"),
         ("max_norm", {}, ("--init", "strict"), 1, "the tensor is not max_norm"),
-        ("fake_quant:dim=0", {}, ("--init", "strict"), 1, "would change the tensor"),
+        ("fake_quant:dim=0", {}, ("--init", "strict"), 1, "would move the tensor"),
         ("weight_norm", {200: 0.0}, ("--init", "raw"), 0, "NaN"),
     ],
 )

@@ -8,7 +8,7 @@ from functools import partial
 
 from ...checkpoint.source import Source
 from ...errors import TENSOR, InputRefused, Known, UsageError
-from ...spelling.forms import Group, detect
+from ...spelling.forms import PARAMETRIZED, Group, detect
 from ...spelling.keys import parametrized_key, split_parametrized
 from ...text import closest, listing, printable
 from ...wording import given, words
@@ -110,7 +110,12 @@ def require_same_reading(
     source: Source, groups: Sequence[Group], names: Mapping[str, str], tensors: Mapping[str, str]
 ) -> None:
     """Raise UsageError where the new names no longer spell a parametrized tensor: plain ones would be read there."""
-    spelt = [group for group in groups if not (group.is_plain or group.twice)]
+    # An older spelling without a record may get a name that only its own code knows.
+    spelt = [
+        group
+        for group in groups
+        if not (group.is_plain or group.twice) and (group.form == PARAMETRIZED or group.record is not None)
+    ]
     if all(names[key] == key for group in spelt for key in group.keys.values()):
         return
     infos = {names[key]: source.tensors[key] for group in groups for key in group.keys.values()}
