@@ -15,6 +15,7 @@ import platform
 import numpy
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 torch.manual_seed(0)
@@ -79,6 +80,19 @@ def test_separate_means_separate(tmp_path, paramcli):
     paramcli("add", tmp_path / "t.pt", "-t", "*", "--chain", "symmetric", "--tied", "separate", "-o", tmp_path / "o.pt")
     state = load(tmp_path / "o.pt")
     assert not one(state, *state) and torch.equal(*state.values())
+
+
+@pytest.mark.parametrize("how", [["--bake"], ["--no-bake"]])
+def test_a_plain_tensor_tied_to_a_stored_one_is_not_removed_along(how, tmp_path, paramcli):
+    """It has nothing to bake, and stays where --tied separate says so."""
+    W = torch.arange(1.0, 7.0).reshape(2, 3)
+    keys = ("a.weight_g", "a.weight_v") if how == ["--bake"] else ("a.weight_mask", "a.weight_orig")
+    torch.save({keys[0]: torch.ones(2, 1) if "_g" in keys[0] else W, keys[1]: W, "b.weight": W}, tmp_path / "t.pt")
+    out = tmp_path / "o.safetensors"
+    said = paramcli("remove", tmp_path / "t.pt", *how, "--tied", "together", "-o", out, code=3).err
+    assert "b.weight is a plain tensor" in said and "--tied separate" in said and not out.exists()
+    paramcli("remove", tmp_path / "t.pt", *how, "--tied", "separate", "-o", out)
+    assert torch.equal(load_file(out)["b.weight"], W)
 
 
 def test_tied_tensors_never_take_two_values(tmp_path, paramcli):

@@ -61,13 +61,28 @@ class Remove(Edit):
 
     def planner(self, work: Planning) -> Planner:
         if not self.bake:
-            return Unparametrize().plan
+            return parametrized(Unparametrize().plan)
         from .remove_work import Bake
 
-        return Bake().plan
+        return parametrized(Bake().plan)
 
     def foretell(self, group: Group) -> Promise | None:
         return baked(group) if self.bake and not group.problem else None
+
+
+def parametrized(plan: Planner) -> Planner:
+    """The planner, for what has something to remove: a tied plain tensor that is meant along has not."""
+
+    def plan_one(group: Group) -> Step:
+        if group.is_plain:
+            raise InputRefused(
+                f"{TENSOR} is a plain tensor, and one with what a parametrization stores: it cannot be edited alike",
+                hint=f"{given('tied', 'separate')} leaves it as it is",
+                tensor=group.tensor,
+            )
+        return plan(group)
+
+    return plan_one
 
 
 @dataclass(frozen=True)
