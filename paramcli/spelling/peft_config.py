@@ -1,0 +1,107 @@
+"""What the `adapter_config.json` of a PEFT adapter says: numbers, patterns, and refusals in its name."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import InputRefused
+from ..text import printable
+from .patterns import Budget, Pattern, Unknown
+
+CONFIG = "adapter_config.json"
+MAX_CONFIG = 1 << 20
+
+
+@dataclass
+class Config:
+    """What the configuration says of the change."""
+
+    path: Path
+    values: Mapping[str, object]
+    strength: float
+    # Module path -> is its weight stored (in, out), by the tensors that are not square.
+    seen: dict[str, bool] = field(default_factory=dict)
+    _budget: Budget = field(default_factory=Budget)
+    # Name -> its patterns and their values, in order.
+    _patterns: dict[str, list[tuple[Pattern, object]]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path, strength: float) -> Config:
+        try:
+            data = path.read_bytes() if path.stat().st_size <= MAX_CONFIG else b""
+            values = json.loads(data.decode("utf-8"))
+        except FileNotFoundError:
+            raise InputRefused(
+                "an adapter's scale is in its adapter_config.json, and there is none", path=path.parent
+            ) from None
+        except (OSError, ValueError, RecursionError):
+            values = None
+        if not isinstance(values, dict):
+            raise InputRefused("it is no JSON object of an adapter", path=path, of_file=True)
+        return cls(path, values, strength)
+
+    def refusal(self, why: str, hint: str | None = None) -> InputRefused:
+        return InputRefused(why, path=self.path, of_file=True, hint=hint)
+
+    @property
+    def peft_type(self) -> str:
+        return str(self.values.get("peft_type"))
+
+    @property
+    def fan_in_fan_out(self) -> bool:
+        return self.values.get("fan_in_fan_out") is True
+
+    def is_set(self, name: str) -> bool:
+        return bool(self.values.get(name))
+
+    def number(self, name: str, module: str = "", patterns: str = "", default: object = None) -> float:
+        """A finite number, for a module that of the first pattern that matches the end of its path."""
+        value = self.of_module(name, patterns, module, default) if patterns else self.values.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            of = f" of {printable(module)}" if module else ""
+            raise self.refusal(f"{name}{of} is no number")
+        return value
+
+    def of_module(self, name: str, patterns: str, module: str, default: object = None) -> object:
+        """The value of a module, which a pattern may give it."""
+        try:
+            for pattern, value in self._compiled(patterns):
+                if pattern.matches(module):
+                    return value
+        except Unknown as error:
+            raise self.refusal(f"{patterns} has more patterns than paramcli matches ({error})") from None
+        return self.values.get(name, default)
+
+    def _compiled(self, name: str) -> list[tuple[Pattern, object]]:
+        if name not in self._patterns:
+            found = self.values.get(name) or {}
+            if not isinstance(found, dict):
+                raise self.refusal(f"{name} is no object of patterns")
+            compiled = []
+            for text, value in found.items():
+                try:
+                    compiled.append((Pattern(text, self._budget), value))
+                except Unknown as error:
+                    raise self.refusal(
+                        f"{name} has a pattern that paramcli does not match ({error}): {printable(text, 80)}"
+                    ) from None
+            self._patterns[name] = compiled
+        return self._patterns[name]
+
+    def rank(self, module: str, rank: int) -> None:
+        """InputRefused where the configuration has another rank than the module's tensors."""
+        said = self.number("r", module, "rank_pattern")
+        if said != rank:
+            raise self.refusal(f"the rank of {printable(module)} is {said:g} here, and {rank} in the weights")
+
+    def scale(self, module: str, rank: int, alpha: str = "lora_alpha") -> float:
+        """strength * alpha / rank of a module, whose tensors have this rank; InputRefused where the configuration has
+        another; alpha / sqrt(rank) with `use_rslora`.
+        """
+        self.rank(module, rank)
+        above = self.number(alpha, module, "alpha_pattern")
+        return self.strength * above / (math.sqrt(rank) if self.is_set("use_rslora") else rank)

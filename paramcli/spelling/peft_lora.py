@@ -1,0 +1,122 @@
+"""LORA of PEFT: LoRA, rsLoRA, DoRA.
+
+    MODULE.lora_A.weight, .lora_B.weight               W + s B A
+    MODULE.lora_magnitude_vector                       DoRA
+    MODULE.lora_embedding_A, .lora_embedding_B         W + s (B A)^T
+    MODULE.lora_B.bias                                 added to MODULE.bias, times s
+
+s = alpha / r, or alpha / sqrt(r) with `use_rslora`; r and alpha of a module are those of the first pattern that matches
+the end of its path. Source: peft 0.21, tuners/lora.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ..checkpoint.source import TensorInfo
+from ..text import printable, shape_text
+from ..view import IDENTITY, View
+from .adapter import TRANSPOSE, Change, lora_item, matrix_of, not_of_shape
+from .forms import Group
+from .peft_config import Config
+from .peft_family import Family, Module, matrix_view
+
+# Where the base was changed before training began, what the adapter adds is not to the base that was published.
+MOVED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Settings under which the change depends on the input, or is computed another way.
+OTHER_MATHS = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "use_bdlora",
+    "use_qalora",
+    "velora_config",
+)
+
+
+def _check(config: Config) -> None:
+    start = str(config.values.get("init_lora_weights", True)).lower()
+    if any(start == moved or start.startswith(f"{moved}_") for moved in MOVED_BASE):
+        raise config.refusal(
+            f"the base was changed when training began (init_lora_weights is {printable(start)}): added to the "
+            "published base it gives another model",
+            hint="convert it with peft's path_initial_model_for_weight_conversion first",
+        )
+    for name in OTHER_MATHS:
+        if config.is_set(name):
+            raise config.refusal(f"{name} is set, and what that changes is in no weight")
+    if config.is_set("layer_replication"):
+        raise config.refusal("layer_replication is set: the base it was trained on has other layers")
+    if config.is_set("target_parameters"):
+        raise config.refusal("target_parameters is set: adapters of single parameters (fused experts) are not read yet")
+    if config.is_set("trainable_token_indices"):
+        raise config.refusal("trainable_token_indices is set: single rows are not read yet")
+
+
+def _sides(module: Module) -> tuple[int, int] | None:
+    if "lora_A" not in module.keys or "lora_B" not in module.keys:
+        return None
+    return module.shape("lora_B")[0], math.prod(module.shape("lora_A")[1:])
+
+
+def _changes(module: Module, config: Config) -> list[Change]:
+    embedding = "lora_embedding_A" in module.keys or "lora_embedding_B" in module.keys
+    first, second = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A", "lora_B")
+    module.require(first, second)
+    A, B = module.info(first), module.info(second)
+    if not A.shape or len(B.shape) < 2 or B.shape[1] != A.shape[0] or not A.shape[0]:
+        raise module.refusal(second, f"which takes no A of {shape_text(A.shape)}")
+    rank = A.shape[0]
+    scale = config.scale(module.path, rank)
+    magnitude = "lora_magnitude_vector" in module.keys
+    roles = {"lora_A": module.keys[first], "lora_B": module.keys[second]}
+    if magnitude:
+        roles["magnitude"] = module.keys["lora_magnitude_vector"]
+    item = lora_item("dora" if magnitude else "lora", rank, scale)
+
+    def reads(group: Group) -> tuple[str, View]:
+        return item, _view(group, A, B, config, embedding)
+
+    changes = [Change(f"{module.path}.weight", roles, reads, (f"{module.path}.in_proj_weight",))]
+    if "lora_B.bias" in module.keys:
+        changes.append(_of_bias(module, scale))
+    return changes
+
+
+def _of_bias(module: Module, scale: float) -> Change:
+    from ..spec import value_text
+
+    bias = module.info("lora_B.bias")
+
+    def shifted(group: Group) -> tuple[str, View]:
+        if bias.shape != group.shape:
+            raise not_of_shape(group, "change of it is", [bias.shape])
+        return f"shifted:scale={value_text(scale)}", IDENTITY
+
+    return Change(f"{module.path}.bias", {"diff": module.keys["lora_B.bias"]}, shifted)
+
+
+def _view(group: Group, A: TensorInfo, B: TensorInfo, config: Config, embedding: bool) -> View:
+    out, inputs = B.shape[0], math.prod(A.shape[1:])
+    if math.prod(B.shape[2:]) != 1:
+        raise not_of_shape(group, "B is", [B.shape])
+    if len(group.shape) != 2:
+        if matrix_of(group.shape) != (out, inputs) or group.shape[1:] != A.shape[1:]:
+            raise not_of_shape(group, "A and B are", [A.shape, B.shape])
+        return IDENTITY
+    if embedding:
+        if group.shape != (inputs, out):
+            raise not_of_shape(group, "A and B are", [A.shape, B.shape])
+        return TRANSPOSE
+    return matrix_view(group, (out, inputs), config, "A and B are", [A.shape, B.shape])
+
+
+LORA = Family(
+    "LORA",
+    lambda config: "DoRA" if config.is_set("use_dora") else "LoRA",
+    ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"),
+    _changes,
+    _check,
+    sides=_sides,
+)
