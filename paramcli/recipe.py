@@ -1,7 +1,7 @@
 """Recipes: many edits as one text, and back.
 
     [[edit]]
-    command = "add"                  # add, assign, remove or migrate
+    command = "add"                  # add, assign, remove, migrate or merge
     tensor = ["rnn.weight_hh*"]      # the command's options by their long names
     view = "blocks=4"
     chain = "skew,cayley"
@@ -22,7 +22,7 @@ from typing import Any
 from .checkpoint.disk.input_file import no_such_file
 from .dtypes import dtype_name
 from .errors import FILE, PATH, InputRefused, Known, ParamcliError, Place, UsageError
-from .surgery.commands import EDITS
+from .surgery.commands import EDITS, edit_of
 from .surgery.edits.base import Edit
 from .surgery.plan import Step
 from .text import closest, printable, shape_text
@@ -43,6 +43,7 @@ _KINDS: dict[str, tuple[str, Callable[[object], bool]]] = {
         lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
     ),
     "number": ("a number", lambda value: isinstance(value, (int, float)) and not isinstance(value, bool)),
+    "numbers": ("a list of numbers", lambda value: isinstance(value, list) and all(map(_KINDS["number"][1], value))),
     "integer": ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
     "flag": ("true or false", lambda value: isinstance(value, bool)),
 }
@@ -214,7 +215,8 @@ def _edit(table: Mapping[str, object], index: int, places: Places) -> Edit:
         raise wrong(
             "command", f"no editing command '{printable(command)}'", Known(f"closest: {near[0]}") if near else known
         )
-    declared = EDITS[command].declared()
+    edit = edit_of(command, table.keys())
+    declared = edit.declared()
     values: dict[str, Any] = {}
     for key, value in table.items():
         if key == "command":
@@ -224,14 +226,14 @@ def _edit(table: Mapping[str, object], index: int, places: Places) -> Edit:
             closest_or_all = Known(f"closest: {near[0]}" if near else f"options: {', '.join(declared)}")
             raise wrong(key, f"{command} has no option '{printable(key)}'", _WHOLE.get(key, closest_or_all))
         kind = declared[key].metadata["kind"]
-        if kind == "texts" and isinstance(value, str):
+        if kind in ("texts", "numbers") and not isinstance(value, list):
             value = [value]
         wanted, fits = _KINDS[kind]
         if not fits(value):
             raise wrong(key, f"{key} must be {wanted}")
         values[declared[key].name] = value
     try:
-        return EDITS[command](**values, origin=places(index, None))
+        return edit(**values, origin=places(index, None))
     except ParamcliError as error:
         error.origin = places(index, error.option)
         raise
@@ -242,13 +244,15 @@ def recipe_text(edits: Sequence[Edit], steps: Sequence[Step]) -> str:
     blocks = []
     for edit in edits:
         met = [step for step in steps if any(made is edit for made in step.edits)]
-        lines = ["[[edit]]", f"command = {_toml(edit.command)}", "tensor = ["]
+        lines = ["[[edit]]", f"command = {_toml(edit.command)}"]
+        # An edit that finds its tensors itself is told which they are in a comment.
+        before, after, mark = ("tensor = [", "]", "  ") if edit.by_name else (None, None, "#   ")
+        lines += [before] if before else []
         for step in met:
             last = f" -> {', '.join(printable(slot.name) for slot in step.writes)}" if step.edits[-1] is edit else ""
-            lines.append(
-                f"  {_toml(step.group.tensor)},  # {shape_text(step.group.shape)} {dtype_name(step.group.dtype)}{last}"
-            )
-        lines.append("]")
+            what = f"{shape_text(step.group.shape)} {dtype_name(step.group.dtype)}{last}"
+            lines.append(f"{mark}{_toml(step.group.tensor)},  # {what}")
+        lines += [after] if after else []
         lines += [f"{key} = {_toml(value)}" for key, value in edit.options().items() if key != "tensor"]
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
@@ -259,4 +263,6 @@ def _toml(value: object) -> str:
     if isinstance(value, str):
         plain = value.replace("\\", "\\\\").replace('"', '\\"')
         return '"' + "".join(c if printable(c) == c else f"\\U{ord(c):08x}" for c in plain) + '"'
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
     return str(value).lower() if isinstance(value, bool) else repr(value)

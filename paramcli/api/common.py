@@ -10,8 +10,10 @@ from pathlib import Path
 
 from ..plugins import load_installed
 from ..spec import path_of
+from ..spelling.adapters import strengths_of
 
 FilePath = str | PathLike[str]
+Paths = FilePath | Sequence[FilePath]
 # One pattern or several: a tensor's name, a shell glob (* crosses dots), or re:REGEX.
 Names = str | Sequence[str]
 
@@ -24,6 +26,16 @@ def ready() -> None:
 
 def patterns(names: Names) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names or ())
+
+
+def paths(adapters: Paths) -> tuple[str, ...]:
+    return tuple(map(str, [adapters] if isinstance(adapters, (str, PathLike)) else adapters))
+
+
+def strengths(adapters: Paths, strength: float | Sequence[float]) -> tuple[float, ...]:
+    """One for each adapter; none where all are 1."""
+    found = strengths_of(paths(adapters), strength)
+    return () if all(factor == 1 for factor in found) else tuple(found)
 
 
 def path_or_none(path: FilePath | None, option: str) -> Path | None:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 
 from ..dtypes import CastDtype, ComputeDtype
 from ..spec import path_of
-from ..spelling.adapters import open_adapters
 from ..surgery.edits.add import Add, Init
 from ..surgery.edits.assign import Assign
 from ..surgery.edits.base import Spelling, Tied
@@ -21,7 +20,7 @@ from ..surgery.result import EditResult
 from ..surgery.run import Target, edit
 from ..surgery.run import convert as converted
 from ..watch import NOBODY, Watch
-from .common import FilePath, Names, path_or_none, patterns, ready
+from .common import FilePath, Names, Paths, path_or_none, paths, patterns, ready, strengths
 
 
 def add(
@@ -171,10 +170,11 @@ def remove(
 
 def merge(
     base: FilePath,
-    adapter: Names,
+    adapter: Paths,
     *,
     strength: float | Sequence[float] = 1.0,
     adapter_prefix: Names = (),
+    tied: Tied | None = None,
     compute_dtype: ComputeDtype = "same",
     output: FilePath | None = None,
     force: bool = False,
@@ -197,7 +197,13 @@ def merge(
     OutputFailed; nothing is written then.
     """
     ready()
-    job = Merge(compute_dtype=compute_dtype)
+    job = Merge(
+        adapter=paths(adapter),
+        strength=strengths(adapter, strength),
+        adapter_prefix=patterns(adapter_prefix),
+        tied=tied,
+        compute_dtype=compute_dtype,
+    )
     target = Target(
         output=path_or_none(output, "output"),
         force=force,
@@ -208,16 +214,16 @@ def merge(
         device=device,
         ignore_record=ignore_record,
     )
-    with open_adapters(patterns(adapter), strength, patterns(adapter_prefix)) as adapters:
-        return edit("merge", [job], job.suffix, path_of(base), target, watch, adapters)
+    return edit("merge", [job], job.suffix, path_of(base), target, watch)
 
 
 def attach(
     base: FilePath,
-    adapter: Names,
+    adapter: Paths,
     *,
     strength: float | Sequence[float] = 1.0,
     adapter_prefix: Names = (),
+    tied: Tied | None = None,
     output: FilePath | None = None,
     force: bool = False,
     in_place: bool = False,
@@ -232,6 +238,12 @@ def attach(
     `remove` bakes it into what `merge` gives, `remove(bake=False)` gives the base back. Arguments as of `merge`.
     """
     ready()
+    job = Attach(
+        adapter=paths(adapter),
+        strength=strengths(adapter, strength),
+        adapter_prefix=patterns(adapter_prefix),
+        tied=tied,
+    )
     target = Target(
         output=path_or_none(output, "output"),
         force=force,
@@ -241,8 +253,7 @@ def attach(
         root=root,
         ignore_record=ignore_record,
     )
-    with open_adapters(patterns(adapter), strength, patterns(adapter_prefix)) as adapters:
-        return edit("add", [Attach()], Attach.suffix, path_of(base), target, watch, adapters)
+    return edit("add", [job], job.suffix, path_of(base), target, watch)
 
 
 def migrate(

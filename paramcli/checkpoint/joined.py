@@ -11,8 +11,8 @@ from .source import Source, Storage, TensorInfo
 def joined(base: Source, others: Mapping[str, Source]) -> Source:
     """The base with the tensors of the others beside its own, theirs as `label/key`; closing it closes all.
 
-    Everything else (root, shards, metadata) is the base's. A label stands for no tensor of the base, so no two names
-    are alike.
+    Everything else (root, shards, metadata) is the base's, and the others' tensors are `beside` it. A label stands for
+    no tensor of the base, so no two names are alike.
     """
     files, tensors, notes = list(base.files), dict(base.tensors), list(base.notes)
     for label, other in others.items():
@@ -26,7 +26,8 @@ def joined(base: Source, others: Mapping[str, Source]) -> Source:
             )
             name = f"{label}/{key}"
             tensors[name] = _placed(info, name, storage, first)
-    return replace(base, files=files, tensors=tensors, notes=notes)
+    beside = frozenset(tensors.keys() - base.tensors.keys()) | base.beside
+    return replace(base, files=files, tensors=tensors, notes=notes, beside=beside)
 
 
 def _placed(info: TensorInfo, name: str, storage: Storage, first: int) -> TensorInfo:

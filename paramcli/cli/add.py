@@ -17,6 +17,7 @@ def attach(app: typer.Typer) -> None:
 
 
 def add(
+    context: typer.Context,
     ckpt: o.Checkpoint,
     tensor: o.Tensors = None,
     chain: Annotated[
@@ -112,8 +113,9 @@ def add(
         attached = edits.attach(
             ckpt,
             [str(path) for path in adapter],
-            strength=strength or 1.0,
+            strength=words.strengths(context, adapter, strength),
             adapter_prefix=adapter_prefix or (),
+            tied=words.tied(tied),
             output=output,
             force=force,
             in_place=in_place,

@@ -19,6 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 from .help import page, wants_colour
 from .usage import COMMANDS, PANELS, hoisted, no_such_command, with_examples_first
 from .values import read_values
+from .words import ORDER
 
 if TYPE_CHECKING:
     from typer._click.core import Command as ParserCommand
@@ -47,6 +48,10 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         read_values(self, ctx)
         with told_where(ctx):
+            if not ctx.resilient_parsing and any(parameter.name == "strength" for parameter in self.params):
+                # Which of several adapters each belongs to is in their order alone.
+                _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+                ctx.meta[ORDER] = [parameter.name for parameter in order]
             return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Context, formatter: HelpFormatter) -> None:

@@ -17,6 +17,7 @@ def attach(app: typer.Typer) -> None:
 
 
 def merge(
+    context: typer.Context,
     base: o.Checkpoint,
     adapter: Annotated[
         list[Path] | None,
@@ -32,6 +33,7 @@ def merge(
     check: o.Check = False,
     dry_run: o.DryRun = False,
     root: o.Root = None,
+    tied: o.Tied = None,
     device: o.Device = "cpu",
     compute_dtype: o.Compute = "same",
     ignore_record: o.IgnoreRecord = False,
@@ -53,8 +55,9 @@ def merge(
     result = edits.merge(
         base,
         [str(path) for path in adapter or ()],
-        strength=strength or 1.0,
+        strength=words.strengths(context, adapter, strength),
         adapter_prefix=adapter_prefix or (),
+        tied=words.tied(tied),
         compute_dtype=words.compute_dtype(compute_dtype),
         output=output,
         force=force,

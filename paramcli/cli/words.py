@@ -11,7 +11,15 @@ from ..errors import UsageError
 from ..spec import check_choice
 from ..wording import given
 
+# Where a command's context keeps the names of its options as they were typed.
+ORDER = "paramcli.order"
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import typer
+
     from ..dtypes import ComputeDtype
     from ..surgery.edits.add import Init
     from ..surgery.edits.base import Spelling, Tied
@@ -39,6 +47,26 @@ def compute_dtype(word: str) -> ComputeDtype:
     from ..dtypes import COMPUTE_DTYPES
 
     return check_choice("compute-dtype", word, COMPUTE_DTYPES)
+
+
+def strengths(context: typer.Context, adapters: Sequence[Path] | None, said: Sequence[float] | None) -> list[float]:
+    """The strength of each adapter: the one that stands after it and before the next; 1 where none does."""
+    found: list[float | None] = []
+    left = iter(said or ())
+    for name in context.meta.get(ORDER, ()):
+        if name == "adapter":
+            found.append(None)
+        elif name == "strength":
+            factor = next(left)
+            if not found or found[-1] is not None:
+                why = "stands before any adapter" if not found else "is the second of one adapter"
+                raise UsageError(
+                    f"{given('strength', factor)} {why}: each belongs to the {given('adapter')} before it",
+                    hint=f"{given('adapter', 'A')} {given('strength', factor)} {given('adapter', 'B')}",
+                    option="strength",
+                )
+            found[-1] = factor
+    return [1.0 if factor is None else factor for factor in found] or [1.0] * len(adapters or ())
 
 
 def only_adapters(tensor: list[str] | None, chain: str | None, view: str | None, mask: str | None) -> None:

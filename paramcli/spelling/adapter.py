@@ -14,7 +14,7 @@ from ..checkpoint.joined import joined
 from ..checkpoint.source import Source, TensorInfo
 from ..dtypes import EDITABLE, dtype_name
 from ..errors import TENSOR, InputRefused, Known, UsageError
-from ..text import closest, count_text, printable, shape_text
+from ..text import closest, count_text, printable, printable_path, shape_text
 from ..view import View, parse_view
 from ..wording import PATH, call, given, words
 from .forms import PARAMETRIZED, Group
@@ -81,50 +81,81 @@ def parse_prefix(text: str) -> tuple[str, str]:
     return old, new
 
 
-def attach(opened: Opened, adapters: Sequence[Adapter]) -> tuple[Opened, list[str]]:
-    """(the base with the adapters' changes on its tensors, their names): every tensor of an adapter is used, once.
+@dataclass(frozen=True)
+class Attached:
+    """Adapters beside a base: the base's file with theirs joined to it, and what stands before the tensors of each."""
 
-    The adapters are the Opened's to close. Raises InputRefused for a change of no tensor of the base, or of one it does
-    not fit, with the names that are near and the prefix that would do.
-    """
-    labels = _labels(opened.source, adapters)
-    source = joined(opened.source, dict(zip(labels, (adapter.source for adapter in adapters), strict=True)))
-    groups, changed = dict(opened.groups), dict[str, None]()
-    for label, adapter in zip(labels, adapters, strict=True):
-        unused = set(adapter.source.tensors)
-        lost = [change for change in adapter.changes if _name_in(groups, change) is None]
-        if lost:
-            raise _matches_nothing(opened, adapter, lost)
+    source: Source
+    adapters: Mapping[str, Adapter]
+    # What was asked for last, and the answer: an edit asks again at each stage of planning.
+    _last: list[tuple[Mapping[str, Group], tuple[dict[str, Group], list[str]]]] = field(default_factory=list)
+
+    def put_on(self, groups: Mapping[str, Group]) -> tuple[dict[str, Group], list[str]]:
+        """(the base's groups with the adapters' changes on them, the names of those that are changed).
+
+        Every tensor of an adapter is used, once. Raises InputRefused for a change of no tensor of the base, or of one
+        it does not fit, with the names that are near and the prefix that would do.
+        """
+        if self._last and self._last[0][0] == groups:
+            return self._last[0][1]
+        made, changed = dict(groups), dict[str, None]()
+        for label, adapter in self.adapters.items():
+            lost = [change for change in adapter.changes if _name_in(made, change) is None]
+            if lost:
+                raise _matches_nothing(groups, self.source, adapter, lost)
+            self._require_copies(groups, label, adapter)
+            unused, once = adapter.source.tensors.keys() - adapter.copies.keys(), set[str]()
+            for change in adapter.changes:
+                name = _name_in(made, change)
+                assert name is not None
+                taken = set(change.keys.values()) - adapter.shared
+                if taken & once:
+                    raise InputRefused(f"{TENSOR} is used twice", tensor=min(taken & once), path=adapter.source.path)
+                once |= taken
+                unused -= set(change.keys.values())
+                made[name] = changed_group(made[name], change, label, adapter, self.source)
+                changed[name] = None
+            if unused:
+                raise _unknown(adapter, unused)
+        answer = made, [name for name in made if name in changed]
+        self._last[:] = [(groups, answer)]
+        return answer
+
+    def _require_copies(self, groups: Mapping[str, Group], label: str, adapter: Adapter) -> None:
+        """Raise InputRefused where what the adapter holds of the base is another tensor there."""
         for key, copied in adapter.copies.items():
-            if copied not in groups or not _same_bytes(source, f"{label}/{key}", copied):
+            if copied not in groups or not _same_bytes(self.source, f"{label}/{key}", copied):
                 raise InputRefused(
                     f"{TENSOR} is the adapter's own copy of the base's {printable(copied)}, and that is another tensor",
                     hint="is it an adapter of this base?",
                     tensor=key,
                     path=adapter.source.path,
                 )
-            unused.discard(key)
-            del source.tensors[f"{label}/{key}"]
-        once: set[str] = set()
-        for change in adapter.changes:
-            name = _name_in(groups, change)
-            assert name is not None
-            taken = set(change.keys.values()) - adapter.shared
-            if taken & once:
-                raise InputRefused(f"{TENSOR} is used twice", tensor=min(taken & once), path=adapter.source.path)
-            once |= taken
-            unused -= set(change.keys.values())
-            groups[name] = changed_group(groups[name], change, label, adapter, source)
-            changed[name] = None
-        if unused:
-            raise InputRefused(
-                f"{TENSOR} is none that paramcli knows in an adapter of this kind ({adapter.title})"
-                + (f", nor are {count_text(len(unused) - 1, 'other')}" if len(unused) > 1 else ""),
-                hint="every tensor of an adapter must be used; what is left out would change the result",
-                tensor=min(unused),
-                path=adapter.source.path,
-            )
-    return Opened(source, groups), [name for name in groups if name in changed]
+
+
+def beside(base: Source, adapters: Sequence[Adapter]) -> Attached:
+    """The adapters, which are the caller's to close, joined to a base."""
+    labels = _labels(base, adapters)
+    source = joined(base, dict(zip(labels, (adapter.source for adapter in adapters), strict=True)))
+    return Attached(source, dict(zip(labels, adapters, strict=True)))
+
+
+def attach(opened: Opened, adapters: Sequence[Adapter]) -> tuple[Opened, list[str]]:
+    """(the base with the adapters' changes on its tensors, their names), as of `Attached.put_on`."""
+    attached = beside(opened.source, adapters)
+    groups, names = attached.put_on(opened.groups)
+    return Opened(attached.source, groups), names
+
+
+def _unknown(adapter: Adapter, unused: set[str]) -> InputRefused:
+    """The refusal of tensors that no change has."""
+    return InputRefused(
+        f"{TENSOR} is none that paramcli knows in an adapter of this kind ({adapter.title})"
+        + (f", nor are {count_text(len(unused) - 1, 'other')}" if len(unused) > 1 else ""),
+        hint="every tensor of an adapter must be used; what is left out would change the result",
+        tensor=min(unused),
+        path=adapter.source.path,
+    )
 
 
 def _same_bytes(source: Source, a: str, b: str) -> bool:
@@ -209,11 +240,13 @@ def _extended(group: Group, item: str, view: View) -> tuple[Chain, View]:
     return extend(before, item)[0], view
 
 
-def _matches_nothing(opened: Opened, adapter: Adapter, lost: Sequence[Change]) -> InputRefused:
+def _matches_nothing(
+    groups: Mapping[str, Group], base: Source, adapter: Adapter, lost: Sequence[Change]
+) -> InputRefused:
     """The refusal of an adapter that is not of this base, or spells its names another way."""
     first = lost[0].tensor
-    prefix = _prefix_that_does(opened.groups, adapter)
-    near = closest(first, opened.groups)
+    prefix = _prefix_that_does(groups, adapter)
+    near = closest(first, groups)
     more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
     hint = (
         given("adapter-prefix", {prefix[0]: prefix[1]})
@@ -222,8 +255,9 @@ def _matches_nothing(opened: Opened, adapter: Adapter, lost: Sequence[Change]) -
         if near
         else "is it an adapter of this base?"
     )
+    of_all = count_text(len(adapter.changes), "changed tensor")
     return InputRefused(
-        f"{TENSOR}{more} of {count_text(len(adapter.changes), 'changed tensor')} are not in {opened.where}",
+        f"{TENSOR}{more} of {of_all} are not in {printable_path(base.path)}",
         hint=hint,
         tensor=first,
         path=adapter.source.path,

@@ -122,9 +122,15 @@ def tied_slots(source: Source, plan: Plan) -> dict[str, str]:
     tied: dict[str, str] = {}
     for step in plan.steps:
         group = step.group
-        if not step.computes or group.twin is None or not all(key in first_of for key in group.keys.values()):
+        if not step.computes or group.twin is None:
             continue
-        edit = (step.action, step.chain, step.view, *((role, first_of[key]) for role, key in group.keys.items()))
+        # One with a key that is neither tied nor of an adapter, which several tensors may share, is like no other.
+        edit = (
+            step.action,
+            step.chain,
+            step.view,
+            *((role, first_of.get(key, key)) for role, key in group.keys.items()),
+        )
         first = seen.setdefault(edit, step)
         if first is not step:
             tied.update({slot.name: like.name for slot, like in zip(step.writes, first.writes, strict=True)})
@@ -263,7 +269,7 @@ def same_place(path: str | os.PathLike[str], source: Source, replaceable: bool) 
 def index_metadata(source: Source, plan: Plan) -> dict[str, object]:
     """The input index's own entries that hold for the output too; total_size is the sink's to say."""
     kept = {key: value for key, value in source.index_metadata.items() if _is_scalar(value)}
-    before = sum(info.numel for info in source.tensors.values())
+    before = sum(info.numel for name, info in source.tensors.items() if name not in source.beside)
     if before != sum(math.prod(slot.shape) for slot in plan.slots):
         kept.pop("total_parameters", None)
     return kept

@@ -333,7 +333,7 @@ def slot_of(source: Source, key: str, name: str | None = None) -> Slot:
 def assemble(command: str, source: Source, groups: Mapping[str, Group], steps: Sequence[Step]) -> Plan:
     """The plan of these steps: every other tensor is copied, and the record says what the steps say."""
     consumed = {key for step in steps for key in step.group.keys.values()}
-    copies = tuple((key, key) for key in source.tensors if key not in consumed)
+    copies = tuple((key, key) for key in source.tensors if key not in consumed and key not in source.beside)
     refuse_odd(source, copies)
     slots = [slot_of(source, key) for _, key in copies] + [slot for step in steps for slot in step.writes]
     _refuse_collisions(slots)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +40,6 @@ from .result import EditResult, result_of
 
 if TYPE_CHECKING:
     from ..checkpoint.source import Source
-    from ..spelling.adapter import Adapter
     from .edits.base import Edit
     from .execute import Writing
 
@@ -67,23 +66,23 @@ def edit(
     path: Path,
     target: Target,
     watch: Watch = NOBODY,
-    adapters: Sequence[Adapter] = (),
 ) -> EditResult:
-    """Plan all edits of a checkpoint, and write what comes of them once.
-
-    With `adapters`, which are the caller's to close, the edits are of the tensors that these are attached to.
-    """
+    """Plan all edits of a checkpoint, and write what comes of them once."""
     with (
         open_groups(path, target.root, target.ignore_record, watch.note) as opened,
         ExitStack() as stack,
         error_context(path=path),
     ):
-        if adapters:
-            from ..spelling.adapter import attach
-
-            opened, names = attach(opened, adapters)
-            edits = [replace(edit, tensor=names) for edit in edits]
-        if len(edits) == 1 and not edits[0].origin and not adapters:
+        ready = []
+        for edit in edits:
+            try:
+                one, opened = edit.opening(opened, stack)
+            except ParamcliError as error:
+                error.origin = error.origin or edit.origin
+                raise
+            ready.append(one)
+        edits = ready
+        if len(edits) == 1 and not edits[0].origin:
             # A name that is not there is said before the output's faults.
             edits[0].choose(opened.groups, opened.source.path)
         destination = output_path(opened.source, path, target, suffix)

@@ -116,18 +116,22 @@ def group_after(step: Step) -> Group:
 
 @dataclass(frozen=True)
 class Between:
-    """What one step made, read by the next in place of a file."""
+    """What one step made, read by the next in place of a file; adapters are still in theirs."""
 
     tensors: Written
-    path: Path
+    source: Tensors
     tells_strides: bool = False
 
+    @property
+    def path(self) -> Path:
+        return self.source.path
+
     def read(self, name: str) -> Tensor:
-        return self.tensors[name]
+        return self.tensors[name] if name in self.tensors else self.source.read(name)
 
 
 def _between(tensors: Written, source: Tensors) -> Between:
-    return Between({key: tensor.detach().cpu() for key, tensor in tensors.items()}, source.path)
+    return Between({key: tensor.detach().cpu() for key, tensor in tensors.items()}, source)
 
 
 def compose(first: Step, second: Step) -> Step:

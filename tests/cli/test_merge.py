@@ -135,8 +135,9 @@ def test_adapters_add_up_in_order(adapters, tmp_path, paramcli):
     base, want = merged(adapters / "lora")
     _, other = merged(adapters / "rslora")
     out, before = tmp_path / "out.safetensors", load_file(base)
-    pair = ("--adapter", adapters / "lora", "--strength", 1, "--adapter", adapters / "rslora", "--strength", 0.5)
-    paramcli("merge", base, *pair, "-o", out)
+    paramcli(
+        "merge", base, "--adapter", adapters / "lora", "--adapter", adapters / "rslora", "--strength", 0.5, "-o", out
+    )
     for name, tensor in load_file(out).items():
         wanted = before[name].double()
         wanted = wanted + sum(
@@ -145,7 +146,73 @@ def test_adapters_add_up_in_order(adapters, tmp_path, paramcli):
             if name in changed
         )
         torch.testing.assert_close(tensor.double(), wanted, rtol=1e-5, atol=1e-6)
-    assert paramcli("merge", base, *pair[:-2], "-o", out, "-f", code=2).code == 2
+    again = tmp_path / "again.safetensors"
+    paramcli("merge", base, "--strength", 0.5, "--adapter", adapters / "rslora", code=2)
+    paramcli("merge", base, "--adapter", adapters / "rslora", *["--strength", 0.5] * 2, code=2)
+    paramcli("merge", base, "-a", adapters / "rslora", "--strength=0.5", "-a", adapters / "lora", "-o", again)
+    for name, tensor in load_file(again).items():
+        torch.testing.assert_close(tensor, load_file(out)[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_recipe_merges(adapters, tmp_path, paramcli):
+    """In one pass with other edits, as commands one after another; the document of a merge is a recipe too."""
+    base, _ = merged(adapters / "lora")
+    one, two, direct, out = (tmp_path / f"{name}.safetensors" for name in ("one", "two", "direct", "out"))
+    name = "model.layers.0.self_attn.q_proj.weight"
+    paramcli("add", base, "-t", name, "--chain", "weight_norm", "-o", one)
+    paramcli("merge", one, "--adapter", adapters / "lora", "--strength", 0.5, "-o", two)
+    said = paramcli("merge", base, "--adapter", adapters / "lora", "--strength", 0.5, "-o", direct, "--json").json
+    recipe = tmp_path / "recipe.toml"
+    adapter = json.dumps(str(adapters / "lora"))
+    recipe.write_text(
+        f'''[[edit]]\ncommand = "add"\ntensor = ["{name}"]\nchain = "weight_norm"\n
+[[edit]]\ncommand = "merge"\nadapter = [{adapter}]\nstrength = 0.5\n'''
+    )
+    paramcli("apply", recipe, base, "-o", out)
+    got, want = load_file(out), load_file(two)
+    assert got.keys() == want.keys() and all(torch.equal(got[key], want[key]) for key in got)
+    # Weight norm changes no weight, so the merge is the one without it, but for rounding.
+    torch.testing.assert_close(got[name], load_file(direct)[name], rtol=1e-5, atol=1e-6)
+    document = tmp_path / "document.json"
+    document.write_text(json.dumps(said))
+    paramcli("apply", document, base, "-o", tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == direct.read_bytes()
+    shown = paramcli("apply", recipe, base, "--dry-run").out
+    (tmp_path / "shown.toml").write_text(shown)
+    paramcli("apply", tmp_path / "shown.toml", base, "-o", tmp_path / "third.safetensors")
+    assert (tmp_path / "third.safetensors").read_bytes() == out.read_bytes()
+    recipe.write_text(f'[[edit]]\ncommand = "merge"\nadapter = {adapter}\ntensor = "x"\n')
+    assert "no option 'tensor'" in paramcli("apply", recipe, base, code=2).err
+
+
+def test_a_merge_onto_a_parametrized_base_says_how_far_its_weight_moved(adapters, tmp_path, paramcli):
+    """The base's weight is what its chain gives, and not what it stores."""
+    base, _ = merged(adapters / "lora")
+    normed, out = tmp_path / "normed.safetensors", tmp_path / "out.safetensors"
+    paramcli("add", base, "-t", "*q_proj*", "--chain", "weight_norm", "-o", normed)
+    said = paramcli("merge", normed, "--adapter", adapters / "lora", "-o", out, "--json").json
+    before, after = load_file(base), load_file(out)
+    for tensor in said["tensors"]:
+        old, new = before[tensor["tensor"]].double(), after[tensor["tensor"]].double()
+        assert float(tensor["moved"]) == pytest.approx(((new - old).norm() / old.norm()).item(), rel=1e-5)
+
+
+def test_a_tied_weight_is_merged_under_each_name_or_untied(adapters, tmp_path, paramcli):
+    """torch.save keeps one tensor under two names; which of them the change is for is asked."""
+    base, want = merged(adapters / "embedding")
+    tensors = load_file(base)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    path = tmp_path / "tied.pt"
+    torch.save(tensors, path)
+    assert "--tied together" in paramcli("merge", path, "--adapter", adapters / "embedding", code=3).err
+    for how, other in (("together", want["model.embed_tokens.weight"]), ("separate", tensors["lm_head.weight"])):
+        out = tmp_path / f"{how}.pt"
+        paramcli("merge", path, "--adapter", adapters / "embedding", "--tied", how, "-o", out)
+        got = torch.load(out)
+        torch.testing.assert_close(got["model.embed_tokens.weight"], want["model.embed_tokens.weight"])
+        torch.testing.assert_close(got["lm_head.weight"], other)
+        same = got["lm_head.weight"].data_ptr() == got["model.embed_tokens.weight"].data_ptr()
+        assert same == (how == "together")
 
 
 def test_a_prefix_that_does_is_named(adapters, tmp_path, paramcli):

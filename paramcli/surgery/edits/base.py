@@ -14,6 +14,7 @@ from ...errors import Place, UsageError
 from ...spec import check_choice
 from ...spelling.forms import Group
 from ...spelling.given import named
+from ...spelling.opened import Opened
 from ...view import View, parse_view
 from ...wording import call, given
 from ..plan import Promise, Step
@@ -35,7 +36,7 @@ def option(
     minimum: float | None = None,
     maximum: float | None = None,
 ) -> Default:
-    """A field that is an option of the command: `kind` is text, texts, number, integer or flag."""
+    """A field that is an option of the command: `kind` is text, texts, number, numbers, integer or flag."""
     return field(
         default=default, metadata={"kind": kind, "choices": tuple(choices), "minimum": minimum, "maximum": maximum}
     )
@@ -61,6 +62,8 @@ class Edit:
     """What every editing command has. `origin` says where in a recipe it was written, for messages about it."""
 
     command: ClassVar[str]
+    # Is it for tensors that its options name?
+    by_name: ClassVar[bool] = True
 
     tensor: Sequence[str] = option((), "texts")
     tied: Tied | None = option(None, "text", choices=TIED)
@@ -77,7 +80,9 @@ class Edit:
         return True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tensor", tuple(self.tensor))
+        for f in fields(self):
+            if f.metadata.get("kind") in ("texts", "numbers"):
+                object.__setattr__(self, f.name, tuple(getattr(self, f.name)))
         for name, declared in self.declared().items():
             value = getattr(self, declared.name)
             if value is not None and declared.metadata["choices"]:
@@ -92,7 +97,8 @@ class Edit:
     @classmethod
     def declared(cls) -> dict[str, Field[Any]]:
         """Option name -> its field."""
-        return {option_name(f.name): f for f in fields(cls) if "kind" in f.metadata}
+        found = {option_name(f.name): f for f in fields(cls) if "kind" in f.metadata}
+        return found if cls.by_name else {name: f for name, f in found.items() if name != "tensor"}
 
     def options(self) -> dict[str, object]:
         """The options that differ from their defaults, by name: what a recipe has to say."""
@@ -107,6 +113,10 @@ class Edit:
 
     def check(self) -> None:
         """Raise UsageError for what the options alone show to be wrong."""
+
+    def opening(self, opened: Opened, stack: ExitStack) -> tuple[Edit, Opened]:
+        """(the edit, the checkpoint) with what the edit reads beside it; what is opened is closed with `stack`."""
+        return self, opened
 
     def choose(self, groups: Mapping[str, Group], where: Path) -> list[Group]:
         """The groups this edit is for, read as its options say."""

@@ -1,50 +1,115 @@
-"""merge: bake adapters that were attached to a base; and attach, which keeps them apart in one parametrized file."""
+"""merge: bake adapters onto the base they belong to; and attach, which keeps them apart in one parametrized file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar, TypeVar
 
 from ...checkpoint.header import Slot
 from ...dtypes import COMPUTE_DTYPES, ComputeDtype
+from ...errors import TENSOR, InputRefused, UsageError
+from ...spelling.adapter import Attached, beside, parse_prefix
+from ...spelling.adapters import open_adapters, strengths_of
 from ...spelling.forms import Group
 from ...spelling.keys import parametrized_key
+from ...spelling.opened import Opened
+from ...text import printable
+from ...wording import given
 from ..plan import Promise, Step, baked
 from .base import Edit, Planner, Planning, option
 
+Self = TypeVar("Self", bound="WithAdapters")
+
 
 @dataclass(frozen=True, kw_only=True)
-class Merge(Edit):
-    """The value of the changed tensors in their place. `tensor` are the names that adapters were attached to."""
+class WithAdapters(Edit):
+    """An edit of the tensors that adapters change: they say themselves which those are."""
+
+    by_name: ClassVar[bool] = False
+
+    adapter: Sequence[str] = option((), "texts")
+    strength: Sequence[float] = option((), "numbers")
+    adapter_prefix: Sequence[str] = option((), "texts")
+    # The adapters, once they are open.
+    attached: Attached | None = field(default=None, compare=False, repr=False)
+
+    def check(self) -> None:
+        if not self.adapter:
+            raise UsageError(
+                f"{self.command} needs {given('adapter')}: what is to be merged",
+                hint=given("adapter", "FOLDER"),
+                option="adapter",
+            )
+        strengths_of(self.adapter, self.strength)
+        for text in self.adapter_prefix:
+            parse_prefix(text)
+
+    def opening(self: Self, opened: Opened, stack: ExitStack) -> tuple[Self, Opened]:
+        adapters = stack.enter_context(open_adapters(self.adapter, self.strength, self.adapter_prefix))
+        attached = beside(opened.source, adapters)
+        return replace(self, attached=attached), Opened(attached.source, opened.groups)
+
+    def choose(self, groups: Mapping[str, Group], where: Path) -> list[Group]:
+        assert self.attached is not None, "an edit is opened before it is planned"
+        made, names = self.attached.put_on(groups)
+        changed = {name: made[name] for name in names}
+        if self.tied == "together":
+            changed.update(self._twins(changed))
+        return list(changed.values())
+
+    def _twins(self, changed: Mapping[str, Group]) -> dict[str, Group]:
+        """The other names of changed tensors, with the same change."""
+        assert self.attached is not None
+        owner = {group.keys[role]: name for name, group in changed.items() for role in group.keys if role == "original"}
+        twins = {}
+        for names in self.attached.source.tied():
+            here = [name for name in names if name in owner]
+            if len({owner[name] for name in here}) > 1:
+                raise InputRefused(
+                    f"{TENSOR} and {printable(owner[here[1]])} are one tensor, and the adapter changes each of them",
+                    hint=f"{given('tied', 'separate')} unties them",
+                    tensor=owner[here[0]],
+                    path=self.attached.source.path,
+                    code="tied",
+                )
+            for name in names if here else ():
+                group = changed[owner[here[0]]]
+                twins[name] = replace(group, tensor=name, keys={**group.keys, "original": name})
+        return {name: group for name, group in twins.items() if name not in changed}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge(WithAdapters):
+    """The value of the changed tensors in their place."""
 
     command = "merge"
     suffix = ".merged"
 
     compute_dtype: ComputeDtype = option("same", "text", choices=COMPUTE_DTYPES)
 
-    def choose(self, groups: Mapping[str, Group], where: Path) -> list[Group]:
-        return [groups[name] for name in self.tensor]
+    @property
+    def takes_nested(self) -> bool:
+        return True
 
     def planner(self, work: Planning) -> Planner:
         from .merge_work import MergeBake
 
-        return MergeBake().plan
+        return MergeBake(work.source.beside).plan
 
     def foretell(self, group: Group) -> Promise | None:
         return baked(group)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attach(Edit):
+class Attach(WithAdapters):
     """`add --adapter`: the base's tensors and the adapters' under torch's names, byte for byte, with a record."""
 
     command = "add"
     suffix = ".parametrized"
     computes = False
-
-    def choose(self, groups: Mapping[str, Group], where: Path) -> list[Group]:
-        return [groups[name] for name in self.tensor]
 
     def planner(self, work: Planning) -> Planner:
         return self._plan

@@ -4,39 +4,78 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
+import torch
 from torch import Tensor
 
+from ...chain import Chain
 from ...checkpoint.source import Rows
 from ...fitting import measure
-from ...fitting.evaluate import Tensors
-from ...spelling.forms import Group
+from ...fitting.evaluate import Tensors, weight_of
+from ...spelling.forms import PARAMETRIZED, Group
 from ..plan import Ranges, Step, Told
 from .remove_work import Bake, BakeWork
 
 
 @dataclass(frozen=True)
 class MergeBake(Bake):
-    """`remove --bake` of tensors that adapters are attached to."""
+    """`remove --bake` of tensors that adapters are attached to; `beside`: the adapters' tensors."""
+
+    beside: frozenset[str]
 
     def plan(self, group: Group) -> Step:
         step = super().plan(group)
+        begin = partial(MergeWork, before=before(group, self.beside))
         # Each says how far it moved, so they are not computed as one.
-        return replace(step, action="merge", begin=MergeWork, stack_key=None)
+        return replace(step, action="merge", begin=begin, stack_key=None)
+
+
+def before(group: Group, beside: frozenset[str]) -> Group | None:
+    """The base's own tensor of one that adapters are attached to; None where that is its original, as it is stored."""
+    assert group.chain is not None
+    first = min(int(role.partition(".")[0]) for role, key in group.keys.items() if key in beside)
+    if first == 0:
+        return None
+    roles = {role for role in group.keys if role.startswith("original") or int(role.partition(".")[0]) < first}
+    return replace(
+        group,
+        form=PARAMETRIZED,
+        keys={role: group.keys[role] for role in roles},
+        infos={role: group.infos[role] for role in roles},
+        chain=Chain(group.chain.links[:first]),
+    )
 
 
 class MergeWork(BakeWork):
-    """The work of `MergeBake`: the base's own tensor is what the value is compared with, where it is a plain one."""
+    """The work of `MergeBake`: the value is compared with the base's own."""
 
-    def __init__(self, steps: Sequence[Step], source: Tensors, device: str, compute: str, ranges: Ranges):
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        source: Tensors,
+        device: str,
+        compute: str,
+        ranges: Ranges,
+        *,
+        before: Group | None,
+    ):
         super().__init__(steps, source, device, compute, ranges)
-        self.moved = measure.Moved()
+        self.moved, self.before = measure.Moved(), before
 
     def make(self, rows: Rows, block: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         made = super().make(rows, block)
         [(value,)] = [tuple(tensors.values()) for tensors in made]
-        self.moved.add(value, block["original"].to(value.device))
+        self.moved.add(value, self._base(rows, block).to(value.device))
         return made
+
+    def _base(self, rows: Rows, block: Mapping[str, Tensor]) -> Tensor:
+        if self.before is None or self.before.chain is None:
+            return block["original"]
+        part = self.before if rows is None else replace(self.before, shape=(rows[1] - rows[0], *self.before.shape[1:]))
+        state = self.batch.on_device({role: tensor for role, tensor in block.items() if role in part.keys})
+        with torch.no_grad():
+            return weight_of(part, state, self.before.chain, self.batch.view, self.compute)
 
     def told(self) -> list[Told]:
         [moved] = self.moved.result()
