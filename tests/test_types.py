@@ -64,6 +64,8 @@ reveal_type((verdict.ok, check.ok, check.detail))
 compared: paramcli.DiffResult = paramcli.diff("a.pt", Path("b.pt"), tolerance=1e-3, exact=False)
 difference: paramcli.Difference = compared.tensors[0]
 reveal_type(difference.equal)
+on_both = paramcli.diff("a.pt", "b.pt", adapter="c", strength=2, adapter_b=["d"], strength_b=[1], adapter_prefix="a=b")
+reveal_type(on_both)
 
 discovered: paramcli.DiscoverResult = paramcli.discover("a.pt", "fc.*", view="flatten", report="r.html")
 finding: paramcli.Finding = discovered.tensors[0]

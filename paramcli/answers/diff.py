@@ -188,6 +188,8 @@ def what_to_say(one: Opened, two: Opened, names: Collection[str], result: DiffRe
     groups_a, groups_b = ({name: side.groups[name] for name in side.groups if name in names} for side in (one, two))
     shared = [name for name in groups_a if name in groups_b]
     forms = {(groups_a[n].form, groups_b[n].form) for n in shared if groups_a[n].form != groups_b[n].form}
+    if result.equal and forms and one.source.beside | two.source.beside:
+        return "same weights: what adapters add on one side is in the weights of the other"
     if result.equal and forms:
         if any(PLAIN in pair for pair in forms):
             return "same weights: one file holds them baked, the other parametrized"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -12,10 +13,13 @@ from ..devices import torch_device
 from ..dtypes import ComputeDtype
 from ..errors import ParamcliError, UsageError
 from ..spec import path_of
+from ..spelling.adapter import attach
+from ..spelling.adapters import open_adapters
 from ..spelling.opened import Opened, open_groups
 from ..text import printable_path
 from ..watch import NOBODY, Watch
-from .common import FilePath, Names, path_or_none, patterns, ready, typed
+from ..wording import given
+from .common import FilePath, Names, Paths, path_or_none, paths, patterns, ready, typed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -131,6 +135,11 @@ def diff(
     *,
     tolerance: float | None = None,
     exact: bool = False,
+    adapter: Paths = (),
+    strength: float | Sequence[float] = 1.0,
+    adapter_b: Paths = (),
+    strength_b: float | Sequence[float] = 1.0,
+    adapter_prefix: Names = (),
     root: str | None = None,
     root_b: str | None = None,
     ignore_record: bool = False,
@@ -141,7 +150,11 @@ def diff(
 ) -> DiffResult:
     """Compare effective weights: plain, baked, old and new spellings of one model are equal.
 
-    `tolerance`: the relative distance that counts as equal, by default 16 eps of the dtype; `exact`: every bit.
+    Args:
+        tolerance: the relative distance that counts as equal, by default 16 eps of the dtype.
+        exact: every bit.
+        adapter, adapter_b: what is attached to A and to B before they are compared; `strength` and `strength_b` as of
+            `merge`, and `adapter_prefix` for the names of all of them.
     """
     ready()
     from ..answers.diff import diff as answer
@@ -150,9 +163,15 @@ def diff(
 
     page_path = check_report(report, force)
     check_tolerance(tolerance)
+    prefixes = patterns(adapter_prefix)
+    if prefixes and not (paths(adapter) or paths(adapter_b)):
+        raise UsageError(f"{given('adapter-prefix')} is for an adapter, and none is given", option="adapter-prefix")
     with (
-        open_groups(path_of(a, "a"), root, ignore_record, watch.note) as one,
-        _open_second(b, root, root_b, ignore_record, watch) as two,
+        open_groups(path_of(a, "a"), root, ignore_record, watch.note) as plain,
+        _open_second(b, root, root_b, ignore_record, watch) as other,
+        ExitStack() as stack,
+        _attached(plain, adapter, strength, prefixes, stack) as one,
+        _attached(other, adapter_b, strength_b, prefixes, stack) as two,
         gathering(report is not None, typed(command), one.source, two.source) as gathered,
     ):
         result = answer(one, two, patterns(tensor), tolerance=tolerance, exact=exact, watch=watch)
@@ -162,6 +181,15 @@ def diff(
             drawn = spectra_of_pairs(one, two, [d.tensor for d in result.tensors if not d.equal])
             write_page(page_path, diff_page(one.where, two.where, result, drawn, gathered.evidence("cpu")), force)
         return result
+
+
+def _attached(
+    opened: Opened, adapter: Paths, strength: float | Sequence[float], prefixes: Sequence[str], stack: ExitStack
+) -> Opened:
+    """The checkpoint with adapters on its tensors, which are closed with `stack`; as it is where there are none."""
+    if not paths(adapter):
+        return opened
+    return attach(opened, stack.enter_context(open_adapters(paths(adapter), strength, prefixes)))[0]
 
 
 def _open_second(b: FilePath, root: str | None, root_b: str | None, ignore_record: bool, watch: Watch) -> Opened:

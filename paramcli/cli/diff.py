@@ -11,6 +11,7 @@ from ..show.document import document
 from ..show.tables import diff_table
 from ..text import printable_path
 from . import options as o
+from . import words
 from .screen import open_screen
 from .usage import typed
 
@@ -34,6 +35,20 @@ def diff(
         ),
     ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Equal means every bit of every value.")] = False,
+    adapter: Annotated[
+        list[Path] | None,
+        typer.Option("--adapter", metavar="DIR", help="Adapter that A has on; repeatable.", show_default=False),
+    ] = None,
+    strength: o.Strengths = None,
+    adapter_b: Annotated[
+        list[Path] | None,
+        typer.Option("--adapter-b", metavar="DIR", help="Adapter that B has on; repeatable.", show_default=False),
+    ] = None,
+    strength_b: Annotated[
+        list[float] | None,
+        typer.Option("--strength-b", metavar="S", help="The same for an adapter of B.", show_default=False),
+    ] = None,
+    adapter_prefix: o.AdapterPrefixes = None,
     root: o.Root = None,
     root_b: Annotated[
         str | None,
@@ -55,6 +70,8 @@ def diff(
     paramcli diff vocoder.pth vocoder.baked.safetensors
 
     paramcli diff before.pt after.safetensors --exact
+
+    paramcli diff model.safetensors merged.safetensors --adapter my_lora/
     """
     from ..api import questions
 
@@ -65,6 +82,11 @@ def diff(
         tensor or (),
         tolerance=tolerance,
         exact=exact,
+        adapter=adapter or (),
+        strength=words.strengths(context, adapter, strength),
+        adapter_b=adapter_b or (),
+        strength_b=words.strengths(context, adapter_b, strength_b, "-b"),
+        adapter_prefix=adapter_prefix or (),
         root=root,
         root_b=root_b,
         ignore_record=ignore_record,

@@ -49,21 +49,27 @@ def compute_dtype(word: str) -> ComputeDtype:
     return check_choice("compute-dtype", word, COMPUTE_DTYPES)
 
 
-def strengths(context: typer.Context, adapters: Sequence[Path] | None, said: Sequence[float] | None) -> list[float]:
-    """The strength of each adapter: the one that stands after it and before the next; 1 where none does."""
+def strengths(
+    context: typer.Context, adapters: Sequence[Path] | None, said: Sequence[float] | None, of: str = ""
+) -> list[float]:
+    """The strength of each adapter: the one that stands after it and before the next; 1 where none does.
+
+    `of`: what the options of the other side of a comparison end with.
+    """
+    adapter, strength = f"adapter{of}", f"strength{of}"
     found: list[float | None] = []
     left = iter(said or ())
     for name in context.meta.get(ORDER, ()):
-        if name == "adapter":
+        if name == adapter.replace("-", "_"):
             found.append(None)
-        elif name == "strength":
+        elif name == strength.replace("-", "_"):
             factor = next(left)
             if not found or found[-1] is not None:
                 why = "stands before any adapter" if not found else "is the second of one adapter"
                 raise UsageError(
-                    f"{given('strength', factor)} {why}: each belongs to the {given('adapter')} before it",
-                    hint=f"{given('adapter', 'A')} {given('strength', factor)} {given('adapter', 'B')}",
-                    option="strength",
+                    f"{given(strength, factor)} {why}: each belongs to the {given(adapter)} before it",
+                    hint=f"{given(adapter, 'A')} {given(strength, factor)} {given(adapter, 'B')}",
+                    option=strength,
                 )
             found[-1] = factor
     return [1.0 if factor is None else factor for factor in found] or [1.0] * len(adapters or ())
