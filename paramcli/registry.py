@@ -17,6 +17,7 @@ from .catalogue import (
     definite,
     elementwise,
     geotorch,
+    lycoris,
     manifolds,
     measures,
     norms,
@@ -47,6 +48,7 @@ _FAMILIES = (
     sparse,
     quantized,
     adapters,
+    lycoris,
     geotorch,
 )
 CONSTRAINTS: dict[str, ConstraintEntry] = {entry.name: entry for family in _FAMILIES for entry in family.CONSTRAINTS}

@@ -18,7 +18,7 @@ FAMILIES = {
     "definite": "Cholesky, correlation and LU factors",
     "structured": "triangular, banded, block, Toeplitz, circulant, Kronecker, low rank",
     "quantized": "grids: integers, ternary, binary, fp8",
-    "adapter": "LoRA, DoRA, OFT",
+    "adapter": "adapters: LoRA, DoRA, LoHa, LoKr, OFT and others",
     "geotorch": "geotorch's own tensors, both ways",
 }
 

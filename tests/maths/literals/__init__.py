@@ -8,6 +8,7 @@ from . import (
     definite,
     elementwise,
     geotorch,
+    lycoris,
     manifolds,
     norms,
     orthogonal,
@@ -27,6 +28,7 @@ _FAMILIES = (
     sparse,
     quantized,
     adapters,
+    lycoris,
     geotorch,
 )
 LITERALS = [case for family in _FAMILIES for case in family.LITERALS]
