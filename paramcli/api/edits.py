@@ -11,8 +11,9 @@ from ..spec import path_of
 from ..surgery.edits.add import Add, Init
 from ..surgery.edits.assign import Assign
 from ..surgery.edits.base import Spelling, Tied
-from ..surgery.edits.convert import Convert, check_dtype
-from ..surgery.edits.merge import Attach, Merge
+from ..surgery.edits.cast import check_dtype
+from ..surgery.edits.convert import Convert
+from ..surgery.edits.merge import Attach, Like, Merge
 from ..surgery.edits.migrate import Migrate
 from ..surgery.edits.names import NewNames
 from ..surgery.edits.remove import Remove
@@ -174,6 +175,8 @@ def merge(
     *,
     strength: float | Sequence[float] = 1.0,
     adapter_prefix: Names = (),
+    like: Like | None = None,
+    dtype: CastDtype | None = None,
     tied: Tied | None = None,
     compute_dtype: ComputeDtype = "same",
     output: FilePath | None = None,
@@ -192,6 +195,8 @@ def merge(
         adapter: PEFT folders; every tensor of each is used, once.
         strength: what the change of each is multiplied by; one number for all, or one for each.
         adapter_prefix: "OLD=NEW", how the adapters' names begin and how the base's do.
+        like: "peft-bf16", as PEFT merges with the adapter in half precision: the change is rounded too.
+        dtype: of every floating tensor of the result; what means something only with others stays as it is.
 
     Computed in float32 or wider and rounded once. Raises InputRefused for an adapter of another base, UsageError,
     OutputFailed; nothing is written then.
@@ -201,6 +206,8 @@ def merge(
         adapter=paths(adapter),
         strength=strengths(adapter, strength),
         adapter_prefix=patterns(adapter_prefix),
+        like=like,
+        dtype=dtype,
         tied=tied,
         compute_dtype=compute_dtype,
     )
@@ -223,6 +230,7 @@ def attach(
     *,
     strength: float | Sequence[float] = 1.0,
     adapter_prefix: Names = (),
+    like: Like | None = None,
     tied: Tied | None = None,
     output: FilePath | None = None,
     force: bool = False,
@@ -242,6 +250,7 @@ def attach(
         adapter=paths(adapter),
         strength=strengths(adapter, strength),
         adapter_prefix=patterns(adapter_prefix),
+        like=like,
         tied=tied,
     )
     target = Target(

@@ -13,6 +13,14 @@ from .measures import CHANGE_OF_RANK, GRAM_KEPT, NORMS
 RANK = Argument("rank", "int", "rank of the change", required=True, minimum=1, maximum=1 << 20)
 ALPHA = Argument("alpha", "float", "the change is scaled by alpha / rank", 1.0)
 
+ROUNDS = Argument(
+    "rounds",
+    "choice",
+    "the change is rounded to this dtype before it is added",
+    "none",
+    choices=("none", "bfloat16", "float16"),
+)
+
 
 def _lora_stores(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
     rank, (out, rest) = cast("int", arguments["rank"]), (shape[0], math.prod(shape[1:]))
@@ -35,7 +43,7 @@ PARAMETRIZATIONS = (
         right_inverse="W0 = W, B = 0, A random",
         source="Hu et al. 2021, arXiv:2106.09685",
         target="adapters:LoRA",
-        arguments=(RANK, ALPHA),
+        arguments=(RANK, ALPHA, ROUNDS),
         cost="one thin product",
         verifies=str(CHANGE_OF_RANK),
         examples=("lora:rank=1", "lora:rank=2:alpha=6", "lora:rank=1:alpha=-2.0"),
@@ -117,7 +125,7 @@ PARAMETRIZATIONS = (
         right_inverse="W0 = W, D = 0",
         source="LyCORIS 4.1: diff; peft 0.21: lora_B.bias",
         target="adapters:Shifted",
-        arguments=(Argument("scale", "float", "the factor of D", 1.0),),
+        arguments=(Argument("scale", "float", "the factor of D", 1.0), ROUNDS),
         cost="one pass",
         examples=("shifted", "shifted:scale=0.5"),
         stores=lambda shape, arguments: {"original": (None, shape), "diff": (None, shape)},

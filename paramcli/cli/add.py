@@ -42,6 +42,7 @@ def add(
     ] = None,
     strength: o.Strengths = None,
     adapter_prefix: o.AdapterPrefixes = None,
+    like: o.Like = None,
     view: o.View = None,
     init: Annotated[
         str,
@@ -115,6 +116,7 @@ def add(
             [str(path) for path in adapter],
             strength=words.strengths(context, adapter, strength),
             adapter_prefix=adapter_prefix or (),
+            like=words.like(like),
             tied=words.tied(tied),
             output=output,
             force=force,

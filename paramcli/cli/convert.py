@@ -61,15 +61,7 @@ def convert(
         list[str] | None,
         typer.Option("--drop", metavar="PATTERN", help="Leave these tensors out; repeatable.", show_default=False),
     ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            "--dtype",
-            metavar="D",
-            help="Cast floating tensors: float64, float32, float16, bfloat16.",
-            show_default=False,
-        ),
-    ] = None,
+    dtype: o.Dtype = None,
     force: o.Force = False,
     check: o.Check = False,
     dry_run: o.DryRun = False,
@@ -86,7 +78,7 @@ def convert(
     """
     from ..api import edits
     from ..show.edit import show_edit
-    from ..surgery.edits.convert import check_dtype
+    from ..surgery.edits.cast import check_dtype
     from ..surgery.edits.names import parse_renames
 
     screen = open_screen(quiet)

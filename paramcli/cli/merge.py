@@ -27,11 +27,13 @@ def merge(
     ] = None,
     strength: o.Strengths = None,
     adapter_prefix: o.AdapterPrefixes = None,
+    like: o.Like = None,
     output: o.Output = None,
     force: o.Force = False,
     in_place: o.InPlace = False,
     check: o.Check = False,
     dry_run: o.DryRun = False,
+    dtype: o.Dtype = None,
     root: o.Root = None,
     tied: o.Tied = None,
     device: o.Device = "cpu",
@@ -50,6 +52,7 @@ def merge(
     """
     from ..api import edits
     from ..show.edit import show_edit
+    from ..surgery.edits.cast import check_dtype
 
     screen = open_screen(quiet)
     result = edits.merge(
@@ -57,6 +60,8 @@ def merge(
         [str(path) for path in adapter or ()],
         strength=words.strengths(context, adapter, strength),
         adapter_prefix=adapter_prefix or (),
+        like=words.like(like),
+        dtype=check_dtype(dtype),
         tied=words.tied(tied),
         compute_dtype=words.compute_dtype(compute_dtype),
         output=output,

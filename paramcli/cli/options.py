@@ -64,6 +64,25 @@ AdapterPrefixes = Annotated[
         show_default=False,
     ),
 ]
+Like = Annotated[
+    str | None,
+    typer.Option(
+        "--like",
+        metavar="PROGRAM",
+        help="peft-bf16, peft-fp16: as PEFT merges with the adapter in half precision.",
+        show_default=False,
+        autocompletion=complete.words("peft-bf16", "peft-fp16"),
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="D",
+        help="Cast floating tensors: float64, float32, float16, bfloat16.",
+        show_default=False,
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random.")]
 Tied = Annotated[
     str | None,

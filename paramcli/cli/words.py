@@ -23,12 +23,19 @@ if TYPE_CHECKING:
     from ..dtypes import ComputeDtype
     from ..surgery.edits.add import Init
     from ..surgery.edits.base import Spelling, Tied
+    from ..surgery.edits.merge import Like
 
 
 def tied(word: str | None) -> Tied | None:
     from ..surgery.edits.base import TIED
 
     return None if word is None else check_choice("tied", word, TIED)
+
+
+def like(word: str | None) -> Like | None:
+    from ..surgery.edits.merge import ROUNDS
+
+    return None if word is None else check_choice("like", word, tuple(ROUNDS))
 
 
 def init(word: str) -> Init:

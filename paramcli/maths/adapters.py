@@ -23,16 +23,16 @@ def matrix_shape(shape: torch.Size | tuple[int, ...]) -> tuple[int, int]:
     return shape[0], math.prod(shape[1:])
 
 
-def require_matrix(shape: torch.Size, who: str, rank: int | None = None) -> None:
+def require_matrix(shape: torch.Size, who: str) -> None:
     if len(shape) < 2:
         raise InputRefused(f"{who} needs two dimensions or more; the tensor has {len(shape)}")
-    if rank is not None and rank > min(matrix_shape(shape)):
-        out, rest = matrix_shape(shape)
-        raise InputRefused(f"{who}:rank={rank} is more than a {out}x{rest} matrix can have")
 
 
 class LoRA(Parametrization):
     r"""W0 to W0 + (alpha / rank) B A, with B of shape (out, rank) and A of shape (rank, everything else).
+
+    With `rounds` the change is rounded to that dtype before it is added, as PEFT does with an adapter that it holds in
+    half precision.
 
     Inverse: W0 = W, B = 0, A random: the weight as it is, ready to train.
     Cost:    one thin product.
@@ -41,13 +41,13 @@ class LoRA(Parametrization):
 
     whole = True
 
-    def __init__(self, A: Tensor, B: Tensor, alpha: float):
+    def __init__(self, A: Tensor, B: Tensor, alpha: float, rounds: str = "none"):
         super().__init__()
         self.lora_A, self.lora_B = nn.Parameter(A), nn.Parameter(B)
-        self.scaling = alpha / A.size(0)
+        self.scaling, self.rounds = alpha / A.size(0), rounds
 
     @classmethod
-    def by_rows(cls, shape: torch.Size, rank: int, alpha: float = 1.0) -> frozenset[str]:
+    def by_rows(cls, shape: torch.Size, *_: Any, **arguments: Any) -> frozenset[str]:
         return frozenset({"original", "lora_B"})
 
     @classmethod
@@ -56,15 +56,16 @@ class LoRA(Parametrization):
         return False
 
     @classmethod
-    def check_shape(cls, shape: torch.Size, rank: int, alpha: float = 1.0) -> None:
-        require_matrix(shape, "lora", rank)
+    def check_shape(cls, shape: torch.Size, *_: Any, **arguments: Any) -> None:
+        require_matrix(shape, "lora")
 
     @classmethod
-    def make(cls, value: Tensor, rank: int, alpha: float = 1.0) -> LoRA:
-        return cls(*factors(value, rank), alpha)
+    def make(cls, value: Tensor, rank: int, alpha: float = 1.0, rounds: str = "none") -> LoRA:
+        return cls(*factors(value, rank), alpha, rounds)
 
     def change(self, X: Tensor) -> Tensor:
-        return (self.lora_B.to(X.dtype) @ self.lora_A.to(X.dtype)).view(X.shape) * self.scaling
+        change = (self.lora_B.to(X.dtype) @ self.lora_A.to(X.dtype)).view(X.shape) * self.scaling
+        return rounded(change, self.rounds)
 
     def map(self, X: Tensor) -> Tensor:
         return X + self.change(X)
@@ -84,7 +85,14 @@ class LoRA(Parametrization):
         # The difference of two stored tensors carries their rounding, in units of the weight's own size.
         size = torch.maximum(torch.linalg.matrix_norm(originals[0].reshape(matrix_shape(value.shape)), 2), S[0])
         beyond = (S[rank] / size).item() if rank < len(S) and size > 0 else 0.0
-        return [Check(f"change_of_rank:{rank}", beyond, 8 * eps(self.stored_dtype))]
+        # A change that was rounded before has that rounding too, in units of its own size.
+        coarse = eps(self.stored_dtype if self.rounds == "none" else getattr(torch, self.rounds))
+        return [Check(f"change_of_rank:{rank}", beyond, 8 * max(eps(self.stored_dtype), coarse))]
+
+
+def rounded(change: Tensor, rounds: str) -> Tensor:
+    """The change in its own dtype, with the values that the other one has."""
+    return change if rounds == "none" else change.to(getattr(torch, rounds)).to(change.dtype)
 
 
 def factors(value: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -129,11 +137,13 @@ class MinLoRA(LoRA):
         return frozenset()
 
     @classmethod
-    def check_shape(cls, shape: torch.Size, rank: int, alpha: float = 1.0, embedding: bool = False) -> None:
-        require_matrix(shape, "minlora", rank)
+    def check_shape(cls, shape: torch.Size, *_: Any, **arguments: Any) -> None:
+        require_matrix(shape, "minlora")
 
     @classmethod
-    def make(cls, value: Tensor, rank: int, alpha: float = 1.0, embedding: bool = False) -> MinLoRA:
+    def make(
+        cls, value: Tensor, rank: int, alpha: float = 1.0, rounds: str = "none", embedding: bool = False
+    ) -> MinLoRA:
         first, rest = matrix_shape(value.shape)
         sizes = ((first, rank), (rank, rest)) if embedding else ((rank, rest), (first, rank))
         A, B = (torch.zeros(size, dtype=value.dtype, device=value.device) for size in sizes)
@@ -161,15 +171,15 @@ class DoRA(LoRA):
         self.magnitude = nn.Parameter(magnitude)
 
     @classmethod
-    def by_rows(cls, shape: torch.Size, rank: int, alpha: float = 1.0) -> frozenset[str]:
+    def by_rows(cls, shape: torch.Size, *_: Any, **arguments: Any) -> frozenset[str]:
         return frozenset({"original", "lora_B", "magnitude"})
 
     @classmethod
-    def check_shape(cls, shape: torch.Size, rank: int, alpha: float = 1.0) -> None:
-        require_matrix(shape, "dora", rank)
+    def check_shape(cls, shape: torch.Size, *_: Any, **arguments: Any) -> None:
+        require_matrix(shape, "dora")
 
     @classmethod
-    def make(cls, value: Tensor, rank: int, alpha: float = 1.0) -> DoRA:
+    def make(cls, value: Tensor, rank: int, alpha: float = 1.0, rounds: str = "none") -> DoRA:
         magnitude = value.new_empty(value.size(0)) if value.is_meta else lengths(value)
         return cls(*factors(value, rank), alpha, magnitude)
 
@@ -281,7 +291,7 @@ class Saved(Parametrization):
 
 
 class Shifted(Parametrization):
-    r"""W0 to W0 + scale D, a whole tensor that is added.
+    r"""W0 to W0 + scale D, a whole tensor that is added; `rounds` as of LoRA.
 
     Inverse: W0 = W, D = 0.
     Cost:    one pass.
@@ -290,9 +300,9 @@ class Shifted(Parametrization):
 
     whole = True
 
-    def __init__(self, diff: Tensor, scale: float):
+    def __init__(self, diff: Tensor, scale: float, rounds: str = "none"):
         super().__init__()
-        self.diff, self.scale = nn.Parameter(diff), scale
+        self.diff, self.scale, self.rounds = nn.Parameter(diff), scale, rounds
 
     @classmethod
     def by_rows(cls, shape: torch.Size, *_: Any, **arguments: Any) -> frozenset[str]:
@@ -303,11 +313,11 @@ class Shifted(Parametrization):
         return False
 
     @classmethod
-    def make(cls, value: Tensor, scale: float = 1.0) -> Shifted:
-        return cls(torch.zeros_like(value), scale)
+    def make(cls, value: Tensor, scale: float = 1.0, rounds: str = "none") -> Shifted:
+        return cls(torch.zeros_like(value), scale, rounds)
 
     def map(self, X: Tensor) -> Tensor:
-        return X + self.scale * self.diff.to(X.dtype)
+        return X + rounded(self.scale * self.diff.to(X.dtype), self.rounds)
 
     def inverse(self, W: Tensor) -> Tensor:
         with torch.no_grad():

@@ -87,6 +87,8 @@ class Attached:
 
     source: Source
     adapters: Mapping[str, Adapter]
+    # The dtype that a change is rounded to before it is added; "none" where the sum alone is rounded.
+    rounds: str = "none"
     # What was asked for last, and the answer: an edit asks again at each stage of planning.
     _last: list[tuple[Mapping[str, Group], tuple[dict[str, Group], list[str]]]] = field(default_factory=list)
 
@@ -113,7 +115,7 @@ class Attached:
                     raise InputRefused(f"{TENSOR} is used twice", tensor=min(taken & once), path=adapter.source.path)
                 once |= taken
                 unused -= set(change.keys.values())
-                made[name] = changed_group(made[name], change, label, adapter, self.source)
+                made[name] = changed_group(made[name], change, label, adapter, self)
                 changed[name] = None
             if unused:
                 raise _unknown(adapter, unused)
@@ -133,16 +135,16 @@ class Attached:
                 )
 
 
-def beside(base: Source, adapters: Sequence[Adapter]) -> Attached:
-    """The adapters, which are the caller's to close, joined to a base."""
+def beside(base: Source, adapters: Sequence[Adapter], rounds: str = "none") -> Attached:
+    """The adapters, which are the caller's to close, joined to a base; `rounds` as of `Attached`."""
     labels = _labels(base, adapters)
     source = joined(base, dict(zip(labels, (adapter.source for adapter in adapters), strict=True)))
-    return Attached(source, dict(zip(labels, adapters, strict=True)))
+    return Attached(source, dict(zip(labels, adapters, strict=True)), rounds)
 
 
-def attach(opened: Opened, adapters: Sequence[Adapter]) -> tuple[Opened, list[str]]:
+def attach(opened: Opened, adapters: Sequence[Adapter], rounds: str = "none") -> tuple[Opened, list[str]]:
     """(the base with the adapters' changes on its tensors, their names), as of `Attached.put_on`."""
-    attached = beside(opened.source, adapters)
+    attached = beside(opened.source, adapters, rounds)
     groups, names = attached.put_on(opened.groups)
     return Opened(attached.source, groups), names
 
@@ -193,8 +195,9 @@ def _name_in(groups: Mapping[str, Group], change: Change) -> str | None:
     return next((name for name in (change.tensor, *change.others) if name in groups), None)
 
 
-def changed_group(group: Group, change: Change, label: str, adapter: Adapter, source: Source) -> Group:
+def changed_group(group: Group, change: Change, label: str, adapter: Adapter, attached: Attached) -> Group:
     """The group with one more parametrization on it, whose tensors are the adapter's."""
+    source = attached.source
     if group.problem:
         raise group.refusal(source.path)
     if group.dtype not in EDITABLE:
@@ -210,6 +213,7 @@ def changed_group(group: Group, change: Change, label: str, adapter: Adapter, so
         )
     try:
         item, view = change.reads(group)
+        item = rounding(item, attached.rounds)
     except InputRefused as error:
         error.tensor, error.path = error.tensor or group.tensor, error.path or adapter.source.path
         raise
@@ -223,6 +227,19 @@ def changed_group(group: Group, change: Change, label: str, adapter: Adapter, so
     return replace(
         group, form=PARAMETRIZED, keys=keys, infos=infos, chain=chain, view=seen, constraint=None, record=record
     )
+
+
+def rounding(item: str, rounds: str) -> str:
+    """The item, with its change rounded before it is added; InputRefused where it adds none."""
+    entry = parse_chain(item).links[-1].entry
+    if rounds == "none" or entry.name == "saved":
+        return item
+    if not any(argument.name == "rounds" for argument in entry.arguments):
+        raise InputRefused(
+            f"{TENSOR} is changed by {entry.name}, which adds nothing that could be rounded first",
+            hint=f"{given('like')} is for plain LoRA",
+        )
+    return f"{item}:rounds={rounds}"
 
 
 def _extended(group: Group, item: str, view: View) -> tuple[Chain, View]:

@@ -101,6 +101,11 @@ class Group:
         return self.form == PLAIN
 
     @property
+    def stored(self) -> list[tuple[str, TensorInfo]]:
+        """Its keys in the file, each with what is stored under it."""
+        return [(key, self.infos[role]) for role, key in self.keys.items()]
+
+    @property
     def nbytes(self) -> int:
         return sum(info.nbytes for info in self.infos.values())
 

@@ -30,9 +30,11 @@ NAMES = [
     "dora",
     "dora_bf16",
     "embedding",
+    "high_rank",
     "lora",
     "lora_bf16",
     "lora_bias",
+    "lora_half",
     "patterns",
     "rslora",
     "saved",
@@ -80,19 +82,24 @@ def sharded(tensors, folder):
     return folder
 
 
+def how(name):
+    """PEFT itself holds an adapter in half precision only where it is told to."""
+    return ["--like", "peft-bf16"] if name.endswith("_half") else []
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_merge_is_what_peft_merges(name, adapters, tmp_path, paramcli):
     """One file and three shards, whose config and index come along."""
     base, want = merged(adapters / name)
     out = tmp_path / "out.safetensors"
-    said = paramcli("merge", base, "--adapter", adapters / name, "-o", out, "--json").json
+    said = paramcli("merge", base, "--adapter", adapters / name, *how(name), "-o", out, "--json").json
     require_merged(load_file(out), load_file(base), want)
     assert {tensor["tensor"] for tensor in said["tensors"]} == set(want)
     for tensor in said["tensors"]:
         before, after = (T[tensor["tensor"]].double() for T in (load_file(base), load_file(out)))
         assert float(tensor["moved"]) == pytest.approx(((after - before).norm() / before.norm()).item(), rel=1e-6)
     folder = sharded(load_file(base), tmp_path / "model")
-    paramcli("merge", folder, "--adapter", adapters / name)
+    paramcli("merge", folder, "--adapter", adapters / name, *how(name))
     parts = sorted((tmp_path / "model.merged").glob("*.safetensors"))
     assert len(parts) == 3 and (tmp_path / "model.merged" / "config.json").exists()
     require_merged({k: t for part in parts for k, t in load_file(part).items()}, load_file(base), want)
@@ -103,15 +110,48 @@ def test_what_is_attached_comes_off_and_bakes(name, adapters, tmp_path, paramcli
     """add --adapter writes one file; its originals are the base, byte for byte, and its bake is the merge."""
     base, _ = merged(adapters / name)
     added, plain, baked, direct = (tmp_path / f"{n}.safetensors" for n in ("added", "plain", "baked", "direct"))
-    paramcli("add", base, "--adapter", adapters / name, "-o", added)
+    paramcli("add", base, "--adapter", adapters / name, *how(name), "-o", added)
     paramcli("remove", added, "--no-bake", "-o", plain)
     before, after = load_file(base), load_file(plain)
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
     paramcli("remove", added, "-o", baked)
-    paramcli("merge", base, "--adapter", adapters / name, "-o", direct)
+    paramcli("merge", base, "--adapter", adapters / name, *how(name), "-o", direct)
     once, twice = load_file(baked), load_file(direct)
     assert once.keys() == twice.keys() and all(torch.equal(once[key], twice[key]) for key in once)
     assert paramcli("verify", added, code=None).code in (0, 3)
+
+
+def test_half_precision_rounds_twice(adapters, tmp_path, paramcli):
+    """One rounding of the sum gives other weights than PEFT with an adapter in bfloat16; and DoRA adds nothing."""
+    base, want = merged(adapters / "lora_half")
+    out = tmp_path / "out.safetensors"
+    paramcli("merge", base, "--adapter", adapters / "lora_half", "-o", out)
+    got = load_file(out)
+    assert not any(torch.equal(got[name], tensor) for name, tensor in want.items())
+    refused = ("merge", base, "--adapter", adapters / "dora_bf16", "--like", "peft-bf16")
+    assert "changed by dora" in paramcli(*refused, "-o", out, "-f", code=3).err
+    assert paramcli("merge", base, "--adapter", adapters / "lora_half", "--like", "peft", code=2).code == 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("name", ["lora", "lora_bf16", "dora"])
+def test_a_merge_in_another_dtype_is_rounded_once(dtype, name, adapters, tmp_path, paramcli):
+    """Every floating tensor comes in it: changed ones from the sum, others from the base, integers as they are."""
+    base, _ = merged(adapters / name)
+    tensors = {**load_file(base), "steps": torch.tensor(3)}
+    path, wide, out = (tmp_path / f"{n}.safetensors" for n in ("base", "wide", "out"))
+    save_file(tensors, path)
+    save_file({key: T.double() if T.is_floating_point() else T for key, T in tensors.items()}, wide)
+    paramcli("merge", wide, "--adapter", adapters / name, "-o", tmp_path / "exact.safetensors")
+    exact = load_file(tmp_path / "exact.safetensors")
+    paramcli("merge", path, "--adapter", adapters / name, "--dtype", dtype, "--compute-dtype", "float64", "-o", out)
+    got, target = load_file(out), getattr(torch, dtype)
+    assert got["steps"].dtype == torch.int64 and got.keys() == tensors.keys()
+    for key, tensor in exact.items():
+        if key == "steps":
+            continue
+        assert got[key].dtype == target
+        assert torch.equal(got[key], tensor.to(target)), key
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.5, -1.0, 2.0])

@@ -6,23 +6,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ...checkpoint.header import Slot
 from ...checkpoint.source import Source
-from ...dtypes import CAST_DTYPES, CODE_OF_TORCH, CastDtype, dtype_name, kind_of, torch_dtype
+from ...dtypes import CastDtype
 from ...errors import UsageError, error_context
-from ...spec import check_choice, select
-from ...spelling.companions import companions
+from ...spec import select
 from ...spelling.forms import Group
 from ...spelling.record import Entry
-from ...text import count_text, listing
 from ...wording import given
-from ..plan import Made, Plan, Step, Told, once, refuse_odd
+from ..plan import Plan, Step, refuse_odd
+from .cast import Cast
 from .names import NewNames, require_same_reading
-
-if TYPE_CHECKING:
-    from ...fitting.evaluate import Tensors
 
 _UNITS = {
     "": 1,
@@ -54,7 +49,7 @@ class Convert:
         require_same_reading(source, carried, names, tensors)
         refuse_odd(source, ((name if key in renamed else key, key) for key, name in names.items()))
         twins = {name: tied[0] for tied in source.tied() for name in tied} if self.dtype else {}
-        together = companions(source.tensors) if self.dtype else set()
+        cast = self._cast_of(source)
         steps: list[Step] = []
         copies: list[tuple[str, str]] = []
         record: dict[str, Entry] = {}
@@ -65,11 +60,10 @@ class Convert:
                 record[name] = group.record
                 recorded.update((names[key], name) for key in group.keys.values())
             for key in group.keys.values():
-                step = None if key in together else self._cast(group, key, names[key], source, twins.get(key))
-                if step is None:
-                    copies.append((names[key], key))
+                if cast is not None and cast.changes(key, source.tensors[key]):
+                    steps.append(cast.step(_alone(group, key, source, twins.get(key)), names))
                 else:
-                    steps.append(step)
+                    copies.append((names[key], key))
         slots = [Slot(name, source.tensors[key].dtype, source.tensors[key].shape) for name, key in copies]
         slots += [slot for step in steps for slot in step.writes]
         kept = {group.tensor for group in carried}
@@ -78,14 +72,11 @@ class Convert:
 
     def uncast(self, source: Source, plan: Plan) -> str | None:
         """What is said of tensors that a cast leaves as they are, because they mean something only together."""
-        together = companions(source.tensors) if self.dtype else set()
-        if not (left := [key for _, key in plan.copies if key in together]):
-            return None
-        dtypes = sorted({dtype_name(source.tensors[key].dtype) for key in left})
-        return (
-            f"the file is quantized ({', '.join(dtypes)}): {count_text(len(left), 'tensor')} that mean something only "
-            f"together stay as they are: {listing(left, 4)}; a cast decodes nothing"
-        )
+        cast = self._cast_of(source)
+        return cast.left({key: source.tensors[key] for _, key in plan.copies}) if cast else None
+
+    def _cast_of(self, source: Source) -> Cast | None:
+        return Cast.of(self.dtype, source.tensors) if self.dtype else None
 
     def _carried(self, groups: Mapping[str, Group], where: Path) -> list[Group]:
         names = list(groups)
@@ -98,35 +89,13 @@ class Convert:
             raise UsageError(f"{given('keep')} and {given('drop')} leave no tensor", option="drop")
         return carried
 
-    def _cast(self, group: Group, key: str, name: str, source: Source, twin: str | None) -> Step | None:
-        """The step that casts one floating tensor; None where its bytes stay as they are."""
-        info = source.tensors[key]
-        if self.dtype is None or kind_of(info.dtype) not in ("float", "half"):
-            return None
-        code = CODE_OF_TORCH[self.dtype]
-        if code == info.dtype:
-            return None
 
-        def run(source: Tensors, device: str, compute: str) -> Made:
-            before = source.read(key)
-            after = before.to(torch_dtype(code))
-            finite = after.isfinite()
-            lost = 0 if finite.all() else int((before.isfinite() & ~finite).sum())
-            note = (
-                f"{count_text(lost, 'value')} of {before.numel()} too large for {self.dtype}: infinite now"
-                if lost
-                else None
-            )
-            return {name: after}, Told(note=note)
-
-        one = replace(
-            group, tensor=key, keys={"value": key}, infos={"value": info}, shape=info.shape, dtype=info.dtype, twin=twin
-        )
-        return Step(one, "cast", (Slot(name, code, info.shape),), group.chain, group.view, once(run))
-
-
-def check_dtype(name: str | None) -> CastDtype | None:
-    return None if name is None else check_choice("dtype", name, CAST_DTYPES)
+def _alone(group: Group, key: str, source: Source, twin: str | None) -> Group:
+    """One key of a group, by itself."""
+    info = source.tensors[key]
+    return replace(
+        group, tensor=key, keys={"value": key}, infos={"value": info}, shape=info.shape, dtype=info.dtype, twin=twin
+    )
 
 
 def parse_size(text: str) -> int:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 from ...checkpoint.header import Slot
-from ...dtypes import COMPUTE_DTYPES, ComputeDtype
+from ...dtypes import CAST_DTYPES, COMPUTE_DTYPES, CastDtype, ComputeDtype
 from ...errors import TENSOR, InputRefused, UsageError
 from ...spelling.adapter import Attached, beside, parse_prefix
 from ...spelling.adapters import open_adapters, strengths_of
@@ -20,7 +20,12 @@ from ...text import printable
 from ...wording import given
 from ..plan import Promise, Step, baked
 from .base import Edit, Planner, Planning, option
+from .cast import Cast
 
+# How another program merges, in place of one rounding of the sum: PEFT with the adapter in half precision rounds the
+# change too.
+Like = Literal["peft-bf16", "peft-fp16"]
+ROUNDS: dict[Like, str] = {"peft-bf16": "bfloat16", "peft-fp16": "float16"}
 Self = TypeVar("Self", bound="WithAdapters")
 
 
@@ -33,6 +38,7 @@ class WithAdapters(Edit):
     adapter: Sequence[str] = option((), "texts")
     strength: Sequence[float] = option((), "numbers")
     adapter_prefix: Sequence[str] = option((), "texts")
+    like: Like | None = option(None, "text", choices=tuple(ROUNDS))
     # The adapters, once they are open.
     attached: Attached | None = field(default=None, compare=False, repr=False)
 
@@ -49,7 +55,7 @@ class WithAdapters(Edit):
 
     def opening(self: Self, opened: Opened, stack: ExitStack) -> tuple[Self, Opened]:
         adapters = stack.enter_context(open_adapters(self.adapter, self.strength, self.adapter_prefix))
-        attached = beside(opened.source, adapters)
+        attached = beside(opened.source, adapters, ROUNDS[self.like] if self.like else "none")
         return replace(self, attached=attached), Opened(attached.source, opened.groups)
 
     def choose(self, groups: Mapping[str, Group], where: Path) -> list[Group]:
@@ -88,19 +94,44 @@ class Merge(WithAdapters):
     command = "merge"
     suffix = ".merged"
 
+    dtype: CastDtype | None = option(None, "text", choices=CAST_DTYPES)
     compute_dtype: ComputeDtype = option("same", "text", choices=COMPUTE_DTYPES)
 
     @property
     def takes_nested(self) -> bool:
         return True
 
+    def choose(self, groups: Mapping[str, Group], where: Path) -> list[Group]:
+        changed = super().choose(groups, where)
+        if (cast := self._cast()) is None:
+            return changed
+        names = {group.tensor for group in changed}
+        others = [group for name, group in groups.items() if name not in names]
+        return changed + [group for group in others if any(cast.changes(*item) for item in group.stored)]
+
+    def _cast(self) -> Cast | None:
+        if self.dtype is None or self.attached is None:
+            return None
+        base = self.attached.source
+        return Cast.of(self.dtype, {key: info for key, info in base.tensors.items() if key not in base.beside})
+
     def planner(self, work: Planning) -> Planner:
         from .merge_work import MergeBake
 
-        return MergeBake(work.source.beside).plan
+        cast, plan = self._cast(), MergeBake(work.source.beside, self.dtype).plan
+        return lambda group: (
+            plan(group)
+            if cast is None or not work.source.beside.isdisjoint(group.keys.values())
+            else cast.step(group, {key: key for key in group.keys.values()})
+        )
 
     def foretell(self, group: Group) -> Promise | None:
-        return baked(group)
+        return baked(group) if self.dtype is None else None
+
+    def remarks(self, chosen: Sequence[Group], groups: Mapping[str, Group]) -> Iterator[str]:
+        cast = self._cast()
+        left = cast.left(dict(item for group in groups.values() for item in group.stored)) if cast else None
+        yield from [left] if left else []
 
 
 @dataclass(frozen=True, kw_only=True)
