@@ -22,6 +22,7 @@ from .catalogue import (
     measures,
     norms,
     orthogonal,
+    peft,
     quantized,
     sparse,
     structured,
@@ -49,6 +50,7 @@ _FAMILIES = (
     quantized,
     adapters,
     lycoris,
+    peft,
     geotorch,
 )
 CONSTRAINTS: dict[str, ConstraintEntry] = {entry.name: entry for family in _FAMILIES for entry in family.CONSTRAINTS}

@@ -12,6 +12,7 @@ from . import (
     manifolds,
     norms,
     orthogonal,
+    peft,
     quantized,
     sparse,
     structured,
@@ -29,6 +30,7 @@ _FAMILIES = (
     quantized,
     adapters,
     lycoris,
+    peft,
     geotorch,
 )
 LITERALS = [case for family in _FAMILIES for case in family.LITERALS]
