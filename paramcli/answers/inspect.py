@@ -8,15 +8,33 @@ from pathlib import Path
 
 from ..checkpoint.source import Extra
 from ..dtypes import dtype_name
+from ..errors import InputRefused
 from ..spelling.forms import Group
 from ..spelling.opened import Opened
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """What an adapter says of itself: its family, how many tensors of a base it changes, its settings by name; and why
+    it is not merged, where it is refused.
+    """
+
+    title: str
+    changes: int
+    facts: Mapping[str, str]
+    problem: str | None = None
+
+    def document(self) -> dict[str, object]:
+        refused = {"problem": self.problem} if self.problem else {}
+        return {"title": self.title, "changes": self.changes, "facts": dict(self.facts), **refused}
 
 
 @dataclass(frozen=True)
 class InspectResult:
     """The tensors as groups of keys: how each is spelt, its chain, shape and dtype; and what lies beside them.
 
-    `roots`: the state dicts that are in the file, with how many tensors each has; `tied`: names that are one tensor;
+    `adapter`: what it is, where it is an adapter; `roots`: the state dicts that are in the file, with how many tensors
+    each has; `tied`: names that are one tensor;
     `shards`: is it more than one file; `has_record`: has any of them a record of chains.
     """
 
@@ -31,6 +49,7 @@ class InspectResult:
     metadata: Mapping[str, str]
     extra: tuple[Extra, ...]
     sharded_record: bool = False
+    adapter: AdapterFacts | None = None
 
     def document(self) -> dict[str, object]:
         """As --json prints it."""
@@ -59,17 +78,32 @@ class InspectResult:
             ],
             "metadata": dict(self.metadata),
             "extra": [{"name": extra.name, "type": extra.type} for extra in self.extra],
+            **({"adapter": self.adapter.document()} if self.adapter else {}),
         }
 
 
-def inspect(opened: Opened, tensor: Sequence[str] = ()) -> InspectResult:
+def adapter_facts(path: Path) -> AdapterFacts | None:
+    """Of what lies there, where that is an adapter."""
+    from ..spelling.adapters import adapter_at
+
+    try:
+        adapter = adapter_at(path)
+    except InputRefused as error:
+        return AdapterFacts("an adapter", 0, {}, str(error))
+    if adapter is None:
+        return None
+    with adapter.source:
+        return AdapterFacts(adapter.title, len({change.tensor for change in adapter.changes}), adapter.facts)
+
+
+def inspect(opened: Opened, tensor: Sequence[str] = (), adapter: AdapterFacts | None = None) -> InspectResult:
     """Everything, or the groups that `tensor` names."""
     source = opened.source
     return InspectResult(
         source.path,
         source.container,
         source.nbytes,
-        len(source.tensors),
+        len(source.tensors) - len(source.beside),
         source.root,
         tuple((root.name, root.tensors) for root in source.roots),
         tuple(opened.choose(tensor)),
@@ -77,4 +111,5 @@ def inspect(opened: Opened, tensor: Sequence[str] = ()) -> InspectResult:
         dict(source.metadata),
         tuple(source.extras),
         bool(source.shard_records),
+        adapter,
     )

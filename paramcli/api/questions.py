@@ -35,16 +35,27 @@ def inspect(
     ckpt: FilePath,
     tensor: Names = (),
     *,
+    adapter: Paths = (),
+    adapter_prefix: Names = (),
     root: str | None = None,
     ignore_record: bool = False,
     watch: Watch = NOBODY,
 ) -> InspectResult:
-    """What a checkpoint holds, from its headers: how each tensor is spelt, its chain, shape and dtype."""
+    """What a checkpoint holds, from its headers: how each tensor is spelt, its chain, shape and dtype.
+
+    With adapters, the tensors that they change, as they would be with them.
+    """
     ready()
+    from ..answers.inspect import adapter_facts
     from ..answers.inspect import inspect as answer
 
     with open_groups(path_of(ckpt), root, ignore_record, watch.note) as opened:
-        return answer(opened, patterns(tensor))
+        if not (files := paths(adapter)):
+            return answer(opened, patterns(tensor), adapter_facts(path_of(ckpt)))
+        with open_adapters(files, prefixes=patterns(adapter_prefix)) as adapters:
+            attached, names = attach(opened, adapters)
+            shown = attached.groups if tensor else {name: attached.groups[name] for name in names}
+            return answer(Opened(attached.source, shown), patterns(tensor))
 
 
 def verify(

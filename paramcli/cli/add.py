@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -30,16 +29,7 @@ def add(
             autocompletion=complete.chain,
         ),
     ] = None,
-    adapter: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--adapter",
-            "-a",
-            metavar="DIR",
-            help="In place of --chain: put a PEFT adapter's tensors on those they change; repeatable.",
-            show_default=False,
-        ),
-    ] = None,
+    adapter: o.Adapters = None,
     strength: o.Strengths = None,
     adapter_prefix: o.AdapterPrefixes = None,
     like: o.Like = None,

@@ -28,6 +28,8 @@ def inspect(
             show_default=False,
         ),
     ] = None,
+    adapter: o.Adapters = None,
+    adapter_prefix: o.AdapterPrefixes = None,
     root: o.Root = None,
     ignore_record: o.IgnoreRecord = False,
     as_json: o.Json = False,
@@ -38,11 +40,21 @@ def inspect(
     paramcli inspect model.safetensors
 
     paramcli inspect training.ckpt --root state_dict --json
+
+    paramcli inspect model/ --adapter my_lora/
     """
     from ..api import questions
 
     screen = open_screen(quiet)
-    result = questions.inspect(ckpt, tensor or (), root=root, ignore_record=ignore_record, watch=screen)
+    result = questions.inspect(
+        ckpt,
+        tensor or (),
+        adapter=adapter or (),
+        adapter_prefix=adapter_prefix or (),
+        root=root,
+        ignore_record=ignore_record,
+        watch=screen,
+    )
     if as_json:
         screen.answer(document(result.document()))
         return

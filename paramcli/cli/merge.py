@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
 from . import options as o
@@ -19,12 +16,7 @@ def attach(app: typer.Typer) -> None:
 def merge(
     context: typer.Context,
     base: o.Checkpoint,
-    adapter: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--adapter", "-a", metavar="DIR", help="Adapter: a PEFT folder; repeatable, in order.", show_default=False
-        ),
-    ] = None,
+    adapter: o.Adapters = None,
     strength: o.Strengths = None,
     adapter_prefix: o.AdapterPrefixes = None,
     like: o.Like = None,

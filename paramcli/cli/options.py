@@ -49,6 +49,16 @@ View = Annotated[
     ),
 ]
 # Each --strength is of the --adapter in the same place.
+Adapters = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--adapter",
+        "-a",
+        metavar="ADAPTER",
+        help="An adapter's folder (PEFT) or file (kohya, LyCORIS); repeatable, in order.",
+        show_default=False,
+    ),
+]
 Strengths = Annotated[
     list[float] | None,
     typer.Option(

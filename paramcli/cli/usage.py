@@ -92,5 +92,7 @@ def usage_error(error: typer.TyperException) -> UsageError:
             hint=Known(f"closest: {near[0]}") if near else hint,
             option=option.lstrip("-"),
         )
+    if context and ["--adapter", "-a"] in known and "unexpected extra argument" in message:
+        hint = f"{where} BASE --adapter ADAPTER"
     long = next((max(names, key=len) for names in known if option in names), option)
     return UsageError(message[:1].lower() + message[1:], hint=hint, option=long.lstrip("-") or None)

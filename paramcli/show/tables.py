@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..spelling.record import KEY as RECORD
 from ..text import count_text, listing, number_text, printable, printable_path, shape_text, size_text
+from ..wording import call, in_shell
 from .alike import alike
 from .console import Styled, Table
 
@@ -197,6 +198,9 @@ def inspect_head(result: InspectResult) -> Iterable[str]:
     yield f"{printable_path(result.checkpoint)}: {result.container}, {size_text(result.nbytes)}, {forms}"
     if result.root:
         yield f"state dict: {printable(result.root)}"
+    if (adapter := result.adapter) is not None and adapter.problem is None:
+        facts = "".join(f"; {name} {value}" for name, value in adapter.facts.items())
+        yield f"an adapter: {adapter.title}, of {count_text(adapter.changes, 'tensor')} of its base{facts}"
 
 
 def inspect_tail(result: InspectResult) -> Iterable[str]:
@@ -217,6 +221,9 @@ def inspect_tail(result: InspectResult) -> Iterable[str]:
     if result.extra:
         kinds = [f"{extra.name} ({extra.type})" for extra in result.extra]
         yield "not tensors of the state dict: " + listing(kinds, len(kinds))
+    if (adapter := result.adapter) is not None:
+        next_step = in_shell(call("merge", "BASE", adapter=str(result.checkpoint)))
+        yield f"not merged: {adapter.problem}" if adapter.problem else f"next: {next_step}"
 
 
 def diff_table(result: DiffResult, limit: int = 200) -> Table:

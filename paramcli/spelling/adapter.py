@@ -20,6 +20,7 @@ from ..wording import PATH, call, given, words
 from .forms import PARAMETRIZED, Group
 from .opened import Opened
 from .record import Entry
+from .unparametrized import ONTO_BASE, instead_of_chains
 
 TRANSPOSE = parse_view("transpose")
 _PIECE = 8 << 20
@@ -51,6 +52,8 @@ class Adapter:
     shared: frozenset[str] = field(default_factory=frozenset)
     # Key -> the base's tensor that it is a copy of.
     copies: Mapping[str, str] = field(default_factory=dict)
+    # What it says of itself, for who looks at it: rank, scale, targets.
+    facts: Mapping[str, str] = field(default_factory=dict)
 
     def with_prefix(self, prefixes: Sequence[tuple[str, str]]) -> Adapter:
         """The adapter with the beginnings of its tensors' names replaced: the first that fits each."""
@@ -273,8 +276,11 @@ def _matches_nothing(
         else "is it an adapter of this base?"
     )
     of_all = count_text(len(adapter.changes), "changed tensor")
+    where = printable_path(base.path)
+    if instead_of_chains(groups).hint == ONTO_BASE:
+        where, hint = f"{where}, which is an adapter itself", "give the file of the base model's weights"
     return InputRefused(
-        f"{TENSOR}{more} of {of_all} are not in {printable_path(base.path)}",
+        f"{TENSOR}{more} of {of_all} are not in {where}",
         hint=hint,
         tensor=first,
         path=adapter.source.path,

@@ -11,12 +11,17 @@ from ..errors import UsageError
 from ..text import count_text
 from ..wording import given
 from .adapter import Adapter, parse_prefix
-from .peft import open_peft
+from .peft import is_peft, open_peft
 
 
 def open_adapter(path: Path, strength: float = 1.0) -> Adapter:
     """A PEFT folder or the weights in it, or a kohya file. InputRefused for what is neither. Close its source."""
     return open_peft(path, strength)
+
+
+def adapter_at(path: Path) -> Adapter | None:
+    """The adapter that lies there, as of `open_adapter`; None where something else does."""
+    return open_adapter(path) if is_peft(path) else None
 
 
 def strengths_of(paths: Sequence[str], strength: float | Sequence[float]) -> list[float]:

@@ -14,34 +14,39 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..checkpoint.read.open import open_checkpoint
+from ..checkpoint.read.parts import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ..checkpoint.source import Source, TensorInfo
 from ..errors import TENSOR, InputRefused
 from ..text import printable
 from ..view import IDENTITY, View
 from .adapter import Adapter, Change, not_of_shape
 from .forms import Group
-from .peft_config import CONFIG, Config
+from .peft_config import Config
 from .peft_family import Family, Module
 from .peft_lora import LORA
 
 # What is read, by `peft_type`.
 FAMILIES: Mapping[str, Family] = {family.peft_type: family for family in (LORA,)}
-WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def is_peft(path: Path) -> bool:
-    return path.is_dir() and (path / CONFIG).exists()
+    """Is this the folder of a PEFT adapter, or the file of weights in one?"""
+    return (path if path.is_dir() else path.parent).joinpath(ADAPTER_CONFIG).is_file() and (
+        path.is_dir() or path.name in ADAPTER_WEIGHTS
+    )
 
 
 def open_peft(path: Path, strength: float = 1.0) -> Adapter:
     """An adapter's folder, or the file of weights in it. InputRefused for what is none, or cannot be merged."""
     folder = path if path.is_dir() else path.parent
-    weights = next((folder / name for name in WEIGHTS if (folder / name).exists()), None)
+    weights = next((folder / name for name in ADAPTER_WEIGHTS if (folder / name).exists()), None)
     if weights is None:
         raise InputRefused(
-            f"no {WEIGHTS[0]} is in the folder", path=folder, hint="a folder that save_pretrained of a PEFT model wrote"
+            f"no {ADAPTER_WEIGHTS[0]} is in the folder",
+            path=folder,
+            hint="a folder that save_pretrained of a PEFT model wrote",
         )
-    config = Config.read(folder / CONFIG, strength)
+    config = Config.read(folder / ADAPTER_CONFIG, strength)
     family = FAMILIES.get(config.peft_type)
     if family is None:
         raise config.refusal(
@@ -51,7 +56,7 @@ def open_peft(path: Path, strength: float = 1.0) -> Adapter:
     source = open_checkpoint(weights)
     try:
         changes, shared, copies = _changes(source, config, family)
-        return Adapter(source, family.titled(config), changes, shared, copies)
+        return Adapter(source, family.titled(config), changes, shared, copies, config.facts())
     except BaseException:
         source.close()
         raise

@@ -9,11 +9,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import InputRefused
-from ..text import printable
+from ..text import listing, printable
 from .patterns import Budget, Pattern, Unknown
 
-CONFIG = "adapter_config.json"
 MAX_CONFIG = 1 << 20
+# What `inspect` shows of it.
+_FACTS = (
+    "r",
+    "lora_alpha",
+    "alpha",
+    "use_rslora",
+    "rank_pattern",
+    "alpha_pattern",
+    "bias",
+    "oft_block_size",
+    "boft_block_size",
+    "target_modules",
+    "target_parameters",
+    "modules_to_save",
+    "base_model_name_or_path",
+)
 
 
 @dataclass
@@ -54,6 +69,19 @@ class Config:
     @property
     def fan_in_fan_out(self) -> bool:
         return self.values.get("fan_in_fan_out") is True
+
+    def facts(self) -> dict[str, str]:
+        """What of it tells adapters apart, as text: numbers, flags that are set, patterns, and what it is for."""
+        found = {}
+        for name in _FACTS:
+            value = self.values.get(name)
+            if isinstance(value, dict):
+                value = [f"{key} {one}" for key, one in value.items()]
+            if isinstance(value, list):
+                value = listing([printable(one, 60) for one in value], 8)
+            if value not in (None, False, "", "none"):
+                found[name] = printable(value, 200)
+        return found
 
     def is_set(self, name: str) -> bool:
         return bool(self.values.get(name))

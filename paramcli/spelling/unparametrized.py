@@ -23,6 +23,9 @@ from ..text import listing
 from ..wording import call
 from .forms import Group
 
+# What to do with an adapter's own file.
+ONTO_BASE = f"{call('merge', 'BASE', adapter=PATH)} bakes it onto its base"
+
 
 class Instead(NamedTuple):
     """`what` it holds, a clause; what to do next; and is it plain weights and nothing else?"""
@@ -147,7 +150,7 @@ def _mask_next(found: Sequence[str], groups: Groups) -> str:
 def _peft_next(found: Sequence[str], groups: Groups) -> str:
     """One state dict with the weights in it, or the factors alone."""
     merge = "merge_and_unload() in PEFT makes plain weights of them"
-    return merge if any(".base_layer." in name for name in groups) else f"load them onto their base model: {merge}"
+    return merge if any(".base_layer." in name for name in groups) else ONTO_BASE
 
 
 _DEQUANTIZE = _say("load it with the library that quantized it, and save the weights that it computes with")
@@ -158,7 +161,7 @@ _KINDS: tuple[tuple[Mark, str, Next], ...] = (
     (
         lambda name, groups: bool(_KOHYA.fullmatch(name)),
         "a LoRA as kohya and LyCORIS name its factors",
-        _say("merge it into its base model: networks/merge_lora.py of sd-scripts, or LyCORIS"),
+        _say(ONTO_BASE),
     ),
     (_biggan, "spectral norms whose division is in BigGAN's own code", _norm_next),
     (

@@ -346,3 +346,40 @@ def test_what_is_no_adapter_is_said(adapters, tmp_path, paramcli):
     save_file({name: T.mul(9).to(torch.int8) for name, T in load_file(base).items()}, integers)
     assert "is int8" in paramcli("merge", integers, "--adapter", adapters / "lora", code=3).err
     assert "exists" in paramcli("merge", base, "--adapter", adapters / "lora", "-o", integers, code=4).err
+
+
+def test_an_adapter_says_what_it_is(adapters, tmp_path, paramcli):
+    """inspect of its folder or its weights; of one that is refused the reason; training leaves other files beside."""
+    folder = tmp_path / "mine"
+    shutil.copytree(adapters / "patterns", folder)
+    (folder / "merged.safetensors").unlink()
+    torch.save({}, folder / "optimizer.pt")
+    (folder / "training_args.bin").write_bytes(b"?")
+    for path in (folder, folder / "adapter_model.safetensors"):
+        said = paramcli("inspect", path, "--json").json["adapter"]
+        assert (said["title"], said["changes"]) == ("PEFT LoRA", 8)
+        assert said["facts"]["r"] == "3" and said["facts"]["lora_alpha"] == "7"
+        assert said["facts"]["rank_pattern"] == "layers.1.mlp.down_proj 6, q_proj 2"
+        assert "next: paramcli merge BASE --adapter" in paramcli("inspect", path).out
+    refused = paramcli("inspect", adapters / "pissa" / "adapter_model.safetensors", "--json").json["adapter"]
+    assert "the base was changed" in refused["problem"]
+    assert "adapter" not in paramcli("inspect", adapters / "llama.safetensors", "--json").json
+
+
+def test_what_would_be_attached_is_shown(adapters, paramcli):
+    """inspect BASE --adapter: each tensor that is changed, with its chain; nothing is computed."""
+    base, want = merged(adapters / "dora")
+    said = paramcli("inspect", base, "--adapter", adapters / "dora", "--json").json
+    assert {tensor["tensor"]: tensor["chain"] for tensor in said["tensors"]} == dict.fromkeys(
+        want, "dora:rank=3:alpha=7.0"
+    )
+    error = paramcli("inspect", base, "--adapter", adapters / "conv", code=3).err
+    assert error.startswith("error: ")
+
+
+def test_what_is_no_base_and_what_lacks_an_option_is_told(adapters, paramcli):
+    """An adapter in the base's place; an adapter without its option; a command that needs a base."""
+    weights, base = adapters / "lora" / "adapter_model.safetensors", adapters / "llama.safetensors"
+    assert "which is an adapter itself" in paramcli("merge", weights, "--adapter", adapters / "lora", code=3).err
+    assert "BASE --adapter ADAPTER" in paramcli("merge", base, adapters / "lora", code=2).err
+    assert f"paramcli merge BASE --adapter {weights}" in paramcli("remove", weights, code=3).err

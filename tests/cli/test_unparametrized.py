@@ -29,7 +29,7 @@ FILES = {
     "PEFT adapter": (
         {"base_model.model.q.lora_A.weight": T(2, 4), "base_model.model.q.lora_B.weight": T(6, 2)},
         "PEFT",
-        "base model",
+        "paramcli merge BASE --adapter",
     ),
     "PEFT embedding": ({"base_model.model.e.lora_embedding_A": T(2, 9), "q.weight": T(3, 3)}, "PEFT", LORA),
     "loralib": (
@@ -41,7 +41,7 @@ FILES = {
     "kohya": (
         {"lora_unet_a.lora_down.weight": T(2, 4), "lora_unet_a.lora_up.weight": T(6, 2), "lora_unet_a.alpha": T()},
         "a LoRA as kohya and LyCORIS name its factors",
-        "sd-scripts",
+        "paramcli merge BASE --adapter",
     ),
     "LyCORIS": ({"lycoris_a.hada_w1_a": T(6, 2), "lycoris_a.hada_w1_b": T(2, 4)}, "LyCORIS", LORA),
     "diffusers": ({"attn.to_q_lora.down.weight": T(2, 4), "attn.to_q_lora.up.weight": T(4, 2)}, "LoRA", LORA),

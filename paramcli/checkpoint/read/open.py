@@ -14,7 +14,7 @@ from ...wording import given, word
 from ..disk.hub import is_cache, snapshot_in
 from ..disk.input_file import InputFile
 from ..source import Source
-from .parts import Parts, rank_sets, told_of_part
+from .parts import Parts, adapter_weights, rank_sets, told_of_part
 from .recognise import PICKLE, ZERO_HINT, container_of, is_dcp
 from .sharded import files_in
 
@@ -35,6 +35,8 @@ def open_checkpoint(path: str | Path, root: str | None = None) -> Source:
         return source
     elif sets := rank_sets(files_in(path) if os.path.isdir(path) else [path.name] if os.path.lexists(path) else []):
         source = _open_ranks(path, sets, root)
+    elif os.path.isdir(path) and (weights := adapter_weights(files_in(path))) is not None:
+        source = open_file(path / weights, root)
     elif os.path.isdir(path) or path.name.endswith(".index.json"):
         from .folder import open_folder_or_index
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,9 @@ from typing import NamedTuple
 
 from ...text import listing, printable
 
+# What PEFT writes.
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 # With fewer digits, or not as many in both, it may be an epoch.
 _SHARD = re.compile(r"(.*?)([0-9]{4,8})(-of-)([0-9]{4,8})((?:\.[A-Za-z]+)+)", re.DOTALL)
 _RANK = re.compile(r"(model_world_size_)([1-9][0-9]{0,6})(_rank_)(0|[1-9][0-9]{0,6})(\.pt)")
@@ -100,3 +103,8 @@ def _shares_like(path: Path) -> list[str]:
         others = (_SHARE.fullmatch(entry.name) for entry in entries)
         return sorted(one[0] for one in others if one and one[2] != mine[2] and one.group(1, 3) == mine.group(1, 3))
     return []
+
+
+def adapter_weights(names: Collection[str]) -> str | None:
+    """Of the files in a folder, the weights of the adapter that it is; its training leaves others beside them."""
+    return next((name for name in ADAPTER_WEIGHTS if name in names), None) if ADAPTER_CONFIG in names else None
