@@ -42,8 +42,9 @@ def _vera_stores(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
 
 
 def _ia3_stores(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
-    size = shape[1] * _whole(arguments, "groups", 1) if arguments.get("axis") == "in" else shape[0]
-    return {"original": (None, shape), "ia3_l": (None, (size,))}
+    if arguments.get("axis") == "in":
+        return {"original": (None, shape), "ia3_l": (None, (1, shape[1] * _whole(arguments, "groups", 1)))}
+    return {"original": (None, shape), "ia3_l": (None, (shape[0], 1))}
 
 
 def _rows_stores(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
@@ -62,7 +63,7 @@ def _boft_stores(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
     return {
         "original": (None, shape),
         "boft_R": (None, (factors, math.prod(shape[1:]) // size, size, size)),
-        "boft_s": (None, shape[:1]),
+        "boft_s": (None, (shape[0], 1)),
     }
 
 

@@ -104,10 +104,13 @@ def _ranges(group: Group) -> tuple[tuple[int, int], ...]:
 
 
 def _readable(group: Group, roles: frozenset[str]) -> bool:
-    """Do the sliced tensors lie row after row in the file, as many as the weight has?"""
+    """Do the sliced tensors lie row after row in the file, as many as the weight has? Small ones may be decoded."""
     infos = [group.infos[role] for role in roles if role in group.infos]
     return len(infos) == len(roles) and all(
-        info.run is not None and info.shape and info.shape[0] == group.shape[0] for info in infos
+        (info.run is not None or (info.storage.decode is not None and info.nbytes <= BLOCK_BYTES))
+        and info.shape
+        and info.shape[0] == group.shape[0]
+        for info in infos
     )
 
 
@@ -182,4 +185,7 @@ class Batch:
 
     def _read_rows(self, role: str, begin: int, end: int) -> Tensor:
         assert isinstance(self.source, Source)  # what stands for one is read whole
-        return self.source.read_rows(self.groups[0].keys[role], begin, end)
+        key = self.groups[0].keys[role]
+        if self.source.tensors[key].run is None:
+            return self.source.read(key)[begin:end]
+        return self.source.read_rows(key, begin, end)

@@ -168,7 +168,7 @@ class PeftBOFT(Parametrization):
     def make(cls, value: Tensor, size: int, factors: int = 1) -> PeftBOFT:
         out, inputs = matrix_shape(value.shape)
         R = torch.zeros(factors, inputs // size, size, size, dtype=value.dtype, device=value.device)
-        return cls(R, torch.ones(out, dtype=value.dtype, device=value.device))
+        return cls(R, torch.ones(out, 1, dtype=value.dtype, device=value.device))
 
     def map(self, X: Tensor) -> Tensor:
         factors, _, size, _ = self.boft_R.shape
@@ -181,7 +181,7 @@ class PeftBOFT(Parametrization):
             else:
                 order = gathered(Y.size(1), size << number, size // 2, Y.device)
                 Y = turned(Y[:, order.argsort()], R[number].mT)[:, order]
-        return (Y * self.boft_s.to(X.dtype)[:, None]).reshape(X.shape)
+        return (Y * self.boft_s.to(X.dtype)).reshape(X.shape)
 
     def inverse(self, W: Tensor) -> Tensor:
         with torch.no_grad():

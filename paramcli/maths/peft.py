@@ -133,7 +133,7 @@ class PeftIA3(Parametrization):
     @classmethod
     def make(cls, value: Tensor, axis: str = "out", groups: int = 1) -> PeftIA3:
         size = value.size(1) * groups if axis == "in" else value.size(0)
-        return cls(value.new_ones(size), axis, groups)
+        return cls(value.new_ones((1, size) if axis == "in" else (size, 1)), axis, groups)
 
     def map(self, X: Tensor) -> Tensor:
         l = self.ia3_l.to(X.dtype)

@@ -32,13 +32,16 @@ class Change:
 
     `tensor`: its name as the adapter has it, for which `others` may stand in the base; `keys`: the parametrization's
     own tensors, by name; `reads`: which it is, and through which view, of the base's tensor; it raises InputRefused
-    where it cannot be of one of that shape.
+    where it cannot be of one of that shape. `made`: those that the adapter's file has no tensor for. An `optional` one
+    is of a tensor that not every base has.
     """
 
     tensor: str
     keys: Mapping[str, str]
     reads: Callable[[Group], tuple[str, View]]
     others: tuple[str, ...] = ()
+    made: Mapping[str, Callable[[Group], TensorInfo]] = field(default_factory=dict)
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class Adapter:
     copies: Mapping[str, str] = field(default_factory=dict)
     # What it says of itself, for who looks at it: rank, scale, targets.
     facts: Mapping[str, str] = field(default_factory=dict)
+    # Those that are known to change nothing.
+    idle: frozenset[str] = field(default_factory=frozenset)
 
     def with_prefix(self, prefixes: Sequence[tuple[str, str]]) -> Adapter:
         """The adapter with the beginnings of its tensors' names replaced: the first that fits each."""
@@ -105,14 +110,15 @@ class Attached:
             return self._last[0][1]
         made, changed = dict(groups), dict[str, None]()
         for label, adapter in self.adapters.items():
-            lost = [change for change in adapter.changes if _name_in(made, change) is None]
+            lost = [change for change in adapter.changes if not _is_in(made, change)]
             if lost:
                 raise _matches_nothing(groups, self.source, adapter, lost)
             self._require_copies(groups, label, adapter)
-            unused, once = adapter.source.tensors.keys() - adapter.copies.keys(), set[str]()
-            for change in adapter.changes:
-                name = _name_in(made, change)
-                assert name is not None
+            unused, once = adapter.source.tensors.keys() - adapter.copies.keys() - adapter.idle, set[str]()
+            # How the base stores its weights is told by those that are not square.
+            for change in sorted(adapter.changes, key=lambda change: _is_square(groups, change)):
+                if (name := _name_in(made, change)) is None:
+                    continue
                 taken = set(change.keys.values()) - adapter.shared
                 if taken & once:
                     raise InputRefused(f"{TENSOR} is used twice", tensor=min(taken & once), path=adapter.source.path)
@@ -198,6 +204,15 @@ def _name_in(groups: Mapping[str, Group], change: Change) -> str | None:
     return next((name for name in (change.tensor, *change.others) if name in groups), None)
 
 
+def _is_in(groups: Mapping[str, Group], change: Change) -> bool:
+    return change.optional or _name_in(groups, change) is not None
+
+
+def _is_square(groups: Mapping[str, Group], change: Change) -> bool:
+    name = _name_in(groups, change)
+    return name is not None and len(groups[name].shape) == 2 and len(set(groups[name].shape)) == 1
+
+
 def changed_group(group: Group, change: Change, label: str, adapter: Adapter, attached: Attached) -> Group:
     """The group with one more parametrization on it, whose tensors are the adapter's."""
     source = attached.source
@@ -216,15 +231,21 @@ def changed_group(group: Group, change: Change, label: str, adapter: Adapter, at
         )
     try:
         item, view = change.reads(group)
-        item = rounding(item, attached.rounds)
+        chain, seen = _extended(group, rounding(item, attached.rounds), view)
     except InputRefused as error:
         error.tensor, error.path = error.tensor or group.tensor, error.path or adapter.source.path
         raise
-    chain, seen = _extended(group, item, view)
+    except UsageError as error:
+        # A number of the adapter that no chain takes.
+        raise InputRefused(error.fact, tensor=group.tensor, path=adapter.source.path) from None
     keys = dict(group.keys) if not group.is_plain else {"original": group.keys["value"]}
     infos: dict[str, TensorInfo] = dict(group.infos) if not group.is_plain else {"original": group.infos["value"]}
     for role, key in change.keys.items():
         name = f"{label}/{key}"
+        keys[f"{len(chain) - 1}.{role}"], infos[f"{len(chain) - 1}.{role}"] = name, source.tensors[name]
+    for role, info in ((role, of(group)) for role, of in change.made.items()):
+        name = f"{label}/{info.name}"
+        source.tensors[name] = replace(info, name=name)
         keys[f"{len(chain) - 1}.{role}"], infos[f"{len(chain) - 1}.{role}"] = name, source.tensors[name]
     record = Entry("parametrized", chain, seen)
     return replace(
@@ -235,7 +256,7 @@ def changed_group(group: Group, change: Change, label: str, adapter: Adapter, at
 def rounding(item: str, rounds: str) -> str:
     """The item, with its change rounded before it is added; InputRefused where it adds none."""
     entry = parse_chain(item).links[-1].entry
-    if rounds == "none" or entry.name == "saved":
+    if rounds == "none" or entry.name in ("saved", "saved_rows"):
         return item
     if not any(argument.name == "rounds" for argument in entry.arguments):
         raise InputRefused(
@@ -289,7 +310,7 @@ def _matches_nothing(
 
 def _prefix_that_does(groups: Mapping[str, Group], adapter: Adapter) -> tuple[str, str] | None:
     """(OLD, NEW) with which every name of the adapter is one of the base; None where there is none, or are several."""
-    first = next(change.tensor for change in adapter.changes if _name_in(groups, change) is None)
+    first = next(change.tensor for change in adapter.changes if not _is_in(groups, change))
     parts = first.split(".")
     found: set[tuple[str, str]] = set()
     for cut in range(1, len(parts) - 1):
@@ -302,7 +323,7 @@ def _prefix_that_does(groups: Mapping[str, Group], adapter: Adapter) -> tuple[st
             return None
     fits = []
     for old, new in sorted(found, key=lambda pair: -len(pair[0])):
-        if all(_name_in(groups, _renamed(change, [(old, new)])) for change in adapter.changes):
+        if all(_is_in(groups, _renamed(change, [(old, new)])) for change in adapter.changes):
             fits.append((old, new))
     return fits[-1] if fits else None
 

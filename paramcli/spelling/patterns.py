@@ -37,17 +37,18 @@ class Budget:
 
 @dataclass
 class Pattern:
-    """What `re.match(rf"(.*\\.)?({text})$", path)` matches: a pattern for the end of a module's path, as of PEFT."""
+    """What `re.match(rf"{before}({text})$", path)` matches: a pattern for the end of a module's path, as of PEFT."""
 
     text: str
     budget: Budget
+    before: str = r"(.*\.)?"
     _states: list[_State] = field(default_factory=list)
     _plain: re.Pattern[str] | None = None
 
     def __post_init__(self) -> None:
         if len(self.text) > LONGEST:
             raise Unknown("too long")
-        whole = rf"(.*\.)?({self.text})$"
+        whole = f"{self.before}({self.text})$"
         if _PLAIN.fullmatch(self.text):
             self._plain = re.compile(whole)
         else:

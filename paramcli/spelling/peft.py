@@ -2,7 +2,7 @@
 
     base_model.model.MODULE.PART               a change of MODULE; its parts and what they do: the families' own files
     base_model.PART                            one that all modules share
-    MODULE.weight, .bias, .base_layer.bias     put in the place of the base's
+    MODULE.weight, .bias, .base_layer.bias     put in the place of the base's; `peft_whole.py`
 
 Source: peft 0.21, utils/save_and_load.
 """
@@ -10,23 +10,40 @@ Source: peft 0.21, utils/save_and_load.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..checkpoint.read.open import open_checkpoint
 from ..checkpoint.read.parts import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from ..checkpoint.source import Source, TensorInfo
+from ..checkpoint.source import Source
 from ..errors import TENSOR, InputRefused
 from ..text import printable
-from ..view import IDENTITY, View
-from .adapter import Adapter, Change, not_of_shape
-from .forms import Group
+from .adapter import Adapter, Change
 from .peft_config import Config
 from .peft_family import Family, Module
 from .peft_lora import LORA
+from .peft_scaled import ADALORA, IA3, VERA
+from .peft_turned import BOFT, OFT
+from .peft_whole import LN_TUNING, ROWS, TRAINABLE_TOKENS, base_name, rows, whole
 
 # What is read, by `peft_type`.
-FAMILIES: Mapping[str, Family] = {family.peft_type: family for family in (LORA,)}
+FAMILIES: Mapping[str, Family] = {
+    family.peft_type: family for family in (LORA, ADALORA, VERA, IA3, OFT, BOFT, LN_TUNING, TRAINABLE_TOKENS)
+}
+# What no weight can have.
+UNMERGED = {
+    "which adds to what a model is given, and changes no weight": (
+        "ADAPTION_PROMPT",
+        "CARTRIDGE",
+        "CPT",
+        "MULTITASK_PROMPT_TUNING",
+        "P_TUNING",
+        "PREFIX_TUNING",
+        "PROMPT_TUNING",
+    ),
+    "whose change depends on the input": ("POLY", "XLORA"),
+}
 
 
 def is_peft(path: Path) -> bool:
@@ -49,53 +66,54 @@ def open_peft(path: Path, strength: float = 1.0) -> Adapter:
     config = Config.read(folder / ADAPTER_CONFIG, strength)
     family = FAMILIES.get(config.peft_type)
     if family is None:
+        why = next((why for why, kinds in UNMERGED.items() if config.peft_type in kinds), "which is not read")
         raise config.refusal(
-            f"its peft_type is {printable(config.peft_type)}", hint=f"what is merged is {', '.join(FAMILIES)}"
+            f"its peft_type is {printable(config.peft_type)}, {why}", hint=f"what is merged is {', '.join(FAMILIES)}"
         )
     family.check(config)
     source = open_checkpoint(weights)
     try:
-        changes, shared, copies = _changes(source, config, family)
-        return Adapter(source, family.titled(config), changes, shared, copies, config.facts())
+        return _adapter(source, config, family)
     except BaseException:
         source.close()
         raise
 
 
-def _changes(
-    source: Source, config: Config, family: Family
-) -> tuple[tuple[Change, ...], frozenset[str], dict[str, str]]:
-    """(the changes in order, the keys that modules share, key -> the base's tensor that it is a copy of)"""
+def _adapter(source: Source, config: Config, family: Family) -> Adapter:
     parts: dict[str, dict[str, str]] = {}
     shared: dict[str, str] = {}
-    whole: list[Change] = []
+    changes: list[Change] = []
     copies: dict[str, str] = {}
-    for key in source.tensors:
+    for key, info in source.tensors.items():
         plain = key.removeprefix("base_model.model.")
-        if key.removeprefix("base_model.") in family.shared:
-            shared[key.removeprefix("base_model.")] = key
+        if (once := key.removeprefix("base_model.")) in family.shared:
+            shared[once] = key
         elif found := _KEY.fullmatch(plain):
-            if found["what"] not in family.parts:
+            if found["what"] not in (*family.parts, ROWS):
                 raise _other_family(key, found["what"], source, config)
             parts.setdefault(found["module"], {})[found["what"] + (found["bias"] or "")] = key
         elif plain.endswith(".base_layer.weight"):
             # An embedding that is adapted is saved beside its change, as it was before.
-            copies[key] = _base_name(plain)
+            copies[key] = base_name(plain)
         else:
-            whole.append(Change(_base_name(plain), {"saved": key}, _saved(source.tensors[key])))
-    modules = [Module(_base_name(path), path, keys, source, shared) for path, keys in parts.items()]
-    # What is put in a weight's place is there before a change is added to it.
-    changes = [(_is_square(family.sides(module)), family.changes(module, config)) for module in modules]
-    changes.sort(key=lambda change: change[0])
-    return (
-        (*whole, *(change for _, of_module in changes for change in of_module)),
-        frozenset(shared.values()),
-        copies,
+            # What is put in a weight's place is there before a change is added to it.
+            changes.append(whole(info, plain))
+    several, idle = set(shared.values()), set[str]()
+    for path, keys in parts.items():
+        module = Module(base_name(path), path, keys, source, shared)
+        made = [rows(module, config)] if ROWS in keys else []
+        made += family.changes(module, config) if keys.keys() - {ROWS} else []
+        used = Counter(key for change in made for key in change.keys.values())
+        several |= {key for key, times in used.items() if times > 1}
+        idle |= {key for key in keys.values() if key not in used and not source.tensors[key].numel}
+        changes += made
+    return Adapter(
+        source, family.titled(config), tuple(changes), frozenset(several), copies, config.facts(), frozenset(idle)
     )
 
 
 _KEY = re.compile(
-    rf"(?P<module>.+)\.(?P<what>{'|'.join(part for family in FAMILIES.values() for part in family.parts)})"
+    rf"(?P<module>.+)\.(?P<what>{'|'.join([ROWS, *(part for family in FAMILIES.values() for part in family.parts)])})"
     r"(?:\.default)?(?:\.weight|(?P<bias>\.bias))?",
     re.S,
 )
@@ -109,22 +127,3 @@ def _other_family(key: str, part: str, source: Source, config: Config) -> InputR
         path=source.path,
         hint="the configuration and the weights are of two adapters",
     )
-
-
-def _is_square(sides: tuple[int, int] | None) -> bool:
-    return sides is not None and sides[0] == sides[1]
-
-
-def _base_name(name: str) -> str:
-    """The name in the base of a module or tensor that a PEFT model has wrapped."""
-    kept = [part for part in name.split(".") if part not in ("base_layer", "modules_to_save")]
-    return ".".join(kept)
-
-
-def _saved(info: TensorInfo) -> Callable[[Group], tuple[str, View]]:
-    def reads(group: Group) -> tuple[str, View]:
-        if info.shape != group.shape:
-            raise not_of_shape(group, "own is", [info.shape])
-        return "saved", IDENTITY
-
-    return reads

@@ -13,9 +13,12 @@ from ..text import listing, printable
 from .patterns import Budget, Pattern, Unknown
 
 MAX_CONFIG = 1 << 20
+# No number that means something is larger; a whole one of hundreds of digits is none that could be computed with.
+_MOST = 1e30
 # What `inspect` shows of it.
 _FACTS = (
     "r",
+    "init_r",
     "lora_alpha",
     "alpha",
     "use_rslora",
@@ -86,10 +89,44 @@ class Config:
     def is_set(self, name: str) -> bool:
         return bool(self.values.get(name))
 
+    def flag(self, name: str, default: bool = False) -> bool:
+        """InputRefused for a value that is neither true nor false."""
+        value = self.values.get(name, default)
+        if not isinstance(value, bool):
+            raise self.refusal(f"{name} is neither true nor false")
+        return value
+
+    def whole(self, name: str, default: int) -> int:
+        value = self.number(name, default=default)
+        if value != int(value) or not 0 <= value < 1 << 40:
+            raise self.refusal(f"{name} is no whole number")
+        return int(value)
+
+    def mapping(self, name: str) -> Mapping[str, object]:
+        """{} where there is none."""
+        value = self.values.get(name)
+        if value is not None and not isinstance(value, dict):
+            raise self.refusal(f"{name} is no object of names")
+        return value or {}
+
+    def names_module(self, name: str, module: str) -> bool:
+        """Is the module one of a list of ends of paths, or does the pattern match the whole of its path?"""
+        value = self.values.get(name)
+        if isinstance(value, str):
+            try:
+                return Pattern(value, self._budget, before="").matches(module)
+            except Unknown as error:
+                raise self.refusal(
+                    f"{name} is a pattern that paramcli does not match ({error}): {printable(value, 80)}"
+                ) from None
+        if value is not None and not (isinstance(value, list) and all(isinstance(end, str) for end in value)):
+            raise self.refusal(f"{name} is no list of names")
+        return any(module.endswith(end) for end in value or ())
+
     def number(self, name: str, module: str = "", patterns: str = "", default: object = None) -> float:
         """A finite number, for a module that of the first pattern that matches the end of its path."""
         value = self.of_module(name, patterns, module, default) if patterns else self.values.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _MOST:
             of = f" of {printable(module)}" if module else ""
             raise self.refusal(f"{name}{of} is no number")
         return value
@@ -106,11 +143,8 @@ class Config:
 
     def _compiled(self, name: str) -> list[tuple[Pattern, object]]:
         if name not in self._patterns:
-            found = self.values.get(name) or {}
-            if not isinstance(found, dict):
-                raise self.refusal(f"{name} is no object of patterns")
             compiled = []
-            for text, value in found.items():
+            for text, value in self.mapping(name).items():
                 try:
                     compiled.append((Pattern(text, self._budget), value))
                 except Unknown as error:

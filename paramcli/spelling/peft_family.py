@@ -55,18 +55,12 @@ def _nothing(config: Config) -> None:
     pass
 
 
-def _unknown(module: Module) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Family:
     """A `peft_type`.
 
     `parts`: the names of its tensors after a module's path, without `.weight` and `.bias`; `shared`: of those that are
-    there once, after `base_model.`; `changes`: what a module's tensors do, in order; `check` refuses configurations;
-    `sides`: (out, in) of the matrix that the tensors are made for, where they tell it. Modules that are square come
-    last, as the others tell how the base stores its weights.
+    there once, after `base_model.`; `changes`: what a module's tensors do, in order; `check` refuses configurations.
     """
 
     peft_type: str
@@ -75,7 +69,6 @@ class Family:
     changes: Callable[[Module, Config], list[Change]]
     check: Callable[[Config], None] = _nothing
     shared: tuple[str, ...] = ()
-    sides: Callable[[Module], tuple[int, int] | None] = _unknown
 
     def titled(self, config: Config) -> str:
         return f"PEFT {self.title if isinstance(self.title, str) else self.title(config)}"
@@ -92,8 +85,8 @@ def matrix_view(
 ) -> View:
     """How a change of an (out, in) matrix sees the base's weight: a Conv1D of transformers is stored (in, out).
 
-    By its shape; of a square one the configuration tells, where nothing that is not square contradicts it. `what` and
-    `shapes` say of what size the change is.
+    By its shape; of a square one, which comes after all others, the configuration tells, where none of those
+    contradicts it. `what` and `shapes` say of what size the change is.
     """
     straight, across = group.shape == sides, group.shape == sides[::-1]
     if not straight and not across:

@@ -23,6 +23,8 @@ from .peft_family import Family, Module, matrix_view
 
 # Where the base was changed before training began, what the adapter adds is not to the base that was published.
 MOVED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# What begins as a change of nothing, or of something, and leaves the base as it is.
+KEPT_BASE = ("true", "false", "gaussian", "eva", "orthogonal", "mica")
 # Settings under which the change depends on the input, or is computed another way.
 OTHER_MATHS = (
     "alora_invocation_tokens",
@@ -43,6 +45,11 @@ def _check(config: Config) -> None:
             "published base it gives another model",
             hint="convert it with peft's path_initial_model_for_weight_conversion first",
         )
+    if start not in KEPT_BASE:
+        raise config.refusal(
+            f"init_lora_weights is {printable(start)}, and it is not known whether that changed the base",
+            hint=f"known are {', '.join(KEPT_BASE)}",
+        )
     for name in OTHER_MATHS:
         if config.is_set(name):
             raise config.refusal(f"{name} is set, and what that changes is in no weight")
@@ -50,14 +57,6 @@ def _check(config: Config) -> None:
         raise config.refusal("layer_replication is set: the base it was trained on has other layers")
     if config.is_set("target_parameters"):
         raise config.refusal("target_parameters is set: adapters of single parameters (fused experts) are not read yet")
-    if config.is_set("trainable_token_indices"):
-        raise config.refusal("trainable_token_indices is set: single rows are not read yet")
-
-
-def _sides(module: Module) -> tuple[int, int] | None:
-    if "lora_A" not in module.keys or "lora_B" not in module.keys:
-        return None
-    return module.shape("lora_B")[0], math.prod(module.shape("lora_A")[1:])
 
 
 def _changes(module: Module, config: Config) -> list[Change]:
@@ -118,5 +117,4 @@ LORA = Family(
     ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"),
     _changes,
     _check,
-    sides=_sides,
 )

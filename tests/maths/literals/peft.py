@@ -22,9 +22,9 @@ LITERALS = [
         },
         [[3, 6], [-4, -11]],
     ),
-    ("peft.ia3", {"original": W, "0.ia3_l": [2, -1]}, [[2, 4], [-3, -4]]),
-    ("peft.ia3:axis=in", {"original": W, "0.ia3_l": [2, -1]}, [[2, -2], [6, -4]]),
-    ("peft.ia3:axis=in:groups=2", {"original": W, "0.ia3_l": [1, 2, 3, 4]}, [[1, 4], [9, 16]]),
+    ("peft.ia3", {"original": W, "0.ia3_l": [[2], [-1]]}, [[2, 4], [-3, -4]]),
+    ("peft.ia3:axis=in", {"original": W, "0.ia3_l": [[2, -1]]}, [[2, -2], [6, -4]]),
+    ("peft.ia3:axis=in:groups=2", {"original": W, "0.ia3_l": [[1, 2, 3, 4]]}, [[1, 4], [9, 16]]),
     (
         "saved_rows:count=2",
         {"original": [*W, [5, 6]], "0.saved_rows": [[7, 8], [9, 10]], "0.which": [1, -1, 0]},
@@ -65,14 +65,14 @@ LITERALS = [
         [[1, -1, 1, -0.5]],
     ),
     # s doubles the second output.
-    ("peft.boft:size=2", {"original": W, "0.boft_R": [[[[0, 2], [0, 0]]]], "0.boft_s": [1, 2]}, [[-2, 1], [-8, 6]]),
+    ("peft.boft:size=2", {"original": W, "0.boft_R": [[[[0, 2], [0, 0]]]], "0.boft_s": [[1], [2]]}, [[-2, 1], [-8, 6]]),
     # The second factor brings inputs 0 and 2 together, and turns them.
     (
         "peft.boft:size=2:factors=2",
         {
             "original": [[1, 2, 3, 4]],
             "0.boft_R": [[[[0, 0], [0, 0]]] * 2, [[[0, 2], [0, 0]], [[0, 0], [0, 0]]]],
-            "0.boft_s": [1],
+            "0.boft_s": [[1]],
         },
         [[-3, 2, 1, 4]],
     ),

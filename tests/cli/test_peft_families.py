@@ -1,0 +1,156 @@
+"""PEFT's other methods: what contradicts itself is refused, large tensors go in blocks, strengths are of sums."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from paramcli.fitting import blocks as rows
+
+from .test_merge import merged
+
+
+@pytest.fixture
+def adapters(fixtures):
+    return fixtures / "adapters"
+
+
+def changed(folder, target, change=lambda tensors: tensors, **config):
+    """A copy of an adapter with other tensors, or another configuration."""
+    shutil.copytree(folder, target)
+    path = target / "adapter_model.safetensors"
+    save_file({key: tensor.contiguous() for key, tensor in change(load_file(path)).items()}, path)
+    values = json.loads((target / "adapter_config.json").read_text())
+    (target / "adapter_config.json").write_text(json.dumps({**values, **config}))
+    return target
+
+
+def without(part):
+    return lambda tensors: {key: tensor for key, tensor in tensors.items() if part not in key}
+
+
+def reshaped(part, shape):
+    return lambda tensors: {key: torch.ones(shape) if part in key else tensor for key, tensor in tensors.items()}
+
+
+WRONG = {
+    "LoRA's tensors under another type": ("lora", None, {"peft_type": "IA3"}, "is a tensor of LORA or ADALORA"),
+    "IA3's tensors under another type": ("ia3", None, {"peft_type": "OFT"}, "is a tensor of IA3"),
+    "a type that is not read": ("ia3", None, {"peft_type": "FROD"}, "its peft_type is FROD, which is not read"),
+    "a type that depends on the input": ("ia3", None, {"peft_type": "XLORA"}, "XLORA, whose change depends"),
+    "outputs that the configuration calls inputs": (
+        "ia3",
+        None,
+        {"feedforward_modules": ["q_proj", "k_proj", "down_proj"]},
+        "says it is of inputs",
+    ),
+    "factors of another layer": ("ia3", reshaped("k_proj", (9, 1)), {}, "9x1"),
+    "factors that are a matrix": ("ia3", reshaped("k_proj", (4, 4)), {}, "4x4"),
+    "modules that are no list": ("ia3", None, {"feedforward_modules": [1]}, "no list of names"),
+    "modules of a pattern that looks ahead": ("ia3", None, {"feedforward_modules": "(?=q)"}, "does not match"),
+    "A of VeRA alone": ("vera", without("vera_B"), {}, "projection vera_B that all modules share is missing"),
+    "half of VeRA": ("vera", without("vera_lambda_b"), {}, "vera_lambda_b is missing"),
+    "VeRA of another rank": ("vera", None, {"r": 4}, "is 4 here, and 3 in the weights"),
+    "A too short for VeRA": ("vera", lambda t: {**t, "base_model.vera_A": t["base_model.vera_A"][:, :17]}, {}, "3x17"),
+    "VeRA not saved": ("vera_unsaved", None, {}, "save_projection is false"),
+    "VeRA said to be saved": ("vera_unsaved", None, {"save_projection": True}, "vera_A that all modules share"),
+    "AdaLoRA of another rank": ("adalora", None, {"rank_pattern": None}, "is 4 here, and 3 in the weights"),
+    "AdaLoRA's patterns are no object": ("adalora", None, {"rank_pattern": [1]}, "no object of names"),
+    "AdaLoRA without E": ("adalora", without("lora_E"), {}, "lora_E is missing"),
+    "AdaLoRA with another E": ("adalora", reshaped("lora_E", (2, 1)), {}, "and E of 2x1"),
+    "OFT of another size": ("oft", None, {"oft_block_size": 8}, "are 8 wide here, and 4 in the weights"),
+    "OFT of another number": ("oft_exact", None, {"r": 2}, "wide here, and"),
+    "OFT shared, of several blocks": ("oft", None, {"block_share": True}, "one rotation is of all blocks"),
+    "OFT not shared, of one block": ("oft_shared", None, {"block_share": False}, "rotations of 4 inputs are 1x6"),
+    "OFT of no triangle": ("oft", reshaped("q_proj", (4, 7)), {}, "above the diagonal of a square matrix"),
+    "OFT by neither way": ("oft", None, {"use_cayley_neumann": "yes"}, "neither true nor false"),
+    "OFT by half a term": ("oft", None, {"num_cayley_neumann_terms": 2.5}, "no whole number"),
+    "OFT by a billion terms": ("oft", None, {"num_cayley_neumann_terms": 10**9}, "terms=1000000000"),
+    "OFT bounded by nothing": ("oft_bounded", None, {"eps": 0}, "its eps is not above 0"),
+    "OFT of an older PEFT": (
+        "oft",
+        lambda t: {key.replace("oft_R.weight", "oft_r"): tensor for key, tensor in t.items()},
+        {},
+        "as PEFT before 0.16 has it",
+    ),
+    "BOFT of another size": ("boft", None, {"boft_block_size": 2}, "are 2 wide here, and 4 in the weights"),
+    "BOFT of other factors": (
+        "boft_butterfly",
+        None,
+        {"boft_n_butterfly_factor": 2},
+        "factor of the configuration is 2",
+    ),
+    "BOFT without lengths": ("boft", without("boft_s"), {}, "boft_s is missing"),
+    "BOFT of no squares": ("boft", reshaped("boft_R", (1, 4, 4, 3)), {}, "(factors, blocks, size, size)"),
+    "rows without numbers": ("token_rows", None, {"trainable_token_indices": None}, "no indices of tokens"),
+    "rows of fewer numbers": ("token_rows", None, {"trainable_token_indices": [1]}, "indices are of 1 row"),
+    "rows beyond the last": ("token_rows", None, {"trainable_token_indices": [1, 2, 24]}, "up to number 24"),
+    "one row twice": ("token_rows", None, {"trainable_token_indices": [1, 2, 2]}, "no distinct whole numbers"),
+    "a row before the first": ("token_rows", None, {"trainable_token_indices": [1, 2, -1]}, "no distinct whole"),
+    "rows that are words": ("trainable_tokens", None, {"token_indices": ["a", "b", "c"]}, "no distinct whole"),
+    "rows of other layers": ("token_rows_named", None, {"trainable_token_indices": {"tokens": [3, 1]}}, "no indices"),
+    "a start that is not known": (
+        "lora",
+        None,
+        {"init_lora_weights": "new"},
+        "not known whether that changed the base",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_contradicts_itself_is_refused(wrong, adapters, tmp_path, paramcli):
+    """A configuration of other tensors, tensors of another shape: one line, exit 3, nothing written."""
+    name, change, config, said = WRONG[wrong]
+    folder = changed(adapters / name, tmp_path / "wrong", change or (lambda tensors: tensors), **config)
+    base, _ = merged(adapters / name)
+    error = paramcli("merge", base, "--adapter", folder, "-o", tmp_path / "out.safetensors", code=3).err
+    assert said in error and error.startswith("error: ") and not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["eva", "gaussian", "orthogonal", "mica", True, False])
+def test_a_start_that_leaves_the_base_as_it_is_merges(name, adapters, tmp_path, paramcli):
+    """What an adapter began from does not matter where the base did not change."""
+    folder = changed(adapters / "lora", tmp_path / "other", init_lora_weights=name)
+    base, want = merged(adapters / "lora")
+    paramcli("merge", base, "--adapter", folder, "-o", tmp_path / "out.safetensors")
+    got = load_file(tmp_path / "out.safetensors")
+    assert all(torch.equal(got[key], tensor) for key, tensor in want.items())
+
+
+@pytest.mark.parametrize("name", ["vera", "adalora"])
+def test_a_strength_is_of_the_change(name, adapters, tmp_path, paramcli):
+    """Half of what is added; what turns or scales a weight has no half, and is refused."""
+    base, want = merged(adapters / name)
+    out, before = tmp_path / "out.safetensors", load_file(base)
+    paramcli("merge", base, "--adapter", adapters / name, "--strength", 0.5, "-o", out)
+    for key, tensor in load_file(out).items():
+        wanted = (before[key].double() + want.get(key, before[key]).double()) / 2
+        torch.testing.assert_close(tensor.double(), wanted, rtol=1e-5, atol=1e-6)
+    for other in ("ia3", "oft", "boft"):
+        refused = paramcli("merge", base, "--adapter", adapters / other, "--strength", 0.5, "-o", out, "-f", code=3)
+        assert "merged as it is" in refused.err
+
+
+@pytest.mark.parametrize(
+    "name", ["adalora", "boft", "boft_butterfly", "ia3", "oft", "oft_exact", "token_rows", "trainable_tokens", "vera"]
+)
+def test_large_tensors_go_in_blocks(name, adapters, tmp_path, paramcli, monkeypatch):
+    """Of a few rows each, and every bit is as of the whole; from an added file too."""
+    base, _ = merged(adapters / name)
+    whole, parts, added, baked = (tmp_path / f"{name}.safetensors" for name in ("whole", "parts", "added", "baked"))
+    paramcli("merge", base, "--adapter", adapters / name, "-o", whole)
+    paramcli("add", base, "--adapter", adapters / name, "-o", added)
+    taken = []
+    real = rows.Batch.read
+    monkeypatch.setattr(rows.Batch, "read", lambda self, block: taken.append(block) or real(self, block))
+    monkeypatch.setattr(rows, "LARGE", 1)
+    monkeypatch.setattr(rows, "BLOCK_BYTES", 256)
+    paramcli("merge", base, "--adapter", adapters / name, "-o", parts)
+    assert any(block is not None for block in taken)
+    paramcli("remove", added, "-o", baked)
+    assert whole.read_bytes() == parts.read_bytes()
+    one, other = load_file(whole), load_file(baked)
+    assert all(torch.equal(one[key], other[key]) for key in one)
