@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,12 +82,12 @@ class InspectResult:
         }
 
 
-def adapter_facts(path: Path) -> AdapterFacts | None:
-    """Of what lies there, where that is an adapter."""
+def adapter_facts(path: Path, keys: Iterable[str]) -> AdapterFacts | None:
+    """Of what lies there with these tensors, where that is an adapter."""
     from ..spelling.adapters import adapter_at
 
     try:
-        adapter = adapter_at(path)
+        adapter = adapter_at(path, keys)
     except InputRefused as error:
         return AdapterFacts("an adapter", 0, {}, str(error))
     if adapter is None:

@@ -51,7 +51,7 @@ def inspect(
 
     with open_groups(path_of(ckpt), root, ignore_record, watch.note) as opened:
         if not (files := paths(adapter)):
-            return answer(opened, patterns(tensor), adapter_facts(path_of(ckpt)))
+            return answer(opened, patterns(tensor), adapter_facts(path_of(ckpt), opened.source.tensors))
         with open_adapters(files, prefixes=patterns(adapter_prefix)) as adapters:
             attached, names = attach(opened, adapters)
             shown = attached.groups if tensor else {name: attached.groups[name] for name in names}

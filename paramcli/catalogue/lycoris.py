@@ -49,7 +49,9 @@ def _loha_stores(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
 
 def _lokr_stores(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
     p, q, rank = (_int(arguments, name) for name in ("p", "q", "rank"))
-    out, inputs, kernel = shape[0] // p, shape[1] // q, shape[2:]
+    (out, odd), (inputs, rest), kernel = divmod(shape[0], p), divmod(shape[1], q), shape[2:]
+    if odd or rest:
+        raise ValueError("W1 does not divide it")
     stored: Stored = {"original": (None, shape)}
     if arguments.get("w1", "whole") == "whole":
         stored["lokr_w1"] = (None, (p, q))
@@ -90,7 +92,9 @@ def _ia3_stores(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
 
 def _oft_stores(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
     blocks = _int(arguments, "blocks")
-    size = shape[0] // blocks
+    size, odd = divmod(shape[0], blocks)
+    if odd:
+        raise ValueError("the blocks do not divide it")
     stored: Stored = {"original": (None, shape), "oft_blocks": (None, (blocks, size, size))}
     if arguments.get("rescale"):
         stored["rescale"] = (None, (shape[0], *[1] * (len(shape) - 1)))

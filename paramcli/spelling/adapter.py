@@ -32,8 +32,9 @@ class Change:
 
     `tensor`: its name as the adapter has it, for which `others` may stand in the base; `keys`: the parametrization's
     own tensors, by name; `reads`: which it is, and through which view, of the base's tensor; it raises InputRefused
-    where it cannot be of one of that shape. `made`: those that the adapter's file has no tensor for. An `optional` one
-    is of a tensor that not every base has.
+    where it cannot be of one of that shape. A change that is several parametrizations says of a tensor of the second
+    "1.name". `made`: those that the adapter's file has no tensor for; `spends`: keys that are no tensors of it, all of
+    which `reads` has told (a scale). An `optional` one is of a tensor that not every base has.
     """
 
     tensor: str
@@ -42,6 +43,27 @@ class Change:
     others: tuple[str, ...] = ()
     made: Mapping[str, Callable[[Group], TensorInfo]] = field(default_factory=dict)
     optional: bool = False
+    spends: tuple[str, ...] = ()
+
+    @property
+    def taken(self) -> set[str]:
+        """The keys that it is made of."""
+        return {*self.keys.values(), *self.spends}
+
+
+class Names:
+    """How the names of an adapter's changes are found in a base: as they are."""
+
+    def finder(self, groups: Mapping[str, Group]) -> Callable[[Change], str | None]:
+        """A change -> the name of its tensor there; None where none is it, InputRefused where several may be."""
+        return lambda change: next((name for name in (change.tensor, *change.others) if name in groups), None)
+
+    def hint(self, groups: Mapping[str, Group], adapter: Adapter, lost: Sequence[Change]) -> str:
+        """What to do about changes of no tensor there."""
+        if prefix := _prefix_that_does(groups, adapter):
+            return given("adapter-prefix", {prefix[0]: prefix[1]})
+        near = closest(lost[0].tensor, groups)
+        return Known(f"the base has {words(near, 3)}") if near else "is it an adapter of this base?"
 
 
 @dataclass(frozen=True)
@@ -59,6 +81,7 @@ class Adapter:
     facts: Mapping[str, str] = field(default_factory=dict)
     # Those that are known to change nothing.
     idle: frozenset[str] = field(default_factory=frozenset)
+    names: Names = field(default_factory=Names)
 
     def with_prefix(self, prefixes: Sequence[tuple[str, str]]) -> Adapter:
         """The adapter with the beginnings of its tensors' names replaced: the first that fits each."""
@@ -110,20 +133,26 @@ class Attached:
             return self._last[0][1]
         made, changed = dict(groups), dict[str, None]()
         for label, adapter in self.adapters.items():
-            lost = [change for change in adapter.changes if not _is_in(made, change)]
+            find = adapter.names.finder(groups)
+            try:
+                names = {id(change): find(change) for change in adapter.changes}
+            except InputRefused as error:
+                error.path = error.path or adapter.source.path
+                raise
+            lost = [change for change in adapter.changes if not change.optional and names[id(change)] is None]
             if lost:
                 raise _matches_nothing(groups, self.source, adapter, lost)
             self._require_copies(groups, label, adapter)
             unused, once = adapter.source.tensors.keys() - adapter.copies.keys() - adapter.idle, set[str]()
             # How the base stores its weights is told by those that are not square.
-            for change in sorted(adapter.changes, key=lambda change: _is_square(groups, change)):
-                if (name := _name_in(made, change)) is None:
+            for change in sorted(adapter.changes, key=lambda change: _is_square(groups, names[id(change)])):
+                if (name := names[id(change)]) is None:
                     continue
-                taken = set(change.keys.values()) - adapter.shared
+                taken = change.taken - adapter.shared
                 if taken & once:
                     raise InputRefused(f"{TENSOR} is used twice", tensor=min(taken & once), path=adapter.source.path)
                 once |= taken
-                unused -= set(change.keys.values())
+                unused -= change.taken
                 made[name] = changed_group(made[name], change, label, adapter, self)
                 changed[name] = None
             if unused:
@@ -200,16 +229,7 @@ def _labels(base: Source, adapters: Sequence[Adapter]) -> list[str]:
     return labels
 
 
-def _name_in(groups: Mapping[str, Group], change: Change) -> str | None:
-    return next((name for name in (change.tensor, *change.others) if name in groups), None)
-
-
-def _is_in(groups: Mapping[str, Group], change: Change) -> bool:
-    return change.optional or _name_in(groups, change) is not None
-
-
-def _is_square(groups: Mapping[str, Group], change: Change) -> bool:
-    name = _name_in(groups, change)
+def _is_square(groups: Mapping[str, Group], name: str | None) -> bool:
     return name is not None and len(groups[name].shape) == 2 and len(set(groups[name].shape)) == 1
 
 
@@ -238,15 +258,23 @@ def changed_group(group: Group, change: Change, label: str, adapter: Adapter, at
     except UsageError as error:
         # A number of the adapter that no chain takes.
         raise InputRefused(error.fact, tensor=group.tensor, path=adapter.source.path) from None
+    first = 0 if group.is_plain or group.chain is None else len(group.chain)
     keys = dict(group.keys) if not group.is_plain else {"original": group.keys["value"]}
     infos: dict[str, TensorInfo] = dict(group.infos) if not group.is_plain else {"original": group.infos["value"]}
     for role, key in change.keys.items():
-        name = f"{label}/{key}"
-        keys[f"{len(chain) - 1}.{role}"], infos[f"{len(chain) - 1}.{role}"] = name, source.tensors[name]
+        name, (link, _, own) = f"{label}/{key}", role.rpartition(".")
+        if source.tensors[name].dtype not in EDITABLE:
+            raise InputRefused(
+                f"{TENSOR} is {dtype_name(source.tensors[name].dtype)}, and a change is numbers of floating point",
+                tensor=key,
+                path=adapter.source.path,
+            )
+        placed = f"{first + int(link or 0)}.{own}"
+        keys[placed], infos[placed] = name, source.tensors[name]
     for role, info in ((role, of(group)) for role, of in change.made.items()):
         name = f"{label}/{info.name}"
         source.tensors[name] = replace(info, name=name)
-        keys[f"{len(chain) - 1}.{role}"], infos[f"{len(chain) - 1}.{role}"] = name, source.tensors[name]
+        keys[f"{first}.{role}"], infos[f"{first}.{role}"] = name, source.tensors[name]
     record = Entry("parametrized", chain, seen)
     return replace(
         group, form=PARAMETRIZED, keys=keys, infos=infos, chain=chain, view=seen, constraint=None, record=record
@@ -285,32 +313,24 @@ def _matches_nothing(
     groups: Mapping[str, Group], base: Source, adapter: Adapter, lost: Sequence[Change]
 ) -> InputRefused:
     """The refusal of an adapter that is not of this base, or spells its names another way."""
-    first = lost[0].tensor
-    prefix = _prefix_that_does(groups, adapter)
-    near = closest(first, groups)
     more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-    hint = (
-        given("adapter-prefix", {prefix[0]: prefix[1]})
-        if prefix
-        else Known(f"the base has {words(near, 3)}")
-        if near
-        else "is it an adapter of this base?"
-    )
     of_all = count_text(len(adapter.changes), "changed tensor")
-    where = printable_path(base.path)
+    where, hint = printable_path(base.path), adapter.names.hint(groups, adapter, lost)
     if instead_of_chains(groups).hint == ONTO_BASE:
         where, hint = f"{where}, which is an adapter itself", "give the file of the base model's weights"
     return InputRefused(
         f"{TENSOR}{more} of {of_all} are not in {where}",
         hint=hint,
-        tensor=first,
+        tensor=lost[0].tensor,
         path=adapter.source.path,
     )
 
 
 def _prefix_that_does(groups: Mapping[str, Group], adapter: Adapter) -> tuple[str, str] | None:
     """(OLD, NEW) with which every name of the adapter is one of the base; None where there is none, or are several."""
-    first = next(change.tensor for change in adapter.changes if not _is_in(groups, change))
+    find = adapter.names.finder(groups)
+    needed = [change for change in adapter.changes if not change.optional]
+    first = next(change.tensor for change in needed if find(change) is None)
     parts = first.split(".")
     found: set[tuple[str, str]] = set()
     for cut in range(1, len(parts) - 1):
@@ -323,7 +343,7 @@ def _prefix_that_does(groups: Mapping[str, Group], adapter: Adapter) -> tuple[st
             return None
     fits = []
     for old, new in sorted(found, key=lambda pair: -len(pair[0])):
-        if all(_is_in(groups, _renamed(change, [(old, new)])) for change in adapter.changes):
+        if all(find(_renamed(change, [(old, new)])) for change in needed):
             fits.append((old, new))
     return fits[-1] if fits else None
 

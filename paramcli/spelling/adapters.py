@@ -3,25 +3,52 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from ..errors import UsageError
+from ..checkpoint.read.open import open_checkpoint
+from ..errors import PATH, InputRefused, UsageError
 from ..text import count_text
-from ..wording import given
+from ..wording import call, given
 from .adapter import Adapter, parse_prefix
+from .kohya import is_kohya, read_kohya
 from .peft import is_peft, open_peft
+
+# What diffusers calls the file in the folder of an adapter.
+_DIFFUSERS = "pytorch_lora_weights.safetensors"
 
 
 def open_adapter(path: Path, strength: float = 1.0) -> Adapter:
-    """A PEFT folder or the weights in it, or a kohya file. InputRefused for what is neither. Close its source."""
-    return open_peft(path, strength)
+    """A PEFT folder or the weights in it, or a file of kohya, LyCORIS or diffusers. InputRefused for what is neither.
+    Close its source.
+    """
+    file = path / _DIFFUSERS if path.is_dir() and not is_peft(path) and (path / _DIFFUSERS).exists() else path
+    if file.is_dir():
+        return open_peft(file, strength)
+    source = open_checkpoint(file)
+    try:
+        if is_kohya(source.tensors):
+            return read_kohya(source, strength)
+        if not is_peft(file.parent):
+            of_peft = any(key.startswith("base_model.") for key in source.tensors)
+            raise InputRefused(
+                f"{PATH} is of a PEFT adapter, whose scale is in the adapter_config.json that is not beside it"
+                if of_peft
+                else f"{PATH} is no adapter that is read: a folder of PEFT, or a file of kohya, LyCORIS or diffusers",
+                hint=given("adapter", "FOLDER") if of_peft else f"{call('inspect', PATH)} shows what it holds",
+                path=file,
+            )
+    except BaseException:
+        source.close()
+        raise
+    source.close()
+    return open_peft(file, strength)
 
 
-def adapter_at(path: Path) -> Adapter | None:
-    """The adapter that lies there, as of `open_adapter`; None where something else does."""
-    return open_adapter(path) if is_peft(path) else None
+def adapter_at(path: Path, keys: Iterable[str]) -> Adapter | None:
+    """The adapter that lies there with these tensors, as of `open_adapter`; None where something else does."""
+    return open_adapter(path) if is_peft(path) or is_kohya(keys) else None
 
 
 def strengths_of(paths: Sequence[str], strength: float | Sequence[float]) -> list[float]:

@@ -42,9 +42,8 @@ Next = Callable[[Sequence[str], Groups], str]
 
 _LORALIB = re.compile(r"(.+)\.lora_[AB]")
 _PEFT = re.compile(r".*\b(lora_(embedding_)?[ABE]|lora_magnitude_vector)\b.*")
-_KOHYA = re.compile(
-    r".*(\blora_(down|up|mid)\b|_lora\.(down|up)\b|\b(hada_w[12]_[ab]|lokr_w[12](_[ab])?|oft_blocks)\b).*"
-)
+_KOHYA = re.compile(r".*\b(lora_(down|up|mid)|hada_w[12]_[ab]|lokr_w[12](_[ab])?|oft_blocks)\b.*")
+_PROCESSORS = re.compile(r".*_lora\.(down|up)\b.*")
 _SCALES = ("_scale", "_scale_inv", "_scale_2", "_packed", "_blocks", "_scales", "_zero_point", "_global_scale")
 
 
@@ -162,6 +161,11 @@ _KINDS: tuple[tuple[Mark, str, Next], ...] = (
         lambda name, groups: bool(_KOHYA.fullmatch(name)),
         "a LoRA as kohya and LyCORIS name its factors",
         _say(ONTO_BASE),
+    ),
+    (
+        lambda name, groups: bool(_PROCESSORS.fullmatch(name)),
+        "a LoRA of attention processors as older diffusers name its factors",
+        _say("load_lora_weights and fuse_lora of diffusers merge it"),
     ),
     (_biggan, "spectral norms whose division is in BigGAN's own code", _norm_next),
     (

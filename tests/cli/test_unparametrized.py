@@ -44,7 +44,11 @@ FILES = {
         "paramcli merge BASE --adapter",
     ),
     "LyCORIS": ({"lycoris_a.hada_w1_a": T(6, 2), "lycoris_a.hada_w1_b": T(2, 4)}, "LyCORIS", LORA),
-    "diffusers": ({"attn.to_q_lora.down.weight": T(2, 4), "attn.to_q_lora.up.weight": T(4, 2)}, "LoRA", LORA),
+    "diffusers": (
+        {"attn.to_q_lora.down.weight": T(2, 4), "attn.to_q_lora.up.weight": T(4, 2)},
+        "older diffusers",
+        LORA,
+    ),
     "BigGAN": (
         {"l.weight": T(6, 4), "l.u0": T(1, 6), "l.sv0": T(1)},
         "BigGAN's own code (l.sv0)",

@@ -1,0 +1,151 @@
+"""Names of modules with their dots made underscores, as kohya's adapters have them, found in a base.
+
+    lora_unet_input_blocks_1_0_in_layers_2     model.diffusion_model.input_blocks.1.0.in_layers.2.weight
+
+Such a name is never taken apart: an underscore may have been one. Every name of the base is flattened, without what a
+file of a whole pipeline puts before the names of each model, and looked up. The first word says of which model it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from ..errors import TENSOR, InputRefused, Known
+from ..text import closest, printable
+from ..wording import PATH, call, words
+from .adapter import Adapter, Change, Names
+from .forms import Group
+
+# What stands before the names of a model in a file that holds several: a regular expression of few choices.
+_MODEL = r"(?:model\.)?diffusion_model\."
+_TEXT = r"(?:cond_stage_model|text_encoders\.[^.]+)\.transformer\."
+_TEXT_1 = r"(?:conditioner\.embedders\.0|text_encoders\.clip_l)\.transformer\."
+_TEXT_2 = r"text_encoders\.clip_g\.transformer\."
+_TEXT_3 = r"text_encoders\.t5xxl\.transformer\."
+# How an adapter's names begin -> which model that is. The longer of two that fit stands first.
+PREFIXES: Mapping[str, str] = {
+    "lora_unet_": _MODEL,
+    "oft_unet_": _MODEL,
+    "lora_te1_": _TEXT_1,
+    "lora_te2_": _TEXT_2,
+    "lora_te3_": _TEXT_3,
+    "lora_te_": _TEXT,
+    "lycoris_": _MODEL,
+    "model.diffusion_model.": _MODEL,
+    "diffusion_model.": _MODEL,
+    "transformer.": _MODEL,
+    "unet.": _MODEL,
+    "text_encoder.": _TEXT_1,
+    "text_encoder_2.": _TEXT_2,
+    "text_encoder_3.": _TEXT_3,
+}
+_SPLIT = re.compile(r"(?:to_[qkv]|[qkv]_proj|[qkv])(?:_lora)?")
+_FUSED = re.compile(r".*(?:qkv|in_proj)(?:_weight|\.weight)", re.S)
+
+
+def prefix_of(name: str) -> str:
+    """How the name begins, of what is known; "" for another."""
+    return next((prefix for prefix in PREFIXES if name.startswith(prefix)), "")
+
+
+def flat(name: str) -> str:
+    return name.replace(".", "_")
+
+
+class FlatNames(Names):
+    """A change's name is a prefix, the name of a module, flat or dotted, a dot, and `weight` or `bias`."""
+
+    def finder(self, groups: Mapping[str, Group]) -> Callable[[Change], str | None]:
+        modules = dict.fromkeys(name.rpartition(".")[0] for name in groups)
+        there: dict[str, dict[str, list[str]]] = {}
+        taken: dict[str, str] = {}
+
+        def find(change: Change) -> str | None:
+            module, _, leaf = change.tensor.rpartition(".")
+            prefix = prefix_of(module)
+            before = PREFIXES.get(prefix, _MODEL)
+            if before not in there:
+                there[before] = _index(modules, before)
+            found = [f"{name}.{leaf}" for name in there[before].get(module[len(prefix) :], ())]
+            found = [name for name in found if name in groups]
+            if len(found) > 1:
+                raise InputRefused(
+                    f"{TENSOR} may be {words(found, 3)}: written flat, these are one name",
+                    hint="nothing tells which is meant",
+                    tensor=change.tensor,
+                )
+            if not found:
+                return None
+            if taken.setdefault(found[0], module) != module:
+                raise InputRefused(
+                    f"{printable(taken[found[0]])} and {printable(module)} are both of {TENSOR}",
+                    hint=f"{_keeping(prefix)}, and merge that: they are of two models, and the base is one of them",
+                    tensor=found[0],
+                )
+            return found[0]
+
+        return find
+
+    def hint(self, groups: Mapping[str, Group], adapter: Adapter, lost: Sequence[Change]) -> str:
+        first = lost[0].tensor.rpartition(".")[0]
+        if why := _why_not(groups, lost):
+            return Known(why)
+        missed = {id(change) for change in lost}
+        lacking = {prefix_of(change.tensor) for change in lost}
+        here = {prefix_of(change.tensor) for change in adapter.changes if id(change) not in missed}
+        if here and not lacking & here:
+            return f"{_keeping(*sorted(here))}, and merge that: the base has nothing of {words(sorted(lacking))}"
+        prefix = prefix_of(first)
+        spelt = {flat(_without(PREFIXES.get(prefix, _MODEL), name.rpartition(".")[0])): name for name in groups}
+        near = closest(flat(first[len(prefix) :]), spelt)
+        if not near:
+            return "is it an adapter of this base?"
+        return Known(f"the base has {words((spelt[name] for name in near), 3)}, which is {prefix}{near[0]}")
+
+
+def _index(modules: Mapping[str, None], before: str) -> dict[str, list[str]]:
+    """A name as adapters have it, dotted or flat, with or without what stands before it -> the base's modules."""
+    found: dict[str, dict[str, None]] = {}
+    for module in modules:
+        rest = _without(before, module)
+        for name in {module, rest, flat(module), flat(rest)}:
+            found.setdefault(name, {})[module] = None
+    return {name: list(several) for name, several in found.items()}
+
+
+def _without(before: str, module: str) -> str:
+    start = re.match(before, module)
+    return module[start.end() :] if start else module
+
+
+def _keeping(*prefixes: str) -> str:
+    """The command that leaves nothing of an adapter but what begins so."""
+    pattern = f"{prefixes[0]}*" if len(prefixes) == 1 else f"re:({'|'.join(map(re.escape, prefixes))}).*"
+    return call("convert", PATH, keep=pattern, output="part.safetensors")
+
+
+def _why_not(groups: Mapping[str, Group], lost: Sequence[Change]) -> str | None:
+    """A reason that is known, for which no name of the base could be that of a change."""
+    first = lost[0].tensor
+    name = flat(first)
+    original = any(".input_blocks." in group for group in groups)
+    diffusers = any("down_blocks." in group for group in groups)
+    if original and not diffusers and any(word in name for word in ("down_blocks_", "up_blocks_", "mid_block_")):
+        return (
+            "the adapter has the names of diffusers and the base the original ones: renaming them is not done here yet"
+        )
+    if (
+        diffusers
+        and not original
+        and any(word in name for word in ("input_blocks_", "output_blocks_", "middle_block_"))
+    ):
+        return "the adapter has the original names and the base those of diffusers: renaming them is not done here yet"
+    parts = first.rpartition(".")[0].split(".")
+    words_of = [parts[-1], *["_".join(parts[-1].split("_")[-count:]) for count in (1, 2)]]
+    if any(_SPLIT.fullmatch(word) for word in words_of) and any(_FUSED.fullmatch(group) for group in groups):
+        return (
+            "it changes one of query, key and value, which the base has fused in one tensor: dividing that is not done "
+            "here yet"
+        )
+    return None
