@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     from .answers.diff import Difference, DiffResult
     from .answers.discover import DiscoverResult, Finding
     from .answers.inspect import InspectResult
+    from .answers.merge_verdict import MergeResult, MergeVerdict
     from .answers.spectrum import Spectra, Spectrum, SpectrumResult
     from .answers.verdict import Verdict, VerifyResult
     from .api.edits import add, apply, assign, attach, convert, merge, migrate, remove
-    from .api.questions import diff, discover, inspect, snippet, spectrum, verify
+    from .api.questions import diff, discover, inspect, snippet, spectrum, verify, verify_merge
     from .chain import Chain
     from .errors import CheckFailed, DeviceFull, InputRefused, OutputFailed, ParamcliError, UsageError
     from .live import load, register, save
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 # Public name -> the module that has it. None is imported before it is asked for.
 _PLACES = {
     ".api.edits": ("add", "apply", "assign", "attach", "convert", "merge", "migrate", "remove"),
-    ".api.questions": ("diff", "discover", "inspect", "snippet", "spectrum", "verify"),
+    ".api.questions": ("diff", "discover", "inspect", "snippet", "spectrum", "verify", "verify_merge"),
     ".live": ("load", "register", "save"),
     ".plugins": ("load_plugin",),
     ".watch": ("Watch",),
@@ -53,6 +54,7 @@ _PLACES = {
     ".surgery.plan": ("Outcome",),
     ".answers.inspect": ("InspectResult",),
     ".answers.verdict": ("Verdict", "VerifyResult"),
+    ".answers.merge_verdict": ("MergeResult", "MergeVerdict"),
     ".answers.diff": ("DiffResult", "Difference"),
     ".answers.discover": ("DiscoverResult", "Finding"),
     ".answers.spectrum": ("Spectra", "Spectrum", "SpectrumResult"),
@@ -76,6 +78,8 @@ __all__ = [
     "Group",
     "InputRefused",
     "InspectResult",
+    "MergeResult",
+    "MergeVerdict",
     "Outcome",
     "OutputFailed",
     "ParamcliError",
@@ -105,6 +109,7 @@ __all__ = [
     "snippet",
     "spectrum",
     "verify",
+    "verify_merge",
 ]
 
 

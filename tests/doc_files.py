@@ -64,7 +64,11 @@ def checkpoints(folder: Path) -> None:
 
 
 def adapter(folder: Path) -> None:
-    """model.safetensors, my_lora/, PEFT's adapter of it, and wrapped.safetensors, the same model under longer names."""
+    """model.safetensors, my_lora/, PEFT's adapter of it, and wrapped.safetensors, the same model under longer names;
+    half.safetensors and half_lora/, another pair in bfloat16.
+    """
+    shutil.copy(ROOT / "fixtures" / "adapters" / "llama_bf16.safetensors", folder / "half.safetensors")
+    shutil.copytree(ROOT / "fixtures" / "adapters" / "lora_bf16", folder / "half_lora")
     shutil.copy(ROOT / "fixtures" / "adapters" / "llama.safetensors", folder / "model.safetensors")
     shutil.copytree(ROOT / "fixtures" / "adapters" / "lora", folder / "my_lora")
     names = {

@@ -66,6 +66,9 @@ difference: paramcli.Difference = compared.tensors[0]
 reveal_type(difference.equal)
 on_both = paramcli.diff("a.pt", "b.pt", adapter="c", strength=2, adapter_b=["d"], strength_b=[1], adapter_prefix="a=b")
 reveal_type(on_both)
+proved: paramcli.MergeResult = paramcli.verify_merge("a.pt", "b.pt", ["c"], "fc.*", strength=[2], report="d.html")
+whole: paramcli.MergeVerdict = proved.tensors[0]
+reveal_type((proved.ok, whole.ok, whole.verdict, whole.strength, whole.detail, proved.different[0].tensor))
 
 discovered: paramcli.DiscoverResult = paramcli.discover("a.pt", "fc.*", view="flatten", report="r.html")
 finding: paramcli.Finding = discovered.tensors[0]

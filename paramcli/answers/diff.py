@@ -99,7 +99,7 @@ def diff(
     with watch.meter("diff", len(shared), sum(groups_a[name].nbytes for name in shared)) as meter:
         for name in shared:
             sides = one.source, groups_a[name], two.source, groups_b[name]
-            found.append(_compare_one(name, *sides, tolerance, exact))
+            found.append(compare_one(name, *sides, tolerance, exact))
             meter.advance(groups_a[name].nbytes)
     one.source.check_unchanged()
     two.source.check_unchanged()
@@ -120,9 +120,10 @@ def same_state(a: Source, one: Group, b: Source, other: Group) -> bool:
     return True
 
 
-def _compare_one(
+def compare_one(
     name: str, a: Source, one: Group, b: Source, other: Group, tolerance: float | None, exact: bool
 ) -> Difference:
+    """The effective weights of one tensor of two files: equal to the bit, or within the tolerance."""
     spelling = f"{one.form} / {other.form}" if one.form != other.form else None
     if one.shape != other.shape:
         return Difference(name, False, detail=f"shapes {shape_text(one.shape)} / {shape_text(other.shape)}")
@@ -183,8 +184,13 @@ def _distance(
     return Difference(name, relative <= limit, largest, relative, detail)
 
 
-def what_to_say(one: Opened, two: Opened, names: Collection[str], result: DiffResult) -> str | None:
-    """What explains the result: another spelling, which is no difference, or a wrapper's prefix, and its cure."""
+def what_to_say(
+    one: Opened, two: Opened, names: Collection[str], result: DiffResult, labels: tuple[str, str] = ("A", "B")
+) -> str | None:
+    """What explains the result: another spelling, which is no difference, or a wrapper's prefix, and its cure.
+
+    `labels`: what the two are called.
+    """
     groups_a, groups_b = ({name: side.groups[name] for name in side.groups if name in names} for side in (one, two))
     shared = [name for name in groups_a if name in groups_b]
     forms = {(groups_a[n].form, groups_b[n].form) for n in shared if groups_a[n].form != groups_b[n].form}
@@ -195,7 +201,10 @@ def what_to_say(one: Opened, two: Opened, names: Collection[str], result: DiffRe
             return "same weights: one file holds them baked, the other parametrized"
         spelt = (", ".join(sorted({pair[side] for pair in forms})) for side in range(2))
         return "same tensors, other spelling: {} in A; {} in B".format(*spelt)
-    sides = (result.only_in_b, result.only_in_a, "A", one), (result.only_in_a, result.only_in_b, "B", two)
+    sides = (
+        (result.only_in_b, result.only_in_a, labels[0], one),
+        (result.only_in_a, result.only_in_b, labels[1], two),
+    )
     for prefix in ("module.", "_orig_mod.", "model."):
         for few, many, label, side in sides:
             if few and {f"{prefix}{name}" for name in few} & set(many):

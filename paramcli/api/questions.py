@@ -13,8 +13,8 @@ from ..devices import torch_device
 from ..dtypes import ComputeDtype
 from ..errors import ParamcliError, UsageError
 from ..spec import path_of
-from ..spelling.adapter import attach
-from ..spelling.adapters import open_adapters
+from ..spelling.adapter import attach, beside
+from ..spelling.adapters import open_adapters, strengths_of
 from ..spelling.opened import Opened, open_groups
 from ..text import printable_path
 from ..watch import NOBODY, Watch
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..answers.diff import DiffResult
     from ..answers.discover import DiscoverResult
     from ..answers.inspect import InspectResult
+    from ..answers.merge_verdict import MergeResult
     from ..answers.spectrum import SpectrumResult
     from ..answers.verdict import VerifyResult
 
@@ -139,6 +140,71 @@ def verify(
         return replace(result, evidence=evidence) if sha256 else result
 
 
+def verify_merge(
+    merged: FilePath,
+    base: FilePath,
+    adapter: Paths,
+    tensor: Names = (),
+    *,
+    strength: float | Sequence[float] = 1.0,
+    adapter_prefix: Names = (),
+    root: str | None = None,
+    device: str = "cpu",
+    ignore_record: bool = False,
+    report: FilePath | None = None,
+    force: bool = False,
+    sha256: bool = False,
+    command: Sequence[str] | None = None,
+    watch: Watch = NOBODY,
+) -> MergeResult:
+    """What `verify MERGED --base BASE --adapter A` does: is a merge base plus adapter, and nothing else?
+
+    A function of its own: it asks another question than `verify`, of three files, and answers with other verdicts.
+
+    Args:
+        adapter, strength, adapter_prefix: as of `merge`.
+        root: the state dict of the merge, and of the base where it has one of that name.
+        report, force, sha256, command: as of `verify`.
+
+    Raises InputRefused for an adapter of another base, and where the merge has none of the tensors that it changes.
+    """
+    from .. import ranks
+    from ..answers.merged import Asked
+    from ..answers.merged import verify_merge as answer
+    from ..show.reports import check_report, facts, gathering, write_page
+
+    ready()
+    if not paths(adapter):
+        raise UsageError("no adapter is given", hint=given("adapter", "FOLDER"), option="adapter")
+    asked = Asked(paths(adapter), strengths_of(paths(adapter), strength), patterns(adapter_prefix))
+    page_path = check_report(report, force)
+    with (
+        open_groups(path_of(merged, "merged"), root, ignore_record, watch.note) as opened,
+        _open_second(base, root, None, ignore_record, watch, "base") as plain,
+        open_adapters(asked.paths, asked.strengths, asked.prefixes) as adapters,
+        gathering(
+            (report is not None or sha256) and ranks.current().leads,
+            typed(command),
+            opened.source,
+            plain.source,
+            *(one.source for one in adapters),
+        ) as gathered,
+    ):
+        where = torch_device(device)
+        if where == "mps":
+            raise UsageError("Metal has no double precision", hint=given("device", "cpu"), option="device")
+        attached = beside(plain.source, adapters)
+        result = answer(opened, plain, attached, asked, path_of(merged), patterns(tensor), device=where, watch=watch)
+        if gathered is None:
+            return result
+        evidence = gathered.evidence(where)
+        if page_path is not None:
+            from ..show.html_merge import merge_page
+
+            write_page(page_path, merge_page(opened.where, result, evidence, facts(opened.source)), force)
+        return replace(result, evidence=evidence) if sha256 else result
+
+
 def diff(
     a: FilePath,
     b: FilePath,
@@ -203,12 +269,14 @@ def _attached(
     return attach(opened, stack.enter_context(open_adapters(paths(adapter), strength, prefixes)))[0]
 
 
-def _open_second(b: FilePath, root: str | None, root_b: str | None, ignore_record: bool, watch: Watch) -> Opened:
+def _open_second(
+    b: FilePath, root: str | None, root_b: str | None, ignore_record: bool, watch: Watch, name: str = "b"
+) -> Opened:
     """B at root_b, else where root says, else at the only state dict it has: a result has fewer levels than its
     input.
     """
     try:
-        return open_groups(path_of(b, "b"), root_b or root, ignore_record, watch.note)
+        return open_groups(path_of(b, name), root_b or root, ignore_record, watch.note)
     except UsageError as unknown:
         if root_b or not root:
             raise

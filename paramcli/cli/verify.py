@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import UsageError
 from ..show.document import document
-from ..show.tables import verify_table
+from ..show.tables import merge_table, verify_table
 from ..text import printable_path
+from ..wording import call, given
 from . import complete, words
 from . import options as o
 from .screen import open_screen
 from .usage import typed
+
+if TYPE_CHECKING:
+    from ..answers.merge_verdict import MergeResult
+    from ..show.console import Screen
 
 
 def attach(app: typer.Typer) -> None:
@@ -39,6 +46,20 @@ def verify(
     ] = None,
     chain: o.Chain = None,
     view: o.View = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            "--base", metavar="BASE", help="With --adapter: is CKPT this and the adapter?", show_default=False
+        ),
+    ] = None,
+    adapter: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--adapter", "-a", metavar="DIR", help="The adapter that was merged; repeatable.", show_default=False
+        ),
+    ] = None,
+    strength: o.Strengths = None,
+    adapter_prefix: o.AdapterPrefixes = None,
     root: o.Root = None,
     device: o.Device = "cpu",
     compute_dtype: o.Compute = "same",
@@ -63,10 +84,32 @@ def verify(
     paramcli verify ckpt.baked.safetensors
 
     paramcli verify rnn.pt -t '*_hh*' --constraint orthogonal --view blocks=4
+
+    paramcli verify merged.safetensors --base model.safetensors --adapter my_lora/
     """
     from ..api import questions
 
     screen = open_screen(quiet)
+    if base is not None or adapter or adapter_prefix or strength:
+        other = {"constraint": constraint, "tol": tolerance, "chain": chain, "view": view}
+        proved = questions.verify_merge(
+            ckpt,
+            _both(ckpt, base, adapter, {**other, "compute-dtype": None if compute_dtype == "same" else compute_dtype}),
+            adapter or (),
+            tensor or (),
+            strength=words.strengths(context, adapter, strength),
+            adapter_prefix=adapter_prefix or (),
+            root=root,
+            device=device,
+            ignore_record=ignore_record,
+            report=report,
+            force=force,
+            sha256=sha256,
+            command=typed(context),
+            watch=screen,
+        )
+        _show_merge(screen, proved, as_json, report)
+        return
     result = questions.verify(
         ckpt,
         tensor or (),
@@ -98,3 +141,42 @@ def verify(
     if result.unverified:
         screen.note("say what they are with --chain, or name with -t what is to be verified")
         raise typer.Exit(3)
+
+
+def _both(ckpt: Path, base: Path | None, adapter: list[Path] | None, other: dict[str, object]) -> Path:
+    """The base of a merge that is to be proved; UsageError for half the question, and for what asks another."""
+    if base is None:
+        raise UsageError(
+            f"{given('adapter')} needs {given('base')}: what it was merged into",
+            hint=given("base", "BASE"),
+            option="base",
+        )
+    if not adapter:
+        raise UsageError(
+            f"{given('base')} needs {given('adapter')}: what was merged into it",
+            hint=f"{given('adapter', 'FOLDER')}; {call('diff', base, ckpt)} compares the two as they are",
+            option="adapter",
+        )
+    for name, value in other.items():
+        if value is not None:
+            raise UsageError(
+                f"{given('base')} and {given(name)} exclude each other: a merge is compared with what it should be",
+                option=name,
+            )
+    return base
+
+
+def _show_merge(screen: Screen, result: MergeResult, as_json: bool, report: Path | None) -> None:
+    if as_json:
+        screen.answer(document(result.document()))
+    else:
+        screen.show(merge_table(result, fold=screen.folds(len(result))))
+        for file in result.evidence.files if result.evidence else ():
+            screen.note(f"{file.sha256}  {file.path}")
+    if report is not None:
+        screen.note(f"wrote {printable_path(report)}")
+    screen.note(result.summary())
+    if result.said:
+        screen.note(result.said)
+    if result.ok is not True:
+        raise typer.Exit(1 if result.ok is False else 3)

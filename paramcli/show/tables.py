@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from ..answers.diff import DiffResult
     from ..answers.discover import Finding
     from ..answers.inspect import InspectResult
+    from ..answers.merge_verdict import MergeResult, MergeVerdict
     from ..answers.spectrum import Spectra
     from ..answers.verdict import Verdict
     from ..catalogue.entry import ConstraintEntry, Entry, MeasureEntry
     from ..spelling.forms import Group
     from ..surgery.plan import Outcome
 
-    Answer = TypeVar("Answer", Outcome, Verdict)
+    Answer = TypeVar("Answer", Outcome, Verdict, MergeVerdict)
 
 # Of a tensor that no constraint and no chain says anything about.
 NO_CLAIM = "no claim"
@@ -241,6 +242,36 @@ def diff_table(result: DiffResult, limit: int = 200) -> Table:
     for label, names in (("A", result.only_in_a), ("B", result.only_in_b)):
         for name in names[:limit]:
             table.add_row(printable(name), "-", "-", Styled((f"only in {label}", "bold red")))
+    return table
+
+
+def merge_table(result: MergeResult, fold: bool = False, limit: int = 200) -> Table:
+    """The verdict on each tensor that adapters change, and the others that are not the base's. `fold`: those alike
+    that hold are one, with the largest numbers among them.
+    """
+    from ..fitting.strengths import ONCE
+
+    table = Table("tensor", ("residual", "right"), ("of rounding", "right"), "strength", "verdict")
+
+    def look(v: MergeVerdict) -> Hashable:
+        return v.chain, v.shape, v.dtype, v.verdict, v.detail, None if v.ok else v.tensor
+
+    for name, group in _rows(table, result.tensors, look, fold):
+        v = max(group, key=lambda v: v.residual or 0.0)
+        colour = {True: "green", False: "bold red", None: "yellow"}[v.ok]
+        said = Styled((v.said, colour))
+        plain = v.detail is None or (v.ok and v.detail == ONCE)
+        table.add_row(
+            _times(name, group),
+            _number(v.residual),
+            _number(v.of_rounding),
+            v.allowed,
+            said if plain else Styled(said, f": {printable(v.detail or '')}"),
+        )
+    others = [(other.tensor, f"not the base's: {printable(other.detail)}") for other in result.different]
+    others += [(name, "missing") for name in result.missing] + [(name, "not in the base") for name in result.extra]
+    for name, what in others[:limit]:
+        table.add_row(printable(name), "-", "-", "-", Styled((what, "bold red")))
     return table
 
 

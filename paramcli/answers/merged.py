@@ -1,0 +1,191 @@
+"""verify MERGED --base BASE --adapter A: is MERGED what BASE and the adapters give, and nothing else?
+
+Each tensor that the adapters change is judged by itself (`judged.py`), against what rounding explains
+(`fitting/strengths.py`); every other one must be the base's, bit for bit. Another dtype of the whole file is a cast of
+each, and is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..chain import Chain
+from ..checkpoint.disk.interrupts import import_torch
+from ..dtypes import EDITABLE
+from ..errors import PATH, InputRefused, ParamcliError
+from ..spelling.adapter import Attached, beside
+from ..spelling.adapters import open_adapters
+from ..spelling.forms import Group
+from ..spelling.opened import Opened, choose_any
+from ..text import listing
+from ..watch import NOBODY, Watch
+from .diff import DiffResult, compare_one, same_state, what_to_say
+from .merge_verdict import MergeResult, MergeVerdict, Other
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass
+class Asked:
+    """The adapters as they were asked for, and what they are at other strengths."""
+
+    paths: Sequence[str]
+    strengths: Sequence[float]
+    prefixes: Sequence[str]
+    # Strength -> the groups that they are attached to; few are kept, and asked for tensor after tensor.
+    _made: dict[float, dict[str, Group]] = field(default_factory=dict)
+
+    def chain_of(self, base: Opened, name: str, before: int) -> Callable[[float], Chain | None]:
+        """The chain of a tensor at so many times the strengths, without the base's own links."""
+
+        def at(strength: float) -> Chain | None:
+            try:
+                chain = self._groups(base, strength)[name].chain
+            except ParamcliError:
+                return None  # a family that has no such strength
+            return None if chain is None else Chain(chain.links[before:])
+
+        return at
+
+    def _groups(self, base: Opened, strength: float) -> dict[str, Group]:
+        if strength not in self._made:
+            factors = [strength * factor for factor in self.strengths]
+            with open_adapters(self.paths, factors, self.prefixes) as adapters:
+                groups, names = beside(base.source, adapters).put_on(base.groups)
+            while len(self._made) >= 8:
+                del self._made[next(iter(self._made))]
+            self._made[strength] = {name: groups[name] for name in names}
+        return self._made[strength]
+
+
+def verify_merge(
+    merged: Opened,
+    base: Opened,
+    attached: Attached,
+    asked: Asked,
+    path: Path,
+    tensor: Sequence[str] = (),
+    *,
+    device: torch.device | str = "cpu",
+    watch: Watch = NOBODY,
+) -> MergeResult:
+    """The verdict on each tensor that the adapters change, and on all others. As `paramcli.verify_merge` has it."""
+    groups, changed = attached.put_on(base.groups)
+    names = choose_any(tensor, (base, merged)) if tensor else {*base.groups, *merged.groups}
+    wanted = [name for name in changed if name in names]
+    if not wanted:
+        raise InputRefused(
+            f"nothing to verify: the adapter changes none of {listing(sorted(names), 4)}",
+            hint=f"it changes {listing(changed, 4)}",
+            path=path,
+            code="nothing_to_verify",
+        )
+    missing = [name for name in base.groups if name in names and name not in merged.groups]
+    extra = [name for name in merged.groups if name in names and name not in base.groups]
+    only = DiffResult((), tuple(missing), tuple(extra))
+    said = None if only.equal else what_to_say(base, merged, names, only, ("BASE", "MERGED"))
+    if not any(name in merged.groups for name in wanted):
+        raise InputRefused(
+            f"none of the {len(wanted)} tensors that the adapter changes is in {PATH}: {listing(wanted, 3)}",
+            hint=said or "is it a merge of this base?",
+            path=path,
+        )
+    import_torch()
+    others = [name for name in base.groups if name in names and name in merged.groups and name not in changed]
+    there = [name for name in wanted if name in merged.groups]
+    total = sum(merged.groups[name].nbytes for name in (*there, *others))
+    keys = attached.source.beside
+    work = Work(
+        merged,
+        base,
+        attached,
+        asked,
+        device,
+        {label: {key for key in keys if key.startswith(f"{label}/")} for label in attached.adapters},
+    )
+    with watch.meter("verify", len(there) + len(others), total) as meter:
+
+        def judged(name: str) -> MergeVerdict:
+            verdict = work.judged(groups[name])
+            meter.advance(merged.groups[name].nbytes)
+            return verdict
+
+        verdicts = tuple(map(judged, there))
+        same, cast, different = _others(merged, base, others, changed, meter.advance)
+    for source in (merged.source, attached.source):
+        source.check_unchanged()
+    adapters = tuple(zip(asked.paths, asked.strengths, strict=True))
+    return MergeResult(
+        path, base.source.path, adapters, verdicts, same, cast, different, tuple(missing), tuple(extra), said
+    )
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all tensors are judged with. `labels`: the keys of each adapter's tensors, by its name."""
+
+    merged: Opened
+    base: Opened
+    attached: Attached
+    asked: Asked
+    device: torch.device | str
+    labels: dict[str, set[str]]
+    # Strengths that tensors were found at.
+    known: list[float] = field(default_factory=list)
+
+    def judged(self, group: Group) -> MergeVerdict:
+        from ..fitting.expected import Side, Touched, of_adapters
+        from .judged import judge
+
+        name, own = group.tensor, self.base.groups[group.tensor]
+        before = 0 if own.is_plain else len(own.chain or ())
+        touched = Touched(
+            of_adapters(group, before),
+            Side(self.base.source, own),
+            Side(self.merged.source, self.merged.groups[name]),
+            self.attached.source,
+            self.asked.chain_of(self.base, name, before),
+            self.device,
+            self.known,
+        )
+        return judge(touched, self.labels)
+
+
+def _others(
+    merged: Opened, base: Opened, names: Sequence[str], changed: Collection[str], advance: Callable[[int], None]
+) -> tuple[int, int, tuple[Other, ...]]:
+    """(how many are the base's, how many of these cast to another dtype, those that are not)"""
+    twins = {name: tied for tied in base.source.tied() for name in tied}
+    same = cast = 0
+    different = []
+    for name in names:
+        one, other = base.groups[name], merged.groups[name]
+        found = compare_one(name, base.source, one, merged.source, other, None, exact=True)
+        tied = [twin for twin in twins.get(name, ()) if twin in changed and twin in merged.groups]
+        if found.equal:
+            same += 1
+        elif one.dtype != other.dtype and _is_cast(base, one, merged, other):
+            same, cast = same + 1, cast + 1
+        elif any(same_state(merged.source, merged.groups[twin], merged.source, other) for twin in tied):
+            same += 1  # one tensor with what the adapter changes, and changed with it
+        else:
+            detail = found.detail or f"it is off by {found.max_abs:.3g}, and no adapter changes it"
+            different.append(Other(name, detail))
+        advance(other.nbytes)
+    return same, cast, tuple(different)
+
+
+def _is_cast(base: Opened, one: Group, merged: Opened, other: Group) -> bool:
+    """Is one the other, rounded to its dtype?"""
+    import torch
+
+    from ..fitting.evaluate import effective
+
+    if one.shape != other.shape or {one.dtype, other.dtype} - EDITABLE:
+        return False
+    W, M = effective(base.source, one), effective(merged.source, other)
+    return bool(torch.equal(W.to(M.dtype), M))
