@@ -65,10 +65,11 @@ class View:
             )
         return (self.count, size, *shape[1:]) if self.name == "blocks" else (self.count, *shape[:-1], size)
 
-    @property
-    def keeps_rows(self) -> bool:
-        """Is a row of what the maths sees, an index of dimension 0, that row of the stored tensor, entry for entry?"""
-        return self.name in (None, "flatten")
+    def keeps_rows(self, shape: Sequence[int]) -> bool:
+        """Is a row of what the maths sees, an index of dimension 0, the view of that row of a stored tensor of this
+        shape?
+        """
+        return self.name in (None, "flatten") or (self.name == "transpose" and len(shape) > 2)
 
     def into(self, tensor: Tensor) -> Tensor:
         """The stored tensor as the maths sees it."""

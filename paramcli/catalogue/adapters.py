@@ -27,6 +27,12 @@ def _lora_stores(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
     return {"original": (None, shape), "lora_A": (None, (rank, rest)), "lora_B": (None, (out, rank))}
 
 
+def _expert_stores(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
+    rank, (*experts, out, rest) = cast("int", arguments["rank"]), shape
+    A, B = (*experts, rank, rest), (*experts, out, rank)
+    return {"original": (None, shape), "lora_A": (None, A), "lora_B": (None, B)}
+
+
 def _dora_stores(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
     return {**_lora_stores(shape, arguments), "magnitude": (None, shape[:1])}
 
@@ -49,6 +55,22 @@ PARAMETRIZATIONS = (
         examples=("lora:rank=1", "lora:rank=2:alpha=6", "lora:rank=1:alpha=-2.0"),
         spelt=("alpha",),
         stores=_lora_stores,
+    ),
+    Entry(
+        name="expert_lora",
+        family="adapter",
+        summary="plus a change of low rank for each expert of a fused tensor",
+        law="W_e = W0_e + (alpha / rank) B_e A_e, for each e of (experts, out, in)",
+        maps=(("any", "any"),),
+        right_inverse="W0 = W, B = 0, A random",
+        source="peft 0.21: target_parameters",
+        target="adapters:ExpertLoRA",
+        arguments=(RANK, ALPHA, ROUNDS),
+        cost="one thin product for each expert",
+        verifies=str(CHANGE_OF_RANK),
+        examples=("expert_lora:rank=1", "expert_lora:rank=2:alpha=6"),
+        spelt=("alpha",),
+        stores=_expert_stores,
     ),
     Entry(
         name="minlora",

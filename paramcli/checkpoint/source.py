@@ -187,7 +187,7 @@ class Source:
     tree: object = None
     # Every storage of a torch file by its key, those outside the state dict too.
     storages: dict[str, Storage] = field(default_factory=dict)
-    # The tensors that are not this checkpoint's own: adapters lie beside it, and no result has a copy of them.
+    # Tensors of adapters that were opened with it: no result has a copy of them.
     beside: frozenset[str] = frozenset()
     # (file, offset) of a storage -> its comparison, made by whoever asked first: True, or why it is refused.
     _checks: dict[tuple[int, int], Future[bool]] = field(default_factory=dict, repr=False)

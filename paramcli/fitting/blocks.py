@@ -50,7 +50,7 @@ def sliced_roles(chain: Chain, view: View, shape: Sequence[int]) -> frozenset[st
 
     None where a link needs other rows too, or the constraint cannot be measured by rows.
     """
-    if not shape or not view.keeps_rows:
+    if not shape or not view.keeps_rows(shape):
         return None
     seen = torch.Size(view.shape(shape))
     if chain.constraint is not None and not constraint(chain.constraint).by_rows(seen):
@@ -104,10 +104,13 @@ def _ranges(group: Group) -> tuple[tuple[int, int], ...]:
 
 
 def _readable(group: Group, roles: frozenset[str]) -> bool:
-    """Do the sliced tensors lie row after row in the file, as many as the weight has? Small ones may be decoded."""
+    """Do the sliced tensors have as many rows as the weight, and lie row after row in the file? Those that are decoded,
+    or lie otherwise, where they are small beside the weight: they are held whole.
+    """
     infos = [group.infos[role] for role in roles if role in group.infos]
+    small = max(BLOCK_BYTES, nbytes_of(group.dtype, group.shape) // 16)
     return len(infos) == len(roles) and all(
-        (info.run is not None or (info.storage.decode is not None and info.nbytes <= BLOCK_BYTES))
+        (info.run is not None or (not info.pieces and info.nbytes <= small))
         and info.shape
         and info.shape[0] == group.shape[0]
         for info in infos
@@ -138,7 +141,8 @@ class Batch:
         if self.several:
             self.view, self.shape = IDENTITY, (len(groups), *view.shape(self.shape))
         keys = groups[0].keys.items() if ranges else ()
-        self._whole = {role: source.read(key) for role, key in keys if role not in sliced}
+        infos = groups[0].infos
+        self._whole = {role: source.read(key) for role, key in keys if role not in sliced or infos[role].run is None}
 
     def read(self, rows: Rows) -> dict[str, Tensor]:
         """The tensors of a block by role, those that are sliced of these rows."""
@@ -185,7 +189,6 @@ class Batch:
 
     def _read_rows(self, role: str, begin: int, end: int) -> Tensor:
         assert isinstance(self.source, Source)  # what stands for one is read whole
-        key = self.groups[0].keys[role]
-        if self.source.tensors[key].run is None:
-            return self.source.read(key)[begin:end]
-        return self.source.read_rows(key, begin, end)
+        if role in self._whole:
+            return self._whole[role][begin:end]
+        return self.source.read_rows(self.groups[0].keys[role], begin, end)

@@ -80,14 +80,58 @@ class LoRA(Parametrization):
         return self.lora_A.size(0)
 
     def checks(self, originals: tuple[Tensor, ...], value: Tensor) -> list[Check]:
+        return [Check(f"change_of_rank:{self.rank}", *self._beyond(originals[0], value))]
+
+    def _beyond(self, original: Tensor, value: Tensor) -> tuple[float, float]:
+        """(singular value `rank` + 1 of the change, relative to the larger of both; what rounding makes of it)"""
         rank = self.rank
-        S = torch.linalg.svdvals((value - originals[0]).reshape(matrix_shape(value.shape)))
+        S = torch.linalg.svdvals((value - original).reshape(matrix_shape(value.shape)))
         # The difference of two stored tensors carries their rounding, in units of the weight's own size.
-        size = torch.maximum(torch.linalg.matrix_norm(originals[0].reshape(matrix_shape(value.shape)), 2), S[0])
+        size = torch.maximum(torch.linalg.matrix_norm(original.reshape(matrix_shape(value.shape)), 2), S[0])
         beyond = (S[rank] / size).item() if rank < len(S) and size > 0 else 0.0
         # A change that was rounded before has that rounding too, in units of its own size.
         coarse = eps(self.stored_dtype if self.rounds == "none" else getattr(torch, self.rounds))
-        return [Check(f"change_of_rank:{rank}", beyond, 8 * max(eps(self.stored_dtype), coarse))]
+        return beyond, 8 * max(eps(self.stored_dtype), coarse)
+
+
+class ExpertLoRA(LoRA):
+    r"""W0_e to W0_e + (alpha / rank) B_e A_e for each expert e of a tensor (experts, out, in), `rounds` as of LoRA.
+
+    A is (experts, rank, in) and B (experts, out, rank); without experts it is LoRA. PEFT keeps B with the expert index
+    innermost, (out, rank, experts): its reader sees that memory in this order.
+
+    Inverse: W0 = W, B = 0, A random.
+    Cost:    one thin product for each expert.
+    Source:  peft 0.21, tuners/lora (ParamWrapper).
+    """
+
+    def __init__(self, A: Tensor, B: Tensor, alpha: float, rounds: str = "none"):
+        super().__init__(A, B, alpha, rounds)
+        self.scaling = alpha / A.size(-2)
+
+    @classmethod
+    def by_rows(cls, shape: torch.Size, *_: Any, **arguments: Any) -> frozenset[str]:
+        rows = super().by_rows(shape)
+        return rows | {"lora_A"} if len(shape) > 2 else rows
+
+    @classmethod
+    def check_shape(cls, shape: torch.Size, *_: Any, **arguments: Any) -> None:
+        require_matrix(shape, "expert_lora")
+
+    @classmethod
+    def make(cls, value: Tensor, rank: int, alpha: float = 1.0, rounds: str = "none") -> ExpertLoRA:
+        *experts, out, rest = value.shape
+        A, B = value.new_empty(math.prod(experts) * rank, rest), value.new_zeros(*experts, out, rank)
+        return cls(draw(A).view(*experts, rank, rest), B, alpha, rounds)
+
+    @property
+    def rank(self) -> int:
+        return self.lora_A.size(-2)
+
+    def checks(self, originals: tuple[Tensor, ...], value: Tensor) -> list[Check]:
+        before, after = (W.reshape(-1, *W.shape[-2:]) for W in (originals[0], value))
+        found = [self._beyond(W0, W) for W0, W in zip(before, after, strict=True)]
+        return [Check(f"change_of_rank:{self.rank}", *max(found))] if found else []
 
 
 def rounded(change: Tensor, rounds: str) -> Tensor:
