@@ -93,7 +93,8 @@ def adapter_facts(path: Path, keys: Iterable[str]) -> AdapterFacts | None:
     if adapter is None:
         return None
     with adapter.source:
-        return AdapterFacts(adapter.title, len({change.tensor for change in adapter.changes}), adapter.facts)
+        changes = len({change.tensor for change in adapter.changes}) + adapter.expected
+        return AdapterFacts(adapter.title, changes, adapter.facts)
 
 
 def inspect(opened: Opened, tensor: Sequence[str] = (), adapter: AdapterFacts | None = None) -> InspectResult:

@@ -22,6 +22,8 @@ from .opened import Opened
 from .record import Entry
 from .unparametrized import ONTO_BASE, instead_of_chains
 
+# A name as the adapter has it -> as the base has it.
+Rename = Callable[[str], str]
 TRANSPOSE = parse_view("transpose")
 _PIECE = 8 << 20
 
@@ -67,6 +69,18 @@ class Names:
 
 
 @dataclass(frozen=True)
+class Found:
+    """Changes that a base tells: the tensors that they are made of in place of those of the file that it `replaces`,
+    and which of them several share.
+    """
+
+    changes: tuple[Change, ...]
+    tensors: Mapping[str, TensorInfo]
+    replaces: frozenset[str]
+    shared: frozenset[str]
+
+
+@dataclass(frozen=True)
 class Adapter:
     """An open adapter: what it says of itself, and its changes in the order in which they are made."""
 
@@ -77,6 +91,10 @@ class Adapter:
     shared: frozenset[str] = field(default_factory=frozenset)
     # Key -> the base's tensor that it is a copy of.
     copies: Mapping[str, str] = field(default_factory=dict)
+    # Makes the changes that only a base can tell, which come first; of `expected` parameters.
+    late: Callable[[Mapping[str, Group], Rename], Found] | None = None
+    expected: int = 0
+    prefixes: tuple[tuple[str, str], ...] = ()
     # What it says of itself, for who looks at it: rank, scale, targets.
     facts: Mapping[str, str] = field(default_factory=dict)
     # Those that are known to change nothing.
@@ -88,7 +106,18 @@ class Adapter:
         if not prefixes:
             return self
         changes = tuple(_renamed(change, prefixes) for change in self.changes)
-        return replace(self, changes=changes, copies={k: _prefixed(n, prefixes) for k, n in self.copies.items()})
+        copies = {key: _prefixed(name, prefixes) for key, name in self.copies.items()}
+        return replace(self, changes=changes, copies=copies, prefixes=tuple(prefixes))
+
+    def on(self, groups: Mapping[str, Group]) -> Adapter:
+        """The adapter with all its changes, for a base."""
+        if self.late is None:
+            return self
+        found = self.late(groups, lambda name: _prefixed(name, self.prefixes))
+        tensors = {key: info for key, info in self.source.tensors.items() if key not in found.replaces}
+        source = replace(self.source, tensors={**tensors, **found.tensors})
+        changes, shared = (*found.changes, *self.changes), self.shared | found.shared
+        return replace(self, source=source, changes=changes, shared=shared, late=None)
 
 
 def _renamed(change: Change, prefixes: Sequence[tuple[str, str]]) -> Change:
@@ -173,16 +202,17 @@ class Attached:
                 )
 
 
-def beside(base: Source, adapters: Sequence[Adapter], rounds: str = "none") -> Attached:
+def beside(base: Opened, adapters: Sequence[Adapter], rounds: str = "none") -> Attached:
     """The adapters, which are the caller's to close, joined to a base; `rounds` as of `Attached`."""
-    labels = _labels(base, adapters)
-    source = joined(base, dict(zip(labels, (adapter.source for adapter in adapters), strict=True)))
+    adapters = [adapter.on(base.groups) for adapter in adapters]
+    labels = _labels(base.source, adapters)
+    source = joined(base.source, dict(zip(labels, (adapter.source for adapter in adapters), strict=True)))
     return Attached(source, dict(zip(labels, adapters, strict=True)), rounds)
 
 
 def attach(opened: Opened, adapters: Sequence[Adapter], rounds: str = "none") -> tuple[Opened, list[str]]:
     """(the base with the adapters' changes on its tensors, their names), as of `Attached.put_on`."""
-    attached = beside(opened.source, adapters, rounds)
+    attached = beside(opened, adapters, rounds)
     groups, names = attached.put_on(opened.groups)
     return Opened(attached.source, groups), names
 

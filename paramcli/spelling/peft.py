@@ -21,6 +21,7 @@ from ..errors import TENSOR, InputRefused
 from ..text import printable
 from .adapter import Adapter, Change
 from .peft_config import Config
+from .peft_experts import Experts, parameters_of, targets_of
 from .peft_family import Family, Module
 from .peft_lora import LORA
 from .peft_scaled import ADALORA, IA3, VERA
@@ -98,9 +99,13 @@ def _adapter(source: Source, config: Config, family: Family) -> Adapter:
         else:
             # What is put in a weight's place is there before a change is added to it.
             changes.append(whole(info, plain))
-    several, idle = set(shared.values()), set[str]()
+    several, idle, targets = set(shared.values()), set[str](), targets_of(config)
+    wrapped: list[Module] = []
     for path, keys in parts.items():
         module = Module(base_name(path), path, keys, source, shared)
+        if parameters_of(module.path, targets):
+            wrapped.append(module)
+            continue
         made = [rows(module, config)] if ROWS in keys else []
         made += family.changes(module, config) if keys.keys() - {ROWS} else []
         used = Counter(key for change in made for key in change.keys.values())
@@ -108,7 +113,15 @@ def _adapter(source: Source, config: Config, family: Family) -> Adapter:
         idle |= {key for key in keys.values() if key not in used and not source.tensors[key].numel}
         changes += made
     return Adapter(
-        source, family.titled(config), tuple(changes), frozenset(several), copies, config.facts(), frozenset(idle)
+        source,
+        family.titled(config),
+        tuple(changes),
+        frozenset(several),
+        copies,
+        facts=config.facts(),
+        idle=frozenset(idle),
+        late=Experts.of(wrapped, config, targets).on if wrapped else None,
+        expected=len(wrapped),
     )
 
 

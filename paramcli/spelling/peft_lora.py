@@ -55,8 +55,6 @@ def _check(config: Config) -> None:
             raise config.refusal(f"{name} is set, and what that changes is in no weight")
     if config.is_set("layer_replication"):
         raise config.refusal("layer_replication is set: the base it was trained on has other layers")
-    if config.is_set("target_parameters"):
-        raise config.refusal("target_parameters is set: adapters of single parameters (fused experts) are not read yet")
 
 
 def _changes(module: Module, config: Config) -> list[Change]:

@@ -160,14 +160,16 @@ def test_every_way_to_start_says_the_same_by_rows(tmp_path, both_ways, paramcli,
 
 
 def test_a_flat_view_of_kernels_is_taken_by_rows_and_others_are_not(tmp_path, both_ways):
-    """--view flatten keeps rows; blocks and transpose do not, and are computed whole."""
+    """--view flatten keeps rows, and transpose those above its matrices; blocks do not, nor one matrix transposed."""
     a = tmp_path / "a.safetensors"
     save_file({"l.weight": weight((128, 8, 3, 3), torch.float32)}, a)
     made = both_ways("add", a, "-t", "l.weight", "--chain", "weight_norm", "--view", "flatten")
     (tmp_path / "n.safetensors").write_bytes(made[2]["out.safetensors"])
     both_ways("remove", tmp_path / "n.safetensors")
-    for view in ("blocks=4", "transpose"):
-        both_ways("add", a, "-t", "l.weight", "--chain", "identity", "--view", view, blocks=0)
+    both_ways("add", a, "-t", "l.weight", "--chain", "identity", "--view", "transpose")
+    both_ways("add", a, "-t", "l.weight", "--chain", "identity", "--view", "blocks=4", blocks=0)
+    save_file({"l.weight": weight((128, 72), torch.float32)}, a)
+    both_ways("add", a, "-t", "l.weight", "--chain", "identity", "--view", "transpose", blocks=0)
 
 
 @pytest.mark.parametrize(
