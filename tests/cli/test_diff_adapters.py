@@ -57,4 +57,4 @@ def test_what_is_no_adapter_of_it_is_refused(adapters, tmp_path, paramcli):
     base, merge = whole(adapters / "lora", tmp_path / "merged.safetensors")
     assert "error: " in paramcli("diff", base, merge, "--adapter", tmp_path / "none", code=3).err
     assert "are not in" in paramcli("diff", base, merge, "--adapter", adapters / "conv", code=3).err
-    assert "no adapter_model.safetensors" in paramcli("diff", base, merge, "--adapter-b", merge, code=3).err
+    assert "is no adapter that is read" in paramcli("diff", base, merge, "--adapter-b", merge, code=3).err
