@@ -55,7 +55,7 @@ class Asked:
         if strength not in self._made:
             factors = [strength * factor for factor in self.strengths]
             with open_adapters(self.paths, factors, self.prefixes) as adapters:
-                groups, names = beside(base.source, adapters).put_on(base.groups)
+                groups, names = beside(base, adapters).put_on(base.groups)
             while len(self._made) >= 8:
                 del self._made[next(iter(self._made))]
             self._made[strength] = {name: groups[name] for name in names}

@@ -193,7 +193,7 @@ def verify_merge(
         where = torch_device(device)
         if where == "mps":
             raise UsageError("Metal has no double precision", hint=given("device", "cpu"), option="device")
-        attached = beside(plain.source, adapters)
+        attached = beside(plain, adapters)
         result = answer(opened, plain, attached, asked, path_of(merged), patterns(tensor), device=where, watch=watch)
         if gathered is None:
             return result
