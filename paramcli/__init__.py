@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .answers.spectrum import Spectra, Spectrum, SpectrumResult
     from .answers.verdict import Verdict, VerifyResult
     from .api.edits import add, apply, assign, attach, convert, merge, migrate, remove
+    from .api.extract import extract
     from .api.questions import diff, discover, inspect, snippet, spectrum, verify, verify_merge
     from .chain import Chain
     from .errors import CheckFailed, DeviceFull, InputRefused, OutputFailed, ParamcliError, UsageError
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from .maths.base import Check
     from .plugins import load_plugin
     from .spelling.forms import Group
+    from .surgery.extracted import Extracted, ExtractResult
     from .surgery.plan import Outcome
     from .surgery.result import EditResult
     from .view import View
@@ -45,12 +47,14 @@ if TYPE_CHECKING:
 # Public name -> the module that has it. None is imported before it is asked for.
 _PLACES = {
     ".api.edits": ("add", "apply", "assign", "attach", "convert", "merge", "migrate", "remove"),
+    ".api.extract": ("extract",),
     ".api.questions": ("diff", "discover", "inspect", "snippet", "spectrum", "verify", "verify_merge"),
     ".live": ("load", "register", "save"),
     ".plugins": ("load_plugin",),
     ".watch": ("Watch",),
     ".errors": ("CheckFailed", "DeviceFull", "InputRefused", "OutputFailed", "ParamcliError", "UsageError"),
     ".surgery.result": ("EditResult",),
+    ".surgery.extracted": ("ExtractResult", "Extracted"),
     ".surgery.plan": ("Outcome",),
     ".answers.inspect": ("InspectResult",),
     ".answers.verdict": ("Verdict", "VerifyResult"),
@@ -74,6 +78,8 @@ __all__ = [
     "Difference",
     "DiscoverResult",
     "EditResult",
+    "ExtractResult",
+    "Extracted",
     "Finding",
     "Group",
     "InputRefused",
@@ -98,6 +104,7 @@ __all__ = [
     "convert",
     "diff",
     "discover",
+    "extract",
     "inspect",
     "load",
     "load_plugin",

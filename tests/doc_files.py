@@ -78,6 +78,14 @@ def adapter(folder: Path) -> None:
     save_file({new: tensors[old] for old, new in names.items()}, folder / "wrapped.safetensors")
 
 
+def tuned(folder: Path) -> None:
+    """pretrained.safetensors, and tuned.safetensors: it with another norm, and changes of rank 3 in eight matrices."""
+    shutil.copy(ROOT / "fixtures" / "adapters" / "llama.safetensors", folder / "pretrained.safetensors")
+    tensors = load_file(folder / "pretrained.safetensors")
+    tensors |= load_file(ROOT / "fixtures" / "adapters" / "lora" / "merged.safetensors")
+    save_file({**tensors, "model.norm.weight": tensors["model.norm.weight"] * 1.1}, folder / "tuned.safetensors")
+
+
 def recipe(folder: Path) -> None:
     """recipe.toml: one edit of ckpt.pt."""
     (folder / "recipe.toml").write_text('[[edit]]\ncommand = "add"\ntensor = ["fc.weight"]\nchain = "skew,cayley"\n')

@@ -57,6 +57,12 @@ SESSIONS = {
         "paramcli merge wrapped.safetensors --adapter my_lora",
         "paramcli merge model.safetensors",
     ],
+    "extract": [
+        "paramcli extract -h",
+        "paramcli extract tuned.safetensors --base pretrained.safetensors --rank 2",
+        "paramcli extract tuned.safetensors --base pretrained.safetensors",
+        "paramcli extract pretrained.safetensors --base pretrained.safetensors --rank 2",
+    ],
     "verify": [
         "paramcli verify -h",
         "paramcli verify layer.safetensors",
@@ -98,7 +104,7 @@ def screen(name: str, mode: str) -> str:
         folder = Path(place) / "work"
         shutil.copytree(ROOT / "fixtures", folder / "fixtures")
         makers = (doc_files.checkpoints, doc_files.vocoder, doc_files.encoder, doc_files.claims, doc_files.recipe)
-        for make in (*makers, doc_files.adapter):
+        for make in (*makers, doc_files.adapter, doc_files.tuned):
             make(folder)
         (folder / "wrong.toml").write_text((folder / "recipe.toml").read_text().replace("chain", "chian"))
         parts = []

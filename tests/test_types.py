@@ -40,6 +40,9 @@ reveal_type(paramcli.assign("a.pt", "fc.weight", with_="orthogonal", seed=3, che
 reveal_type(paramcli.assign("a.pt", ["fc.weight"], from_="b.pt:w", dry_run=True))
 reveal_type(paramcli.remove("a.pt", bake=False, view="blocks=4", in_place=True, verify=True))
 reveal_type(paramcli.merge("a.pt", ["b", "c"], strength=[1, 0.5], adapter_prefix="a.=b.", device="cuda"))
+extracted: paramcli.ExtractResult = paramcli.extract("a.pt", "b.pt", "fc.*", energy=0.9, spelling="kohya", whole="x")
+change: paramcli.Extracted = extracted.tensors[0]
+reveal_type((change.rank, change.lost, change.writes, extracted.notes, extracted.document()))
 reveal_type(paramcli.attach("a.pt", "b", strength=2, dry_run=True))
 reveal_type(paramcli.migrate("a.pt", to="new", force=True))
 reveal_type(paramcli.convert("a.pt", "b.safetensors", dtype="bfloat16", max_shard_size="5GB", keep="fc.*"))

@@ -20,6 +20,7 @@ PANELS = {
         "assign": "set tensors to a value, through their chains",
         "remove": "bake parametrizations into plain weights, or take them off",
         "merge": "bake adapters into the base they belong to",
+        "extract": "an adapter of what one checkpoint changes in another",
         "apply": "many edits in one pass, from a recipe",
     },
     "Prove": {

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import typer
 
     from ..dtypes import ComputeDtype
+    from ..spelling.written import AdapterSpelling
     from ..surgery.edits.add import Init
     from ..surgery.edits.base import Spelling, Tied
     from ..surgery.edits.merge import Like
@@ -48,6 +49,12 @@ def spelling(word: str) -> Spelling:
     from ..surgery.edits.base import SPELLINGS
 
     return check_choice("spelling", word, SPELLINGS)
+
+
+def adapter_spelling(word: str) -> AdapterSpelling:
+    from ..spelling.written import ADAPTER_SPELLINGS
+
+    return check_choice("spelling", word, ADAPTER_SPELLINGS)
 
 
 def compute_dtype(word: str) -> ComputeDtype:
