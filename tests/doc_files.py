@@ -65,10 +65,16 @@ def checkpoints(folder: Path) -> None:
 
 def adapter(folder: Path) -> None:
     """model.safetensors, my_lora/, PEFT's adapter of it, and wrapped.safetensors, the same model under longer names;
-    half.safetensors and half_lora/, another pair in bfloat16.
+    half.safetensors and half_lora/, another pair in bfloat16; pipeline.safetensors and its U-Net, unet.safetensors,
+    with style.safetensors, kohya's adapter of the whole.
     """
     shutil.copy(ROOT / "fixtures" / "adapters" / "llama_bf16.safetensors", folder / "half.safetensors")
     shutil.copytree(ROOT / "fixtures" / "adapters" / "lora_bf16", folder / "half_lora")
+    kohya = ROOT / "fixtures" / "kohya"
+    shutil.copy(kohya / "base.safetensors", folder / "pipeline.safetensors")
+    shutil.copy(kohya / "lora.safetensors", folder / "style.safetensors")
+    whole = load_file(kohya / "base.safetensors")
+    save_file({n: T for n, T in whole.items() if n.startswith("model.diffusion_model.")}, folder / "unet.safetensors")
     shutil.copy(ROOT / "fixtures" / "adapters" / "llama.safetensors", folder / "model.safetensors")
     shutil.copytree(ROOT / "fixtures" / "adapters" / "lora", folder / "my_lora")
     names = {

@@ -192,7 +192,7 @@ def merge(
     """Attach adapters to the tensors they belong to, in order, and bake: the base's files come out as they came in.
 
     Args:
-        adapter: PEFT folders; every tensor of each is used, once.
+        adapter: PEFT folders, or files of kohya, LyCORIS or diffusers; every tensor of each is used, once.
         strength: what the change of each is multiplied by; one number for all, or one for each.
         adapter_prefix: "OLD=NEW", how the adapters' names begin and how the base's do.
         like: "peft-bf16", as PEFT merges with the adapter in half precision: the change is rounded too.

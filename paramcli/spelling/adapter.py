@@ -349,7 +349,7 @@ def _matches_nothing(
     if instead_of_chains(groups).hint == ONTO_BASE:
         where, hint = f"{where}, which is an adapter itself", "give the file of the base model's weights"
     return InputRefused(
-        f"{TENSOR}{more} of {of_all} are not in {where}",
+        f"{TENSOR}{more} of {of_all} {'are' if len(lost) > 1 else 'is'} not in {where}",
         hint=hint,
         tensor=lost[0].tensor,
         path=adapter.source.path,
