@@ -55,7 +55,8 @@ class Asked:
         if strength not in self._made:
             factors = [strength * factor for factor in self.strengths]
             with open_adapters(self.paths, factors, self.prefixes) as adapters:
-                groups, names = beside(base, adapters).put_on(base.groups)
+                attached = beside(base, adapters)
+                groups, names = attached.put_on(attached.groups)
             while len(self._made) >= 8:
                 del self._made[next(iter(self._made))]
             self._made[strength] = {name: groups[name] for name in names}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from ..chain import Chain, extend, parse_chain
 from ..checkpoint.joined import joined
@@ -80,6 +81,16 @@ class Found:
     shared: frozenset[str]
 
 
+class InBase(Protocol):
+    """Takes an adapter out of a base's own file."""
+
+    def within(self, base: Opened) -> tuple[Opened, Adapter]:
+        """(the base without it, the adapter); InputRefused where it is not there."""
+
+    def require_none_left(self, base: Opened) -> None:
+        """InputRefused where the file holds another one."""
+
+
 @dataclass(frozen=True)
 class Adapter:
     """An open adapter: what it says of itself, and its changes in the order in which they are made."""
@@ -94,6 +105,8 @@ class Adapter:
     # Makes the changes that only a base can tell, which come first; of `expected` parameters.
     late: Callable[[Mapping[str, Group], Rename], Found] | None = None
     expected: int = 0
+    # Where its tensors are in the base's own file, and `source` has none.
+    inside: InBase | None = None
     prefixes: tuple[tuple[str, str], ...] = ()
     # What it says of itself, for who looks at it: rank, scale, targets.
     facts: Mapping[str, str] = field(default_factory=dict)
@@ -105,6 +118,8 @@ class Adapter:
         """The adapter with the beginnings of its tensors' names replaced: the first that fits each."""
         if not prefixes:
             return self
+        if self.inside is not None:
+            return replace(self, prefixes=tuple(prefixes))
         changes = tuple(_renamed(change, prefixes) for change in self.changes)
         copies = {key: _prefixed(name, prefixes) for key, name in self.copies.items()}
         return replace(self, changes=changes, copies=copies, prefixes=tuple(prefixes))
@@ -143,9 +158,12 @@ def parse_prefix(text: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Attached:
-    """Adapters beside a base: the base's file with theirs joined to it, and what stands before the tensors of each."""
+    """Adapters beside a base: the base's file with theirs joined to it, the base's own groups, and what stands before
+    the tensors of each adapter.
+    """
 
     source: Source
+    groups: Mapping[str, Group]
     adapters: Mapping[str, Adapter]
     # The dtype that a change is rounded to before it is added; "none" where the sum alone is rounded.
     rounds: str = "none"
@@ -204,16 +222,26 @@ class Attached:
 
 def beside(base: Opened, adapters: Sequence[Adapter], rounds: str = "none") -> Attached:
     """The adapters, which are the caller's to close, joined to a base; `rounds` as of `Attached`."""
-    adapters = [adapter.on(base.groups) for adapter in adapters]
-    labels = _labels(base.source, adapters)
-    source = joined(base.source, dict(zip(labels, (adapter.source for adapter in adapters), strict=True)))
-    return Attached(source, dict(zip(labels, adapters, strict=True)), rounds)
+    ready = []
+    for adapter in adapters:
+        if adapter.inside is not None:
+            base, found = adapter.inside.within(base)
+            ready.append(found.with_prefix(adapter.prefixes))
+        else:
+            ready.append(adapter)
+    for adapter in adapters:
+        if adapter.inside is not None:
+            adapter.inside.require_none_left(base)
+    ready = [adapter.on(base.groups) for adapter in ready]
+    labels = _labels(base.source, ready)
+    source = joined(base.source, dict(zip(labels, (adapter.source for adapter in ready), strict=True)))
+    return Attached(source, base.groups, dict(zip(labels, ready, strict=True)), rounds)
 
 
 def attach(opened: Opened, adapters: Sequence[Adapter], rounds: str = "none") -> tuple[Opened, list[str]]:
     """(the base with the adapters' changes on its tensors, their names), as of `Attached.put_on`."""
     attached = beside(opened, adapters, rounds)
-    groups, names = attached.put_on(opened.groups)
+    groups, names = attached.put_on(attached.groups)
     return Opened(attached.source, groups), names
 
 

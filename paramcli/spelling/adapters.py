@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ..checkpoint.read.open import open_checkpoint
+from ..checkpoint.read.parts import ADAPTER_CONFIG
 from ..errors import PATH, InputRefused, UsageError
 from ..text import count_text
 from ..wording import call, given
@@ -24,7 +25,7 @@ def open_adapter(path: Path, strength: float = 1.0) -> Adapter:
     Close its source.
     """
     file = path / _DIFFUSERS if path.is_dir() and not is_peft(path) and (path / _DIFFUSERS).exists() else path
-    if file.is_dir():
+    if file.is_dir() or file.name == ADAPTER_CONFIG:
         return open_peft(file, strength)
     source = open_checkpoint(file)
     try:

@@ -24,6 +24,7 @@ from .peft_config import Config
 from .peft_experts import Experts, parameters_of, targets_of
 from .peft_family import Family, Module
 from .peft_lora import LORA
+from .peft_model import Inside
 from .peft_scaled import ADALORA, IA3, VERA
 from .peft_turned import BOFT, OFT
 from .peft_whole import LN_TUNING, ROWS, TRAINABLE_TOKENS, base_name, rows, whole
@@ -55,15 +56,10 @@ def is_peft(path: Path) -> bool:
 
 
 def open_peft(path: Path, strength: float = 1.0) -> Adapter:
-    """An adapter's folder, or the file of weights in it. InputRefused for what is none, or cannot be merged."""
+    """An adapter's folder, the file of weights in it, or its configuration alone, whose tensors are then in the base's
+    file. InputRefused for what is none, or cannot be merged.
+    """
     folder = path if path.is_dir() else path.parent
-    weights = next((folder / name for name in ADAPTER_WEIGHTS if (folder / name).exists()), None)
-    if weights is None:
-        raise InputRefused(
-            f"no {ADAPTER_WEIGHTS[0]} is in the folder",
-            path=folder,
-            hint="a folder that save_pretrained of a PEFT model wrote",
-        )
     config = Config.read(folder / ADAPTER_CONFIG, strength)
     family = FAMILIES.get(config.peft_type)
     if family is None:
@@ -72,6 +68,11 @@ def open_peft(path: Path, strength: float = 1.0) -> Adapter:
             f"its peft_type is {printable(config.peft_type)}, {why}", hint=f"what is merged is {', '.join(FAMILIES)}"
         )
     family.check(config)
+    weights = next((folder / name for name in ADAPTER_WEIGHTS if (folder / name).exists()), None)
+    if weights is None:
+        nothing = Source(folder / ADAPTER_CONFIG, "", [], {})
+        inside = Inside(config, PARTS, lambda source: _adapter(source, config, family))
+        return Adapter(nothing, family.titled(config), (), inside=inside, facts=config.facts())
     source = open_checkpoint(weights)
     try:
         return _adapter(source, config, family)
@@ -125,9 +126,10 @@ def _adapter(source: Source, config: Config, family: Family) -> Adapter:
     )
 
 
+_PARTS = [ROWS, *(part for family in FAMILIES.values() for part in family.parts)]
+PARTS = frozenset(_PARTS + [part for family in FAMILIES.values() for part in family.shared])
 _KEY = re.compile(
-    rf"(?P<module>.+)\.(?P<what>{'|'.join([ROWS, *(part for family in FAMILIES.values() for part in family.parts)])})"
-    r"(?:\.default)?(?:\.weight|(?P<bias>\.bias))?",
+    rf"(?P<module>.+)\.(?P<what>{'|'.join(_PARTS)})(?:\.default)?(?:\.weight|(?P<bias>\.bias))?",
     re.S,
 )
 

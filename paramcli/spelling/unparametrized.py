@@ -26,6 +26,8 @@ from .forms import Group
 # What to do with an adapter's own file.
 ONTO_BASE = f"{call('merge', 'BASE', adapter=PATH)} bakes it onto its base"
 
+IN_BASE = f"{call('merge', PATH, adapter='adapter_config.json')} bakes it: its scale is in that file"
+
 
 class Instead(NamedTuple):
     """`what` it holds, a clause; what to do next; and is it plain weights and nothing else?"""
@@ -148,8 +150,7 @@ def _mask_next(found: Sequence[str], groups: Groups) -> str:
 
 def _peft_next(found: Sequence[str], groups: Groups) -> str:
     """One state dict with the weights in it, or the factors alone."""
-    merge = "merge_and_unload() in PEFT makes plain weights of them"
-    return merge if any(".base_layer." in name for name in groups) else ONTO_BASE
+    return IN_BASE if any(".base_layer." in name for name in groups) else ONTO_BASE
 
 
 _DEQUANTIZE = _say("load it with the library that quantized it, and save the weights that it computes with")

@@ -367,6 +367,8 @@ def test_what_is_no_adapter_is_said(adapters, tmp_path, paramcli):
     base, _ = merged(adapters / "lora")
     empty = tmp_path / "empty"
     empty.mkdir()
+    assert "there is none" in paramcli("merge", base, "--adapter", empty, code=3).err
+    shutil.copy(adapters / "lora" / "adapter_config.json", empty)
     assert "no adapter_model.safetensors" in paramcli("merge", base, "--adapter", empty, code=3).err
     bare = tmp_path / "bare"
     shutil.copytree(adapters / "lora", bare)
@@ -494,3 +496,25 @@ def test_experts_that_do_not_fit_are_refused(tmp_path, paramcli):
     assert "m.experts.w, which the base has" in paramcli("merge", base, "--adapter", tmp_path / "adapter", code=3).err
     expert_adapter(tmp_path / "odd", 2, 3, 8, 8, target_parameters="experts.w")
     assert "no list of names" in paramcli("merge", base, "--adapter", tmp_path / "odd", code=3).err
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pt", "shards"])
+def test_a_whole_model_is_merged_by_its_configurations(kind, adapters, tmp_path, paramcli):
+    """Base and adapters in one state dict: the configurations tell the scales, the result has the base's own names."""
+    folder = adapters.parent / "peft_model"
+    tensors, want = load_file(folder / "model.safetensors"), load_file(folder / "merged.safetensors")
+    base, out = folder / "model.safetensors", tmp_path / "out.safetensors"
+    if kind == "pt":
+        base = tmp_path / "model.pt"
+        torch.save({"step": 3, "state_dict": tensors}, base)
+    elif kind == "shards":
+        base, out = sharded(tensors, tmp_path / "model"), tmp_path / "out"
+    both = ("--adapter", folder / "adapter_config.json", "--adapter", folder / "other" / "adapter_config.json")
+    paramcli("merge", base, *both, "-o", out)
+    got = {k: t for part in ([out] if out.is_file() else out.glob("*.safetensors")) for k, t in load_file(part).items()}
+    require_merged(got, load_file(adapters / "llama.safetensors"), want)
+    error = paramcli("merge", base, *both[:2], "-o", out, "-f", code=3).err
+    assert "is of the adapter other" in error
+    assert "--adapter adapter_config.json" in paramcli("remove", base, code=3).err
+    strengths = ("--adapter", folder, "--strength", 0, "--adapter", folder / "other", "--strength", 1)
+    paramcli("merge", base, *strengths, "-o", tmp_path / "none.safetensors" if kind != "shards" else tmp_path / "none")

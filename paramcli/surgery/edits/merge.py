@@ -56,7 +56,7 @@ class WithAdapters(Edit):
     def opening(self: Self, opened: Opened, stack: ExitStack) -> tuple[Self, Opened]:
         adapters = stack.enter_context(open_adapters(self.adapter, self.strength, self.adapter_prefix))
         attached = beside(opened, adapters, ROUNDS[self.like] if self.like else "none")
-        return replace(self, attached=attached), Opened(attached.source, opened.groups)
+        return replace(self, attached=attached), Opened(attached.source, dict(attached.groups))
 
     def choose(self, groups: Mapping[str, Group], where: Path) -> list[Group]:
         assert self.attached is not None, "an edit is opened before it is planned"
