@@ -80,7 +80,16 @@ class Module:
         scale = self.said.scale(self.name[len(prefix_of(self.name)) :], rank) if self.said else 1.0
         return scale * rank
 
-    def item(self, name: str, **arguments: float | int | str) -> str:
+    def whole(self) -> float:
+        """The scale of a product that has no rank."""
+        return 1.0
+
+    @property
+    def left(self) -> bool:
+        """Is a Kronecker product that of torch with a whole factor of three dimensions?"""
+        return False
+
+    def item(self, name: str, **arguments: float | str) -> str:
         """The text of a chain's item; InputRefused for a number that none can have."""
         wrong = next(
             (value for value in arguments.values() if isinstance(value, float) and not math.isfinite(value)), 0
@@ -120,10 +129,10 @@ def changes_of(module: Module) -> Iterator[tuple[str, Change]]:
                     path=module.source.path,
                 )
     for family in found.values():
-        yield family.title, _change(module, family)
+        yield family.title, change_of(module, family)
 
 
-def _change(module: Module, family: Family) -> Change:
+def change_of(module: Module, family: Family) -> Change:
     decomposed = family.decomposed and "dora_scale" in module.keys
     item, parts = family.spelt(module, 1.0 if decomposed else module.strength)
     keys = {role: module.keys[part] for role, part in parts.items()}
@@ -133,7 +142,8 @@ def _change(module: Module, family: Family) -> Change:
         if decomposed:
             axis = _axis(module, group)
             whole += "," + module.item("lycoris.dora", strength=module.strength, axis=axis)
-        _require_shapes(group, whole, keys, module)
+        shapes = {role: tuple(module.source.tensors[key].shape) for role, key in keys.items()}
+        _require_shapes(group, whole, shapes, parts)
         return whole, IDENTITY
 
     if decomposed:
@@ -153,18 +163,17 @@ def _axis(module: Module, group: Group) -> str:
     raise not_of_shape(group, "dora_scale is", [shape])
 
 
-def _require_shapes(group: Group, item: str, keys: Mapping[str, str], module: Module) -> None:
-    """InputRefused where the tensors are not those of a weight of the group's shape."""
+def _require_shapes(group: Group, item: str, shapes: Mapping[str, tuple[int, ...]], parts: Mapping[str, str]) -> None:
+    """InputRefused where the tensors, by their names in the chain, are not those of a weight of the group's shape."""
     try:
         wanted = parse_chain(item).stores(group.shape)
     except UsageError as error:
-        raise InputRefused(error.fact, tensor=next(iter(keys.values()))) from None
-    for role, key in keys.items():
-        shape = tuple(module.source.tensors[key].shape)
+        raise InputRefused(error.fact, tensor=group.tensor) from None
+    for role, shape in shapes.items():
         link, _, name = role.rpartition(".")
         want = (wanted or {}).get(f"{int(link or 0)}.{name}")
         if want is None or not _is_alike(shape, want[1], group.shape[2:]):
-            raise not_of_shape(group, f"{key[len(module.name) + 1 :]} is", [shape])
+            raise not_of_shape(group, f"{parts.get(role, name)} is", [shape])
 
 
 def _is_alike(shape: tuple[int, ...], wanted: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
@@ -206,7 +215,8 @@ _LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b
 def _lokr(module: Module, strength: float) -> tuple[str, dict[str, str]]:
     """The rank is that of `*_b`'s rows, as a tucker `*_a` is (rank, out). Both whole have no scale but the strength."""
     parts: list[str] = []
-    how, ranks = {}, []
+    how: dict[str, str | bool] = {}
+    ranks: list[int] = []
     for half in ("lokr_w1", "lokr_w2"):
         whole = half in module.keys
         own = (half,) if whole else (f"{half}_a", f"{half}_b")
@@ -221,7 +231,8 @@ def _lokr(module: Module, strength: float) -> tuple[str, dict[str, str]]:
         raise module.refusal("lokr_w1_b", f"is of rank {ranks[0]} and the other factor of rank {ranks[1]}")
     p = module.side("lokr_w1", 0) if "lokr_w1" in module.keys else module.side("lokr_w1_a", 0)
     q = module.side("lokr_w1" if "lokr_w1" in module.keys else "lokr_w1_b", 1)
-    scale = strength * (module.alpha(ranks[0]) / ranks[0] if ranks else 1.0)
+    scale = strength * (module.alpha(ranks[0]) / ranks[0] if ranks else module.whole())
+    how |= {"left": True} if module.left else {}
     return module.item("lokr", p=p, q=q, rank=ranks[0] if ranks else 1, scale=scale, **how), {p: p for p in parts}
 
 
@@ -263,10 +274,12 @@ def _added(part: str) -> Callable[[Module, float], tuple[str, dict[str, str]]]:
     return lambda module, strength: (module.item("shifted", scale=strength), {"diff": part})
 
 
+LOHA = Family("LoHa", _HADA, _HADA, _loha, True)
+LOKR = Family("LoKr", _LOKR, _LOKR, _lokr, True)
 FAMILIES = (
     Family("LoRA", ("lora_down", "lora_up", "lora_mid", "magnitude"), ("lora_down", "lora_up"), _lora, True),
-    Family("LoHa", _HADA, _HADA, _loha, True),
-    Family("LoKr", _LOKR, _LOKR, _lokr, True),
+    LOHA,
+    LOKR,
     Family("GLoRA", ("a1", "a2", "b1", "b2"), ("a1", "a2", "b1", "b2"), _glora),
     Family("OFT", ("oft_blocks", "rescale"), ("oft_blocks",), _oft),
     Family("IA3", ("weight", "on_input"), ("on_input",), _ia3, spends=("on_input",)),

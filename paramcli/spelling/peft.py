@@ -25,13 +25,15 @@ from .peft_experts import Experts, parameters_of, targets_of
 from .peft_family import Family, Module
 from .peft_lora import LORA
 from .peft_model import Inside
+from .peft_products import LOHA, LOKR
 from .peft_scaled import ADALORA, IA3, VERA
 from .peft_turned import BOFT, OFT
 from .peft_whole import LN_TUNING, ROWS, TRAINABLE_TOKENS, base_name, rows, whole
 
 # What is read, by `peft_type`.
 FAMILIES: Mapping[str, Family] = {
-    family.peft_type: family for family in (LORA, ADALORA, VERA, IA3, OFT, BOFT, LN_TUNING, TRAINABLE_TOKENS)
+    family.peft_type: family
+    for family in (LORA, LOHA, LOKR, ADALORA, VERA, IA3, OFT, BOFT, LN_TUNING, TRAINABLE_TOKENS)
 }
 # What no weight can have.
 UNMERGED = {

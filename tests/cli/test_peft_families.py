@@ -50,6 +50,13 @@ WRONG = {
     "factors that are a matrix": ("ia3", reshaped("k_proj", (4, 4)), {}, "4x4"),
     "modules that are no list": ("ia3", None, {"feedforward_modules": [1]}, "no list of names"),
     "modules of a pattern that looks ahead": ("ia3", None, {"feedforward_modules": "(?=q)"}, "does not match"),
+    "LoHa of another rank": ("loha", None, {"r": 4}, "is 4 here, and 3 in the weights"),
+    "half of LoHa": ("loha", without("hada_w2_b"), {}, "has no hada_w2_b"),
+    "LoHa of another width": ("loha", reshaped("q_proj.hada_w1_b", (2, 9)), {}, "hada_w1_b is 2x9"),
+    "LoHa with an alpha that is none": ("loha", None, {"alpha": "7"}, "alpha"),
+    "LoKr of another rank": ("lokr", None, {"r": 2}, "is 2 here, and 1 in the weights"),
+    "LoKr without a rank": ("lokr_whole", None, {"r": 0}, "r is 0, and a rank is 1 or more"),
+    "LoKr that does not divide": ("lokr_whole", reshaped("l.lokr_w1", (5, 2)), {}, "is 6x8 in the base"),
     "A of VeRA alone": ("vera", without("vera_B"), {}, "projection vera_B that all modules share is missing"),
     "half of VeRA": ("vera", without("vera_lambda_b"), {}, "vera_lambda_b is missing"),
     "VeRA of another rank": ("vera", None, {"r": 4}, "is 4 here, and 3 in the weights"),
@@ -120,7 +127,7 @@ def test_a_start_that_leaves_the_base_as_it_is_merges(name, adapters, tmp_path, 
     assert all(torch.equal(got[key], tensor) for key, tensor in want.items())
 
 
-@pytest.mark.parametrize("name", ["vera", "adalora"])
+@pytest.mark.parametrize("name", ["vera", "adalora", "loha", "lokr_whole"])
 def test_a_strength_is_of_the_change(name, adapters, tmp_path, paramcli):
     """Half of what is added; what turns or scales a weight has no half, and is refused."""
     base, want = merged(adapters / name)
@@ -135,7 +142,8 @@ def test_a_strength_is_of_the_change(name, adapters, tmp_path, paramcli):
 
 
 @pytest.mark.parametrize(
-    "name", ["adalora", "boft", "boft_butterfly", "ia3", "oft", "oft_exact", "token_rows", "trainable_tokens", "vera"]
+    "name",
+    ["adalora", "boft", "boft_butterfly", "ia3", "loha", "oft", "oft_exact", "token_rows", "trainable_tokens", "vera"],
 )
 def test_large_tensors_go_in_blocks(name, adapters, tmp_path, paramcli, monkeypatch):
     """Of a few rows each, and every bit is as of the whole; from an added file too."""
