@@ -15,8 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .cases import CASES, Bench
-from .harness import MB, Result, machine
+from .cases import CASES
+from .harness import MB, Bench, Result, machine
 
 
 def size(text: str) -> int:

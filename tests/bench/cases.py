@@ -5,28 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from . import files
-from .harness import MB, PYTHON, Claim, Contender, Figures, Result, interleave, paramcli, remove, script
-
-
-@dataclass
-class Bench:
-    """What every case is given: a folder for its files, their size, how many rounds, and where progress goes."""
-
-    folder: Path
-    size: int
-    rounds: int
-    log: Callable[[str], None]
-
-    def place(self, name: str) -> Path:
-        return self.folder / name
-
-    def interleave(self, contenders: dict[str, Contender]) -> dict[str, Figures]:
-        return interleave(contenders, self.rounds, self.log)
-
+from . import adapters, files
+from .harness import MB, PYTHON, Bench, Claim, Contender, Figures, Result, paramcli, remove, script
 
 IMPORT_TORCH = Contender([PYTHON, "-c", "import torch"])
 
@@ -467,4 +449,5 @@ CASES: dict[str, Callable[[Bench], Result]] = {
     "bake-shards": bake_shards,
     "memory": memory,
     "large": large,
+    "merge": adapters.merge,
 }

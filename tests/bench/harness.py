@@ -208,3 +208,19 @@ def _lines(path: str) -> list[str]:
         return Path(path).read_text().splitlines()
     except OSError:
         return []
+
+
+@dataclass
+class Bench:
+    """What every case is given: a folder for its files, their size, how many rounds, and where progress goes."""
+
+    folder: Path
+    size: int
+    rounds: int
+    log: Callable[[str], None]
+
+    def place(self, name: str) -> Path:
+        return self.folder / name
+
+    def interleave(self, contenders: dict[str, Contender]) -> dict[str, Figures]:
+        return interleave(contenders, self.rounds, self.log)
