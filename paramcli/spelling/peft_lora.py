@@ -102,6 +102,8 @@ def _view(group: Group, A: TensorInfo, B: TensorInfo, config: Config, embedding:
         if matrix_of(group.shape) != (out, inputs) or group.shape[1:] != A.shape[1:]:
             raise not_of_shape(group, "A and B are", [A.shape, B.shape])
         return IDENTITY
+    if len(A.shape) != 2:
+        raise not_of_shape(group, "A and B are", [A.shape, B.shape])
     if embedding:
         if group.shape != (inputs, out):
             raise not_of_shape(group, "A and B are", [A.shape, B.shape])
