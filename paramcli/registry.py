@@ -23,6 +23,7 @@ from .catalogue import (
     norms,
     orthogonal,
     peft,
+    peft_sums,
     quantized,
     sparse,
     structured,
@@ -51,6 +52,7 @@ _FAMILIES = (
     adapters,
     lycoris,
     peft,
+    peft_sums,
     geotorch,
 )
 CONSTRAINTS: dict[str, ConstraintEntry] = {entry.name: entry for family in _FAMILIES for entry in family.CONSTRAINTS}

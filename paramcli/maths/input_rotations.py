@@ -1,4 +1,4 @@
-"""Adapters that turn the inputs of a layer among each other: OFT and BOFT, as PEFT has them.
+"""Adapters that turn the inputs of a layer among each other, or its outputs in pairs: OFT, BOFT, HRA and RoAd of PEFT.
 
 `oft` in `adapters.py` turns the outputs, by (I + K)(I - K)^{-1}, and those of `lycoris.py` do.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputRefused
-from .adapters import matrix_shape, require_matrix
+from .adapters import draw, matrix_shape, require_matrix
 from .base import Parametrization
 
 # Blocks of this side are quick to turn by. The work of larger ones, done again for each block of rows, would be long.
@@ -194,3 +194,115 @@ def gathered(count: int, run: int, piece: int, device: torch.device) -> Tensor:
     """Numbers up to `count`, of each run the even pieces before the odd ones."""
     pieces = torch.arange(count, device=device).reshape(-1, run // piece, piece)
     return torch.cat([pieces[:, ::2], pieces[:, 1::2]], dim=1).flatten()
+
+
+class HRA(Parametrization):
+    r"""W0 to W0 H_1 ... H_rank, H_i = I - 2 u_i u_i^T with u_i of length 1: inputs mirrored one after another.
+
+    `orthonormal`: the u_i are made orthogonal first, one after another.
+
+    Inverse: W0 = W H_rank ... H_1, u random.
+    Cost:    rank passes.
+    Source:  Yuan et al. 2024, arXiv:2405.17484; peft 0.21, tuners/hra.
+    """
+
+    whole = True
+
+    def __init__(self, u: Tensor, orthonormal: bool):
+        super().__init__()
+        self.hra_u, self.orthonormal = nn.Parameter(u), orthonormal
+
+    @classmethod
+    def by_rows(cls, shape: torch.Size, *_: Any, **arguments: Any) -> frozenset[str]:
+        return frozenset({"original"})
+
+    @classmethod
+    def threads_matter(cls, *_: Any, **arguments: Any) -> bool:
+        return False
+
+    @classmethod
+    def check_shape(cls, shape: torch.Size, rank: int, orthonormal: bool = False) -> None:
+        require_matrix(shape, "hra")
+        if orthonormal and rank > matrix_shape(shape)[1]:
+            raise InputRefused(f"hra:rank={rank}:orthonormal=true is more than the {matrix_shape(shape)[1]} inputs")
+
+    @classmethod
+    def make(cls, value: Tensor, rank: int, orthonormal: bool = False) -> HRA:
+        return cls(draw(value.new_empty(rank, matrix_shape(value.shape)[1])).T.contiguous(), orthonormal)
+
+    def mirrors(self, dtype: torch.dtype) -> list[Tensor]:
+        found: list[Tensor] = []
+        for u in self.hra_u.to(dtype).T:
+            for before in found if self.orthonormal else ():
+                u = u - (before @ u) * before
+            found.append(u / u.norm())
+        return found
+
+    def mirrored(self, X: Tensor, mirrors: list[Tensor]) -> Tensor:
+        Y = start = X.flatten(1)
+        for u in mirrors:
+            # Mirrors that are orthogonal do not see what the others did.
+            Y = Y - 2 * ((start if self.orthonormal else Y) * u).sum(1, keepdim=True) * u
+        return Y.reshape(X.shape)
+
+    def map(self, X: Tensor) -> Tensor:
+        return self.mirrored(X, self.mirrors(X.dtype))
+
+    def inverse(self, W: Tensor) -> Tensor:
+        return self.mirrored(W, self.mirrors(W.dtype)[::-1])
+
+
+class RoAd(Parametrization):
+    r"""W0 to R W0, which turns and stretches outputs in pairs: the i-th of a group's first half with the i-th of its
+    second.
+
+    (y, z) becomes (a cos t y - a sin t z, a sin t y + a cos t z), with one a and t for each pair (variant 1), for each
+    output (2), or for each entry (4: those of the cosines first, in each group).
+
+    Inverse: W0 = W, t = 0, a = 1.
+    Cost:    one pass.
+    Source:  Liao and Monz 2024, arXiv:2409.00119; peft 0.21, tuners/road.
+    """
+
+    whole = True
+
+    def __init__(self, theta: Tensor, alpha: Tensor, group: int, variant: str):
+        super().__init__()
+        self.road_theta, self.road_alpha = nn.Parameter(theta), nn.Parameter(alpha)
+        self.group, self.variant = group, variant
+
+    @classmethod
+    def threads_matter(cls, *_: Any, **arguments: Any) -> bool:
+        return False
+
+    @classmethod
+    def check_shape(cls, shape: torch.Size, group: int, variant: str = "1") -> None:
+        if group % 2 or (len(shape) and shape[0] % group):
+            raise InputRefused(f"road:group={group} is odd, or does not divide the {shape[0]} outputs")
+
+    @classmethod
+    def make(cls, value: Tensor, group: int, variant: str = "1") -> RoAd:
+        size = value.size(0) * int(variant) // 2
+        return cls(value.new_zeros(size), value.new_ones(size), group, variant)
+
+    def factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """(a cos t, a sin t) of each output, in groups of two halves."""
+        t, a = (T.to(dtype) for T in (self.road_theta, self.road_alpha))
+        half = self.group // 2
+        if self.variant == "4":
+            t, a = (T.reshape(-1, 2, 2, half) for T in (t, a))
+            return a[:, 0] * t[:, 0].cos(), a[:, 1] * t[:, 1].sin()
+        t, a = (T.reshape(-1, 1 if self.variant == "1" else 2, half) for T in (t, a))
+        return (a * t.cos()).expand(-1, 2, half), (a * t.sin()).expand(-1, 2, half)
+
+    def map(self, X: Tensor) -> Tensor:
+        straight, across = (T.unsqueeze(-1) for T in self.factors(X.dtype))
+        pairs = X.reshape(-1, 2, self.group // 2, math.prod(X.shape[1:]))
+        others = torch.stack([-pairs[:, 1], pairs[:, 0]], dim=1)
+        return (straight * pairs + across * others).reshape(X.shape)
+
+    def inverse(self, W: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.road_theta.zero_()
+            self.road_alpha.fill_(1.0)
+        return W

@@ -319,15 +319,18 @@ def changed_group(group: Group, change: Change, label: str, adapter: Adapter, at
     first = 0 if group.is_plain or group.chain is None else len(group.chain)
     keys = dict(group.keys) if not group.is_plain else {"original": group.keys["value"]}
     infos: dict[str, TensorInfo] = dict(group.infos) if not group.is_plain else {"original": group.infos["value"]}
+    stored = chain.stores(seen.shape(group.shape)) or {}
     for role, key in change.keys.items():
         name, (link, _, own) = f"{label}/{key}", role.rpartition(".")
-        if source.tensors[name].dtype not in EDITABLE:
+        placed = f"{first + int(link or 0)}.{own}"
+        of_numbers = stored.get(placed, (None, ()))[0]
+        if source.tensors[name].dtype not in ((of_numbers,) if of_numbers else EDITABLE):
             raise InputRefused(
-                f"{TENSOR} is {dtype_name(source.tensors[name].dtype)}, and a change is numbers of floating point",
+                f"{TENSOR} is {dtype_name(source.tensors[name].dtype)}, and a change is numbers of "
+                + (dtype_name(of_numbers) if of_numbers else "floating point"),
                 tensor=key,
                 path=adapter.source.path,
             )
-        placed = f"{first + int(link or 0)}.{own}"
         keys[placed], infos[placed] = name, source.tensors[name]
     for role, info in ((role, of(group)) for role, of in change.made.items()):
         name = f"{label}/{info.name}"

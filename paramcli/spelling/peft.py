@@ -27,13 +27,14 @@ from .peft_lora import LORA
 from .peft_model import Inside
 from .peft_products import LOHA, LOKR
 from .peft_scaled import ADALORA, IA3, VERA
+from .peft_sums import SUMS
 from .peft_turned import BOFT, OFT
 from .peft_whole import LN_TUNING, ROWS, TRAINABLE_TOKENS, base_name, rows, whole
 
 # What is read, by `peft_type`.
 FAMILIES: Mapping[str, Family] = {
     family.peft_type: family
-    for family in (LORA, LOHA, LOKR, ADALORA, VERA, IA3, OFT, BOFT, LN_TUNING, TRAINABLE_TOKENS)
+    for family in (LORA, LOHA, LOKR, ADALORA, VERA, IA3, OFT, BOFT, LN_TUNING, TRAINABLE_TOKENS, *SUMS)
 }
 # What no weight can have.
 UNMERGED = {
@@ -47,6 +48,7 @@ UNMERGED = {
         "PROMPT_TUNING",
     ),
     "whose change depends on the input": ("POLY", "XLORA"),
+    "which changes places that are drawn anew from a seed, and are in no file": ("FOURIERFT", "WAVEFT"),
 }
 
 

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 MOVED = {"pissa", "olora"}
-REFUSED = MOVED | {"vera_unsaved"}
+REFUSED = MOVED | {"vblora_top", "vera_unsaved"}
 
 
 @pytest.fixture
@@ -28,18 +28,27 @@ NAMES = [
     "boft",
     "boft_butterfly",
     "boft_kernels",
+    "c3a",
     "conv",
     "conv1d",
     "conv1d_bias",
     "conv1d_dora",
     "conv1d_square",
     "conv_dora",
+    "delora",
     "dora",
     "dora_bf16",
     "embedding",
     "experts",
     "experts_across",
+    "gralora",
+    "gralora_hybrid",
     "high_rank",
+    "hira",
+    "hira_conv1d",
+    "hira_kernels",
+    "hra",
+    "hra_kernels",
     "ia3",
     "ia3_bf16",
     "ia3_conv1d",
@@ -59,6 +68,9 @@ NAMES = [
     "lora_bf16",
     "lora_bias",
     "lora_half",
+    "miss",
+    "miss_bat",
+    "miss_mini",
     "oft",
     "oft_bf16",
     "oft_bounded",
@@ -66,12 +78,18 @@ NAMES = [
     "oft_kernels",
     "oft_shared",
     "patterns",
+    "road",
+    "road_2",
+    "road_4",
     "rslora",
     "saved",
+    "shira",
     "token_rows",
     "token_rows_named",
     "token_rows_tied",
     "trainable_tokens",
+    "vblora",
+    "vblora_conv1d",
     "vera",
     "vera_conv1d",
 ]

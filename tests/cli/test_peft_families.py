@@ -98,6 +98,43 @@ WRONG = {
     "a row before the first": ("token_rows", None, {"trainable_token_indices": [1, 2, -1]}, "no distinct whole"),
     "rows that are words": ("trainable_tokens", None, {"token_indices": ["a", "b", "c"]}, "no distinct whole"),
     "rows of other layers": ("token_rows_named", None, {"trainable_token_indices": {"tokens": [3, 1]}}, "no indices"),
+    "frequencies that are drawn": ("ia3", None, {"peft_type": "FOURIERFT"}, "drawn anew from a seed"),
+    "DeLoRA of another rank": ("delora", None, {"rank_pattern": {}}, "is 3 here, and 2 in the weights"),
+    "DeLoRA without its lengths": ("delora", without("delora_w_norm"), {}, "delora_w_norm is missing"),
+    "DeLoRA with other lengths": ("delora", reshaped("delora_w_norm", (9,)), {}, "lengths of 9"),
+    "GraLoRA of another rank": ("gralora", None, {"r": 8}, "is 8 here, and 4 in the weights"),
+    "GraLoRA of other blocks": ("gralora", None, {"gralora_k": 4}, "gralora_k of the configuration is 4"),
+    "GraLoRA without what is hybrid": ("gralora", None, {"hybrid_r": 3}, "hybrid_r of the configuration is 3"),
+    "GraLoRA with what is hybrid": ("gralora_hybrid", None, {"hybrid_r": 0}, "hybrid_r of the configuration is 0"),
+    "GraLoRA hybrid of another rank": ("gralora_hybrid", None, {"hybrid_r": 2}, "hybrid_r of the configuration is 2"),
+    "C3A of another weight": ("c3a", reshaped("c3a_kernel", (3, 4, 4)), {}, "own tensors are 3x4x4"),
+    "C3A that is a matrix": ("c3a", reshaped("c3a_kernel", (4, 4)), {}, "blocks of inputs, size) is wanted"),
+    "HiRA of another rank": ("hira", None, {"r": 4}, "is 4 here, and 3 in the weights"),
+    "half of HiRA": ("hira", without("hira_B"), {}, "hira_B is missing"),
+    "VB-LoRA of chosen logits": ("vblora_top", None, {}, "save_only_topk_weights is set"),
+    "VB-LoRA without vectors": ("vblora", without("vector_bank"), {}, "vectors that all modules share are missing"),
+    "VB-LoRA of more than all": ("vblora", None, {"topk": 6}, "top=6 is more than vectors=5"),
+    "SHiRA's places elsewhere": (
+        "shira",
+        lambda t: {key: tensor + 20 if "indices" in key else tensor for key, tensor in t.items()},
+        {},
+        "those of another weight",
+    ),
+    "SHiRA's places that are no numbers": (
+        "shira",
+        lambda t: {key: tensor.float() if "indices" in key else tensor for key, tensor in t.items()},
+        {},
+        "is float32, and a change is numbers of int32",
+    ),
+    "SHiRA's places of other entries": ("shira", reshaped("shira_weight", (5,)), {}, "and the entries are 5"),
+    "MiSS of another rank": ("miss", None, {"r": 4}, "and r of the configuration is 4"),
+    "MiSS of another kind": ("miss", None, {"init_weights": "bat"}, "its init_weights bat"),
+    "MiSS of no kind": ("miss", None, {"init_weights": "new"}, "its init_weights new"),
+    "HRA of another rank": ("hra", None, {"r": 4}, "is 4 here, and 3 in the weights"),
+    "HRA of other inputs": ("hra", reshaped("hra_u", (9, 3)), {}, "mirrors are 9x3"),
+    "RoAd of another variant": ("road", None, {"variant": "road_2"}, "angles are"),
+    "RoAd of no variant": ("road", None, {"variant": "road_3"}, "none of road_1"),
+    "RoAd of odd groups": ("road", None, {"group_size": 3}, "group=3 is odd"),
     "a start that is not known": (
         "lora",
         None,
@@ -127,23 +164,57 @@ def test_a_start_that_leaves_the_base_as_it_is_merges(name, adapters, tmp_path, 
     assert all(torch.equal(got[key], tensor) for key, tensor in want.items())
 
 
-@pytest.mark.parametrize("name", ["vera", "adalora", "loha", "lokr_whole"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "adalora",
+        "c3a",
+        "delora",
+        "gralora",
+        "hira",
+        "loha",
+        "lokr_whole",
+        "miss",
+        "miss_bat",
+        "shira",
+        "vblora",
+        "vera",
+    ],
+)
 def test_a_strength_is_of_the_change(name, adapters, tmp_path, paramcli):
-    """Half of what is added; what turns or scales a weight has no half, and is refused."""
+    """Half of what is added."""
     base, want = merged(adapters / name)
     out, before = tmp_path / "out.safetensors", load_file(base)
     paramcli("merge", base, "--adapter", adapters / name, "--strength", 0.5, "-o", out)
     for key, tensor in load_file(out).items():
         wanted = (before[key].double() + want.get(key, before[key]).double()) / 2
         torch.testing.assert_close(tensor.double(), wanted, rtol=1e-5, atol=1e-6)
-    for other in ("ia3", "oft", "boft"):
-        refused = paramcli("merge", base, "--adapter", adapters / other, "--strength", 0.5, "-o", out, "-f", code=3)
-        assert "merged as it is" in refused.err
+
+
+def test_what_turns_or_scales_a_weight_has_no_half(adapters, tmp_path, paramcli):
+    """Its change is no sum that could be added in part."""
+    base, _ = merged(adapters / "ia3")
+    for other in ("ia3", "oft", "boft", "hra", "road"):
+        refused = paramcli("merge", base, "-a", adapters / other, "--strength", 0.5, "-o", tmp_path / "x", code=3)
+        assert "merged as it is" in refused.err and not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(
     "name",
-    ["adalora", "boft", "boft_butterfly", "ia3", "loha", "oft", "oft_exact", "token_rows", "trainable_tokens", "vera"],
+    [
+        "adalora",
+        "boft",
+        "boft_butterfly",
+        "hira",
+        "hra",
+        "ia3",
+        "loha",
+        "oft",
+        "oft_exact",
+        "token_rows",
+        "trainable_tokens",
+        "vera",
+    ],
 )
 def test_large_tensors_go_in_blocks(name, adapters, tmp_path, paramcli, monkeypatch):
     """Of a few rows each, and every bit is as of the whole; from an added file too."""

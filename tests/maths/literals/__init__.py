@@ -13,6 +13,7 @@ from . import (
     norms,
     orthogonal,
     peft,
+    peft_sums,
     quantized,
     sparse,
     structured,
@@ -31,6 +32,7 @@ _FAMILIES = (
     adapters,
     lycoris,
     peft,
+    peft_sums,
     geotorch,
 )
 LITERALS = [case for family in _FAMILIES for case in family.LITERALS]
