@@ -143,7 +143,9 @@ def _why_not(groups: Mapping[str, Group], lost: Sequence[Change]) -> str | None:
         return "the adapter has the original names and the base those of diffusers: renaming them is not done here yet"
     parts = first.rpartition(".")[0].split(".")
     words_of = [parts[-1], *["_".join(parts[-1].split("_")[-count:]) for count in (1, 2)]]
-    if any(_SPLIT.fullmatch(word) for word in words_of) and any(_FUSED.fullmatch(group) for group in groups):
+    split = [word for word in words_of if _SPLIT.fullmatch(word)]
+    apart = any(group.rpartition(".")[0].endswith(f".{word}") for word in split[:1] for group in groups)
+    if split and not apart and any(_FUSED.fullmatch(group) for group in groups):
         return (
             "it changes one of query, key and value, which the base has fused in one tensor: dividing that is not done "
             "here yet"

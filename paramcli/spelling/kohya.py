@@ -72,6 +72,7 @@ def read_kohya(source: Source, strength: float = 1.0) -> Adapter:
     for key in source.tensors:
         if found := split(key):
             modules.setdefault(found[0], {})[found[1]] = key
+    _require_tensors(source)
     said = _configurations(source)
     if not any("alpha" in keys for keys in modules.values()):
         _require_scales(source, modules, said)
@@ -84,6 +85,18 @@ def read_kohya(source: Source, strength: float = 1.0) -> Adapter:
             titles[title] = None
     facts = {name: printable(source.metadata[name], 200) for name in _FACTS if name in source.metadata}
     return Adapter(source, f"kohya {', '.join(titles)}", tuple(changes), facts=facts, names=FlatNames())
+
+
+def _require_tensors(source: Source) -> None:
+    """InputRefused for a part that is no tensor: a torch file may hold an alpha as a number, which is not read."""
+    for extra in source.extras:
+        if (found := split(extra.name)) and found[1] not in ("weight", "diff"):
+            raise InputRefused(
+                f"{TENSOR} is of type {printable(extra.type)}, and a tensor is wanted",
+                hint="save it as a tensor: without it the change would be another",
+                tensor=extra.name,
+                path=source.path,
+            )
 
 
 def _config(said: Mapping[str, Config], name: str) -> Config | None:

@@ -330,6 +330,28 @@ def test_the_folder_of_diffusers_is_its_file(tmp_path, paramcli):
     )
 
 
+def test_an_alpha_that_is_no_tensor_is_refused(tmp_path, paramcli):
+    """A torch file may hold a number in its place: merged without it the change would be another."""
+    base, factors = half_kernel()
+    adapter = spelt(factors, "lora_unet_", "lora_down.weight", "lora_up.weight", False)
+    adapter["lora_unet_conv.alpha"] = 1.0
+    error = merge(paramcli, tmp_path, base, adapter, suffix="pt", code=3)[1]
+    assert "lora_unet_conv.alpha is of type float, and a tensor is wanted" in error
+
+
+def test_lengths_of_diffusers_are_those_of_peft(tmp_path, paramcli):
+    """lora_magnitude_vector is PEFT's DoRA: m V / norm(V) for each output, of kernels too."""
+    base, factors = half_kernel()
+    m = {name: torch.arange(1.0, len(B) + 1, dtype=torch.float64) for name, (_, B) in factors.items()}
+    adapter = spelt(factors, "unet.", "lora_A.weight", "lora_B.weight", True)
+    adapter |= {f"unet.{name}.lora_magnitude_vector": lengths for name, lengths in m.items()}
+    got, _ = merge(paramcli, tmp_path, base, adapter)
+    for name, V in changed(base, factors, 1.0).items():
+        lengths = m[name.removesuffix(".weight")] / V.flatten(1).norm(dim=1)
+        want = V * lengths.reshape(-1, *[1] * (V.ndim - 1))
+        torch.testing.assert_close(got[name], want, rtol=1e-13, atol=1e-13)
+
+
 def of(**parts):
     """One module's tensors, of x.weight, a 6 x 4 matrix."""
     return {f"lora_unet_x.{key.replace('__', '.')}": value for key, value in parts.items()}
