@@ -85,10 +85,14 @@ def adapter(folder: Path) -> None:
 
 
 def tuned(folder: Path) -> None:
-    """pretrained.safetensors, and tuned.safetensors: it with another norm, and changes of rank 3 in eight matrices."""
+    """pretrained.safetensors; lora/, PEFT's adapter of it; merged.safetensors, both; and tuned.safetensors, which has
+    another norm too.
+    """
     shutil.copy(ROOT / "fixtures" / "adapters" / "llama.safetensors", folder / "pretrained.safetensors")
     tensors = load_file(folder / "pretrained.safetensors")
+    shutil.copytree(ROOT / "fixtures" / "adapters" / "lora", folder / "lora")
     tensors |= load_file(ROOT / "fixtures" / "adapters" / "lora" / "merged.safetensors")
+    save_file(tensors, folder / "merged.safetensors")
     save_file({**tensors, "model.norm.weight": tensors["model.norm.weight"] * 1.1}, folder / "tuned.safetensors")
 
 
