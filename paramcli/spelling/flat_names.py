@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ..errors import TENSOR, InputRefused, Known
 from ..text import closest, printable
-from ..wording import PATH, call, words
+from ..wording import PATH, call, given, words
 from .adapter import Adapter, Change, Names
 from .forms import Group
 
@@ -26,6 +26,7 @@ _TEXT_3 = r"text_encoders\.t5xxl\.transformer\."
 # How an adapter's names begin -> which model that is. The longer of two that fit stands first.
 PREFIXES: Mapping[str, str] = {
     "lora_unet_": _MODEL,
+    "lora_transformer_": _MODEL,
     "oft_unet_": _MODEL,
     "lora_te1_": _TEXT_1,
     "lora_te2_": _TEXT_2,
@@ -96,6 +97,8 @@ class FlatNames(Names):
         here = {prefix_of(change.tensor) for change in adapter.changes if id(change) not in missed}
         if here and not lacking & here:
             return f"{_keeping(*sorted(here))}, and merge that: the base has nothing of {words(sorted(lacking))}"
+        if replaced := _prefix_that_does(groups, [change.tensor.rpartition(".")[0] for change in lost]):
+            return given("adapter-prefix", {replaced[0]: replaced[1]})
         prefix = prefix_of(first)
         spelt = {flat(_without(PREFIXES.get(prefix, _MODEL), name.rpartition(".")[0])): name for name in groups}
         near = closest(flat(first[len(prefix) :]), spelt)
@@ -112,6 +115,29 @@ def _index(modules: Mapping[str, None], before: str) -> dict[str, list[str]]:
         for name in {module, rest, flat(module), flat(rest)}:
             found.setdefault(name, {})[module] = None
     return {name: list(several) for name, several in found.items()}
+
+
+def _prefix_that_does(groups: Mapping[str, Group], lost: Sequence[str]) -> tuple[str, str] | None:
+    """(OLD, NEW) with which all these names are some of the base; None where there is none, or are several."""
+    there = _index(dict.fromkeys(name.rpartition(".")[0] for name in groups), _MODEL)
+    first, known, tried = lost[0], prefix_of(lost[0]), set[tuple[str, str]]()
+    rest = first[len(known) :]
+    fits: dict[tuple[str, str], list[str]] = {}
+    for name in there:
+        # The base has something before it, or the adapter before what the base has.
+        if rest and name.endswith(rest) and name[: -len(rest)].endswith((".", "_")):
+            old, new = known, name[: -len(rest)]
+        elif name and first.endswith(name) and first[: -len(name)].endswith((".", "_")):
+            old, new = first[: -len(name)], ""
+        else:
+            continue
+        tried.add((old, new))
+        if len(tried) > 64:
+            return None
+        if all(one.startswith(old) and new + one[len(old) :] in there for one in lost):
+            fits[old, new] = there[name]
+    several = {tuple(modules) for modules in fits.values()}
+    return min(fits) if len(several) == 1 else None
 
 
 def _without(before: str, module: str) -> str:

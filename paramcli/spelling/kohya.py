@@ -76,15 +76,33 @@ def read_kohya(source: Source, strength: float = 1.0) -> Adapter:
     said = _configurations(source)
     if not any("alpha" in keys for keys in modules.values()):
         _require_scales(source, modules, said)
+    rescaled = _is_rescaled(source)
     changes: list[Change] = []
     titles: dict[str, None] = {}
     for name, keys in modules.items():
         module = Module(name, keys, source, strength, _config(said, name))
+        if rescaled and not module.says_its_scale:
+            raise InputRefused(
+                f"{TENSOR} was trained with rs_lora, which the alpha of such a change does not tell: LyCORIS itself "
+                "reads it with another scale",
+                tensor=next(iter(keys.values())),
+                path=source.path,
+            )
         for title, change in changes_of(module):
             changes.append(change)
             titles[title] = None
     facts = {name: printable(source.metadata[name], 200) for name in _FACTS if name in source.metadata}
     return Adapter(source, f"kohya {', '.join(titles)}", tuple(changes), facts=facts, names=FlatNames())
+
+
+def _is_rescaled(source: Source) -> bool:
+    """Do the trainer's metadata say that the scale was alpha over the root of the rank?"""
+    text = source.metadata.get("ss_network_args", "")
+    try:
+        said = json.loads(text) if 0 < len(text) <= MAX_METADATA else None
+    except (ValueError, RecursionError):
+        said = None
+    return isinstance(said, dict) and str(said.get("rs_lora")).lower() in ("true", "1", "yes", "y", "on")
 
 
 def _require_tensors(source: Source) -> None:

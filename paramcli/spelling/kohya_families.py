@@ -80,6 +80,11 @@ class Module:
         scale = self.said.scale(self.name[len(prefix_of(self.name)) :], rank) if self.said else 1.0
         return scale * rank
 
+    @property
+    def says_its_scale(self) -> bool:
+        """Does its alpha tell of training with rs_lora? GLoRA's does not, and a whole LoKr has none."""
+        return "a1" not in self.keys and not {"lokr_w1", "lokr_w2"} <= self.keys.keys()
+
     def whole(self) -> float:
         """The scale of a product that has no rank."""
         return 1.0

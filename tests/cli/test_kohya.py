@@ -316,6 +316,38 @@ def test_a_prefix_is_replaced_in_flat_names_too(tmp_path, paramcli):
     torch.testing.assert_close(got["conv.weight"], changed(base, factors, 1.0)["conv.weight"], rtol=1e-13, atol=1e-13)
 
 
+PREFIXED = {
+    "a wrapper of the base": ("lora_unet_", False, "net.", "--adapter-prefix lora_unet_=net_"),
+    "one of dots": ("diffusion_model.", True, "net.", "--adapter-prefix diffusion_model.=net."),
+    "a beginning that is not known": ("my_net_", False, "", "--adapter-prefix my_net_="),
+    "another model": ("lora_te_", False, "net.text.", "--adapter-prefix lora_te_=net_text_"),
+}
+
+
+@pytest.mark.parametrize("label", PREFIXED)
+def test_a_prefix_that_does_is_named(label, tmp_path, paramcli):
+    """Names that begin another way: what to type, and then it merges."""
+    prefix, dotted, before, told = PREFIXED[label]
+    base, factors = half_kernel()
+    whole = {before + name: tensor for name, tensor in base.items()}
+    adapter = spelt(factors, prefix, "lora_down.weight", "lora_up.weight", dotted)
+    error = merge(paramcli, tmp_path, whole, adapter, code=3)[1]
+    assert f"try: {told}\n" in error
+    got, _ = merge(paramcli, tmp_path, whole, adapter, *told.split())
+    for name, tensor in changed(base, factors, 1.0).items():
+        torch.testing.assert_close(got[before + name], tensor, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize(("name", "told"), [("glora", True), ("lokr", True), ("loha", False), ("lora", False)])
+def test_a_scale_that_rs_lora_hides_is_refused(name, told, kohya, tmp_path, paramcli):
+    """LyCORIS writes such an alpha into a file so that its loader finds the scale, but for GLoRA and a whole LoKr."""
+    base, adapter = load_file(kohya / "base.safetensors"), load_file(kohya / f"{name}.safetensors")
+    metadata = {"ss_network_args": json.dumps({"algo": name, "rs_lora": "True"})}
+    said = merge(paramcli, tmp_path, base, adapter, metadata=metadata, code=3 if told else 0)[1]
+    assert ("trained with rs_lora" in said) == told
+    merge(paramcli, tmp_path, base, adapter, metadata={"ss_network_args": "{" if told else '{"rs_lora": "False"}'})
+
+
 def test_the_folder_of_diffusers_is_its_file(tmp_path, paramcli):
     """save_lora_weights writes pytorch_lora_weights.safetensors in a folder."""
     base, factors = half_kernel()
