@@ -63,7 +63,8 @@ def extract(
         ),
     ] = "peft",
     prefix: Annotated[
-        str, typer.Option("--prefix", metavar="P", help="What the keys of a kohya file begin with.")
+        str,
+        typer.Option("--prefix", metavar="P", help="What the keys of a kohya file begin with: of which model it is."),
     ] = "lora_unet_",
     dtype: Annotated[
         str | None,

@@ -33,14 +33,14 @@ from ..spelling.written import (
     ADAPTER_SPELLINGS,
     AdapterSpelling,
     Held,
-    Kohya,
     Layer,
     Layout,
     ModelFacts,
-    Peft,
     Spelling,
     is_embedding,
 )
+from ..spelling.written_kohya import FLAT_PREFIXES, Kohya
+from ..spelling.written_peft import Peft
 from ..text import listing, printable, shape_text
 from ..watch import Watch
 from ..wording import LEAVE_OUT, call, given
@@ -88,6 +88,7 @@ class Extract:
             if value is not None and not 0 < value < 1:
                 raise UsageError(f"{given(name, value)}: a share between 0 and 1", option=name)
         check_choice("spelling", self.spelling, ADAPTER_SPELLINGS)
+        check_choice("prefix", self.prefix, FLAT_PREFIXES)
         if self.dtype is not None:
             check_choice("dtype", self.dtype, CAST_DTYPES)
 
@@ -379,6 +380,7 @@ class _Work:
         for name, key in layout.beside.items():
             group = self.tuned.groups.get(name) or self.base.groups[name]
             slots.append(Slot(key, group.dtype, group.shape))
+        slots += [self._zero(name, key) for name, key in layout.zeros.items()]
         with self._sink(output, slots, layout, force) as sink:
             sink.copy(self.tuned.source, copies)
             for one in found:
@@ -388,6 +390,8 @@ class _Work:
             for name, key in layout.beside.items():
                 sides = [side for side in (self.tuned, self.base) if name in side.groups]
                 sink.write(key, _value(sides[0].source, sides[0].groups[name]))
+            for name, key in layout.zeros.items():
+                sink.write(key, bytes(self._zero(name, key).nbytes))
             sink.commit(self.tuned.source, self.base.source)
 
     def _sink(self, output: Path, slots: Sequence[Slot], layout: Layout, force: bool) -> Sink:
@@ -396,6 +400,9 @@ class _Work:
             return SafetensorsSink(output, slots, metadata, overwrite=force)
         files = ADAPTER_WEIGHTS[0], ADAPTER_CONFIG
         return DescribedSink(output, files[0], slots, metadata, files[1], layout.config, overwrite=force)
+
+    def _zero(self, name: str, key: str) -> Slot:
+        return Slot(key, "F32", self.base.groups[name].shape)
 
     def _slot(self, one: _Found, role: str, key: str) -> Slot:
         if role in one.places:

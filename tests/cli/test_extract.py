@@ -288,26 +288,78 @@ def test_a_kohya_file(pair, tmp_path, paramcli):
     """Every key, and W + up down, W + diff, by hand: the tuned model."""
     tuned, base = pair
     out = tmp_path / "a.safetensors"
-    paramcli("extract", tuned, "--base", base, "--max-error", 1e-4, "--spelling", "kohya", "--prefix", "p_", "-o", out)
+    paramcli(
+        "extract", tuned, "--base", base, "--max-error", 1e-4, "--spelling", "kohya", "--prefix", "lora_te_", "-o", out
+    )
     found, before, want = load_file(out), load_file(base), load_file(tuned)
     keys = {
-        f"p_{m}.{x}"
+        f"lora_te_{m}.{x}"
         for m in ("layers_1_up", "layers_11_up", "layers_1_down", "conv", "conv1")
         for x in ("lora_up.weight", "lora_down.weight", "alpha")
     }
-    assert found.keys() == {*keys, "p_embed_tokens.diff", "p_layers_1_norm.w_norm", "p_layers_1_up.diff_b"}
+    assert found.keys() == {
+        *keys,
+        "lora_te_embed_tokens.diff",
+        "lora_te_layers_1_norm.w_norm",
+        "lora_te_layers_1_up.diff_b",
+    }
     got = dict(before)
     for name, W in before.items():
-        flat = "p_" + name.rpartition(".")[0].replace(".", "_")
+        flat = "lora_te_" + name.rpartition(".")[0].replace(".", "_")
         if f"{flat}.alpha" in found and name.endswith("weight"):
             up, down = found[f"{flat}.lora_up.weight"], found[f"{flat}.lora_down.weight"]
             assert found[f"{flat}.alpha"].shape == () and found[f"{flat}.alpha"] == len(down) == RANKS[name]
             assert up.shape == (len(W), len(down), *[1] * (W.ndim - 2)) and down.shape[1:] == W.shape[1:]
             got[name] = W + (up.flatten(1) @ down.flatten(1)).reshape(W.shape)
-    got["embed_tokens.weight"] = before["embed_tokens.weight"] + found["p_embed_tokens.diff"]
-    got["layers.1.norm.weight"] = before["layers.1.norm.weight"] + found["p_layers_1_norm.w_norm"]
-    got["layers.1.up.bias"] = before["layers.1.up.bias"] + found["p_layers_1_up.diff_b"]
+    got["embed_tokens.weight"] = before["embed_tokens.weight"] + found["lora_te_embed_tokens.diff"]
+    got["layers.1.norm.weight"] = before["layers.1.norm.weight"] + found["lora_te_layers_1_norm.w_norm"]
+    got["layers.1.up.bias"] = before["layers.1.up.bias"] + found["lora_te_layers_1_up.diff_b"]
     require_same(got, want)
+    paramcli("merge", base, "--adapter", out, "-o", tmp_path / "merged.safetensors")
+    require_same(load_file(tmp_path / "merged.safetensors"), want)
+
+
+def test_a_kohya_file_of_a_pipeline(tmp_path, paramcli):
+    """Each name says of which model it is, and leaves out what the file has before it; `merge` finds them again."""
+    names = {
+        "model.diffusion_model.input_blocks.1.0.in_layers.2.weight": "lora_unet_input_blocks_1_0_in_layers_2",
+        "conditioner.embedders.0.transformer.text_model.fc1.weight": "lora_te1_text_model_fc1",
+        "first_stage.fc.weight": "lora_te3_first_stage_fc",
+    }
+    before = {name: random(24, 16, seed=i) for i, name in enumerate(names)}
+    after = {name: T + low(T, 2) for name, T in before.items()}
+    save_file(before, tmp_path / "base.safetensors")
+    save_file(after, tmp_path / "tuned.safetensors")
+    pair = tmp_path / "tuned.safetensors", "--base", tmp_path / "base.safetensors"
+    out, merged = tmp_path / "a.safetensors", tmp_path / "m.safetensors"
+    paramcli("extract", *pair, "--rank", 2, "--spelling", "kohya", "--prefix", "lora_te3_", "-o", out)
+    ends = ("alpha", "lora_down.weight", "lora_up.weight")
+    assert sorted(load_file(out)) == sorted(f"{name}.{end}" for name in names.values() for end in ends)
+    paramcli("merge", pair[2], "--adapter", out, "-o", merged)
+    require_same(load_file(merged), after)
+
+
+def test_a_bias_alone_has_a_weight_that_does_not_change(tmp_path, paramcli):
+    """LyCORIS knows a module by its weight's key; beside factors it leaves a bias out, and that is told."""
+    before = {"a.weight": random(24, 16), "a.bias": random(24), "n.weight": random(9), "n.bias": random(9)}
+    before |= {"b.weight": random(24, 16, seed=5), "b.bias": random(24, seed=5)}
+    after = {name: T + 1 if name.endswith("bias") else T for name, T in before.items()}
+    after["b.weight"] = before["b.weight"] + low(before["b.weight"], 2)
+    save_file(before, tmp_path / "base.safetensors")
+    save_file(after, tmp_path / "tuned.safetensors")
+    pair = tmp_path / "tuned.safetensors", "--base", tmp_path / "base.safetensors"
+    out, merged = tmp_path / "a.safetensors", tmp_path / "m.safetensors"
+    said = paramcli("extract", *pair, "--rank", 2, "--spelling", "kohya", "-o", out).err
+    found = load_file(out)
+    assert found.keys() == {
+        *(f"lora_unet_a.{end}" for end in ("diff", "diff_b")),
+        *(f"lora_unet_n.{end}" for end in ("w_norm", "b_norm")),
+        *(f"lora_unet_b.{end}" for end in ("alpha", "lora_down.weight", "lora_up.weight", "diff_b")),
+    }
+    assert not found["lora_unet_a.diff"].any() and not found["lora_unet_n.w_norm"].any()
+    assert "LyCORIS and sd-scripts leave out: b.bias" in said
+    paramcli("merge", pair[2], "--adapter", out, "-o", merged)
+    require_same(load_file(merged), after)
 
 
 def test_what_is_asked_to_be_whole_is(pair, tmp_path, paramcli):
@@ -358,6 +410,7 @@ MISTAKES = {
     "a file for peft": (("--rank", 4, "-o", "a.safetensors"), 2, "PEFT's adapters are a folder"),
     "a folder for kohya": (("--rank", 4, "-o", "a", "--spelling", "kohya"), 2, "one file of safetensors"),
     "no such tensor": (("--rank", 4, "-t", "layers.2.*"), 2, "no tensor matches"),
+    "a prefix that nobody reads": (("--rank", 4, "--prefix", "my_"), 2, "my_"),
     "another dtype": (("--rank", 4, "--dtype", "float8"), 2, "float8"),
 }
 

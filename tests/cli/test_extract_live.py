@@ -166,3 +166,35 @@ def test_peft_merges_it_to_the_tuned_model(kind, what, tmp_path, paramcli):
         paramcli("merge", base, "--adapter", out, "-o", merged)
         for name, T in load_file(merged).items():
             assert (T.double() - result[name].double()).norm() <= 2e-6 * T.double().norm(), name
+
+
+class Layers(nn.Module):
+    """What LyCORIS has modules for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(24, 18)
+        self.deep = nn.ModuleDict({"fc": nn.Linear(24, 24, bias=False), "only_bias": nn.Linear(12, 9)})
+        self.c = nn.Conv2d(6, 8, 3, bias=False)
+        self.c1 = nn.Conv1d(8, 6, 5, bias=False)
+        self.ln = nn.LayerNorm(18)
+        self.gn = nn.GroupNorm(2, 8)
+
+
+def test_lycoris_merges_it_to_the_tuned_model(tmp_path, paramcli):
+    """Factors of layers and convolutions, norms, a whole layer with its bias, a bias alone."""
+    lycoris = pytest.importorskip("lycoris")
+    torch.manual_seed(0)
+    model = Layers().eval()
+    before = stored(model)
+    after = tuned(before, lambda name, T: name != "deep.only_bias.weight")
+    save_file(before, tmp_path / "base.safetensors")
+    save_file(after, tmp_path / "tuned.safetensors")
+    pair, out = (tmp_path / "tuned.safetensors", "--base", tmp_path / "base.safetensors"), tmp_path / "a.safetensors"
+    kohya = ("--spelling", "kohya", "--prefix", "lycoris_", "--whole", "fc.weight")
+    paramcli("extract", *pair, "--max-error", 1e-5, *kohya, "-o", out)
+    wrapper, _ = lycoris.create_lycoris_from_weights(1.0, str(out), model, load_file(out))
+    wrapper.merge_to(1.0)
+    result = model.state_dict()
+    for name, T in after.items():
+        assert (result[name] - T).norm() <= 2e-6 * T.norm(), name
