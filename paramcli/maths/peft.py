@@ -182,15 +182,19 @@ class SavedRows(Parametrization):
 
     @classmethod
     def make(cls, value: Tensor, count: int) -> SavedRows:
-        numbers = torch.arange(value.size(0), device=value.device)
-        return cls(value[:count].clone(), torch.where(numbers < count, numbers, -1))
+        which = torch.empty(value.size(0), dtype=torch.int64, device=value.device)
+        if not value.is_meta:
+            which.fill_(-1)[:count] = torch.arange(count, device=value.device)
+        return cls(value[:count].clone(), which)
 
     def map(self, X: Tensor) -> Tensor:
         rows, which = self.saved_rows.to(X.dtype), self.which.long()
         if not which.is_meta and which.numel() and not -1 <= which.min() <= which.max() < len(rows):
             raise InputRefused(f"its rows are counted from 0 to {len(rows) - 1}, and -1 is none; it has others")
-        chosen = (which >= 0).reshape(-1, *[1] * (X.ndim - 1))
-        return torch.where(chosen, rows[which.clamp(min=0)], X)
+        if which.is_meta:
+            return torch.empty_like(X)
+        at = (which >= 0).nonzero().flatten()
+        return X.index_copy(0, at, rows[which[at]])
 
     def inverse(self, W: Tensor) -> Tensor:
         with torch.no_grad():

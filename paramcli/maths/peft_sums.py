@@ -253,8 +253,10 @@ class SHiRA(Added):
 
     @classmethod
     def make(cls, value: Tensor, count: int, scale: float = 1.0) -> SHiRA:
-        numbers, rest = torch.arange(count, device=value.device), max(matrix_shape(value.shape)[1], 1)
-        places = torch.stack([numbers // rest, numbers % rest]).to(torch.int32)
+        places = torch.empty(2, count, dtype=torch.int32, device=value.device)
+        if not value.is_meta:
+            numbers, rest = torch.arange(count, device=value.device), max(matrix_shape(value.shape)[1], 1)
+            places[0], places[1] = numbers // rest, numbers % rest
         return cls(value.new_zeros(count), places, scale)
 
     def change(self, X: Tensor) -> Tensor:
