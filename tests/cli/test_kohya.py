@@ -9,6 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from paramcli import load
+from paramcli.fitting import blocks
+
 NAMES = sorted(
     ["boft", "full", "glora", "ia3", "loha", "loha_tucker", "lokr", "lora", "lora_dora", "lora_tucker", "norm", "oft"]
 )
@@ -458,3 +461,40 @@ def test_what_is_no_adapter_is_said(kohya, tmp_path, paramcli):
     assert "adapter_config.json" in merge(paramcli, tmp_path, base, peft, code=3)[1]
     there = ("merge", tmp_path / "base.safetensors", "--adapter")
     assert "no such file" in paramcli(*there, tmp_path / "none.safetensors", code=3).err
+
+
+@pytest.mark.parametrize("name", ["full", "ia3", "loha", "lora", "lora_dora", "lora_tucker"])
+def test_large_tensors_go_in_blocks(name, kohya, tmp_path, paramcli, monkeypatch):
+    """Of a few rows each, with the values of the whole; to the bit where a row is no product of matrices."""
+    base, adapter = kohya / "base.safetensors", kohya / f"{name}.safetensors"
+    added, whole, parts = (tmp_path / f"{n}.safetensors" for n in ("added", "whole", "parts"))
+    paramcli("add", base, "--adapter", adapter, "-o", added)
+    paramcli("merge", base, "--adapter", adapter, "-o", whole)
+    taken = []
+    real = blocks.Batch.read
+    monkeypatch.setattr(blocks.Batch, "read", lambda self, rows: taken.append(rows) or real(self, rows))
+    monkeypatch.setattr(blocks, "LARGE", 1)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 128)
+    paramcli("remove", added, "-o", parts)
+    assert any(rows is not None for rows in taken)
+    one, other = load_file(whole), load_file(parts)
+    close = 0.0 if name in ("full", "ia3") else 1e-6
+    assert all(torch.allclose(one[key], other[key], rtol=close, atol=close) for key in one)
+
+
+def test_what_was_added_loads_onto_a_live_model(kohya, tmp_path, paramcli):
+    """Chains of one and of two parametrizations, on linear layers and kernels: the weights are those of the merge."""
+    base, adapter = kohya / "base.safetensors", kohya / "lora_dora.safetensors"
+    added, merged = tmp_path / "added.safetensors", tmp_path / "merged.safetensors"
+    paramcli("add", base, "--adapter", adapter, "-o", added)
+    paramcli("merge", base, "--adapter", adapter, "-o", merged)
+    model = torch.nn.ModuleDict({"ff": torch.nn.Linear(12, 8), "c": torch.nn.Conv2d(4, 6, 3)})
+    names = {"ff": f"{UNET}ff_net.1", "c": f"{UNET}input_blocks.0"}
+    part = tmp_path / "part.safetensors"
+    paramcli("convert", added, "--keep", "*ff_net.1*", "--keep", "*input_blocks.0*", "-o", part)
+    renamed = tmp_path / "renamed.safetensors"
+    paramcli("convert", part, *[f"--rename={old}={new}" for new, old in names.items()], "-o", renamed)
+    load(model, renamed)
+    want = load_file(merged)
+    for new, old in names.items():
+        torch.testing.assert_close(model[new].weight, want[f"{old}.weight"], rtol=1e-6, atol=1e-7)
