@@ -102,8 +102,11 @@ def _oft_stores(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
 
 
 def _boft_stores(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
-    stored = _oft_stores(shape, arguments)
-    return {**stored, "oft_blocks": (None, (_int(arguments, "stages"), *stored["oft_blocks"][1]))}
+    stored, stages = _oft_stores(shape, arguments), _int(arguments, "stages")
+    blocks = stored["oft_blocks"][1]
+    if blocks[-1] % 2 or shape[0] % (blocks[-1] << (stages - 1)):
+        raise ValueError("the stages do not divide it into pairs")
+    return {**stored, "oft_blocks": (None, (stages, *blocks))}
 
 
 CONSTRAINTS = ()

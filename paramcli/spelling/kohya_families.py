@@ -109,7 +109,8 @@ class Family:
     """One kind of change of a weight, known by the parts that it has.
 
     `spelt` gives the item of a chain and its tensors by name, of a module at a strength; `decomposed`: a `dora_scale`
-    may follow it; `spends`: parts that are numbers, which the item has; `leaf`: what of the module it changes.
+    may follow it; `spends`: parts that are numbers, which the item has; `leaf`: what of the module it changes, a
+    weight of two dimensions or more unless it is `of_any_shape`.
     """
 
     title: str
@@ -119,6 +120,7 @@ class Family:
     decomposed: bool = False
     spends: tuple[str, ...] = ("alpha",)
     leaf: str = "weight"
+    of_any_shape: bool = False
 
 
 def changes_of(module: Module) -> Iterator[tuple[str, Change]]:
@@ -144,6 +146,8 @@ def change_of(module: Module, family: Family) -> Change:
 
     def reads(group: Group) -> tuple[str, View]:
         whole = item
+        if len(group.shape) < 2 and not family.of_any_shape:
+            raise not_of_shape(group, "change is of matrices,", [module.shape(part) for part in parts.values()])
         if decomposed:
             axis = _axis(module, group)
             whole += "," + module.item("lycoris.dora", strength=module.strength, axis=axis)
@@ -182,12 +186,19 @@ def _require_shapes(group: Group, item: str, shapes: Mapping[str, tuple[int, ...
 
 
 def _is_alike(shape: tuple[int, ...], wanted: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
-    """The same but for sides of 1, or with the last axis as inputs and kernel."""
+    """The same, or with sides of 1 after it, or with inputs and kernel apart; a vector along any axis."""
+    if len(wanted) == 1:
+        return [side for side in shape if side != 1] == [side for side in wanted if side != 1]
     shapes = [wanted]
     inputs, rest = divmod(wanted[-1] if wanted else 0, math.prod(kernel) or 1)
     if len(wanted) == 2 and not rest:
         shapes.append((wanted[0], inputs, *kernel))
-    return any([side for side in shape if side != 1] == [side for side in one if side != 1] for one in shapes)
+    return any(_begins(shape, one) or _begins(one, shape) for one in shapes)
+
+
+def _begins(shape: tuple[int, ...], with_: tuple[int, ...]) -> bool:
+    """Is the shape this one, with nothing but sides of 1 after it?"""
+    return shape[: len(with_)] == with_ and all(side == 1 for side in shape[len(with_) :])
 
 
 def _lora(module: Module, strength: float) -> tuple[str, dict[str, str]]:
@@ -288,6 +299,9 @@ FAMILIES = (
     Family("GLoRA", ("a1", "a2", "b1", "b2"), ("a1", "a2", "b1", "b2"), _glora),
     Family("OFT", ("oft_blocks", "rescale"), ("oft_blocks",), _oft),
     Family("IA3", ("weight", "on_input"), ("on_input",), _ia3, spends=("on_input",)),
-    *(Family("full", (part,), (part,), _added(part), spends=()) for part in ("diff", "w_norm")),
-    *(Family("full", (part,), (part,), _added(part), spends=(), leaf="bias") for part in ("diff_b", "b_norm")),
+    *(Family("full", (part,), (part,), _added(part), spends=(), of_any_shape=True) for part in ("diff", "w_norm")),
+    *(
+        Family("full", (part,), (part,), _added(part), spends=(), leaf="bias", of_any_shape=True)
+        for part in ("diff_b", "b_norm")
+    ),
 )

@@ -421,7 +421,8 @@ WRONG = {
     ),
     "blocks that do not divide": (of(oft_blocks=torch.ones(4, 2, 2)), "oft_blocks is 4x2x2"),
     "blocks that are none": (of(oft_blocks=torch.ones(2, 3, 2)), "2x3x2"),
-    "a butterfly that is none": (of(oft_blocks=torch.ones(3, 3, 2, 2)), "into pairs"),
+    "a butterfly that is none": (of(oft_blocks=torch.ones(3, 3, 2, 2)), "oft_blocks is 3x3x2x2"),
+    "a kernel the other way": (of(lora_down__weight=torch.ones(2, 1, 4), lora_up__weight=UP), "is 2x1x4"),
     "a bound below 0": (of(oft_blocks=torch.ones(3, 2, 2), alpha=torch.tensor(-1.0)), "bounds the turns"),
     "a difference of another shape": (of(diff=torch.ones(4, 6)), "diff is 4x6"),
     "a bias that is not there": (of(diff=torch.ones(6, 4), diff_b=torch.ones(6)), "lora_unet_x.bias"),
@@ -439,10 +440,22 @@ WRONG = {
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_what_does_not_fit_is_refused_by_name(wrong, tmp_path, paramcli):
-    """One line, exit 3, nothing written."""
+    """One line, exit 3, nothing written; by `add` too, but that what is not computed is not found to be NaN."""
     adapter, told = WRONG[wrong]
     error = merge(paramcli, tmp_path, {"x.weight": torch.ones(6, 4)}, adapter, code=3)[1]
     assert error.startswith("error: ") and told in error, error
+    if told != "NaN":
+        files = (tmp_path / "base.safetensors", "--adapter", tmp_path / "adapter.safetensors")
+        assert told in paramcli("add", *files, "-o", tmp_path / "out.safetensors", code=3).err
+
+
+@pytest.mark.parametrize("command", ["merge", "add"])
+def test_a_change_of_a_matrix_is_of_no_vector(command, tmp_path, paramcli):
+    """A LoRA of a norm's weight, whose one dimension it has."""
+    save_file({"x.weight": torch.ones(6)}, tmp_path / "base.safetensors")
+    save_file(of(lora_down__weight=torch.ones(2, 1), lora_up__weight=UP), tmp_path / "adapter.safetensors")
+    files = (tmp_path / "base.safetensors", "--adapter", tmp_path / "adapter.safetensors")
+    assert "is 6 in the base" in paramcli(command, *files, "-o", tmp_path / "out.safetensors", code=3).err
 
 
 def test_a_strength_that_is_too_much_is_refused(tmp_path, paramcli):
