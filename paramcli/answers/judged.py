@@ -24,8 +24,8 @@ from .merge_verdict import MergeVerdict, share
 
 # Passes of the search for a strength, at most.
 TRIES = 10
-# No strength is looked for beyond this.
-FARTHEST = 1e6
+# No strength is looked for beyond this, nor any longer where a step is smaller than what rounding leaves open.
+FARTHEST, STILL = 1e6, 1e-8
 # Tensors up to this many entries are evaluated whole to see what the other way round would have given.
 WHOLE = 1 << 24
 # (M, E) of the entries of a block that something is tried on; None where it cannot be tried.
@@ -76,7 +76,9 @@ def _found(
     touched: Touched, labels: Mapping[str, set[str]], ways: Sequence[Arithmetic], stored: torch.dtype
 ) -> tuple[Look, Found]:
     plain = [how for how in ways if how.change is None]
-    seen = look(touched, plain)
+    seen = look(touched, plain, closely=False)
+    if any(allowed.doubtful for allowed in seen.allowed.values()):
+        seen = look(touched, plain)  # some rows leave open what all of them may tell
     if not seen.finite:
         return seen, Found("another", "NaN or infinity in it")
     if (how := seen.within()) is not None:
@@ -88,17 +90,20 @@ def _found(
     if any(allowed.unmoved for allowed in seen.allowed.values()):
         return seen, Found("never_applied", "but for rounding it is the base's")
     at = _strength(touched, plain, seen)
-    rough = look(touched, ways[len(plain) :])
-    for half in (torch.float32, *HALVES):
-        if at is not None and at.rules_out(half):
-            return seen, _at_strength(at)
-        if any(allowed.rules_out(half) for allowed in seen.allowed.values()):
-            continue  # all but a few entries are rounded once
-        for how, allowed in rough.allowed.items():
-            if how.change == half and allowed.within:
-                return seen, _holding(touched, allowed, how, stored, seen.unchanged)
+    if at is not None and all(map(at.rules_out, HALVES)):
+        return seen, _at_strength(touched, at)
+    # Where all but a few entries are rounded once, those few are not so by another arithmetic.
+    out = [change for change in (torch.float32, *HALVES) if any(a.rules_out(change) for a in seen.allowed.values())]
+    ways = [how for how in ways if how.change not in out]
+    coarse = [how for how in ways if how.change is not None]
+    rough = look(touched, coarse) if coarse else seen
+    for how, allowed in rough.allowed.items() if coarse else ():
+        if at is not None and how.change is not None and at.rules_out(how.change):
+            return seen, _at_strength(touched, at)
+        if allowed.within:
+            return seen, _holding(touched, allowed, how, stored, seen.unchanged)
     if at is not None:
-        return seen, _at_strength(at)
+        return seen, _at_strength(touched, at)
     return seen, _otherwise(touched, labels, ways, rough, seen)
 
 
@@ -107,15 +112,15 @@ def _holding(touched: Touched, allowed: Allowed, how: Arithmetic, stored: torch.
     strength, name = allowed.strengths, dtype_name(touched.merged.group.dtype)
     if unchanged or allowed.unmoved:
         return Found("below_rounding", f"the change is less than {name} can show", strength, allowed.farthest)
-    if touched.adds and strength is not None and (allowed.has(0.0) or allowed.has(2.0)):
+    if touched.adds and strength is not None and allowed.doubtful:
         low, high = map(number_text, strength)
         return Found("below_rounding", f"{name} allows strengths from {low} to {high}", strength, allowed.farthest)
     return Found("holds", how.text(stored), strength, allowed.farthest)
 
 
-def _at_strength(allowed: Allowed) -> Found:
-    if allowed.has(2.0):
-        return Found("twice", strength=allowed.strengths)
+def _at_strength(touched: Touched, allowed: Allowed) -> Found:
+    if touched.adds and allowed.has(2.0):
+        return Found("twice", "or at twice its strength, which is the same", allowed.strengths)
     if allowed.has(0.0):
         return Found("never_applied", "but for rounding it is the base's", strength=allowed.strengths)
     return Found("other_strength", strength=allowed.strengths)
@@ -130,7 +135,7 @@ def _strength(touched: Touched, ways: Sequence[Arithmetic], first: Look) -> Allo
     seen, at, known = first, 1.0, list(touched.known)
     for _ in range(TRIES):
         for allowed in seen.allowed.values():
-            if allowed.strengths is not None and allowed.has(at) and at != 1:
+            if allowed.strengths is not None and allowed.within and at != 1:
                 touched.known[:] = [at, *(other for other in touched.known if other != at)][:2]
                 return allowed
         close = next((a for a in seen.allowed.values() if a.any and a.strengths is not None), None)
@@ -140,10 +145,10 @@ def _strength(touched: Touched, ways: Sequence[Arithmetic], first: Look) -> Allo
             at = known.pop(0)
         elif seen.slope and seen.pull == seen.pull:
             at += seen.pull / seen.slope
-        if at == seen.at or not abs(at) < FARTHEST:
+        if abs(at - seen.at) <= STILL or not abs(at) < FARTHEST:
             return None
         try:
-            seen = look(touched, ways, at)
+            seen = look(touched, ways, at, closely=False)
         except ParamcliError:
             return None  # a family that takes no such strength
     return None
@@ -155,9 +160,10 @@ def _otherwise(
     """What is left to try where no strength explains the tensor to its last bit."""
     if _twice(touched, ways):
         return Found("twice")
-    at = _strength(touched, [how for how in ways if how.change is not None], rough)
+    coarse = [how for how in ways if how.change is not None]
+    at = _strength(touched, coarse, rough) if coarse else None
     if at is not None:
-        return _at_strength(at)
+        return _at_strength(touched, at)
     for what, verdict, detail in _mistakes(touched, labels):
         if fits(touched, what, ways) is not None:
             return Found(verdict, detail)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..allocator import Holes, share_one_heap
 from ..chain import Chain
 from ..checkpoint.disk.interrupts import import_torch
 from ..dtypes import EDITABLE
@@ -21,6 +22,7 @@ from ..spelling.adapters import open_adapters
 from ..spelling.forms import Group
 from ..spelling.opened import Opened, choose_any
 from ..text import listing
+from ..view import View
 from ..watch import NOBODY, Watch
 from .diff import DiffResult, compare_one, same_state, what_to_say
 from .merge_verdict import MergeResult, MergeVerdict, Other
@@ -96,6 +98,7 @@ def verify_merge(
             path=path,
         )
     import_torch()
+    share_one_heap()
     others = [name for name in base.groups if name in names and name in merged.groups and name not in changed]
     there = [name for name in wanted if name in merged.groups]
     total = sum(merged.groups[name].nbytes for name in (*there, *others))
@@ -135,8 +138,10 @@ class Work:
     asked: Asked
     device: torch.device | str
     labels: dict[str, set[str]]
-    # Strengths that tensors were found at.
+    # As of `Touched`, of all tensors.
     known: list[float] = field(default_factory=list)
+    kinds: dict[tuple[Chain, View, tuple[int, ...]], bool] = field(default_factory=dict)
+    holes: Holes = field(default_factory=Holes)
 
     def judged(self, group: Group) -> MergeVerdict:
         from ..fitting.expected import Side, Touched, of_adapters
@@ -152,6 +157,8 @@ class Work:
             self.asked.chain_of(self.base, name, before),
             self.device,
             self.known,
+            self.kinds,
+            self.holes,
         )
         return judge(touched, self.labels)
 

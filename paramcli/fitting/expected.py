@@ -16,12 +16,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from ..allocator import Holes
 from ..chain import Chain
 from ..checkpoint.source import Rows, Source
 from ..errors import error_context
 from ..maths.numbers import eps, smallest
 from ..spelling.forms import PARAMETRIZED, Group
 from ..text import printable
+from ..view import View
 from . import measure
 from .blocks import Batch, bake_ranges, sliced_roles
 from .evaluate import chain_of, effective, read_state, settle, weight_of
@@ -30,6 +32,10 @@ from .strengths import PART, Allowed, Arithmetic, half_spacing, roundoff
 
 # The step by which a chain's derivative by its strength is taken.
 STEP = 2.0**-10
+# Where a block of a large tensor is what a merge computes, bit for bit, one row in so many is looked at more closely.
+FEWER = 16
+# Half precision is looked for in one part of so many.
+SOME = 8
 # How exactly a change is the same on two weights, in double precision, where it does not depend on the weight.
 SAME = 1e-9
 
@@ -58,8 +64,21 @@ class Touched:
     device: torch.device | str = "cpu"
     # Strengths that others of the file were found at, which are tried first.
     known: list[float] = field(default_factory=list)
-    # Is the change the same whatever the weight? Known once it was asked of a block.
-    adds: bool | None = None
+    # Chain, view and shape -> is the change the same whatever the weight? Known once it was asked of a block.
+    kinds: dict[tuple[Chain, View, tuple[int, ...]], bool] = field(default_factory=dict)
+    holes: Holes = field(default_factory=Holes)
+
+    @property
+    def adds(self) -> bool | None:
+        return self.kinds.get(self._kind)
+
+    @adds.setter
+    def adds(self, found: bool) -> None:
+        self.kinds[self._kind] = found
+
+    @property
+    def _kind(self) -> tuple[Chain, View, tuple[int, ...]]:
+        return self.chain, self.group.view, tuple(self.group.shape)
 
     @property
     def chain(self) -> Chain:
@@ -84,6 +103,20 @@ class Block:
     state: Mapping[str, Tensor]
     merged: Tensor
     first_row: int = 0
+    # The adapters' tensors that have a row for each of these.
+    sliced: frozenset[str] = frozenset()
+
+    def fewer(self) -> Block:
+        """The first of its rows."""
+        count = max(1, self.group.shape[0] // FEWER)
+        return replace(
+            self,
+            group=replace(self.group, shape=(count, *self.group.shape[1:])),
+            base=self.base[:count],
+            exact=self.exact[:count],
+            state={role: tensor[:count] if role in self.sliced else tensor for role, tensor in self.state.items()},
+            merged=self.merged[:count],
+        )
 
 
 def of_adapters(group: Group, before: int) -> Group:
@@ -151,9 +184,10 @@ def blocks(touched: Touched) -> Iterator[Block]:
                     state = batch.on_device(batch.read(rows))
                     _require_finite(group, state)
                 shape = group.shape if rows is None else (rows[1] - rows[0], *group.shape[1:])
-                W = state.pop("original")
-                part = replace(group, shape=shape)
-                yield Block(part, W, W.to(torch.float64), state, rows_of(rows).to(W.device), rows[0] if rows else 0)
+                W, first = state.pop("original"), 0 if rows is None else rows[0]
+                part, M = replace(group, shape=shape), rows_of(rows).to(W.device)
+                yield Block(part, W, W.to(torch.float64), state, M, first, sliced or frozenset())
+                touched.holes.tidy(8 * W.numel())
             return
         with error_context(tensor=group.tensor, path=base.source.path):
             W, exact = _values(base, touched.device)
@@ -233,14 +267,15 @@ class Model:
 
     def adds(self) -> bool:
         """Is the change the same whatever the weight? Asked of a weight of the block's size that is not the block's."""
-        if self.touched.adds is None:
+        known = self.touched.adds
+        if known is None:
             size = _largest(self.W) or 1.0
             probe = size * torch.arange(self.W.numel(), dtype=torch.float64, device=self.W.device).cos()
             probe = probe.reshape(self.W.shape)
             D = self._added[0]
             off = _largest(self.value(self.touched.chain, probe) - probe - D)
-            self.touched.adds = off <= SAME * (size + _largest(D))
-        return self.touched.adds
+            self.touched.adds = known = off <= SAME * (size + _largest(D))
+        return known
 
 
 def _largest(values: Tensor) -> float:
@@ -282,32 +317,51 @@ class Look:
         return next((how for how, allowed in self.allowed.items() if allowed.within), None)
 
 
-def look(touched: Touched, ways: Sequence[Arithmetic], strength: float = 1.0) -> Look:
-    """Compare every entry with E(strength), as each of these arithmetics may have rounded it."""
+def look(touched: Touched, ways: Sequence[Arithmetic], strength: float = 1.0, closely: bool = True) -> Look:
+    """Compare every entry with E(strength), as each of these arithmetics may have rounded it.
+
+    Not `closely`: of blocks that are bit for bit what a merge computes (E in single precision, rounded once), which is
+    within what rounding explains, strengths and sums are those of some rows.
+    """
     seen = Look(strength, {how: Allowed(strength) for how in ways})
     for block in blocks(touched):
         M, W = block.merged.reshape(-1), block.base.reshape(-1)
         if not measure.all_finite(M):
             return replace(seen, finite=False, unchanged=False)
         same = _same_bits(M, W.to(M.dtype))
-        seen.unchanged = seen.unchanged and bool(same.all())
-        seen.differing += int((~same).sum())
+        differing = len(M) - int(same.sum())
+        seen.unchanged = seen.unchanged and not differing
+        seen.differing += differing
         seen.entries += len(M)
+        if not closely and block.sliced and _is_computed(touched, block, strength):
+            block = block.fewer()
         for number, (model, how) in enumerate(_models(touched, block, ways)):
-            E, slope, off = model.at(strength)
-            adds = model.adds()
-            every = M, model.W.reshape(-1), E.reshape(-1), None if slope is None else slope.reshape(-1)
-            typical = 0.0 if slope is None or adds else slope.square().mean().sqrt().item()
-            for M_part, W_part, E_part, slope_part in _parts(*every):
-                part = Part(M_part.to(torch.float64), W_part, E_part, slope_part, M.dtype)
-                tolerance, rounding = part.tolerance(how, strength, off, adds, typical)
-                allowed = seen.allowed[how]
-                allowed.add(part.M - part.E, part.slope, tolerance, part.M - part.W)
-                if how.change is None:
-                    part.count_coarse(allowed, tolerance, rounding, how, adds)
-                if not number:
-                    part.sum_up(seen)
+            _compare(seen, block, model, how, strength, not number)
     return seen
+
+
+def _is_computed(touched: Touched, block: Block, strength: float) -> bool:
+    """Is the block what merging gives, bit for bit?"""
+    chain = touched.chain if strength == 1 else touched.at(strength)
+    if chain is None or block.merged.dtype != block.base.dtype:
+        return False
+    made = weight_of(block.group, {"original": block.base, **block.state}, chain, touched.group.view)
+    return bool(_same_bits(made.reshape(-1), block.merged.reshape(-1)).all())
+
+
+def _compare(seen: Look, block: Block, model: Model, how: Arithmetic, strength: float, sums: bool) -> None:
+    E, slope, off = model.at(strength)
+    adds, allowed, M = model.adds(), seen.allowed[how], block.merged.reshape(-1)
+    typical = 0.0 if slope is None or adds else slope.square().mean().sqrt().item()
+    every = M, model.W.reshape(-1), E.reshape(-1), None if slope is None else slope.reshape(-1)
+    for number, (M_part, W_part, E_part, slope_part) in enumerate(_parts(*every)):
+        part = Part(M_part.to(torch.float64), W_part, E_part, slope_part, M.dtype)
+        tolerance, rounding = part.tolerance(how, strength, off, adds, typical)
+        allowed.add(part.M - part.E, part.slope, tolerance, part.M - part.W)
+        if how.change is None and number % SOME == 0:
+            part.count_coarse(allowed, tolerance, rounding, how, adds)
+        if sums:
+            part.sum_up(seen)
 
 
 def _models(touched: Touched, block: Block, ways: Sequence[Arithmetic]) -> Iterator[tuple[Model, Arithmetic]]:

@@ -39,7 +39,7 @@ from torch import Tensor
 from ..maths.numbers import eps, smallest, unit_roundoff
 
 # Entries that are compared at once.
-PART = 1 << 18
+PART = 1 << 15
 # Where half precision shows, it sends an entry beyond the tolerance of single precision one time in four at least. Of
 # so many entries one in STRAYS or more will be, but for one case in ten thousand.
 TELLING, STRAYS = 64, 16
@@ -147,6 +147,11 @@ class Allowed:
 
     def has(self, strength: float) -> bool:
         return self.low <= strength <= self.high
+
+    @property
+    def doubtful(self) -> bool:
+        """Does it leave open whether the adapter is in it at all, or twice?"""
+        return self.unmoved or self.has(0.0) or self.has(2.0)
 
     @property
     def strengths(self) -> tuple[float, float] | None:

@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 
 import paramcli as library
 
+from .test_kohya import NAMES as KOHYA
+from .test_kohya import wanted
 from .test_merge import REFUSED
 
 HALVES = torch.float16, torch.bfloat16
@@ -343,3 +345,43 @@ def test_the_document_and_the_page(adapters, tmp_path, paramcli):
     paramcli("verify", merge, *proof, "--report", page, code=4)
     paramcli("verify", base, *proof, "--report", page, "--force", code=1)
     assert "never applied" in page.read_text()
+
+
+def test_a_large_tensor_is_seen_block_by_block(tmp_path):
+    """What merging computes bit for bit is looked at in some rows; one wrong bit in a later block is told too."""
+    torch.manual_seed(0)
+    W, A, B = 0.02 * torch.randn(1536, 2048), torch.randn(4, 2048) / 45, 1e-3 * torch.randn(1536, 4)
+    base = tmp_path / "base.safetensors"
+    save_file({"l.weight": W}, base)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    names = {f"base_model.model.l.lora_{name}.weight": T for name, T in (("A", A), ("B", B))}
+    save_file(names, adapter / "adapter_model.safetensors")
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 4}))
+    out = tmp_path / "out.safetensors"
+    library.merge(base, adapter, output=out)
+    [held] = library.verify_merge(out, base, adapter)
+    assert held.ok and held.differing > 0.99 and 0.999 < held.strength[0] <= 1 <= held.strength[1] < 1.001
+    made = load_file(out)["l.weight"]
+    bits = made.view(torch.int32)
+    bits[1500, 77] ^= 1 << 12
+    save_file({"l.weight": made}, out)
+    [told] = library.verify_merge(out, base, adapter)
+    assert told.verdict == "another" and told.detail == "1 of 3145728 entries is off, the others hold"
+    library.merge(base, adapter, strength=0.25, output=out, force=True)
+    [weak] = library.verify_merge(out, base, adapter)
+    assert weak.verdict == "other_strength" and weak.said == "at 0.25 times its strength"
+
+
+def test_lycoris_kinds_hold_and_their_strengths_are_told(fixtures, tmp_path):
+    """LoHa, LoKr, GLoRA, OFT, whole differences and the others, as LyCORIS computes them, at two strengths."""
+    kohya, out = fixtures / "kohya", tmp_path / "out.safetensors"
+    for name in KOHYA:
+        for strength, other in ((1.0, 0.6), (0.6, 1.0)):
+            save_file({**load_file(kohya / "base.safetensors"), **wanted(kohya, name, strength)}, out)
+            proof = out, kohya / "base.safetensors", kohya / f"{name}.safetensors"
+            found = library.verify_merge(*proof, strength=strength)
+            assert found and {verdict.verdict for verdict in found} == {"holds"}, (name, strength, found.summary())
+            for verdict in library.verify_merge(*proof, strength=other):
+                low, high = verdict.strength
+                assert verdict.verdict == "other_strength" and low <= strength / other <= high, (name, verdict)
