@@ -36,6 +36,8 @@ STEP = 2.0**-10
 FEWER = 16
 # Half precision is looked for in one part of so many.
 SOME = 8
+# What a transform (FFT) is off by in every entry, as a share of the largest: the unit roundoff of float32.
+SPREAD = 2.0**-24
 # How exactly a change is the same on two weights, in double precision, where it does not depend on the weight.
 SAME = 1e-9
 
@@ -263,7 +265,7 @@ class Model:
     def _added(self) -> tuple[Tensor, float]:
         zero = torch.zeros_like(self.W)
         D = self.value(self.touched.chain, zero)
-        return D, _largest(self.value(self.touched.chain, zero, torch.float32) - D)
+        return D, _largest(self.value(self.touched.chain, zero, torch.float32) - D) + SPREAD * _largest(D)
 
     def adds(self) -> bool:
         """Is the change the same whatever the weight? Asked of a weight of the block's size that is not the block's."""
@@ -409,8 +411,6 @@ class Part:
         t += size * (u if adds else 8 * u)
         t += 8 * off * (scale if adds else 1.0) * (u / roundoff(torch.float32))
         change = torch.zeros_like(size) if self.slope is None else self.slope.abs() * scale
-        if adds:
-            t += 8 * u * change
         whole = size * roundoff(how.sum) if not adds and how.sum.itemsize == 2 else None
         if how.change is None:
             return t, change if whole is None else whole

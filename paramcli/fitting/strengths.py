@@ -17,9 +17,10 @@ spacing at a number; each step of arithmetic is off by at most u times its resul
 
     s(M) / 2                     M is rounded to the dtype that it is stored in
     s'(M) / 2                    the sum was rounded to another dtype before that
-    u |W + k D| + 8 u |k D|      the sum and the scale in the dtype that computes (float32 or wider)
-    8 max |D32 - D|              the products and their sums: what float32 makes of this very tensor, against double
-                                 precision, eight times, as other kernels add in another order
+    u |W + k D|                  the sum in the dtype that computes (float32 or wider)
+    8 |k| (max |D32 - D|         the products and their sums: what float32 makes of this very tensor, against double
+           + u max |D|)          precision, and a rounding of the largest entry, which transforms (FFT) spread over all;
+                                 eight times, as other kernels add in another order
     4 u_h |k D|                  the change in half precision: the product, the strength, the scale and the scale's own
                                  value, rounded one after another (sd-scripts in fp16 or bf16; peft with the adapter in
                                  half memory has two of them)
