@@ -44,6 +44,8 @@ class Pattern:
     before: str = r"(.*\.)?"
     _states: list[_State] = field(default_factory=list)
     _plain: re.Pattern[str] | None = None
+    # From these states, by this character: those that are reached. Few are met, so each is worked out once.
+    _steps: dict[tuple[frozenset[int], str], frozenset[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.text) > LONGEST:
@@ -56,19 +58,29 @@ class Pattern:
 
     def matches(self, path: str) -> bool:
         if self._plain is not None:
-            self.budget.spend(1)
+            self.budget.spend(1 + len(path) // 256)
             return self._plain.match(path) is not None
-        here: set[int] = {0}
-        for at in range(len(path) + 1):
-            here = self._reached(here, at, path)
-            if any(self._states[state][0] == "done" for state in here):
-                return True
-            if at == len(path) or not here:
-                return False
-            here = {state + 1 for state in here if (known := self._states[state][1]) is not None and known(path[at])}
-        return False
+        self.budget.spend(1 + len(path) // 16)
+        done = len(self._states) - 1
+        here = self._reached({0}, begin=True, end=path in ("", "\n"))
+        for at, text in enumerate(path, 1):
+            if done in here or not here:
+                return bool(here)
+            if at < len(path) - 1 or path[at:] not in ("", "\n"):
+                if (there := self._steps.get((here, text))) is None:
+                    there = self._reached(self._read(here, text))
+                    if len(self._steps) < MOST_STATES:
+                        self._steps[here, text] = there
+                here = there
+            else:
+                here = self._reached(self._read(here, text), end=True)
+        return done in here
 
-    def _reached(self, states: set[int], at: int, path: str) -> set[int]:
+    def _read(self, states: frozenset[int], text: str) -> set[int]:
+        """The states after those that this character leads on from."""
+        return {state + 1 for state in states if (known := self._states[state][1]) is not None and known(text)}
+
+    def _reached(self, states: set[int], *, begin: bool = False, end: bool = False) -> frozenset[int]:
         """The states from which the next character is read, by way of those that read none."""
         todo, seen = list(states), set[int]()
         while todo:
@@ -79,10 +91,10 @@ class Pattern:
             kind, _, one, other = self._states[state]
             if kind == "split":
                 todo += (state + one, state + other)
-            elif at == 0 if kind == "begin" else kind == "end" and path[at:] in ("", "\n"):
+            elif begin if kind == "begin" else kind == "end" and end:
                 todo.append(state + 1)
         self.budget.spend(len(seen))
-        return {state for state in seen if self._states[state][0] in ("char", "done")}
+        return frozenset(state for state in seen if self._states[state][0] in ("char", "done"))
 
 
 class _Parser:
