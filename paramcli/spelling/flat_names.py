@@ -41,6 +41,9 @@ PREFIXES: Mapping[str, str] = {
     "text_encoder_2.": _TEXT_2,
     "text_encoder_3.": _TEXT_3,
 }
+# Words of the names that diffusers gives the blocks of a U-Net, and of the original ones.
+_DIFFUSERS = ("down_blocks_", "up_blocks_", "mid_block_")
+_ORIGINAL = ("input_blocks_", "output_blocks_", "middle_block_")
 _SPLIT = re.compile(r"(?:to_[qkv]|[qkv]_proj|[qkv])(?:_lora)?")
 _FUSED = re.compile(r".*(?:qkv|in_proj)(?:_weight|\.weight)", re.S)
 
@@ -90,13 +93,15 @@ class FlatNames(Names):
 
     def hint(self, groups: Mapping[str, Group], adapter: Adapter, lost: Sequence[Change]) -> str:
         first = lost[0].tensor.rpartition(".")[0]
-        if why := _why_not(groups, lost):
-            return Known(why)
+        why = _why_not(groups, lost)
         missed = {id(change) for change in lost}
         lacking = {prefix_of(change.tensor) for change in lost}
         here = {prefix_of(change.tensor) for change in adapter.changes if id(change) not in missed}
         if here and not lacking & here:
-            return f"{_keeping(*sorted(here))}, and merge that: the base has nothing of {words(sorted(lacking))}"
+            because = why or f"the base has nothing of {words(sorted(lacking))}"
+            return f"{_keeping(*sorted(here))}, and merge that: {because}"
+        if why:
+            return Known(why)
         if replaced := _prefix_that_does(groups, [change.tensor.rpartition(".")[0] for change in lost]):
             return given("adapter-prefix", {replaced[0]: replaced[1]})
         prefix = prefix_of(first)
@@ -153,27 +158,23 @@ def _keeping(*prefixes: str) -> str:
 
 def _why_not(groups: Mapping[str, Group], lost: Sequence[Change]) -> str | None:
     """A reason that is known, for which no name of the base could be that of a change."""
-    first = lost[0].tensor
-    name = flat(first)
+    names = [flat(change.tensor) for change in lost]
     original = any(".input_blocks." in group for group in groups)
     diffusers = any("down_blocks." in group for group in groups)
-    if original and not diffusers and any(word in name for word in ("down_blocks_", "up_blocks_", "mid_block_")):
-        return (
-            "the adapter has the names of diffusers and the base the original ones: renaming them is not done here yet"
-        )
-    if (
-        diffusers
-        and not original
-        and any(word in name for word in ("input_blocks_", "output_blocks_", "middle_block_"))
-    ):
-        return "the adapter has the original names and the base those of diffusers: renaming them is not done here yet"
-    parts = first.rpartition(".")[0].split(".")
-    words_of = [parts[-1], *["_".join(parts[-1].split("_")[-count:]) for count in (1, 2)]]
-    split = [word for word in words_of if _SPLIT.fullmatch(word)]
-    apart = any(group.rpartition(".")[0].endswith(f".{word}") for word in split[:1] for group in groups)
-    if split and not apart and any(_FUSED.fullmatch(group) for group in groups):
-        return (
-            "it changes one of query, key and value, which the base has fused in one tensor: dividing that is not done "
-            "here yet"
-        )
+    if original != diffusers:
+        others = _DIFFUSERS if original else _ORIGINAL
+        if any(word in name for name in names for word in others):
+            whose = ("of diffusers", "the original ones") if original else ("the original", "those of diffusers")
+            return f"its names are {whose[0]}, and the base has {whose[1]}: renaming them is not done here yet"
+    # The last word of a module's name, flat or not.
+    there = {word for group in groups for word in _last_words(group.rpartition(".")[0])}
+    apart = [word for change in lost for word in _last_words(change.tensor.rpartition(".")[0])]
+    if any(_SPLIT.fullmatch(word) and word not in there for word in apart) and any(map(_FUSED.fullmatch, groups)):
+        return "it changes query, key and value, which the base has fused: dividing a tensor is not done here yet"
     return None
+
+
+def _last_words(module: str) -> tuple[str, str]:
+    """attn.to_q, attn_to_q -> to_q and q."""
+    parts = module.rpartition(".")[2].rsplit("_", 2)
+    return "_".join(parts[-2:]), parts[-1]

@@ -278,18 +278,31 @@ def test_a_base_that_lacks_a_model_says_how_to_leave_it_out(kohya, tmp_path, par
     require_merged(load_file(tmp_path / "out.safetensors"), base, want)
 
 
+def test_a_model_whose_projections_are_fused_is_left_out(tmp_path, paramcli):
+    """SDXL's second text encoder: what to type for the rest, and why."""
+    base = {
+        "model.diffusion_model.a.weight": torch.ones(3, 3),
+        "conditioner.embedders.1.model.x.attn.in_proj_weight": torch.ones(9, 3),
+    }
+    adapter = {}
+    for module in ("lora_unet_a", "lora_te2_x_mlp_fc1", "lora_te2_x_self_attn_q_proj"):
+        adapter |= {f"{module}.lora_down.weight": torch.ones(1, 3), f"{module}.lora_up.weight": torch.ones(3, 1)}
+    error = merge(paramcli, tmp_path, base, adapter, code=3)[1]
+    assert "--keep 'lora_unet_*'" in error and "which the base has fused" in error
+
+
 REASONS = {
     "diffusers' names": (
         "lora_unet_down_blocks_0_conv",
         "model.diffusion_model.input_blocks.0.conv.weight",
-        "the names of diffusers",
+        "its names are of diffusers",
     ),
-    "original names": ("lora_unet_input_blocks_0_conv", "down_blocks.0.conv.weight", "the original names"),
-    "fused": ("transformer.blocks.0.attn.to_q", "blocks.0.attn.qkv.weight", "fused in one tensor"),
+    "original names": ("lora_unet_input_blocks_0_conv", "down_blocks.0.conv.weight", "its names are the original"),
+    "fused": ("transformer.blocks.0.attn.to_q", "blocks.0.attn.qkv.weight", "which the base has fused"),
     "fused, flat": (
         "lora_te2_encoder_layers_0_self_attn_q_proj",
         "resblocks.0.attn.in_proj_weight",
-        "fused in one tensor",
+        "which the base has fused",
     ),
     "a name that is near": (
         "lora_unet_bloks_0_lin",
