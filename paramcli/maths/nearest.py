@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,9 @@ OVERSAMPLED, POWERS = 10, 2
 # The rank that is tried first where it is to be found, and is doubled until it does.
 FIRST = 32
 # Entries whose products are in double precision at once, when what is lost is measured.
-_BLOCK = 1 << 22
+_BLOCK = 1 << 20
+# Squares of what is larger are numbers of float32.
+_SMALL = 1e-12
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,10 @@ def nearest(D: Tensor, wanted: Wanted, stored: torch.dtype) -> Factors | None:
     limit = most(*D.shape)
     if not limit or (wanted.rank or 0) > limit:
         return None
-    # A power of two: squares of D / scale neither overflow nor vanish.
+    # A power of two: squares of D / scale neither overflow nor vanish. Mostly none is needed, and no second D made.
     scale = scale_of(D, (0, 1)).item()
-    D = D / scale
+    scale = 1.0 if _SMALL < scale < 1 / _SMALL else scale
+    D = D if scale == 1 else D / scale
     if math.prod(D.shape) * min(D.shape) <= EXACT:
         return _kept(D, _decomposed(D), wanted, limit, scale, stored)
     columns = wanted.rank or FIRST
@@ -106,7 +109,7 @@ def _kept(
     limit.
     """
     U, S, Vh = parts
-    size = math.sqrt(sum(rows.square().sum().item() for _, rows in _blocks(D)))
+    size = _norm(rows for _, rows in _blocks(D))
     rank = wanted.rank if wanted.lost is None else _least(S, size, wanted.lost)
     root = S.sqrt() * math.sqrt(scale)
     while rank is not None and rank <= min(limit, len(S)):
@@ -132,7 +135,11 @@ def _distance(D: Tensor, A: Tensor, B: Tensor, scale: float) -> float:
     """||D - B A / scale||_F in double precision."""
     double = wide(D.dtype, D.device)
     A, B = A.to(double) / scale, B.to(double)
-    return math.sqrt(sum((rows - B[begin : begin + len(rows)] @ A).square().sum().item() for begin, rows in _blocks(D)))
+    return _norm(torch.addmm(rows, B[begin : begin + len(rows)], A, alpha=-1) for begin, rows in _blocks(D))
+
+
+def _norm(parts: Iterable[Tensor]) -> float:
+    return math.hypot(*(torch.linalg.vector_norm(part).item() for part in parts))
 
 
 def _blocks(D: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -49,8 +49,7 @@ from .output import default_output, refuse_link_out, same_place
 from .run import Target, output_path
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from ..fitting.pairs import Pair
     from ..maths.nearest import Factors, Wanted
 
 # What may be asked of the change, of which one is.
@@ -301,11 +300,14 @@ class _Work:
         known = not (group.problem or before.problem)
         if not (known and all(kind_of(one.dtype) in ("float", "half") for one in (group, before))):
             return self._unlike(name, group, before)
-        D, moved, stored = self._difference(group, before)
-        if D is None:
+        from ..fitting.pairs import Pair
+
+        pair = Pair(self.tuned.source, group, self.base.source, before)
+        if not pair.differs():
             return None
+        moved = pair.moved()
         if isinstance(layer, Layer):
-            factors = self._factors(D, layer, stored)
+            factors = self._factors(pair, layer)
             if factors is not None:
                 held = Held(name, layer, factors.rank)
                 return _Found(held, group, factors.lost, moved, self._put(factors, layer, group))
@@ -328,37 +330,15 @@ class _Work:
             tensor=name,
         )
 
-    def _difference(self, group: Group, before: Group) -> tuple[Tensor | None, float, str]:
-        """(tuned - base in float32 or wider, None for equal ones; its norm over the base's; the dtype of factors)"""
-        import torch
-
-        from ..fitting.evaluate import effective
-        from ..fitting.measure import Moved, require_finite
-
-        with torch.no_grad():
-            y = effective(self.tuned.source, group)
-            with error_context(path=self.base.source.path):
-                x = effective(self.base.source, before)
-            wide = torch.float64 if x.dtype == y.dtype == torch.float64 else torch.float32
-            stored = self.job.dtype or str(wide).removeprefix("torch.")
-            if x.dtype == y.dtype and torch.equal(_bits(x), _bits(y)):
-                return None, 0.0, stored
-            D = y.to(wide).sub_(x.to(wide)) if y.dtype != wide else y - x
-            if not D.any():
-                return None, 0.0, stored
-            require_finite(D, "the change")
-            moved = Moved()
-            moved.add(y, x)
-            return D.to(self.device), moved.result()[0], stored
-
-    def _factors(self, D: Tensor, layer: Layer, stored: str) -> Factors | None:
+    def _factors(self, pair: Pair, layer: Layer) -> Factors | None:
         import torch
 
         from ..maths.nearest import nearest
 
+        stored = pair.dtype if self.job.dtype is None else getattr(torch, self.job.dtype)
         with torch.no_grad():
-            matrix = D.mT if layer.across else D.reshape(layer.matrix(D.shape))
-            return nearest(matrix, self.job.wanted, getattr(torch, stored))
+            D = pair.difference().to(self.device)
+            return nearest(D.mT if layer.across else D.reshape(layer.matrix(D.shape)), self.job.wanted, stored)
 
     def _put(self, factors: Factors, layer: Layer, group: Group) -> dict[str, tuple[Slot, int]]:
         places = {}
@@ -424,15 +404,10 @@ class _Work:
             return tensor_bytes(torch.tensor(float(one.held.rank or 1)))
         if role == "value":
             return _value(self.tuned.source, one.group)
-        D, _, stored = self._difference(one.group, self.base.groups[one.name])
-        assert D is not None  # it was another tensor a moment ago
-        return tensor_bytes(D.to("cpu", getattr(torch, stored)).contiguous())
+        from ..fitting.pairs import Pair
 
-
-def _bits(W: Tensor) -> Tensor:
-    import torch
-
-    return W.contiguous().reshape(-1).view(torch.uint8)
+        D = Pair(self.tuned.source, one.group, self.base.source, self.base.groups[one.name]).difference()
+        return tensor_bytes(D if self.job.dtype is None else D.to(getattr(torch, self.job.dtype)))
 
 
 def _value(source: Source, group: Group) -> Data:

@@ -400,6 +400,33 @@ def test_the_same_bytes_each_time(pair, tmp_path, monkeypatch):
         assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
 
 
+def test_large_tensors_are_compared_in_blocks(pair, tmp_path, monkeypatch):
+    """With the same result; a value that is not finite, and damaged bytes, are found there too."""
+    from paramcli.fitting import pairs
+
+    tuned, base = pair
+    whole = library.extract(tuned, base, rank=2, output=tmp_path / "whole")
+    monkeypatch.setattr(pairs, "LARGE", 0)
+    monkeypatch.setattr(pairs, "BLOCK_BYTES", 256)
+    parts = library.extract(tuned, base, rank=2, output=tmp_path / "parts")
+    assert [one.document() for one in parts.tensors] == [one.document() for one in whole.tensors]
+    files = [sorted((tmp_path / name).iterdir()) for name in ("whole", "parts")]
+    assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
+    tensors = load_file(tuned)
+    tensors["embed_tokens.weight"][29, 15] = float("inf")
+    save_file(tensors, tuned)
+    with pytest.raises(library.InputRefused, match="the change has 1 infinite of 480"):
+        library.extract(tuned, base, rank=2, output=tmp_path / "x")
+    torch.save(load_file(base), tmp_path / "flipped.pt")
+    data = bytearray((tmp_path / "flipped.pt").read_bytes())
+    at = data.index(load_file(base)["embed_tokens.weight"].numpy().tobytes())
+    data[at + 4 * 470] ^= 1
+    (tmp_path / "flipped.pt").write_bytes(data)
+    with pytest.raises(library.InputRefused) as error:
+        library.extract(tmp_path / "flipped.pt", base, rank=2, output=tmp_path / "x")
+    assert error.value.code == "damaged" and not (tmp_path / "x").exists()
+
+
 MISTAKES = {
     "nothing asked": ((), 2, "extract needs one of"),
     "two limits": (("--rank", 4, "--energy", 0.5), 2, "not --rank and --energy"),
