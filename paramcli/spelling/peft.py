@@ -47,7 +47,7 @@ UNMERGED = {
         "PREFIX_TUNING",
         "PROMPT_TUNING",
     ),
-    "whose change depends on the input": ("POLY", "XLORA"),
+    "whose change depends on the input": ("LILY", "POLY", "SHADOW", "XLORA"),
     "which changes places that are drawn anew from a seed, and are in no file": ("FOURIERFT", "WAVEFT"),
 }
 

@@ -9,6 +9,7 @@
     MISS     MODULE.miss_block
     HRA      MODULE.hra_u
     ROAD     MODULE.road_theta, .road_alpha; of outputs, so the bias turns along
+    BEFT     MODULE.beft_bias, added to the bias
 
 Their laws are on the cards of the entries of the same names. Source: peft 0.21, tuners.
 """
@@ -209,6 +210,17 @@ def _road(module: Module, config: Config) -> list[Change]:
     ]
 
 
+def _beft(module: Module, config: Config) -> list[Change]:
+    shape = module.shape("beft_bias")
+
+    def reads(group: Group) -> tuple[str, View]:
+        if len(group.shape) != 1 or shape != (1, *group.shape):
+            raise not_of_shape(group, "change of it is", [shape])
+        return _scaled("shifted", config.strength), IDENTITY
+
+    return [Change(f"{module.path}.bias", {"diff": module.keys["beft_bias"]}, reads)]
+
+
 SUMS = (
     Family("DELORA", "DeLoRA", ("delora_A", "delora_B", "delora_lambda", "delora_w_norm"), _delora),
     Family("GRALORA", "GraLoRA", ("gralora_A", "gralora_B", "gralora_A_general", "gralora_B_general"), _gralora),
@@ -224,5 +236,6 @@ SUMS = (
     Family("SHIRA", "SHiRA", ("shira_weight", "shira_indices"), _shira),
     Family("MISS", "MiSS", ("miss_block",), _miss),
     Family("HRA", "HRA", ("hra_u",), _hra, require_whole_strength),
+    Family("BEFT", "BEFT", ("beft_bias",), _beft),
     Family("ROAD", "RoAd", ("road_theta", "road_alpha"), _road, require_whole_strength),
 )

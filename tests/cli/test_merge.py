@@ -25,6 +25,7 @@ NAMES = [
     "adalora",
     "adalora_conv",
     "adalora_conv1d",
+    "beft",
     "boft",
     "boft_butterfly",
     "boft_kernels",

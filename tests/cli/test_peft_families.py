@@ -134,6 +134,8 @@ WRONG = {
     "HRA of other inputs": ("hra", reshaped("hra_u", (9, 3)), {}, "mirrors are 9x3"),
     "RoAd of another variant": ("road", None, {"variant": "road_2"}, "angles are"),
     "RoAd of no variant": ("road", None, {"variant": "road_3"}, "none of road_1"),
+    "BEFT of another bias": ("beft", reshaped("beft_bias", (1, 9)), {}, "change of it is 1x9"),
+    "a method that PEFT cannot merge": ("ia3", None, {"peft_type": "LILY"}, "LILY, whose change depends on the input"),
     "RoAd of odd groups": ("road", None, {"group_size": 3}, "group=3 is odd"),
     "a start that is not known": (
         "lora",
