@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -163,7 +163,7 @@ def verify_merge(
 
     Args:
         adapter, strength, adapter_prefix: as of `merge`.
-        root: the state dict of the merge, and of the base where it has one of that name.
+        root: which state dict; one of the two files may have a single one.
         report, force, sha256, command: as of `verify`.
 
     Raises InputRefused for an adapter of another base, and where the merge has none of the tensors that it changes.
@@ -179,8 +179,7 @@ def verify_merge(
     asked = Asked(paths(adapter), strengths_of(paths(adapter), strength), patterns(adapter_prefix))
     page_path = check_report(report, force)
     with (
-        open_groups(path_of(merged, "merged"), root, ignore_record, watch.note) as opened,
-        _open_second(base, root, None, ignore_record, watch, "base") as plain,
+        _open_pair(merged, base, root, ignore_record, watch) as (opened, plain),
         open_adapters(asked.paths, asked.strengths, asked.prefixes) as adapters,
         gathering(
             (report is not None or sha256) and ranks.current().leads,
@@ -284,6 +283,24 @@ def _open_second(
             return open_groups(b, None, ignore_record, watch.note)
         except ParamcliError:
             raise unknown from None
+
+
+@contextmanager
+def _open_pair(
+    merged: FilePath, base: FilePath, root: str | None, ignore_record: bool, watch: Watch
+) -> Iterator[tuple[Opened, Opened]]:
+    """A merge and its base at the root; one of them may have no such level."""
+    with ExitStack() as stack:
+        try:
+            one = stack.enter_context(open_groups(path_of(base, "base"), root, ignore_record, watch.note))
+        except UsageError:
+            if not root:
+                raise
+            two = stack.enter_context(open_groups(path_of(merged, "merged"), root, ignore_record, watch.note))
+            one = stack.enter_context(open_groups(base, None, ignore_record, watch.note))
+        else:
+            two = stack.enter_context(_open_second(merged, root, None, ignore_record, watch, "merged"))
+        yield two, one
 
 
 def discover(

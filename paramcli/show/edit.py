@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 
 from ..spelling import record as records
+from ..surgery.edits.merge import Merge
 from ..surgery.result import EditResult
 from ..text import count_text, listing, number_text, printable, printable_path, size_text
 from ..wording import call, given, in_shell
@@ -72,7 +73,9 @@ def _written(result: EditResult) -> Iterator[str]:
     changed = f"{count_text(len(result.tensors), 'tensor')} changed, {result.untouched} untouched"
     checked = ", all read back and equal" if result.checked else ""
     yield f"wrote {printable_path(result.output)}: {changed}{checked}"
-    if result.claims and not result.has_record:
+    if (proof := _proof(result)) is not None:
+        yield f"next: {proof}"
+    elif result.claims and not result.has_record:
         views = result.views
         view = "" if views == {None} else f" {given('view', *views)}" if len(views) == 1 else f" and {given('view')}"
         yield (
@@ -84,3 +87,17 @@ def _written(result: EditResult) -> Iterator[str]:
     elif result.same_weights:
         root = {"root": result.root} if result.root else {}
         yield f"next: {call('diff', result.checkpoint, result.output, **root)}"
+
+
+def _proof(result: EditResult) -> str | None:
+    """What proves a merge; None where it was none, of an adapter alone, or where its base is no more."""
+    [edit, *others] = result.edit or (None,)
+    if not isinstance(edit, Merge) or others or len(edit.adapter) > 1 or result.output == result.checkpoint:
+        return None
+    options: dict[str, object] = {"base": result.checkpoint, "adapter": edit.adapter[0]}
+    if edit.strength:
+        options["strength"] = edit.strength[0]
+    if edit.adapter_prefix:
+        options["adapter_prefix"] = dict(text.split("=", 1) for text in edit.adapter_prefix)
+    root = {"root": result.root} if result.root else {}
+    return call("verify", result.output, **options, **root)

@@ -264,7 +264,7 @@ def merge_table(result: MergeResult, fold: bool = False, limit: int = 200) -> Ta
         table.add_row(
             _times(name, group),
             _number(v.residual),
-            _number(v.of_rounding),
+            ">1" if v.of_rounding is not None and v.of_rounding > 1 else _number(v.of_rounding),
             v.allowed,
             said if plain else Styled(said, f": {printable(v.detail or '')}"),
         )

@@ -5,6 +5,7 @@ The faults are planted by torch's own arithmetic here, which shares nothing with
 
 import itertools
 import json
+import shlex
 import shutil
 from dataclasses import dataclass
 
@@ -35,6 +36,20 @@ def whole(folder, out):
         base = folder.parent / f"{file.metadata()['base']}.safetensors"
     save_file({**load_file(base), **load_file(folder / "merged.safetensors")}, out)
     return base, out
+
+
+def test_what_merge_prints_to_type_next_proves_it(adapters, tmp_path, paramcli):
+    """With its strength, its prefix and its root; of several adapters nothing is printed that would not do."""
+    base, _ = whole(adapters / "lora", tmp_path / "x.safetensors")
+    longer = {n.replace("model.layers", "model.language_model.layers"): T for n, T in load_file(base).items()}
+    torch.save({"ema": longer, "model": longer}, tmp_path / "base.pt")
+    prefix = "--adapter-prefix", "model.=model.language_model."
+    lora = "--adapter", adapters / "lora"
+    for more in ((*lora, "--strength", -0.5), lora):
+        said = paramcli("merge", tmp_path / "base.pt", "--root", "ema", *more, *prefix, "-f").err
+        typed = shlex.split(said[said.index("next: paramcli ") :])[2:]
+        assert "base plus adapter" in paramcli(*typed).err
+    assert "next:" not in paramcli("merge", base, *lora, *lora, "-o", tmp_path / "two.safetensors").err
 
 
 @dataclass
