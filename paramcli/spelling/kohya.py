@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ..checkpoint.source import Source
 from ..errors import TENSOR, InputRefused
-from ..text import printable, shape_text
+from ..text import listing, printable, shape_text
 from .adapter import Adapter, Change
 from .flat_names import FlatNames, prefix_of
 from .kohya_families import FAMILIES, Module, changes_of
@@ -79,8 +79,9 @@ def read_kohya(source: Source, strength: float = 1.0) -> Adapter:
     rescaled = _is_rescaled(source)
     changes: list[Change] = []
     titles: dict[str, None] = {}
+    told: dict[str, dict[str, None]] = {}
     for name, keys in modules.items():
-        module = Module(name, keys, source, strength, _config(said, name))
+        module = Module(name, keys, source, strength, _config(said, name), told)
         if rescaled and not module.says_its_scale:
             raise InputRefused(
                 f"{TENSOR} was trained with rs_lora, which the alpha of such a change does not tell: LyCORIS itself "
@@ -91,7 +92,8 @@ def read_kohya(source: Source, strength: float = 1.0) -> Adapter:
         for title, change in changes_of(module):
             changes.append(change)
             titles[title] = None
-    facts = {name: printable(source.metadata[name], 200) for name in _FACTS if name in source.metadata}
+    facts = {name: listing(values, 4) for name, values in told.items()}
+    facts |= {name: printable(source.metadata[name], 200) for name in _FACTS if name in source.metadata}
     return Adapter(source, f"kohya {', '.join(titles)}", tuple(changes), facts=facts, names=FlatNames())
 
 

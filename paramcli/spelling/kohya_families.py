@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..chain import parse_chain
 from ..checkpoint.source import Source
@@ -30,13 +30,16 @@ _NUMBERS = {"F64": "<d", "F32": "<f", "F16": "<e", "I64": "<q", "I32": "<i", "I1
 
 @dataclass(frozen=True)
 class Module:
-    """The tensors that an adapter has of one module, by part; `said`: what diffusers' metadata say of its scale."""
+    """The tensors that an adapter has of one module, by part; `said`: what diffusers' metadata say of its scale;
+    `told`: what an adapter's modules have, for who looks at it: rank and alpha, each with its values.
+    """
 
     name: str
     keys: Mapping[str, str]
     source: Source
     strength: float
     said: Config | None = None
+    told: dict[str, dict[str, None]] = field(default_factory=dict)
 
     def shape(self, part: str) -> tuple[int, ...]:
         return tuple(self.source.tensors[self.keys[part]].shape)
@@ -75,10 +78,14 @@ class Module:
 
     def alpha(self, rank: int) -> float:
         """What the scale is the share of the rank of: the rank, where there is no alpha or it is 0."""
-        if "alpha" in self.keys:
-            return self.number("alpha") or float(rank)
-        scale = self.said.scale(self.name[len(prefix_of(self.name)) :], rank) if self.said else 1.0
-        return scale * rank
+        said = self.said.scale(self.name[len(prefix_of(self.name)) :], rank) * rank if self.said else None
+        alpha = (self.number("alpha") or float(rank)) if "alpha" in self.keys else None
+        if alpha is not None and said is not None and not math.isclose(alpha, said, rel_tol=1e-6):
+            raise self.refusal("alpha", f"is {alpha:g}, and by the metadata it is {said:g}")
+        alpha = next((value for value in (alpha, said) if value is not None), float(rank))
+        for what, value in (("rank", rank), ("alpha", alpha)):
+            self.told.setdefault(what, {})[f"{value:g}"] = None
+        return alpha
 
     @property
     def says_its_scale(self) -> bool:

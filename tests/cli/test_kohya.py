@@ -216,6 +216,17 @@ def test_metadata_that_do_not_fit_are_refused(metadata, told, tmp_path, paramcli
     assert told in error
 
 
+def test_an_alpha_that_the_metadata_contradict_is_refused(tmp_path, paramcli):
+    """Which of the two holds, readers do not agree on."""
+    base, factors = half_kernel()
+    words = ("transformer.", "lora_A.weight", "lora_B.weight", True)
+    metadata = {"lora_adapter_metadata": '{"transformer.r": 2, "transformer.lora_alpha": 5}'}
+    adapter = spelt(factors, *words, alpha=torch.tensor(4.0))
+    assert "is 4, and by the metadata it is 5" in merge(paramcli, tmp_path, base, adapter, metadata=metadata, code=3)[1]
+    got, _ = merge(paramcli, tmp_path, base, spelt(factors, *words, alpha=torch.tensor(5.0)), metadata=metadata)
+    torch.testing.assert_close(got["conv.weight"], changed(base, factors, 2.5)["conv.weight"], rtol=1e-13, atol=1e-13)
+
+
 def test_a_scale_that_nothing_tells_is_refused(tmp_path, paramcli):
     """lora_A and lora_B without alpha: of no model, or of several ranks, which tools read differently."""
     base, factors = half_kernel()
@@ -362,6 +373,20 @@ def test_a_scale_that_rs_lora_hides_is_refused(name, told, kohya, tmp_path, para
     said = merge(paramcli, tmp_path, base, adapter, metadata=metadata, code=3 if told else 0)[1]
     assert ("trained with rs_lora" in said) == told
     merge(paramcli, tmp_path, base, adapter, metadata={"ss_network_args": "{" if told else '{"rs_lora": "False"}'})
+
+
+def test_what_it_is_is_shown(kohya, tmp_path, paramcli):
+    """inspect names the kinds, how many tensors it changes, ranks and alphas, and what the trainer said."""
+    tensors = load_file(kohya / "lokr.safetensors") | load_file(kohya / "norm.safetensors")
+    save_file(tensors, tmp_path / "a.safetensors", {"ss_network_module": "lycoris.kohya", "ss_tag_frequency": "{}"})
+    told = paramcli("inspect", tmp_path / "a.safetensors").out
+    assert "an adapter: kohya LoKr, full, of 11 tensors of its base; rank 1, 2; alpha 1.5; " in told
+    assert "ss_network_module lycoris.kohya" in told and "paramcli merge BASE --adapter" in told
+    shown = paramcli("inspect", kohya / "base.safetensors", "--adapter", tmp_path / "a.safetensors", "--json").json
+    assert len(shown["tensors"]) == 11 and {T["chain"].partition(":")[0] for T in shown["tensors"]} == {
+        "lokr",
+        "shifted",
+    }
 
 
 def test_the_folder_of_diffusers_is_its_file(tmp_path, paramcli):
