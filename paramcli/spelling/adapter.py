@@ -112,6 +112,8 @@ class Adapter:
     facts: Mapping[str, str] = field(default_factory=dict)
     # Those that are known to change nothing.
     idle: frozenset[str] = field(default_factory=frozenset)
+    # Sees the base before any change is made.
+    looks: Callable[[Mapping[str, Group]], None] | None = None
     names: Names = field(default_factory=Names)
 
     def with_prefix(self, prefixes: Sequence[tuple[str, str]]) -> Adapter:
@@ -181,6 +183,8 @@ class Attached:
         made, changed = dict(groups), dict[str, None]()
         for label, adapter in self.adapters.items():
             find = adapter.names.finder(groups)
+            if adapter.looks is not None:
+                adapter.looks(groups)
             try:
                 names = {id(change): find(change) for change in adapter.changes}
             except InputRefused as error:

@@ -22,7 +22,7 @@ from ..text import printable
 from .adapter import Adapter, Change
 from .peft_config import Config
 from .peft_experts import Experts, parameters_of, targets_of
-from .peft_family import Family, Module
+from .peft_family import Family, Module, look_at_base
 from .peft_lora import LORA
 from .peft_model import Inside
 from .peft_products import LOHA, LOKR
@@ -125,6 +125,7 @@ def _adapter(source: Source, config: Config, family: Family) -> Adapter:
         copies,
         facts=config.facts(),
         idle=frozenset(idle),
+        looks=look_at_base(config),
         late=Experts.of(wrapped, config, targets).on if wrapped else None,
         expected=len(wrapped),
     )

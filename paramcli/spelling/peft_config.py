@@ -43,6 +43,8 @@ class Config:
     strength: float
     # Module path -> is its weight stored (in, out), by the tensors that are not square.
     seen: dict[str, bool] = field(default_factory=dict)
+    # The same of the base's tensors that are not square and have a bias, which is as long as their outputs.
+    stored: dict[str, bool] = field(default_factory=dict)
     _budget: Budget = field(default_factory=Budget)
     # Name -> its patterns and their values, in order.
     _patterns: dict[str, list[tuple[Pattern, object]]] = field(default_factory=dict)

@@ -80,6 +80,20 @@ def require_whole_strength(config: Config) -> None:
         raise config.refusal(f"{config.peft_type} is merged as it is, and not at strength {config.strength:g}")
 
 
+def look_at_base(config: Config) -> Callable[[Mapping[str, Group]], None]:
+    """What tells how the base stores its weights, beside the tensors that are changed."""
+
+    def look(groups: Mapping[str, Group]) -> None:
+        for name, group in groups.items():
+            bias = groups.get(f"{name[:-6]}bias") if name.endswith(".weight") else None
+            if bias is not None and len(group.shape) == 2 and group.shape[0] != group.shape[1]:
+                for side in (0, 1):
+                    if bias.shape == (group.shape[side],):
+                        config.stored[name] = side == 1
+
+    return look
+
+
 def matrix_view(
     group: Group, sides: tuple[int, int], config: Config, what: str, shapes: Iterable[Sequence[int]]
 ) -> View:
@@ -94,12 +108,24 @@ def matrix_view(
     if straight != across:
         config.seen[group.tensor] = across
         return TRANSPOSE if across else IDENTITY
-    for name, seen in config.seen.items():
-        if seen != config.fan_in_fan_out:
-            raise InputRefused(
-                f"{TENSOR} is square, and the configuration's fan_in_fan_out is wrong for {printable(name)}: nothing "
-                "tells whether it is stored (out, in) or (in, out)",
-                tensor=group.tensor,
-                path=config.path,
-            )
+    other = _other_way(group, config)
+    if other is not None:
+        raise InputRefused(
+            f"{TENSOR} is square, and the configuration's fan_in_fan_out is wrong for {printable(other)}: nothing "
+            "tells whether it is stored (out, in) or (in, out)",
+            tensor=group.tensor,
+            path=config.path,
+        )
     return TRANSPOSE if config.fan_in_fan_out else IDENTITY
+
+
+def _other_way(group: Group, config: Config) -> str | None:
+    """A tensor that the configuration's one flag is wrong for: one that is changed too, or of those of the base the
+    ones of this tensor's last name, or all.
+    """
+    flag, last = config.fan_in_fan_out, group.tensor.split(".")[-2:]
+    alike = {name: seen for name, seen in config.stored.items() if name.split(".")[-2:] == last} or config.stored
+    wrong = [name for name, seen in alike.items() if seen != flag]
+    return next((name for name, seen in config.seen.items() if seen != flag), None) or (
+        wrong[0] if wrong and (alike is not config.stored or len(wrong) == len(alike)) else None
+    )

@@ -235,3 +235,24 @@ def test_large_tensors_go_in_blocks(name, adapters, tmp_path, paramcli, monkeypa
     assert whole.read_bytes() == parts.read_bytes()
     one, other = load_file(whole), load_file(baked)
     assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_flag_that_the_base_contradicts_is_not_trusted(adapters, tmp_path, paramcli):
+    """A square Conv1D alone, whose flag a linear layer has overwritten: the biases of others tell how they are stored.
+
+    (PEFT saves the flag of the last module that it wrapped.)
+    """
+    base, want = merged(adapters / "conv1d_square")
+    only = {"change": lambda tensors: {key: tensor for key, tensor in tensors.items() if ".attn.c_proj." in key}}
+    right = changed(adapters / "conv1d_square", tmp_path / "right", **only)
+    wrong = changed(adapters / "conv1d_square", tmp_path / "wrong", **only, fan_in_fan_out=False)
+    out, [name] = tmp_path / "out.safetensors", [name for name in want if "attn.c_proj" in name]
+    error = paramcli("merge", base, "--adapter", wrong, "-o", out, code=3).err
+    assert "fan_in_fan_out is wrong for" in error and "nothing tells" in error
+    paramcli("merge", base, "--adapter", right, "-o", out)
+    assert torch.equal(load_file(out)[name], want[name])
+    straight = {key: tensor for key, tensor in load_file(base).items() if "bias" not in key}
+    linear = {"a.weight": torch.ones(4, 6), "a.bias": torch.ones(4), **straight}
+    save_file(linear, tmp_path / "linear.safetensors")
+    error = paramcli("merge", tmp_path / "linear.safetensors", "-a", right, "-o", out, "-f", code=3).err
+    assert "fan_in_fan_out is wrong for a.weight" in error
