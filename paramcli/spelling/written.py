@@ -127,6 +127,9 @@ class Spelling(ABC):
     def __init__(self, groups: Mapping[str, Group], facts: ModelFacts, tied: frozenset[str] = frozenset()):
         """`tied`: names of the base that are one tensor with another."""
         self.groups, self.facts, self.tied = groups, facts, tied
+        self.inside: dict[str, list[str]] = {}
+        for name in groups:
+            self.inside.setdefault(split(name)[0], []).append(name)
         # Does a bias show that weights of this model are stored (in, out)?
         self.some_across = any(len(group.shape) == 2 and self._bias_says(name) for name, group in groups.items())
 

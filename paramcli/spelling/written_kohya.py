@@ -62,7 +62,7 @@ class Kohya(Spelling):
     def layout(self, held: Sequence[Held], other: frozenset[str]) -> Layout:
         taken: dict[str, str] = {}
         changed = {split(one.tensor)[0] for one in held}
-        for module in {split(name)[0]: None for name in self.groups}:
+        for module in self.inside:
             first = taken.setdefault(self._name(module), module)
             if first != module and {first, module} & changed:
                 raise InputRefused(
@@ -72,6 +72,7 @@ class Kohya(Spelling):
                 )
         keys: dict[str, dict[str, str]] = {}
         zeros: dict[str, str] = {}
+        tensors = {one.tensor for one in held}
         for one in held:
             module, leaf, _ = split(one.tensor)
             start, weight = self._name(module), f"{module}.weight"
@@ -81,7 +82,7 @@ class Kohya(Spelling):
                 continue
             norm = weight in self.groups and len(self.groups[weight].shape) == 1
             keys[one.tensor] = {"diff": f"{start}.{leaf[0]}_norm" if norm else f"{start}.diff{_BIAS.get(leaf, '')}"}
-            if leaf == "bias" and weight in self.groups and weight not in {other.tensor for other in held}:
+            if leaf == "bias" and weight in self.groups and weight not in tensors:
                 # LyCORIS knows a module by what is said of its weight.
                 zeros[weight] = f"{start}.w_norm" if norm else f"{start}.diff"
         return Layout(keys, zeros=zeros, said=tuple(self._remarks(held)))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ..dtypes import kind_of
 from ..errors import TENSOR, InputRefused
@@ -28,6 +28,10 @@ CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 CONV1D_LAYERS = ("c_attn", "c_fc", "c_proj", "q_attn")
 # What a PEFT model calls parts of its own.
 _OWN = re.compile(r"(?:.*\.)?(?:base_layer|modules_to_save|lora_[^.]*)(?:\..*)?", re.S)
+# A layer of one of many experts, in files that keep them apart.
+_EXPERT = re.compile(r"\.experts\.\d+\.", re.ASCII)
+# Modules that are held whole times those with factors, for which PEFT's own way of excluding them is asked.
+_MOST_ASKED = 1_000_000
 # A path that means itself in PEFT's patterns, but for its dots.
 _PLAIN = re.compile(r"[\w-]+(?:\.[\w-]+)*", re.ASCII)
 
@@ -81,11 +85,16 @@ class Peft(Spelling):
             else:
                 keys[one.tensor] = {"value": f"base_model.model.{one.tensor}"}
         for module in saved:
-            inside = (name for name in self.groups if split(name)[0] == module)
-            beside.update((name, f"base_model.model.{name}") for name in inside if name not in keys)
+            inside = (name for name in self.inside[module] if name not in keys)
+            beside.update((name, f"base_model.model.{name}") for name in inside)
         placed = [name for name in keys if name not in factored and split(name)[0] not in saved]
         config = self._config(list(factored.values()), sorted(saved), placed)
-        return Layout(keys, beside, config=config, said=tuple(self._remarks(placed, other)))
+        return Layout(
+            keys,
+            beside,
+            config=config,
+            said=tuple(self._remarks({one.tensor: one.rank for one in held}, placed, other)),
+        )
 
     def _saved(self, names: Sequence[str], factored: set[str]) -> set[str]:
         """The modules that modules_to_save can name.
@@ -95,23 +104,24 @@ class Peft(Spelling):
         alone: what changed is put in the base's place by itself.
         """
         paths = {path for name in self.groups for path in _above(name)}
+        parents = {path.rpartition(".")[0] for path in paths}
+        # The other paths that may end in one are among those that have its last two words, if it has three.
+        alike: dict[str, list[str]] = {}
+        for path in paths:
+            alike.setdefault(_last(path), []).append(path)
         found = set()
-        for module in {split(name)[0] for name in names}:
-            parents = any(path.startswith(f"{module}.") for path in paths)
-            meant = [path for path in paths if path.endswith(module)] == [module]
-            caught = meant and any(re.match(rf"(^|.*\.){module}($|\..*)", path) for path in factored)
-            tied = any(self._may_be_tied(name) for name in names if split(name)[0] == module)
-            counts = any(
-                split(name)[0] == module and kind_of(group.dtype) not in ("float", "half")
-                for name, group in self.groups.items()
-            )
-            if (
-                _PLAIN.fullmatch(module)
-                and meant
-                and not (parents or caught or tied or counts or self._in_attention(module))
-            ):
+        for module in {split(name)[0] for name in names} - parents:
+            there = alike[_last(module)] if module.count(".") > 1 else paths
+            counts = any(kind_of(self.groups[name].dtype) not in ("float", "half") for name in self.inside[module])
+            tied = any(map(self._may_be_tied, self.inside[module]))
+            alone = sum(path.endswith(module) for path in there) == 1
+            if _PLAIN.fullmatch(module) and alone and not (counts or tied or self._in_attention(module)):
                 found.add(module)
-        return found
+        if len(found) * len(factored) > _MOST_ASKED:
+            return set()
+        return {
+            module for module in found if not any(re.match(rf"(^|.*\.){module}($|\..*)", path) for path in factored)
+        }
 
     def _in_attention(self, module: str) -> bool:
         """Is it a layer of torch's MultiheadAttention, which reads its weight and does not call it?"""
@@ -162,7 +172,9 @@ class Peft(Spelling):
             "use_rslora": False,
             "use_dora": False,
         }
-        text = (json.dumps(values, indent=2, sort_keys=True) + "\n").encode("ascii")
+        text = _text(values)
+        if len(text) > MAX_CONFIG and (words := self._words(ranks)):
+            text = _text({**values, "target_modules": words})
         if len(text) > MAX_CONFIG:
             raise InputRefused(
                 f"an adapter_config.json of {count_text(len(ranks), 'module')} would have {len(text)} bytes; "
@@ -180,12 +192,19 @@ class Peft(Spelling):
             return "|".join(path.replace(".", r"\.") for path in modules)
         return modules
 
+    def _words(self, modules: Iterable[str]) -> list[str] | None:
+        """The last words of the paths, where they name these modules and no other."""
+        words, named = {path.rpartition(".")[2] for path in modules}, set(modules)
+        paths = {path for name in self.groups for path in _above(name)}
+        others = {path for path in paths if path.rpartition(".")[2] in words} - named
+        return None if others else sorted(words)
+
     @staticmethod
     def _ends(paths: Iterable[str]) -> set[str]:
         """a.b.c -> b.c, c: what of each PEFT takes for a name of it too."""
         return {path[at + 1 :] for path in paths for at, letter in enumerate(path) if letter == "."}
 
-    def _remarks(self, placed: Sequence[str], other: frozenset[str]) -> list[str]:
+    def _remarks(self, ranks: Mapping[str, int | None], placed: Sequence[str], other: frozenset[str]) -> list[str]:
         said = []
         alone = [name for name in placed if split(name)[1] != "bias"]
         if alone:
@@ -198,7 +217,24 @@ class Peft(Spelling):
                 f"of another shape than in the base, which has to be resized before PEFT loads the adapter: "
                 f"{listing(sorted(other), 4)}"
             )
+        experts = {name: rank for name, rank in ranks.items() if _EXPERT.search(name)}
+        apart = [name for name in self.groups if _EXPERT.search(name) and name.endswith(".weight")]
+        if experts and (len(set(experts.values())) > 1 or len(experts) < len(apart)):
+            said.append(
+                "experts that lie apart are stacked by PEFT under transformers 5, which takes all of them at one rank: "
+                f"{given('rank')} gives them one"
+            )
+        if renamed := [name for name in ranks if ".block_sparse_moe." in name and ".experts." not in name]:
+            said.append(f"under another name in transformers 5, where PEFT leaves it out: {listing(renamed, 4)}")
         return said
+
+
+def _text(values: Mapping[str, object]) -> bytes:
+    return (json.dumps(values, indent=2, sort_keys=True) + "\n").encode("ascii")
+
+
+def _last(path: str) -> str:
+    return ".".join(path.split(".")[-2:])
 
 
 def _above(name: str) -> list[str]:

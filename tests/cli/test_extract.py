@@ -284,6 +284,43 @@ def test_more_rows_go_whole_and_are_told(tmp_path, paramcli):
     assert "embed_tokens.weight is 32x16, in the base 30x16" in error
 
 
+def test_so_many_paths_that_no_reader_takes_them_are_last_words(pair, tmp_path, paramcli, monkeypatch):
+    """Where they name the same modules; else the adapter is refused, and nothing written."""
+    from paramcli.spelling import written_peft
+
+    monkeypatch.setattr(written_peft, "MAX_CONFIG", 480)
+    before = {f"layers.{n}.up.weight": random(24, 16, seed=n) for n in range(12)}
+    after = {name: T + low(T, 2) for name, T in before.items()}
+    save_file(before, tmp_path / "base.safetensors")
+    save_file(after, tmp_path / "tuned.safetensors")
+    paths = tmp_path / "tuned.safetensors", "--base", tmp_path / "base.safetensors", "--rank", 2, "-o"
+    paramcli("extract", *paths, tmp_path / "a")
+    assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["target_modules"] == ["up"]
+    save_file({**after, "layers.0.up.weight": before["layers.0.up.weight"]}, tmp_path / "tuned.safetensors")
+    assert "is the limit of what can be read again" in paramcli("extract", *paths, tmp_path / "b", code=3).err
+    assert not (tmp_path / "b").exists()
+
+
+def test_what_peft_makes_of_experts_is_told(tmp_path, paramcli):
+    """transformers 5 stacks experts that lie apart, which takes one rank, and renames Mixtral's router."""
+    start = "layers.0.block_sparse_moe"
+    before = {f"{start}.experts.{e}.w{k}.weight": random(24, 16, seed=k) for e in range(2) for k in (1, 2)}
+    before[f"{start}.gate.weight"] = random(2, 16)
+    for ranks, told in (((2, 2, 2, 2), False), ((2, 3, 2, 2), True), ((2, 0, 2, 2), True)):
+        changes = zip(list(before)[:4], ranks, strict=True)
+        after = {
+            **before,
+            **{name: before[name] + low(before[name], rank) if rank else before[name] for name, rank in changes},
+        }
+        after[f"{start}.gate.weight"] = before[f"{start}.gate.weight"] + 1
+        save_file(before, tmp_path / "base.safetensors")
+        save_file(after, tmp_path / "tuned.safetensors")
+        paths = tmp_path / "tuned.safetensors", "--base", tmp_path / "base.safetensors"
+        said = paramcli("extract", *paths, "--max-error", 1e-4, "-f", "-o", tmp_path / "a").err
+        assert ("are stacked by PEFT under transformers 5" in said) == told
+        assert f"PEFT leaves it out: {start}.gate.weight" in said
+
+
 def test_a_kohya_file(pair, tmp_path, paramcli):
     """Every key, and W + up down, W + diff, by hand: the tuned model."""
     tuned, base = pair
