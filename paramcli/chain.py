@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from .catalogue.entry import Entry
 from .errors import UsageError, error_context
-from .registry import ANY, CONSTRAINTS, PARAMETRIZATIONS, look_up, target_class, typed_arguments, within
+from .registry import ANY, CONSTRAINTS, DECODERS, PARAMETRIZATIONS, look_up, target_class, typed_arguments, within
 from .spec import Value, parse_items, value_text
 from .wording import given
 
@@ -97,6 +97,11 @@ class Chain:
         """The set the values lie in, as a constraint spec; None when that is every tensor."""
         image = self.links[-1].image
         return None if image == ANY else image
+
+    @property
+    def decodes(self) -> bool:
+        """Are what it stores codes, and its values of another dtype?"""
+        return self.links[0].entry.decodes
 
     @property
     def claims(self) -> bool:
@@ -188,11 +193,13 @@ def parse_chain(text: str) -> Chain:
     links: list[Link] = []
     image = ANY
     for item in parse_items(text):
-        entry = look_up(PARAMETRIZATIONS, item.name, "parametrization")
+        entry = look_up({**PARAMETRIZATIONS, **DECODERS}, item.name, "parametrization")
         arguments = typed_arguments(entry, item)
-        if (entry.originals > 1 or entry.reshapes) and links:
+        if (entry.originals > 1 or entry.reshapes or entry.decodes) and links:
             what = (
-                f"{entry.originals} originals"
+                "codes"
+                if entry.decodes
+                else f"{entry.originals} originals"
                 if entry.originals > 1
                 else "an original of another shape than the weight"
             )

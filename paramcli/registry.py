@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar, overload
 from .catalogue import (
     adapters,
     core,
+    decoders,
     definite,
     elementwise,
     geotorch,
@@ -57,6 +58,8 @@ _FAMILIES = (
 )
 CONSTRAINTS: dict[str, ConstraintEntry] = {entry.name: entry for family in _FAMILIES for entry in family.CONSTRAINTS}
 PARAMETRIZATIONS: dict[str, Entry] = {entry.name: entry for family in _FAMILIES for entry in family.PARAMETRIZATIONS}
+# Those of quantized weights, which are no parametrizations of a weight that is trained: what a file stores are codes.
+DECODERS: dict[str, Entry] = {entry.name: entry for entry in decoders.DECODERS}
 MEASURES = measures.MEASURES
 # The set that contains every other: to promise it is to promise nothing.
 ANY = "any"

@@ -89,7 +89,7 @@ def _own_checks(chain: Chain, view: View, value: Tensor, state: Mapping[str, Ten
     if all(target_class(link.entry).checks is Parametrization.checks for link in chain.links):
         return []
     double = wide(value.dtype, value.device)
-    parts = loaded(chain, view, value.shape, widened(state, double))
+    parts = loaded(chain, view, value.shape, widened(state, double), double if chain.decodes else None)
     originals, checks = originals_of(parts), []
     for index, part in enumerate(parts):
         part.stored_dtype = value.dtype

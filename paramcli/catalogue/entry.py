@@ -124,6 +124,9 @@ class Entry:
     complex: bool | Callable[[str, Mapping[str, Value]], bool] = False
     # The chain to take where this one's square bases would be far larger than the weight; {rank} is its own argument.
     compact: str | None = None
+    # Its original are codes: integers, or floats of 8 bits and fewer, from which the values are computed in float32. It
+    # is the first of its chain, and no weight can be put under it yet.
+    decodes: bool = False
     # The argument of its image that says how far beyond rounding a value may be: data decide it at a bake, and the
     # record keeps it.
     keeps: str = ""

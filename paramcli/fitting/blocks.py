@@ -7,7 +7,9 @@ is the same. A refusal may come at a late block, when others are written already
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -45,8 +47,9 @@ def stackable(chain: Chain, view: View, shape: Sequence[int], dtype: torch.dtype
     return all(target_class(link.entry).stacks for link in chain.links)
 
 
-def sliced_roles(chain: Chain, view: View, shape: Sequence[int]) -> frozenset[str] | None:
-    """The roles whose tensors have a row for each row of the weight, the others being given whole to every block.
+def sliced_roles(chain: Chain, view: View, shape: Sequence[int]) -> dict[str, int] | None:
+    """The roles whose tensors have a row for each row of the weight, or for each so many; the others are given whole to
+    every block.
 
     None where a link needs other rows too, or the constraint cannot be measured by rows.
     """
@@ -55,15 +58,17 @@ def sliced_roles(chain: Chain, view: View, shape: Sequence[int]) -> frozenset[st
     seen = torch.Size(view.shape(shape))
     if chain.constraint is not None and not constraint(chain.constraint).by_rows(seen):
         return None
-    roles = set()
+    roles: dict[str, int] = {}
     for index, link in enumerate(chain.links):
-        names = target_class(link.entry).by_rows(seen, **link.arguments)
-        if not names:
+        found = target_class(link.entry).by_rows(seen, **link.arguments)
+        if not found:
             return None
-        originals = {name for name in names if name.startswith("original")}
-        roles |= originals if index == 0 else set()
-        roles |= {f"{index}.{name}" for name in names - originals}
-    return frozenset(roles)
+        for name, each in (found if isinstance(found, dict) else dict.fromkeys(found, 1)).items():
+            if not name.startswith("original"):
+                roles[f"{index}.{name}"] = each
+            elif index == 0:
+                roles[name] = each
+    return roles
 
 
 def made_by_rows(chain: Chain, view: View, shape: Sequence[int]) -> bool:
@@ -77,9 +82,10 @@ def made_by_rows(chain: Chain, view: View, shape: Sequence[int]) -> bool:
 
 def bake_ranges(group: Group, chain: Chain, view: View) -> tuple[tuple[int, int], ...]:
     """The blocks of rows in which the value of a large tensor is computed; none where it is computed whole."""
-    roles = sliced_roles(chain, view, group.shape) if (ranges := _ranges(group)) else None
+    roles = sliced_roles(chain, view, group.shape) if _ranges(group) else None
     if roles is None or not _readable(group, roles):
         return ()
+    ranges = _ranges(group, math.lcm(*roles.values()))
     stored = hosting.outline(chain, group.shape, torch_dtype(group.dtype), view)
     as_stored = {role: tuple(tensor.shape) for role, tensor in stored.items()}
     # What is wrong with them is said of the whole.
@@ -89,31 +95,31 @@ def bake_ranges(group: Group, chain: Chain, view: View) -> tuple[tuple[int, int]
 def fit_ranges(group: Group, chain: Chain, view: View) -> tuple[tuple[int, int], ...]:
     """The same for putting the chain on a plain tensor."""
     roles = sliced_roles(chain, view, group.shape) if (ranges := _ranges(group)) else None
-    if roles is None or not made_by_rows(chain, view, group.shape) or not _readable(group, frozenset({"value"})):
+    if roles is None or not made_by_rows(chain, view, group.shape) or not _readable(group, {"value": 1}):
         return ()
     # Something that it stores may belong to all rows.
-    return ranges if roles == set(hosting.outline(chain, group.shape, torch_dtype(group.dtype), view)) else ()
+    return ranges if set(roles) == set(hosting.outline(chain, group.shape, torch_dtype(group.dtype), view)) else ()
 
 
-def _ranges(group: Group) -> tuple[tuple[int, int], ...]:
-    """The blocks of a large tensor; none for one that is not, or has too few rows."""
+def _ranges(group: Group, multiple: int = 1) -> tuple[tuple[int, int], ...]:
+    """The blocks of a large tensor, of a multiple of so many rows; none for one that is not, or has too few rows."""
     if nbytes_of(group.dtype, group.shape) < LARGE or not all(group.shape):
         return ()
-    ranges = row_blocks(group.shape, 8 * BLOCK_BYTES // DTYPES[group.dtype].bits)
+    ranges = row_blocks(group.shape, 8 * BLOCK_BYTES // DTYPES[group.dtype].bits, multiple)
     return tuple(ranges) if len(ranges) > 1 else ()
 
 
-def _readable(group: Group, roles: frozenset[str]) -> bool:
-    """Do the sliced tensors have as many rows as the weight, and lie row after row in the file? Those that are decoded,
-    or lie otherwise, where they are small beside the weight: they are held whole.
+def _readable(group: Group, roles: Mapping[str, int]) -> bool:
+    """Do the sliced tensors have as many rows as the weight, or one for each so many, and lie row after row in the
+    file? Those that are decoded, or lie otherwise, where they are small beside the weight: they are held whole.
     """
-    infos = [group.infos[role] for role in roles if role in group.infos]
+    infos = [(group.infos[role], each) for role, each in roles.items() if role in group.infos]
     small = max(BLOCK_BYTES, nbytes_of(group.dtype, group.shape) // 16)
     return len(infos) == len(roles) and all(
         (info.run is not None or (not info.pieces and info.nbytes <= small))
         and info.shape
-        and info.shape[0] == group.shape[0]
-        for info in infos
+        and info.shape[0] == math.ceil(group.shape[0] / each)
+        for info, each in infos
     )
 
 
@@ -130,9 +136,9 @@ class Batch:
         view: View,
         device: torch.device | str,
         ranges: Sequence[tuple[int, int]] = (),
-        sliced: frozenset[str] = frozenset(),
+        sliced: Mapping[str, int] = MappingProxyType({}),
     ):
-        """`ranges`: none for whole tensors; `sliced`: the roles that have rows."""
+        """`ranges`: none for whole tensors; `sliced`: the roles that have rows, each for so many of the weight's."""
         self.source, self.groups, self.device, self.ranges, self.sliced = source, groups, device, ranges, sliced
         self.several = len(groups) > 1
         # How the maths sees a block, and the shape of all blocks: several tensors are stacked as their view shows them.
@@ -140,7 +146,7 @@ class Batch:
         self._each = view
         if self.several:
             self.view, self.shape = IDENTITY, (len(groups), *view.shape(self.shape))
-        keys = groups[0].keys.items() if ranges else ()
+        keys = [(role, groups[0].keys[role]) for role in groups[0].own_roles] if ranges else []
         infos = groups[0].infos
         self._whole = {role: source.read(key) for role, key in keys if role not in sliced or infos[role].run is None}
 
@@ -149,10 +155,10 @@ class Batch:
         if rows is None and not self.several:
             return read_state(self.source, self.groups[0], self.device)
         if rows is None:
-            return {role: self._stacked(role) for role in self.groups[0].keys}
+            return {role: self._stacked(role) for role in self.groups[0].own_roles}
         return {
             role: self._read_rows(role, *rows) if role in self.sliced else self._whole[role]
-            for role in self.groups[0].keys
+            for role in self.groups[0].own_roles
         }
 
     def _stacked(self, role: str) -> Tensor:
@@ -189,6 +195,8 @@ class Batch:
 
     def _read_rows(self, role: str, begin: int, end: int) -> Tensor:
         assert isinstance(self.source, Source)  # what stands for one is read whole
+        each = self.sliced[role]
+        begin, end = begin // each, math.ceil(end / each)
         if role in self._whole:
             return self._whole[role][begin:end]
         return self.source.read_rows(self.groups[0].keys[role], begin, end)

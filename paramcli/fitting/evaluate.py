@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..chain import Chain
-from ..dtypes import dtype_name, nbytes_of
+from ..dtypes import dtype_name, nbytes_of, torch_dtype
 from ..errors import PATH, TENSOR, InputRefused, error_context
 from ..maths.norm import as_matrix
 from ..maths.numbers import column_major, wide
@@ -49,7 +49,8 @@ def read_state(source: Tensors, group: Group, device: torch.device | str = "cpu"
     """
     if group.twice:
         raise group.refusal()
-    state = {role: source.read(key).to(device) for role, key in group.keys.items() if "/" not in role}
+    own = [role for role in group.own_roles if "/" not in role]
+    state = {role: source.read(group.keys[role]).to(device) for role in own}
     state.update({role: effective(source, part, device) for role, part in group.nested.items()})
     for role in _by_columns(group) & state.keys():
         if not (source.tells_strides and role in group.infos and group.infos[role].run):
@@ -239,7 +240,9 @@ def weight_of(
             hint="if this is a shard, give its folder or index",
             tensor=group.tensor,
         )
-    dtype = state["original" if "original" in state else originals[-1]].dtype
+    dtype = (
+        torch_dtype(group.dtype) if chain.decodes else state["original" if "original" in state else originals[-1]].dtype
+    )
     with error_context(tensor=group.tensor):
         _fits(chain, view, group.shape, dtype)
     try:

@@ -180,7 +180,7 @@ def blocks(touched: Touched) -> Iterator[Block]:
             touched.source.check_storage(info.storage)
         rows_of = _rows_of(merged, ranges)
         if base.group.is_plain:
-            batch = Batch(touched.source, [group], group.view, touched.device, ranges, sliced or frozenset())
+            batch = Batch(touched.source, [group], group.view, touched.device, ranges, sliced or {})
             for rows in ranges or (None,):
                 with error_context(tensor=group.tensor, path=base.source.path):
                     state = batch.on_device(batch.read(rows))

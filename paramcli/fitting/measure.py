@@ -290,8 +290,9 @@ def require_finite_parts(parts: Iterable[Tensor], what: str = "the tensor") -> N
     for W in parts:
         entries += W.numel()
         if not all_finite(W):
-            bad += int((~torch.isfinite(W)).sum())
-            nans += int(torch.isnan(W).sum())
+            seen = W.float() if W.element_size() == 1 else W
+            bad += int((~torch.isfinite(seen)).sum())
+            nans += int(torch.isnan(seen).sum())
     if bad:
         kinds = "NaN" if nans == bad else "infinite" if not nans else "NaN or infinite"
         raise InputRefused(f"{what} has {bad} {kinds} of {entries} entries", hint=f"{LEAVE_OUT}, or mend it first")

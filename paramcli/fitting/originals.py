@@ -49,14 +49,16 @@ class Loaded(nn.ModuleList):
         def __iter__(self) -> Iterator[Parametrization]: ...
 
 
-def loaded(chain: Chain, view: View, shape: Sequence[int], state: Mapping[str, Tensor]) -> Loaded:
+def loaded(
+    chain: Chain, view: View, shape: Sequence[int], state: Mapping[str, Tensor], dtype: torch.dtype | None = None
+) -> Loaded:
     """The chain's modules for a weight of this shape, with their tensors set from `state`, by role. OtherState where
-    the state has other roles or shapes.
+    the state has other roles or shapes. `dtype`: of the weight, where its originals are codes.
 
     Registered on no module: that costs more than a small matrix, and makes cycles that keep every tensor alive until
     the collector runs.
     """
-    start = torch.empty(tuple(shape), dtype=hosting.dtype_of(state), device="meta")
+    start = torch.empty(tuple(shape), dtype=dtype or hosting.dtype_of(state), device="meta")
     parts = Loaded()
     with hosting.generators_kept(start.device):
         for link in chain.links:
@@ -95,7 +97,8 @@ def evaluate(
     """
     dtype = compute_dtype(stored, compute)
     # In the order in memory that they have: some maps round by it.
-    parts = loaded(chain, view, shape, {role: in_precision(tensor, dtype) for role, tensor in state.items()})
+    wide = {role: in_precision(tensor, dtype) for role, tensor in state.items()}
+    parts = loaded(chain, view, shape, wide, dtype if chain.decodes else None)
     value = value_of(parts).to(stored)
     return value.contiguous() if row_major else value
 

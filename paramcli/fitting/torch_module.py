@@ -141,7 +141,11 @@ def require_fit(chain: Chain, view: View, shape: Sequence[int], dtype: torch.dty
 
 
 def outline(chain: Chain, shape: Sequence[int], dtype: torch.dtype, view: View = IDENTITY) -> dict[str, Tensor]:
-    """Roles with their shapes and dtypes as torch would have them, computed without any data."""
+    """Roles with their shapes and dtypes as torch would have them, computed without any data. Of codes the dtype is not
+    the chain's to say.
+    """
+    if chain.decodes and (stored := chain.stores(view.shape(shape))) is not None:
+        return {role: torch.empty(size, dtype=dtype, device="meta") for role, (_, size) in stored.items()}
     return roles(register(bare(torch.empty(tuple(shape), dtype=dtype, device="meta")), "weight", chain, view))
 
 

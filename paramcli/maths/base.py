@@ -258,9 +258,10 @@ class Parametrization(nn.Module):
     # so that those of a class may name them.
 
     @classmethod
-    def by_rows(cls, shape: torch.Size, *_: Any, **arguments: Any) -> frozenset[str]:
+    def by_rows(cls, shape: torch.Size, *_: Any, **arguments: Any) -> frozenset[str] | dict[str, int]:
         """Where each row of the value (an index of dimension 0) comes from that row of the originals alone, bit for
-        bit, in a tensor of this shape: the map's own tensors that have such rows, by name. The others are given whole.
+        bit, in a tensor of this shape: the map's own tensors that have such rows, by name, or one for so many rows. The
+        others are given whole.
 
         Empty where a row of the value needs other rows. "Bit for bit" is for one thread, and for blocks that begin at a
         multiple of `ROW_STEP` entries: kernels compute the entries beyond their last full vector by other code.

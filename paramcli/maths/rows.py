@@ -10,10 +10,12 @@ import torch
 ROW_STEP = 64
 
 
-def row_blocks(shape: tuple[int, ...] | torch.Size, entries: int) -> list[tuple[int, int]]:
-    """Row ranges of about so many entries each, every one beginning at a multiple of ROW_STEP entries."""
+def row_blocks(shape: tuple[int, ...] | torch.Size, entries: int, multiple: int = 1) -> list[tuple[int, int]]:
+    """Row ranges of about so many entries each, every one beginning at a multiple of ROW_STEP entries, and of so many
+    rows.
+    """
     rows, width = shape[0], math.prod(shape[1:])
-    step = ROW_STEP // math.gcd(ROW_STEP, width)
+    step = math.lcm(ROW_STEP // math.gcd(ROW_STEP, width), multiple)
     count = max(entries // width // step, 1) * step
     return [(begin, min(begin + count, rows)) for begin in range(0, rows, count)]
 

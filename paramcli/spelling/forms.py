@@ -37,6 +37,10 @@ PLAIN, PARAMETRIZED = "plain", "parametrized"
 NESTED = 3
 
 
+# How the roles begin of what stands beside a tensor and goes with it: scales of what is computed with it.
+ASIDE = "aside."
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
     """One tensor and the keys that spell it.
@@ -90,7 +94,12 @@ class Group:
     @property
     def roles(self) -> set[str]:
         """What the chain is to find, whichever keys spell it."""
-        return {role for role in self.keys if "/" not in role} | self.nested.keys()
+        return {role for role in self.own_roles if "/" not in role} | self.nested.keys()
+
+    @property
+    def own_roles(self) -> list[str]:
+        """The roles of its keys, without those that stand beside it and say nothing of its value."""
+        return [role for role in self.keys if not role.startswith(ASIDE)]
 
     def key_of(self, role: str) -> str:
         """The key that spells this role of it in the file."""

@@ -15,6 +15,7 @@ from ..text import printable_path
 from . import record as records
 from .forms import Group, detect
 from .given import named
+from .quantized import quantized
 
 
 @dataclass
@@ -71,7 +72,7 @@ def open_groups(
             for note in source.notes:
                 tell(note)
             record = {} if ignore_record else records.record_in(source)
-            groups = detect(source.tensors, record)
+            groups = quantized(detect(source.tensors, record), source)
             records.check_against(record, {name: group.form for name, group in groups.items()})
             return Opened(source, groups)
     except BaseException:

@@ -28,7 +28,7 @@ class Reading:
 
 
 @functools.lru_cache(64)
-def _chain(text: str) -> Chain:
+def built_in(text: str) -> Chain:
     """A chain of the built-in table. The table is read where something is parametrized, not for plain tensors."""
     from ..chain import parse_chain
 
@@ -54,7 +54,7 @@ def weight_norm(parts: Mapping[str, TensorInfo]) -> Reading | None:
         return None
     if not dims:
         return _squeezed(g.shape, v.shape)
-    return Reading(_chain(f"weight_norm:dim={'none' if dims[0] is None else dims[0]}"))
+    return Reading(built_in(f"weight_norm:dim={'none' if dims[0] is None else dims[0]}"))
 
 
 def _squeezed(g: tuple[int, ...], v: tuple[int, ...]) -> Reading | None:
@@ -84,7 +84,7 @@ def spectral_norm(parts: Mapping[str, TensorInfo]) -> Reading | None:
     dims = spectral_dims(W.shape, u.shape[0], v.shape[0] if v is not None else None)
     if not dims:
         return None
-    chains = tuple(_chain(f"spectral_norm:dim={dim}") for dim in dims)
+    chains = tuple(built_in(f"spectral_norm:dim={dim}") for dim in dims)
     return Reading(chains[0]) if len(chains) == 1 else Reading(alternatives=chains)
 
 
@@ -108,7 +108,7 @@ def mask(parts: Mapping[str, TensorInfo]) -> Reading | None:
     W, mask = parts["original"], parts["0.mask"]
     # Nobody prunes integers: such a pair is a table of positions and which of them count.
     fits = mask.shape == W.shape and kind_of(W.dtype) in ("float", "half", "complex")
-    return Reading(_chain("mask")) if fits else None
+    return Reading(built_in("mask")) if fits else None
 
 
 def _spectral_reparam(parts: Mapping[str, TensorInfo]) -> Reading | None:
@@ -116,7 +116,7 @@ def _spectral_reparam(parts: Mapping[str, TensorInfo]) -> Reading | None:
     W, u, v, scale = (parts[role] for role in ("original", "0._u", "0._v", "0.scale"))
     if len(W.shape) < 2 or u.shape != W.shape[:1] or v.shape != (math.prod(W.shape[1:]),) or scale.shape != (1, 1):
         return None
-    return Reading(_chain("spectral_reparam")) if W.dtype in EDITABLE else None
+    return Reading(built_in("spectral_reparam")) if W.dtype in EDITABLE else None
 
 
 def spectral_norm_v0(parts: Mapping[str, TensorInfo]) -> Reading | None:

@@ -214,7 +214,7 @@ class RegisterWork:
     ):
         group, several = steps[0].group, len(steps) > 1
         self.steps, self.chain, self.view = steps, chain, edit.view
-        self.batch = Batch(source, [s.group for s in steps], edit.view, device, ranges, frozenset({"value"}))
+        self.batch = Batch(source, [s.group for s in steps], edit.view, device, ranges, {"value": 1})
         self.fitting = Fitting(
             edit._with_mask(chain, group, edit.view),
             self.batch.view,

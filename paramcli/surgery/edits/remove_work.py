@@ -78,7 +78,7 @@ class BakeWork:
         self.steps, self.compute = steps, compute
         group, view = steps[0].group, steps[0].group.view
         sliced = sliced_roles(chain_of(group), view, group.shape) if ranges else None
-        self.batch = Batch(source, [s.group for s in steps], view, device, ranges, sliced or frozenset())
+        self.batch = Batch(source, [s.group for s in steps], view, device, ranges, sliced or {})
         self.baking = Baking(self.batch, compute)
 
     def read(self, rows: Rows) -> Mapping[str, Tensor]:

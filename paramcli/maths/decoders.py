@@ -1,0 +1,108 @@
+"""Codes and what they are decoded with -> weights, in float32; and back, onto the scales that are stored."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputRefused
+from .base import Parametrization
+
+
+class Decoder(Parametrization):
+    """Of the codes of a weight its values. `inverse` gives the codes of a value on the scales that the module has.
+
+    `value.dtype` where one is made (`make`) is the weight's, which is not what is stored.
+    """
+
+    whole = True
+    # The dtype of the codes that a module without data has.
+    codes = torch.float8_e4m3fn
+
+    def forward(self, *originals: Any, **_: Any) -> Tensor:
+        return self.map(*originals)
+
+    def right_inverse(self, value: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return self.outline(value) if value.is_meta else self.inverse(value)
+
+    def outline(self, value: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return torch.empty(value.shape, dtype=self.codes, device=value.device)
+
+
+def onto(values: Tensor, codes: torch.dtype) -> Tensor:
+    """The nearest codes of an 8-bit float; what is beyond their range becomes the largest."""
+    most = torch.finfo(codes).max
+    return values.clamp(-most, most).to(codes)
+
+
+class Blocks(Decoder):
+    r"""W_ij = code_ij scale_(i // rows, j // columns), for matrices (..., out, in) and scales (..., ceil(out / rows),
+    ceil(in / columns)).
+
+    Inverse: code = W / scale, rounded to the nearest 8-bit float. Codes of W are the codes that W came of, as a product
+             in float32 is within eps of them and they are 2^-4 apart; but for codes of a scale 0.
+    Cost:    one pass.
+    Source:  transformers 5.24, integrations/finegrained_fp8.
+    """
+
+    def __init__(self, scale: Tensor, rows: int, columns: int):
+        super().__init__()
+        self.scale = nn.Parameter(scale, requires_grad=False)
+        self.rows, self.columns = rows, columns
+
+    @classmethod
+    def by_rows(cls, shape: torch.Size, rows: int = 1, columns: int = 1) -> dict[str, int]:
+        """Of a matrix the scale has a row for so many of the weight's; of several every one its own."""
+        return {"original": 1, "scale": rows if len(shape) == 2 else 1}
+
+    @classmethod
+    def check_shape(cls, shape: torch.Size, rows: int = 1, columns: int = 1) -> None:
+        if len(shape) < 2:
+            raise InputRefused(f"fp8_block needs a matrix; the tensor has {len(shape)} dimensions")
+
+    @classmethod
+    def make(cls, value: Tensor, rows: int = 1, columns: int = 1) -> Blocks:
+        *batch, out, inputs = value.shape
+        return cls(value.new_ones(*batch, math.ceil(out / rows), math.ceil(inputs / columns)), rows, columns)
+
+    def grid(self, like: Tensor) -> Tensor:
+        """The scale of each entry."""
+        scale = self.scale.to(like.dtype)
+        scale = scale.repeat_interleave(self.rows, -2)[..., : like.size(-2), :]
+        return scale.repeat_interleave(self.columns, -1)[..., : like.size(-1)]
+
+    def map(self, codes: Tensor) -> Tensor:
+        return codes * self.grid(codes)
+
+    def inverse(self, W: Tensor) -> Tensor:
+        return onto(W / self.grid(W), self.codes)
+
+
+class Scaled(Decoder):
+    r"""W = code scale, with one scale, or one for each output.
+
+    Inverse: code = W / scale, rounded to the nearest 8-bit float.
+    Cost:    one pass.
+    Source:  compressed-tensors 0.20 (float-quantized).
+    """
+
+    def __init__(self, scale: Tensor):
+        super().__init__()
+        self.scale = nn.Parameter(scale, requires_grad=False)
+
+    @classmethod
+    def by_rows(cls, shape: torch.Size, per: str = "tensor") -> dict[str, int]:
+        return {"original": 1, "scale": 1} if per == "output" else {"original": 1}
+
+    @classmethod
+    def make(cls, value: Tensor, per: str = "tensor") -> Scaled:
+        return cls(value.new_ones((value.size(0), *[1] * (value.ndim - 1)) if per == "output" else ()))
+
+    def map(self, codes: Tensor) -> Tensor:
+        return codes * self.scale.to(codes.dtype)
+
+    def inverse(self, W: Tensor) -> Tensor:
+        return onto(W / self.scale.to(W.dtype), self.codes)

@@ -1,0 +1,190 @@
+"""Quantized weights by names, dtypes and shapes together, and by what the model's configuration says where they leave
+several readings.
+
+    form           keys                                                    roles
+    fp8_block      X.weight (fp8), X.weight_scale_inv                      original, 0.scale
+    fp8_scaled     X.weight (fp8), X.weight_scale or X.scale_weight        original, 0.scale
+
+What lies beside them and scales what is computed with them (input_scale, activation_scale) goes with them. A weight of
+8-bit floats without a scale, in a file whose others have one, is no weight by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ..checkpoint.source import Source, TensorInfo
+from ..dtypes import CODE_OF_TORCH, EDITABLE
+from ..errors import TENSOR
+from ..text import shape_text
+from ..wording import given
+from .forms import ASIDE, Group
+from .quantization_config import Quantization, read_quantization
+from .readings import built_in
+
+if TYPE_CHECKING:
+    from ..chain import Chain
+
+FP8 = ("F8_E4M3", "F8_E5M2")
+SCALES = (*EDITABLE, "F8_E8M0")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A tensor of codes, and what has its name and an ending: `beside`, by ending."""
+
+    name: str
+    codes: TensorInfo
+    beside: Mapping[str, TensorInfo]
+    config: Quantization
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What such tensors are: role -> key, the weight's shape and chain, or why that is not known."""
+
+    form: str
+    keys: Mapping[str, str]
+    shape: tuple[int, ...]
+    chain: Chain | None
+    unknown: str | None = None
+    hint: str | None = None
+
+
+@dataclass(frozen=True)
+class Form:
+    """A way to store codes: the names of the codes' own tensor after a module's path ('' for any that is a parameter
+    of its own), the endings of what stands beside it, and the reading of them; None where it is another form.
+    """
+
+    endings: tuple[str, ...]
+    read: Callable[[Parts], Reading | None]
+    leaf: str = "weight"
+
+
+# Scales of what a layer is given, which no weight has.
+INPUTS = ("input_scale", "activation_scale", "input_global_scale", "input_scale_inv")
+
+
+def _fp8_block(parts: Parts) -> Reading | None:
+    """`weight_scale_inv`, which is multiplied in spite of its name; or `weight_scale` of a grid."""
+    ending = next((e for e in ("weight_scale_inv", "_scale_inv", "weight_scale") if e in parts.beside), None)
+    if ending is None or parts.codes.dtype not in FP8 or len(parts.codes.shape) < 2:
+        return None
+    scale, shape = parts.beside[ending], parts.codes.shape
+    if scale.dtype not in SCALES or len(scale.shape) != len(shape):
+        return None
+    if ending == "weight_scale" and 1 in scale.shape[-1:] and scale.shape[-2] == shape[-2]:
+        return None
+    keys = {"original": parts.codes.name, "0.scale": scale.name}
+    block = parts.config.block
+    grids = (shape[-2:], scale.shape[-2:])
+    if block is None:
+        return Reading(
+            "fp8_block",
+            keys,
+            shape,
+            None,
+            f"{TENSOR} is {shape_text(shape)} in 8-bit floats with scales of {shape_text(scale.shape)}, and no "
+            "configuration says of how large blocks",
+            f"{given('chain', 'fp8_block:rows=128:columns=128')}, if that is its block",
+        )
+    fits = all(-(-size // side) == count for size, side, count in zip(grids[0], block, grids[1], strict=True))
+    if not fits or scale.shape[:-2] != shape[:-2]:
+        return Reading(
+            "fp8_block",
+            keys,
+            shape,
+            None,
+            f"{TENSOR} is {shape_text(shape)} with scales of {shape_text(scale.shape)}, which blocks of "
+            f"{block[0]}x{block[1]} do not have",
+            "the configuration is of another file, or the file is incomplete",
+        )
+    return Reading("fp8_block", keys, shape, built_in(f"fp8_block:rows={block[0]}:columns={block[1]}"))
+
+
+def _fp8_scaled(parts: Parts) -> Reading | None:
+    ending = next((e for e in ("weight_scale", "scale_weight") if e in parts.beside), None)
+    if ending is None or parts.codes.dtype not in FP8:
+        return None
+    scale, shape = parts.beside[ending], parts.codes.shape
+    if scale.dtype not in EDITABLE:
+        return None
+    each = "tensor" if scale.numel == 1 else "output"
+    if each == "output" and (not shape or scale.shape not in ((shape[0],), (shape[0], *[1] * (len(shape) - 1)))):
+        return None
+    keys = {"original": parts.codes.name, "0.scale": scale.name}
+    return Reading("fp8_scaled", keys, shape, built_in(f"fp8_scaled:per={each}"))
+
+
+# The first that reads them.
+FORMS = (
+    Form(("weight_scale_inv", "weight_scale"), _fp8_block),
+    Form(("weight_scale", "scale_weight"), _fp8_scaled),
+)
+
+
+def quantized(groups: Mapping[str, Group], source: Source) -> dict[str, Group]:
+    """The groups, those of codes and their scales as the weights that they stand for, in the file's order."""
+    if not any(group.dtype not in EDITABLE for group in groups.values()):
+        return dict(groups)
+    config = read_quantization(source.folder)
+    plain = {name: group.infos["value"] for name, group in groups.items() if group.is_plain}
+    beside: dict[str, dict[str, TensorInfo]] = {}
+    for name, info in plain.items():
+        module, _, leaf = name.rpartition(".")
+        beside.setdefault(module, {})[leaf] = info
+    found: dict[str, Group] = {}
+    taken: set[str] = set()
+    for there in beside.values():
+        for form in FORMS:
+            codes = there.get(form.leaf)
+            if codes is None or codes.name in found or not any(ending in there for ending in form.endings):
+                continue
+            reading = form.read(Parts(codes.name, codes, there, config))
+            if reading is not None:
+                aside = {f"{ASIDE}{leaf}": there[leaf].name for leaf in INPUTS if leaf in there}
+                found[codes.name] = _group(reading, codes.name, aside, plain, config)
+                taken.update(found[codes.name].keys.values())
+    if not found:
+        return dict(groups)
+    made = {}
+    for name, group in groups.items():
+        if name in found:
+            made[name] = found[name]
+        elif name not in taken:
+            made[name] = _lone(group) if group.is_plain else group
+    return made
+
+
+def _group(
+    reading: Reading, name: str, aside: Mapping[str, str], plain: Mapping[str, TensorInfo], config: Quantization
+) -> Group:
+    keys = {**reading.keys, **aside}
+    return Group(
+        name,
+        reading.form,
+        keys,
+        {role: plain[key] for role, key in keys.items()},
+        reading.shape,
+        config.dtype or CODE_OF_TORCH["float32"],
+        reading.chain,
+        unknown=reading.unknown,
+        hint=reading.hint,
+    )
+
+
+def _lone(group: Group) -> Group:
+    """A plain tensor beside quantized ones; unknown where it is of 8-bit floats, which mean nothing by themselves."""
+    if group.dtype not in FP8 or not group.tensor.endswith("weight"):
+        return group
+    return replace(
+        group,
+        form="fp8_scaled",
+        keys={"original": group.tensor},
+        infos={"original": group.infos["value"]},
+        unknown=f"{TENSOR} is in 8-bit floats and has no scale beside it, which others of the file have",
+        hint="the file is incomplete, or half converted",
+    )
