@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..checkpoint.read.parts import ADAPTER_CONFIG
 from ..checkpoint.source import Extra
 from ..dtypes import dtype_name
 from ..errors import InputRefused
@@ -84,6 +85,10 @@ class InspectResult:
 
 def adapter_facts(path: Path, keys: Iterable[str]) -> AdapterFacts | None:
     """Of what lies there with these tensors, where that is an adapter."""
+    from ..spelling.unparametrized import is_of_adapter
+
+    if not (path / ADAPTER_CONFIG).exists() and not any(map(is_of_adapter, keys)):
+        return None
     from ..spelling.adapters import adapter_at
 
     try:

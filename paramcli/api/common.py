@@ -10,7 +10,6 @@ from pathlib import Path
 
 from ..plugins import load_installed
 from ..spec import path_of
-from ..spelling.adapters import strengths_of
 
 FilePath = str | PathLike[str]
 Paths = FilePath | Sequence[FilePath]
@@ -34,6 +33,8 @@ def paths(adapters: Paths) -> tuple[str, ...]:
 
 def strengths(adapters: Paths, strength: float | Sequence[float]) -> tuple[float, ...]:
     """One for each adapter; none where all are 1."""
+    from ..spelling.adapters import strengths_of
+
     found = strengths_of(paths(adapters), strength)
     return () if all(factor == 1 for factor in found) else tuple(found)
 

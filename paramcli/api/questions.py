@@ -13,8 +13,6 @@ from ..devices import torch_device
 from ..dtypes import ComputeDtype
 from ..errors import ParamcliError, UsageError
 from ..spec import path_of
-from ..spelling.adapter import attach, beside
-from ..spelling.adapters import open_adapters, strengths_of
 from ..spelling.opened import Opened, open_groups
 from ..text import printable_path
 from ..watch import NOBODY, Watch
@@ -53,6 +51,9 @@ def inspect(
     with open_groups(path_of(ckpt), root, ignore_record, watch.note) as opened:
         if not (files := paths(adapter)):
             return answer(opened, patterns(tensor), adapter_facts(path_of(ckpt), opened.source.tensors))
+        from ..spelling.adapter import attach
+        from ..spelling.adapters import open_adapters
+
         with open_adapters(files, prefixes=patterns(adapter_prefix)) as adapters:
             attached, names = attach(opened, adapters)
             shown = attached.groups if tensor else {name: attached.groups[name] for name in names}
@@ -172,6 +173,8 @@ def verify_merge(
     from ..answers.merged import Asked
     from ..answers.merged import verify_merge as answer
     from ..show.reports import check_report, facts, gathering, write_page
+    from ..spelling.adapter import beside
+    from ..spelling.adapters import open_adapters, strengths_of
 
     ready()
     if not paths(adapter):
@@ -265,6 +268,9 @@ def _attached(
     """The checkpoint with adapters on its tensors, which are closed with `stack`; as it is where there are none."""
     if not paths(adapter):
         return opened
+    from ..spelling.adapter import attach
+    from ..spelling.adapters import open_adapters
+
     return attach(opened, stack.enter_context(open_adapters(paths(adapter), strength, prefixes)))[0]
 
 

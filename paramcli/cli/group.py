@@ -17,9 +17,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from .help import page, wants_colour
-from .usage import COMMANDS, PANELS, hoisted, no_such_command, with_examples_first
+from .usage import COMMANDS, ORDER, PANELS, hoisted, no_such_command, with_examples_first
 from .values import read_values
-from .words import ORDER
 
 if TYPE_CHECKING:
     from typer._click.core import Command as ParserCommand

@@ -7,6 +7,8 @@ import typer
 from ..errors import Known, UsageError
 from ..text import closest, printable
 
+# Where a command's context keeps the names of its options as they were typed.
+ORDER = "paramcli.order"
 # Panel -> command -> what the list of commands says of it. In the order of use.
 PANELS = {
     "Look": {

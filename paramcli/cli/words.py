@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING
 from ..errors import UsageError
 from ..spec import check_choice
 from ..wording import given
-
-# Where a command's context keeps the names of its options as they were typed.
-ORDER = "paramcli.order"
+from .usage import ORDER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

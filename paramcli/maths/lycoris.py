@@ -146,7 +146,8 @@ class LycorisOFT(Parametrization):
         cls, value: Tensor, blocks: int = 1, strength: float = 1.0, constraint: float = 0.0, rescale: bool = False
     ) -> LycorisOFT:
         size = value.shape[0] // blocks
-        ones = empty(value, value.shape[0], *[1] * (value.ndim - 1)) + 1 if rescale else None
+        shape = (value.shape[0], *[1] * (value.ndim - 1))
+        ones = torch.ones(shape, dtype=value.dtype, device=value.device) if rescale else None
         return cls(empty(value, blocks, size, size), ones, strength, constraint)
 
     def turns(self, X: Tensor) -> Tensor:

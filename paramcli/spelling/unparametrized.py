@@ -72,6 +72,13 @@ def instead_of_chains(groups: Groups) -> Instead:
     )
 
 
+def is_of_adapter(name: str) -> bool:
+    """Is it by its name a tensor of an adapter, as PEFT or kohya have them?"""
+    return name.startswith(("lora_unet_", "lora_te", "lycoris_")) or bool(
+        _PEFT.fullmatch(name) or _KOHYA.fullmatch(name)
+    )
+
+
 def _loralib(name: str, groups: Groups) -> bool:
     found = _LORALIB.fullmatch(name)
     return found is not None and any(f"{found[1]}{own}.weight" in groups for own in ("", ".conv"))

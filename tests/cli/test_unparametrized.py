@@ -60,7 +60,6 @@ FILES = {
         "masks beside weights, multiplied in the model's own code (l.weight_mask)",
         "-t l.weight --chain mask --mask",
     ),
-    "fp8": ({"l.weight": T(8, 8, dtype=F8), "l.weight_scale_inv": T(1, 1)}, "quantized weights with", CODES),
     "fp8, DeepSeek V4": ({"l.weight": T(8, 8, dtype=F8), "l.scale": T(1, 1)}, "quantized weights with", CODES),
     "int8": ({"l.weight": T(8, 8, dtype=I8), "l.weight_scale": T(8, 1)}, "quantized weights with", CODES),
     "nvfp4": ({"l.weight_packed": T(8, 4, dtype=U8), "l.weight_scale": T(8, 1, dtype=F8)}, "quantized", CODES),
