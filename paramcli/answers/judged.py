@@ -16,7 +16,7 @@ from torch import Tensor
 from ..dtypes import dtype_name, torch_dtype
 from ..errors import ParamcliError
 from ..fitting.expected import Block, Look, Model, Part, Touched, blocks, look, without
-from ..fitting.strengths import HALVES, Allowed, Arithmetic, arithmetics, half_spacing, simplest
+from ..fitting.strengths import Allowed, Arithmetic, arithmetics, half_spacing, simplest
 from ..spelling.forms import Group
 from ..text import listing, number_text, printable, shape_text
 from ..view import IDENTITY, parse_view
@@ -53,7 +53,7 @@ def judge(touched: Touched, labels: Mapping[str, set[str]]) -> MergeVerdict:
         return replace(verdict, detail=f"it is {shape_text(merged.shape)}, and {shape_text(group.shape)} in the base")
     if not stored.is_floating_point or stored.itemsize < 2:
         return replace(verdict, detail=f"it is {dtype_name(merged.dtype)}, and {dtype_name(group.dtype)} in the base")
-    seen, found = _found(touched, labels, arithmetics(torch_dtype(group.dtype), stored, touched.factors), stored)
+    seen, found = _found(touched, labels, torch_dtype(group.dtype), stored)
     return replace(
         verdict,
         verdict=found.verdict,
@@ -73,9 +73,9 @@ def _farthest(seen: Look, found: Found) -> float | None:
 
 
 def _found(
-    touched: Touched, labels: Mapping[str, set[str]], ways: Sequence[Arithmetic], stored: torch.dtype
+    touched: Touched, labels: Mapping[str, set[str]], before: torch.dtype, stored: torch.dtype
 ) -> tuple[Look, Found]:
-    plain = [how for how in ways if how.change is None]
+    plain = [how for how in arithmetics(before, stored, touched.factors, adds=True) if how.change is None]
     seen = look(touched, plain, closely=False)
     if any(allowed.doubtful for allowed in seen.allowed.values()):
         seen = look(touched, plain)  # some rows leave open what all of them may tell
@@ -90,21 +90,21 @@ def _found(
     if any(allowed.unmoved for allowed in seen.allowed.values()):
         return seen, Found("never_applied", "but for rounding it is the base's")
     at = _strength(touched, plain, seen)
-    if at is not None and all(map(at.rules_out, HALVES)):
-        return seen, _at_strength(touched, at)
     # Where all but a few entries are rounded once, those few are not so by another arithmetic.
-    out = [change for change in (torch.float32, *HALVES) if any(a.rules_out(change) for a in seen.allowed.values())]
-    ways = [how for how in ways if how.change not in out]
+    ways = arithmetics(before, stored, touched.factors, bool(touched.adds))
     coarse = [how for how in ways if how.change is not None]
+    coarse = [how for how in coarse if not any(allowed.rules_out(how) for allowed in seen.allowed.values())]
+    if at is not None and all(map(at.rules_out, coarse)):
+        return seen, _at_strength(touched, at)
     rough = look(touched, coarse) if coarse else seen
     for how, allowed in rough.allowed.items() if coarse else ():
-        if at is not None and how.change is not None and at.rules_out(how.change):
+        if at is not None and at.rules_out(how):
             return seen, _at_strength(touched, at)
         if allowed.within:
             return seen, _holding(touched, allowed, how, stored, seen.unchanged)
     if at is not None:
         return seen, _at_strength(touched, at)
-    return seen, _otherwise(touched, labels, ways, rough, seen)
+    return seen, _otherwise(touched, labels, [*plain, *coarse], rough, seen)
 
 
 def _holding(touched: Touched, allowed: Allowed, how: Arithmetic, stored: torch.dtype, unchanged: bool) -> Found:

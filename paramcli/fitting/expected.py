@@ -358,10 +358,10 @@ def _compare(seen: Look, block: Block, model: Model, how: Arithmetic, strength: 
     every = M, model.W.reshape(-1), E.reshape(-1), None if slope is None else slope.reshape(-1)
     for number, (M_part, W_part, E_part, slope_part) in enumerate(_parts(*every)):
         part = Part(M_part.to(torch.float64), W_part, E_part, slope_part, M.dtype)
-        tolerance, rounding = part.tolerance(how, strength, off, adds, typical)
+        tolerance, change = part.tolerance(how, strength, off, adds, typical)
         allowed.add(part.M - part.E, part.slope, tolerance, part.M - part.W)
         if how.change is None and number % SOME == 0:
-            part.count_coarse(allowed, tolerance, rounding, how, adds)
+            part.count_coarse(allowed, tolerance, change)
         if sums:
             part.sum_up(seen)
 
@@ -402,7 +402,7 @@ class Part:
     def tolerance(
         self, how: Arithmetic, strength: float, off: float, adds: bool, typical: float = 0.0
     ) -> tuple[Tensor, Tensor]:
-        """(t as `strengths` derives it, one rounding of E or its change in half precision where `how` has none)"""
+        """(t as `strengths` derives it, the sizes of the change)"""
         u, scale = roundoff(how.computed), max(1.0, abs(strength))
         size = self.E.abs()
         t = half_spacing(self.M, self.stored)
@@ -411,19 +411,19 @@ class Part:
         t += size * (u if adds else 8 * u)
         t += 8 * off * (scale if adds else 1.0) * (u / roundoff(torch.float32))
         change = torch.zeros_like(size) if self.slope is None else self.slope.abs() * scale
-        whole = size * roundoff(how.sum) if not adds and how.sum.itemsize == 2 else None
-        if how.change is None:
-            return t, change if whole is None else whole
-        t += 4 * roundoff(how.change) * (change + typical * scale) + 4 * smallest(how.change) * scale
-        return (t if whole is None else t + 4 * whole), change
+        if how.change is not None:
+            t += 4 * roundoff(how.change) * (change + typical * scale) + 4 * smallest(how.change) * scale
+        if how.throughout:
+            t += 4 * roundoff(how.sum) * size
+        return t, change
 
-    def count_coarse(self, allowed: Allowed, tolerance: Tensor, rounding: Tensor, how: Arithmetic, adds: bool) -> None:
+    def count_coarse(self, allowed: Allowed, tolerance: Tensor, change: Tensor) -> None:
         """Count the entries in which half precision would show, and those of them that are astray."""
         off = (self.M - self.E).abs() > tolerance
-        for half, (shown, astray) in allowed.coarse.items():
-            throughout = not adds and how.sum.itemsize == 2
-            visible = rounding >= tolerance if throughout else roundoff(half) * rounding >= 4 * tolerance
-            allowed.coarse[half] = shown + int(visible.sum()), astray + int((visible & off).sum())
+        for (half, throughout), (shown, astray) in allowed.coarse.items():
+            size, least = (self.E.abs(), tolerance) if throughout else (change, 4 * tolerance)
+            visible = size * roundoff(half) >= least
+            allowed.coarse[half, throughout] = shown + int(visible.sum()), astray + int((visible & off).sum())
 
     def sum_up(self, seen: Look) -> None:
         moved, wanted, gap = self.M - self.W, self.E - self.W, self.M - self.E

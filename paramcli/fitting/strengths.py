@@ -65,18 +65,21 @@ class Arithmetic:
     """What of a merge was rounded on its way, beside the last rounding.
 
     `sum`: the dtype that the base was cast to, and the sum rounded to; `change`: the one that the change was rounded
-    to, if to any; `cast`: the adapter's tensors were, too.
+    to, if to any; `cast`: the adapter's tensors were, too; `throughout`: so was everything between, where the change
+    depends on the weight.
     """
 
     sum: torch.dtype
     change: torch.dtype | None = None
     cast: bool = False
+    throughout: bool = False
 
     def text(self, stored: torch.dtype) -> str:
         """What it does that one rounding would not do."""
         said = []
         if self.change is not None:
-            said.append(f"as when the change is computed in {name_of(self.change)}")
+            what = "all" if self.throughout else "the change"
+            said.append(f"as when {what} is computed in {name_of(self.change)}")
         if self.sum != stored:
             said.append(f"as when the sum is in {name_of(self.sum)}, and stored in {name_of(stored)}")
         return "; ".join(said) or ONCE
@@ -94,9 +97,9 @@ def name_of(dtype: torch.dtype) -> str:
 HALVES = (torch.float16, torch.bfloat16)
 
 
-def arithmetics(base: torch.dtype, merged: torch.dtype, factors: torch.dtype) -> list[Arithmetic]:
+def arithmetics(base: torch.dtype, merged: torch.dtype, factors: torch.dtype, adds: bool) -> list[Arithmetic]:
     """How a merge of these dtypes may have been computed, from the narrowest tolerance to the widest; `factors`: the
-    widest dtype of the adapter's tensors.
+    widest dtype of the adapter's tensors; `adds`: does the change not depend on the weight?
     """
     sums = sorted({base, merged}, key=lambda dtype: -dtype.itemsize)
     found = [Arithmetic(dtype) for dtype in sums]
@@ -106,6 +109,10 @@ def arithmetics(base: torch.dtype, merged: torch.dtype, factors: torch.dtype) ->
             found.append(Arithmetic(dtype, change))
             if eps(factors) < eps(change):
                 found.append(Arithmetic(dtype, change, cast=True))
+            if change == dtype and not adds:
+                found.append(Arithmetic(dtype, change, throughout=True))
+                if eps(factors) < eps(change):
+                    found.append(Arithmetic(dtype, change, cast=True, throughout=True))
     return found
 
 
@@ -115,7 +122,8 @@ class Allowed:
 
     `about`: the strength that the gaps were measured at; `farthest`: the largest gap, as a share of what rounding
     explains of it; `astray`: how many entries are farther; `unmoved`: the base itself is within that; `coarse`: of each
-    half precision, how many entries it would have shown in, and how many of these are astray.
+    half precision, of the change and throughout, how many entries it would have shown in, and how many of these are
+    astray.
     """
 
     about: float
@@ -124,7 +132,9 @@ class Allowed:
     farthest: float = 0.0
     astray: int = 0
     unmoved: bool = True
-    coarse: dict[torch.dtype, tuple[int, int]] = field(default_factory=lambda: dict.fromkeys(HALVES, (0, 0)))
+    coarse: dict[tuple[torch.dtype, bool], tuple[int, int]] = field(
+        default_factory=lambda: {(half, throughout): (0, 0) for half in HALVES for throughout in (False, True)}
+    )
 
     @property
     def within(self) -> bool:
@@ -136,14 +146,11 @@ class Allowed:
         """Is there a strength that all entries allow?"""
         return self.low <= self.high
 
-    def rules_out(self, half: torch.dtype) -> bool:
-        """Was the change not computed in this half precision? That would have sent many entries astray which are not.
-
-        Both halves, of any other dtype.
-        """
-        if half not in self.coarse:
-            return all(map(self.rules_out, self.coarse))
-        shown, astray = self.coarse[half]
+    def rules_out(self, how: Arithmetic) -> bool:
+        """Was it not computed so? Half precision would have sent many entries astray which are not."""
+        if how.change not in HALVES:  # of float32 in a sum of doubles what holds of both halves
+            return how.change is not None and all(self.rules_out(Arithmetic(how.sum, half)) for half in HALVES)
+        shown, astray = self.coarse[how.change, how.throughout]
         return shown >= TELLING and astray < shown / STRAYS
 
     def has(self, strength: float) -> bool:

@@ -424,7 +424,7 @@ def matrix_of(shape: Sequence[int]) -> tuple[int, int]:
     rest = 1
     for size in shape[1:]:
         rest *= size
-    return shape[0], rest
+    return shape[0] if shape else 1, rest
 
 
 def not_of_shape(group: Group, what: str, shapes: Iterable[Sequence[int]]) -> InputRefused:

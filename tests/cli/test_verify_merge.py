@@ -332,6 +332,9 @@ def test_half_a_question_is_no_question(adapters, tmp_path, paramcli):
         (merge, "--base", base, *lora, "-t", "lm_head.weight"),
     ):
         paramcli("verify", *wrong, code=3)
+    point = {**load_file(base), "model.layers.0.mlp.down_proj.weight": torch.zeros(())}
+    save_file(point, tmp_path / "point.safetensors")
+    paramcli("verify", merge, "--base", tmp_path / "point.safetensors", *lora, code=3)
     spoilt = tmp_path / "spoilt"
     shutil.copytree(adapters / "lora", spoilt)
     tensors = load_file(spoilt / "adapter_model.safetensors")
