@@ -147,7 +147,7 @@ PARAMETRIZATIONS = (
         target="input_rotations:PeftOFT",
         arguments=(
             SIZE,
-            Argument("terms", "int", "of the series; 0: the exact rotation", 0, minimum=0, maximum=1000),
+            Argument("terms", "int", "of the series; 0: the exact rotation", 0, minimum=0, maximum=64),
             Argument("shared", "bool", "one rotation for all blocks", False),
             Argument("bound", "float", "K's norm, times the root of its blocks; 0: any", 0.0, minimum=0.0),
             Argument("transposed", "bool", "R in the place of R^T, as for embeddings", False),

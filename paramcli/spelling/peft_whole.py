@@ -16,7 +16,7 @@ from ..view import IDENTITY, View
 from .adapter import Change, not_of_shape
 from .forms import Group
 from .peft_config import Config
-from .peft_family import Family, Module
+from .peft_family import Family, Module, require_whole_strength
 
 # Where PEFT wraps a module, the names of what it puts around it.
 WRAPPERS = ("base_layer", "modules_to_save", "ln_tuning_layers", "token_adapter")
@@ -82,5 +82,5 @@ def _no_changes(module: Module, config: Config) -> list[Change]:
     return []
 
 
-LN_TUNING = Family("LN_TUNING", "LayerNorm tuning", (), _no_changes)
-TRAINABLE_TOKENS = Family("TRAINABLE_TOKENS", "trainable tokens", (), _no_changes)
+LN_TUNING = Family("LN_TUNING", "LayerNorm tuning", (), _no_changes, require_whole_strength)
+TRAINABLE_TOKENS = Family("TRAINABLE_TOKENS", "trainable tokens", (), _no_changes, require_whole_strength)

@@ -193,10 +193,10 @@ def test_a_strength_is_of_the_change(name, adapters, tmp_path, paramcli):
         torch.testing.assert_close(tensor.double(), wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_what_turns_or_scales_a_weight_has_no_half(adapters, tmp_path, paramcli):
+def test_what_turns_scales_or_replaces_a_weight_has_no_half(adapters, tmp_path, paramcli):
     """Its change is no sum that could be added in part."""
     base, _ = merged(adapters / "ia3")
-    for other in ("ia3", "oft", "boft", "hra", "road"):
+    for other in ("ia3", "oft", "boft", "hra", "road", "ln_tuning", "trainable_tokens"):
         refused = paramcli("merge", base, "-a", adapters / other, "--strength", 0.5, "-o", tmp_path / "x", code=3)
         assert "merged as it is" in refused.err and not (tmp_path / "x").exists()
 
