@@ -106,7 +106,7 @@ class Block:
     merged: Tensor
     first_row: int = 0
     # The adapters' tensors that have a row for each of these.
-    sliced: frozenset[str] = frozenset()
+    sliced: Mapping[str, int] = field(default_factory=dict)
 
     def fewer(self) -> Block:
         """The first of its rows."""
@@ -188,7 +188,7 @@ def blocks(touched: Touched) -> Iterator[Block]:
                 shape = group.shape if rows is None else (rows[1] - rows[0], *group.shape[1:])
                 W, first = state.pop("original"), 0 if rows is None else rows[0]
                 part, M = replace(group, shape=shape), rows_of(rows).to(W.device)
-                yield Block(part, W, W.to(torch.float64), state, M, first, sliced or frozenset())
+                yield Block(part, W, W.to(torch.float64), state, M, first, sliced or {})
                 touched.holes.tidy(8 * W.numel())
             return
         with error_context(tensor=group.tensor, path=base.source.path):
