@@ -7,7 +7,7 @@ from collections.abc import Hashable
 
 from ..surgery.extracted import Extracted, ExtractResult
 from ..text import number_text, printable, printable_path, shape_text
-from ..wording import call, given, in_shell
+from ..wording import given, in_shell
 from .alike import alike
 from .console import Screen, Table
 from .document import document
@@ -27,7 +27,8 @@ def show_extract(screen: Screen, result: ExtractResult, as_json: bool) -> None:
             screen.note(in_shell(f"dry run: {output} exists already, and only {given('force', True)} replaces it"))
         return
     screen.note(f"wrote {output}: {result.summary()}")
-    screen.note(in_shell(f"next: {call('merge', result.base, adapter=result.output)}"))
+    if result.next is not None:
+        screen.note(in_shell(f"next: {result.next}"))
 
 
 def extract_table(result: ExtractResult, fold: bool = False) -> Table:

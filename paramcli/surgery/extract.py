@@ -143,7 +143,10 @@ def extract(job: Extract, tuned: Opened, base: Opened, asked: Path, target: Targ
     if layout.beside:
         said = (*said, f"held beside them, as PEFT keeps modules whole: {listing(list(layout.beside), 4)}")
     outcomes = tuple(_outcome(one, layout) for one in found)
-    return replace(result, tensors=outcomes, unchanged=len(names) - len(found), said=(*said, *layout.said))
+    # Of another shape it is for a model that was resized, which no merge does.
+    tied = {"tied": "together"} if any(base.source.tied()) else {}
+    merge = None if any(one.resized for one in found) else call("merge", base.source.path, adapter=output, **tied)
+    return replace(result, tensors=outcomes, unchanged=len(names) - len(found), said=(*said, *layout.said), next=merge)
 
 
 def _place(job: Extract, tuned: Opened, base: Opened, asked: Path, target: Target) -> Path:

@@ -51,8 +51,9 @@ class ExtractResult:
     dry_run: bool
     tensors: tuple[Extracted, ...]
     unchanged: int
-    # What a person should know, as it was said.
+    # What a person should know, and what to type next, as it was said.
     said: tuple[str, ...] = ()
+    next: str | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:

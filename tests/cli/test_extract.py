@@ -277,7 +277,7 @@ def test_more_rows_go_whole_and_are_told(tmp_path, paramcli):
     said = paramcli(*arguments, tmp_path / "a", "--json")
     [one] = [one for one in said.json["tensors"] if one["rank"] is None]
     assert (one["tensor"], one["why"], one["moved"]) == ("embed_tokens.weight", "30x16 in the base", None)
-    assert "has to be resized" in said.err
+    assert "has to be resized" in said.err and "next:" not in said.err
     found = load_file(tmp_path / "a" / "adapter_model.safetensors")
     assert torch.equal(found["base_model.model.embed_tokens.weight"], after["embed_tokens.weight"])
     error = paramcli(*arguments, tmp_path / "a.safetensors", "--spelling", "kohya", code=3).err
@@ -551,7 +551,13 @@ def test_tied_weights_are_held_once(tmp_path, paramcli):
     for base in ("tied.pt", "one.safetensors"):
         for tuned in ("tuned.pt", "twice.safetensors"):
             out = tmp_path / f"{base}{tuned}a"
-            paramcli("extract", tmp_path / tuned, "--base", tmp_path / base, "--rank", 2, "-o", out)
+            said = paramcli("extract", tmp_path / tuned, "--base", tmp_path / base, "--rank", 2, "-o", out).err
+            command = said.splitlines()[-1].removeprefix("next: paramcli ").split()
+            assert ("--tied" in command) == (base == "tied.pt")
+            merged = tmp_path / f"{base}{tuned}m.safetensors"
+            paramcli(*command, "-o", merged)
+            got = load_file(merged)
+            require_same(got, {name: T for name, T in twice.items() if name in got})
             assert sorted(load_file(out / "adapter_model.safetensors")) == [
                 "base_model.model.embed_tokens.weight",
                 "base_model.model.up.lora_A.weight",
@@ -565,6 +571,21 @@ def test_tied_weights_are_held_once(tmp_path, paramcli):
         "is one tensor with embed_tokens.weight in the base" in paramcli(*arguments, tmp_path / "tied.pt", code=3).err
     )
     assert "lm_head.weight is not in" in paramcli(*arguments, tmp_path / "one.safetensors", code=3).err
+
+
+@pytest.mark.parametrize("said", [b"\xff", b"[" * 100_000, b'{"model_type": ["gpt2"], "vocab_size": "30"}', b"3", b""])
+def test_a_configuration_that_is_none_says_nothing(said, tmp_path, paramcli):
+    """It is read as far as it can be, and never trusted further."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_bytes(said)
+    save_file({"a.weight": random(30, 16)}, model / "model.safetensors")
+    save_file({"a.weight": random(30, 16) + low(random(30, 16), 2)}, tmp_path / "tuned.safetensors")
+    found = paramcli("extract", tmp_path / "tuned.safetensors", "--base", model, "--rank", 2, "--json").json
+    assert [one["why"] for one in found["tensors"]] == [None]
+    (model / "config.json").write_text('{"vocab_size": 30}')
+    found = paramcli("extract", tmp_path / "tuned.safetensors", "--base", model, "--rank", 2, "-f", "--json").json
+    assert [one["why"] for one in found["tensors"]] == ["an embedding"]
 
 
 def test_where_it_may_be_written(pair, tmp_path, paramcli, monkeypatch):
