@@ -198,3 +198,24 @@ def test_lycoris_merges_it_to_the_tuned_model(tmp_path, paramcli):
     result = model.state_dict()
     for name, T in after.items():
         assert (result[name] - T).norm() <= 2e-6 * T.norm(), name
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_added_tokens_are_there_when_the_base_is_resized(tied, tmp_path, paramcli):
+    """As the note says: resize first, and PEFT puts the embedding of the tuned model in its place."""
+    torch.manual_seed(0)
+    model = llama(tie_word_embeddings=tied)
+    before = stored(model)
+    model.resize_token_embeddings(42)
+    after = tuned(stored(model), lambda name, T: True)
+    save_file(before, tmp_path / "base.safetensors")
+    save_file(after, tmp_path / "tuned.safetensors")
+    out = tmp_path / "a"
+    pair = tmp_path / "tuned.safetensors", "--base", tmp_path / "base.safetensors"
+    assert "has to be resized" in paramcli("extract", *pair, "--max-error", 1e-5, "-o", out).err
+    torch.manual_seed(0)
+    resized = llama(tie_word_embeddings=tied)
+    resized.resize_token_embeddings(42)
+    result = stored(peft.PeftModel.from_pretrained(resized, out).merge_and_unload())
+    for name, T in after.items():
+        assert (result[name] - T).norm() <= 2e-6 * T.norm(), name
