@@ -105,18 +105,24 @@ class Block:
     state: Mapping[str, Tensor]
     merged: Tensor
     first_row: int = 0
-    # The adapters' tensors that have a row for each of these.
+    # The adapters' tensors that have a row for each of these, or for each so many.
     sliced: Mapping[str, int] = field(default_factory=dict)
 
     def fewer(self) -> Block:
         """The first of its rows."""
-        count = max(1, self.group.shape[0] // FEWER)
+        step = math.lcm(*self.sliced.values())
+        count = max(1, self.group.shape[0] // FEWER // step) * step
+        if count >= self.group.shape[0]:
+            return self
         return replace(
             self,
             group=replace(self.group, shape=(count, *self.group.shape[1:])),
             base=self.base[:count],
             exact=self.exact[:count],
-            state={role: tensor[:count] if role in self.sliced else tensor for role, tensor in self.state.items()},
+            state={
+                role: tensor[: count // self.sliced[role]] if role in self.sliced else tensor
+                for role, tensor in self.state.items()
+            },
             merged=self.merged[:count],
         )
 
