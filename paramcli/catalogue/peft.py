@@ -82,7 +82,7 @@ PARAMETRIZATIONS = (
         arguments=(RANK, ALPHA),
         cost="one thin product",
         verifies=str(CHANGE_OF_RANK),
-        examples=("adalora:rank=1", "adalora:rank=1:alpha=6"),
+        examples=("adalora:rank=1:alpha=6",),
         spelt=("alpha",),
         stores=_adalora_stores,
     ),

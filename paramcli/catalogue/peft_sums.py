@@ -99,7 +99,7 @@ PARAMETRIZATIONS = (
         target="peft_sums:DeLoRA",
         arguments=(RANK, SCALE),
         cost="one thin product",
-        examples=("delora:rank=1", "delora:rank=2:scale=0.5"),
+        examples=("delora:rank=2:scale=0.5",),
         stores=_delora_stores,
     ),
     Entry(
@@ -118,7 +118,7 @@ PARAMETRIZATIONS = (
             SCALE,
         ),
         cost="one thin product",
-        examples=("gralora:rank=2", "gralora:rank=4:blocks=2:hybrid=1:scale=0.5"),
+        examples=("gralora:rank=4:blocks=2:hybrid=1:scale=0.5",),
         stores=_gralora_stores,
     ),
     Entry(
@@ -132,7 +132,7 @@ PARAMETRIZATIONS = (
         target="peft_sums:C3A",
         arguments=(SIZE, SCALE),
         cost="one pass",
-        examples=("c3a:size=2", "c3a:size=1:scale=0.5"),
+        examples=("c3a:size=2",),
         stores=_c3a_stores,
     ),
     Entry(
@@ -146,7 +146,7 @@ PARAMETRIZATIONS = (
         target="peft_sums:HiRA",
         arguments=(RANK, SCALE),
         cost="one thin product",
-        examples=("hira:rank=1", "hira:rank=2:scale=0.5"),
+        examples=("hira:rank=2:scale=0.5",),
         stores=_hira_stores,
     ),
     Entry(
@@ -166,7 +166,7 @@ PARAMETRIZATIONS = (
             SCALE,
         ),
         cost="one thin product",
-        examples=("vblora:rank=1:vectors=3:length=2", "vblora:rank=2:vectors=4:length=1:top=3:scale=0.5"),
+        examples=("vblora:rank=2:vectors=3:length=2",),
         stores=_vblora_stores,
     ),
     Entry(
@@ -180,7 +180,7 @@ PARAMETRIZATIONS = (
         target="peft_sums:SHiRA",
         arguments=(COUNT, SCALE),
         cost="one pass",
-        examples=("shira:count=3", "shira:count=1:scale=0.5"),
+        examples=("shira:count=3",),
         stores=_shira_stores,
     ),
     Entry(
