@@ -113,6 +113,11 @@ class LycorisIA3(Parametrization):
         return W
 
 
+def _ones(value: Tensor) -> Tensor:
+    """A factor 1 for each output."""
+    return torch.ones(value.shape[0], *[1] * (value.ndim - 1), dtype=value.dtype, device=value.device)
+
+
 class LycorisOFT(Parametrization):
     r"""W0 to diag(1 + strength (R_k^T - 1)) W0, R_k = (I + K_k)(I - K_k)^{-1}, K_k = M_k - M_k^T: blocks of outputs are
     turned.
@@ -146,9 +151,7 @@ class LycorisOFT(Parametrization):
         cls, value: Tensor, blocks: int = 1, strength: float = 1.0, constraint: float = 0.0, rescale: bool = False
     ) -> LycorisOFT:
         size = value.shape[0] // blocks
-        shape = (value.shape[0], *[1] * (value.ndim - 1))
-        ones = torch.ones(shape, dtype=value.dtype, device=value.device) if rescale else None
-        return cls(empty(value, blocks, size, size), ones, strength, constraint)
+        return cls(empty(value, blocks, size, size), _ones(value) if rescale else None, strength, constraint)
 
     def turns(self, X: Tensor) -> Tensor:
         """I + strength (R - I) of every block."""
@@ -192,7 +195,7 @@ class LycorisBOFT(LycorisOFT):
     def check_shape(cls, shape: torch.Size, blocks: int = 1, stages: int = 1, **arguments: Any) -> None:
         require_matrix(shape, "lycoris.boft")
         size, odd = divmod(shape[0], blocks)
-        if odd or size % 2 or stages > 64 or shape[0] % (size << (stages - 1)):
+        if odd or not size or size % 2 or stages > 64 or shape[0] % (size << (stages - 1)):
             raise InputRefused(
                 f"lycoris.boft:blocks={blocks}:stages={stages} does not divide the {shape[0]} outputs into pairs"
             )
@@ -207,10 +210,8 @@ class LycorisBOFT(LycorisOFT):
         constraint: float = 0.0,
         rescale: bool = False,
     ) -> LycorisBOFT:
-        made = super().make(value, blocks, strength, constraint, rescale)
-        made.oft_blocks = nn.Parameter(made.oft_blocks.detach().expand(stages, -1, -1, -1).clone())
-        assert isinstance(made, LycorisBOFT)
-        return made
+        size = value.shape[0] // blocks
+        return cls(empty(value, stages, blocks, size, size), _ones(value) if rescale else None, strength, constraint)
 
     def turned(self, X: Tensor) -> Tensor:
         turns, size = self.turns(X), self.oft_blocks.size(-1)
