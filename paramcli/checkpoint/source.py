@@ -362,14 +362,13 @@ class Source:
             raise InputRefused(info.odd.why, hint=f"{LEAVE_OUT}, or {info.odd.hint}", tensor=name, path=self.path)
         return info
 
-    def read_rows(self, name: str, begin: int, end: int) -> Tensor:
-        """Rows [begin, end) of a row-major tensor, indices of dimension 0, as a new torch.Tensor on the CPU.
-
-        The checksum of its storage is left to who asks for the rows: it covers more than these, and is compared once.
+    def read_rows(self, name: str, begin: int, end: int, seen: TensorInfo | None = None) -> Tensor:
+        """Rows [begin, end) of a row-major tensor, indices of dimension 0, as a new torch.Tensor on the CPU; `seen`: what
+        its bytes are read as. Its storage's checksum, which covers more, is left to who asks for the rows.
         """
         import torch
 
-        info = self.tensors[name]
+        info = seen or self.tensors[name]
         place = info.storage.offset + info.offset
         shape = (end - begin, *info.shape[1:])
         each = nbytes_of(info.dtype, info.shape[1:])

@@ -23,7 +23,7 @@ from ..registry import constraint, target_class
 from ..spelling.forms import Group
 from ..view import IDENTITY, View
 from . import torch_module as hosting
-from .evaluate import Tensors, read_state
+from .evaluate import Tensors, read_role, read_state
 
 # Tensors of this many bytes and more are taken in blocks of about so many. Larger blocks are not quicker, and the heap
 # keeps several of them: baking 512 MB took 200 MB in all with blocks of 4 MB (150 of them torch), 500 MB with 16.
@@ -89,7 +89,7 @@ def bake_ranges(group: Group, chain: Chain, view: View) -> tuple[tuple[int, int]
     stored = hosting.outline(chain, group.shape, torch_dtype(group.dtype), view)
     as_stored = {role: tuple(tensor.shape) for role, tensor in stored.items()}
     # What is wrong with them is said of the whole.
-    return ranges if as_stored == {role: tuple(info.shape) for role, info in group.infos.items()} else ()
+    return ranges if as_stored == {role: tuple(group.infos[role].shape) for role in group.own_roles} else ()
 
 
 def fit_ranges(group: Group, chain: Chain, view: View) -> tuple[tuple[int, int], ...]:
@@ -146,9 +146,11 @@ class Batch:
         self._each = view
         if self.several:
             self.view, self.shape = IDENTITY, (len(groups), *view.shape(self.shape))
-        keys = [(role, groups[0].keys[role]) for role in groups[0].own_roles] if ranges else []
+        own = groups[0].own_roles if ranges else []
         infos = groups[0].infos
-        self._whole = {role: source.read(key) for role, key in keys if role not in sliced or infos[role].run is None}
+        self._whole = {
+            role: read_role(source, groups[0], role) for role in own if role not in sliced or infos[role].run is None
+        }
 
     def read(self, rows: Rows) -> dict[str, Tensor]:
         """The tensors of a block by role, those that are sliced of these rows."""
@@ -199,4 +201,4 @@ class Batch:
         begin, end = begin // each, math.ceil(end / each)
         if role in self._whole:
             return self._whole[role][begin:end]
-        return self.source.read_rows(self.groups[0].keys[role], begin, end)
+        return self.source.read_rows(self.groups[0].keys[role], begin, end, self.groups[0].infos[role])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -50,12 +51,30 @@ def read_state(source: Tensors, group: Group, device: torch.device | str = "cpu"
     if group.twice:
         raise group.refusal()
     own = [role for role in group.own_roles if "/" not in role]
-    state = {role: source.read(group.keys[role]).to(device) for role in own}
+    state = {role: read_role(source, group, role).to(device) for role in own}
     state.update({role: effective(source, part, device) for role, part in group.nested.items()})
     for role in _by_columns(group) & state.keys():
         if not (source.tells_strides and role in group.infos and group.infos[role].run):
             state[role] = column_major(state[role])
     return state
+
+
+def read_role(source: Tensors, group: Group, role: str) -> Tensor:
+    """One of the group's own tensors: in the dtype and shape that the group sees, which codes may be stored in another
+    of.
+    """
+    return as_seen(source.read(group.keys[role]), group, role)
+
+
+def as_seen(stored: Tensor, group: Group, role: str) -> Tensor:
+    """What was read of a role's tensor as the group sees the bytes; of some of its rows those rows."""
+    info = group.infos[role]
+    dtype = torch_dtype(info.dtype)
+    if stored.dtype == dtype and stored.shape[1:] == info.shape[1:] and stored.ndim == len(info.shape):
+        return stored
+    rest = info.shape[1:]
+    flat = stored.reshape(-1).view(dtype)
+    return flat.reshape(flat.numel() // max(1, math.prod(rest)), *rest) if info.shape else flat.reshape(())
 
 
 def _by_columns(group: Group) -> set[str]:

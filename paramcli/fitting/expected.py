@@ -26,7 +26,7 @@ from ..text import printable
 from ..view import View
 from . import measure
 from .blocks import Batch, bake_ranges, sliced_roles
-from .evaluate import chain_of, effective, read_state, settle, weight_of
+from .evaluate import chain_of, effective, read_role, read_state, settle, weight_of
 from .originals import widened
 from .strengths import PART, Allowed, Arithmetic, half_spacing, roundoff
 
@@ -144,7 +144,9 @@ def of_adapters(group: Group, before: int) -> Group:
 
 
 def _index(role: str) -> int:
-    return -1 if role.startswith("original") else int(role.partition(".")[0])
+    """-1 of what is no link's own."""
+    number = role.partition(".")[0]
+    return int(number) if number.isdigit() else -1
 
 
 def _moved(role: str, by: int) -> str:
@@ -199,8 +201,8 @@ def blocks(touched: Touched) -> Iterator[Block]:
             return
         with error_context(tensor=group.tensor, path=base.source.path):
             W, exact = _values(base, touched.device)
-            roles = {role: key for role, key in group.keys.items() if role != "original"}
-            state = {role: touched.source.read(key).to(touched.device) for role, key in roles.items()}
+            roles = [role for role in group.own_roles if role != "original"]
+            state = {role: read_role(touched.source, group, role).to(touched.device) for role in roles}
             _require_finite(group, {"original": W, **state})
         yield Block(group, W, exact, state, rows_of(None).to(W.device))
 

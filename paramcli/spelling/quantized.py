@@ -2,7 +2,7 @@
 several readings.
 
     form           keys                                                    roles
-    fp8_block      X.weight (fp8), X.weight_scale_inv                      original, 0.scale
+    fp8_block      X.weight (fp8), X.weight_scale_inv; X, X_scale_inv      original, 0.scale
     fp8_scaled     X.weight (fp8), X.weight_scale or X.scale_weight        original, 0.scale
 
 What lies beside them and scales what is computed with them (input_scale, activation_scale) goes with them. A weight of
@@ -11,58 +11,18 @@ What lies beside them and scales what is computed with them (input_scale, activa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 from ..checkpoint.source import Source, TensorInfo
 from ..dtypes import CODE_OF_TORCH, EDITABLE
-from ..errors import TENSOR
-from ..text import shape_text
-from ..wording import given
+from ..errors import PATH, TENSOR
+from ..text import printable, shape_text
+from ..wording import LEAVE_OUT, call, given
 from .forms import ASIDE, Group
 from .quantization_config import Quantization, read_quantization
+from .quantized_form import FP8, SCALES, Form, Parts, Reading
 from .readings import built_in
-
-if TYPE_CHECKING:
-    from ..chain import Chain
-
-FP8 = ("F8_E4M3", "F8_E5M2")
-SCALES = (*EDITABLE, "F8_E8M0")
-
-
-@dataclass(frozen=True)
-class Parts:
-    """A tensor of codes, and what has its name and an ending: `beside`, by ending."""
-
-    name: str
-    codes: TensorInfo
-    beside: Mapping[str, TensorInfo]
-    config: Quantization
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What such tensors are: role -> key, the weight's shape and chain, or why that is not known."""
-
-    form: str
-    keys: Mapping[str, str]
-    shape: tuple[int, ...]
-    chain: Chain | None
-    unknown: str | None = None
-    hint: str | None = None
-
-
-@dataclass(frozen=True)
-class Form:
-    """A way to store codes: the names of the codes' own tensor after a module's path ('' for any that is a parameter
-    of its own), the endings of what stands beside it, and the reading of them; None where it is another form.
-    """
-
-    endings: tuple[str, ...]
-    read: Callable[[Parts], Reading | None]
-    leaf: str = "weight"
-
 
 # Scales of what a layer is given, which no weight has.
 INPUTS = ("input_scale", "activation_scale", "input_global_scale", "input_scale_inv")
@@ -70,13 +30,13 @@ INPUTS = ("input_scale", "activation_scale", "input_global_scale", "input_scale_
 
 def _fp8_block(parts: Parts) -> Reading | None:
     """`weight_scale_inv`, which is multiplied in spite of its name; or `weight_scale` of a grid."""
-    ending = next((e for e in ("weight_scale_inv", "_scale_inv", "weight_scale") if e in parts.beside), None)
-    if ending is None or parts.codes.dtype not in FP8 or len(parts.codes.shape) < 2:
+    inverse, shape = parts.at("_scale_inv"), parts.codes.shape
+    scale = inverse or parts.at("weight_scale")
+    if scale is None or parts.codes.dtype not in FP8 or len(shape) < 2:
         return None
-    scale, shape = parts.beside[ending], parts.codes.shape
     if scale.dtype not in SCALES or len(scale.shape) != len(shape):
         return None
-    if ending == "weight_scale" and 1 in scale.shape[-1:] and scale.shape[-2] == shape[-2]:
+    if inverse is None and 1 in scale.shape[-1:] and scale.shape[-2] == shape[-2]:
         return None
     keys = {"original": parts.codes.name, "0.scale": scale.name}
     block = parts.config.block
@@ -121,7 +81,8 @@ def _fp8_scaled(parts: Parts) -> Reading | None:
 
 # The first that reads them.
 FORMS = (
-    Form(("weight_scale_inv", "weight_scale"), _fp8_block),
+    Form(("_scale_inv", "weight_scale"), _fp8_block),
+    Form(("_scale_inv",), _fp8_block, leaf=""),
     Form(("weight_scale", "scale_weight"), _fp8_scaled),
 )
 
@@ -139,40 +100,66 @@ def quantized(groups: Mapping[str, Group], source: Source) -> dict[str, Group]:
     found: dict[str, Group] = {}
     taken: set[str] = set()
     for there in beside.values():
-        for form in FORMS:
-            codes = there.get(form.leaf)
-            if codes is None or codes.name in found or not any(ending in there for ending in form.endings):
-                continue
-            reading = form.read(Parts(codes.name, codes, there, config))
+        for leaf, codes in there.items():
+            parts = Parts(codes.name, codes, there, plain, config, source)
+            reading = _read(parts, leaf)
             if reading is not None:
-                aside = {f"{ASIDE}{leaf}": there[leaf].name for leaf in INPUTS if leaf in there}
-                found[codes.name] = _group(reading, codes.name, aside, plain, config)
-                taken.update(found[codes.name].keys.values())
+                before = "" if leaf.endswith("weight") else f"{leaf}_"  # experts have no `.weight`
+                aside = {f"{ASIDE}{one}": there[before + one].name for one in INPUTS if before + one in there}
+                group = _group(reading, codes.name, aside, plain, config)
+                found[codes.name] = group
+                taken.update(group.keys.values())
     if not found:
         return dict(groups)
-    made = {}
+    made: dict[str, Group] = {}
     for name, group in groups.items():
         if name in found:
-            made[name] = found[name]
+            alone = _alone(found[name], groups, taken)
+            made[alone.tensor] = alone
         elif name not in taken:
             made[name] = _lone(group) if group.is_plain else group
     return made
+
+
+def _read(parts: Parts, leaf: str) -> Reading | None:
+    for form in FORMS:
+        if form.fits(leaf) and any(parts.at(ending) is not None for ending in form.endings):
+            reading = form.read(parts)
+            if reading is not None:
+                return reading
+    return None
 
 
 def _group(
     reading: Reading, name: str, aside: Mapping[str, str], plain: Mapping[str, TensorInfo], config: Quantization
 ) -> Group:
     keys = {**reading.keys, **aside}
+    infos = {role: plain[key] for role, key in keys.items()}
+    for role, (dtype, shape) in reading.seen.items():
+        infos[role] = replace(infos[role], dtype=dtype, shape=shape)
     return Group(
-        name,
+        reading.tensor or name,
         reading.form,
         keys,
-        {role: plain[key] for role, key in keys.items()},
+        infos,
         reading.shape,
-        config.dtype or CODE_OF_TORCH["float32"],
+        config.dtype or reading.dtype or CODE_OF_TORCH["float32"],
         reading.chain,
         unknown=reading.unknown,
         hint=reading.hint,
+    )
+
+
+def _alone(group: Group, groups: Mapping[str, Group], taken: Collection[str]) -> Group:
+    """The group; unknown where the file has another tensor of the weight's name, which is not one of its parts."""
+    if group.tensor not in groups or group.tensor in taken:
+        return group
+    return replace(
+        group,
+        tensor=group.keys["original"],
+        chain=None,
+        unknown=f"{TENSOR} is the codes of {printable(group.tensor)}, and the file has that too",
+        hint=f"{LEAVE_OUT}, or take one of them out with {call('convert', PATH)} {given('drop')}",
     )
 
 

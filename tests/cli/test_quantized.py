@@ -104,6 +104,17 @@ def test_what_is_no_weight_is_refused(wrong, tmp_path, paramcli):
     assert said in paramcli("remove", path, "-o", out, code=3).err and not out.exists()
 
 
+def test_experts_have_no_weight_in_their_names(tmp_path, paramcli):
+    """A parameter of all experts, its scales under its own name and an ending."""
+    W, scale = codes(3, 40, 24), torch.rand(3, 3, 3)
+    tensors = {"e.down_proj": W, "e.down_proj_scale_inv": scale, "e.down_proj_activation_scale": torch.ones(3)}
+    path = folder(tmp_path, tensors, quantization_config={"quant_method": "fp8", "weight_block_size": [16, 8]})
+    out = tmp_path / "out.safetensors"
+    paramcli("remove", path, "-o", out)
+    got = load_file(out)
+    assert got.keys() == {"e.down_proj"} and torch.equal(got["e.down_proj"], of_blocks(W, scale, 16, 8))
+
+
 def test_large_blocks_go_by_rows(tmp_path, paramcli):
     """A matrix of 12 MB of float32 in blocks of rows that its blocks of scales share."""
     W, scale = codes(1700, 2000), torch.rand(17, 16)

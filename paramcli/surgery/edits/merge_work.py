@@ -44,7 +44,7 @@ def before(group: Group, beside: frozenset[str]) -> Group | None:
     first = min(int(role.partition(".")[0]) for role, key in group.keys.items() if key in beside)
     if first == 0:
         return None
-    roles = {role for role in group.keys if role.startswith("original") or int(role.partition(".")[0]) < first}
+    roles = {role for role in group.own_roles if role.startswith("original") or int(role.partition(".")[0]) < first}
     return replace(
         group,
         form=PARAMETRIZED,
