@@ -363,8 +363,8 @@ class Source:
         return info
 
     def read_rows(self, name: str, begin: int, end: int, seen: TensorInfo | None = None) -> Tensor:
-        """Rows [begin, end) of a row-major tensor, indices of dimension 0, as a new torch.Tensor on the CPU; `seen`: what
-        its bytes are read as. Its storage's checksum, which covers more, is left to who asks for the rows.
+        """Rows [begin, end) of a row-major tensor, indices of dimension 0, as a new torch.Tensor on the CPU, its bytes
+        read as `seen` says. The checksum of its storage, which covers more, is left to who asks for the rows.
         """
         import torch
 
