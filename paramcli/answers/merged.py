@@ -77,7 +77,8 @@ def verify_merge(
     watch: Watch = NOBODY,
 ) -> MergeResult:
     """The verdict on each tensor that the adapters change, and on all others. As `paramcli.verify_merge` has it."""
-    groups, changed = attached.put_on(base.groups)
+    groups, changed = attached.put_on(attached.groups)
+    opened, base = base, Opened(attached.source, dict(attached.groups))
     names = choose_any(tensor, (base, merged)) if tensor else {*base.groups, *merged.groups}
     wanted = [name for name in changed if name in names]
     if not wanted:
@@ -106,6 +107,7 @@ def verify_merge(
     work = Work(
         merged,
         base,
+        opened,
         attached,
         asked,
         device,
@@ -130,10 +132,13 @@ def verify_merge(
 
 @dataclass(frozen=True)
 class Work:
-    """What all tensors are judged with. `labels`: the keys of each adapter's tensors, by its name."""
+    """What all tensors are judged with. `base`: without adapters that lie in its file, with which it was `opened`;
+    `labels`: the keys of each adapter's tensors, by its name.
+    """
 
     merged: Opened
     base: Opened
+    opened: Opened
     attached: Attached
     asked: Asked
     device: torch.device | str
@@ -154,7 +159,7 @@ class Work:
             Side(self.base.source, own),
             Side(self.merged.source, self.merged.groups[name]),
             self.attached.source,
-            self.asked.chain_of(self.base, name, before),
+            self.asked.chain_of(self.opened, name, before),
             self.device,
             self.known,
             self.kinds,

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..checkpoint.disk.input_file import InputFile
 from ..checkpoint.read.open import open_checkpoint
 from ..checkpoint.read.parts import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ..checkpoint.source import Source
@@ -79,6 +80,8 @@ def open_peft(path: Path, strength: float = 1.0) -> Adapter:
         return Adapter(nothing, family.titled(config), (), inside=inside, facts=config.facts())
     source = open_checkpoint(weights)
     try:
+        # It says as much of the change as the weights do: evidence has its sum too.
+        source.files.append(InputFile(folder / ADAPTER_CONFIG))
         return _adapter(source, config, family)
     except BaseException:
         source.close()

@@ -252,6 +252,31 @@ def test_two_adapters_are_proved_together(adapters, tmp_path, paramcli):
     assert all("lora is not in it, rslora is" in tensor["detail"] for tensor in said["tensors"])
 
 
+def test_an_adapter_that_lies_in_the_file_of_its_base(adapters, tmp_path, paramcli):
+    """The state dict of a whole PeftModel, of which the configuration says what it is."""
+    base, _ = whole(adapters / "dora", tmp_path / "x.safetensors")
+    own = load_file(adapters / "dora" / "adapter_model.safetensors")
+    both = {
+        name.replace(".lora_A.", ".lora_A.default.").replace(".lora_B.", ".lora_B.default."): T
+        for name, T in own.items()
+    }
+    both = {name.replace("magnitude_vector", "magnitude_vector.default.weight"): T for name, T in both.items()}
+    adapted = {name.partition(".lora_")[0] for name in own}
+    for name, tensor in load_file(base).items():
+        module, _, leaf = f"base_model.model.{name}".rpartition(".")
+        both[f"{module}.base_layer.{leaf}" if module in adapted else f"{module}.{leaf}"] = tensor
+    save_file(both, tmp_path / "peft.safetensors")
+    config = tmp_path / "config"
+    config.mkdir()
+    shutil.copy(adapters / "dora" / "adapter_config.json", config)
+    out, half = tmp_path / "out.safetensors", tmp_path / "half.safetensors"
+    proof = "--base", tmp_path / "peft.safetensors", "--adapter", config
+    paramcli("merge", tmp_path / "peft.safetensors", "--adapter", config, "-o", out)
+    paramcli("verify", out, *proof)
+    paramcli("merge", tmp_path / "peft.safetensors", "--adapter", config, "--strength", 0.5, "-o", half)
+    assert "at 0.5 times its strength" in paramcli("verify", half, *proof, code=1).out
+
+
 def test_what_no_adapter_changes_is_the_bases(adapters, tmp_path, paramcli):
     """One bit of another tensor, a missing one, one more, another shape: each is told by its name, exit 1."""
     base, merge = whole(adapters / "lora", tmp_path / "merged.safetensors")
@@ -357,7 +382,8 @@ def test_the_document_and_the_page(adapters, tmp_path, paramcli):
     assert set(said["tensors"][0]) == fields | {"detail"}
     assert said["adapters"] == [{"path": str(adapters / "lora"), "strength": 1.0}]
     read = [file["path"] for file in said["evidence"]["files"]]
-    assert str(merge) in read and str(base) in read and any("adapter_model" in path for path in read)
+    adapter = [str(adapters / "lora" / f"adapter_{name}") for name in ("model.safetensors", "config.json")]
+    assert read == [str(merge), str(base), *adapter]
     text = page.read_text()
     assert "base plus adapter" in text and "q_proj" in text and "rounded once" in text
     paramcli("verify", merge, *proof, "--report", page, code=4)
