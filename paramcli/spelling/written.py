@@ -21,7 +21,7 @@ AdapterSpelling = Literal["peft", "kohya"]
 ADAPTER_SPELLINGS: tuple[AdapterSpelling, ...] = ("peft", "kohya")
 # Modules that look a row up, by the last word of their path, beside those that have "embed" in it.
 LOOKED_UP = ("wte", "wpe", "emb", "shared", "relative_attention_bias")
-# Modules with a matrix that are of a class of their own in some models: transformers' routers of experts.
+# Modules with a flat matrix that are of a class of their own in some models: transformers' routers of experts.
 ROUTERS = ("router", "gate")
 HEADS = ("lm_head", "output", "head", "score", "classifier")
 
@@ -163,6 +163,6 @@ class Spelling(ABC):
             return "no matrix"
         if is_embedding(name, self.groups[name], self.facts):
             return "an embedding"
-        if word in ROUTERS and len(shape) == 2:
+        if word in ROUTERS and len(shape) == 2 and 2 * shape[0] <= shape[1]:
             return "a router"
         return None

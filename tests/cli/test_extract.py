@@ -266,6 +266,33 @@ def test_how_a_weight_is_stored_its_bias_or_the_model_tells(tmp_path, paramcli):
         require_same(load_file(tmp_path / f"{out}.safetensors"), after)
 
 
+def test_what_is_no_layer_by_name_or_shape_goes_whole(tmp_path, paramcli):
+    """And its like, which is one, does not."""
+    whole = {
+        "mlp.gate.weight": ((4, 32), "a router"),
+        "h.wte.weight": ((24, 32), "an embedding"),
+        "tok_emb.weight": ((24, 32), "an embedding"),
+        "relative_attention_bias.weight": ((24, 32), "an embedding"),
+        "attn.out_proj.weight": ((24, 24), "in an attention that PEFT adapts as one"),
+        "attn.in_proj_weight": ((72, 24), "no weight of a module"),
+        "up.weight": ((24, 12, 5), "a transposed convolution"),
+        "deep.weight": ((24, 1, 9), "a convolution of single channels"),
+        "a b.weight": ((24, 32), "a name that PEFT takes for a pattern"),
+    }
+    layers = {"att.gate.weight": (24, 32), "mlp.gate_proj.weight": (24, 32), "down.weight": (24, 12, 5)}
+    shapes = {**{name: shape for name, (shape, _) in whole.items()}, **layers, "up.bias": (12,), "down.bias": (24,)}
+    before = {name: random(*shape, seed=i) for i, (name, shape) in enumerate(shapes.items())}
+    after = {name: T + low(T, 1) if T.ndim > 1 else T for name, T in before.items()}
+    save_file(before, tmp_path / "base.safetensors")
+    save_file(after, tmp_path / "tuned.safetensors")
+    paths = tmp_path / "tuned.safetensors", "--base", tmp_path / "base.safetensors"
+    said = paramcli("extract", *paths, "--rank", 1, "-o", tmp_path / "a", "--json").json
+    want = {**{name: why for name, (_, why) in whole.items()}, **dict.fromkeys(layers)}
+    assert {one["tensor"]: one["why"] for one in said["tensors"]} == want
+    paramcli("merge", paths[2], "--adapter", tmp_path / "a", "-o", tmp_path / "merged.safetensors")
+    require_same(load_file(tmp_path / "merged.safetensors"), after)
+
+
 def test_more_rows_go_whole_and_are_told(tmp_path, paramcli):
     """Tokens that were added: the embedding as it is now, with what has to be done first."""
     before, after = base_tensors(), base_tensors()

@@ -190,6 +190,29 @@ def test_spectra_are_the_cpus(device, plain, paramcli):
                     )
 
 
+def test_an_extracted_adapter_is_the_cpus(plain, paramcli):
+    """By a decomposition and by a sketch: the same change, as near; and the same bytes each time."""
+    g, before = torch.Generator().manual_seed(1), load_file("plain.safetensors")
+    names = [name for name, W in before.items() if W.dtype in (torch.float32, torch.float64) and W.numel() > 900]
+    after = dict(before)
+    for name in names:
+        out, rest = before[name].flatten(1).shape
+        D = torch.randn(out, 3, generator=g) @ torch.randn(3, rest, generator=g)
+        after[name] = before[name] + D.to(before[name].dtype)
+    save_file(after, "tuned.safetensors")
+    found = {}
+    for place, device in (("cpu", "cpu"), ("gpu", DEVICE), ("again", DEVICE)):
+        arguments = ("--base", "plain.safetensors", "--rank", 3, "--device", device, "-o", place, "--json")
+        said = paramcli("extract", "tuned.safetensors", *arguments).json["tensors"]
+        assert [one["rank"] for one in said] == [3] * len(names) and all(one["lost"] < 1e-5 for one in said)
+        found[place] = load_file(f"{place}/adapter_model.safetensors")
+    for name in names:
+        A, B = (f"base_model.model.{name.replace('weight', f'lora_{x}.weight')}" for x in "AB")
+        here, there = (found[place][B].double() @ found[place][A].double() for place in ("cpu", "gpu"))
+        assert (here - there).norm() <= 1e-5 * here.norm()
+    assert all(torch.equal(T, found["again"][key]) for key, T in found["gpu"].items())
+
+
 def test_a_report_names_the_device(plain, paramcli):
     """The card's own name, in the page and in the document."""
     paramcli(
