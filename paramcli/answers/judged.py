@@ -13,6 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from ..chain import parse_chain
 from ..dtypes import dtype_name, torch_dtype
 from ..errors import ParamcliError
 from ..fitting.expected import Block, Look, Model, Part, Touched, blocks, look, without
@@ -24,6 +25,7 @@ from .merge_verdict import MergeVerdict, share
 
 # Passes of the search for a strength, at most.
 TRIES = 10
+NO_MAGNITUDE = "the magnitudes are left out: of DoRA it is the LoRA alone"
 # No strength is looked for beyond this, nor any longer where a step is smaller than what rounding leaves open.
 FARTHEST, STILL = 1e6, 1e-8
 # Tensors up to this many entries are evaluated whole to see what the other way round would have given.
@@ -95,15 +97,15 @@ def _found(
     coarse = [how for how in ways if how.change is not None]
     coarse = [how for how in coarse if not any(allowed.rules_out(how) for allowed in seen.allowed.values())]
     if at is not None and all(map(at.rules_out, coarse)):
-        return seen, _at_strength(touched, at)
+        return seen, _at_strength(touched, at, plain)
     rough = look(touched, coarse) if coarse else seen
     for how, allowed in rough.allowed.items() if coarse else ():
         if at is not None and at.rules_out(how):
-            return seen, _at_strength(touched, at)
+            return seen, _at_strength(touched, at, plain)
         if allowed.within:
             return seen, _holding(touched, allowed, how, stored, seen.unchanged)
     if at is not None:
-        return seen, _at_strength(touched, at)
+        return seen, _at_strength(touched, at, plain)
     return seen, _otherwise(touched, labels, [*plain, *coarse], rough, seen)
 
 
@@ -118,11 +120,14 @@ def _holding(touched: Touched, allowed: Allowed, how: Arithmetic, stored: torch.
     return Found("holds", how.text(stored), strength, allowed.farthest)
 
 
-def _at_strength(touched: Touched, allowed: Allowed) -> Found:
+def _at_strength(touched: Touched, allowed: Allowed, ways: Sequence[Arithmetic]) -> Found:
     if touched.adds and allowed.has(2.0):
         return Found("twice", "or at twice its strength, which is the same", allowed.strengths)
-    if allowed.has(0.0):
-        return Found("never_applied", "but for rounding it is the base's", strength=allowed.strengths)
+    if touched.adds and allowed.has(0.0):
+        return Found("never_applied", "but for rounding it is the base's", allowed.strengths)
+    lesser = _without_magnitude(touched.group) if allowed.has(0.0) else None
+    if lesser is not None and fits(touched, _lesser(lesser), ways) is not None:
+        return Found("another", NO_MAGNITUDE)  # what LyCORIS means by no strength at all
     return Found("other_strength", strength=allowed.strengths)
 
 
@@ -163,7 +168,7 @@ def _otherwise(
     coarse = [how for how in ways if how.change is not None]
     at = _strength(touched, coarse, rough) if coarse else None
     if at is not None:
-        return _at_strength(touched, at)
+        return _at_strength(touched, at, ways)
     for what, verdict, detail in _mistakes(touched, labels):
         if fits(touched, what, ways) is not None:
             return Found(verdict, detail)
@@ -190,13 +195,34 @@ def _mistakes(touched: Touched, labels: Mapping[str, set[str]]) -> list[tuple[Tr
     for name, keys in parts.items() if len(parts) > 1 else ():
         rest = without(touched.group, keys)
         if rest is not None:
-
-            def left_out(model: Model, block: Block, rest: Group = rest) -> Tried:
-                return block.merged, model.of(rest)
-
             others = listing([other for other in parts if other != name], 3)
-            found.append((left_out, "never_applied", f"{printable(name)} is not in it, {others} is"))
+            found.append((_lesser(rest), "never_applied", f"{printable(name)} is not in it, {others} is"))
+    lesser = _without_magnitude(touched.group) if len(parts) <= 1 else None
+    if lesser is not None:
+        found.append((_lesser(lesser), "another", NO_MAGNITUDE))
     return found
+
+
+def _lesser(rest: Group) -> Trial:
+    """What is expected of a group with something left out."""
+
+    def left_out(model: Model, block: Block) -> Tried:
+        return block.merged, model.of(rest)
+
+    return left_out
+
+
+def _without_magnitude(group: Group) -> Group | None:
+    """A DoRA without its lengths, as tools merge it that take it for a LoRA; None of any other chain."""
+    assert group.chain is not None
+    *before, last = group.chain.links
+    if last.entry.name == "lycoris.dora":
+        return without(group, {key for role, key in group.keys.items() if role.startswith(f"{len(before)}.")})
+    if last.entry.name != "dora" or before:
+        return None
+    spec = last.with_arguments("lora:rank={rank}:alpha={alpha}")
+    keys = {role: key for role, key in group.keys.items() if role != "0.magnitude"}
+    return replace(group, chain=parse_chain(spec), keys=keys, infos={role: group.infos[role] for role in keys})
 
 
 def _tile(block: Block) -> slice:

@@ -159,6 +159,27 @@ def test_every_fault_is_told_from_the_others(dtype, dora, change, tmp_path):
             assert low <= k <= high and high - low < 0.02, (k, verdict)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_dora_that_was_taken_for_a_lora_is_told(dtype, tmp_path, fixtures):
+    """Its magnitudes are left out, as some tools leave them; PEFT's and LyCORIS' alike."""
+    case = Case(tmp_path, dtype, True, 0.05)
+    plain = {name: case.base[f"{name}.weight"].float() + SCALE * B @ A for name, (A, B, _) in case.factors.items()}
+    found, _ = case.verdicts(plain.__getitem__)
+    assert {verdict.verdict for verdict in found.values()} == {"another"}
+    assert all("the magnitudes are left out" in verdict.detail for verdict in found.values())
+    kohya = fixtures / "kohya"
+    base = {name: T.to(dtype) for name, T in load_file(kohya / "base.safetensors").items()}
+    tensors = load_file(kohya / "lora_dora.safetensors")
+    lora = {name: T for name, T in tensors.items() if "dora_scale" not in name}
+    save_file(base, tmp_path / "k.safetensors")
+    save_file(lora, tmp_path / "lora.safetensors")
+    library.merge(tmp_path / "k.safetensors", tmp_path / "lora.safetensors", output=tmp_path / "out.safetensors")
+    told = library.verify_merge(
+        tmp_path / "out.safetensors", tmp_path / "k.safetensors", kohya / "lora_dora.safetensors"
+    )
+    assert all("the magnitudes are left out" in (verdict.detail or "") for verdict in told)
+
+
 @pytest.mark.parametrize(("dtype", "dora", "change"), CASES)
 def test_what_is_base_plus_adapter_holds(dtype, dora, change, tmp_path):
     """Computed in float32 and rounded once, or with the adapter in half memory; and nothing else is left to be said."""
