@@ -8,16 +8,21 @@ import torch
 
 # Entries at whose multiples blocks of rows begin: what the widest vector unit takes of the narrowest dtype in one turn.
 ROW_STEP = 64
+# A product of fewer rows than these is computed by other kernels, which round otherwise (below 4 in MKL).
+FEW = 8
 
 
 def row_blocks(shape: tuple[int, ...] | torch.Size, entries: int, multiple: int = 1) -> list[tuple[int, int]]:
     """Row ranges of about so many entries each, every one beginning at a multiple of ROW_STEP entries, and of so many
-    rows.
+    rows; a few rows that are left over belong to the last.
     """
     rows, width = shape[0], math.prod(shape[1:])
     step = math.lcm(ROW_STEP // math.gcd(ROW_STEP, width), multiple)
     count = max(entries // width // step, 1) * step
-    return [(begin, min(begin + count, rows)) for begin in range(0, rows, count)]
+    ranges = [(begin, min(begin + count, rows)) for begin in range(0, rows, count)]
+    if len(ranges) > 1 and rows - ranges[-1][0] < min(count, FEW):
+        ranges[-2:] = [(ranges[-2][0], rows)]
+    return ranges
 
 
 def within_row(shape: tuple[int, ...] | torch.Size, dim: int | None) -> bool:

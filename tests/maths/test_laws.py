@@ -420,6 +420,20 @@ def test_blocks_begin_where_no_kernel_can_tell():
             assert first < end and first * math.prod(shape[1:]) % ROW_STEP == 0
     assert row_blocks((10, 64), 128) == [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10)]
     assert row_blocks((10, 1), 10) == [(0, 10)]
+    assert row_blocks((71, 64), 1024) == [(0, 16), (16, 32), (32, 48), (48, 71)]
+
+
+def test_a_last_row_is_no_block():
+    """A product of one row is another kernel's, whose sums round otherwise: of 961 rows none is left alone."""
+    B, A = (torch.randn(shape, generator=generator(0)) for shape in ((961, 16), (16, 512)))
+    ranges = row_blocks((961, 512), 1 << 15)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert torch.equal(torch.cat([B[first:end] @ A for first, end in ranges]), B @ A)
+    finally:
+        torch.set_num_threads(before)
+    assert len(ranges) == 15 and ranges[-1] == (896, 961)
 
 
 @pytest.mark.parametrize(
