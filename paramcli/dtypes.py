@@ -68,6 +68,13 @@ def nbytes_of(dtype: str, shape: Sequence[int]) -> int:
     return bits_of(dtype, shape) // 8
 
 
+def words_of(codes: int, bits: int, layout: str = "stream") -> int:
+    """How many words of 32 bits so many codes of `bits` bits take: in one stream of bits, or with no code in two words
+    (layout "words").
+    """
+    return -(-codes * bits // 32) if layout == "stream" else -(-codes // (32 // bits))
+
+
 def kind_of(code: str) -> str:
     """The kind of a dtype; "other" for torch's words ("?complex128") for what no container holds."""
     return DTYPES[code].kind if code in DTYPES else "other"

@@ -18,6 +18,7 @@ from .catalogue import (
     definite,
     elementwise,
     geotorch,
+    integers,
     lycoris,
     manifolds,
     measures,
@@ -59,7 +60,7 @@ _FAMILIES = (
 CONSTRAINTS: dict[str, ConstraintEntry] = {entry.name: entry for family in _FAMILIES for entry in family.CONSTRAINTS}
 PARAMETRIZATIONS: dict[str, Entry] = {entry.name: entry for family in _FAMILIES for entry in family.PARAMETRIZATIONS}
 # Those of quantized weights, which are no parametrizations of a weight that is trained: what a file stores are codes.
-DECODERS: dict[str, Entry] = {entry.name: entry for entry in decoders.DECODERS}
+DECODERS: dict[str, Entry] = {entry.name: entry for family in (decoders, integers) for entry in family.DECODERS}
 MEASURES = measures.MEASURES
 # The set that contains every other: to promise it is to promise nothing.
 ANY = "any"

@@ -87,9 +87,10 @@ def bake_ranges(group: Group, chain: Chain, view: View) -> tuple[tuple[int, int]
         return ()
     ranges = _ranges(group, math.lcm(*roles.values()))
     stored = hosting.outline(chain, group.shape, torch_dtype(group.dtype), view)
-    as_stored = {role: tuple(tensor.shape) for role, tensor in stored.items()}
-    # What is wrong with them is said of the whole.
-    return ranges if as_stored == {role: tuple(group.infos[role].shape) for role in group.own_roles} else ()
+    # One number may be kept as a tensor of one. What is wrong with the others is said of the whole.
+    as_stored = {role: tuple(tensor.shape) or (1,) for role, tensor in stored.items()}
+    there = {role: tuple(group.infos[role].shape) or (1,) for role in group.own_roles}
+    return ranges if as_stored == there else ()
 
 
 def fit_ranges(group: Group, chain: Chain, view: View) -> tuple[tuple[int, int], ...]:

@@ -4,12 +4,14 @@ the files that some tools write by itself.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..dtypes import CODE_OF_TORCH, EDITABLE
+from .config_groups import ConfigGroups, block_of
 
 CONFIG = "config.json"
 # Files that say the same again; they go where the weights are quantized no more.
@@ -29,33 +31,15 @@ class Quantization:
         value = self.values.get("quant_method")
         return value if isinstance(value, str) else None
 
+    @functools.cached_property
+    def groups(self) -> ConfigGroups:
+        """Which modules were quantized how (compressed-tensors)."""
+        return ConfigGroups(self.values)
+
     @property
     def block(self) -> tuple[int, int] | None:
         """Rows and columns of a block of 8-bit floats."""
-        value = self.values.get("weight_block_size")
-        if isinstance(value, list) and len(value) == 2 and all(_is_size(side) for side in value):
-            return value[0], value[1]
-        structures = {structure for weights in self.weights() if (structure := _structure(weights)) is not None}
-        return structures.pop() if len(structures) == 1 else None
-
-    def weights(self) -> list[Mapping[str, object]]:
-        """The settings of weights in `config_groups` (compressed-tensors)."""
-        groups = self.values.get("config_groups")
-        found = [g.get("weights") for g in groups.values() if isinstance(g, dict)] if isinstance(groups, dict) else []
-        return [weights for weights in found if isinstance(weights, dict)]
-
-
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 1 << 20
-
-
-def _structure(weights: Mapping[str, object]) -> tuple[int, int] | None:
-    value = weights.get("block_structure")
-    if isinstance(value, str):
-        value = [int(side) if side.isdigit() and len(side) < 8 else None for side in value.split("x")]
-    if isinstance(value, list) and len(value) == 2 and all(_is_size(side) for side in value):
-        return value[0], value[1]
-    return None
+        return block_of(self.values.get("weight_block_size"))
 
 
 def read_quantization(folder: Path) -> Quantization:

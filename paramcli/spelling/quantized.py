@@ -4,6 +4,8 @@ several readings.
     form           keys                                                    roles
     fp8_block      X.weight (fp8), X.weight_scale_inv; X, X_scale_inv      original, 0.scale
     fp8_scaled     X.weight (fp8), X.weight_scale or X.scale_weight        original, 0.scale
+    int_scaled     X.weight (int8), X.weight_scale, ...                    original, 0.scale, 0.zero_point, 0.g_idx
+    int_packed     X.weight_packed (int32), X.weight_scale, ...            the same; X.weight_shape goes with it
 
 What lies beside them and scales what is computed with them (input_scale, activation_scale) goes with them. A weight of
 8-bit floats without a scale, in a file whose others have one, is no weight by itself.
@@ -11,21 +13,25 @@ What lies beside them and scales what is computed with them (input_scale, activa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from ..checkpoint.source import Source, TensorInfo
 from ..dtypes import CODE_OF_TORCH, EDITABLE
 from ..errors import PATH, TENSOR
-from ..text import printable, shape_text
+from ..text import listing, printable, shape_text
 from ..wording import LEAVE_OUT, call, given
 from .forms import ASIDE, Group
 from .quantization_config import Quantization, read_quantization
 from .quantized_form import FP8, SCALES, Form, Parts, Reading
+from .quantized_integers import int_packed, int_scaled
 from .readings import built_in
 
 # Scales of what a layer is given, which no weight has.
 INPUTS = ("input_scale", "activation_scale", "input_global_scale", "input_scale_inv")
+# What a weight's value may need beside codes and scales: what is there and is not read leaves no weight.
+COMPANION = re.compile(r"weight_(zero_point|g_idx|global_scale|scale_2)|pre_quant_scale|svdquant_lora_.*", re.S)
 
 
 def _fp8_block(parts: Parts) -> Reading | None:
@@ -39,7 +45,8 @@ def _fp8_block(parts: Parts) -> Reading | None:
     if inverse is None and 1 in scale.shape[-1:] and scale.shape[-2] == shape[-2]:
         return None
     keys = {"original": parts.codes.name, "0.scale": scale.name}
-    block = parts.config.block
+    said = {s.block for s in parts.config.groups.of(parts.module) if s.block is not None}
+    block = parts.config.block or (said.pop() if len(said) == 1 else None)
     grids = (shape[-2:], scale.shape[-2:])
     if block is None:
         return Reading(
@@ -84,6 +91,8 @@ FORMS = (
     Form(("_scale_inv", "weight_scale"), _fp8_block),
     Form(("_scale_inv",), _fp8_block, leaf=""),
     Form(("weight_scale", "scale_weight"), _fp8_scaled),
+    Form(("weight_scale",), int_scaled),
+    Form(("weight_scale", "weight_shape"), int_packed, "weight_packed"),
 )
 
 
@@ -106,7 +115,7 @@ def quantized(groups: Mapping[str, Group], source: Source) -> dict[str, Group]:
             if reading is not None:
                 before = "" if leaf.endswith("weight") else f"{leaf}_"  # experts have no `.weight`
                 aside = {f"{ASIDE}{one}": there[before + one].name for one in INPUTS if before + one in there}
-                group = _group(reading, codes.name, aside, plain, config)
+                group = _group(_whole(reading, parts), codes.name, aside, plain, config)
                 found[codes.name] = group
                 taken.update(group.keys.values())
     if not found:
@@ -128,6 +137,16 @@ def _read(parts: Parts, leaf: str) -> Reading | None:
             if reading is not None:
                 return reading
     return None
+
+
+def _whole(reading: Reading, parts: Parts) -> Reading:
+    """The reading; unknown where there is more beside the codes than it reads."""
+    read = set(reading.keys.values())
+    more = [info.name for leaf, info in parts.beside.items() if COMPANION.fullmatch(leaf) and info.name not in read]
+    if not more or reading.unknown:
+        return reading
+    unknown = f"{TENSOR} has {listing(more, 3)} beside it, which {reading.form} has no use for"
+    return replace(reading, chain=None, unknown=unknown, hint=LEAVE_OUT)
 
 
 def _group(

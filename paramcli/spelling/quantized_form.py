@@ -28,6 +28,14 @@ class Parts:
     config: Quantization
     source: Source
 
+    @property
+    def module(self) -> str:
+        return self.name.rpartition(".")[0]
+
+    def named(self, leaf: str) -> str:
+        """The name that a tensor of the module has."""
+        return f"{self.module}.{leaf}" if self.module else leaf
+
     def at(self, ending: str) -> TensorInfo | None:
         """What has the ending: after the codes' own name where it begins with '_' or '.', else in its place."""
         if ending[:1] in ("_", "."):

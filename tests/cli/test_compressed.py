@@ -1,0 +1,236 @@
+"""Weights that compressed-tensors quantized: the oracle is what that package makes of them again, in float32
+(fixtures/make_compressed.py), and the layouts by hand.
+"""
+
+import json
+import shutil
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from paramcli.chain import parse_chain
+
+FOLDERS = ("integers", "packed", "older")
+
+
+def copied(fixtures, name, tmp_path, dtype="float32"):
+    """A fixture's folder, its model said to be of this dtype, and its answers."""
+    place = tmp_path / name
+    shutil.copytree(fixtures / "compressed" / name, place)
+    answers = load_file(place / "answers.safetensors")
+    (place / "answers.safetensors").unlink()
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps({**config, "dtype": dtype}))
+    return place, answers
+
+
+def changed(place, change, config=None):
+    """The model's tensors with these in place of theirs; None takes one out."""
+    tensors = {**load_file(place / "model.safetensors"), **change}
+    save_file({key: T for key, T in tensors.items() if T is not None}, place / "model.safetensors")
+    if config is not None:
+        said = json.loads((place / "config.json").read_text())
+        said["quantization_config"] = config(said["quantization_config"])
+        (place / "config.json").write_text(json.dumps(said))
+    return place / "model.safetensors"
+
+
+def in_shards(place):
+    """The model's tensors dealt out to three files, so that a weight's scale is in another than its codes."""
+    tensors = load_file(place / "model.safetensors")
+    (place / "model.safetensors").unlink()
+    names = {key: f"model-{at % 3 + 1:05}-of-00003.safetensors" for at, key in enumerate(sorted(tensors))}
+    for file in set(names.values()):
+        save_file({key: T for key, T in tensors.items() if names[key] == file}, place / file)
+    index = {"metadata": {"total_size": sum(T.nbytes for T in tensors.values())}, "weight_map": names}
+    (place / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_compressed_tensors_stored_bakes_to_its_own_answer(name, dtype, fixtures, tmp_path, paramcli):
+    """To the bit in float32, and that rounded once; of the originals nothing is left."""
+    place, answers = copied(fixtures, name, tmp_path, dtype)
+    out = tmp_path / "out.safetensors"
+    paramcli("remove", place / "model.safetensors", "-o", out)
+    got = load_file(out)
+    assert got.keys() == answers.keys()
+    for key, answer in answers.items():
+        assert torch.equal(got[key], answer.to(getattr(torch, dtype))), key
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_weight_and_its_scale_in_different_shards_are_one(name, fixtures, tmp_path, paramcli):
+    """As of one file."""
+    place, answers = copied(fixtures, name, tmp_path)
+    in_shards(place)
+    out = tmp_path / "out.safetensors"
+    paramcli("remove", place, "-o", out)
+    got = load_file(out)
+    assert got.keys() == answers.keys() and all(torch.equal(got[key], answers[key]) for key in answers)
+
+
+def test_a_stream_of_bits_by_hand(tmp_path, paramcli):
+    """Three bits a code, the first lowest, one of them in two words; zero points likewise, down the outputs."""
+    codes = [[(3 * i + j) % 8 for j in range(24)] for i in range(12)]
+    zeros = [[5 * i % 8] for i in range(12)]
+
+    def stream(values):
+        bits = sum(value << 3 * at for at, value in enumerate(values))
+        return [int.from_bytes((bits >> 32 * k & 0xFFFFFFFF).to_bytes(4, "little"), "little", signed=False)
+                for k in range(-(-3 * len(values) // 32))]  # fmt: skip
+
+    def words(rows):
+        return torch.tensor(rows, dtype=torch.int64).to(torch.int32)
+
+    scale = torch.rand(12, 1) + 0.5
+    save_file(
+        {
+            "l.weight_packed": words([stream(row) for row in codes]),
+            "l.weight_zero_point": words([[word] for word in stream([zero for [zero] in zeros])]),
+            "l.weight_scale": scale,
+            "l.weight_shape": torch.tensor([12, 24]),
+        },
+        tmp_path / "m.safetensors",
+    )
+    out = tmp_path / "out.safetensors"
+    chain = "int_packed:bits=3:columns=24:zero_point=true"
+    paramcli("remove", tmp_path / "m.safetensors", "--chain", chain, "-o", out)
+    assert torch.equal(load_file(out)["l.weight"], (torch.tensor(codes) - torch.tensor(zeros)) * scale)
+
+
+# Chains and the numbers of their codes; every code of the grid is there.
+GRIDS = {
+    "int_scaled": 256,
+    "int_scaled:per=tensor": 256,
+    "int_scaled:per=group:size=32": 256,
+    **{f"int_packed:bits={bits}:columns=256:per=group:size=32:zero_point=true": 1 << bits for bits in range(1, 8)},
+    **{f"int_packed:bits={bits}:columns=256:layout=words": 1 << bits for bits in (3, 5, 6, 7)},
+}
+
+
+@pytest.mark.parametrize("chain", GRIDS)
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_codes_of_a_value_are_the_codes_that_it_came_of(chain, stored):
+    """Each code of the grid, whatever the value was rounded to. (Not of 8 bits with a zero point: a bfloat16 does not
+    tell 254 steps from 255.)
+    """
+    part = parse_chain(chain).links[0].make(torch.empty(40, 256))
+    part.scale.data = torch.rand(part.scale.shape, generator=torch.Generator().manual_seed(0)) + 0.01
+    codes = (torch.arange(40)[:, None] * 5 + torch.arange(256) * 3) % GRIDS[chain]
+    codes = part.pack((codes + part.least).float())
+    if part.zero_point is not None:
+        zeros = torch.arange(part.zero_point.numel()).reshape(part.zero_point.shape) * 0x1F2E3D4C5B
+        part.zero_point = zeros.to(part.zero_point.dtype)
+    assert codes.shape == part.outline(torch.empty(40, 256, device="meta")).shape
+    back = part.inverse(part.map(codes).to(stored).float())
+    assert torch.equal(back, codes)
+    assert not torch.equal(part.map(codes)[0], part.map(codes)[1])
+
+
+def test_bits_that_nothing_tells_are_asked_for(fixtures, tmp_path, paramcli):
+    """64 words for 256 columns are of 8 bits, or of 7 with none in two words: each chain that is printed runs."""
+    codes = torch.randint(-(2**31), 2**31 - 1, (4, 64), generator=torch.Generator().manual_seed(0)).int()
+    path, out = tmp_path / "m.safetensors", tmp_path / "out.safetensors"
+    stored = {"l.weight_packed": codes, "l.weight_scale": torch.ones(4, 1), "l.weight_shape": torch.tensor([4, 256])}
+    save_file(stored, path)
+    error = paramcli("remove", path, "-o", out, code=3).err
+    hint = next(line for line in error.splitlines() if "--chain" in line)
+    chains = [word for word in hint.split() if word.startswith("int_packed:")]
+    assert len(chains) == 2
+    octets = codes.view(torch.uint8).reshape(4, 256)
+    sevens = torch.stack([codes >> 7 * k & 127 for k in range(4)], -1).reshape(4, 256)
+    for chain, want in zip(chains, (sevens.float() - 64, octets.float() - 128), strict=True):
+        paramcli("remove", path, "--chain", chain, "-o", out, "-f")
+        assert torch.equal(load_file(out)["l.weight"], want)
+
+
+L = "model.layers.4_zeros"
+# label -> (what is changed, what is said)
+WRONG = {
+    "no scale": ({f"{L}.weight_scale": None}, "no scale beside them"),
+    "no shape": ({f"{L}.weight_shape": None}, "no weight_shape beside their 11x12 words"),
+    "no zero points": ({f"{L}.weight_zero_point": None}, "no zero points, which its configuration says it has"),
+    "other rows": ({f"{L}.weight_shape": torch.tensor([12, 96])}, "a weight_shape of 12x96 for 11x12 words"),
+    "other columns": (
+        {f"{L}.weight_shape": torch.tensor([11, 120])},
+        "scales of 11x3 for 11x120, which its configuration says",
+    ),
+    "a shape beyond all": ({f"{L}.weight_shape": torch.tensor([11, 2**62])}, "a weight_shape of 11x"),
+    "a negative shape": ({f"{L}.weight_shape": torch.tensor([11, -96])}, "a weight_shape of 11x"),
+    "odd packing": ({f"{L}.weight_packed": torch.zeros(11, 8, dtype=torch.int32)}, "11x8 words"),
+    "other groups": ({f"{L}.weight_scale": torch.ones(11, 5)}, "scales of 11x5 for 11x96"),
+    "groups otherwise": ({f"{L}.weight_scale": torch.ones(11, 6)}, "which its configuration says otherwise"),
+    "zeros as bytes": ({f"{L}.weight_zero_point": torch.zeros(11, 3, dtype=torch.int8)}, "zero points of 11x3"),
+    "a NaN": ({f"{L}.weight_scale": torch.full((11, 3), float("nan"))}, "NaN"),
+    "a rotation": ({f"{L}.pre_quant_scale": torch.ones(96)}, "pre_quant_scale beside it"),
+    "twice": ({f"{L}.weight": torch.ones(11, 96)}, "and the file has that too"),
+    "an order of other groups": ({f"{L}.weight_g_idx": torch.arange(96).int()}, "groups that are not there"),
+    "an order of other sizes": ({f"{L}.weight_g_idx": torch.zeros(96).int()}, "not as many columns each"),
+    "an order of other columns": ({f"{L}.weight_g_idx": torch.zeros(71).int()}, "a weight_g_idx of 71 for 11x96"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_no_packed_weight_is_refused(wrong, fixtures, tmp_path, paramcli):
+    """One line with the reason, nothing written."""
+    change, said = WRONG[wrong]
+    place, _ = copied(fixtures, "packed", tmp_path)
+    out = tmp_path / "out.safetensors"
+    error = paramcli("remove", changed(place, change), "-o", out, code=3).err
+    assert said in error and not out.exists()
+
+
+def test_a_configuration_of_other_bits_is_not_believed(fixtures, tmp_path, paramcli):
+    """Neither it nor the tensors: one of the two is of another file."""
+
+    def other(config):
+        return {"config_groups": {"all": {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int"}}}}
+
+    place, _ = copied(fixtures, "packed", tmp_path)
+    error = paramcli("remove", changed(place, {}, other), "-o", tmp_path / "o", code=3).err
+    assert "which no weight of 11x96 of 4 bits has" in error
+
+
+def test_no_pattern_of_a_configuration_takes_long(fixtures, tmp_path, paramcli):
+    """Python's own matching of these would not come back; a group whose pattern is not known may be meant of any."""
+
+    def slow(config):
+        groups = list(config["config_groups"].values())
+        for group, text in zip(groups, ("re:(a*)*b", "re:(.*)*(.*)*(.*)*x", "re:(?!x).*"), strict=False):
+            group["targets"] += [text]
+        return {"config_groups": {str(i): group for i, group in enumerate(groups)}}
+
+    place, answers = copied(fixtures, "packed", tmp_path)
+    long = {f"{'a' * 2000}.{i}.weight_packed": torch.zeros(1, 1, dtype=torch.int32) for i in range(20)}
+    path = changed(place, dict.fromkeys(long) | {}, slow)
+    begun = time.monotonic()
+    out = tmp_path / "out.safetensors"
+    paramcli("remove", path, "-o", out)
+    got = load_file(out)
+    assert all(torch.equal(got[key], answers[key]) for key in answers)
+    paramcli("inspect", changed(place, long))
+    assert time.monotonic() - begun < 5
+
+
+def test_large_packed_weights_go_by_rows(tmp_path, paramcli, monkeypatch):
+    """12 MB of float32, four bits a code, a zero point for each of eight rows in a word."""
+    from paramcli.surgery.edits import remove_work
+
+    blocks = []
+    read = remove_work.BakeWork.read
+    monkeypatch.setattr(remove_work.BakeWork, "read", lambda self, rows: blocks.append(rows) or read(self, rows))
+    draw = torch.Generator().manual_seed(0)
+    codes = torch.randint(-(2**31), 2**31 - 1, (1500, 250), generator=draw).int()
+    zeros = torch.randint(-(2**31), 2**31 - 1, (188, 8), generator=draw).int()
+    scale = torch.rand(1500, 8, generator=draw)
+    stored = {"weight_packed": codes, "weight_zero_point": zeros, "weight_scale": scale}
+    path, out = tmp_path / "m.safetensors", tmp_path / "out.safetensors"
+    save_file({"weight_shape": torch.tensor([1500, 2000]), **stored}, path)
+    paramcli("remove", path, "-o", out)
+    q = torch.stack([codes >> 4 * k & 15 for k in range(8)], -1).reshape(1500, 8, 250)
+    z = torch.stack([zeros >> 4 * k & 15 for k in range(8)], 1).reshape(-1, 8)[:1500]
+    assert torch.equal(load_file(out)["weight"], ((q - z[..., None]) * scale[..., None]).reshape(1500, 2000))
+    assert len(blocks) > 2 and None not in blocks
