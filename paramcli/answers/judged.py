@@ -216,13 +216,15 @@ def _without_magnitude(group: Group) -> Group | None:
     """A DoRA without its lengths, as tools merge it that take it for a LoRA; None of any other chain."""
     assert group.chain is not None
     *before, last = group.chain.links
-    if last.entry.name == "lycoris.dora":
+    if last.entry.without_lengths == "":
         return without(group, {key for role, key in group.keys.items() if role.startswith(f"{len(before)}.")})
-    if last.entry.name != "dora" or before:
+    if last.entry.without_lengths is None or before:
         return None
-    spec = last.with_arguments("lora:rank={rank}:alpha={alpha}")
-    keys = {role: key for role, key in group.keys.items() if role != "0.magnitude"}
-    return replace(group, chain=parse_chain(spec), keys=keys, infos={role: group.infos[role] for role in keys})
+    chain = parse_chain(last.with_arguments(last.entry.without_lengths))
+    keys = {
+        role: key for role, key in group.keys.items() if role in (chain.stores(group.view.shape(group.shape)) or {})
+    }
+    return replace(group, chain=chain, keys=keys, infos={role: group.infos[role] for role in keys})
 
 
 def _tile(block: Block) -> slice:

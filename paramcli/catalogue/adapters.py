@@ -107,6 +107,7 @@ PARAMETRIZATIONS = (
         examples=("dora:rank=1",),
         spelt=("alpha",),
         stores=_dora_stores,
+        without_lengths="lora:rank={rank}:alpha={alpha}",
     ),
     Entry(
         name="oft",

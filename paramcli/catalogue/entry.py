@@ -137,6 +137,8 @@ class Entry:
     # The argument, and its value, with which `amount` counts the smallest entries of all chosen tensors together.
     # Each tensor's own chain then has its own count, and not this argument.
     over_all: tuple[str, str] | None = None
+    # Of a map that brings outputs to stored lengths: the chain without these, "" where nothing is left of it.
+    without_lengths: str | None = None
     # torch's function for the same, and its keyword arguments, where torch.nn.utils.parametrizations has one.
     torch_call: Callable[[Mapping[str, Value]], tuple[str, dict[str, Value]]] | None = None
     # Another name for this entry: same class, same maps. The laws and literals of that entry are its own.

@@ -201,6 +201,7 @@ PARAMETRIZATIONS = (
         cost="one pass",
         examples=("lora:rank=1,lycoris.dora", "lycoris.dora:strength=0.5:axis=in"),
         stores=_dora_stores,
+        without_lengths="",
     ),
     Entry(
         name="lycoris.ia3",
