@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .answers.verdict import Verdict, VerifyResult
     from .api.edits import add, apply, assign, attach, convert, merge, migrate, remove
     from .api.extract import extract
-    from .api.questions import diff, discover, inspect, snippet, spectrum, verify, verify_merge
+    from .api.questions import diff, discover, inspect, round_trip, snippet, spectrum, verify, verify_merge
     from .chain import Chain
     from .errors import CheckFailed, DeviceFull, InputRefused, OutputFailed, ParamcliError, UsageError
     from .live import load, register, save
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 _PLACES = {
     ".api.edits": ("add", "apply", "assign", "attach", "convert", "merge", "migrate", "remove"),
     ".api.extract": ("extract",),
-    ".api.questions": ("diff", "discover", "inspect", "snippet", "spectrum", "verify", "verify_merge"),
+    ".api.questions": ("diff", "discover", "inspect", "round_trip", "snippet", "spectrum", "verify", "verify_merge"),
     ".live": ("load", "register", "save"),
     ".plugins": ("load_plugin",),
     ".watch": ("Watch",),
@@ -112,6 +112,7 @@ __all__ = [
     "migrate",
     "register",
     "remove",
+    "round_trip",
     "save",
     "snippet",
     "spectrum",

@@ -237,7 +237,7 @@ def _ill_typed(entry: Entry, links: list[Link], image: str) -> UsageError:
 def check_items(text: str) -> None:
     """Raise UsageError for unknown names and bad arguments; the types wait for what the items are appended to."""
     for item in parse_items(text):
-        typed_arguments(look_up(PARAMETRIZATIONS, item.name, "parametrization"), item)
+        typed_arguments(look_up({**PARAMETRIZATIONS, **DECODERS}, item.name, "parametrization"), item)
 
 
 def extend(chain: Chain, more: str) -> tuple[Chain, Chain]:

@@ -16,7 +16,15 @@ import paramcli
 from paramcli.catalogue.entry import Entry
 from paramcli.chain import parse_chain
 from paramcli.maths.base import Constraint, Parametrization
-from paramcli.registry import _FAMILIES, CONSTRAINTS, MEASURES, PARAMETRIZATIONS, parse_constraint, target_class
+from paramcli.registry import (
+    _FAMILIES,
+    CONSTRAINTS,
+    DECODERS,
+    MEASURES,
+    PARAMETRIZATIONS,
+    parse_constraint,
+    target_class,
+)
 from paramcli.show.tables import registry_card
 
 
@@ -144,4 +152,5 @@ def test_what_is_measured_beside_the_sets_has_a_card(entry, paramcli):
         assert text in told
     listed = paramcli("registry", entry.name, "--json").json["measures"]
     assert [measure["name"] for measure in listed] == [entry.name]
-    assert [e.name for e in PARAMETRIZATIONS.values() if str(entry) in e.verifies.split("; ")]
+    every = [*PARAMETRIZATIONS.values(), *DECODERS.values()]
+    assert [e.name for e in every if str(entry) in e.verifies.split("; ")]

@@ -139,6 +139,7 @@ def remove(
     bake: bool = True,
     chain: str | None = None,
     view: str | None = None,
+    dtype: CastDtype | None = None,
     tied: Tied | None = None,
     compute_dtype: ComputeDtype = "same",
     output: FilePath | None = None,
@@ -154,7 +155,15 @@ def remove(
 ) -> EditResult:
     """Bake parametrized tensors into plain weights, or with `bake=False` go back to their originals."""
     ready()
-    job = Remove(tensor=patterns(tensor), bake=bake, chain=chain, view=view, tied=tied, compute_dtype=compute_dtype)
+    job = Remove(
+        tensor=patterns(tensor),
+        bake=bake,
+        chain=chain,
+        view=view,
+        dtype=dtype,
+        tied=tied,
+        compute_dtype=compute_dtype,
+    )
     target = Target(
         output=path_or_none(output, "output"),
         force=force,

@@ -207,6 +207,32 @@ def verify_merge(
         return replace(result, evidence=evidence) if sha256 else result
 
 
+def round_trip(
+    ckpt: FilePath,
+    tensor: Names = (),
+    *,
+    base: FilePath | None = None,
+    root: str | None = None,
+    device: str = "cpu",
+    ignore_record: bool = False,
+    watch: Watch = NOBODY,
+) -> VerifyResult:
+    """Do quantized weights, quantized again onto the stored scales, give the stored codes? Of each weight the share of
+    codes that differ.
+
+    `base`: the quantized file, where `ckpt` is what was baked from it; without it, `ckpt` itself is quantized.
+    """
+    from ..answers.round_trip import round_trip as answer
+
+    ready()
+    with ExitStack() as stack:
+        first = stack.enter_context(open_groups(path_of(ckpt), root, ignore_record, watch.note))
+        if base is None:
+            return answer(first, path_of(ckpt), None, patterns(tensor), device=torch_device(device), watch=watch)
+        second = stack.enter_context(_open_second(base, root, None, ignore_record, watch, "base"))
+        return answer(second, path_of(base), first, patterns(tensor), device=torch_device(device), watch=watch)
+
+
 def diff(
     a: FilePath,
     b: FilePath,

@@ -11,6 +11,7 @@ from typing import cast
 
 from ..spec import Argument, Value
 from .entry import Entry, Shape, Stored
+from .measures import DECODABLE, ROUND_TRIP
 
 MOST = 1 << 20
 
@@ -45,6 +46,7 @@ DECODERS = (
             Argument("columns", "int", "columns of a block", required=True, minimum=1, maximum=MOST),
         ),
         cost="one pass",
+        verifies=f"{DECODABLE}; {ROUND_TRIP}",
         stores=_block_stores,
         decodes=True,
     ),
@@ -59,6 +61,7 @@ DECODERS = (
         target="decoders:Scaled",
         arguments=(Argument("per", "choice", "what has a scale of its own", "tensor", choices=("tensor", "output")),),
         cost="one pass",
+        verifies=f"{DECODABLE}; {ROUND_TRIP}",
         stores=_scaled_stores,
         decodes=True,
     ),

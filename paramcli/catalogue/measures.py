@@ -90,7 +90,36 @@ ALPHA = MeasureEntry(
     not_proved="the eigenvalues themselves: the set hurwitz measures them",
 )
 
+DECODABLE = MeasureEntry(
+    name="decodable",
+    summary="every code and every scale is a number",
+    residual="how many codes and scales are NaN or infinite",
+    tolerance="0",
+    proves="the weight is one",
+    not_proved="that it is the weight that was quantized: verify --round-trip compares a baked file with the codes",
+)
+ROUND_TRIP = MeasureEntry(
+    name="round_trip",
+    summary="the weight, quantized onto the stored scales, has the stored codes",
+    residual="share of the codes that differ",
+    tolerance="0",
+    proves="the weight is what the codes stand for, to less than half a step of their grid",
+    not_proved="the weight's bits below that",
+)
 MEASURES = {
     entry.name: entry
-    for entry in (UNIT_U_V, SIGMA, NORM, MASK, CHANGE_OF_RANK, NORMS, GRAM_KEPT, GRID, ORTHONORMAL_U_V, ALPHA)
+    for entry in (
+        UNIT_U_V,
+        SIGMA,
+        NORM,
+        MASK,
+        CHANGE_OF_RANK,
+        NORMS,
+        GRAM_KEPT,
+        GRID,
+        ORTHONORMAL_U_V,
+        ALPHA,
+        DECODABLE,
+        ROUND_TRIP,
+    )
 }

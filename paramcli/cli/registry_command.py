@@ -8,7 +8,7 @@ import typer
 
 from ..catalogue.entry import ConstraintEntry, Entry, MeasureEntry
 from ..errors import Known, UsageError, error_context
-from ..registry import CONSTRAINTS, MEASURES, PARAMETRIZATIONS, look_up
+from ..registry import CONSTRAINTS, DECODERS, MEASURES, PARAMETRIZATIONS, look_up
 from ..show.console import Screen
 from ..show.document import document, registry_document
 from ..show.tables import constraint_card, constraint_table, measure_card, measure_table, registry_card, registry_table
@@ -56,7 +56,7 @@ def registry(
     if name is not None:
         _card(screen, name, as_json)
         return
-    entries = list(PARAMETRIZATIONS.values())
+    entries = [*PARAMETRIZATIONS.values(), *DECODERS.values()]
     if family is not None:
         families = list(dict.fromkeys(entry.family for entry in entries))
         if family not in families:
@@ -84,11 +84,16 @@ def _card(screen: Screen, name: str, as_json: bool) -> None:
     """A parametrization's card, or where there is none of that name a constraint's; and that of what is measured under
     it.
     """
-    known: dict[str, Entry | ConstraintEntry | MeasureEntry] = {**MEASURES, **CONSTRAINTS, **PARAMETRIZATIONS}
+    known: dict[str, Entry | ConstraintEntry | MeasureEntry] = {
+        **MEASURES,
+        **CONSTRAINTS,
+        **DECODERS,
+        **PARAMETRIZATIONS,
+    }
     with error_context(option="name"):
         look_up(known, name, "parametrization, constraint or measure")
     measures = [MEASURES[name]] if name in MEASURES else []
-    maps = [PARAMETRIZATIONS[name]] if name in PARAMETRIZATIONS else []
+    maps = [table[name] for table in (PARAMETRIZATIONS, DECODERS) if name in table]
     sets = [CONSTRAINTS[name]] if name in CONSTRAINTS and not maps else []
     if as_json:
         screen.answer(document(registry_document(maps, sets, measures)))

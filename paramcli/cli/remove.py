@@ -21,6 +21,15 @@ def remove(
     bake: Annotated[bool, typer.Option("--bake/--no-bake", help="Store the value, or go back to the original.")] = True,
     chain: o.Chain = None,
     view: o.View = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            "--dtype",
+            metavar="D",
+            help="Of the values: float64, float32, float16, bfloat16. Default: the weight's own.",
+            show_default=False,
+        ),
+    ] = None,
     output: o.Output = None,
     force: o.Force = False,
     in_place: o.InPlace = False,
@@ -45,6 +54,7 @@ def remove(
     """
     from ..api import edits
     from ..show.edit import show_edit
+    from ..surgery.edits.cast import check_dtype
 
     screen = open_screen(quiet)
     result = edits.remove(
@@ -53,6 +63,7 @@ def remove(
         bake=bake,
         chain=chain,
         view=view,
+        dtype=check_dtype(dtype),
         tied=words.tied(tied),
         compute_dtype=words.compute_dtype(compute_dtype),
         output=output,

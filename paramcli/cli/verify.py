@@ -19,6 +19,7 @@ from .usage import typed
 
 if TYPE_CHECKING:
     from ..answers.merge_verdict import MergeResult
+    from ..answers.verdict import VerifyResult
     from ..show.console import Screen
 
 
@@ -49,7 +50,10 @@ def verify(
     base: Annotated[
         Path | None,
         typer.Option(
-            "--base", metavar="BASE", help="With --adapter: is CKPT this and the adapter?", show_default=False
+            "--base",
+            metavar="BASE",
+            help="With --adapter: is CKPT this and the adapter? With --round-trip: is it this, decoded?",
+            show_default=False,
         ),
     ] = None,
     adapter: Annotated[
@@ -58,6 +62,13 @@ def verify(
             "--adapter", "-a", metavar="DIR", help="The adapter that was merged; repeatable.", show_default=False
         ),
     ] = None,
+    round_trip: Annotated[
+        bool,
+        typer.Option(
+            "--round-trip",
+            help="Of quantized weights: do they, quantized again onto the stored scales, give the stored codes?",
+        ),
+    ] = False,
     strength: o.Strengths = None,
     adapter_prefix: o.AdapterPrefixes = None,
     root: o.Root = None,
@@ -86,10 +97,20 @@ def verify(
     paramcli verify rnn.pt -t '*_hh*' --constraint orthogonal --view blocks=4
 
     paramcli verify merged.safetensors --base model.safetensors --adapter my_lora/
+
+    paramcli verify baked.safetensors --base quantized/ --round-trip
     """
     from ..api import questions
 
     screen = open_screen(quiet)
+    if round_trip:
+        other = {"constraint": constraint, "tol": tolerance, "chain": chain, "view": view, "adapter": adapter}
+        _alone("round-trip", {**other, "report": report, "sha256": sha256 or None})
+        back = questions.round_trip(
+            ckpt, tensor or (), base=base, root=root, device=device, ignore_record=ignore_record, watch=screen
+        )
+        _show(screen, back, as_json, ckpt)
+        return
     if base is not None or adapter or adapter_prefix or strength:
         other = {"constraint": constraint, "tol": tolerance, "chain": chain, "view": view}
         proved = questions.verify_merge(
@@ -127,6 +148,10 @@ def verify(
         command=typed(context),
         watch=screen,
     )
+    _show(screen, result, as_json, ckpt, report)
+
+
+def _show(screen: Screen, result: VerifyResult, as_json: bool, ckpt: Path, report: Path | None = None) -> None:
     if as_json:
         screen.answer(document(result.document()))
     else:
@@ -141,6 +166,13 @@ def verify(
     if result.unverified:
         screen.note("say what they are with --chain, or name with -t what is to be verified")
         raise typer.Exit(3)
+
+
+def _alone(option: str, others: dict[str, object]) -> None:
+    """UsageError for what asks another question."""
+    for name, value in others.items():
+        if value:
+            raise UsageError(f"{given(option, True)} and {given(name)} exclude each other", option=name)
 
 
 def _both(ckpt: Path, base: Path | None, adapter: list[Path] | None, other: dict[str, object]) -> Path:

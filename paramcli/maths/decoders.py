@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputRefused
-from .base import Parametrization
+from .base import Check, Parametrization
 
 
 class Decoder(Parametrization):
@@ -27,6 +27,14 @@ class Decoder(Parametrization):
 
     def right_inverse(self, value: Tensor) -> Tensor | tuple[Tensor, ...]:
         return self.outline(value) if value.is_meta else self.inverse(value)
+
+    def inverse(self, value: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def checks(self, originals: tuple[Tensor, ...], value: Tensor) -> list[Check]:
+        tensors = [*originals, *self.parameters()]
+        bad = sum(int((~torch.isfinite(T)).sum()) for T in tensors if T.is_floating_point())
+        return [Check("decodable", float(bad), 0.0, f"{bad} of its codes and scales are no numbers" if bad else None)]
 
     def outline(self, value: Tensor) -> Tensor | tuple[Tensor, ...]:
         return torch.empty(value.shape, dtype=self.codes, device=value.device)

@@ -389,9 +389,10 @@ def measure_card(entry: MeasureEntry) -> str:
 
 
 def _measured_of(entry: MeasureEntry) -> list[str]:
-    from ..registry import PARAMETRIZATIONS
+    from ..registry import DECODERS, PARAMETRIZATIONS
 
-    return [e.name for e in PARAMETRIZATIONS.values() if str(entry) in e.verifies.split("; ")]
+    every = [*PARAMETRIZATIONS.values(), *DECODERS.values()]
+    return [e.name for e in every if str(entry) in e.verifies.split("; ")]
 
 
 def registry_card(entry: Entry) -> str:

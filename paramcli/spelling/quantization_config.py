@@ -15,7 +15,7 @@ from .config_groups import ConfigGroups, block_of
 
 CONFIG = "config.json"
 # Files that say the same again; they go where the weights are quantized no more.
-OTHERS = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
+QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 MAX_CONFIG = 4 << 20
 
 
@@ -49,12 +49,28 @@ def read_quantization(folder: Path) -> Quantization:
     inner = text if isinstance(text, dict) else {}
     values = next((v for part in (config, inner) if isinstance(v := part.get("quantization_config"), dict)), None)
     if values is None:
-        values = next((found for name in OTHERS if (found := _json(folder / name))), {})
+        values = next((found for name in QUANTIZATION_FILES if (found := _json(folder / name))), {})
         nested = values.get("quantization")
         values = nested if isinstance(nested, dict) else values
     name = next((n for part in (config, inner) for key in ("dtype", "torch_dtype") if (n := part.get(key))), None)
     code = CODE_OF_TORCH.get(name.removeprefix("torch.")) if isinstance(name, str) else None
     return Quantization(values, code if code in EDITABLE else None)
+
+
+def unquantized_config(folder: Path, dtype: str) -> bytes | None:
+    """config.json of a model whose weights are in this dtype now; None where there is none that can be read."""
+    config = _json(folder / CONFIG)
+    if not config:
+        return None
+    inner = config.get("text_config")
+    for part in (config, inner if isinstance(inner, dict) else {}):
+        part.pop("quantization_config", None)
+        for key in ("dtype", "torch_dtype"):
+            if key in part:
+                part[key] = dtype
+    if not {"dtype", "torch_dtype"} & config.keys():
+        config["dtype" if isinstance(inner, dict) and "dtype" in inner else "torch_dtype"] = dtype
+    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _json(path: Path) -> dict[str, object]:

@@ -21,8 +21,11 @@ from ..checkpoint.write.safetensors_file import SafetensorsSink
 from ..checkpoint.write.sharded import ShardedSink, plan_shards
 from ..checkpoint.write.torch_file import TorchSink, names_left_out
 from ..checkpoint.write.writer import MetadataOf, Sink
+from ..dtypes import dtype_name
 from ..errors import PATH, OutputFailed, UsageError
 from ..spelling import record as records
+from ..spelling.companions import companions
+from ..spelling.quantization_config import CONFIG, QUANTIZATION_FILES, unquantized_config
 from ..text import printable, printable_path
 from ..wording import given, shell_path
 from .plan import Plan, Step
@@ -226,9 +229,9 @@ def open_sink(
             longest=longest(names) if longest else None,
         )
     folder = source.folder if in_place else output
-    siblings = sibling_files(source.path) if source.shards else []
+    siblings, rewritten = siblings_of(source, plan) if source.shards else ([], {})
     if is_dcp_folder(output, source):
-        return DcpSink(output, shards, siblings, run=run, overwrite=overwrite, owner=owner)
+        return DcpSink(output, shards, siblings, run=run, overwrite=overwrite, owner=owner, rewritten=rewritten)
     name = index_name(source.path)
     return ShardedSink(
         folder,
@@ -242,6 +245,7 @@ def open_sink(
         owner=owner,
         origins=origins,
         longest=longest,
+        rewritten=rewritten,
     )
 
 
@@ -264,6 +268,35 @@ def same_place(path: str | os.PathLike[str], source: Source, replaceable: bool) 
     if inside:
         hint = f"{given('in-place', True)} replaces it, or {ELSEWHERE}" if replaceable else ELSEWHERE
         raise UsageError(f"{PATH} is the input itself", hint=hint, path=path, option="output")
+
+
+def siblings_of(source: Source, plan: Plan) -> tuple[list[Path], dict[str, bytes]]:
+    """(the files that belong beside the result, the new contents of some): a model that is quantized no more is not
+    described as one that is.
+    """
+    siblings, dtype = sibling_files(source.path), unquantized_to(source, plan)
+    if dtype is None:
+        return siblings, {}
+    kept = [path for path in siblings if path.name not in QUANTIZATION_FILES]
+    made = unquantized_config(source.folder, dtype)
+    return kept, {} if made is None else {CONFIG: made}
+
+
+def unquantized_to(source: Source, plan: Plan) -> str | None:
+    """The dtype of the weights that were stored in codes, where the plan decodes all of those; None where some stay, or
+    there were none.
+    """
+    decoded = {slot.dtype for step in plan.steps for slot in step.writes if _decodes(step)}
+    left = {key for _, key in plan.copies} | {key for step in plan.steps for key in step.renames.values()}
+    if len(decoded) != 1 or companions({key: source.tensors[key] for key in left}):
+        return None
+    return dtype_name(decoded.pop())
+
+
+def _decodes(step: Step) -> bool:
+    """Is what it writes the weight that codes stand for?"""
+    group = step.group
+    return group.chain is not None and group.chain.decodes and [slot.name for slot in step.writes] == [group.tensor]
 
 
 def index_metadata(source: Source, plan: Plan) -> dict[str, object]:

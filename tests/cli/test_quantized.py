@@ -126,3 +126,136 @@ def test_large_blocks_go_by_rows(tmp_path, paramcli):
     out = tmp_path / "out.safetensors"
     paramcli("remove", path, "-o", out)
     assert torch.equal(load_file(out)["l.weight"], of_blocks(W, scale, 100, 128))
+
+
+def blocks(tmp_path, dtype="bfloat16", **change):
+    """A folder with one matrix in blocks of 128 x 128."""
+    tensors = {"l.weight": codes(192, 300), "l.weight_scale_inv": torch.rand(2, 3) + 0.1, "n.weight": torch.ones(3)}
+    config = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    return folder(tmp_path, {**tensors, **change}, dtype=dtype, quantization_config=config)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_dtype_of_the_value_is_said(dtype, tmp_path, paramcli):
+    """remove --dtype: the product rounded once to it; what is not decoded stays; codes alone are no weight."""
+    path, out = blocks(tmp_path), tmp_path / "out.safetensors"
+    tensors = load_file(path)
+    want = of_blocks(tensors["l.weight"], tensors["l.weight_scale_inv"], 128, 128)
+    paramcli("remove", path, "--dtype", dtype, "-o", out)
+    got = load_file(out)
+    assert torch.equal(got["l.weight"], want.to(getattr(torch, dtype))) and torch.equal(got["n.weight"], torch.ones(3))
+    assert paramcli("diff", path, out).code == 0
+    assert "they are no weight" in paramcli("remove", path, "--no-bake", code=3).err
+    assert "computes none" in paramcli("remove", path, "--no-bake", "--dtype", dtype, code=2).err
+
+
+def test_a_weight_norm_bakes_in_another_dtype(tmp_path, paramcli):
+    """The same of any parametrization: rounded once, from double precision here."""
+    g, v = torch.rand(4, 1), torch.randn(4, 6)
+    save_file({"l.weight_g": g, "l.weight_v": v}, tmp_path / "a.safetensors")
+    out = tmp_path / "out.safetensors"
+    paramcli("remove", tmp_path / "a.safetensors", "--dtype", "bfloat16", "--compute-dtype", "float64", "-o", out)
+    want = g.double() * v.double() / v.double().norm(dim=1, keepdim=True)
+    assert torch.equal(load_file(out)["l.weight"], want.bfloat16())
+
+
+def test_the_configuration_follows(tmp_path, paramcli):
+    """Shards, a weight and its scale in different ones: the result's config.json is of a plain model, and what else
+    says quantized goes; with some weights still in codes it stays as it is.
+    """
+    tensors = {f"{name}.weight": codes(64, 64) for name in "ab"} | {
+        f"{name}.weight_scale_inv": torch.rand(2, 2) for name in "ab"
+    }
+    place = tmp_path / "model"
+    place.mkdir()
+    home = {key: f"model-0000{1 + number % 3}-of-00003.safetensors" for number, key in enumerate(sorted(tensors))}
+    for file in set(home.values()):
+        save_file({key: T for key, T in tensors.items() if home[key] == file}, place / file)
+    (place / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": home}))
+    config = {"torch_dtype": "bfloat16", "hidden_size": 64, "quantization_config": {"weight_block_size": [32, 32]}}
+    (place / "config.json").write_text(json.dumps(config))
+    (place / "hf_quant_config.json").write_text("{}")
+    paramcli("remove", place, "--dtype", "float16", "-o", tmp_path / "out")
+    out = tmp_path / "out"
+    assert json.loads((out / "config.json").read_text()) == {"torch_dtype": "float16", "hidden_size": 64}
+    assert not (out / "hf_quant_config.json").exists()
+    got = {key: T for part in out.glob("*.safetensors") for key, T in load_file(part).items()}
+    want = {
+        f"{name}.weight": of_blocks(tensors[f"{name}.weight"], tensors[f"{name}.weight_scale_inv"], 32, 32).half()
+        for name in "ab"
+    }
+    assert got.keys() == want.keys() and all(torch.equal(got[key], want[key]) for key in want)
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"]) == set(want)
+    paramcli("remove", place, "-t", "a.weight", "-o", tmp_path / "some")
+    assert json.loads((tmp_path / "some" / "config.json").read_text()) == config
+
+
+def test_verify_finds_codes_and_scales_that_are_no_numbers(tmp_path, paramcli):
+    """Exit 1 with how many; a sound file holds."""
+    assert paramcli("verify", blocks(tmp_path)).code == 0
+    for number, change in enumerate(
+        (
+            {"l.weight": torch.tensor([[127] + [1] * 299] * 192, dtype=torch.uint8).view(E4M3)},
+            {"l.weight_scale_inv": torch.tensor([[1, 1, 1], [1, float("inf"), 1]])},
+        )
+    ):
+        (tmp_path / str(number)).mkdir()
+        said = paramcli("verify", blocks(tmp_path / str(number), **change), "--json", code=1).json
+        [check] = [check for check in said["tensors"][0]["checks"] if check["constraint"] == "decodable"]
+        assert check["residual"] == (192 if number == 0 else 1)
+
+
+def test_a_round_trip_gives_the_codes_back(tmp_path, paramcli):
+    """Of every code of 8-bit floats; of a file that was baked in bfloat16 too, until one code or one scale changes."""
+    every = torch.arange(256, dtype=torch.uint8)
+    every = every[(every & 0x7F) != 0x7F].view(E4M3).repeat(192 * 300 // 254 + 1)[: 192 * 300].reshape(192, 300)
+    path, out = blocks(tmp_path, **{"l.weight": every}), tmp_path / "out.safetensors"
+    assert paramcli("verify", path, "--round-trip").code == 0
+    paramcli("remove", path, "-o", out)
+    assert paramcli("verify", out, "--base", path, "--round-trip").code == 0
+    tensors = load_file(path)
+    bits = tensors["l.weight"].view(torch.uint8).clone()
+    bits[5, 7] ^= 1
+    for number, change in enumerate(
+        (
+            {"l.weight": bits.view(E4M3)},
+            {"l.weight_scale_inv": tensors["l.weight_scale_inv"] * torch.tensor([1, 1, 2.0])},
+        )
+    ):
+        (tmp_path / str(number)).mkdir()
+        other = blocks(tmp_path / str(number), **{**tensors, **change})
+        said = paramcli("verify", out, "--base", other, "--round-trip", "--json", code=1).json
+        assert 0 < float(said["tensors"][0]["checks"][0]["residual"]) <= 0.5
+    plain = tmp_path / "plain.safetensors"
+    save_file({"n.weight": torch.ones(3)}, plain)
+    assert "stores no weight in codes" in paramcli("verify", plain, "--round-trip", code=3).err
+    assert "not there" in paramcli("verify", plain, "--base", path, "--round-trip", code=3).err
+    paramcli("verify", path, "--round-trip", "--constraint", "orthogonal", code=2)
+
+
+def test_an_adapter_is_merged_onto_what_the_codes_stand_for(tmp_path, paramcli):
+    """One bake of both: what merging onto the decoded file gives, but rounded once."""
+    path, out = blocks(tmp_path), tmp_path / "out.safetensors"
+    tensors = load_file(path)
+    A, B = torch.randn(3, 300), torch.randn(192, 3)
+    (tmp_path / "lora").mkdir()
+    names = ("base_model.model.l.lora_A.weight", "base_model.model.l.lora_B.weight")
+    save_file(dict(zip(names, (A, B), strict=True)), tmp_path / "lora" / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 3, "lora_alpha": 6}
+    (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps(config))
+    paramcli("merge", path, "--adapter", tmp_path / "lora", "--dtype", "float32", "-o", out)
+    want = (
+        of_blocks(tensors["l.weight"], tensors["l.weight_scale_inv"], 128, 128).double() + 2 * B.double() @ A.double()
+    )
+    torch.testing.assert_close(load_file(out)["l.weight"].double(), want, rtol=1e-5, atol=1e-5)
+    whole = tmp_path / "whole.safetensors"
+    paramcli("merge", path, "--adapter", tmp_path / "lora", "-o", whole)
+    assert torch.equal(load_file(whole)["l.weight"], load_file(out)["l.weight"].bfloat16())
+
+
+def test_no_chain_is_put_on_codes_and_no_decoder_on_weights(tmp_path, paramcli):
+    """Both are told before anything is written."""
+    path = blocks(tmp_path)
+    assert "stores codes" in paramcli("add", path, "-t", "l.weight", "--chain", "skew", code=3).err
+    assert "put on no weight" in paramcli("add", path, "-t", "n.weight", "--chain", "fp8_scaled", code=2).err

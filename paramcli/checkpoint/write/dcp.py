@@ -16,6 +16,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from ...errors import PATH, OutputFailed
 from ...wording import given
@@ -189,8 +190,9 @@ class DcpSink(FolderSink):
         run: Run,
         overwrite: bool = False,
         owner: Mapping[str, int] | None = None,
+        rewritten: Mapping[str, bytes] = MappingProxyType({}),
     ):
-        super().__init__(folder, parts, siblings, run=run, overwrite=overwrite, owner=owner)
+        super().__init__(folder, parts, siblings, run=run, overwrite=overwrite, owner=owner, rewritten=rewritten)
         self.places = {part: places_of(slots) for part, slots in self.parts.items()}
         refuse_too_many(len(self.home))
         if len(self.home) > _WORTH_A_LOOK:

@@ -28,6 +28,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol, TypeVar
 
 from ...errors import PATH, OutputFailed
@@ -81,8 +82,8 @@ class FolderSink(Sink):
     """A folder of parts being written. What the parts and the index are is for the kinds of folder to say.
 
     `parts` is file name -> slots, and one left without slots is not written. `siblings` are files to carry along under
-    their own names. `owner`: the rank of `run` that writes each part, where there are several; of the others' tensors
-    this sink knows nothing.
+    their own names, those of `rewritten` with other contents. `owner`: the rank of `run` that writes each part, where
+    there are several; of the others' tensors this sink knows nothing.
     """
 
     index_name: str
@@ -97,6 +98,7 @@ class FolderSink(Sink):
         run: Run,
         overwrite: bool = False,
         owner: Mapping[str, int] | None = None,
+        rewritten: Mapping[str, bytes] = MappingProxyType({}),
     ):
         super().__init__()
         self.path = Path(folder)
@@ -105,6 +107,7 @@ class FolderSink(Sink):
         self.parts = {part: list(slots) for part, slots in parts.items() if slots}
         self.home = {slot.name: part for part, slots in self.parts.items() for slot in slots}
         self.siblings = [Path(sibling) for sibling in siblings]
+        self.rewritten = rewritten
         self._sinks: dict[str, FileSink] = {}
         self._run = run
         self._owner = owner or {}
@@ -274,6 +277,12 @@ class FolderSink(Sink):
     def _carry(self, sibling: Path, place: Path) -> None:
         """Copy one file that belongs with the checkpoint; one that is there already stays."""
         target = place / sibling.name
+        if (data := self.rewritten.get(sibling.name)) is not None:
+            other = self._other(target)
+            other.write_at(0, data)
+            other.finish(len(data))
+            other.park()
+            return
         if target.exists() and os.path.samefile(sibling, target):
             return
         original = InputFile(sibling)

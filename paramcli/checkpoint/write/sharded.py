@@ -49,8 +49,9 @@ class ShardedSink(FolderSink):
         owner: Mapping[str, int] | None = None,
         origins: Mapping[str, int] = MappingProxyType({}),
         longest: MetadataOf | None = None,
+        rewritten: Mapping[str, bytes] = MappingProxyType({}),
     ):
-        super().__init__(folder, shards, siblings, run=run, overwrite=overwrite, owner=owner)
+        super().__init__(folder, shards, siblings, run=run, overwrite=overwrite, owner=owner, rewritten=rewritten)
         self.index_name = index_name
         self.metadata = metadata
         self.origins = origins

@@ -13,7 +13,8 @@ from ...chain import Chain, Link, check_items, extend, parse_chain
 from ...checkpoint.header import Slot
 from ...dtypes import COMPUTE_DTYPES, ComputeDtype
 from ...errors import UsageError
-from ...registry import CONSTRAINTS, target_class
+from ...registry import CONSTRAINTS, DECODERS, target_class
+from ...spec import parse_items
 from ...spelling.forms import Group
 from ...spelling.keys import parametrized_key
 from ...spelling.record import Entry
@@ -51,6 +52,13 @@ class Add(Edit):
             )
         self._need_tensors("parametrize")
         check_items(self.chain)
+        decoder = next((item.name for item in parse_items(self.chain) if item.name in DECODERS), None)
+        if decoder is not None:
+            raise UsageError(
+                f"{decoder} decodes what a quantized file stores, and is put on no weight",
+                hint=f"{call('registry')} lists what is",
+                option="chain",
+            )
         parse_view(self.view)
 
     def choose(self, groups: Mapping[str, Group], where: Path) -> list[Group]:

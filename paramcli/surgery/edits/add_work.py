@@ -138,6 +138,11 @@ class Register:
 
     def _plan_append(self, group: Group) -> Step:
         require_chain(group)
+        if group.chain is not None and group.chain.decodes:
+            raise InputRefused(
+                f"{TENSOR} stores codes ({group.chain}): a chain is put on weights",
+                hint=f"{call('remove', PATH, bake=True)} first",
+            )
         if group.form != PARAMETRIZED:
             raise InputRefused(
                 f"{TENSOR} is spelt the old way ({group.form})",

@@ -118,7 +118,7 @@ class Merge(WithAdapters):
     def planner(self, work: Planning) -> Planner:
         from .merge_work import MergeBake
 
-        cast, plan = self._cast(), MergeBake(work.source.beside, self.dtype).plan
+        cast, plan = self._cast(), MergeBake(beside=work.source.beside, dtype=self.dtype).plan
         return lambda group: (
             plan(group)
             if cast is None or not work.source.beside.isdisjoint(group.keys.values())

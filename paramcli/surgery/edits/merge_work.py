@@ -11,31 +11,26 @@ from torch import Tensor
 
 from ...chain import Chain
 from ...checkpoint.source import Rows
-from ...dtypes import CODE_OF_TORCH, CastDtype, torch_dtype
+from ...dtypes import torch_dtype
 from ...fitting import measure
 from ...fitting.evaluate import Tensors, weight_of
 from ...spelling.forms import PARAMETRIZED, Group
 from ..plan import Ranges, Step, Told
-from .cast import lost
 from .remove_work import Bake, BakeWork
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MergeBake(Bake):
-    """`remove --bake` of tensors that adapters are attached to; `beside`: the adapters' tensors, `dtype`: of the value,
-    where it is not the base's own.
-    """
+    """`remove --bake` of tensors that adapters are attached to; `beside`: the adapters' tensors."""
 
     beside: frozenset[str]
-    dtype: CastDtype | None = None
 
     def plan(self, group: Group) -> Step:
         step = super().plan(group)
-        code = CODE_OF_TORCH[self.dtype] if self.dtype else group.dtype
-        begin = partial(MergeWork, before=before(group, self.beside), dtype=torch_dtype(code))
-        writes = tuple(replace(slot, dtype=code) for slot in step.writes)
+        (slot,) = step.writes
+        begin = partial(MergeWork, before=before(step.group, self.beside), dtype=torch_dtype(slot.dtype))
         # Each says how far it moved, so they are not computed as one.
-        return replace(step, action="merge", writes=writes, begin=begin, stack_key=None)
+        return replace(step, action="merge", begin=begin, stack_key=None)
 
 
 def before(group: Group, beside: frozenset[str]) -> Group | None:
@@ -68,26 +63,14 @@ class MergeWork(BakeWork):
         before: Group | None,
         dtype: torch.dtype,
     ):
-        super().__init__(steps, source, device, compute, ranges)
-        self.moved, self.before, self.dtype = measure.Moved(), before, dtype
-        self._lost: list[str] = []
+        super().__init__(steps, source, device, compute, ranges, dtype=dtype)
+        self.moved, self.before = measure.Moved(), before
 
     def make(self, rows: Rows, block: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-        wide = {
-            role: self._widened(tensor) if role.startswith("original") else tensor for role, tensor in block.items()
-        }
-        [(name, value)] = [item for tensors in super().make(rows, wide) for item in tensors.items()]
-        made = value.to(self.dtype)
-        self._lost = self._lost or lost(value, made)
-        self.moved.add(made, self._base(rows, wide).to(made.device))
-        return [{name: made}]
-
-    def _widened(self, original: Tensor) -> Tensor:
-        """An original so wide that the value, which comes in its dtype, is rounded once: by the cast to another one."""
-        if original.dtype == self.dtype:
-            return original
-        wide = torch.promote_types(original.dtype, self.dtype)
-        return original.to(wide if self.compute == "same" else torch.promote_types(wide, getattr(torch, self.compute)))
+        made = super().make(rows, block)
+        [value] = [value for tensors in made for value in tensors.values()]
+        self.moved.add(value, self._base(rows, self.widened(block)).to(value.device))
+        return made
 
     def _base(self, rows: Rows, block: Mapping[str, Tensor]) -> Tensor:
         if self.before is None or self.before.chain is None:
@@ -99,5 +82,4 @@ class MergeWork(BakeWork):
 
     def told(self) -> list[Told]:
         [moved] = self.moved.result()
-        note = "; ".join(self._lost) or None
-        return [replace(told, moved=moved, note=note) for told in super().told()]
+        return [replace(told, moved=moved) for told in super().told()]

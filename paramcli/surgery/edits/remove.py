@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...checkpoint.header import Slot
-from ...dtypes import COMPUTE_DTYPES, ComputeDtype
-from ...errors import PATH, TENSOR, InputRefused
+from ...dtypes import CAST_DTYPES, COMPUTE_DTYPES, CastDtype, ComputeDtype
+from ...errors import PATH, TENSOR, InputRefused, UsageError
 from ...spelling.forms import Group
 from ...spelling.given import named, with_chain
 from ...spelling.unparametrized import instead_of_chains
@@ -25,6 +25,7 @@ class Remove(Edit):
     bake: bool = option(True, "flag")
     chain: str | None = option(None, "text")
     view: str | None = option(None, "text")
+    dtype: CastDtype | None = option(None, "text", choices=CAST_DTYPES)
     compute_dtype: ComputeDtype = option("same", "text", choices=COMPUTE_DTYPES)
 
     @property
@@ -41,6 +42,12 @@ class Remove(Edit):
 
     def check(self) -> None:
         reading(self.chain, self.view)
+        if self.dtype is not None and not self.bake:
+            raise UsageError(
+                f"{given('dtype')} is for values that are computed, and {given('bake', False)} computes none",
+                hint=given("bake", True),
+                option="dtype",
+            )
 
     def choose(self, groups: Mapping[str, Group], where: Path) -> list[Group]:
         chain, view = reading(self.chain, self.view)
@@ -64,10 +71,10 @@ class Remove(Edit):
             return parametrized(Unparametrize().plan)
         from .remove_work import Bake
 
-        return parametrized(Bake().plan)
+        return parametrized(Bake(dtype=self.dtype).plan)
 
     def foretell(self, group: Group) -> Promise | None:
-        return baked(group) if self.bake and not group.problem else None
+        return baked(group) if self.bake and self.dtype is None and not group.problem else None
 
 
 def parametrized(plan: Planner) -> Planner:
@@ -90,6 +97,11 @@ class Unparametrize:
     """`remove --no-bake`: the original in place of the parametrization, byte for byte."""
 
     def plan(self, group: Group) -> Step:
+        if group.chain is not None and group.chain.decodes:
+            raise InputRefused(
+                f"{TENSOR} stores codes ({group.chain}): without what they are decoded with they are no weight",
+                hint=f"{given('bake', True)} keeps the value",
+            )
         if "original" not in group.keys:
             several = ", ".join(sorted(role for role in group.keys if role.startswith("original")))
             raise InputRefused(

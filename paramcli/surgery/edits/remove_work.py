@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
+import torch
 from torch import Tensor
 
 from ...chain import Chain
 from ...checkpoint.source import Rows
-from ...dtypes import torch_dtype
+from ...dtypes import CODE_OF_TORCH, CastDtype, torch_dtype
 from ...fitting.bake import Baked, Baking
 from ...fitting.blocks import Batch, bake_ranges, sliced_roles, stackable
 from ...fitting.claims import kept_constraint
@@ -22,15 +24,22 @@ from ...fitting.evaluate import (
 from ...spelling.forms import Group
 from ...spelling.record import Entry
 from ..plan import Ranges, Step, Told, baked, keeps_within, require_editable
+from .cast import lost
 from .slots import check_roles, numbers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Bake:
-    """`remove --bake`: the value in place of the originals."""
+    """`remove --bake`: the value in place of the originals; in `dtype`, where that is not the weight's own."""
+
+    dtype: CastDtype | None = None
 
     def plan(self, group: Group) -> Step:
         require_chain(group)
+        code = CODE_OF_TORCH[self.dtype] if self.dtype else group.dtype
+        if group.chain is not None and group.chain.decodes:
+            # Codes have no dtype of the weight's: its own is only what the configuration says.
+            group = replace(group, dtype=code)
         require_editable(group)
         chain = chain_of(group) if group.chain is not None else None
         if chain is not None:
@@ -38,6 +47,7 @@ class Bake:
         require_proportion(group)
 
         slots, record, longest = baked(group)
+        slots = tuple(replace(slot, dtype=code) for slot in slots)
         key, ranges = (self._together(group, chain), self._ranges(group, chain)) if chain else (None, ())
         return Step(
             group,
@@ -45,7 +55,7 @@ class Bake:
             slots,
             group.chain,
             group.view,
-            BakeWork,
+            partial(BakeWork, dtype=torch_dtype(code)),
             record=record,
             longest=longest,
             stack_key=key,
@@ -72,10 +82,20 @@ class Bake:
 
 
 class BakeWork:
-    """The work of `Bake`."""
+    """The work of `Bake`: values in `dtype`, rounded once."""
 
-    def __init__(self, steps: Sequence[Step], source: Tensors, device: str, compute: str, ranges: Ranges):
-        self.steps, self.compute = steps, compute
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        source: Tensors,
+        device: str,
+        compute: str,
+        ranges: Ranges,
+        *,
+        dtype: torch.dtype,
+    ):
+        self.steps, self.compute, self.dtype = steps, compute, dtype
+        self._lost: list[list[str]] = [[] for _ in steps]
         group, view = steps[0].group, steps[0].group.view
         sliced = sliced_roles(chain_of(group), view, group.shape) if ranges else None
         self.batch = Batch(source, [s.group for s in steps], view, device, ranges, sliced or {})
@@ -85,11 +105,31 @@ class BakeWork:
         return self.batch.read(rows)
 
     def make(self, rows: Rows, block: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-        values = self.baking.make(rows, block)
-        return [{step.group.tensor: value} for step, value in zip(self.steps, values, strict=True)]
+        made = []
+        for index, value in enumerate(self.baking.make(rows, self.widened(block))):
+            cast = value.to(self.dtype)
+            self._lost[index] = self._lost[index] or lost(value, cast)
+            made.append({self.steps[index].group.tensor: cast})
+        return made
+
+    def widened(self, block: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A block whose originals are so wide that the value, which comes in their dtype, is rounded once: by the cast
+        to another one. Codes are of no such dtype.
+        """
+        chain = self.steps[0].group.chain
+        if chain is not None and chain.decodes:
+            return block
+        return {role: self._wide(tensor) if role.startswith("original") else tensor for role, tensor in block.items()}
+
+    def _wide(self, original: Tensor) -> Tensor:
+        if original.dtype == self.dtype or original.is_complex():
+            return original
+        wide = torch.promote_types(original.dtype, self.dtype)
+        return original.to(wide if self.compute == "same" else torch.promote_types(wide, getattr(torch, self.compute)))
 
     def told(self) -> list[Told]:
-        return [self._told(step.group, baked) for step, baked in zip(self.steps, self.baking.result(), strict=True)]
+        found = zip(self.steps, self.baking.result(), self._lost, strict=True)
+        return [replace(self._told(step.group, baked), note="; ".join(lost) or None) for step, baked, lost in found]
 
     def _told(self, group: Group, made: Baked) -> Told:
         chain, view, check = made.chain, made.view, made.check
