@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from .answers.verdict import Verdict, VerifyResult
     from .api.edits import add, apply, assign, attach, convert, merge, migrate, remove
     from .api.extract import extract
-    from .api.questions import diff, discover, inspect, round_trip, snippet, spectrum, verify, verify_merge
+    from .api.proofs import round_trip, verify_merge
+    from .api.questions import diff, discover, inspect, snippet, spectrum, verify
     from .chain import Chain
     from .errors import CheckFailed, DeviceFull, InputRefused, OutputFailed, ParamcliError, UsageError
     from .live import load, register, save
@@ -48,7 +49,8 @@ if TYPE_CHECKING:
 _PLACES = {
     ".api.edits": ("add", "apply", "assign", "attach", "convert", "merge", "migrate", "remove"),
     ".api.extract": ("extract",),
-    ".api.questions": ("diff", "discover", "inspect", "round_trip", "snippet", "spectrum", "verify", "verify_merge"),
+    ".api.questions": ("diff", "discover", "inspect", "snippet", "spectrum", "verify"),
+    ".api.proofs": ("round_trip", "verify_merge"),
     ".live": ("load", "register", "save"),
     ".plugins": ("load_plugin",),
     ".watch": ("Watch",),

@@ -69,6 +69,7 @@ difference: paramcli.Difference = compared.tensors[0]
 reveal_type(difference.equal)
 on_both = paramcli.diff("a.pt", "b.pt", adapter="c", strength=2, adapter_b=["d"], strength_b=[1], adapter_prefix="a=b")
 reveal_type(on_both)
+back: paramcli.VerifyResult = paramcli.round_trip("a.pt", "fc.*", base="b.pt", root="model", device="cpu")
 proved: paramcli.MergeResult = paramcli.verify_merge("a.pt", "b.pt", ["c"], "fc.*", strength=[2], report="d.html")
 whole: paramcli.MergeVerdict = proved.tensors[0]
 reveal_type((proved.ok, whole.ok, whole.verdict, whole.strength, whole.detail, proved.different[0].tensor))

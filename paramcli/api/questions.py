@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 from ..devices import torch_device
 from ..dtypes import ComputeDtype
-from ..errors import ParamcliError, UsageError
+from ..errors import UsageError
 from ..spec import path_of
 from ..spelling.opened import Opened, open_groups
 from ..text import printable_path
 from ..watch import NOBODY, Watch
 from ..wording import given
 from .common import FilePath, Names, Paths, path_or_none, paths, patterns, ready, typed
+from .opening import open_second
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from ..answers.diff import DiffResult
     from ..answers.discover import DiscoverResult
     from ..answers.inspect import InspectResult
-    from ..answers.merge_verdict import MergeResult
     from ..answers.spectrum import SpectrumResult
     from ..answers.verdict import VerifyResult
 
@@ -141,98 +141,6 @@ def verify(
         return replace(result, evidence=evidence) if sha256 else result
 
 
-def verify_merge(
-    merged: FilePath,
-    base: FilePath,
-    adapter: Paths,
-    tensor: Names = (),
-    *,
-    strength: float | Sequence[float] = 1.0,
-    adapter_prefix: Names = (),
-    root: str | None = None,
-    device: str = "cpu",
-    ignore_record: bool = False,
-    report: FilePath | None = None,
-    force: bool = False,
-    sha256: bool = False,
-    command: Sequence[str] | None = None,
-    watch: Watch = NOBODY,
-) -> MergeResult:
-    """What `verify MERGED --base BASE --adapter A` does: is a merge base plus adapter, and nothing else?
-
-    A function of its own: it asks another question than `verify`, of three files, and answers with other verdicts.
-
-    Args:
-        adapter, strength, adapter_prefix: as of `merge`.
-        root: which state dict; one of the two files may have a single one.
-        report, force, sha256, command: as of `verify`.
-
-    Raises InputRefused for an adapter of another base, and where the merge has none of the tensors that it changes.
-    """
-    from .. import ranks
-    from ..answers.merged import Asked
-    from ..answers.merged import verify_merge as answer
-    from ..show.reports import check_report, facts, gathering, write_page
-    from ..spelling.adapter import beside
-    from ..spelling.adapters import open_adapters, strengths_of
-
-    ready()
-    if not paths(adapter):
-        raise UsageError("no adapter is given", hint=given("adapter", "FOLDER"), option="adapter")
-    asked = Asked(paths(adapter), strengths_of(paths(adapter), strength), patterns(adapter_prefix))
-    page_path = check_report(report, force)
-    with (
-        _open_pair(merged, base, root, ignore_record, watch) as (opened, plain),
-        open_adapters(asked.paths, asked.strengths, asked.prefixes) as adapters,
-        gathering(
-            (report is not None or sha256) and ranks.current().leads,
-            typed(command),
-            opened.source,
-            plain.source,
-            *(one.source for one in adapters),
-        ) as gathered,
-    ):
-        where = torch_device(device)
-        if where == "mps":
-            raise UsageError("Metal has no double precision", hint=given("device", "cpu"), option="device")
-        attached = beside(plain, adapters)
-        result = answer(opened, plain, attached, asked, path_of(merged), patterns(tensor), device=where, watch=watch)
-        if gathered is None:
-            return result
-        evidence = gathered.evidence(where)
-        if page_path is not None:
-            from ..show.html_merge import merge_page
-
-            write_page(page_path, merge_page(opened.where, result, evidence, facts(opened.source)), force)
-        return replace(result, evidence=evidence) if sha256 else result
-
-
-def round_trip(
-    ckpt: FilePath,
-    tensor: Names = (),
-    *,
-    base: FilePath | None = None,
-    root: str | None = None,
-    device: str = "cpu",
-    ignore_record: bool = False,
-    watch: Watch = NOBODY,
-) -> VerifyResult:
-    """Do quantized weights, quantized again onto the stored scales, give the stored codes? Of each weight the share of
-    codes that differ.
-
-    `base`: the quantized file, where `ckpt` is what was baked from it; without it, `ckpt` itself is quantized.
-    """
-    from ..answers.round_trip import round_trip as answer
-
-    ready()
-    with ExitStack() as stack:
-        first = stack.enter_context(open_groups(path_of(ckpt), root, ignore_record, watch.note))
-        if base is None:
-            return answer(first, path_of(ckpt), None, patterns(tensor), device=torch_device(device), watch=watch)
-        second = stack.enter_context(_open_second(base, root, None, ignore_record, watch, "base"))
-        return answer(second, path_of(base), first, patterns(tensor), device=torch_device(device), watch=watch)
-
-
 def diff(
     a: FilePath,
     b: FilePath,
@@ -273,7 +181,7 @@ def diff(
         raise UsageError(f"{given('adapter-prefix')} is for an adapter, and none is given", option="adapter-prefix")
     with (
         open_groups(path_of(a, "a"), root, ignore_record, watch.note) as plain,
-        _open_second(b, root, root_b, ignore_record, watch) as other,
+        open_second(b, root, root_b, ignore_record, watch) as other,
         ExitStack() as stack,
         _attached(plain, adapter, strength, prefixes, stack) as one,
         _attached(other, adapter_b, strength_b, prefixes, stack) as two,
@@ -298,41 +206,6 @@ def _attached(
     from ..spelling.adapters import open_adapters
 
     return attach(opened, stack.enter_context(open_adapters(paths(adapter), strength, prefixes)))[0]
-
-
-def _open_second(
-    b: FilePath, root: str | None, root_b: str | None, ignore_record: bool, watch: Watch, name: str = "b"
-) -> Opened:
-    """B at root_b, else where root says, else at the only state dict it has: a result has fewer levels than its
-    input.
-    """
-    try:
-        return open_groups(path_of(b, name), root_b or root, ignore_record, watch.note)
-    except UsageError as unknown:
-        if root_b or not root:
-            raise
-        try:
-            return open_groups(b, None, ignore_record, watch.note)
-        except ParamcliError:
-            raise unknown from None
-
-
-@contextmanager
-def _open_pair(
-    merged: FilePath, base: FilePath, root: str | None, ignore_record: bool, watch: Watch
-) -> Iterator[tuple[Opened, Opened]]:
-    """A merge and its base at the root; one of them may have no such level."""
-    with ExitStack() as stack:
-        try:
-            one = stack.enter_context(open_groups(path_of(base, "base"), root, ignore_record, watch.note))
-        except UsageError:
-            if not root:
-                raise
-            two = stack.enter_context(open_groups(path_of(merged, "merged"), root, ignore_record, watch.note))
-            one = stack.enter_context(open_groups(base, None, ignore_record, watch.note))
-        else:
-            two = stack.enter_context(_open_second(merged, root, None, ignore_record, watch, "merged"))
-        yield two, one
 
 
 def discover(

@@ -100,20 +100,20 @@ def verify(
 
     paramcli verify baked.safetensors --base quantized/ --round-trip
     """
-    from ..api import questions
+    from ..api import proofs, questions
 
     screen = open_screen(quiet)
     if round_trip:
         other = {"constraint": constraint, "tol": tolerance, "chain": chain, "view": view, "adapter": adapter}
         _alone("round-trip", {**other, "report": report, "sha256": sha256 or None})
-        back = questions.round_trip(
+        back = proofs.round_trip(
             ckpt, tensor or (), base=base, root=root, device=device, ignore_record=ignore_record, watch=screen
         )
         _show(screen, back, as_json, ckpt)
         return
     if base is not None or adapter or adapter_prefix or strength:
         other = {"constraint": constraint, "tol": tolerance, "chain": chain, "view": view}
-        proved = questions.verify_merge(
+        proved = proofs.verify_merge(
             ckpt,
             _both(ckpt, base, adapter, {**other, "compute-dtype": None if compute_dtype == "same" else compute_dtype}),
             adapter or (),

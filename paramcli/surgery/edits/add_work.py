@@ -138,16 +138,7 @@ class Register:
 
     def _plan_append(self, group: Group) -> Step:
         require_chain(group)
-        if group.chain is not None and group.chain.decodes:
-            raise InputRefused(
-                f"{TENSOR} stores codes ({group.chain}): a chain is put on weights",
-                hint=f"{call('remove', PATH, bake=True)} first",
-            )
-        if group.form != PARAMETRIZED:
-            raise InputRefused(
-                f"{TENSOR} is spelt the old way ({group.form})",
-                hint=f"{call('migrate', PATH, to='new')} first, or {call('remove', PATH, bake=True)}",
-            )
+        _require_new(group)
         view = group.view
         if self.view not in (IDENTITY, view):
             raise UsageError(f"{TENSOR} already has the view {view}; a chain has one view", option="view")
@@ -283,3 +274,17 @@ def no_longer_promised(old: Chain, more: Chain, whole: Chain) -> str | None:
     if before == ANY or within(after, before) or within(wanted, before):
         return None
     return f"{old.constraint} is no longer promised, nor verified: {more} after it may leave that set"
+
+
+def _require_new(group: Group) -> None:
+    """InputRefused for what no chain is appended to."""
+    if group.chain is not None and group.chain.decodes:
+        raise InputRefused(
+            f"{TENSOR} stores codes ({group.chain}): a chain is put on weights",
+            hint=f"{call('remove', PATH, bake=True)} first",
+        )
+    if group.form != PARAMETRIZED:
+        raise InputRefused(
+            f"{TENSOR} is spelt the old way ({group.form})",
+            hint=f"{call('migrate', PATH, to='new')} first, or {call('remove', PATH, bake=True)}",
+        )

@@ -1,0 +1,113 @@
+"""Proofs of one file by another, as functions: a merge by its base and adapters, a bake by the codes it came of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ..devices import torch_device
+from ..errors import UsageError
+from ..spec import path_of
+from ..spelling.opened import open_groups
+from ..watch import NOBODY, Watch
+from ..wording import given
+from .common import FilePath, Names, Paths, paths, patterns, ready, typed
+from .opening import open_pair, open_second
+
+if TYPE_CHECKING:
+    from ..answers.merge_verdict import MergeResult
+    from ..answers.verdict import VerifyResult
+
+
+def verify_merge(
+    merged: FilePath,
+    base: FilePath,
+    adapter: Paths,
+    tensor: Names = (),
+    *,
+    strength: float | Sequence[float] = 1.0,
+    adapter_prefix: Names = (),
+    root: str | None = None,
+    device: str = "cpu",
+    ignore_record: bool = False,
+    report: FilePath | None = None,
+    force: bool = False,
+    sha256: bool = False,
+    command: Sequence[str] | None = None,
+    watch: Watch = NOBODY,
+) -> MergeResult:
+    """What `verify MERGED --base BASE --adapter A` does: is a merge base plus adapter, and nothing else?
+
+    A function of its own: it asks another question than `verify`, of three files, and answers with other verdicts.
+
+    Args:
+        adapter, strength, adapter_prefix: as of `merge`.
+        root: which state dict; one of the two files may have a single one.
+        report, force, sha256, command: as of `verify`.
+
+    Raises InputRefused for an adapter of another base, and where the merge has none of the tensors that it changes.
+    """
+    from .. import ranks
+    from ..answers.merged import Asked
+    from ..answers.merged import verify_merge as answer
+    from ..show.reports import check_report, facts, gathering, write_page
+    from ..spelling.adapter import beside
+    from ..spelling.adapters import open_adapters, strengths_of
+
+    ready()
+    if not paths(adapter):
+        raise UsageError("no adapter is given", hint=given("adapter", "FOLDER"), option="adapter")
+    asked = Asked(paths(adapter), strengths_of(paths(adapter), strength), patterns(adapter_prefix))
+    page_path = check_report(report, force)
+    with (
+        open_pair(merged, base, root, ignore_record, watch) as (opened, plain),
+        open_adapters(asked.paths, asked.strengths, asked.prefixes) as adapters,
+        gathering(
+            (report is not None or sha256) and ranks.current().leads,
+            typed(command),
+            opened.source,
+            plain.source,
+            *(one.source for one in adapters),
+        ) as gathered,
+    ):
+        where = torch_device(device)
+        if where == "mps":
+            raise UsageError("Metal has no double precision", hint=given("device", "cpu"), option="device")
+        attached = beside(plain, adapters)
+        result = answer(opened, plain, attached, asked, path_of(merged), patterns(tensor), device=where, watch=watch)
+        if gathered is None:
+            return result
+        evidence = gathered.evidence(where)
+        if page_path is not None:
+            from ..show.html_merge import merge_page
+
+            write_page(page_path, merge_page(opened.where, result, evidence, facts(opened.source)), force)
+        return replace(result, evidence=evidence) if sha256 else result
+
+
+def round_trip(
+    ckpt: FilePath,
+    tensor: Names = (),
+    *,
+    base: FilePath | None = None,
+    root: str | None = None,
+    device: str = "cpu",
+    ignore_record: bool = False,
+    watch: Watch = NOBODY,
+) -> VerifyResult:
+    """Do quantized weights, quantized again onto the stored scales, give the stored codes? Of each weight the share of
+    codes that differ.
+
+    `base`: the quantized file, where `ckpt` is what was baked from it; without it, `ckpt` itself is quantized.
+    """
+    from ..answers.round_trip import round_trip as answer
+
+    ready()
+    with ExitStack() as stack:
+        first = stack.enter_context(open_groups(path_of(ckpt), root, ignore_record, watch.note))
+        if base is None:
+            return answer(first, path_of(ckpt), None, patterns(tensor), device=torch_device(device), watch=watch)
+        second = stack.enter_context(open_second(base, root, None, ignore_record, watch, "base"))
+        return answer(second, path_of(base), first, patterns(tensor), device=torch_device(device), watch=watch)
