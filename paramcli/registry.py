@@ -15,6 +15,7 @@ from .catalogue import (
     adapters,
     core,
     decoders,
+    decoders_bitsandbytes,
     definite,
     elementwise,
     geotorch,
@@ -60,7 +61,9 @@ _FAMILIES = (
 CONSTRAINTS: dict[str, ConstraintEntry] = {entry.name: entry for family in _FAMILIES for entry in family.CONSTRAINTS}
 PARAMETRIZATIONS: dict[str, Entry] = {entry.name: entry for family in _FAMILIES for entry in family.PARAMETRIZATIONS}
 # Those of quantized weights, which are no parametrizations of a weight that is trained: what a file stores are codes.
-DECODERS: dict[str, Entry] = {entry.name: entry for family in (decoders, integers) for entry in family.DECODERS}
+DECODERS: dict[str, Entry] = {
+    entry.name: entry for family in (decoders, decoders_bitsandbytes, integers) for entry in family.DECODERS
+}
 MEASURES = measures.MEASURES
 # The set that contains every other: to promise it is to promise nothing.
 ANY = "any"

@@ -6,6 +6,8 @@ several readings.
     fp8_scaled     X.weight (fp8), X.weight_scale or X.scale_weight        original, 0.scale
     int_scaled     X.weight (int8), X.weight_scale, ...                    original, 0.scale, 0.zero_point, 0.g_idx
     int_packed     X.weight_packed (int32), X.weight_scale, ...            the same; X.weight_shape goes with it
+    bnb_4bit       X.weight, X.weight.absmax ...                           `quantized_bitsandbytes.py`
+    bnb_int8       X.weight (int8), X.SCB                                  the same
 
 What lies beside them and scales what is computed with them (input_scale, activation_scale) goes with them. A weight of
 8-bit floats without a scale, in a file whose others have one, is no weight by itself.
@@ -22,6 +24,7 @@ from ..dtypes import CODE_OF_TORCH, EDITABLE
 from ..errors import PATH, TENSOR
 from ..text import listing, printable, shape_text
 from ..wording import LEAVE_OUT, call, given
+from . import quantized_bitsandbytes
 from .forms import ASIDE, Group
 from .quantization_config import Quantization, read_quantization
 from .quantized_form import FP8, SCALES, Form, Parts, Reading
@@ -90,10 +93,14 @@ def _fp8_scaled(parts: Parts) -> Reading | None:
 FORMS = (
     Form(("_scale_inv", "weight_scale"), _fp8_block),
     Form(("_scale_inv",), _fp8_block, leaf=""),
+    *quantized_bitsandbytes.FORMS,
     Form(("weight_scale", "scale_weight"), _fp8_scaled),
     Form(("weight_scale",), int_scaled),
     Form(("weight_scale", "weight_shape"), int_packed, "weight_packed"),
 )
+
+# Endings that nothing else has.
+DECODE_WITH = (".absmax", ".nested_absmax", ".SCB", "_scale_inv")
 
 
 def quantized(groups: Mapping[str, Group], source: Source) -> dict[str, Group]:
@@ -183,14 +190,20 @@ def _alone(group: Group, groups: Mapping[str, Group], taken: Collection[str]) ->
 
 
 def _lone(group: Group) -> Group:
-    """A plain tensor beside quantized ones; unknown where it is of 8-bit floats, which mean nothing by themselves."""
-    if group.dtype not in FP8 or not group.tensor.endswith("weight"):
+    """A plain tensor beside quantized ones; unknown where it is of 8-bit floats, which mean nothing by themselves, or
+    what codes are decoded with that are not there.
+    """
+    if group.dtype in FP8 and group.tensor.endswith("weight"):
+        what = f"{TENSOR} is in 8-bit floats and has no scale beside it, which others of the file have"
+    elif group.tensor.endswith(DECODE_WITH):
+        what = f"{TENSOR} is what quantized weights are decoded with, and what it belongs to is not there"
+    else:
         return group
     return replace(
         group,
         form="fp8_scaled",
         keys={"original": group.tensor},
         infos={"original": group.infos["value"]},
-        unknown=f"{TENSOR} is in 8-bit floats and has no scale beside it, which others of the file have",
+        unknown=what,
         hint="the file is incomplete, or half converted",
     )

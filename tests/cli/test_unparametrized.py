@@ -74,12 +74,12 @@ FILES = {
         "AWQ",
         CODES,
     ),
-    "bitsandbytes": (
-        {"l.weight": T(32, 1, dtype=U8), "l.weight.absmax": T(1), "l.weight.quant_map": T(16)},
+    "bitsandbytes without its codes": (
+        {"l.weight.absmax": T(1), "l.weight.quant_map": T(16)},
         "bitsandbytes (l.weight.absmax)",
         CODES,
     ),
-    "bitsandbytes, 8 bits": ({"l.weight": T(8, 8, dtype=I8), "l.SCB": T(8)}, "bitsandbytes (l.SCB)", CODES),
+    "bitsandbytes, 8 bits, without them": ({"m.weight": T(8, 8), "l.SCB": T(8)}, "bitsandbytes (l.SCB)", CODES),
     "a plain model": ({"fc.bias": T(4), "fc.weight": T(4, 4)}, "all its 2 tensors are plain", "-t fc.weight --chain"),
     "one tensor": ({"w": T(4, 4)}, "its one tensor is plain", "discover"),
     "nothing": ({}, "it holds no tensor", "the file that the weights are in"),
