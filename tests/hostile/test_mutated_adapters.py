@@ -61,7 +61,8 @@ def of_peft(folder: Path) -> dict[str, Tensor]:
 
 
 def of_kohya(path: Path) -> dict[str, Tensor]:
-    tensors, made = dict(load_file(path)), {}
+    # One changed byte makes diffusers' spelling of kohya's.
+    tensors, made = {key.replace(".lora.", ".lora_"): T for key, T in load_file(path).items()}, {}
     for module in MODULES:
         flat = f"lora_unet_{module.replace('.', '_')}"
         down, up = tensors.pop(f"{flat}.lora_down.weight"), tensors.pop(f"{flat}.lora_up.weight")
