@@ -41,7 +41,9 @@ class Baking:
         """The value of each tensor of the block; InputRefused where it, or an original, is not finite: of the whole."""
         with torch.no_grad():
             state = self.batch.on_device(block)
-            if not all(measure.all_finite(tensor) for tensor in state.values()):
+            # Codes and scales that are no numbers give values that are none: those are asked.
+            decodes = self._group.chain is not None and self._group.chain.decodes
+            if not decodes and not all(measure.all_finite(tensor) for tensor in state.values()):
                 self._refuse(state)
             self._settled = self._settled or settle(self.batch.groups[0], state)
             chain, view = self._settled[0], self.batch.view

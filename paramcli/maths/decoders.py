@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -76,17 +77,25 @@ class Blocks(Decoder):
         *batch, out, inputs = value.shape
         return cls(value.new_ones(*batch, math.ceil(out / rows), math.ceil(inputs / columns)), rows, columns)
 
-    def grid(self, like: Tensor) -> Tensor:
-        """The scale of each entry."""
-        scale = self.scale.to(like.dtype)
-        scale = scale.repeat_interleave(self.rows, -2)[..., : like.size(-2), :]
-        return scale.repeat_interleave(self.columns, -1)[..., : like.size(-1)]
+    def by_blocks(self, X: Tensor, how: Callable[..., Tensor]) -> Tensor:
+        """`how` of each entry and its scale, without a scale of its own for each: rows of blocks at once."""
+        scale = self.scale.to(X.dtype).repeat_interleave(self.columns, -1)[..., : X.size(-1)]
+        full = X.size(-2) // self.rows
+        made, whole = torch.empty_like(X), (..., slice(0, full * self.rows), slice(None))
+        how(
+            X[whole].unflatten(-2, (full, self.rows)),
+            scale[..., :full, None, :],
+            out=made[whole].unflatten(-2, (full, self.rows)),
+        )
+        rest = (..., slice(full * self.rows, None), slice(None))
+        how(X[rest], scale[..., full:, :], out=made[rest])
+        return made
 
     def map(self, codes: Tensor) -> Tensor:
-        return codes * self.grid(codes)
+        return self.by_blocks(codes, torch.mul)
 
     def inverse(self, W: Tensor) -> Tensor:
-        return onto(W / self.grid(W), self.codes)
+        return onto(self.by_blocks(W, torch.div), self.codes)
 
 
 class Scaled(Decoder):

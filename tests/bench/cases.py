@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from . import adapters, files
+from . import adapters, files, quantized
 from .harness import MB, PYTHON, Bench, Claim, Contender, Figures, Result, paramcli, remove, script
 
 IMPORT_TORCH = Contender([PYTHON, "-c", "import torch"])
@@ -450,4 +450,5 @@ CASES: dict[str, Callable[[Bench], Result]] = {
     "memory": memory,
     "large": large,
     "merge": adapters.merge,
+    "bake-fp8": quantized.bake_fp8,
 }

@@ -107,8 +107,10 @@ class BakeWork:
     def make(self, rows: Rows, block: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         made = []
         for index, value in enumerate(self.baking.make(rows, self.widened(block))):
-            cast = value.to(self.dtype)
-            self._lost[index] = self._lost[index] or lost(value, cast)
+            cast = value
+            if value.dtype != self.dtype:
+                cast = value.to(self.dtype)
+                self._lost[index] = self._lost[index] or lost(value, cast)
             made.append({self.steps[index].group.tensor: cast})
         return made
 
