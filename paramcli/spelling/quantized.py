@@ -25,11 +25,13 @@ from ..errors import PATH, TENSOR
 from ..text import listing, printable, shape_text
 from ..wording import LEAVE_OUT, call, given
 from . import quantized_bitsandbytes
+from .companions import companions
 from .forms import ASIDE, Group
 from .quantization_config import Quantization, read_quantization
 from .quantized_form import FP8, SCALES, Form, Parts, Reading
 from .quantized_integers import int_packed, int_scaled
 from .readings import built_in
+from .unparametrized import Foreign, is_foreign
 
 # Scales of what a layer is given, which no weight has.
 INPUTS = ("input_scale", "activation_scale", "input_global_scale", "input_scale_inv")
@@ -109,6 +111,8 @@ def quantized(groups: Mapping[str, Group], source: Source) -> dict[str, Group]:
         return dict(groups)
     config = read_quantization(source.folder)
     plain = {name: group.infos["value"] for name, group in groups.items() if group.is_plain}
+    if (way := is_foreign(config.values)) is not None:
+        return _foreign(groups, plain, way)
     beside: dict[str, dict[str, TensorInfo]] = {}
     for name, info in plain.items():
         module, _, leaf = name.rpartition(".")
@@ -135,6 +139,21 @@ def quantized(groups: Mapping[str, Group], source: Source) -> dict[str, Group]:
         elif name not in taken:
             made[name] = _lone(group) if group.is_plain else group
     return made
+
+
+def _foreign(groups: Mapping[str, Group], plain: Mapping[str, TensorInfo], way: Foreign) -> dict[str, Group]:
+    """The groups; unknown those of codes, and of what they are decoded with: by the configuration no reader's."""
+    meant = companions(plain)
+    what = f"{TENSOR} is by its configuration of weights quantized by {way.name}, which nothing here decodes"
+    return {
+        name: _unread(group, way.name, what, way.hint) if name in meant else group for name, group in groups.items()
+    }
+
+
+def _unread(group: Group, form: str, what: str, hint: str) -> Group:
+    """A plain tensor that is none."""
+    keys, infos = {"original": group.tensor}, {"original": group.infos["value"]}
+    return replace(group, form=form, keys=keys, infos=infos, unknown=what, hint=hint)
 
 
 def _read(parts: Parts, leaf: str) -> Reading | None:
@@ -199,11 +218,4 @@ def _lone(group: Group) -> Group:
         what = f"{TENSOR} is what quantized weights are decoded with, and what it belongs to is not there"
     else:
         return group
-    return replace(
-        group,
-        form="fp8_scaled",
-        keys={"original": group.tensor},
-        infos={"original": group.infos["value"]},
-        unknown=what,
-        hint="the file is incomplete, or half converted",
-    )
+    return _unread(group, "fp8_scaled", what, "the file is incomplete, or half converted")

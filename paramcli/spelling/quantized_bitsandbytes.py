@@ -18,14 +18,13 @@ from collections.abc import Mapping
 from ..checkpoint.source import Source, TensorInfo
 from ..dtypes import CODE_OF_TORCH, EDITABLE
 from ..errors import TENSOR
-from ..maths.four_bits import TABLES
-from ..maths.runs import pairs_shape, runs_shape
 from ..spec import value_text
 from ..text import printable, shape_text
 from .forms import ASIDE
 from .quantized_form import Form, Parts, Reading
 from .readings import built_in
 
+KINDS = ("nf4", "fp4")
 STATE = ".quant_state.bitsandbytes__"
 # A state has 200 bytes; no model has a weight as large, nor the package such blocks.
 MOST_STATE, MOST_ENTRIES, MOST_BLOCK = 4096, 1 << 44, 1 << 20
@@ -48,7 +47,7 @@ def _unknown(form: str, parts: Parts, keys: Mapping[str, str], said: _Unknown) -
 
 def _four_bit(parts: Parts) -> Reading | None:
     """The codes of n entries in n / 2 bytes, whatever dtype these are stored as."""
-    states = {kind: info for kind in TABLES if (info := parts.at(STATE + kind)) is not None}
+    states = {kind: info for kind in KINDS if (info := parts.at(STATE + kind)) is not None}
     if parts.codes.dtype not in ("U8", *EDITABLE) or not (states or parts.codes.dtype == "U8"):
         return None
     roles = {"0.absmax": "absmax", "0.nested_absmax": "nested_absmax", "0.nested_quant_map": "nested_quant_map"}
@@ -88,6 +87,8 @@ def _state(source: Source, info: TensorInfo, kind: str) -> Mapping[str, object]:
 
 
 def _require_table(source: Source, info: TensorInfo, kind: str) -> None:
+    from ..maths.four_bits import TABLES  # where something is quantized, not for plain tensors
+
     size = struct.calcsize("<16f")
     stored = source.read_bytes(info.name) if info.dtype == "F32" and info.nbytes == size and info.is_readable else b""
     own = struct.unpack("<16f", struct.pack("<16f", *TABLES[kind]))
@@ -122,6 +123,8 @@ def _shape(state: Mapping[str, object]) -> tuple[int, ...]:
 def _with_state(
     parts: Parts, kind: str, state: Mapping[str, object], keys: Mapping[str, str], there: Mapping[str, TensorInfo]
 ) -> Reading:
+    from ..maths.runs import pairs_shape, runs_shape
+
     shape, block = _shape(state), _size(state, "blocksize", MOST_BLOCK)
     entries, absmax = math.prod(shape), there.get("0.absmax")
     _require(
@@ -193,6 +196,6 @@ def _int8(parts: Parts) -> Reading | None:
 
 
 FORMS = (
-    Form((".absmax", *(STATE + kind for kind in TABLES)), _four_bit, leaf=""),
+    Form((".absmax", *(STATE + kind for kind in KINDS)), _four_bit, leaf=""),
     Form(("SCB", "weight_format"), _int8),
 )

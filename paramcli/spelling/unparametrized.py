@@ -7,6 +7,7 @@
                   X.weight, X.weight_u                                              the same in other code
     a mask        X.weight, X.weight_mask                                           multiplied in a forward of its own
     quantized     X.qweight, X.qzeros, X.scales; X.weight.absmax; X.weight beside X.weight_scale, ...
+                  X.codes, X.codebooks; X.trellis; X.W_q ...                        FOREIGN: no reader for them
 
 These are told, never taken for a parametrization: what the model's own code computes with them, the keys do not say.
 """
@@ -27,6 +28,56 @@ from .forms import Group
 ONTO_BASE = f"{call('merge', 'BASE', adapter=PATH)} bakes it onto its base"
 
 IN_BASE = f"{call('merge', PATH, adapter='adapter_config.json')} bakes it: its scale is in that file"
+
+
+class Foreign(NamedTuple):
+    """A way to quantize that nothing here decodes: its name, what does, the last part of a name that is its mark (a
+    regular expression) and a part that stands beside that; '' where there are none of its own.
+    """
+
+    name: str
+    library: str
+    leaf: str = ""
+    beside: str = ""
+
+    def marks(self, name: str, groups: Groups) -> bool:
+        before, _, leaf = name.rpartition(".")
+        if not self.leaf or not re.fullmatch(self.leaf, leaf):
+            return False
+        return not self.beside or f"{before}.{self.beside}" in groups
+
+    @property
+    def hint(self) -> str:
+        return f"load it with {self.library}, and save the weights that it computes with"
+
+
+# By the quant_method of their configurations.
+FOREIGN = {
+    "aqlm": Foreign("AQLM", "aqlm", "codes", "codebooks"),
+    "exl2": Foreign("EXL2", "exllamav2", "q_weight", "q_invperm"),
+    "exl3": Foreign("EXL3", "exllamav3", "trellis"),
+    "hqq": Foreign("HQQ", "hqq", "W_q"),
+    "vptq": Foreign("VPTQ", "vptq", "indices", "centroids.weight"),
+    "higgs": Foreign("HIGGS", "transformers and flute", "weight", "tables2"),
+    "quanto": Foreign("Quanto", "optimum-quanto", "_data", "_scale"),
+    "torchao": Foreign("torchao", "torchao", ".*[_:]qdata"),
+    "marlin": Foreign("Marlin", "the library that packed it for its kernel", "B", "s"),
+    "spqr": Foreign("SpQR", "transformers and spqr_quant"),
+    "eetq": Foreign("EETQ", "transformers and eetq"),
+    "bitnet": Foreign("BitNet", "transformers"),
+    "fp_quant": Foreign("FP-Quant", "transformers and fp_quant"),
+    "sinq": Foreign("SINQ", "transformers and sinq"),
+    "metal": Foreign("Metal", "transformers"),
+    "fouroversix": Foreign("Four Over Six", "transformers and fouroversix"),
+}
+
+
+def is_foreign(values: Mapping[str, object]) -> Foreign | None:
+    """The way of a `quantization_config` to quantize, where nothing here decodes it."""
+    if "marlin" in (values.get("checkpoint_format"), values.get("format")) or values.get("is_marlin_format") is True:
+        return FOREIGN["marlin"]
+    method = values.get("quant_method")
+    return FOREIGN.get(method) if isinstance(method, str) else None
 
 
 class Instead(NamedTuple):
@@ -182,6 +233,10 @@ _KINDS: tuple[tuple[Mark, str, Next], ...] = (
         _norm_next,
     ),
     (_mask, "masks beside weights, multiplied in the model's own code", _mask_next),
+    *(
+        (way.marks, f"weights quantized by {way.name}, which nothing here decodes", _say(way.hint))
+        for way in FOREIGN.values()
+    ),
     (_gptq, "weights quantized as GPTQ packs them", _DEQUANTIZE),
     (_awq, "weights quantized as AWQ packs them", _DEQUANTIZE),
     (lambda name, groups: name.endswith(".qweight"), "weights quantized by GPTQ, AWQ or the like", _DEQUANTIZE),

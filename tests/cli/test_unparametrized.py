@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import parametrizations, prune
+
+from paramcli.spelling.unparametrized import FOREIGN
 
 
 def T(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -73,6 +76,23 @@ FILES = {
         "AWQ",
         CODES,
     ),
+    "AQLM": (
+        {"l.codes": T(8, 4, 1, dtype=I8), "l.codebooks": T(1, 16, 1, 8), "l.scales": T(8, 1, 1, 1)},
+        "quantized by AQLM, which nothing here decodes (l.codes)",
+        "load it with aqlm",
+    ),
+    "EXL2": (
+        {"l.q_weight": T(4, 8, dtype=I32), "l.q_invperm": T(8, dtype=I32), "l.q_scale": T(1, 1, dtype=I32)},
+        "quantized by EXL2",
+        "load it with exllamav2",
+    ),
+    "EXL3": ({"l.trellis": T(1, 1, 64, dtype=I8), "l.suh": T(16), "l.svh": T(16)}, "by EXL3", "exllamav3"),
+    "HQQ": ({"l.W_q": T(8, 4, dtype=U8), "l.scale": T(8, 1), "l.zero": T(8, 1)}, "quantized by HQQ", "hqq"),
+    "VPTQ": ({"l.indices": T(1, 8, 4, dtype=I32), "l.centroids.weight": T(1, 16)}, "quantized by VPTQ", "vptq"),
+    "HIGGS": ({"l.weight": T(4, 4, dtype=I32), "l.tables": T(4), "l.tables2": T(4, 4, 2)}, "by HIGGS", "flute"),
+    "Quanto": ({"l.weight._data": T(8, 4, dtype=I8), "l.weight._scale": T(8, 1)}, "by Quanto", "optimum-quanto"),
+    "torchao": ({"l._weight_qdata": T(8, 4, dtype=I8), "l._weight_scale": T(8, 1)}, "by torchao", "with torchao"),
+    "Marlin": ({"l.B": T(1, 16, dtype=I32), "l.s": T(1, 8, dtype=torch.half)}, "quantized by Marlin", "its kernel"),
     "bitsandbytes without its codes": (
         {"l.weight.absmax": T(1), "l.weight.quant_map": T(16)},
         "bitsandbytes (l.weight.absmax)",
@@ -111,6 +131,27 @@ def test_what_only_looks_alike_is_plain(label, tmp_path, paramcli):
     """Names that are used for more than one thing need the shape or the dtype beside them."""
     save_file(PLAIN[label], tmp_path / "m.safetensors")
     assert "plain" in paramcli("remove", tmp_path / "m.safetensors", code=3).err.splitlines()[0]
+
+
+WAYS = {"quant_method": list(FOREIGN), "checkpoint_format": ["marlin"], "is_marlin_format": [True]}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in WAYS.items() for value in values])
+def test_a_configuration_of_what_nothing_decodes_is_believed(key, value, tmp_path, paramcli):
+    """Keys that a reader would take are not read as another format's: refused by name, nothing written."""
+    way = FOREIGN[value if key == "quant_method" else "marlin"]
+    save_file({"l.weight": T(8, 8, dtype=F8), "l.weight_scale": T(1), "n.weight": T(4)}, tmp_path / "m.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {key: value}}))
+    told = paramcli("remove", tmp_path / "m.safetensors", "-o", tmp_path / "out.safetensors", code=3).err.splitlines()
+    assert f"quantized by {way.name}, which nothing here decodes" in told[0] and way.library in told[1]
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_configuration_says_nothing_of_plain_weights(tmp_path, paramcli):
+    """One that stayed behind when the weights were decoded."""
+    save_file({"l.weight": T(8, 8), "l.position_ids": T(4, dtype=I32)}, tmp_path / "m.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "aqlm"}}))
+    assert "plain" in paramcli("remove", tmp_path / "m.safetensors", code=3).err
 
 
 def test_what_is_baked_already_is_said(tmp_path, paramcli):
