@@ -47,6 +47,15 @@ def onto(values: Tensor, codes: torch.dtype) -> Tensor:
     return values.clamp(-most, most).to(codes)
 
 
+def as_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Scales as numbers: bytes are exponents, of 2^(byte - 127)."""
+    if scale.dtype != torch.uint8:
+        return scale.to(dtype)
+    if invalid := int((scale == 255).sum()):
+        raise InputRefused(f"{invalid} of its scales are exponents of 255, which stand for no number")
+    return scale.view(torch.float8_e8m0fnu).to(dtype)
+
+
 class Blocks(Decoder):
     r"""W_ij = code_ij scale_(i // rows, j // columns), for matrices (..., out, in) and scales (..., ceil(out / rows),
     ceil(in / columns)).
@@ -79,7 +88,7 @@ class Blocks(Decoder):
 
     def by_blocks(self, X: Tensor, how: Callable[..., Tensor]) -> Tensor:
         """`how` of each entry and its scale, without a scale of its own for each: rows of blocks at once."""
-        scale = self.scale.to(X.dtype).repeat_interleave(self.columns, -1)[..., : X.size(-1)]
+        scale = as_scale(self.scale, X.dtype).repeat_interleave(self.columns, -1)[..., : X.size(-1)]
         full = X.size(-2) // self.rows
         made, whole = torch.empty_like(X), (..., slice(0, full * self.rows), slice(None))
         how(

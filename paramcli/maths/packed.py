@@ -23,28 +23,41 @@ def octets_of(words: Tensor) -> Tensor:
     return words.reshape(-1).view(torch.uint8).reshape(*words.shape[:-1], 4 * words.size(-1))
 
 
+def unpacked_octets(octets: Tensor, bits: int) -> Tensor:
+    """The stream of bits in bytes (..., n) -> all codes that it has room for, and zeros to fill eight."""
+    parts, each = octets, 8 // bits
+    if 8 % bits:
+        # Eight codes are `bits` bytes, which one integer of 64 bits holds.
+        octets = torch.nn.functional.pad(octets, (0, -octets.size(-1) % bits)).unflatten(-1, (-1, bits)).long()
+        parts, each = (octets << _shifts(octets, bits, 8)).sum(-1), 8
+    return _fields(parts, each, bits)
+
+
+def packed_octets(codes: Tensor, bits: int) -> Tensor:
+    """Codes (..., 8 n) -> the bytes (..., bits n) of their stream of bits."""
+    codes = codes.long().unflatten(-1, (-1, 8))
+    parts = (codes << _shifts(codes, 8, bits)).sum(-1)
+    return _fields(parts, bits, 8).to(torch.uint8)
+
+
+def _fields(parts: Tensor, each: int, bits: int) -> Tensor:
+    return ((parts.unsqueeze(-1) >> _shifts(parts, each, bits)) & ((1 << bits) - 1)).flatten(-2)
+
+
 def unpacked(words: Tensor, bits: int, count: int, layout: str = "stream") -> Tensor:
     """int32 (..., words) -> the first `count` codes (..., count), unsigned, in an integer dtype that holds them."""
-    if 8 % bits == 0:
-        parts, each = octets_of(words), 8 // bits
-    elif layout == "words":
-        parts, each = words, 32 // bits
-    else:
-        # Eight codes are `bits` bytes, which one integer of 64 bits holds.
-        octets = torch.nn.functional.pad(octets_of(words), (0, -4 * words.size(-1) % bits))
-        octets = octets.unflatten(-1, (-1, bits)).long()
-        parts, each = (octets << _shifts(octets, bits, 8)).sum(-1), 8
-    codes = (parts.unsqueeze(-1) >> _shifts(parts, each, bits)) & ((1 << bits) - 1)
-    return codes.flatten(-2)[..., :count]
+    if layout == "words" and 8 % bits:
+        return _fields(words, 32 // bits, bits)[..., :count]
+    return unpacked_octets(octets_of(words), bits)[..., :count]
 
 
 def packed(codes: Tensor, bits: int, layout: str = "stream") -> Tensor:
     """Unsigned codes (..., count) -> int32 (..., words); what no code fills is zero."""
-    count, each = words_of(codes.size(-1), bits, layout), 32 // bits if layout == "words" else 8
-    codes = torch.nn.functional.pad(codes.long(), (0, -codes.size(-1) % (each if layout == "words" else 32)))
-    parts = codes.unflatten(-1, (-1, each))
-    parts = (parts << _shifts(parts, each, bits)).sum(-1)
-    # The bytes of each part, which are the words.
-    size = 4 if layout == "words" else bits
-    octets = ((parts.unsqueeze(-1) >> _shifts(parts, size, 8)) & 255).flatten(-2).to(torch.uint8)
+    count, each = words_of(codes.size(-1), bits, layout), 32 // bits if layout == "words" else 32
+    codes = torch.nn.functional.pad(codes.long(), (0, -codes.size(-1) % each))
+    if layout == "words":
+        parts = codes.unflatten(-1, (-1, each))
+        octets = _fields((parts << _shifts(parts, each, bits)).sum(-1), 4, 8).to(torch.uint8)
+    else:
+        octets = packed_octets(codes, bits)
     return octets.view(torch.int32)[..., :count].contiguous()

@@ -5,6 +5,9 @@ several readings.
     fp8_block      X.weight (fp8), X.weight_scale_inv; X, X_scale_inv      original, 0.scale
     fp8_scaled     X.weight (fp8), X.weight_scale or X.scale_weight        original, 0.scale
     int_scaled     X.weight (int8), X.weight_scale, ...                    original, 0.scale, 0.zero_point, 0.g_idx
+    nvfp4          X.weight_packed (uint8), X.weight_global_scale, ...     original, 0.scale, 0.global_scale
+                   X.weight (uint8), X.weight_scale_2, ...                 the same
+    mxfp4, mxfp6   X.weight_packed (uint8), X.weight_scale (exponents)     original, 0.scale
     int_packed     X.weight_packed (int32), X.weight_scale, ...            the same; X.weight_shape goes with it
     bnb_4bit       X.weight, X.weight.absmax ...                           `quantized_bitsandbytes.py`
     bnb_int8       X.weight (int8), X.SCB                                  the same
@@ -30,11 +33,14 @@ from .forms import ASIDE, Group
 from .quantization_config import Quantization, read_quantization
 from .quantized_form import FP8, SCALES, Form, Parts, Reading
 from .quantized_integers import int_packed, int_scaled
+from .quantized_minifloats import modelopt_nvfp4, packed_floats
 from .readings import built_in
 from .unparametrized import Foreign, is_foreign
 
 # Scales of what a layer is given, which no weight has.
 INPUTS = ("input_scale", "activation_scale", "input_global_scale", "input_scale_inv")
+# Scales that are powers of two: bytes too.
+EXPONENTS = ("U8", "F8_E8M0")
 # What a weight's value may need beside codes and scales: what is there and is not read leaves no weight.
 COMPANION = re.compile(r"weight_(zero_point|g_idx|global_scale|scale_2)|pre_quant_scale|svdquant_lora_.*", re.S)
 
@@ -45,36 +51,48 @@ def _fp8_block(parts: Parts) -> Reading | None:
     scale = inverse or parts.at("weight_scale")
     if scale is None or parts.codes.dtype not in FP8 or len(shape) < 2:
         return None
-    if scale.dtype not in SCALES or len(scale.shape) != len(shape):
+    if scale.dtype not in (*SCALES, *EXPONENTS) or len(scale.shape) != len(shape):
         return None
-    if inverse is None and 1 in scale.shape[-1:] and scale.shape[-2] == shape[-2]:
+    if inverse is None and scale.dtype in EDITABLE and 1 in scale.shape[-1:] and scale.shape[-2] == shape[-2]:
         return None
     keys = {"original": parts.codes.name, "0.scale": scale.name}
-    said = {s.block for s in parts.config.groups.of(parts.module) if s.block is not None}
-    block = parts.config.block or (said.pop() if len(said) == 1 else None)
     grids = (shape[-2:], scale.shape[-2:])
-    if block is None:
-        return Reading(
-            "fp8_block",
-            keys,
-            shape,
-            None,
-            f"{TENSOR} is {shape_text(shape)} in 8-bit floats with scales of {shape_text(scale.shape)}, and no "
-            "configuration says of how large blocks",
-            f"{given('chain', 'fp8_block:rows=128:columns=128')}, if that is its block",
+    blocks = _blocks(parts)
+    fitting = [
+        block
+        for block in blocks
+        if scale.shape[:-2] == shape[:-2]
+        and all(-(-size // side) == count for size, side, count in zip(grids[0], block, grids[1], strict=True))
+    ]
+    if len(fitting) == 1:
+        rows, columns = fitting[0]
+        return Reading("fp8_block", keys, shape, built_in(f"fp8_block:rows={rows}:columns={columns}"))
+    if fitting or not blocks:
+        habit = (
+            "rows=1:columns=32" if scale.dtype in EXPONENTS and grids[0][0] == grids[1][0] else "rows=128:columns=128"
         )
-    fits = all(-(-size // side) == count for size, side, count in zip(grids[0], block, grids[1], strict=True))
-    if not fits or scale.shape[:-2] != shape[:-2]:
-        return Reading(
-            "fp8_block",
-            keys,
-            shape,
-            None,
-            f"{TENSOR} is {shape_text(shape)} with scales of {shape_text(scale.shape)}, which blocks of "
-            f"{block[0]}x{block[1]} do not have",
-            "the configuration is of another file, or the file is incomplete",
+        said = "its configuration says several" if fitting else "no configuration says of how large blocks"
+        unknown = (
+            f"{TENSOR} is {shape_text(shape)} in 8-bit floats with scales of {shape_text(scale.shape)}, and {said}"
         )
-    return Reading("fp8_block", keys, shape, built_in(f"fp8_block:rows={block[0]}:columns={block[1]}"))
+        hint = " or ".join(given("chain", f"fp8_block:rows={rows}:columns={columns}") for rows, columns in fitting)
+        hint = hint or f"{given('chain', f'fp8_block:{habit}')}, if that is its block"
+        return Reading("fp8_block", keys, shape, None, unknown, hint)
+    said = listing([f"{rows}x{columns}" for rows, columns in blocks], 3)
+    unknown = (
+        f"{TENSOR} is {shape_text(shape)} with scales of {shape_text(scale.shape)}, which blocks of {said} do not have"
+    )
+    hint = "the configuration is of another file, or the file is incomplete"
+    return Reading("fp8_block", keys, shape, None, unknown, hint)
+
+
+def _blocks(parts: Parts) -> list[tuple[int, int]]:
+    """Rows and columns of the blocks that the configuration may mean; a group is a block of one row."""
+    if parts.config.block is not None:
+        return [parts.config.block]
+    settings = [s for s in parts.config.groups.of(parts.module) if s.type in ("float", None)]
+    groups = {s.block or ((1, s.size) if s.strategy == "group" and s.size else None) for s in settings}
+    return sorted(block for block in groups if block is not None)
 
 
 def _fp8_scaled(parts: Parts) -> Reading | None:
@@ -98,7 +116,10 @@ FORMS = (
     *quantized_bitsandbytes.FORMS,
     Form(("weight_scale", "scale_weight"), _fp8_scaled),
     Form(("weight_scale",), int_scaled),
-    Form(("weight_scale", "weight_shape"), int_packed, "weight_packed"),
+    # By their own name: without a scale they are none.
+    Form(("weight_packed",), int_packed, "weight_packed"),
+    Form(("weight_packed",), packed_floats, "weight_packed"),
+    Form(("weight_scale", "weight_scale_2"), modelopt_nvfp4),
 )
 
 # Endings that nothing else has.
@@ -124,7 +145,7 @@ def quantized(groups: Mapping[str, Group], source: Source) -> dict[str, Group]:
             parts = Parts(codes.name, codes, there, plain, config, source)
             reading = _read(parts, leaf)
             if reading is not None:
-                before = "" if leaf.endswith("weight") else f"{leaf}_"  # experts have no `.weight`
+                before = "" if "weight" in leaf else f"{leaf}_"  # experts have no `.weight`
                 aside = {f"{ASIDE}{one}": there[before + one].name for one in INPUTS if before + one in there}
                 group = _group(_whole(reading, parts), codes.name, aside, plain, config)
                 found[codes.name] = group

@@ -1,5 +1,5 @@
-"""Weights that compressed-tensors quantized: the oracle is what that package makes of them again, in float32
-(fixtures/make_compressed.py), and the layouts by hand.
+"""Weights that compressed-tensors and ModelOpt quantized: the oracle is what these packages make of them again, in
+float32 (fixtures/make_compressed.py), and the layouts by hand.
 """
 
 import json
@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from paramcli.chain import parse_chain
 
-FOLDERS = ("integers", "packed", "older")
+FOLDERS = ("integers", "packed", "older", "floats", "modelopt")
 
 
 def copied(fixtures, name, tmp_path, dtype="float32"):
@@ -213,6 +213,135 @@ def test_no_pattern_of_a_configuration_takes_long(fixtures, tmp_path, paramcli):
     assert all(torch.equal(got[key], answers[key]) for key in answers)
     paramcli("inspect", changed(place, long))
     assert time.monotonic() - begun < 5
+
+
+E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+E2M3 = [k / 8 for k in range(8)] + [(8 + k) / 8 * 2**e for e in range(3) for k in range(8)]
+
+
+def exponents(*numbers):
+    return torch.tensor([numbers], dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("scale", [exponents(0, 130), exponents(0, 130).view(torch.float8_e8m0fnu)])
+def test_floats_of_four_and_six_bits_by_hand(scale, tmp_path, paramcli):
+    """The lower half of a byte is the even column; four codes of six bits begin at the lowest bit of three bytes."""
+    fours = [(7 * j + 3) % 16 for j in range(64)]
+    sixes = [(5 * j + 1) % 64 for j in range(64)]
+    stream = sum(code << 6 * j for j, code in enumerate(sixes)).to_bytes(48, "little")
+    tensors = {
+        "a.weight_packed": torch.tensor([[fours[j] | fours[j + 1] << 4 for j in range(0, 64, 2)]], dtype=torch.uint8),
+        "a.weight_scale": scale,
+        "b.weight_packed": torch.tensor([list(stream)], dtype=torch.uint8),
+        "b.weight_scale": scale.clone(),
+    }
+    save_file(tensors, tmp_path / "m.safetensors")
+    out = tmp_path / "out.safetensors"
+    paramcli("remove", tmp_path / "m.safetensors", "-o", out)
+    times = [2.0**-127] * 32 + [8.0] * 32
+    for name, codes, values in (("a", fours, E2M1), ("b", sixes, E2M3)):
+        both = [*values, *(-value for value in values)]
+        want = torch.tensor([[both[code] * by for code, by in zip(codes, times, strict=True)]])
+        assert torch.equal(load_file(out)[f"{name}.weight"], want)
+
+
+def nvfp4(codes, scale, every):
+    """Both scales first, as the two packages have them."""
+    table = torch.tensor(E2M1 + [-value for value in E2M1])
+    values = table[torch.stack((codes & 15, codes >> 4), -1).flatten(-2).long()]
+    each = scale.float() * every["by"] if "by" in every else scale.float() / every["over"]
+    return (values.unflatten(-1, (-1, 16)) * each[..., None]).flatten(-2)
+
+
+@pytest.mark.parametrize("maker", ["over", "by"])
+def test_the_one_scale_of_nvfp4_divides_or_multiplies_as_its_name_says(maker, tmp_path, paramcli):
+    """compressed-tensors' divides, ModelOpt's multiplies, each before the codes; its dimension is free."""
+    draw = torch.Generator().manual_seed(0)
+    codes = torch.randint(256, (5, 24), generator=draw).byte()
+    scale = (torch.rand(5, 3, generator=draw) * 400).to(torch.float8_e4m3fn)
+    every = torch.tensor([0.3]) if maker == "over" else torch.tensor(0.3)
+    names = ("weight_packed", "weight_global_scale") if maker == "over" else ("weight", "weight_scale_2")
+    stored = {f"l.{names[0]}": codes, f"l.{names[1]}": every, "l.weight_scale": scale, "l.input_scale": torch.ones(())}
+    save_file(stored, tmp_path / "m.safetensors")
+    out = tmp_path / "out.safetensors"
+    paramcli("remove", tmp_path / "m.safetensors", "-o", out)
+    want = nvfp4(codes, scale, {maker: every})
+    assert load_file(out).keys() == {"l.weight"} and torch.equal(load_file(out)["l.weight"], want)
+    assert not torch.equal(want, nvfp4(codes, scale, {"by" if maker == "over" else "over": every}))
+    paramcli("remove", tmp_path / "m.safetensors", "--chain", "nvfp4:global_scale=multiplies", "-o", out, "-f")
+    assert torch.equal(load_file(out)["l.weight"], nvfp4(codes, scale, {"by": every}))
+
+
+@pytest.mark.parametrize("chain", ["mxfp4", "mxfp6", "nvfp4:global_scale=divides", "nvfp4:global_scale=multiplies"])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_every_float_comes_back_as_its_code(chain, stored):
+    """Zeros too, each with its sign; -0 is no code of its own where it was rounded to."""
+    part = parse_chain(chain).links[0].make(torch.empty(8, 64))
+    draw = torch.Generator().manual_seed(0)
+    part.scale.data = torch.rand(part.scale.shape, generator=draw) + 0.01
+    if "mx" in chain:
+        part.scale.data = torch.randint(1, 240, part.scale.shape, generator=draw).byte()
+    else:
+        part.global_scale.data = torch.tensor(0.7)
+    codes = torch.arange(8 * 64 * part.bits // 8).reshape(8, -1).mul(0x9D).byte()
+    assert codes.unique().numel() > 150
+    assert torch.equal(part.inverse(part.map(codes).to(stored).float()), codes)
+
+
+F = "model.layers."
+INVALID = torch.full((6, 2), 255, dtype=torch.uint8)
+WRONG_FLOATS = {
+    "an exponent of 255": ({f"{F}mxfp4.weight_scale": INVALID}, "12 of its scales are exponents of 255"),
+    "the same of fp8": ({f"{F}mxfp8.weight_scale": INVALID}, "12 of its scales are exponents of 255"),
+    "the same as a float": ({f"{F}mxfp4.weight_scale": INVALID.view(torch.float8_e8m0fnu)}, "NaN"),
+    "no scale": ({f"{F}mxfp4.weight_scale": None}, "no weight_scale beside"),
+    "no global scale": ({f"{F}nvfp4.weight_global_scale": None}, "8-bit scales and no weight_global_scale"),
+    "many global scales": ({f"{F}nvfp4.weight_global_scale": torch.ones(6)}, "one number in F32"),
+    "a global scale of 0": ({f"{F}nvfp4.weight_global_scale": torch.zeros(1)}, "NaN or infinite"),
+    "other widths": ({f"{F}mxfp6.weight_scale": torch.ones(6, 5).byte()}, "neither of 4 nor of 6 bits"),
+    "odd packing": ({f"{F}nvfp4.weight_packed": torch.zeros(6, 31).byte()}, "6x31 bytes and scales of 6x4"),
+    "bits otherwise": (
+        {f"{F}mxfp6.weight_packed": torch.zeros(6, 32).byte()},
+        "where its configuration says float of 6 bits in groups of 32",
+    ),
+    "ModelOpt's, rotated": (
+        {f"{F}nvfp4.pre_quant_scale": torch.ones(64), f"{F}nvfp4.svdquant_lora_a": torch.ones(2, 64)},
+        "svdquant_lora_a beside it, which nvfp4 has no use for",
+    ),
+    "both makers' scales": ({f"{F}nvfp4.weight_scale_2": torch.ones(())}, "weight_scale_2 beside it"),
+    "blocks of other sizes": ({f"{F}block.weight_scale": torch.ones(3, 3)}, "which blocks of 4x24 do not have"),
+    "zero points": ({f"{F}fp8_output.weight_zero_point": torch.zeros(6, 1)}, "weight_zero_point beside it"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_FLOATS)
+def test_what_is_no_packed_float_is_refused(wrong, fixtures, tmp_path, paramcli):
+    """One line with the reason, nothing written."""
+    change, said = WRONG_FLOATS[wrong]
+    place, _ = copied(fixtures, "floats", tmp_path)
+    out = tmp_path / "out.safetensors"
+    error = paramcli("remove", changed(place, change), "-o", out, code=3).err
+    assert said in error and not out.exists()
+
+
+def test_half_a_modelopt_weight_is_refused(tmp_path, paramcli):
+    """Bytes with 8-bit scales and no number for all."""
+    stored = {"l.weight": torch.zeros(4, 16).byte(), "l.weight_scale": torch.ones(4, 2).to(torch.float8_e4m3fn)}
+    save_file(stored, tmp_path / "m.safetensors")
+    error = paramcli("remove", tmp_path / "m.safetensors", "-o", tmp_path / "o", code=3).err
+    assert "8-bit scales and no weight_scale_2" in error
+
+
+def test_a_scale_for_32_columns_that_nothing_tells_is_asked_for(tmp_path, paramcli):
+    """MXFP8 without a configuration: the chain that is printed runs."""
+    codes = torch.randn(4, 96, generator=torch.Generator().manual_seed(0)).to(torch.float8_e4m3fn)
+    save_file({"l.weight": codes, "l.weight_scale": torch.full((4, 3), 126).byte()}, tmp_path / "m.safetensors")
+    error = paramcli("remove", tmp_path / "m.safetensors", "-o", tmp_path / "o", code=3).err
+    chain = error.partition("--chain ")[2].partition(",")[0]
+    assert chain == "fp8_block:rows=1:columns=32"
+    out = tmp_path / "out.safetensors"
+    paramcli("remove", tmp_path / "m.safetensors", "--chain", chain, "-o", out)
+    assert torch.equal(load_file(out)["l.weight"], codes.float() / 2)
 
 
 def test_large_packed_weights_go_by_rows(tmp_path, paramcli, monkeypatch):

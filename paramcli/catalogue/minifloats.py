@@ -1,0 +1,75 @@
+"""Weights quantized to floats of 4 and 6 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from ..spec import Argument, Value
+from .entry import Entry, Shape, Stored
+
+
+def _stores(bits: int, run: int, *more: str) -> Callable[[Shape, Mapping[str, Value]], Stored]:
+    def stored(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
+        return {
+            "original": ("U8", (*shape[:-1], shape[-1] * bits // 8)),
+            "scale": (None, (*shape[:-1], shape[-1] // run)),
+            **dict.fromkeys(more, (None, ())),
+        }
+
+    return stored
+
+
+DECODERS = (
+    Entry(
+        name="mxfp4",
+        family="quantized",
+        summary="floats of 4 bits, two in a byte, with a power of two for each 32 columns",
+        law="W = e2m1(code) 2^(scale - 127), in float32; the lower half of a byte is the even column",
+        maps=(("any", "any"),),
+        right_inverse="code of the nearest value of W / scale",
+        source="compressed-tensors 0.20 (mxfp4-pack-quantized); OCP Microscaling Formats 1.0",
+        target="minifloats:MxFp4",
+        reshapes=True,
+        cost="one pass",
+        stores=_stores(4, 32),
+        decodes=True,
+    ),
+    Entry(
+        name="mxfp6",
+        family="quantized",
+        summary="floats of 6 bits, four in three bytes, with a power of two for each 32 columns",
+        law="W = e2m3(code) 2^(scale - 127), in float32; the lowest bits are the first column's",
+        maps=(("any", "any"),),
+        right_inverse="code of the nearest value of W / scale",
+        source="compressed-tensors 0.20 (mxfp6-pack-quantized); OCP Microscaling Formats 1.0",
+        target="minifloats:MxFp6",
+        reshapes=True,
+        cost="three passes",
+        stores=_stores(6, 32),
+        decodes=True,
+    ),
+    Entry(
+        name="nvfp4",
+        family="quantized",
+        summary="floats of 4 bits, two in a byte, with an 8-bit float for each 16 columns and one scale for all",
+        law="W = e2m1(code) (scale / global_scale), or (scale global_scale), in float32, the scales first; the lower "
+        "half of a byte is the even column",
+        maps=(("any", "any"),),
+        right_inverse="code of the nearest value of W over the scales",
+        source="compressed-tensors 0.20 (nvfp4-pack-quantized) divides, ModelOpt 0.47 (weight_scale_2) multiplies",
+        target="minifloats:NvFp4",
+        arguments=(
+            Argument(
+                "global_scale",
+                "choice",
+                "what the one scale does to the others",
+                required=True,
+                choices=("divides", "multiplies"),
+            ),
+        ),
+        reshapes=True,
+        cost="one pass",
+        stores=_stores(4, 16, "global_scale"),
+        decodes=True,
+    ),
+)

@@ -1,0 +1,128 @@
+"""Floats of 4 and 6 bits that lie packed in bytes, and a scale for each run of so many -> weights.
+
+E2M1 and E2M3 have a sign, two bits of exponent and one or three of mantissa, and neither infinities nor NaN (OCP
+Microscaling Formats 1.0). The lowest bits of a byte are the first code's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputRefused
+from . import nibbles
+from .decoders import Decoder, as_scale
+from .packed import packed_octets, unpacked_octets
+
+
+def values_of(mantissa: int) -> tuple[float, ...]:
+    """What the codes of a float with two bits of exponent and so many of mantissa stand for, the sign being their
+    highest bit.
+    """
+    step = 2**mantissa
+    positive = [k / step for k in range(step)] + [(1 + k / step) * 2**e for e in range(3) for k in range(step)]
+    return (*positive, *(-value for value in positive))
+
+
+class Minifloats(Decoder):
+    """Of codes of `bits` bits (..., out, in bits / 8) and scales (..., out, in / run) the values (..., out, in)."""
+
+    codes = torch.uint8
+    bits, run = 4, 32
+
+    def __init__(self, scale: Tensor):
+        super().__init__()
+        self.scale = nn.Parameter(scale, requires_grad=False)
+        # Scales may come as integers, which are exponents.
+        self.dtype = scale.dtype
+
+    @classmethod
+    def by_rows(cls, shape: torch.Size, **_: Any) -> dict[str, int]:
+        return {"original": 1, "scale": 1}
+
+    @classmethod
+    def check_shape(cls, shape: torch.Size, **_: Any) -> None:
+        if len(shape) < 2 or shape[-1] % cls.run:
+            raise InputRefused(f"a scale for each {cls.run} columns is of matrices of a multiple of these")
+
+    @classmethod
+    def weight_shape(cls, *originals: Any, **_: Any) -> tuple[int, ...] | None:
+        return (*originals[0][:-1], originals[0][-1] * 8 // cls.bits) if originals[0] else None
+
+    @classmethod
+    def make(cls, value: Tensor, **_: Any) -> Minifloats:
+        return cls(value.new_ones((*value.shape[:-1], value.size(-1) // cls.run)))
+
+    def outline(self, value: Tensor) -> Tensor:
+        shape = (*value.shape[:-1], value.size(-1) * self.bits // 8)
+        return torch.empty(shape, dtype=self.codes, device=value.device)
+
+    def scales(self) -> Tensor:
+        """Of each run, in the dtype that is computed in."""
+        return as_scale(self.scale, self.dtype)
+
+    def map(self, codes: Tensor) -> Tensor:
+        table = torch.tensor(values_of(self.bits - 3), dtype=self.dtype, device=codes.device)
+        if self.bits == 4:
+            values = nibbles.decoded(codes, table)
+        else:
+            numbers = unpacked_octets(codes, self.bits)
+            values = table.index_select(0, numbers.flatten()).view(numbers.shape)
+        scales = self.scales()
+        return (values.unflatten(-1, (scales.size(-1), -1)) * scales.unsqueeze(-1)).flatten(-2)
+
+    def inverse(self, W: Tensor) -> Tensor:
+        scales = self.scales().to(W.dtype)
+        values = (W.unflatten(-1, (scales.size(-1), -1)) / scales.unsqueeze(-1)).flatten(-2)
+        positive = torch.tensor(values_of(self.bits - 3)[: 1 << self.bits - 1], dtype=W.dtype, device=W.device)
+        numbers = torch.bucketize(values.abs().nan_to_num(0), (positive[1:] + positive[:-1]) / 2)
+        return packed_octets(numbers + (values.signbit().long() << self.bits - 1), self.bits)
+
+
+class MxFp4(Minifloats):
+    r"""W = e2m1(code) 2^(scale - 127), with a scale for each 32 columns, as a byte or an 8-bit exponent.
+
+    Inverse: code of the nearest value of W / scale; of a tie that of the lesser one. Codes of W are the codes that W
+             came of.
+    Cost:    one look-up for two entries, and one pass.
+    Source:  compressed-tensors 0.20 (mxfp4-pack-quantized); OCP Microscaling Formats 1.0.
+    """
+
+
+class MxFp6(Minifloats):
+    r"""The same of E2M3: four codes of 6 bits lie in three bytes.
+
+    Inverse: as of `MxFp4`.
+    Cost:    three passes.
+    Source:  compressed-tensors 0.20 (mxfp6-pack-quantized).
+    """
+
+    bits = 6
+
+
+class NvFp4(Minifloats):
+    r"""W = e2m1(code) (scale / global_scale), or (scale global_scale) with global_scale=multiplies: a scale of 8 bits
+    for each 16 columns and one number for all. The two scales come together first: the other order rounds otherwise.
+
+    Inverse: as of `MxFp4`; codes of a scale 0 are lost.
+    Cost:    one look-up for two entries, and one pass.
+    Source:  compressed-tensors 0.20 (nvfp4-pack-quantized) divides, ModelOpt 0.47 (weight_scale_2) multiplies.
+    """
+
+    run = 16
+
+    def __init__(self, scale: Tensor, global_scale: Tensor, divides: bool):
+        super().__init__(scale)
+        self.global_scale = nn.Parameter(global_scale, requires_grad=False)
+        self.divides = divides
+
+    @classmethod
+    def make(cls, value: Tensor, global_scale: str = "divides", **_: Any) -> NvFp4:
+        scale = value.new_ones((*value.shape[:-1], value.size(-1) // cls.run))
+        return cls(scale, value.new_ones(()), global_scale == "divides")
+
+    def scales(self) -> Tensor:
+        scale, every = self.scale.to(self.dtype), self.global_scale.to(self.dtype)
+        return scale / every if self.divides else scale * every
