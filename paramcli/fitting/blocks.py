@@ -18,7 +18,7 @@ from ..chain import Chain
 from ..checkpoint.source import Rows, Source
 from ..dtypes import DTYPES, nbytes_of, torch_dtype
 from ..maths.numbers import compute_dtype
-from ..maths.rows import row_blocks
+from ..maths.rows import Share, row_blocks
 from ..registry import constraint, target_class
 from ..spelling.forms import Group
 from ..view import IDENTITY, View
@@ -47,9 +47,9 @@ def stackable(chain: Chain, view: View, shape: Sequence[int], dtype: torch.dtype
     return all(target_class(link.entry).stacks for link in chain.links)
 
 
-def sliced_roles(chain: Chain, view: View, shape: Sequence[int]) -> dict[str, int] | None:
-    """The roles whose tensors have a row for each row of the weight, or for each so many; the others are given whole to
-    every block.
+def sliced_roles(chain: Chain, view: View, shape: Sequence[int]) -> dict[str, Share] | None:
+    """The roles whose tensors have a row for each row of the weight, or what else belongs to so many rows; the others
+    are given whole to every block.
 
     None where a link needs other rows too, or the constraint cannot be measured by rows.
     """
@@ -58,16 +58,17 @@ def sliced_roles(chain: Chain, view: View, shape: Sequence[int]) -> dict[str, in
     seen = torch.Size(view.shape(shape))
     if chain.constraint is not None and not constraint(chain.constraint).by_rows(seen):
         return None
-    roles: dict[str, int] = {}
+    roles: dict[str, Share] = {}
     for index, link in enumerate(chain.links):
         found = target_class(link.entry).by_rows(seen, **link.arguments)
         if not found:
             return None
-        for name, each in (found if isinstance(found, dict) else dict.fromkeys(found, 1)).items():
+        for name, each in (found if isinstance(found, Mapping) else dict.fromkeys(found, 1)).items():
+            share = each if isinstance(each, Share) else Share(each)
             if not name.startswith("original"):
-                roles[f"{index}.{name}"] = each
+                roles[f"{index}.{name}"] = share
             elif index == 0:
-                roles[name] = each
+                roles[name] = share
     return roles
 
 
@@ -85,7 +86,7 @@ def bake_ranges(group: Group, chain: Chain, view: View) -> tuple[tuple[int, int]
     roles = sliced_roles(chain, view, group.shape) if _ranges(group) else None
     if roles is None or not _readable(group, roles):
         return ()
-    ranges = _ranges(group, math.lcm(*roles.values()))
+    ranges = _ranges(group, math.lcm(*(share.each for share in roles.values())))
     stored = hosting.outline(chain, group.shape, torch_dtype(group.dtype), view)
     # One number may be kept as a tensor of one. What is wrong with the others is said of the whole.
     as_stored = {role: tuple(tensor.shape) or (1,) for role, tensor in stored.items()}
@@ -96,7 +97,7 @@ def bake_ranges(group: Group, chain: Chain, view: View) -> tuple[tuple[int, int]
 def fit_ranges(group: Group, chain: Chain, view: View) -> tuple[tuple[int, int], ...]:
     """The same for putting the chain on a plain tensor."""
     roles = sliced_roles(chain, view, group.shape) if (ranges := _ranges(group)) else None
-    if roles is None or not made_by_rows(chain, view, group.shape) or not _readable(group, {"value": 1}):
+    if roles is None or not made_by_rows(chain, view, group.shape) or not _readable(group, {"value": Share()}):
         return ()
     # Something that it stores may belong to all rows.
     return ranges if set(roles) == set(hosting.outline(chain, group.shape, torch_dtype(group.dtype), view)) else ()
@@ -110,17 +111,22 @@ def _ranges(group: Group, multiple: int = 1) -> tuple[tuple[int, int], ...]:
     return tuple(ranges) if len(ranges) > 1 else ()
 
 
-def _readable(group: Group, roles: Mapping[str, int]) -> bool:
-    """Do the sliced tensors have as many rows as the weight, or one for each so many, and lie row after row in the
-    file? Those that are decoded, or lie otherwise, where they are small beside the weight: they are held whole.
+def _readable(group: Group, roles: Mapping[str, Share]) -> bool:
+    """Do the sliced tensors have what belongs to the weight's rows, and lie row after row in the file? Those that are
+    decoded, or lie otherwise, where they are small beside the weight: they are held whole. So are codes that lie column
+    by column, which take a half of it and less.
     """
-    infos = [(group.infos[role], each) for role, each in roles.items() if role in group.infos]
-    small = max(BLOCK_BYTES, nbytes_of(group.dtype, group.shape) // 16)
+    infos = [(group.infos[role], share) for role, share in roles.items() if role in group.infos]
+    size = nbytes_of(group.dtype, group.shape)
+    small = max(BLOCK_BYTES, size // 16)
     return len(infos) == len(roles) and all(
-        (info.run is not None or (not info.pieces and info.nbytes <= small))
-        and info.shape
-        and info.shape[0] == math.ceil(group.shape[0] / each)
-        for info, each in infos
+        (
+            (info.run is not None and not share.dim)
+            or (not info.pieces and info.nbytes <= (size // 2 if share.dim else small))
+        )
+        and len(info.shape) > share.dim
+        and info.shape[share.dim] == share.of(group.shape[0])
+        for info, share in infos
     )
 
 
@@ -137,9 +143,9 @@ class Batch:
         view: View,
         device: torch.device | str,
         ranges: Sequence[tuple[int, int]] = (),
-        sliced: Mapping[str, int] = MappingProxyType({}),
+        sliced: Mapping[str, Share] = MappingProxyType({}),
     ):
-        """`ranges`: none for whole tensors; `sliced`: the roles that have rows, each for so many of the weight's."""
+        """`ranges`: none for whole tensors; `sliced`: the roles that have a share of each row."""
         self.source, self.groups, self.device, self.ranges, self.sliced = source, groups, device, ranges, sliced
         self.several = len(groups) > 1
         # How the maths sees a block, and the shape of all blocks: several tensors are stacked as their view shows them.
@@ -150,7 +156,9 @@ class Batch:
         own = groups[0].own_roles if ranges else []
         infos = groups[0].infos
         self._whole = {
-            role: read_role(source, groups[0], role) for role in own if role not in sliced or infos[role].run is None
+            role: read_role(source, groups[0], role)
+            for role in own
+            if role not in sliced or sliced[role].dim or infos[role].run is None
         }
 
     def read(self, rows: Rows) -> dict[str, Tensor]:
@@ -198,8 +206,8 @@ class Batch:
 
     def _read_rows(self, role: str, begin: int, end: int) -> Tensor:
         assert isinstance(self.source, Source)  # what stands for one is read whole
-        each = self.sliced[role]
-        begin, end = begin // each, math.ceil(end / each)
+        share = self.sliced[role]
         if role in self._whole:
-            return self._whole[role][begin:end]
-        return self.source.read_rows(self.groups[0].keys[role], begin, end, self.groups[0].infos[role])
+            return share.part(self._whole[role], begin, end)
+        first, last = share.of(begin), share.of(end)
+        return self.source.read_rows(self.groups[0].keys[role], first, last, self.groups[0].infos[role])

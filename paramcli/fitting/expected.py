@@ -21,6 +21,7 @@ from ..chain import Chain
 from ..checkpoint.source import Rows, Source
 from ..errors import error_context
 from ..maths.numbers import eps, smallest
+from ..maths.rows import Share
 from ..spelling.forms import PARAMETRIZED, Group
 from ..text import printable
 from ..view import View
@@ -105,12 +106,12 @@ class Block:
     state: Mapping[str, Tensor]
     merged: Tensor
     first_row: int = 0
-    # The adapters' tensors that have a row for each of these, or for each so many.
-    sliced: Mapping[str, int] = field(default_factory=dict)
+    # The adapters' tensors that have a share of each of these rows.
+    sliced: Mapping[str, Share] = field(default_factory=dict)
 
     def fewer(self) -> Block:
         """The first of its rows."""
-        step = math.lcm(*self.sliced.values())
+        step = math.lcm(*(share.each for share in self.sliced.values()))
         count = max(1, self.group.shape[0] // FEWER // step) * step
         if count >= self.group.shape[0]:
             return self
@@ -120,7 +121,7 @@ class Block:
             base=self.base[:count],
             exact=self.exact[:count],
             state={
-                role: tensor[: count // self.sliced[role]] if role in self.sliced else tensor
+                role: self.sliced[role].part(tensor, 0, count) if role in self.sliced else tensor
                 for role, tensor in self.state.items()
             },
             merged=self.merged[:count],

@@ -11,7 +11,7 @@ names of tensors in files are none of this package's business.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..errors import InputRefused
 from ..view import IDENTITY, View
 from .numbers import compute_dtype, wide
+from .rows import Share
 
 # A residual in double precision below which a tensor is on its constraint for an exact inverse.
 MEMBER = 1e-9
@@ -258,10 +259,10 @@ class Parametrization(nn.Module):
     # so that those of a class may name them.
 
     @classmethod
-    def by_rows(cls, shape: torch.Size, *_: Any, **arguments: Any) -> frozenset[str] | dict[str, int]:
+    def by_rows(cls, shape: torch.Size, *_: Any, **arguments: Any) -> frozenset[str] | Mapping[str, int | Share]:
         """Where each row of the value (an index of dimension 0) comes from that row of the originals alone, bit for
-        bit, in a tensor of this shape: the map's own tensors that have such rows, by name, or one for so many rows. The
-        others are given whole.
+        bit, in a tensor of this shape: the map's own tensors that have such rows, by name, or one for so many rows, or
+        another share. The others are given whole.
 
         Empty where a row of the value needs other rows. "Bit for bit" is for one thread, and for blocks that begin at a
         multiple of `ROW_STEP` entries: kernels compute the entries beyond their last full vector by other code.

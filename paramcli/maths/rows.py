@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 # Entries at whose multiples blocks of rows begin: what the widest vector unit takes of the narrowest dtype in one turn.
 ROW_STEP = 64
 # A product of fewer rows than these is computed by other kernels, which round otherwise (below 4 in MKL).
 FEW = 8
+
+
+class Share(NamedTuple):
+    """What a tensor has of the weight's rows: `size` entries of dimension `dim` for each so many rows."""
+
+    each: int = 1
+    size: int = 1
+    dim: int = 0
+
+    def of(self, rows: int) -> int:
+        return -(-rows * self.size // self.each)
+
+    def part(self, tensor: Tensor, begin: int, end: int) -> Tensor:
+        """What belongs to rows [begin, end) of the weight, of which `begin` is a multiple of `each`."""
+        first = self.of(begin)
+        return tensor.narrow(self.dim, first, self.of(end) - first)
 
 
 def row_blocks(shape: tuple[int, ...] | torch.Size, entries: int, multiple: int = 1) -> list[tuple[int, int]]:

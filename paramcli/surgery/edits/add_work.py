@@ -31,6 +31,7 @@ from ...fitting.fit import Became, Fitting, keeper, require_change, require_memb
 from ...fitting.originals import evaluate, widened
 from ...fitting.reach import NOTED
 from ...maths.numbers import compute_dtype
+from ...maths.rows import Share
 from ...registry import ANY, within
 from ...spelling.forms import PARAMETRIZED, Group
 from ...spelling.recurrent import Shaped, gates
@@ -210,7 +211,7 @@ class RegisterWork:
     ):
         group, several = steps[0].group, len(steps) > 1
         self.steps, self.chain, self.view = steps, chain, edit.view
-        self.batch = Batch(source, [s.group for s in steps], edit.view, device, ranges, {"value": 1})
+        self.batch = Batch(source, [s.group for s in steps], edit.view, device, ranges, {"value": Share()})
         self.fitting = Fitting(
             edit._with_mask(chain, group, edit.view),
             self.batch.view,
