@@ -19,6 +19,7 @@ from .catalogue import (
     definite,
     elementwise,
     geotorch,
+    gptq,
     integers,
     lycoris,
     manifolds,
@@ -63,7 +64,9 @@ CONSTRAINTS: dict[str, ConstraintEntry] = {entry.name: entry for family in _FAMI
 PARAMETRIZATIONS: dict[str, Entry] = {entry.name: entry for family in _FAMILIES for entry in family.PARAMETRIZATIONS}
 # Those of quantized weights, which are no parametrizations of a weight that is trained: what a file stores are codes.
 DECODERS: dict[str, Entry] = {
-    entry.name: entry for family in (decoders, decoders_bitsandbytes, integers, minifloats) for entry in family.DECODERS
+    entry.name: entry
+    for family in (decoders, decoders_bitsandbytes, gptq, integers, minifloats)
+    for entry in family.DECODERS
 }
 MEASURES = measures.MEASURES
 # The set that contains every other: to promise it is to promise nothing.

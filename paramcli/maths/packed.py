@@ -20,7 +20,7 @@ def _shifts(like: Tensor, count: int, each: int) -> Tensor:
 
 def octets_of(words: Tensor) -> Tensor:
     """The bytes of words, along the last dimension. (A tensor of one column is contiguous whatever its strides.)"""
-    return words.reshape(-1).view(torch.uint8).reshape(*words.shape[:-1], 4 * words.size(-1))
+    return words.clone(memory_format=torch.contiguous_format).view(torch.uint8)
 
 
 def unpacked_octets(octets: Tensor, bits: int) -> Tensor:

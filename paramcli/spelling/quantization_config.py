@@ -21,10 +21,23 @@ MAX_CONFIG = 4 << 20
 
 @dataclass(frozen=True)
 class Quantization:
-    """`values`: the quantization_config; `dtype`: the code of the dtype that the model was made in."""
+    """`values`: the quantization_config; `dtype`: the code of the dtype that the model was made in; `beside`: what the
+    files say that some tools write by itself, where config.json says it too.
+    """
 
     values: Mapping[str, object] = field(default_factory=dict)
     dtype: str | None = None
+    beside: tuple[Mapping[str, object], ...] = ()
+
+    def said(self, *names: str) -> set[str]:
+        """The words that any of them has under any of these names, in lower case."""
+        found = (values.get(name) for values in (self.values, *self.beside) for name in names)
+        return {value.lower() for value in found if isinstance(value, str)}
+
+    def number(self, *names: str) -> int | None:
+        """The first whole number under one of these names."""
+        found = (values.get(name) for values in (self.values, *self.beside) for name in names)
+        return next((value for value in found if isinstance(value, int) and not isinstance(value, bool)), None)
 
     @property
     def method(self) -> str | None:
@@ -47,14 +60,16 @@ def read_quantization(folder: Path) -> Quantization:
     config = _json(folder / CONFIG)
     text = config.get("text_config")
     inner = text if isinstance(text, dict) else {}
-    values = next((v for part in (config, inner) if isinstance(v := part.get("quantization_config"), dict)), None)
-    if values is None:
-        values = next((found for name in QUANTIZATION_FILES if (found := _json(folder / name))), {})
-        nested = values.get("quantization")
-        values = nested if isinstance(nested, dict) else values
+    own = [v for part in (config, inner) if isinstance(v := part.get("quantization_config"), dict)][:1]
+    values, *others = [*own, *(_inner(found) for name in QUANTIZATION_FILES if (found := _json(folder / name)))] or [{}]
     name = next((n for part in (config, inner) for key in ("dtype", "torch_dtype") if (n := part.get(key))), None)
     code = CODE_OF_TORCH.get(name.removeprefix("torch.")) if isinstance(name, str) else None
-    return Quantization(values, code if code in EDITABLE else None)
+    return Quantization(values, code if code in EDITABLE else None, tuple(others))
+
+
+def _inner(config: Mapping[str, object]) -> Mapping[str, object]:
+    nested = config.get("quantization")
+    return nested if isinstance(nested, dict) else config
 
 
 def unquantized_config(folder: Path, dtype: str) -> bytes | None:

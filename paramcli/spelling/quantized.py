@@ -11,6 +11,7 @@ several readings.
     int_packed     X.weight_packed (int32), X.weight_scale, ...            the same; X.weight_shape goes with it
     bnb_4bit       X.weight, X.weight.absmax ...                           `quantized_bitsandbytes.py`
     bnb_int8       X.weight (int8), X.SCB                                  the same
+    gptq, awq      X.qweight, X.qzeros, X.scales, X.g_idx (I32)            original, 0.zeros, 0.scale, 0.g_idx
 
 What lies beside them and scales what is computed with them (input_scale, activation_scale) goes with them. A weight of
 8-bit floats without a scale, in a file whose others have one, is no weight by itself.
@@ -32,6 +33,7 @@ from .companions import companions
 from .forms import ASIDE, Group
 from .quantization_config import Quantization, read_quantization
 from .quantized_form import FP8, SCALES, Form, Parts, Reading
+from .quantized_gptq import gptq_or_awq
 from .quantized_integers import int_packed, int_scaled
 from .quantized_minifloats import modelopt_nvfp4, packed_floats
 from .readings import built_in
@@ -120,6 +122,7 @@ FORMS = (
     Form(("weight_packed",), int_packed, "weight_packed"),
     Form(("weight_packed",), packed_floats, "weight_packed"),
     Form(("weight_scale", "weight_scale_2"), modelopt_nvfp4),
+    Form(("qweight",), gptq_or_awq, "qweight"),  # alone it is no weight either
 )
 
 # Endings that nothing else has.

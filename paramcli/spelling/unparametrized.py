@@ -149,27 +149,6 @@ def _mask(name: str, groups: Groups) -> bool:
     return base != name and base in groups and groups[base].shape == groups[name].shape
 
 
-def _gptq(name: str, groups: Groups) -> bool:
-    """Codes packed along the inputs: a scale for each column."""
-    return _columns(name, groups, 1)
-
-
-def _awq(name: str, groups: Groups) -> bool:
-    """Codes packed along the outputs, eight to a word."""
-    return _columns(name, groups, 8)
-
-
-def _columns(name: str, groups: Groups, packed: int) -> bool:
-    before, _, leaf = name.rpartition(".")
-    codes, scales = groups[name].shape, groups.get(f"{before}.scales")
-    return (
-        leaf == "qweight"
-        and scales is not None
-        and len(codes) == len(scales.shape) == 2
-        and codes[1] * packed == scales.shape[1]
-    )
-
-
 def _bitsandbytes(name: str, groups: Groups) -> bool:
     return name.endswith((".absmax", ".SCB")) or ".quant_state.bitsandbytes" in name
 
@@ -237,8 +216,6 @@ _KINDS: tuple[tuple[Mark, str, Next], ...] = (
         (way.marks, f"weights quantized by {way.name}, which nothing here decodes", _say(way.hint))
         for way in FOREIGN.values()
     ),
-    (_gptq, "weights quantized as GPTQ packs them", _DEQUANTIZE),
-    (_awq, "weights quantized as AWQ packs them", _DEQUANTIZE),
     (lambda name, groups: name.endswith(".qweight"), "weights quantized by GPTQ, AWQ or the like", _DEQUANTIZE),
     (_bitsandbytes, "weights quantized by bitsandbytes", _DEQUANTIZE),
     (_scaled, "quantized weights with their scales", _DEQUANTIZE),

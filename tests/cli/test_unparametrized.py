@@ -66,16 +66,7 @@ FILES = {
     "fp8, DeepSeek V4": ({"l.weight": T(8, 8, dtype=F8), "l.scale": T(1, 1)}, "quantized weights with", CODES),
     "nvfp4": ({"l.weight_packed": T(8, 4, dtype=U8), "l.weight_scale": T(8, 1, dtype=F8)}, "quantized", CODES),
     "mxfp4": ({"e_blocks": T(2, 8, 1, 16, dtype=U8), "e_scales": T(2, 8, 1, dtype=U8)}, "quantized", CODES),
-    "GPTQ": (
-        {"l.qweight": T(4, 8, dtype=I32), "l.qzeros": T(1, 1, dtype=I32), "l.scales": T(1, 8, dtype=torch.half)},
-        "GPTQ",
-        CODES,
-    ),
-    "AWQ": (
-        {"l.qweight": T(32, 1, dtype=I32), "l.qzeros": T(1, 1, dtype=I32), "l.scales": T(1, 8, dtype=torch.half)},
-        "AWQ",
-        CODES,
-    ),
+    "qweight of floats": ({"l.qweight": T(8, 8)}, "GPTQ, AWQ or the like", CODES),
     "AQLM": (
         {"l.codes": T(8, 4, 1, dtype=I8), "l.codebooks": T(1, 16, 1, 8), "l.scales": T(8, 1, 1, 1)},
         "quantized by AQLM, which nothing here decodes (l.codes)",
