@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 from pathlib import Path
@@ -61,6 +62,23 @@ def checkpoints(folder: Path) -> None:
     for name, copy in (("ckpt.pt", "ckpt.pt"), ("nested.ckpt", "training.ckpt"), ("old_norms.pt", "old.pt")):
         shutil.copy(ROOT / "fixtures" / name, folder / copy)
     shutil.copytree(ROOT / "fixtures" / "sharded", folder / "model")
+
+
+def quantized(folder: Path) -> None:
+    """fp8/, a model in two shards whose matrices are 8-bit floats in blocks of 16 x 16."""
+    chance, place = torch.Generator().manual_seed(0), folder / "fp8"
+    place.mkdir()
+    tensors = {"model.norm.weight": torch.ones(40), "model.router.bias": torch.randn(4, generator=chance)}
+    for name in ("model.up.weight", "model.down.weight"):
+        shape = (48, 40) if "up" in name else (40, 48)
+        tensors[name] = (torch.randn(shape, generator=chance) * 100).to(torch.float8_e4m3fn)
+        tensors[f"{name}_scale_inv"] = torch.rand(3, 3, generator=chance) / 1000
+    home = {name: f"model-{1 + ('down' in name):05d}-of-00002.safetensors" for name in tensors}
+    for file in sorted(set(home.values())):
+        save_file({name: T for name, T in tensors.items() if home[name] == file}, place / file)
+    (place / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": home}))
+    config = {"quant_method": "fp8", "weight_block_size": [16, 16]}
+    (place / "config.json").write_text(json.dumps({"dtype": "float16", "quantization_config": config}))
 
 
 def adapter(folder: Path) -> None:

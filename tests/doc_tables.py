@@ -33,3 +33,11 @@ def families() -> str:
             found.setdefault(entry.family, []).append(entry.name)
     rows = [f"| {FAMILIES[family]} | {', '.join(f'`{name}`' for name in names)} |" for family, names in found.items()]
     return "\n".join(["| for | names |", "|---|---|", *rows]) + "\n"
+
+
+def decoders() -> str:
+    """| entry | what it stores | the weight |, in the order of the table."""
+    from paramcli.registry import DECODERS
+
+    rows = [f"| `{entry.name}` | {entry.summary} | {entry.law} |" for entry in DECODERS.values()]
+    return "\n".join(["| entry | what a file stores | the weight |", "|---|---|---|", *rows]) + "\n"
