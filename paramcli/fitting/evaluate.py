@@ -14,6 +14,7 @@ from torch import Tensor
 from ..chain import Chain
 from ..dtypes import dtype_name, nbytes_of, torch_dtype
 from ..errors import PATH, TENSOR, InputRefused, error_context
+from ..maths.decoders import no_exponents
 from ..maths.norm import as_matrix
 from ..maths.numbers import column_major, wide
 from ..registry import target_class
@@ -311,6 +312,12 @@ def explain_infinite(group: Group, states: Iterable[tuple[int, Mapping[str, Tens
         if zero is not None:
             where = f"slice {zero} of dimension {dims[0]}" if dims else "it"
             raise InputRefused(f"its direction v is zero ({where} has no length to divide by)", hint=hint)
+    elif group.chain is not None:
+        names = [
+            f"{i}.{name}" for i, link in enumerate(group.chain.links) for name in target_class(link.entry).exponents
+        ]
+        if bad := sum(no_exponents(state[name]) for _, state in states for name in names):
+            raise InputRefused(f"{bad} of its scales are exponents of 255, which stand for no number", hint=hint)
     raise InputRefused(
         f"its value is NaN or infinite though its originals are finite: {NOT_FINITE.format(dtype_name(group.dtype))}",
         hint=hint,

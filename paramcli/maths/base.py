@@ -239,6 +239,8 @@ class Parametrization(nn.Module):
     by_columns: tuple[str, ...] = ()
     # Identity matrices that other code for this map stores as buffers; they say nothing that the shape does not.
     identities: tuple[str, ...] = ()
+    # Its own tensors that are exponents where they are stored as bytes: 255 is that of no number (OCP Microscaling).
+    exponents: tuple[str, ...] = ()
     # The stored shape of the weight, known when the module is registered.
     stored_shape: tuple[int, ...] = ()
     # What to say of a value that is off its image where the map's own tensors promise nothing of it (`slack` is 0).

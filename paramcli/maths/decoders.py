@@ -35,6 +35,7 @@ class Decoder(Parametrization):
     def checks(self, originals: tuple[Tensor, ...], value: Tensor) -> list[Check]:
         tensors = [*originals, *self.parameters()]
         bad = sum(int((~torch.isfinite(T)).sum()) for T in tensors if T.is_floating_point())
+        bad += sum(no_exponents(getattr(self, name)) for name in self.exponents)
         return [Check("decodable", float(bad), 0.0, f"{bad} of its codes and scales are no numbers" if bad else None)]
 
     def outline(self, value: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -48,12 +49,13 @@ def onto(values: Tensor, codes: torch.dtype) -> Tensor:
 
 
 def as_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """Scales as numbers: bytes are exponents, of 2^(byte - 127)."""
-    if scale.dtype != torch.uint8:
-        return scale.to(dtype)
-    if invalid := int((scale == 255).sum()):
-        raise InputRefused(f"{invalid} of its scales are exponents of 255, which stand for no number")
-    return scale.view(torch.float8_e8m0fnu).to(dtype)
+    """Scales as numbers: bytes are exponents, of 2^(byte - 127), and 255 is NaN."""
+    return (scale.view(torch.float8_e8m0fnu) if scale.dtype == torch.uint8 else scale).to(dtype)
+
+
+def no_exponents(scale: Tensor) -> int:
+    """How many of these are bytes that are no exponents."""
+    return int((scale == 255).sum()) if scale.dtype == torch.uint8 else 0
 
 
 class Blocks(Decoder):
@@ -65,6 +67,8 @@ class Blocks(Decoder):
     Cost:    one pass.
     Source:  transformers 5.24, integrations/finegrained_fp8.
     """
+
+    exponents = ("scale",)
 
     def __init__(self, scale: Tensor, rows: int, columns: int):
         super().__init__()

@@ -31,6 +31,7 @@ class Minifloats(Decoder):
 
     codes = torch.uint8
     bits, run = 4, 32
+    exponents = ("scale",)
 
     def __init__(self, scale: Tensor):
         super().__init__()

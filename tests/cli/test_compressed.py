@@ -324,6 +324,14 @@ def test_what_is_no_packed_float_is_refused(wrong, fixtures, tmp_path, paramcli)
     assert said in error and not out.exists()
 
 
+def test_verify_finds_exponents_of_no_number(fixtures, tmp_path, paramcli):
+    """As it finds NaN among codes and scales: of the tensors that have one."""
+    place, _ = copied(fixtures, "floats", tmp_path)
+    path = changed(place, {f"{F}mxfp4.weight_scale": INVALID, f"{F}mxfp8.weight_scale": INVALID.clone()})
+    tensors = paramcli("verify", path, "--json", code=1).json["tensors"]
+    assert {told["tensor"] for told in tensors if not told["ok"]} == {f"{F}mxfp4.weight", f"{F}mxfp8.weight"}
+
+
 def test_half_a_modelopt_weight_is_refused(tmp_path, paramcli):
     """Bytes with 8-bit scales and no number for all."""
     stored = {"l.weight": torch.zeros(4, 16).byte(), "l.weight_scale": torch.ones(4, 2).to(torch.float8_e4m3fn)}
