@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from ..chain import Chain, extend, parse_chain
-from ..checkpoint.joined import joined
+from ..checkpoint.joined import joined, same_bytes
 from ..checkpoint.source import Source, TensorInfo
 from ..dtypes import EDITABLE, dtype_name
 from ..errors import TENSOR, InputRefused, Known, UsageError
@@ -26,7 +26,8 @@ from .unparametrized import ONTO_BASE, instead_of_chains
 # A name as the adapter has it -> as the base has it.
 Rename = Callable[[str], str]
 TRANSPOSE = parse_view("transpose")
-_PIECE = 8 << 20
+# No module lies deeper; of a name that does, its last parts are looked up alone.
+DEEPEST = 64
 
 
 @dataclass(frozen=True)
@@ -215,13 +216,16 @@ class Attached:
     def _require_copies(self, groups: Mapping[str, Group], label: str, adapter: Adapter) -> None:
         """Raise InputRefused where what the adapter holds of the base is another tensor there."""
         for key, copied in adapter.copies.items():
-            if copied not in groups or not _same_bytes(self.source, f"{label}/{key}", copied):
-                raise InputRefused(
-                    f"{TENSOR} is the adapter's own copy of the base's {printable(copied)}, and that is another tensor",
-                    hint="is it an adapter of this base?",
-                    tensor=key,
-                    path=adapter.source.path,
-                )
+            stored = _before_adapters(groups[copied]) if copied in groups else copied
+            if stored in self.source.tensors and same_bytes(self.source, f"{label}/{key}", stored):
+                continue
+            raise InputRefused(
+                f"{TENSOR} is the adapter's own copy of the base's {printable(copied)}, and that is "
+                + ("another tensor" if stored is not None else f"made of others ({groups[copied].chain or 'a chain'})"),
+                hint="is it an adapter of this base?" if stored is not None else f"{call('remove', PATH)} first",
+                tensor=key,
+                path=adapter.source.path,
+            )
 
 
 def beside(base: Opened, adapters: Sequence[Adapter], rounds: str = "none") -> Attached:
@@ -249,6 +253,15 @@ def attach(opened: Opened, adapters: Sequence[Adapter], rounds: str = "none") ->
     return Opened(attached.source, groups), names
 
 
+def _before_adapters(group: Group) -> str | None:
+    """The key of the weight without the adapters that are on it; None where a chain of another kind makes it."""
+    if group.is_plain:
+        return group.keys["value"]
+    links = group.chain.links if group.chain is not None else ()
+    of_adapters = bool(links) and all(link.entry.family == "adapter" for link in links)
+    return group.keys.get("original") if of_adapters else None
+
+
 def _unknown(adapter: Adapter, unused: set[str]) -> InputRefused:
     """The refusal of tensors that no change has."""
     return InputRefused(
@@ -257,23 +270,6 @@ def _unknown(adapter: Adapter, unused: set[str]) -> InputRefused:
         hint="every tensor of an adapter must be used; what is left out would change the result",
         tensor=min(unused),
         path=adapter.source.path,
-    )
-
-
-def _same_bytes(source: Source, a: str, b: str) -> bool:
-    """Are these one tensor, by dtype, shape and bytes? A piece at a time."""
-    one, other = source.tensors[a], source.tensors[b]
-    if (one.dtype, one.shape) != (other.dtype, other.shape):
-        return False
-    if one.run is None or other.run is None:
-        return source.read_bytes(a) == source.read_bytes(b)
-    source.check_storage(one.storage)
-    source.check_storage(other.storage)
-    (file, at, size), (other_file, other_at, _) = one.run, other.run
-    return all(
-        source.files[file].read(at + part, min(_PIECE, size - part))
-        == source.files[other_file].read(other_at + part, min(_PIECE, size - part))
-        for part in range(0, size, _PIECE)
     )
 
 
@@ -398,7 +394,7 @@ def _prefix_that_does(groups: Mapping[str, Group], adapter: Adapter) -> tuple[st
     first = next(change.tensor for change in needed if find(change) is None)
     parts = first.split(".")
     found: set[tuple[str, str]] = set()
-    for cut in range(1, len(parts) - 1):
+    for cut in range(max(1, len(parts) - DEEPEST), len(parts) - 1):
         tail = "." + ".".join(parts[cut:])
         old = ".".join(parts[:cut]) + "."
         for name in groups:

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ..checkpoint.read.open import open_checkpoint
-from ..checkpoint.read.parts import ADAPTER_CONFIG
+from ..checkpoint.read.parts import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ..errors import PATH, InputRefused, UsageError
 from ..text import count_text
 from ..wording import call, given
@@ -21,8 +21,8 @@ _DIFFUSERS = "pytorch_lora_weights.safetensors"
 
 
 def open_adapter(path: Path, strength: float = 1.0) -> Adapter:
-    """A PEFT folder or the weights in it, or a file of kohya, LyCORIS or diffusers. InputRefused for what is neither.
-    Close its source.
+    """A folder of PEFT or a file of weights in it, or a file of kohya, LyCORIS or diffusers. InputRefused for what is
+    neither. Close its source.
     """
     file = path / _DIFFUSERS if path.is_dir() and not is_peft(path) and (path / _DIFFUSERS).exists() else path
     if file.is_dir() or file.name == ADAPTER_CONFIG:
@@ -31,8 +31,8 @@ def open_adapter(path: Path, strength: float = 1.0) -> Adapter:
     try:
         if is_kohya(source.tensors):
             return read_kohya(source, strength)
-        if not is_peft(file.parent):
-            of_peft = any(key.startswith("base_model.") for key in source.tensors)
+        of_peft = file.name in ADAPTER_WEIGHTS or any(key.startswith("base_model.") for key in source.tensors)
+        if not (of_peft and is_peft(file.parent)):
             raise InputRefused(
                 f"{PATH} is of a PEFT adapter, whose scale is in the adapter_config.json that is not beside it"
                 if of_peft

@@ -61,8 +61,8 @@ def is_peft(path: Path) -> bool:
 
 
 def open_peft(path: Path, strength: float = 1.0) -> Adapter:
-    """An adapter's folder, the file of weights in it, or its configuration alone, whose tensors are then in the base's
-    file. InputRefused for what is none, or cannot be merged.
+    """An adapter's folder, a file of weights in it, or its configuration, whose tensors are in the base's file where
+    none lie beside it. InputRefused for what is none, or cannot be merged.
     """
     folder = path if path.is_dir() else path.parent
     config = Config.read(folder / ADAPTER_CONFIG, strength)
@@ -73,7 +73,8 @@ def open_peft(path: Path, strength: float = 1.0) -> Adapter:
             f"its peft_type is {printable(config.peft_type)}, {why}", hint=f"what is merged is {', '.join(FAMILIES)}"
         )
     family.check(config)
-    weights = next((folder / name for name in ADAPTER_WEIGHTS if (folder / name).exists()), None)
+    of_folder = path.is_dir() or path.name == ADAPTER_CONFIG
+    weights = next((folder / name for name in ADAPTER_WEIGHTS if (folder / name).exists()), None) if of_folder else path
     if weights is None:
         nothing = Source(folder / ADAPTER_CONFIG, "", [], {})
         inside = Inside(config, PARTS, lambda source: _adapter(source, config, family))

@@ -24,7 +24,7 @@ from ..checkpoint.source import TensorInfo
 from ..errors import TENSOR, InputRefused
 from ..text import listing, printable, shape_text
 from ..view import IDENTITY, View
-from .adapter import TRANSPOSE, Change, Found, Rename, lora_item, not_of_shape
+from .adapter import DEEPEST, TRANSPOSE, Change, Found, Rename, lora_item, not_of_shape
 from .forms import Group
 from .peft_config import Config
 from .peft_family import Module
@@ -199,7 +199,7 @@ def targets_of(config: Config) -> Targets:
 def parameters_of(path: str, targets: Targets) -> list[str]:
     """The parameters of a module that are named."""
     parts = path.split(".")
-    ends = (".".join(parts[at:]) for at in range(len(parts))) if targets else ()
+    ends = (".".join(parts[at:]) for at in range(max(0, len(parts) - DEEPEST), len(parts))) if targets else ()
     return [name for end in ends for name in targets.get(end, ())]
 
 

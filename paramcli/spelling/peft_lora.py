@@ -67,6 +67,11 @@ def _changes(module: Module, config: Config) -> list[Change]:
     rank = A.shape[0]
     scale = config.scale(module.path, rank)
     magnitude = "lora_magnitude_vector" in module.keys
+    for flag, part in (("use_dora", "lora_magnitude_vector"), ("lora_bias", "lora_B.bias")):
+        if config.is_set(flag) and part not in module.keys:
+            raise module.refusal(second, f"and {flag} of the configuration wants a {part} beside it, which is missing")
+        if part in module.keys and not config.is_set(flag):
+            raise module.refusal(part, f"and {flag} of the configuration is not set, without which there is none")
     roles = {"lora_A": module.keys[first], "lora_B": module.keys[second]}
     if magnitude:
         roles["magnitude"] = module.keys["lora_magnitude_vector"]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import pytest
 import torch
@@ -354,6 +355,18 @@ WRONG = {
     "half a change": (lambda t: {key: T for key, T in t.items() if key != first_A(t)}, {}, "lora_A is missing"),
     "another width": (lambda t: {**t, first_A(t): torch.ones(3, 99)}, {}, "3x99"),
     "another rank in the configuration": (lambda t: t, {"r": 8}, "is 8 here, and 3 in the weights"),
+    "DoRA by its configuration alone": (lambda t: t, {"use_dora": True}, "wants a lora_magnitude_vector beside it"),
+    "DoRA by its tensors alone": (
+        lambda t: {**t, first_A(t).replace("lora_A.weight", "lora_magnitude_vector"): torch.ones(16)},
+        {},
+        "use_dora of the configuration is not set",
+    ),
+    "a bias by the configuration alone": (lambda t: t, {"lora_bias": True}, "wants a lora_B.bias beside it"),
+    "a bias by its tensor alone": (
+        lambda t: {**t, first_A(t).replace("lora_A.weight", "lora_B.bias"): torch.ones(16)},
+        {},
+        "lora_bias of the configuration is not set",
+    ),
     "PiSSA": (lambda t: t, {"init_lora_weights": "pissa_niter_4"}, "the base was changed"),
     "another method": (lambda t: t, {"peft_type": "PREFIX_TUNING"}, "PREFIX_TUNING"),
     "what depends on the input": (lambda t: t, {"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
@@ -408,6 +421,53 @@ def test_what_is_no_adapter_is_said(adapters, tmp_path, paramcli):
     save_file({name: T.mul(9).to(torch.int8) for name, T in load_file(base).items()}, integers)
     assert "is int8" in paramcli("merge", integers, "--adapter", adapters / "lora", code=3).err
     assert "exists" in paramcli("merge", base, "--adapter", adapters / "lora", "-o", integers, code=4).err
+
+
+def test_the_file_that_is_named_is_the_one_that_is_merged(adapters, tmp_path, paramcli):
+    """Another name in a folder, a torch file beside one of safetensors; what is no adapter is none there."""
+    base, _ = merged(adapters / "lora")
+    folder, out = tmp_path / "mine", tmp_path / "out.safetensors"
+    shutil.copytree(adapters / "lora", folder)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    other = {key: 3 * T if "lora_B" in key else T for key, T in tensors.items()}
+    save_file(other, folder / "epoch-2.safetensors")
+    torch.save(other, folder / "adapter_model.bin")
+    paramcli("merge", base, "--adapter", folder, "--strength", 3, "-o", out)
+    want, plain = load_file(out), load_file(base)
+    for name in ("epoch-2.safetensors", "adapter_model.bin"):
+        paramcli("merge", base, "--adapter", folder / name, "-o", out, "-f")
+        for key, tensor in load_file(out).items():
+            torch.testing.assert_close(tensor, want[key], rtol=1e-5, atol=1e-5)
+            assert not torch.equal(tensor, plain[key]) or torch.equal(want[key], plain[key])
+    shutil.copy(base, folder / "model.safetensors")
+    error = paramcli("merge", base, "--adapter", folder / "model.safetensors", "-o", out, "-f", code=3).err
+    assert "model.safetensors is no adapter that is read" in error
+
+
+def test_a_copy_of_the_base_is_that_of_a_base_with_adapters(adapters, tmp_path, paramcli):
+    """An embedding that an adapter is on is still its original; of another chain nothing says what the copy is of."""
+    base, _ = merged(adapters / "embedding")
+    added, twice, apart, normed = (tmp_path / f"{n}.safetensors" for n in ("added", "twice", "apart", "normed"))
+    paramcli("merge", base, *["--adapter", adapters / "embedding"] * 2, "-o", twice)
+    paramcli("add", base, "--adapter", adapters / "embedding", "-o", added)
+    paramcli("merge", added, "--adapter", adapters / "embedding", "-o", apart)
+    (key,) = [key for key in load_file(added) if key.endswith("embed_tokens.parametrizations.weight.original")]
+    embedding = key.replace("parametrizations.weight.original", "weight")
+    assert torch.equal(load_file(apart)[embedding], load_file(twice)[embedding])
+    paramcli("add", base, "-t", embedding, "--chain", "weight_norm", "-o", normed)
+    error = paramcli("merge", normed, "--adapter", adapters / "embedding", "-o", apart, "-f", code=3).err
+    assert "is made of others (weight_norm" in error and "paramcli remove" in error
+
+
+def test_names_of_a_hundred_thousand_parts_take_no_time(adapters, tmp_path, paramcli):
+    """Where one of the base's begins in them is looked for in their last parts alone."""
+    base, _ = merged(adapters / "lora")
+    for config in ({}, {"target_parameters": ["q_proj.weight"]}):
+        folder = spoilt(adapters, tmp_path, lambda t: {"a." * 10**5 + key: T for key, T in t.items()}, **config)
+        began = time.perf_counter()
+        assert paramcli("merge", base, "--adapter", folder, code=3).err.startswith("error: ")
+        assert time.perf_counter() - began < 20
+        shutil.rmtree(folder)
 
 
 def test_an_adapter_says_what_it_is(adapters, tmp_path, paramcli):
