@@ -45,6 +45,8 @@ class Config:
     seen: dict[str, bool] = field(default_factory=dict)
     # The same of the base's tensors that are not square and have a bias, which is as long as their outputs.
     stored: dict[str, bool] = field(default_factory=dict)
+    # Those of the base's weights that have a bias beside them.
+    with_bias: set[str] = field(default_factory=set)
     _budget: Budget = field(default_factory=Budget)
     # Name -> its patterns and their values, in order.
     _patterns: dict[str, list[tuple[Pattern, object]]] = field(default_factory=dict)
@@ -123,7 +125,11 @@ class Config:
                 ) from None
         if value is not None and not (isinstance(value, list) and all(isinstance(end, str) for end in value)):
             raise self.refusal(f"{name} is no list of names")
-        return any(module.endswith(end) for end in value or ())
+        try:
+            self._budget.spend(1 + len(value or ()) // 64)
+        except Unknown as error:
+            raise self.refusal(f"{name} has more names than paramcli looks up ({error})") from None
+        return module.endswith(tuple(value or ()))
 
     def number(self, name: str, module: str = "", patterns: str = "", default: object = None) -> float:
         """A finite number, for a module that of the first pattern that matches the end of its path."""

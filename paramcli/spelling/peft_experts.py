@@ -140,6 +140,9 @@ class Experts:
     def _place(self, path: str, name: str, module: Module, groups: Groups, rename: Rename) -> Place | None:
         """Where the pair goes, if it is one of this parameter."""
         module.require("lora_A", "lora_B")
+        more = next((part for part in module.keys if part not in ("lora_A", "lora_B")), None)
+        if more is not None:
+            raise module.refusal(more, "and a parameter that is changed by name has lora_A and lora_B alone")
         wrapper = Wrapper(module.info("lora_A"), module.info("lora_B"))
         if len(wrapper.A.shape) != 2 or len(wrapper.B.shape) != 2 or wrapper.A.shape[0] != wrapper.B.shape[1]:
             raise module.refusal("lora_B", f"which takes no A of {shape_text(wrapper.A.shape)}")

@@ -86,6 +86,8 @@ def look_at_base(config: Config) -> Callable[[Mapping[str, Group]], None]:
     def look(groups: Mapping[str, Group]) -> None:
         for name, group in groups.items():
             bias = groups.get(f"{name[:-6]}bias") if name.endswith(".weight") else None
+            if bias is not None:
+                config.with_bias.add(name)
             if bias is not None and len(group.shape) == 2 and group.shape[0] != group.shape[1]:
                 for side in (0, 1):
                     if bias.shape == (group.shape[side],):
@@ -113,6 +115,15 @@ def matrix_view(
         raise InputRefused(
             f"{TENSOR} is square, and the configuration's fan_in_fan_out is wrong for {printable(other)}: nothing "
             "tells whether it is stored (out, in) or (in, out)",
+            tensor=group.tensor,
+            path=config.path,
+        )
+    if config.fan_in_fan_out and group.tensor not in config.with_bias:
+        # PEFT itself takes the flag back for a linear layer.
+        raise InputRefused(
+            f"{TENSOR} is square and has no bias, which every layer that is stored (in, out) has, and the "
+            "configuration's fan_in_fan_out says that it is one",
+            hint="set it to false if the base has linear layers only",
             tensor=group.tensor,
             path=config.path,
         )

@@ -256,3 +256,32 @@ def test_a_flag_that_the_base_contradicts_is_not_trusted(adapters, tmp_path, par
     save_file(linear, tmp_path / "linear.safetensors")
     error = paramcli("merge", tmp_path / "linear.safetensors", "-a", right, "-o", out, "-f", code=3).err
     assert "fan_in_fan_out is wrong for a.weight" in error
+
+
+def test_a_flag_of_a_layer_without_a_bias_is_not_trusted(tmp_path, paramcli):
+    """Every Conv1D has one; PEFT takes the flag back for a linear layer. Said to be false it merges as that."""
+    folder, base, out = tmp_path / "mine", tmp_path / "base.safetensors", tmp_path / "out.safetensors"
+    folder.mkdir()
+    W, A, B = torch.randn(8, 8), torch.randn(2, 8), torch.randn(8, 2)
+    save_file({"a.weight": W}, base)
+    key = "base_model.model.a.lora_"
+    save_file({f"{key}A.weight": A, f"{key}B.weight": B}, folder / "adapter_model.safetensors")
+    for flag, code in ((True, 3), (False, 0)):
+        config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "fan_in_fan_out": flag}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        said = paramcli("merge", base, "--adapter", folder, "-o", out, code=code).err
+        assert ("square and has no bias" in said) == flag
+    torch.testing.assert_close(load_file(out)["a.weight"], W + B @ A)
+
+
+def test_fused_experts_have_two_factors_alone(adapters, tmp_path, paramcli):
+    """A magnitude beside them is no part of the change, and would be lost."""
+    base, _ = merged(adapters / "experts")
+
+    def with_magnitude(tensors):
+        key = next(key for key in tensors if ".experts." in key and "lora_A" in key)
+        return {**tensors, key.replace("lora_A.weight", "lora_magnitude_vector"): torch.ones(4)}
+
+    folder = changed(adapters / "experts", tmp_path / "more", with_magnitude)
+    error = paramcli("merge", base, "--adapter", folder, "-o", tmp_path / "out.safetensors", code=3).err
+    assert "lora_magnitude_vector is 4, and a parameter that is changed by name has lora_A and lora_B alone" in error
