@@ -40,6 +40,8 @@ def _awq_stores(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
 
 
 def _width(arguments: Mapping[str, Value]) -> str | None:
+    if arguments["bits"] == 3 and arguments["zeros"] == "v1_words":
+        return "no word holds whole codes of 3 bits: they are stored less one each for itself, which is v1"
     if arguments["bits"] in WIDTHS:
         return None
     return f"GPTQ packs 2, 3, 4 or 8 bits so, and {arguments['bits']} only in planes (gptq_p), which are not read"
@@ -51,7 +53,7 @@ DECODERS = (
         family="quantized",
         summary="GPTQ: integers of 2, 3, 4 or 8 bits with a zero point and a scale for each group of inputs",
         law="W_ij = (code_ji - zero_gi) scale_gi in float32, g = g_idx_j, or j // group; zeros=v1: zero = (stored + 1) "
-        "mod 2^bits",
+        "mod 2^bits; v1_words: the fields of word + 1 in each field",
         maps=(("any", "any"),),
         right_inverse="code = W / scale + zero, rounded to the nearest integer of so many bits",
         source="GPTQModel 7.7 (gptq, gptq_v2); Frantar et al. 2022, arXiv:2210.17323",
@@ -61,9 +63,10 @@ DECODERS = (
             Argument(
                 "zeros",
                 "choice",
-                "v1: zero points are stored less one (checkpoint_format gptq); v2: as they are (gptq_v2)",
+                "v1: zero points are stored less one (checkpoint_format gptq); v1_words: words of them are, and a zero "
+                "point of 0 borrows of the next (GPTQModel's v1); v2: as they are (gptq_v2)",
                 required=True,
-                choices=("v1", "v2"),
+                choices=("v1", "v1_words", "v2"),
             ),
             _GROUP,
             Argument("g_idx", "bool", "is there a list of the inputs' groups?", True),

@@ -81,7 +81,8 @@ def _words(shape: tuple[int, int], like: Tensor) -> Tensor:
 
 class GPTQ(Transposed):
     r"""Codes and zero points in streams of `bits` bits, the lowest first: codes down the inputs, zero points along the
-    outputs. v1 stores zero points less one, each for itself modulo 2^bits.
+    outputs. v1 stores zero points less one, each for itself modulo 2^bits; v1_words words of them less one in each
+    field, so that a zero point of 0 borrows of the next: that is how GPTQModel writes v1 in 2, 4 and 8 bits.
 
     Shapes:  original (in bits / 32, out); zeros (groups, out bits / 32); scale (groups, out); g_idx (in).
     Inverse: code = W / scale + zero, rounded to the nearest integer of so many bits. Codes of W are the codes that W
@@ -90,11 +91,9 @@ class GPTQ(Transposed):
     Source:  GPTQModel 7.7 (formats gptq and gptq_v2); AutoGPTQ.
     """
 
-    def __init__(
-        self, scale: Tensor, zeros: Tensor, g_idx: Tensor | None, group: int | None, bits: int, less_one: bool
-    ):
+    def __init__(self, scale: Tensor, zeros: Tensor, g_idx: Tensor | None, group: int | None, bits: int, stored: str):
         super().__init__(scale, zeros, g_idx, group)
-        self.bits, self.less_one = bits, less_one
+        self.bits, self.stored_zeros = bits, stored
 
     @classmethod
     def by_rows(cls, shape: torch.Size, bits: int = 4, **_: Any) -> dict[str, Share]:
@@ -116,15 +115,15 @@ class GPTQ(Transposed):
         cls, value: Tensor, bits: int = 4, zeros: str = "v1", group: int | None = None, g_idx: bool = True
     ) -> GPTQ:
         """Scales of 1, zero points in the middle, inputs in the order of their groups."""
-        scale, less_one = cls._scale(value, group), zeros == "v1"
+        scale, middle = cls._scale(value, group), (1 << bits - 1) - (zeros != "v2")
         count, out = scale.shape
         stored, order = _words((count, out * bits // 32), value), None
         if g_idx:
             order = torch.empty(value.size(1), dtype=torch.int32, device=value.device)
         if not value.is_meta:
-            stored = packed(torch.full((count, out), (1 << bits - 1) - less_one, device=value.device), bits)
+            stored = packed(torch.full((count, out), middle, device=value.device), bits)
             order = None if order is None else order.copy_(torch.arange(value.size(1)) // (group or value.size(1)))
-        return cls(scale, stored, order, group, bits, less_one)
+        return cls(scale, stored, order, group, bits, zeros)
 
     def outline(self, value: Tensor) -> Tensor:
         return _words((value.size(1) * self.bits // 32, value.size(0)), value)
@@ -136,8 +135,11 @@ class GPTQ(Transposed):
         return packed(codes, self.bits).mT.contiguous()
 
     def zero_points(self) -> Tensor:
-        stored = unpacked(self.zeros, self.bits, self.scale.size(1)).mT
-        return (stored + 1) & ((1 << self.bits) - 1) if self.less_one else stored
+        words = self.zeros
+        if self.stored_zeros == "v1_words":
+            words = words + sum(1 << shift for shift in range(0, 32, self.bits))
+        stored = unpacked(words, self.bits, self.scale.size(1)).mT
+        return (stored + 1) & ((1 << self.bits) - 1) if self.stored_zeros == "v1" else stored
 
 
 class AWQ(Transposed):

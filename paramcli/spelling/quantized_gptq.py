@@ -84,6 +84,9 @@ def _gptq(there: Mapping[str, TensorInfo], config: Quantization) -> Reading | No
     if bits not in _WIDTHS:
         why = f"{TENSOR} is of {bits} bits, which GPTQ packs in planes (gptq_p) that are not read"
         return _unknown("gptq", there, why, LEAVE_OUT, shape)
+    if _is_embedding(there["qweight"].name):
+        why = f"{TENSOR} is an embedding by its name, and how GPTQModel packs those, untransposed, is not read"
+        return _unknown("gptq", there, why, LEAVE_OUT, shape)
     # What `dynamic` says of single modules is in patterns; the shapes are the modules' own.
     alike = "dynamic" not in config.values
     size = config.number("group_size", "q_group_size") if alike else None
@@ -102,7 +105,25 @@ def _gptq(there: Mapping[str, TensorInfo], config: Quantization) -> Reading | No
     if name not in _ZEROS:
         why = f"{TENSOR} is in GPTQ's format '{printable(name)}' by its configuration, which is not read"
         return _unknown("gptq", there, why, f"gptq and gptq_v2 are read; {LEAVE_OUT}", shape)
-    return _known("gptq", there, shape, chain.format(_ZEROS[name]))
+    zeros = "v1_words" if name == "gptq" and bits != 3 and _by_words(config) else _ZEROS[name]
+    return _known("gptq", there, shape, chain.format(zeros))
+
+
+def _by_words(config: Quantization) -> bool:
+    """Did GPTQModel write it? It takes one off each field of a word at once, and a zero point of 0 borrows of the next;
+    of 3 bits it takes one off each for itself, as others do of all.
+    """
+    meta = config.values.get("meta")
+    writers = meta.get("quantizer") if isinstance(meta, dict) else None
+    return any(
+        isinstance(writer, str) and writer.lower().startswith("gptqmodel")
+        for writer in (writers if isinstance(writers, list) else [writers])
+    )
+
+
+def _is_embedding(name: str) -> bool:
+    module = name.split(".")[-2:][0].lower()
+    return "emb" in module or module in ("wte", "wpe")
 
 
 def _formats(config: Quantization) -> set[str]:

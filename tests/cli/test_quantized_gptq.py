@@ -90,21 +90,41 @@ def test_gptq_bakes_to_what_its_fields_say(bits, name, order, tmp_path, paramcli
 def test_what_lies_where_in_a_word():
     """Digits of a literal are fields, the last the first: eight of 4 bits, and 32 of 3 bits in three words."""
     scale = torch.ones(1, 8)
-    four = GPTQ(scale, torch.zeros(1, 1, dtype=torch.int32), None, None, 4, False)
+    four = GPTQ(scale, torch.zeros(1, 1, dtype=torch.int32), None, None, 4, "v2")
     assert four.map(torch.tensor([[0x76543210]] * 1, dtype=torch.int32).expand(1, 8))[0].tolist() == [*range(8)]
     nibbles = AWQ(scale, torch.zeros(1, 1, dtype=torch.int32), None, None)
     assert nibbles.map(torch.tensor([[0x76543210]], dtype=torch.int32)).flatten().tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
     stream = 0o76543210765432107654321076543210
-    three = GPTQ(torch.ones(1, 32), torch.zeros(1, 3, dtype=torch.int32), None, None, 3, False)
+    three = GPTQ(torch.ones(1, 32), torch.zeros(1, 3, dtype=torch.int32), None, None, 3, "v2")
     stored = torch.tensor([[stream >> 32 * i & 0xFFFFFFFF] for i in range(3)]).to(torch.int32).expand(3, 32)
     assert three.map(stored).tolist() == [[*range(8)] * 4] * 32
 
 
 def test_zero_points_of_v1_wrap_each_for_itself():
-    """Stored 0xF0F0F0F0 is 1, 0, 1, 0, ... and no carry goes into a neighbour; v2 is what is stored."""
+    """Stored 0xF0F0F0F0 is 1, 0, 1, 0, ... and no carry goes into a neighbour; in words it does; v2 is as stored."""
     stored, codes = torch.tensor([[0xF0F0F0F0 - (1 << 32)]], dtype=torch.int32), torch.zeros(1, 8, dtype=torch.int32)
-    zeros = {v: -GPTQ(torch.ones(1, 8), stored, None, None, 4, v == "v1").map(codes)[:, 0] for v in ("v1", "v2")}
+    zeros = {v: -GPTQ(torch.ones(1, 8), stored, None, None, 4, v).map(codes)[:, 0] for v in ("v1", "v1_words", "v2")}
     assert zeros["v1"].tolist() == [1, 0] * 4 and zeros["v2"].tolist() == [0, 15] * 4
+    assert zeros["v1_words"].tolist() == [1, 0, 2, 0, 2, 0, 2, 0]
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_v1_that_gptqmodel_wrote_has_borrows(bits, tmp_path, paramcli):
+    """It takes 0x11111111 off whole words (not of 3 bits), and says in `meta` that it wrote the file; without that
+    every zero point is taken for itself.
+    """
+    tensors, W = gptq(bits, "v2", seed=1)
+    if bits == 3:
+        tensors, W = gptq(bits, "v1", seed=1)
+    else:
+        ones = sum(1 << shift for shift in range(0, 32, bits))
+        less = [[(word - ones) % 2**32 for word in row] for row in tensors["l.qzeros"].tolist()]
+        tensors["l.qzeros"] = torch.tensor(less).to(torch.int32)
+    for writer in (["gptqmodel:7.7.0"], ["auto_gptq:0.7.1"]):
+        out = tmp_path / f"{writer[0][:4]}.safetensors"
+        config = said(bits, sym=False, checkpoint_format="gptq", meta={"quantizer": writer})
+        paramcli("remove", folder(tmp_path, tensors, config), "-o", out)
+        assert torch.equal(load_file(out)["l.weight"], W) == (bits == 3 or writer[0][0] == "g")
 
 
 def test_awq_bakes_to_what_compressed_tensors_makes(tmp_path, paramcli):
@@ -200,6 +220,11 @@ def five():
 WRONG = {
     "planes by name": (TENSORS, said(checkpoint_format="gptq_p"), "GPTQ's format 'gptq_p'"),
     "planes by bits": (five(), said(5), "is of 5 bits, which GPTQ packs in planes (gptq_p)"),
+    "an embedding": (
+        {k.replace("l.", "model.embed_tokens."): T for k, T in TENSORS.items()},
+        said(),
+        "is an embedding by its name, and how GPTQModel packs those, untransposed, is not read",
+    ),
     "another format": (TENSORS, said(format="bitblas"), "GPTQ's format 'bitblas'"),
     "a format of a kernel": (
         TENSORS,
@@ -280,7 +305,7 @@ def test_large_awq_goes_by_rows(tmp_path, paramcli, monkeypatch):
 def test_codes_of_the_values_are_the_codes(bits, zeros):
     """All words, any zero point; of 2, 3 and 4 bits also from values that were rounded to bfloat16."""
     tensors, W = gptq(bits, zeros, order="by activation")
-    part = GPTQ(tensors["l.scales"].float(), tensors["l.qzeros"], tensors["l.g_idx"], 32, bits, zeros == "v1")
+    part = GPTQ(tensors["l.scales"].float(), tensors["l.qzeros"], tensors["l.g_idx"], 32, bits, zeros)
     assert torch.equal(part.map(tensors["l.qweight"]), W)
     assert torch.equal(part.inverse(W), tensors["l.qweight"])
     assert bits == 8 or torch.equal(part.inverse(W.bfloat16().float()), tensors["l.qweight"])
