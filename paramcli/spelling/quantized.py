@@ -32,6 +32,7 @@ from . import quantized_bitsandbytes
 from .companions import companions
 from .forms import ASIDE, Group
 from .quantization_config import Quantization, read_quantization
+from .quantized_comfyui import as_comfyui_says, layers_of
 from .quantized_form import FP8, SCALES, Form, Parts, Reading
 from .quantized_gptq import gptq_or_awq
 from .quantized_integers import int_packed, int_scaled
@@ -40,7 +41,7 @@ from .readings import built_in
 from .unparametrized import Foreign, is_foreign
 
 # Scales of what a layer is given, which no weight has.
-INPUTS = ("input_scale", "activation_scale", "input_global_scale", "input_scale_inv")
+INPUTS = ("input_scale", "scale_input", "activation_scale", "input_global_scale", "input_scale_inv")
 # Scales that are powers of two: bytes too.
 EXPONENTS = ("U8", "F8_E8M0")
 # What a weight's value may need beside codes and scales: what is there and is not read leaves no weight.
@@ -141,12 +142,13 @@ def quantized(groups: Mapping[str, Group], source: Source) -> dict[str, Group]:
     for name, info in plain.items():
         module, _, leaf = name.rpartition(".")
         beside.setdefault(module, {})[leaf] = info
+    layers = layers_of(source.metadata)
     found: dict[str, Group] = {}
     taken: set[str] = set()
     for there in beside.values():
         for leaf, codes in there.items():
             parts = Parts(codes.name, codes, there, plain, config, source)
-            reading = _read(parts, leaf)
+            reading = as_comfyui_says(parts, _read(parts, leaf), layers) if leaf == "weight" else _read(parts, leaf)
             if reading is not None:
                 before = "" if "weight" in leaf else f"{leaf}_"  # experts have no `.weight`
                 aside = {f"{ASIDE}{one}": there[before + one].name for one in INPUTS if before + one in there}

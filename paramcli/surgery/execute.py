@@ -18,6 +18,7 @@ from ..checkpoint.write.writer import Sink
 from ..errors import CheckFailed, InputRefused, ParamcliError, error_context
 from ..registry import target_class
 from ..spelling import record as records
+from ..spelling.quantized_comfyui import metadata_without
 from ..spelling.record import Entry
 from ..text import count_text, number_text
 from ..wording import given
@@ -46,7 +47,8 @@ def metadata_of(source: Source, plan: Plan, keys: Iterable[str]) -> dict[str, st
 
     `format: pt` is what loaders look for.
     """
-    metadata = {key: value for key, value in source.metadata.items() if key != records.KEY}
+    decoded = [step.group.tensor for step in plan.steps if step.decodes]
+    metadata = metadata_without({key: text for key, text in source.metadata.items() if key != records.KEY}, decoded)
     metadata.setdefault("format", "pt")
     names = {plan.recorded[key] for key in keys if plan.recorded.get(key) in plan.record}
     if names:

@@ -286,17 +286,11 @@ def unquantized_to(source: Source, plan: Plan) -> str | None:
     """The dtype of the weights that were stored in codes, where the plan decodes all of those; None where some stay, or
     there were none.
     """
-    decoded = {slot.dtype for step in plan.steps for slot in step.writes if _decodes(step)}
+    decoded = {slot.dtype for step in plan.steps for slot in step.writes if step.decodes}
     left = {key for _, key in plan.copies} | {key for step in plan.steps for key in step.renames.values()}
     if len(decoded) != 1 or companions({key: source.tensors[key] for key in left}):
         return None
     return dtype_name(decoded.pop())
-
-
-def _decodes(step: Step) -> bool:
-    """Is what it writes the weight that codes stand for?"""
-    group = step.group
-    return group.chain is not None and group.chain.decodes and [slot.name for slot in step.writes] == [group.tensor]
 
 
 def index_metadata(source: Source, plan: Plan) -> dict[str, object]:

@@ -17,6 +17,7 @@ from ..checkpoint.source import Rows, Source
 from ..dtypes import dtype_name, kind_of, nbytes_of
 from ..errors import PATH, TENSOR, InputRefused, ParamcliError
 from ..spelling.forms import Group
+from ..spelling.quantized_comfyui import spent_markers
 from ..spelling.record import Entry
 from ..text import size_text
 from ..view import IDENTITY, View
@@ -187,6 +188,12 @@ class Step:
     ranges: Ranges = ()
 
     @property
+    def decodes(self) -> bool:
+        """Is what it writes the weight that codes stand for?"""
+        chain = self.group.chain
+        return chain is not None and chain.decodes and [slot.name for slot in self.writes] == [self.group.tensor]
+
+    @property
     def computes(self) -> bool:
         """Is there work to do, beyond copying?"""
         return self.begin is not None
@@ -333,6 +340,7 @@ def slot_of(source: Source, key: str, name: str | None = None) -> Slot:
 def assemble(command: str, source: Source, groups: Mapping[str, Group], steps: Sequence[Step]) -> Plan:
     """The plan of these steps: every other tensor is copied, and the record says what the steps say."""
     consumed = {key for step in steps for key in step.group.keys.values()}
+    consumed |= spent_markers(groups, [step.group.tensor for step in steps if step.decodes])
     copies = tuple((key, key) for key in source.tensors if key not in consumed and key not in source.beside)
     refuse_odd(source, copies)
     slots = [slot_of(source, key) for _, key in copies] + [slot for step in steps for slot in step.writes]
