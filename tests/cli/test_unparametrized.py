@@ -64,7 +64,6 @@ FILES = {
         "-t l.weight --chain mask --mask",
     ),
     "fp8, DeepSeek V4": ({"l.weight": T(8, 8, dtype=F8), "l.scale": T(1, 1)}, "quantized weights with", CODES),
-    "nvfp4": ({"l.weight_packed": T(8, 4, dtype=U8), "l.weight_scale": T(8, 1, dtype=F8)}, "quantized", CODES),
     "mxfp4": ({"e_blocks": T(2, 8, 1, 16, dtype=U8), "e_scales": T(2, 8, 1, dtype=U8)}, "quantized", CODES),
     "qweight of floats": ({"l.qweight": T(8, 8)}, "GPTQ, AWQ or the like", CODES),
     "AQLM": (
