@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ..dtypes import words_of
 from ..errors import InputRefused
 from .decoders import Decoder
-from .packed import packed, unpacked
+from .packed import packed, unpacked, values_in
+from .rows import Share
 
 
 class Integers(Decoder):
@@ -37,7 +38,9 @@ class Integers(Decoder):
     g_idx: Tensor | None
 
     @classmethod
-    def by_rows(cls, shape: torch.Size, per: str = "output", zero_point: bool = False, **_: Any) -> dict[str, int]:
+    def by_rows(
+        cls, shape: torch.Size, per: str = "output", zero_point: bool = False, **_: Any
+    ) -> dict[str, int | Share]:
         names = ("original",) if per == "tensor" else ("original", "scale", *["zero_point"] * zero_point)
         return dict.fromkeys(names, 1)
 
@@ -75,39 +78,40 @@ class Integers(Decoder):
         return zeros
 
     def zeros(self, rows: int) -> Tensor | None:
-        """What is taken off the codes of each group, for so many outputs."""
+        """What is taken off the values of each group's codes, for so many outputs."""
         return self.zero_point
 
-    def unpack(self, codes: Tensor) -> Tensor:
-        return codes
+    def values(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
+        """New numbers, which are the codes."""
+        return codes.to(dtype)
 
-    def pack(self, codes: Tensor) -> Tensor:
-        return codes.to(self.codes)
+    def pack(self, values: Tensor) -> Tensor:
+        return values.to(self.codes)
 
     def map(self, codes: Tensor) -> Tensor:
-        codes = self.unpack(codes)
+        values = self.values(codes, self.scale.dtype)
         zeros = self.zeros(codes.size(-2) if codes.ndim > 1 else 1)
-        values = codes.to(self.scale.dtype)
         if zeros is not None:
-            values = self._with(torch.sub, values, zeros.to(values.dtype))
-        return self._with(torch.mul, values, self.scale)
+            self._with("sub_", values, zeros.to(values.dtype))
+        return self._with("mul_", values, self.scale)
 
     def inverse(self, W: Tensor) -> Tensor:
-        values = self._with(torch.div, W, self.scale.to(W.dtype)).nan_to_num_(0).round_()
+        values = self._with("div_", W.clone(), self.scale.to(W.dtype)).nan_to_num_(0).round_()
         zeros = self.zeros(W.size(-2) if W.ndim > 1 else 1)
         if zeros is not None:
-            values = self._with(torch.add, values, zeros.to(W.dtype))
+            self._with("add_", values, zeros.to(W.dtype))
         return self.pack(values.clamp_(self.least, self.most))
 
-    def _with(self, do: Any, values: Tensor, each: Tensor) -> Tensor:
-        """The values and what each group has one of."""
-        if each.ndim == 0 or each.size(-1) == 1:
-            made: Tensor = do(values, each)
-        elif self.g_idx is not None and (order := self._order(each.size(-1))) is not None:
-            made = do(values, each.index_select(-1, order))
-        else:
-            made = do(values.unflatten(-1, (each.size(-1), -1)), each.unsqueeze(-1)).flatten(-2)
-        return made
+    def _with(self, do: str, values: Tensor, each: Tensor) -> Tensor:
+        """The values, changed in place by what each group has one of."""
+        seen = values
+        if each.ndim and each.size(-1) > 1:
+            if self.g_idx is not None and (order := self._order(each.size(-1))) is not None:
+                each = each.index_select(-1, order)
+            else:
+                seen, each = values.unflatten(-1, (each.size(-1), -1)), each.unsqueeze(-1)
+        getattr(seen, do)(each)
+        return values
 
     def _order(self, groups: int) -> Tensor | None:
         """The group of each column; None where all are -1, which is in order."""
@@ -144,7 +148,9 @@ class PackedIntegers(Integers):
     ):
         super().__init__(scale, zero_point, g_idx)
         self.bits, self.columns, self.layout = bits, columns, layout
-        self.least, self.most = 0, (1 << bits) - 1
+        # Without zero points the grid is symmetric.
+        self.least = -(1 << bits - 1) if zero_point is None else 0
+        self.most = self.least + (1 << bits) - 1
 
     @classmethod
     def by_rows(
@@ -155,13 +161,12 @@ class PackedIntegers(Integers):
         bits: int = 4,
         layout: str = "stream",
         **_: Any,
-    ) -> dict[str, int]:
-        """The zero points of 32 outputs lie in `bits` words; only where each word has its own they are had by rows."""
-        each = super().by_rows(shape, per, zero_point)
+    ) -> dict[str, int | Share]:
+        """Zero points lie along the outputs: those of 32 in `bits` words, or of so many whole ones in each."""
+        shares = super().by_rows(shape, per, zero_point)
         if zero_point and len(shape) == 2:
-            each["zero_point"] = 32 // bits
-            return each if layout == "words" or 32 % bits == 0 else {}
-        return each
+            shares["zero_point"] = Share(32, bits) if layout == "stream" else Share(32 // bits)
+        return shares
 
     @classmethod
     def check_shape(cls, shape: torch.Size, per: str = "output", size: int = 0, columns: int = 0, **_: Any) -> None:
@@ -193,13 +198,14 @@ class PackedIntegers(Integers):
         shape = (*value.shape[:-1], words_of(value.size(-1), self.bits, self.layout))
         return torch.empty(shape, dtype=self.codes, device=value.device)
 
-    def zeros(self, rows: int) -> Tensor:
-        if self.zero_point is None:
-            return torch.tensor(1 << self.bits - 1, device=self.scale.device)
-        return unpacked(self.zero_point.mT, self.bits, rows, self.layout).mT
+    def zeros(self, rows: int) -> Tensor | None:
+        return None if self.zero_point is None else unpacked(self.zero_point.mT, self.bits, rows, self.layout).mT
 
-    def unpack(self, codes: Tensor) -> Tensor:
-        return unpacked(codes, self.bits, self.columns, self.layout)
+    def values(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
+        return values_in(codes, self.bits, self.columns, self.layout, self._numbers(dtype, codes.device)).contiguous()
 
-    def pack(self, codes: Tensor) -> Tensor:
-        return packed(codes, self.bits, self.layout)
+    def pack(self, values: Tensor) -> Tensor:
+        return packed(values - self.least, self.bits, self.layout)
+
+    def _numbers(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.arange(self.least, self.most + 1, dtype=dtype, device=device)

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputRefused
-from . import nibbles
 from .decoders import Decoder, as_scale
-from .packed import packed_octets, unpacked_octets
+from .packed import looked_up, packed_octets
 
 
 def values_of(mantissa: int) -> tuple[float, ...]:
@@ -66,13 +65,10 @@ class Minifloats(Decoder):
 
     def map(self, codes: Tensor) -> Tensor:
         table = torch.tensor(values_of(self.bits - 3), dtype=self.dtype, device=codes.device)
-        if self.bits == 4:
-            values = nibbles.decoded(codes, table)
-        else:
-            numbers = unpacked_octets(codes, self.bits)
-            values = table.index_select(0, numbers.flatten()).view(numbers.shape)
+        values = looked_up(codes, self.bits, table)
         scales = self.scales()
-        return (values.unflatten(-1, (scales.size(-1), -1)) * scales.unsqueeze(-1)).flatten(-2)
+        values.unflatten(-1, (scales.size(-1), -1)).mul_(scales.unsqueeze(-1))
+        return values
 
     def inverse(self, W: Tensor) -> Tensor:
         scales = self.scales().to(W.dtype)

@@ -23,14 +23,32 @@ def octets_of(words: Tensor) -> Tensor:
     return words.clone(memory_format=torch.contiguous_format).view(torch.uint8)
 
 
+def _eights(octets: Tensor, bits: int) -> Tensor:
+    """The bytes of eight codes each, `bits` of them, as one integer of 64 bits; zeros fill the last."""
+    octets = torch.nn.functional.pad(octets, (0, -octets.size(-1) % bits)).unflatten(-1, (-1, bits))
+    parts = octets[..., 0].long()
+    for k in range(1, bits):
+        parts |= octets[..., k].long() << 8 * k
+    return parts
+
+
 def unpacked_octets(octets: Tensor, bits: int) -> Tensor:
     """The stream of bits in bytes (..., n) -> all codes that it has room for, and zeros to fill eight."""
-    parts, each = octets, 8 // bits
-    if 8 % bits:
-        # Eight codes are `bits` bytes, which one integer of 64 bits holds.
-        octets = torch.nn.functional.pad(octets, (0, -octets.size(-1) % bits)).unflatten(-1, (-1, bits)).long()
-        parts, each = (octets << _shifts(octets, bits, 8)).sum(-1), 8
-    return _fields(parts, each, bits)
+    return _fields(octets, 8 // bits, bits) if 8 % bits == 0 else _fields(_eights(octets, bits), 8, bits)
+
+
+def looked_up(octets: Tensor, bits: int, table: Tensor) -> Tensor:
+    """The table's value of each code of the stream of bits in bytes (..., n), as of `unpacked_octets`: one look-up for
+    several codes, of a table of all that these may be.
+    """
+    if 8 % bits == 0:
+        each, found = 8 // bits, octets
+    else:
+        each = 4 if bits == 3 else 2
+        found = _fields(_eights(octets, bits), 8 // each, each * bits)
+    numbers = torch.arange(1 << each * bits, device=table.device)
+    several = table[_fields(numbers, each, bits).view(-1, each)]
+    return several.index_select(0, found.flatten().int()).view(*found.shape[:-1], each * found.size(-1))
 
 
 def packed_octets(codes: Tensor, bits: int) -> Tensor:
@@ -49,6 +67,14 @@ def unpacked(words: Tensor, bits: int, count: int, layout: str = "stream") -> Te
     if layout == "words" and 8 % bits:
         return _fields(words, 32 // bits, bits)[..., :count]
     return unpacked_octets(octets_of(words), bits)[..., :count]
+
+
+def values_in(words: Tensor, bits: int, count: int, layout: str, table: Tensor) -> Tensor:
+    """`unpacked`, with the table's value of each code in its place."""
+    if layout == "words" and 8 % bits:
+        numbers = unpacked(words, bits, count, layout)
+        return table.index_select(0, numbers.flatten().int()).view(numbers.shape)
+    return looked_up(octets_of(words), bits, table)[..., :count]
 
 
 def packed(codes: Tensor, bits: int, layout: str = "stream") -> Tensor:

@@ -352,22 +352,34 @@ def test_a_scale_for_32_columns_that_nothing_tells_is_asked_for(tmp_path, paramc
     assert torch.equal(load_file(out)["l.weight"], codes.float() / 2)
 
 
-def test_large_packed_weights_go_by_rows(tmp_path, paramcli, monkeypatch):
-    """12 MB of float32, four bits a code, a zero point for each of eight rows in a word."""
+@pytest.mark.parametrize("bits", [3, 4])
+def test_large_packed_weights_go_by_rows(bits, tmp_path, paramcli, monkeypatch):
+    """12 MB of float32 in blocks of rows: the zero points of 32 rows lie in so many words."""
     from paramcli.surgery.edits import remove_work
 
     blocks = []
     read = remove_work.BakeWork.read
     monkeypatch.setattr(remove_work.BakeWork, "read", lambda self, rows: blocks.append(rows) or read(self, rows))
     draw = torch.Generator().manual_seed(0)
-    codes = torch.randint(-(2**31), 2**31 - 1, (1500, 250), generator=draw).int()
-    zeros = torch.randint(-(2**31), 2**31 - 1, (188, 8), generator=draw).int()
+    q = torch.randint(1 << bits, (1500, 2048), generator=draw)
+    z = torch.randint(1 << bits, (1500, 8), generator=draw)
     scale = torch.rand(1500, 8, generator=draw)
-    stored = {"weight_packed": codes, "weight_zero_point": zeros, "weight_scale": scale}
+
+    def stream(codes):
+        codes = torch.nn.functional.pad(codes, (0, -codes.size(-1) % 32)).unflatten(-1, (-1, 32))
+        bits_of = (codes[..., None] >> torch.arange(bits)) & 1
+        words = bits_of.flatten(-2).unflatten(-1, (-1, 32)) << torch.arange(32)
+        return words.sum(-1).flatten(-2).to(torch.int32)
+
+    held = -(-1500 * bits // 32)
+    stored = {
+        "weight_packed": stream(q),
+        "weight_zero_point": stream(z.T)[:, :held].T.contiguous(),
+        "weight_scale": scale,
+    }
     path, out = tmp_path / "m.safetensors", tmp_path / "out.safetensors"
-    save_file({"weight_shape": torch.tensor([1500, 2000]), **stored}, path)
+    save_file({"weight_shape": torch.tensor([1500, 2048]), **stored}, path)
     paramcli("remove", path, "-o", out)
-    q = torch.stack([codes >> 4 * k & 15 for k in range(8)], -1).reshape(1500, 8, 250)
-    z = torch.stack([zeros >> 4 * k & 15 for k in range(8)], 1).reshape(-1, 8)[:1500]
-    assert torch.equal(load_file(out)["weight"], ((q - z[..., None]) * scale[..., None]).reshape(1500, 2000))
+    want = ((q.reshape(1500, 8, 256) - z[..., None]) * scale[..., None]).reshape(1500, 2048)
+    assert torch.equal(load_file(out)["weight"], want)
     assert len(blocks) > 2 and None not in blocks
