@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
@@ -208,9 +209,10 @@ def inspect_tail(result: InspectResult) -> Iterable[str]:
     groups = result.tensors
     values = sum(max((info.numel for info in group.infos.values()), default=0) for group in groups)
     nbytes = sum(group.nbytes for group in groups)
-    other = sum(not group.is_plain for group in groups)
-    yield f"{count_text(len(groups), 'tensor')}, {values:,} values, {size_text(nbytes)}" + (
-        f"; {other} parametrized" if other else ""
+    codes = Counter(group.form for group in groups if group.chain is not None and group.chain.decodes)
+    other = sum(not group.is_plain for group in groups) - codes.total()
+    yield f"{count_text(len(groups), 'tensor')}, {values:,} values, {size_text(nbytes)}" + "".join(
+        [f"; {other} parametrized" if other else "", *(f"; {count} in codes: {form}" for form, count in codes.items())]
     )
     for names in result.tied:
         yield f"tied: {' = '.join(printable(name) for name in names)}"
