@@ -108,16 +108,18 @@ def _part(value: Tensor | None, rows: Rows) -> Tensor | None:
 def _codes(group: Group, state: dict[str, Tensor], wanted: Tensor | None) -> tuple[Tensor, Tensor]:
     """(the codes that are stored, those of the weight)"""
     chain = chain_of(group)
-    value = wanted
-    if value is None:
-        value = weight_of(replace(group, dtype="F32"), state, chain, group.view)
+    value = weight_of(replace(group, dtype="F32"), state, chain, group.view)
+    if wanted is not None:
+        # A half does not tell 254 steps of a grid from 255: what is the product rounded is what its code stands for.
+        wanted = wanted.to(value.device)
+        value = torch.where(value.to(wanted.dtype) == wanted, value, wanted.float())
     whole = complete(group, state, chain)
     wide = {role: in_precision(tensor, torch.float32) for role, tensor in whole.items()}
     (decoder,) = loaded(chain, group.view, group.shape, wide, torch.float32)
     assert isinstance(decoder, Decoder)
     decoder.codes = whole["original"].dtype
     try:
-        back = decoder.inverse(value.to(wide["original"].device, torch.float32))
+        back = decoder.inverse(value)
     except NotImplementedError:
         raise InputRefused(f"{TENSOR} is {chain}, of which codes do not come back") from None
     return whole["original"], back

@@ -130,6 +130,33 @@ def test_codes_of_a_value_are_the_codes_that_it_came_of(chain, stored):
     assert not torch.equal(part.map(codes)[0], part.map(codes)[1])
 
 
+@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_bake_gives_the_codes_back_and_one_that_was_changed_does_not(name, dtype, fixtures, tmp_path, paramcli):
+    """Of the file itself and of its bake in any dtype; of a code or a scale that changed since each weight is named."""
+    place, _ = copied(fixtures, name, tmp_path, dtype)
+    path, out = place / "model.safetensors", tmp_path / "out.safetensors"
+    paramcli("remove", path, "-o", out)
+    paramcli("verify", path, "--round-trip")
+    paramcli("verify", out, "--base", path, "--round-trip")
+    for ending, by in (("weight_packed", 5), ("weight", 5), ("weight_scale", None)):
+        was = load_file(path)
+        keys = [key for key in was if key.rpartition(".")[2] == ending]
+        # The first code of all to another, or every scale twice what it was.
+        change = {}
+        for key in keys:
+            octets = was[key].clone().view(torch.uint8)
+            octets.view(-1)[0] ^= by or 0
+            twice = (was[key].float() * 2).to(was[key].dtype) if was[key].is_floating_point() else was[key] + 1
+            change[key] = octets.view(was[key].dtype) if by else twice
+        if keys:
+            changed(place, change)
+            tensors = paramcli("verify", out, "--base", path, "--round-trip", "--json", code=1).json["tensors"]
+            modules = {key.rpartition(".")[0] for key in keys}
+            assert {told["tensor"].rpartition(".")[0] for told in tensors if not told["ok"]} == modules
+            changed(place, was)
+
+
 def test_bits_that_nothing_tells_are_asked_for(fixtures, tmp_path, paramcli):
     """64 words for 256 columns are of 8 bits, or of 7 with none in two words: each chain that is printed runs."""
     codes = torch.randint(-(2**31), 2**31 - 1, (4, 64), generator=torch.Generator().manual_seed(0)).int()
