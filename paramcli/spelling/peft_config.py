@@ -75,7 +75,7 @@ class Config:
 
     @property
     def fan_in_fan_out(self) -> bool:
-        return self.values.get("fan_in_fan_out") is True
+        return self.values.get("fan_in_fan_out") is not None and self.flag("fan_in_fan_out")
 
     def facts(self) -> dict[str, str]:
         """What of it tells adapters apart, as text: numbers, flags that are set, patterns, and what it is for."""

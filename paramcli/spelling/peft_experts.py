@@ -15,12 +15,12 @@ Source: peft 0.21, tuners/lora (ParamWrapper).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 
 from ..checkpoint.source import TensorInfo
+from ..dtypes import nbytes_of
 from ..errors import TENSOR, InputRefused
 from ..text import listing, printable, shape_text
 from ..view import IDENTITY, View
@@ -58,19 +58,27 @@ class Wrapper:
     def stacked(self, rank: int) -> tuple[TensorInfo, TensorInfo]:
         """A and B as (experts, rank, in) and (experts, out, rank): other strides of the same memory."""
         (out, inputs), experts = self.sides, self.experts(rank)
-        A = replace(self.A, shape=(experts, rank, inputs))
-        return A, replace(self.B, shape=(experts, out, rank), stride=(1, rank * experts, experts))
+        (row, column), (each_out, step) = _strides(self.A), _strides(self.B)
+        by_rows = None if self.A.stride is None else (rank * row, row, column)
+        A = replace(self.A, shape=(experts, rank, inputs), stride=by_rows)
+        return A, replace(self.B, shape=(experts, out, rank), stride=(step, each_out, experts * step))
 
     def of_expert(self, rank: int, expert: int, begin: int, end: int) -> tuple[TensorInfo, TensorInfo]:
         """A and B of one, rows [begin, end) of its outputs."""
-        A, B = self.stacked(rank)
+        (A, B), row = self.stacked(rank), _strides(self.A)[0]
         assert B.stride is not None
-        width = A.nbytes // max(A.numel, 1)
-        first = expert * B.stride[0] + begin * B.stride[1]
+        first_A = expert * rank * row * nbytes_of(A.dtype, (1,))
+        first_B = (expert * B.stride[0] + begin * B.stride[1]) * nbytes_of(B.dtype, (1,))
         return (
-            replace(A, shape=A.shape[1:], offset=A.offset + expert * math.prod(A.shape[1:]) * width),
-            replace(B, shape=(end - begin, rank), stride=B.stride[1:], offset=B.offset + first * width),
+            replace(A, shape=A.shape[1:], stride=A.stride and A.stride[1:], offset=A.offset + first_A),
+            replace(B, shape=(end - begin, rank), stride=B.stride[1:], offset=B.offset + first_B),
         )
+
+
+def _strides(matrix: TensorInfo) -> tuple[int, int]:
+    """How many entries lie from row to row, and from column to column."""
+    rows, columns = matrix.stride or (matrix.shape[1], 1)
+    return rows, columns
 
 
 @dataclass

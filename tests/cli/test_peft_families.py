@@ -266,11 +266,12 @@ def test_a_flag_of_a_layer_without_a_bias_is_not_trusted(tmp_path, paramcli):
     save_file({"a.weight": W}, base)
     key = "base_model.model.a.lora_"
     save_file({f"{key}A.weight": A, f"{key}B.weight": B}, folder / "adapter_model.safetensors")
-    for flag, code in ((True, 3), (False, 0)):
+    for flag, code in (("no", 3), (True, 3), (False, 0)):
         config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "fan_in_fan_out": flag}
         (folder / "adapter_config.json").write_text(json.dumps(config))
         said = paramcli("merge", base, "--adapter", folder, "-o", out, code=code).err
-        assert ("square and has no bias" in said) == flag
+        assert ("square and has no bias" in said) == (flag is True)
+        assert ("neither true nor false" in said) == (flag == "no")
     torch.testing.assert_close(load_file(out)["a.weight"], W + B @ A)
 
 
@@ -285,3 +286,43 @@ def test_fused_experts_have_two_factors_alone(adapters, tmp_path, paramcli):
     folder = changed(adapters / "experts", tmp_path / "more", with_magnitude)
     error = paramcli("merge", base, "--adapter", folder, "-o", tmp_path / "out.safetensors", code=3).err
     assert "lora_magnitude_vector is 4, and a parameter that is changed by name has lora_A and lora_B alone" in error
+
+
+LAID = {
+    "A by columns": lambda key, T: T.t().contiguous().t() if "lora_A" in key else T,
+    "B by columns": lambda key, T: T.t().contiguous().t() if "lora_B" in key else T,
+    "parts of wider ones": lambda key, T: torch.cat([T, T], 1)[:, : T.shape[1]],
+    "B in double precision": lambda key, T: T.double() if "lora_B" in key else T,
+}
+
+
+@pytest.mark.parametrize("how", LAID)
+def test_experts_are_read_as_they_lie(how, adapters, tmp_path, paramcli):
+    """A torch file keeps tensors by columns, or in larger ones: each expert's part is found in them, fused or apart."""
+    base, _ = merged(adapters / "experts")
+    apart, laid = tmp_path / "apart.safetensors", tmp_path / "laid"
+    shutil.copytree(adapters / "experts", laid)
+    tensors = load_file(laid / "adapter_model.safetensors")
+    (laid / "adapter_model.safetensors").unlink()
+    torch.save({key: LAID[how](key, T) for key, T in tensors.items()}, laid / "adapter_model.bin")
+    save_file(dict(_experts_apart(load_file(base))), apart)
+    for number, path in enumerate((base, apart)):
+        want, got, added, baked = (tmp_path / f"{number}{n}.safetensors" for n in ("want", "got", "added", "baked"))
+        paramcli("merge", path, "--adapter", adapters / "experts", "-o", want)
+        paramcli("merge", path, "--adapter", laid, "-o", got)
+        paramcli("add", path, "--adapter", laid, "-o", added)
+        paramcli("remove", added, "-o", baked)
+        for other in (got, baked):
+            one = load_file(other)
+            assert all(torch.equal(one[key], tensor) for key, tensor in load_file(want).items())
+
+
+def _experts_apart(tensors):
+    for name, tensor in tensors.items():
+        where, _, leaf = name.rpartition(".")
+        parts = ("gate_proj", "up_proj") if leaf == "gate_up_proj" else (leaf,)
+        for expert, W in enumerate(tensor if ".experts." in name else ()):
+            for part, own in zip(parts, W.chunk(len(parts)), strict=True):
+                yield f"{where}.{expert}.{part}.weight", own.clone()
+        if ".experts." not in name:
+            yield name, tensor
