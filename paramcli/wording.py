@@ -160,9 +160,18 @@ def _option(name: str, value: object = None) -> str:
     typed = _LETTERS.get(name, f"--{name}")
     if value is None:
         return typed
-    if not isinstance(value, str):
-        return f"{typed} {value:g}"
+    if isinstance(value, (int, float)):
+        return f"{typed} {_number(value)}"
+    value = str(value)
     return f"--{name}={shell_word(value)}" if value.startswith("-") else f"{typed} {shell_word(value)}"
+
+
+def _number(value: float) -> str:
+    """As short as it can be typed, and still the same."""
+    if isinstance(value, int):
+        return printable(value, _LIMIT)
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 def _keyword(name: str, value: object = None) -> str:

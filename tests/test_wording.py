@@ -67,6 +67,8 @@ def test_options_and_calls_in_both_words():
         given("tensor", "-w"): ("--tensor=-w", 'tensor="-w"'),
         given("from", "a.pt"): ("--from a.pt", 'from_="a.pt"'),
         given("tol", 0.5): ("--tol 0.5", "tolerance=0.5"),
+        given("tol", 0.123456789): ("--tol 0.123456789", "tolerance=0.123456789"),
+        given("rank", 1234567): ("--rank 1234567", "rank=1234567"),
         given("rename", {"a b": "c"}): ("--rename 'a b=c'", 'rename={"a b": "c"}'),
         given("max-shard-size", "5GB"): ("--max-shard-size 5GB", 'max_shard_size="5GB"'),
         call("inspect", PATH): ("paramcli inspect ./-m.pt", 'paramcli.inspect("-m.pt")'),

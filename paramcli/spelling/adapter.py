@@ -17,7 +17,7 @@ from ..dtypes import EDITABLE, dtype_name
 from ..errors import TENSOR, InputRefused, Known, UsageError
 from ..text import closest, count_text, printable, printable_path, shape_text
 from ..view import View, parse_view
-from ..wording import PATH, call, given, words
+from ..wording import call, given, words
 from .forms import PARAMETRIZED, Group
 from .opened import Opened
 from .record import Entry
@@ -217,12 +217,14 @@ class Attached:
         """Raise InputRefused where what the adapter holds of the base is another tensor there."""
         for key, copied in adapter.copies.items():
             stored = _before_adapters(groups[copied]) if copied in groups else copied
-            if stored in self.source.tensors and same_bytes(self.source, f"{label}/{key}", stored):
+            if stored not in self.source.tensors:
+                stored = None if copied in groups else copied
+            elif same_bytes(self.source, f"{label}/{key}", stored):
                 continue
             raise InputRefused(
                 f"{TENSOR} is the adapter's own copy of the base's {printable(copied)}, and that is "
                 + ("another tensor" if stored is not None else f"made of others ({groups[copied].chain or 'a chain'})"),
-                hint="is it an adapter of this base?" if stored is not None else f"{call('remove', PATH)} first",
+                hint="is it an adapter of this base?" if stored is not None else f"{_remove(self.source)} first",
                 tensor=key,
                 path=adapter.source.path,
             )
@@ -305,11 +307,11 @@ def changed_group(group: Group, change: Change, label: str, adapter: Adapter, at
         )
     if group.alternatives:
         raise InputRefused(
-            f"{TENSOR} has a chain that only its data decide", hint=f"{call('remove', PATH)} first", tensor=group.tensor
+            f"{TENSOR} has a chain that only its data decide", hint=f"{_remove(source)} first", tensor=group.tensor
         )
     try:
         item, view = change.reads(group)
-        chain, seen = _extended(group, rounding(item, attached.rounds), view)
+        chain, seen = _extended(group, rounding(item, attached.rounds), view, source)
     except InputRefused as error:
         error.tensor, error.path = error.tensor or group.tensor, error.path or adapter.source.path
         raise
@@ -355,7 +357,11 @@ def rounding(item: str, rounds: str) -> str:
     return f"{item}:rounds={rounds}"
 
 
-def _extended(group: Group, item: str, view: View) -> tuple[Chain, View]:
+def _remove(base: Source) -> str:
+    return call("remove", base.path)
+
+
+def _extended(group: Group, item: str, view: View, base: Source) -> tuple[Chain, View]:
     """The chain of the group and one item more, and the one view that they have."""
     before = None if group.is_plain else group.chain
     if before is None:
@@ -364,8 +370,9 @@ def _extended(group: Group, item: str, view: View) -> tuple[Chain, View]:
         raise InputRefused(
             f"{TENSOR} is {before} through the view {group.view} already, and the adapter sees it through {view}; a "
             "chain has one view",
-            hint=f"{call('remove', PATH)} first, or merge the adapters one after another",
+            hint=f"{_remove(base)} first, or merge the adapters one after another",
             tensor=group.tensor,
+            path=base.path,
         )
     return extend(before, item)[0], view
 

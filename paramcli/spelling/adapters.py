@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -54,17 +54,18 @@ def adapter_at(path: Path, keys: Iterable[str]) -> Adapter | None:
 
 def strengths_of(paths: Sequence[str], strength: float | Sequence[float]) -> list[float]:
     """One for each adapter: a number is that of all, and none said is 1. Raises UsageError."""
-    strength = [float(strength)] * len(paths) if isinstance(strength, (int, float)) else strength
+    strength = [strength] * len(paths) if isinstance(strength, (int, float)) else strength
     if strength and len(strength) != len(paths):
         raise UsageError(
             f"{count_text(len(strength), 'strength')} for {count_text(len(paths), 'adapter')}",
             hint=f"one {given('strength')} for each {given('adapter')}",
             option="strength",
         )
-    wrong = next((factor for factor in strength if not math.isfinite(factor)), None)
+    # (A whole number may be beyond what a float can be.)
+    wrong = next((factor for factor in strength if not abs(factor) <= sys.float_info.max), None)
     if wrong is not None:
         raise UsageError(f"{given('strength', wrong)}: a finite number is wanted", option="strength")
-    return list(strength) or [1.0] * len(paths)
+    return [float(factor) for factor in strength] or [1.0] * len(paths)
 
 
 @contextmanager

@@ -230,6 +230,28 @@ def test_strength_multiplies_the_change(strength, adapters, tmp_path, paramcli):
             assert strength != 0 or torch.equal(got[name], before[name])
 
 
+def test_the_next_command_has_the_strength_itself(adapters, tmp_path, paramcli):
+    """A rounded one would be another merge; one beyond all floats is none, wherever it is said."""
+    base, out = adapters / "llama.safetensors", tmp_path / "out.safetensors"
+    said = paramcli("merge", base, "--adapter", adapters / "lora", "--strength", 0.123456789012, "-o", out).err
+    assert "--strength 0.123456789012\n" in said
+    (tmp_path / "recipe.toml").write_text(
+        f'[[edit]]\ncommand = "merge"\nadapter = [{json.dumps(str(adapters / "lora"))}]\nstrength = 1{"0" * 400}\n'
+    )
+    error = paramcli("apply", tmp_path / "recipe.toml", base, "-o", out, "-f", code=2).err
+    assert "recipe.toml line 4" in error and "a finite number is wanted" in error
+
+
+def test_what_must_be_removed_first_is_the_base(adapters, tmp_path, paramcli):
+    """A weight through another view than the adapter's: the command names the file that has it."""
+    path, viewed = tmp_path / "base.safetensors", tmp_path / "viewed.safetensors"
+    name = "model.layers.0.self_attn.v_proj.weight"
+    base, _ = merged(adapters / "lora")
+    paramcli("add", base, "-t", name, "--chain", "weight_norm", "--view", "transpose", "-o", viewed)
+    error = paramcli("merge", viewed, "--adapter", adapters / "lora", "-o", path, code=3).err
+    assert f"try: paramcli remove {viewed} first" in error and error.splitlines()[0].endswith(f"(in {viewed})")
+
+
 def test_adapters_add_up_in_order(adapters, tmp_path, paramcli):
     """Two of them give the base and both changes, each with its strength."""
     base, want = merged(adapters / "lora")
