@@ -19,6 +19,11 @@ def _stores(bits: int, run: int, *more: str) -> Callable[[Shape, Mapping[str, Va
     return stored
 
 
+def _mx4_stores(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
+    turned = (*shape[:-2], shape[-1], shape[-2]) if arguments.get("transposed") else shape
+    return _stores(4, 32)(turned, arguments)
+
+
 DECODERS = (
     Entry(
         name="mxfp4",
@@ -27,11 +32,13 @@ DECODERS = (
         law="W = e2m1(code) 2^(scale - 127), in float32; the lower half of a byte is the even column",
         maps=(("any", "any"),),
         right_inverse="code of the nearest value of W / scale",
-        source="compressed-tensors 0.20 (mxfp4-pack-quantized); OCP Microscaling Formats 1.0",
+        source="compressed-tensors 0.20 (mxfp4-pack-quantized), transformers 5.24 (gpt-oss, which is transposed; "
+        "DeepSeek V4); OCP Microscaling Formats 1.0",
         target="minifloats:MxFp4",
+        arguments=(Argument("transposed", "bool", "the codes are of the weight's transpose", False),),
         reshapes=True,
         cost="one pass",
-        stores=_stores(4, 32),
+        stores=_mx4_stores,
         decodes=True,
     ),
     Entry(

@@ -79,13 +79,52 @@ class Minifloats(Decoder):
 
 
 class MxFp4(Minifloats):
-    r"""W = e2m1(code) 2^(scale - 127), with a scale for each 32 columns, as a byte or an 8-bit exponent.
+    r"""W = e2m1(code) 2^(scale - 127), with a scale for each 32 columns, as a byte or an 8-bit exponent; with
+    transposed=true its transpose, the scales being for 32 rows of that.
 
     Inverse: code of the nearest value of W / scale; of a tie that of the lesser one. Codes of W are the codes that W
              came of.
     Cost:    one look-up for two entries, and one pass.
-    Source:  compressed-tensors 0.20 (mxfp4-pack-quantized); OCP Microscaling Formats 1.0.
+    Source:  compressed-tensors 0.20 (mxfp4-pack-quantized), transformers 5.24 (integrations/mxfp4, transposed); OCP
+             Microscaling Formats 1.0.
     """
+
+    def __init__(self, scale: Tensor, transposed: bool = False):
+        super().__init__(scale)
+        self.transposed = transposed
+
+    @classmethod
+    def by_rows(cls, shape: torch.Size, transposed: bool = False, **_: Any) -> dict[str, int]:
+        """Transposed the rows of a matrix are columns of codes; of several every matrix is a row."""
+        return {} if transposed and len(shape) == 2 else super().by_rows(shape)
+
+    @classmethod
+    def check_shape(cls, shape: torch.Size, transposed: bool = False, **_: Any) -> None:
+        super().check_shape(_turned(shape) if transposed else shape)
+
+    @classmethod
+    def weight_shape(cls, *originals: Any, transposed: bool = False, **_: Any) -> tuple[int, ...] | None:
+        shape = super().weight_shape(*originals)
+        return _turned(shape) if transposed and shape is not None else shape
+
+    @classmethod
+    def make(cls, value: Tensor, transposed: bool = False, **_: Any) -> MxFp4:
+        shape = value.mT.shape if transposed else value.shape
+        return cls(value.new_ones((*shape[:-1], shape[-1] // cls.run)), transposed)
+
+    def outline(self, value: Tensor) -> Tensor:
+        return super().outline(value.mT if self.transposed else value)
+
+    def map(self, codes: Tensor) -> Tensor:
+        values = super().map(codes)
+        return values.mT if self.transposed else values
+
+    def inverse(self, W: Tensor) -> Tensor:
+        return super().inverse(W.mT.contiguous() if self.transposed else W)
+
+
+def _turned(shape: tuple[int, ...]) -> torch.Size:
+    return torch.Size((*shape[:-2], *reversed(shape[-2:])))
 
 
 class MxFp6(Minifloats):

@@ -62,6 +62,8 @@ def read_quantization(folder: Path) -> Quantization:
     inner = text if isinstance(text, dict) else {}
     own = [v for part in (config, inner) if isinstance(v := part.get("quantization_config"), dict)][:1]
     values, *others = [*own, *(_inner(found) for name in QUANTIZATION_FILES if (found := _json(folder / name)))] or [{}]
+    # What DeepSeek V4 says beside it, V4.1 says in it.
+    values = {**{key: config[key] for key in ("expert_dtype",) if key in config and values}, **values}
     name = next((n for part in (config, inner) for key in ("dtype", "torch_dtype") if (n := part.get(key))), None)
     code = CODE_OF_TORCH.get(name.removeprefix("torch.")) if isinstance(name, str) else None
     return Quantization(values, code if code in EDITABLE else None, tuple(others))

@@ -9,6 +9,7 @@ several readings.
                    X.weight (uint8), X.weight_scale_2, ...                 the same
     mxfp4, mxfp6   X.weight_packed (uint8), X.weight_scale (exponents)     original, 0.scale
     int_packed     X.weight_packed (int32), X.weight_scale, ...            the same; X.weight_shape goes with it
+    mxfp4          X_blocks, X_scales; X.weight (int8), X.scale            `quantized_experts.py`
     bnb_4bit       X.weight, X.weight.absmax ...                           `quantized_bitsandbytes.py`
     bnb_int8       X.weight (int8), X.SCB                                  the same
     gptq, awq      X.qweight, X.qzeros, X.scales, X.g_idx (I32)            original, 0.zeros, 0.scale, 0.g_idx
@@ -33,6 +34,7 @@ from .companions import companions
 from .forms import ASIDE, Group
 from .quantization_config import Quantization, read_quantization
 from .quantized_comfyui import as_comfyui_says, layers_of
+from .quantized_experts import packed_bytes, transposed_blocks
 from .quantized_form import FP8, SCALES, Form, Parts, Reading
 from .quantized_gptq import gptq_or_awq
 from .quantized_integers import int_packed, int_scaled
@@ -49,9 +51,9 @@ COMPANION = re.compile(r"weight_(zero_point|g_idx|global_scale|scale_2)|pre_quan
 
 
 def _fp8_block(parts: Parts) -> Reading | None:
-    """`weight_scale_inv`, which is multiplied in spite of its name; or `weight_scale` of a grid."""
+    """`weight_scale_inv`, which is multiplied in spite of its name; or `weight_scale`, or `scale`, of a grid."""
     inverse, shape = parts.at("_scale_inv"), parts.codes.shape
-    scale = inverse or parts.at("weight_scale")
+    scale = inverse or parts.at("weight_scale") or parts.at("scale")
     if scale is None or parts.codes.dtype not in FP8 or len(shape) < 2:
         return None
     if scale.dtype not in (*SCALES, *EXPONENTS) or len(scale.shape) != len(shape):
@@ -114,11 +116,13 @@ def _fp8_scaled(parts: Parts) -> Reading | None:
 
 # The first that reads them.
 FORMS = (
-    Form(("_scale_inv", "weight_scale"), _fp8_block),
+    Form(("_scale_inv", "weight_scale", "scale"), _fp8_block),
     Form(("_scale_inv",), _fp8_block, leaf=""),
     *quantized_bitsandbytes.FORMS,
     Form(("weight_scale", "scale_weight"), _fp8_scaled),
     Form(("weight_scale",), int_scaled),
+    Form(("scale",), packed_bytes),
+    Form(("",), transposed_blocks, "_blocks"),
     # By their own name: without a scale they are none.
     Form(("weight_packed",), int_packed, "weight_packed"),
     Form(("weight_packed",), packed_floats, "weight_packed"),
@@ -240,7 +244,7 @@ def _lone(group: Group) -> Group:
     """
     if group.dtype in FP8 and group.tensor.endswith("weight"):
         what = f"{TENSOR} is in 8-bit floats and has no scale beside it, which others of the file have"
-    elif group.tensor.endswith(DECODE_WITH):
+    elif group.tensor.endswith(DECODE_WITH) or (group.dtype == "U8" and group.tensor.endswith("_scales")):
         what = f"{TENSOR} is what quantized weights are decoded with, and what it belongs to is not there"
     else:
         return group

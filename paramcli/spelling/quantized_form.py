@@ -37,8 +37,10 @@ class Parts:
         return f"{self.module}.{leaf}" if self.module else leaf
 
     def at(self, ending: str) -> TensorInfo | None:
-        """What has the ending: after the codes' own name where it begins with '_' or '.', else in its place."""
-        if ending[:1] in ("_", "."):
+        """What has the ending: after the codes' own name where it begins with '_' or '.', else in its place; '' has the
+        codes themselves.
+        """
+        if ending[:1] in ("", "_", "."):
             return self.everything.get(self.name + ending)
         return self.beside.get(ending)
 

@@ -63,8 +63,6 @@ FILES = {
         "masks beside weights, multiplied in the model's own code (l.weight_mask)",
         "-t l.weight --chain mask --mask",
     ),
-    "fp8, DeepSeek V4": ({"l.weight": T(8, 8, dtype=F8), "l.scale": T(1, 1)}, "quantized weights with", CODES),
-    "mxfp4": ({"e_blocks": T(2, 8, 1, 16, dtype=U8), "e_scales": T(2, 8, 1, dtype=U8)}, "quantized", CODES),
     "qweight of floats": ({"l.qweight": T(8, 8)}, "GPTQ, AWQ or the like", CODES),
     "AQLM": (
         {"l.codes": T(8, 4, 1, dtype=I8), "l.codebooks": T(1, 16, 1, 8), "l.scales": T(8, 1, 1, 1)},
