@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ..chain import Chain
-from ..checkpoint.source import Rows, Source
+from ..checkpoint.columns import read_columns
+from ..checkpoint.source import Rows, Source, TensorInfo
 from ..dtypes import DTYPES, nbytes_of, torch_dtype
 from ..maths.numbers import compute_dtype
 from ..maths.rows import Share, row_blocks
@@ -28,6 +29,8 @@ from .evaluate import Tensors, read_role, read_state
 # Tensors of this many bytes and more are taken in blocks of about so many. Larger blocks are not quicker, and the heap
 # keeps several of them: baking 512 MB took 200 MB in all with blocks of 4 MB (150 of them torch), 500 MB with 16.
 LARGE, BLOCK_BYTES = 8 << 20, 4 << 20
+# What has the weight's rows in columns is read whole up to so many bytes: to read columns takes a call for each row.
+HELD = 32 << 20
 # Up to this side the batched kernels give every matrix the bits that it gets alone; above it there is nothing to gain.
 SIDE = 128
 # Of a batch every matrix has to begin where one alone may: before a multiple of so many bytes LAPACK's kernels take
@@ -113,8 +116,8 @@ def _ranges(group: Group, multiple: int = 1) -> tuple[tuple[int, int], ...]:
 
 def _readable(group: Group, roles: Mapping[str, Share]) -> bool:
     """Do the sliced tensors have what belongs to the weight's rows, and lie row after row in the file? Those that are
-    decoded, or lie otherwise, where they are small beside the weight: they are held whole. So are codes that lie column
-    by column, which take a half of it and less.
+    decoded, or lie otherwise, where they are small beside the weight: they are held whole. So are those that have its
+    rows in columns, up to `HELD`.
     """
     infos = [(group.infos[role], share) for role, share in roles.items() if role in group.infos]
     size = nbytes_of(group.dtype, group.shape)
@@ -122,12 +125,18 @@ def _readable(group: Group, roles: Mapping[str, Share]) -> bool:
     return len(infos) == len(roles) and all(
         (
             (info.run is not None and not share.dim)
-            or (not info.pieces and info.nbytes <= (size // 2 if share.dim else small))
+            or (not info.pieces and info.nbytes <= (max(HELD, size // 2) if share.dim else small))
         )
         and len(info.shape) > share.dim
         and info.shape[share.dim] == share.of(group.shape[0])
         for info, share in infos
     )
+
+
+def _is_held(info: TensorInfo, share: Share) -> bool:
+    """Is a sliced tensor read once, and whole?"""
+    by_columns = share.dim == 1 and len(info.shape) == 2 and info.nbytes > HELD
+    return info.run is None or (share.dim > 0 and not by_columns)
 
 
 class Batch:
@@ -158,7 +167,7 @@ class Batch:
         self._whole = {
             role: read_role(source, groups[0], role)
             for role in own
-            if role not in sliced or sliced[role].dim or infos[role].run is None
+            if role not in sliced or _is_held(infos[role], sliced[role])
         }
 
     def read(self, rows: Rows) -> dict[str, Tensor]:
@@ -210,4 +219,6 @@ class Batch:
         if role in self._whole:
             return share.part(self._whole[role], begin, end)
         first, last = share.of(begin), share.of(end)
+        if share.dim:
+            return read_columns(self.source, self.groups[0].infos[role], first, last)
         return self.source.read_rows(self.groups[0].keys[role], first, last, self.groups[0].infos[role])

@@ -271,9 +271,20 @@ def test_what_is_no_weight_is_refused(wrong, tmp_path, paramcli):
     assert what in " ".join(error.split()) and not out.exists()
 
 
+def test_one_group_for_all_inputs(tmp_path, paramcli):
+    """group_size -1."""
+    tensors, W = gptq(4, group=96)
+    out = tmp_path / "out.safetensors"
+    paramcli("remove", folder(tmp_path, tensors, said(group=-1)), "-o", out)
+    assert torch.equal(load_file(out)["l.weight"], W)
+
+
+@pytest.mark.parametrize("held", [0, 1 << 30])
 @pytest.mark.parametrize("bits", [3, 4])
-def test_large_weights_go_by_rows(bits, tmp_path, paramcli, monkeypatch):
-    """Blocks of rows, which are columns of what is stored, and some of a word of zero points: as it is whole."""
+def test_large_weights_go_by_rows(bits, held, tmp_path, paramcli, monkeypatch):
+    """Blocks of rows, which are columns of what is stored, and words of zero points for many: as it is whole. What is
+    not held is read by columns.
+    """
     tensors, W = gptq(bits, out=160, inputs=96, order="by activation")
     path = folder(tmp_path, tensors, said(bits))
     from paramcli.fitting import blocks
@@ -282,6 +293,7 @@ def test_large_weights_go_by_rows(bits, tmp_path, paramcli, monkeypatch):
     narrow = blocks.Batch._read_rows
     monkeypatch.setattr(blocks, "LARGE", 1)
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 4 * 96 * 32)
+    monkeypatch.setattr(blocks, "HELD", held)
     monkeypatch.setattr(blocks.Batch, "_read_rows", lambda *given: seen.append(given[2:]) or narrow(*given))
     out = tmp_path / "out.safetensors"
     paramcli("remove", path, "-o", out)
