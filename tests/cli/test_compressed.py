@@ -379,6 +379,54 @@ def test_a_scale_for_32_columns_that_nothing_tells_is_asked_for(tmp_path, paramc
     assert torch.equal(load_file(out)["l.weight"], codes.float() / 2)
 
 
+def test_experts_in_one_tensor(tmp_path, paramcli):
+    """Three dimensions: zero points lie along the outputs of each expert."""
+    draw = torch.Generator().manual_seed(0)
+    q, z = torch.randint(16, (3, 16, 64), generator=draw), torch.randint(16, (3, 16, 4), generator=draw)
+    scale, by = torch.rand(3, 16, 4, generator=draw), torch.arange(0, 32, 4)
+    codes = torch.randint(256, (3, 16, 32), generator=draw).byte()
+    stored = {
+        "a.weight_packed": (q.unflatten(-1, (8, 8)) << by).sum(-1).to(torch.int32),
+        "a.weight_zero_point": (z.mT.unflatten(-1, (2, 8)) << by).sum(-1).to(torch.int32).mT.contiguous(),
+        "a.weight_scale": scale,
+        "a.weight_shape": torch.tensor([3, 16, 64]),
+        "b.weight_packed": codes,
+        "b.weight_scale": (scale * 100).to(torch.float8_e4m3fn),
+        "b.weight_global_scale": torch.tensor(0.3),
+    }
+    save_file(stored, tmp_path / "m.safetensors")
+    out = tmp_path / "out.safetensors"
+    paramcli("remove", tmp_path / "m.safetensors", "-o", out)
+    got = load_file(out)
+    want = ((q.unflatten(-1, (4, 16)) - z.unsqueeze(-1)) * scale.unsqueeze(-1)).flatten(-2)
+    assert torch.equal(got["a.weight"], want)
+    assert torch.equal(got["b.weight"], nvfp4(codes, stored["b.weight_scale"], {"over": torch.tensor(0.3)}))
+
+
+@pytest.mark.parametrize("name", ["packed", "floats"])
+def test_an_adapter_is_merged_onto_what_the_codes_stand_for(name, fixtures, tmp_path, paramcli):
+    """LoRA onto every module of a file that mixes formats: what merging onto its bake gives, rounded once."""
+    place, answers = copied(fixtures, name, tmp_path)
+    draw = torch.Generator().manual_seed(0)
+    lora, want = {}, {}
+    for key, W in answers.items():
+        A, B = torch.randn(2, W.size(1), generator=draw), torch.randn(W.size(0), 2, generator=draw)
+        module = f"base_model.model.{key.removesuffix('.weight')}"
+        lora |= {f"{module}.lora_A.weight": A, f"{module}.lora_B.weight": B}
+        want[key] = W + 2 * (B @ A)
+    (tmp_path / "lora").mkdir()
+    save_file(lora, tmp_path / "lora" / "adapter_model.safetensors")
+    said = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["x"], "bias": "none"}
+    said["target_modules"] = sorted({key.split(".")[-2] for key in answers})
+    (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps(said))
+    out = tmp_path / "out.safetensors"
+    paramcli("merge", place / "model.safetensors", "--adapter", tmp_path / "lora", "-o", out)
+    got = load_file(out)
+    assert got.keys() == want.keys()
+    for key, W in want.items():
+        assert torch.allclose(got[key], W, rtol=1e-6, atol=1e-6 * W.abs().max().item()), key
+
+
 @pytest.mark.parametrize("bits", [3, 4])
 def test_large_packed_weights_go_by_rows(bits, tmp_path, paramcli, monkeypatch):
     """12 MB of float32 in blocks of rows: the zero points of 32 rows lie in so many words."""
