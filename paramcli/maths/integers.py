@@ -116,14 +116,15 @@ class Integers(Decoder):
     def _order(self, groups: int) -> Tensor | None:
         """The group of each column; None where all are -1, which is in order."""
         assert self.g_idx is not None
-        if bool((self.g_idx == -1).all()):
+        order = self.g_idx.long()
+        if bool((order == -1).all()):
             return None
-        if not bool(((self.g_idx >= 0) & (self.g_idx < groups)).all()):
+        if not bool(((order >= 0) & (order < groups)).all()):
             raise InputRefused(f"its g_idx names groups that are not there: there are {groups}")
-        if len(set(torch.bincount(self.g_idx, minlength=groups).tolist())) > 1:
+        if len(set(torch.bincount(order, minlength=groups).tolist())) > 1:
             # Packages disagree of these: by the groups that are named, or by so many columns in their order.
             raise InputRefused("its g_idx gives the groups not as many columns each")
-        return self.g_idx
+        return order
 
 
 class PackedIntegers(Integers):

@@ -210,6 +210,15 @@ def test_what_is_no_packed_weight_is_refused(wrong, fixtures, tmp_path, paramcli
     assert said in error and not out.exists()
 
 
+def test_an_order_may_be_of_any_integers(fixtures, tmp_path, paramcli):
+    """A few groups fit a byte."""
+    place, answers = copied(fixtures, "older", tmp_path)
+    key, out = "model.layers.order.weight_g_idx", tmp_path / "out.safetensors"
+    order = load_file(place / "model.safetensors")[key]
+    paramcli("remove", changed(place, {key: order.to(torch.int8)}), "-o", out)
+    assert torch.equal(load_file(out)["model.layers.order.weight"], answers["model.layers.order.weight"])
+
+
 def test_a_configuration_of_other_bits_is_not_believed(fixtures, tmp_path, paramcli):
     """Neither it nor the tensors: one of the two is of another file."""
 
