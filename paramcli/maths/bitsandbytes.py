@@ -22,8 +22,7 @@ class FourBit(Decoder):
     Nested: absmax_j = nested_quant_map[code_j] nested_absmax_(j // nested) + offset, in this order.
 
     Inverse: the code of the table's value nearest to W / absmax. Codes of W are the codes that W came of, as a product
-             in float32 is within eps of them and the table's values are 2^-8 apart; but for fp4's second zero, and
-             where absmax is 0.
+             in float32 is within eps of them and the table's values are 2^-8 apart; but where absmax is 0.
     Cost:    one pass.
     Source:  bitsandbytes 0.50.2, functional.dequantize_4bit.
     """
@@ -84,7 +83,7 @@ class FourBit(Decoder):
     def inverse(self, W: Tensor) -> Tensor:
         absmax = self.largest().to(W.dtype).repeat_interleave(self.block)[: W.numel()]
         # Of a block of zeros every code is right.
-        share = torch.where(absmax == 0, 0, W.flatten() / absmax)
+        share = torch.where(absmax == 0, W.flatten(), W.flatten() / absmax)
         share = torch.nn.functional.pad(share, (0, W.numel() % 2))
         return encoded(share, self.values().to(W.dtype), high_first=True).view(pairs_shape(tuple(W.shape)))
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-# By code, its upper bit the sign: floats of 2 bits of exponent and 1 of mantissa (OCP MX).
-E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
-# The quantiles of a normal distribution, and a float of its own, as bitsandbytes has them.
+# The quantiles of a normal distribution, and a float of its own, as bitsandbytes has them. Of the float's second zero
+# its table makes 0.0; with the sign, which changes no number, the codes come back from the values.
 NF4 = (
     -1.0,
     -0.6961928009986877,
@@ -24,5 +23,5 @@ NF4 = (
     1.0,
 )
 _THIRDS = (0.0, 0.0625 / 12, 8 / 12, 1.0, 4 / 12, 0.5, 2 / 12, 0.25)
-FP4 = (*_THIRDS, 0.0, *(-value for value in _THIRDS[1:]))
+FP4 = (*_THIRDS, *(-value for value in _THIRDS))
 TABLES = {"nf4": NF4, "fp4": FP4}

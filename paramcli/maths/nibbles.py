@@ -20,11 +20,14 @@ def decoded(codes: Tensor, table: Tensor, high_first: bool = False) -> Tensor:
 
 
 def encoded(values: Tensor, table: Tensor, high_first: bool = False) -> Tensor:
-    """(..., 2 n) -> uint8 (..., n): the codes of the table's nearest values; of two codes for one value the first."""
-    order = table.argsort(stable=True)
-    ascending = table[order]
-    place = torch.bucketize(values, (ascending[1:] + ascending[:-1]) / 2, right=False)
-    place = torch.searchsorted(ascending, ascending[place])  # the first of equal ones
-    codes = order[place].to(torch.uint8).unflatten(-1, (-1, 2))
-    first, second = codes.unbind(-1)
+    """(..., 2 n) -> uint8 (..., n): the codes of the table's nearest values. The table ascends, or its upper half has
+    the negatives of its ascending lower half, as floats have; a zero then keeps its sign.
+    """
+    signed, half = bool((table[8:] == -table[:8]).all()), table[:8].sort()
+    ascending, order = half if signed else table.sort()
+    place = torch.bucketize(values.abs() if signed else values, (ascending[1:] + ascending[:-1]) / 2)
+    codes = order[place].to(torch.uint8)
+    if signed:
+        codes |= values.signbit().to(torch.uint8) << 3
+    first, second = codes.unflatten(-1, (-1, 2)).unbind(-1)
     return first << 4 | second if high_first else second << 4 | first
