@@ -53,7 +53,9 @@ class ConfigGroups:
 
     values: Mapping[str, object]
     _groups: list[tuple[Settings, list[_Target]]] = field(default_factory=list)
-    _budget: Budget = field(default_factory=Budget)
+    # For four patterns and a hundred thousand modules.
+    _budget: Budget = field(default_factory=lambda: Budget(8_000_000))
+    _known: dict[str, tuple[Settings, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         groups = self.values.get("config_groups")
@@ -78,6 +80,11 @@ class ConfigGroups:
         """By a target that names it, or may; else by one that names its class, which may be any."""
         if len({settings for settings, _ in self._groups}) < 2:
             return tuple(settings for settings, _ in self._groups[:1])
+        if module not in self._known:
+            self._known[module] = self._meant(module)
+        return self._known[module]
+
+    def _meant(self, module: str) -> tuple[Settings, ...]:
         found = [(s, [target.names(module) for target in targets]) for s, targets in self._groups]
         sure = any(True in named for _, named in found)
         maybe = [s for s, named in found if True in named or None in named]

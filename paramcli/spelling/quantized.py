@@ -42,8 +42,17 @@ from .quantized_minifloats import modelopt_nvfp4, packed_floats
 from .readings import built_in
 from .unparametrized import Foreign, is_foreign
 
-# Scales of what a layer is given, which no weight has.
-INPUTS = ("input_scale", "scale_input", "activation_scale", "input_global_scale", "input_scale_inv")
+# Scales of what a layer is given and gives, which no weight has.
+INPUTS = (
+    "input_scale",
+    "scale_input",
+    "activation_scale",
+    "input_global_scale",
+    "input_scale_inv",
+    "input_zero_point",
+    "output_scale",
+    "output_zero_point",
+)
 # Scales that are powers of two: bytes too.
 EXPONENTS = ("U8", "F8_E8M0")
 # What a weight's value may need beside codes and scales: what is there and is not read leaves no weight.

@@ -210,6 +210,19 @@ def test_what_is_no_packed_weight_is_refused(wrong, fixtures, tmp_path, paramcli
     assert said in error and not out.exists()
 
 
+def test_what_scales_a_layers_inputs_and_outputs_goes_with_its_weight(fixtures, tmp_path, paramcli):
+    """Beside any weight of codes; an attention's own (k_scale) is no part of one and stays."""
+    place, answers = copied(fixtures, "integers", tmp_path)
+    beside = {
+        f"model.layers.output.{name}": torch.ones(1)
+        for name in ("input_scale", "input_zero_point", "output_scale", "output_zero_point")
+    }
+    path = changed(place, {**beside, "model.layers.k_scale": torch.ones(1)})
+    out = tmp_path / "out.safetensors"
+    paramcli("remove", path, "-o", out)
+    assert load_file(out).keys() == {*answers, "model.layers.k_scale"}
+
+
 def test_an_order_may_be_of_any_integers(fixtures, tmp_path, paramcli):
     """A few groups fit a byte."""
     place, answers = copied(fixtures, "older", tmp_path)
