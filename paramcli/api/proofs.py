@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..devices import torch_device
 from ..errors import UsageError
 from ..spec import path_of
-from ..spelling.opened import open_groups
+from ..spelling.opened import Opened, open_groups
 from ..watch import NOBODY, Watch
 from ..wording import given
 from .common import FilePath, Names, Paths, paths, patterns, ready, typed
@@ -75,6 +75,9 @@ def verify_merge(
         where = torch_device(device)
         if where == "mps":
             raise UsageError("Metal has no double precision", hint=given("device", "cpu"), option="device")
+        # What codes stand for is the float32 product: a merge adds to that, and not to what a bake would round it to.
+        exact = {n: replace(group, dtype="F32") if group.in_codes else group for n, group in plain.groups.items()}
+        plain = Opened(plain.source, exact)
         attached = beside(plain, adapters)
         result = answer(opened, plain, attached, asked, path_of(merged), patterns(tensor), device=where, watch=watch)
         if gathered is None:

@@ -41,6 +41,9 @@ NESTED = 3
 ASIDE = "aside."
 
 
+_CODES = ("int", "packed")
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
     """One tensor and the keys that spell it.
@@ -95,6 +98,11 @@ class Group:
     def roles(self) -> set[str]:
         """What the chain is to find, whichever keys spell it."""
         return {role for role in self.own_roles if "/" not in role} | self.nested.keys()
+
+    @property
+    def in_codes(self) -> bool:
+        """Is what it stores codes, from which its value is decoded?"""
+        return not self.is_plain and "original" in self.infos and kind_of(self.infos["original"].dtype) in _CODES
 
     @property
     def own_roles(self) -> list[str]:

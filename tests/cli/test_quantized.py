@@ -252,6 +252,51 @@ def test_an_adapter_is_merged_onto_what_the_codes_stand_for(tmp_path, paramcli):
     whole = tmp_path / "whole.safetensors"
     paramcli("merge", path, "--adapter", tmp_path / "lora", "-o", whole)
     assert torch.equal(load_file(whole)["l.weight"], load_file(out)["l.weight"].bfloat16())
+    for merged in (out, whole):
+        assert paramcli("verify", merged, "--base", path, "--adapter", tmp_path / "lora").code == 0
+    paramcli("merge", path, "--adapter", tmp_path / "lora", "--strength", 0.5, "-o", tmp_path / "half.safetensors")
+    half = ("verify", tmp_path / "half.safetensors", "--base", path, "--adapter", tmp_path / "lora")
+    assert "at 0.5 times its strength" in paramcli(*half, code=1).out
+
+
+def test_a_merge_onto_codes_leaves_none(tmp_path, paramcli):
+    """Weights that the adapter does not change are decoded too, and the configuration is a plain model's; an adapter of
+    plain weights leaves a quantized model quantized.
+    """
+    place = tmp_path / "model"
+    place.mkdir()
+    tensors = {"a.weight": codes(64, 64), "b.weight": codes(64, 64), "c.weight": torch.randn(64, 64)}
+    tensors |= {f"{name}.weight_scale_inv": torch.rand(2, 2) for name in "ab"}
+    home = {key: f"model-0000{1 + number % 2}-of-00002.safetensors" for number, key in enumerate(sorted(tensors))}
+    for file in set(home.values()):
+        save_file({key: T for key, T in tensors.items() if home[key] == file}, place / file)
+    (place / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": home}))
+    config = {"dtype": "bfloat16", "quantization_config": {"weight_block_size": [32, 32]}}
+    (place / "config.json").write_text(json.dumps(config))
+    for name in "ac":
+        (tmp_path / name).mkdir()
+        factors = {"lora_A": torch.randn(2, 64), "lora_B": torch.randn(64, 2)}
+        save_file(
+            {f"base_model.model.{name}.{part}.weight": T for part, T in factors.items()},
+            tmp_path / name / "adapter_model.safetensors",
+        )
+        (tmp_path / name / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 2}')
+        paramcli("merge", place, "--adapter", tmp_path / name, "-o", tmp_path / f"out_{name}")
+        done = {k: t for part in (tmp_path / f"out_{name}").glob("*.safetensors") for k, t in load_file(part).items()}
+        described = json.loads((tmp_path / f"out_{name}" / "config.json").read_text())
+        if name == "c":
+            assert described == config and torch.equal(
+                done["a.weight"].view(torch.uint8), tensors["a.weight"].view(torch.uint8)
+            )
+            continue
+        want = of_blocks(tensors["b.weight"], tensors["b.weight_scale_inv"], 32, 32).bfloat16()
+        assert (
+            described == {"dtype": "bfloat16"}
+            and torch.equal(done["b.weight"], want)
+            and set(done) == {f"{one}.weight" for one in "abc"}
+        )
+        proof = paramcli("verify", tmp_path / "out_a", "--base", place, "--adapter", tmp_path / name)
+        assert proof.code == 0
 
 
 def test_no_chain_is_put_on_codes_and_no_decoder_on_weights(tmp_path, paramcli):

@@ -87,6 +87,10 @@ class WithAdapters(Edit):
         return {name: group for name, group in twins.items() if name not in changed}
 
 
+def _decodes(groups: Sequence[Group]) -> bool:
+    return any(group.in_codes for group in groups)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Merge(WithAdapters):
     """The value of the changed tensors in their place."""
@@ -103,11 +107,17 @@ class Merge(WithAdapters):
 
     def choose(self, groups: Mapping[str, Group], where: Path) -> list[Group]:
         changed = super().choose(groups, where)
-        if (cast := self._cast()) is None:
-            return changed
         names = {group.tensor for group in changed}
         others = [group for name, group in groups.items() if name not in names]
-        return changed + [group for group in others if any(cast.changes(*item) for item in group.stored)]
+        # A model is quantized, or it is not: one with weights of both kinds is what no configuration describes.
+        decoded = [group for group in others if group.in_codes] if _decodes(changed) else []
+        cast = self._cast()
+        casts = [
+            group
+            for group in others
+            if cast is not None and not group.in_codes and any(cast.changes(*item) for item in group.stored)
+        ]
+        return changed + decoded + casts
 
     def _cast(self) -> Cast | None:
         if self.dtype is None or self.attached is None:
@@ -117,19 +127,24 @@ class Merge(WithAdapters):
 
     def planner(self, work: Planning) -> Planner:
         from .merge_work import MergeBake
+        from .remove_work import Bake
 
-        cast, plan = self._cast(), MergeBake(beside=work.source.beside, dtype=self.dtype).plan
-        return lambda group: (
-            plan(group)
-            if cast is None or not work.source.beside.isdisjoint(group.keys.values())
-            else cast.step(group, {key: key for key in group.keys.values()})
-        )
+        cast, merging = self._cast(), MergeBake(beside=work.source.beside, dtype=self.dtype)
+
+        def plan(group: Group) -> Step:
+            if not work.source.beside.isdisjoint(group.keys.values()):
+                return merging.plan(group)
+            if group.in_codes or cast is None:
+                return Bake(dtype=self.dtype).plan(group)
+            return cast.step(group, {key: key for key in group.keys.values()})
+
+        return plan
 
     def foretell(self, group: Group) -> Promise | None:
         return baked(group) if self.dtype is None else None
 
     def remarks(self, chosen: Sequence[Group], groups: Mapping[str, Group]) -> Iterator[str]:
-        cast = self._cast()
+        cast = None if _decodes(chosen) else self._cast()
         left = cast.left(dict(item for group in groups.values() for item in group.stored)) if cast else None
         yield from [left] if left else []
 
