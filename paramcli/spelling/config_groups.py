@@ -93,6 +93,21 @@ class ConfigGroups:
         return tuple(dict.fromkeys(maybe))
 
 
+def transforms_activations(values: Mapping[str, object]) -> bool:
+    """Does a `transform_config` turn what is computed with the weights as well? What is done to weights alone
+    (weight_input, weight_output) is in them already.
+    """
+    said = values.get("transform_config")
+    groups = said.get("config_groups") if isinstance(said, dict) else None
+    for scheme in groups.values() if isinstance(groups, dict) else ():
+        places = scheme.get("apply") if isinstance(scheme, dict) else None
+        for place in places if isinstance(places, list) else ():
+            where = place.get("location") if isinstance(place, dict) else None
+            if not isinstance(where, str) or not where.startswith("weight_"):
+                return True
+    return False
+
+
 def _settings(weights: Mapping[str, object]) -> Settings:
     kind, strategy, symmetric = (weights.get(name) for name in ("type", "strategy", "symmetric"))
     size = whole(weights.get("group_size"))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..dtypes import CODE_OF_TORCH, EDITABLE
-from .config_groups import ConfigGroups, block_of
+from .config_groups import ConfigGroups, block_of, transforms_activations
 
 CONFIG = "config.json"
 # Files that say the same again; they go where the weights are quantized no more.
@@ -48,6 +48,11 @@ class Quantization:
     def groups(self) -> ConfigGroups:
         """Which modules were quantized how (compressed-tensors)."""
         return ConfigGroups(self.values)
+
+    @functools.cached_property
+    def transforms(self) -> bool:
+        """Are the weights of layers that turn what they are given, or give, by other code (compressed-tensors)?"""
+        return transforms_activations(self.values)
 
     @property
     def block(self) -> tuple[int, int] | None:

@@ -205,7 +205,13 @@ def _read(parts: Parts, leaf: str) -> Reading | None:
 
 
 def _whole(reading: Reading, parts: Parts) -> Reading:
-    """The reading; unknown where there is more beside the codes than it reads."""
+    """The reading; unknown where there is more to the weight than its codes and what it reads beside them."""
+    if parts.config.transforms and not reading.unknown:
+        unknown = (
+            f"{TENSOR} is of a model whose layers turn their inputs or outputs as well (transform_config), which plain "
+            "weights do not"
+        )
+        return replace(reading, chain=None, unknown=unknown, hint=f"{LEAVE_OUT}, or give {given('chain')}")
     read = set(reading.keys.values())
     more = [info.name for leaf, info in parts.beside.items() if COMPANION.fullmatch(leaf) and info.name not in read]
     if not more or reading.unknown:

@@ -39,7 +39,7 @@ def int_scaled(parts: Parts) -> Reading | None:
         return None
     zeros = parts.beside.get("weight_zero_point")
     try:
-        grid = _grid(codes.shape, scale, parts.config.groups.of(parts.module))
+        grid = _grid(codes.shape, scale, _settings(parts))
         if zeros is not None and (kind_of(zeros.dtype) != "int" or zeros.shape != scale.shape):
             raise _Wrong(f"zero points of {shape_text(zeros.shape)} and scales of {shape_text(scale.shape)}")
         return _reading("int_scaled", parts, codes.shape, [f"int_scaled{grid}{_beside(codes.shape, parts)}"])
@@ -58,12 +58,21 @@ def int_packed(parts: Parts) -> Reading | None:
         return _reading("int_packed", parts, shape, [], wrong)
 
 
+def _settings(parts: Parts) -> list[Settings]:
+    """Those that the configuration may mean of integers."""
+    said = parts.config.groups.of(parts.module)
+    settings = [s for s in said if s.type != "float"]
+    if said and not settings:
+        raise _Wrong("a configuration that says they are floats")
+    return settings
+
+
 def _packed_chains(parts: Parts, shape: tuple[int, ...]) -> list[str]:
     """All that such words may be of a weight of this shape."""
     codes, scale, zeros = parts.codes, parts.beside.get("weight_scale"), parts.beside.get("weight_zero_point")
     if scale is None or scale.dtype not in EDITABLE:
         raise _Wrong("no scale beside them")
-    settings = [s for s in parts.config.groups.of(parts.module) if s.type != "float"]
+    settings = _settings(parts)
     arguments = _grid(shape, scale, settings) + _beside(shape, parts)
     if zeros is None and settings and all(s.symmetric is False for s in settings):
         raise _Wrong("no zero points, which its configuration says it has")

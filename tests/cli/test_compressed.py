@@ -223,6 +223,32 @@ def test_what_scales_a_layers_inputs_and_outputs_goes_with_its_weight(fixtures, 
     assert load_file(out).keys() == {*answers, "model.layers.k_scale"}
 
 
+@pytest.mark.parametrize("where, code", [("weight_input", 0), ("input", 3), ("k_cache", 3), (None, 3)])
+def test_a_model_that_turns_its_activations_has_no_plain_weights(where, code, fixtures, tmp_path, paramcli):
+    """A rotation of weights alone is in them; one that other code undoes would be missing."""
+
+    def turned(config):
+        scheme = {"type": "hadamard", "apply": [{"targets": ["Linear"], "location": where}]}
+        return {**config, "transform_config": {"config_groups": {"R1": scheme}}}
+
+    for name in ("packed", "floats"):
+        place, _ = copied(fixtures, name, tmp_path)
+        error = paramcli("remove", changed(place, {}, turned), "-o", tmp_path / f"{name}.o", code=code).err
+        assert ("turn their inputs or outputs as well (transform_config)" in error) == bool(code)
+
+
+def test_integers_that_the_configuration_calls_floats_are_refused(fixtures, tmp_path, paramcli):
+    """Packed or not."""
+
+    def floats(config):
+        return {"config_groups": {"all": {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "float"}}}}
+
+    for name in ("packed", "integers"):
+        place, _ = copied(fixtures, name, tmp_path)
+        error = paramcli("remove", changed(place, {}, floats), "-o", tmp_path / "o", code=3).err
+        assert "a configuration that says they are floats" in error
+
+
 def test_an_order_may_be_of_any_integers(fixtures, tmp_path, paramcli):
     """A few groups fit a byte."""
     place, answers = copied(fixtures, "older", tmp_path)
