@@ -206,3 +206,27 @@ def test_the_integers_of_a_value_are_those_it_came_of():
     part = Int8.make(torch.empty(3, 256))
     part.scale.data = torch.tensor([1e-20, 0.3, 1e20])
     assert torch.equal(part.inverse(part.map(codes)), codes)
+
+
+def test_an_adapter_goes_onto_what_the_codes_stand_for(tmp_path, paramcli):
+    """QLoRA's merge: in one pass what decoding first and merging then gives, for every layout of the codes."""
+    stored = load_file(HERE / "model.safetensors")
+    names = ("nf4", "as_bf16", "nested", "int8")
+    shapes = {"nf4": (24, 40), "as_bf16": (16, 64), "nested": (68, 130), "int8": (12, 20)}
+    base, adapter = tmp_path / "base.safetensors", tmp_path / "adapter"
+    save_file({key: T for key, T in stored.items() if key.split(".")[0] in names}, base)
+    factors = {}
+    for name, (out, inputs) in shapes.items():
+        factors[f"base_model.model.{name}.lora_A.weight"] = torch.randn(2, inputs)
+        factors[f"base_model.model.{name}.lora_B.weight"] = torch.randn(out, 2)
+    adapter.mkdir()
+    save_file(factors, adapter / "adapter_model.safetensors")
+    said = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": list(names)}
+    (adapter / "adapter_config.json").write_text(json.dumps(said))
+    paramcli("merge", base, "--adapter", adapter, "-o", tmp_path / "once.safetensors")
+    paramcli("remove", base, "--dtype", "float32", "-o", tmp_path / "plain.safetensors")
+    paramcli("merge", tmp_path / "plain.safetensors", "--adapter", adapter, "-o", tmp_path / "twice.safetensors")
+    once, twice = load_file(tmp_path / "once.safetensors"), load_file(tmp_path / "twice.safetensors")
+    assert once.keys() == twice.keys() == {f"{name}.weight" for name in names}
+    for key, T in once.items():
+        assert torch.equal(T, twice[key].to(T.dtype)), key
