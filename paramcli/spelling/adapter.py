@@ -6,6 +6,7 @@ An adapter is a list of changes, each of one tensor of a base: a parametrization
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -15,6 +16,7 @@ from ..checkpoint.joined import joined, same_bytes
 from ..checkpoint.source import Source, TensorInfo
 from ..dtypes import EDITABLE, dtype_name
 from ..errors import TENSOR, InputRefused, Known, UsageError
+from ..spec import value_text
 from ..text import closest, count_text, printable, printable_path, shape_text
 from ..view import View, parse_view
 from ..wording import call, given, words
@@ -196,6 +198,7 @@ class Attached:
                 raise _matches_nothing(groups, self.source, adapter, lost)
             self._require_copies(groups, label, adapter)
             unused, once = adapter.source.tensors.keys() - adapter.copies.keys() - adapter.idle, set[str]()
+            kinds: dict[tuple[str, frozenset[str]], Change] = {}
             # How the base stores its weights is told by those that are not square.
             for change in sorted(adapter.changes, key=lambda change: _is_square(groups, names[id(change)])):
                 if (name := names[id(change)]) is None:
@@ -204,6 +207,8 @@ class Attached:
                 if taken & once:
                     raise InputRefused(f"{TENSOR} is used twice", tensor=min(taken & once), path=adapter.source.path)
                 once |= taken
+                if (first := kinds.setdefault((name, frozenset(change.keys)), change)) is not change:
+                    raise _twice(name, first, change, adapter)
                 unused -= change.taken
                 made[name] = changed_group(made[name], change, label, adapter, self)
                 changed[name] = None
@@ -224,7 +229,9 @@ class Attached:
             raise InputRefused(
                 f"{TENSOR} is the adapter's own copy of the base's {printable(copied)}, and that is "
                 + ("another tensor" if stored is not None else f"made of others ({groups[copied].chain or 'a chain'})"),
-                hint="is it an adapter of this base?" if stored is not None else f"{_remove(self.source)} first",
+                hint="is it an adapter of this base?"
+                if stored is not None
+                else f"{call('remove', self.source.path)} first",
                 tensor=key,
                 path=adapter.source.path,
             )
@@ -253,6 +260,16 @@ def attach(opened: Opened, adapters: Sequence[Adapter], rounds: str = "none") ->
     attached = beside(opened, adapters, rounds)
     groups, names = attached.put_on(attached.groups)
     return Opened(attached.source, groups), names
+
+
+def _twice(name: str, first: Change, second: Change, adapter: Adapter) -> InputRefused:
+    """The refusal of two names for one change, of which no program that reads them takes both."""
+    return InputRefused(
+        f"{TENSOR} and {printable(min(first.keys.values()))} are the same change of {printable(name)}: "
+        "nothing tells which is meant",
+        tensor=min(second.keys.values()),
+        path=adapter.source.path,
+    )
 
 
 def _before_adapters(group: Group) -> str | None:
@@ -307,7 +324,9 @@ def changed_group(group: Group, change: Change, label: str, adapter: Adapter, at
         )
     if group.alternatives:
         raise InputRefused(
-            f"{TENSOR} has a chain that only its data decide", hint=f"{_remove(source)} first", tensor=group.tensor
+            f"{TENSOR} has a chain that only its data decide",
+            hint=f"{call('remove', source.path)} first",
+            tensor=group.tensor,
         )
     try:
         item, view = change.reads(group)
@@ -357,10 +376,6 @@ def rounding(item: str, rounds: str) -> str:
     return f"{item}:rounds={rounds}"
 
 
-def _remove(base: Source) -> str:
-    return call("remove", base.path)
-
-
 def _extended(group: Group, item: str, view: View, base: Source) -> tuple[Chain, View]:
     """The chain of the group and one item more, and the one view that they have."""
     before = None if group.is_plain else group.chain
@@ -370,7 +385,7 @@ def _extended(group: Group, item: str, view: View, base: Source) -> tuple[Chain,
         raise InputRefused(
             f"{TENSOR} is {before} through the view {group.view} already, and the adapter sees it through {view}; a "
             "chain has one view",
-            hint=f"{_remove(base)} first, or merge the adapters one after another",
+            hint=f"{call('remove', base.path)} first, or merge the adapters one after another",
             tensor=group.tensor,
             path=base.path,
         )
@@ -418,16 +433,11 @@ def _prefix_that_does(groups: Mapping[str, Group], adapter: Adapter) -> tuple[st
 
 def lora_item(name: str, rank: int, scale: float) -> str:
     """The item of a chain for a change that is scaled by `scale`, whatever its rank."""
-    from ..spec import value_text
-
     return f"{name}:rank={rank}:alpha={value_text(scale * rank)}"
 
 
 def matrix_of(shape: Sequence[int]) -> tuple[int, int]:
-    rest = 1
-    for size in shape[1:]:
-        rest *= size
-    return shape[0] if shape else 1, rest
+    return shape[0] if shape else 1, math.prod(shape[1:])
 
 
 def not_of_shape(group: Group, what: str, shapes: Iterable[Sequence[int]]) -> InputRefused:

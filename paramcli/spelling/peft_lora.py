@@ -75,6 +75,8 @@ def _changes(module: Module, config: Config) -> list[Change]:
     roles = {"lora_A": module.keys[first], "lora_B": module.keys[second]}
     if magnitude:
         roles["magnitude"] = module.keys["lora_magnitude_vector"]
+        if not B.shape[0] == math.prod(shape := module.shape("lora_magnitude_vector")) == max(shape, default=1):
+            raise module.refusal("lora_magnitude_vector", f"and the outputs of lora_B are {B.shape[0]}")
     item = lora_item("dora" if magnitude else "lora", rank, scale)
 
     def reads(group: Group) -> tuple[str, View]:

@@ -7,8 +7,8 @@ What is said meanwhile goes to a `Watch`; nothing here prints, and nothing decid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..errors import PATH, InputRefused, ParamcliError, UsageError, error_contex
 from ..spelling.opened import Opened, open_groups
 from ..text import listing, printable
 from ..watch import NOBODY, Watch
-from ..wording import AS_SAFETENSORS, given
+from ..wording import AS_SAFETENSORS, LEAVE_OUT, given
 from .edits.convert import Convert, parse_size
 from .output import (
     DEFAULT_SHARD_SIZE,
@@ -59,6 +59,18 @@ class Target:
     verify: bool = False
 
 
+@contextmanager
+def _in_options_of(edits: Sequence[Edit]) -> Iterator[None]:
+    """What is to be done next, where no edit takes tensors by name: adapters say which those are."""
+    try:
+        yield
+    except ParamcliError as error:
+        for one in (error, *error.others):
+            if one.advice and not any(edit.by_name for edit in edits):
+                one.advice = type(one.advice)(one.advice.replace(LEAVE_OUT, "leave it out of the adapter"))
+        raise
+
+
 def edit(
     command: str,
     edits: Sequence[Edit],
@@ -72,6 +84,7 @@ def edit(
         open_groups(path, target.root, target.ignore_record, watch.note) as opened,
         ExitStack() as stack,
         error_context(path=path),
+        _in_options_of(edits),
     ):
         ready = []
         for edit in edits:

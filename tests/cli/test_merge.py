@@ -389,6 +389,33 @@ WRONG = {
         {},
         "lora_bias of the configuration is not set",
     ),
+    "one change by two names": (
+        lambda t: {**t, **{key.replace(".lora_", ".base_layer.lora_"): 2 * T for key, T in t.items()}},
+        {},
+        "are the same change of model.layers.",
+    ),
+    "two tensors for one": (
+        lambda t: {
+            **t,
+            **{
+                f"base_model.model.lm_head.{at}weight": torch.ones(24, 16) for at in ("", "base_layer.modules_to_save.")
+            },
+        },
+        {},
+        "are the same change of lm_head.weight",
+    ),
+    "magnitudes in a matrix": (
+        lambda t: {
+            **t,
+            **{
+                key.replace("lora_A.weight", "lora_magnitude_vector"): torch.ones(4, T.shape[0])
+                for key, T in t.items()
+                if "lora_A" in key
+            },
+        },
+        {"use_dora": True},
+        "and the outputs of lora_B are 16",
+    ),
     "PiSSA": (lambda t: t, {"init_lora_weights": "pissa_niter_4"}, "the base was changed"),
     "another method": (lambda t: t, {"peft_type": "PREFIX_TUNING"}, "PREFIX_TUNING"),
     "what depends on the input": (lambda t: t, {"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
@@ -414,6 +441,7 @@ def test_what_does_not_fit_is_refused_by_name(wrong, command, adapters, tmp_path
     if (wrong, command) == ("NaN", "add"):
         return
     error = paramcli(command, base, "--adapter", folder, "-o", tmp_path / "out.safetensors", code=3).err
+    assert " -t" not in error  # which neither of the two has for adapters
     assert said in error and error.startswith("error: ") and sorted(tmp_path.iterdir()) == there
 
 
