@@ -35,12 +35,8 @@ if TYPE_CHECKING:
 PLAIN, PARAMETRIZED = "plain", "parametrized"
 # A pruned part of a weight norm is one tensor inside another; nothing that is written has more than two.
 NESTED = 3
-
-
 # How the roles begin of what stands beside a tensor and goes with it: scales of what is computed with it.
 ASIDE = "aside."
-
-
 _CODES = ("int", "packed")
 
 
