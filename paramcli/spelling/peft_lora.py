@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 
 from ..checkpoint.source import TensorInfo
+from ..errors import TENSOR, InputRefused
 from ..text import printable, shape_text
 from ..view import IDENTITY, View
 from .adapter import TRANSPOSE, Change, lora_item, matrix_of, not_of_shape
@@ -80,12 +81,26 @@ def _changes(module: Module, config: Config) -> list[Change]:
     item = lora_item("dora" if magnitude else "lora", rank, scale)
 
     def reads(group: Group) -> tuple[str, View]:
+        if magnitude:
+            _require_first(group)
         return item, _view(group, A, B, config, embedding)
 
     changes = [Change(f"{module.path}.weight", roles, reads, (f"{module.path}.in_proj_weight",))]
     if "lora_B.bias" in module.keys:
         changes.append(_of_bias(module, scale))
     return changes
+
+
+def _require_first(group: Group) -> None:
+    """InputRefused where an adapter is on the weight already: PEFT divides by the lengths of the weight without it."""
+    links = () if group.is_plain or group.chain is None else group.chain.links
+    if any(link.entry.family == "adapter" and not link.entry.name.startswith("saved") for link in links):
+        raise InputRefused(
+            f"{TENSOR} is {group.chain} before a DoRA, and PEFT takes the lengths of the weight without that: this is "
+            "not done here yet",
+            hint="merge the adapters one after another, which takes the lengths of the sum",
+            tensor=group.tensor,
+        )
 
 
 def _of_bias(module: Module, scale: float) -> Change:

@@ -252,6 +252,20 @@ def test_what_must_be_removed_first_is_the_base(adapters, tmp_path, paramcli):
     assert f"try: paramcli remove {viewed} first" in error and error.splitlines()[0].endswith(f"(in {viewed})")
 
 
+def test_a_dora_after_another_adapter_is_refused(adapters, tmp_path, paramcli):
+    """PEFT takes its lengths of the base and its own change alone. Before another one it is what PEFT merges."""
+    base, want = merged(adapters / "dora")
+    _, other = merged(adapters / "lora")
+    dora, lora, out = adapters / "dora", adapters / "lora", tmp_path / "out.safetensors"
+    for first in (lora, dora):
+        error = paramcli("merge", base, "--adapter", first, "--adapter", dora, "-o", out, code=3).err
+        assert "before a DoRA, and PEFT takes the lengths of the weight without that" in error
+    paramcli("merge", base, "--adapter", dora, "--adapter", lora, "-o", out)
+    got, before = load_file(out), load_file(base)
+    for name in want.keys() & other.keys():
+        torch.testing.assert_close(got[name], want[name] + other[name] - before[name], rtol=1e-5, atol=1e-5)
+
+
 def test_adapters_add_up_in_order(adapters, tmp_path, paramcli):
     """Two of them give the base and both changes, each with its strength."""
     base, want = merged(adapters / "lora")
