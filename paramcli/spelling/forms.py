@@ -37,7 +37,6 @@ PLAIN, PARAMETRIZED = "plain", "parametrized"
 NESTED = 3
 # How the roles begin of what stands beside a tensor and goes with it: scales of what is computed with it.
 ASIDE = "aside."
-_CODES = ("int", "packed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +97,7 @@ class Group:
     @property
     def in_codes(self) -> bool:
         """Is what it stores codes, from which its value is decoded?"""
-        return not self.is_plain and "original" in self.infos and kind_of(self.infos["original"].dtype) in _CODES
+        return "original" in self.infos and kind_of(self.infos["original"].dtype) in ("int", "packed")
 
     @property
     def own_roles(self) -> list[str]:
