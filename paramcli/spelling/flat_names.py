@@ -84,7 +84,9 @@ class FlatNames(Names):
             if taken.setdefault(found[0], module) != module:
                 raise InputRefused(
                     f"{printable(taken[found[0]])} and {printable(module)} are both of {TENSOR}",
-                    hint=f"{_keeping(prefix)}, and merge that: they are of two models, and the base is one of them",
+                    hint=f"{_keeping(prefix)}, and merge that: they are of two models, and the base is one of them"
+                    if prefix_of(taken[found[0]]) != prefix
+                    else "nothing tells which is meant",
                     tensor=found[0],
                 )
             return found[0]

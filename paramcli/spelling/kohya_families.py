@@ -23,6 +23,7 @@ from .adapter import Change, not_of_shape
 from .flat_names import prefix_of
 from .forms import Group
 from .peft_config import Config
+from .peft_lora import require_first
 
 # How a number lies in its bytes. (BF16: the upper half of an F32.)
 _NUMBERS = {"F64": "<d", "F32": "<f", "F16": "<e", "I64": "<q", "I32": "<i", "I16": "<h", "I8": "<b", "U8": "<B"}
@@ -155,6 +156,8 @@ def change_of(module: Module, family: Family) -> Change:
         whole = item
         if len(group.shape) < 2 and not family.of_any_shape:
             raise not_of_shape(group, "change is of matrices,", [module.shape(part) for part in parts.values()])
+        if "magnitude" in keys:
+            require_first(group)
         if decomposed:
             axis = _axis(module, group)
             whole += "," + module.item("lycoris.dora", strength=module.strength, axis=axis)
@@ -215,6 +218,8 @@ def _lora(module: Module, strength: float) -> tuple[str, dict[str, str]]:
     if "lora_mid" in module.keys:
         return module.item("tucker", **numbers), {part: part for part in (down, "lora_mid", up)}
     if "magnitude" in module.keys:
+        if "dora_scale" in module.keys:
+            raise module.refusal("magnitude", f"and {printable(module.keys['dora_scale'])} are the same change")
         return module.item("dora", **numbers), {"lora_A": down, "lora_B": up, "magnitude": "magnitude"}
     return module.item("lora", **numbers), {"lora_A": down, "lora_B": up}
 

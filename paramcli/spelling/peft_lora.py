@@ -82,7 +82,7 @@ def _changes(module: Module, config: Config) -> list[Change]:
 
     def reads(group: Group) -> tuple[str, View]:
         if magnitude:
-            _require_first(group)
+            require_first(group)
         return item, _view(group, A, B, config, embedding)
 
     changes = [Change(f"{module.path}.weight", roles, reads, (f"{module.path}.in_proj_weight",))]
@@ -91,7 +91,7 @@ def _changes(module: Module, config: Config) -> list[Change]:
     return changes
 
 
-def _require_first(group: Group) -> None:
+def require_first(group: Group) -> None:
     """InputRefused where an adapter is on the weight already: PEFT divides by the lengths of the weight without it."""
     links = () if group.is_plain or group.chain is None else group.chain.links
     if any(link.entry.family == "adapter" and not link.entry.name.startswith("saved") for link in links):

@@ -549,3 +549,24 @@ def test_what_was_added_loads_onto_a_live_model(kohya, tmp_path, paramcli):
     want = load_file(merged)
     for new, old in names.items():
         torch.testing.assert_close(model[new].weight, want[f"{old}.weight"], rtol=1e-6, atol=1e-7)
+
+
+def test_what_is_there_twice_is_refused(tmp_path, paramcli):
+    """Two words for the lengths of a DoRA; one module flat and dotted, of which no pattern leaves the right one."""
+    base, adapter, out = (tmp_path / f"{name}.safetensors" for name in ("base", "adapter", "out"))
+    save_file({"m.a.weight": torch.randn(8, 8)}, base)
+
+    def pair(name):
+        return {f"{name}.lora_down.weight": torch.randn(2, 8), f"{name}.lora_up.weight": torch.randn(8, 2)}
+
+    lengths = {"lora_unet_m_a.lora_magnitude_vector": torch.ones(8), "lora_unet_m_a.dora_scale": torch.ones(8, 1)}
+    for tensors, said in (
+        ({**pair("lora_unet_m_a"), **lengths}, "lora_unet_m_a.dora_scale are the same change"),
+        ({**pair("lora_unet_m_a"), **pair("lora_unet_m.a")}, "try: nothing tells which is meant"),
+    ):
+        save_file(tensors, adapter)
+        assert said in paramcli("merge", base, "--adapter", adapter, "-o", out, code=3).err
+    save_file({**pair("lora_unet_m_a"), "lora_unet_m_a.lora_magnitude_vector": torch.ones(8)}, adapter)
+    paramcli("merge", base, "--adapter", adapter, "-o", out)
+    twice = paramcli("merge", base, *["--adapter", adapter] * 2, "-o", out, "-f", code=3).err
+    assert "before a DoRA, and PEFT takes the lengths" in twice
