@@ -164,7 +164,7 @@ def diff(
     """Compare effective weights: plain, baked, old and new spellings of one model are equal.
 
     Args:
-        tolerance: the relative distance that counts as equal, by default 16 eps of the dtype.
+        tolerance: the relative distance that counts as equal, by default 16 eps of the dtype, 2 of a half.
         exact: every bit.
         adapter, adapter_b: what is attached to A and to B before they are compared; `strength` and `strength_b` as of
             `merge`, and `adapter_prefix` for the names of all of them.

@@ -30,7 +30,7 @@ def diff(
         typer.Option(
             "--tol",
             metavar="X",
-            help="Relative distance that counts as equal; default 16 eps of the dtype.",
+            help="Relative distance that counts as equal; default 16 eps of the dtype, 2 of a half.",
             show_default=False,
         ),
     ] = None,
