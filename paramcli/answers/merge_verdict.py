@@ -185,4 +185,5 @@ class MergeResult(Sequence[MergeVerdict]):
 
 def share(value: float) -> str:
     """0.123 -> '12 %'"""
-    return f"{number_text(100 * value)} %"
+    percent = 100 * value
+    return f"{percent:.0f} %" if 10 <= percent < 1e6 else f"{number_text(percent)} %"

@@ -84,6 +84,8 @@ def _written(result: EditResult) -> Iterator[str]:
         )
     elif result.claims:
         yield f"next: {call('verify', result.output)}"
+    elif result.same_weights and result.decoded:
+        yield f"next: {call('verify', result.output, base=result.checkpoint, round_trip=True)}"
     elif result.same_weights:
         root = {"root": result.root} if result.root else {}
         yield f"next: {call('diff', result.checkpoint, result.output, **root)}"

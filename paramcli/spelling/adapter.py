@@ -23,7 +23,7 @@ from ..wording import call, given, words
 from .forms import PARAMETRIZED, Group
 from .opened import Opened
 from .record import Entry
-from .unparametrized import ONTO_BASE, instead_of_chains
+from .unparametrized import IN_BASE, ONTO_BASE, instead_of_chains
 
 # A name as the adapter has it -> as the base has it.
 Rename = Callable[[str], str]
@@ -401,8 +401,12 @@ def _matches_nothing(
     where, hint = printable_path(base.path), adapter.names.hint(groups, adapter, lost)
     if instead_of_chains(groups).hint == ONTO_BASE:
         where, hint = f"{where}, which is an adapter itself", "give the file of the base model's weights"
+    elif instead_of_chains(groups).hint == IN_BASE:
+        where = f"{where}, which holds a base and adapters of its own"
+        hint = f"{given('adapter', 'adapter_config.json')} merges those, by the configuration alone"
+    what = f"{TENSOR}{more} of {of_all} are" if more else f"{TENSOR}, one of {of_all}, is"
     return InputRefused(
-        f"{TENSOR}{more} of {of_all} {'are' if len(lost) > 1 else 'is'} not in {where}",
+        f"{what} not in {where}",
         hint=hint,
         tensor=lost[0].tensor,
         path=adapter.source.path,

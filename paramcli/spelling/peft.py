@@ -73,8 +73,9 @@ def open_peft(path: Path, strength: float = 1.0) -> Adapter:
             f"its peft_type is {printable(config.peft_type)}, {why}", hint=f"what is merged is {', '.join(FAMILIES)}"
         )
     family.check(config)
-    of_folder = path.is_dir() or path.name == ADAPTER_CONFIG
-    weights = next((folder / name for name in ADAPTER_WEIGHTS if (folder / name).exists()), None) if of_folder else path
+    # Who gives the configuration alone has the tensors elsewhere: in the base's own file.
+    in_folder = ADAPTER_WEIGHTS if path.is_dir() else () if path.name == ADAPTER_CONFIG else (path.name,)
+    weights = next((folder / name for name in in_folder if (folder / name).exists()), None)
     if weights is None:
         nothing = Source(folder / ADAPTER_CONFIG, "", [], {})
         inside = Inside(config, PARTS, lambda source: _adapter(source, config, family))

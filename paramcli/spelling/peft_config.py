@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..errors import InputRefused
 from ..text import listing, printable
+from ..wording import given
 from .patterns import Budget, Pattern, Unknown
 
 MAX_CONFIG = 1 << 20
@@ -58,7 +59,10 @@ class Config:
             values = json.loads(data.decode("utf-8"))
         except FileNotFoundError:
             raise InputRefused(
-                "an adapter's scale is in its adapter_config.json, and there is none", path=path.parent
+                "an adapter's scale is in its adapter_config.json, and there is none",
+                hint=f"{given('adapter')} is for the folder that save_pretrained of a PEFT model wrote; the base stands"
+                " before it",
+                path=path.parent,
             ) from None
         except (OSError, ValueError, RecursionError):
             values = None

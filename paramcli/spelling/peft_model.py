@@ -14,7 +14,7 @@ Source: peft 0.21, utils/save_and_load.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ..checkpoint.source import Source, TensorInfo
@@ -73,8 +73,8 @@ class Inside:
     def _name(self, adapters: Collection[str]) -> str:
         if not adapters:
             raise self.config.refusal(
-                "there is no adapter_model.safetensors beside it, and the base holds no adapter itself",
-                hint=given("adapter", "FOLDER"),
+                "it is given without adapter_model.safetensors, and the base holds no adapter itself",
+                hint=f"{given('adapter', str(self.config.path.parent))}, if that folder has the weights",
             )
         wanted = self.config.path.parent.name if len(adapters) > 1 else next(iter(adapters))
         found = next((name for name in (wanted, "default") if name in adapters), None)
@@ -96,8 +96,10 @@ def _apart(tensors: Iterable[str], parts: Collection[str]) -> tuple[dict[str, st
     saved = re.compile(r"(.+)\.modules_to_save\.([^.]+)\.(.+)", re.S)
     own: dict[str, str] = {}
     adapters: dict[str, dict[str, str]] = {}
+    tensors = list(tensors)
+    outer = _outer(tensors)
     for key in tensors:
-        plain = key.removeprefix(_PREFIX)
+        plain = key.removeprefix(outer).removeprefix(_PREFIX)
         if found := change.fullmatch(plain):
             # What all modules share is above them.
             where = found[1] if found[1] == "base_model" else f"{_PREFIX}{found[1]}"
@@ -107,3 +109,10 @@ def _apart(tensors: Iterable[str], parts: Collection[str]) -> tuple[dict[str, st
         else:
             own[".".join(part for part in plain.split(".") if part not in ("base_layer", "original_module"))] = key
     return own, adapters
+
+
+def _outer(keys: Sequence[str]) -> str:
+    """What stands before the PEFT model's own prefix where a trainer holds that model: the same before all of them."""
+    found = {key[: key.index(_PREFIX)] for key in keys if _PREFIX in key}
+    outer = found.pop() if len(found) == 1 else ""
+    return outer if all(key.startswith(outer) for key in keys) else ""

@@ -80,6 +80,12 @@ class EditResult:
         same = bool(steps) and all(step.action in SAME_WEIGHT for step in steps)
         return same and not told and self.output != self.checkpoint
 
+    @property
+    def decoded(self) -> bool:
+        """Were codes baked, and nothing else done?"""
+        steps = self.plan.steps
+        return bool(steps) and all(step.action == "bake" and step.group.in_codes for step in steps)
+
     def document(self, speak: Speech = in_python) -> dict[str, object]:
         """As --json prints it, which speaks as a shell does."""
         told = partial(speak, path=self.checkpoint, root=self.root)
