@@ -17,8 +17,8 @@ from ..chain import Chain
 from ..checkpoint.disk.interrupts import import_torch
 from ..dtypes import EDITABLE
 from ..errors import PATH, InputRefused, ParamcliError
-from ..spelling.adapter import Attached, beside
 from ..spelling.adapters import open_adapters
+from ..spelling.attached import Attached, beside
 from ..spelling.forms import Group
 from ..spelling.opened import Opened, choose_any
 from ..text import listing

@@ -53,8 +53,8 @@ def verify_merge(
     from ..answers.merged import Asked
     from ..answers.merged import verify_merge as answer
     from ..show.reports import check_report, facts, gathering, write_page
-    from ..spelling.adapter import beside
     from ..spelling.adapters import open_adapters, strengths_of
+    from ..spelling.attached import beside
 
     ready()
     if not paths(adapter):

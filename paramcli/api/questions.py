@@ -51,8 +51,8 @@ def inspect(
     with open_groups(path_of(ckpt), root, ignore_record, watch.note) as opened:
         if not (files := paths(adapter)):
             return answer(opened, patterns(tensor), adapter_facts(path_of(ckpt), opened.source.tensors))
-        from ..spelling.adapter import attach
         from ..spelling.adapters import open_adapters
+        from ..spelling.attached import attach
 
         with open_adapters(files, prefixes=patterns(adapter_prefix)) as adapters:
             attached, names = attach(opened, adapters)
@@ -202,8 +202,8 @@ def _attached(
     """The checkpoint with adapters on its tensors, which are closed with `stack`; as it is where there are none."""
     if not paths(adapter):
         return opened
-    from ..spelling.adapter import attach
     from ..spelling.adapters import open_adapters
+    from ..spelling.attached import attach
 
     return attach(opened, stack.enter_context(open_adapters(paths(adapter), strength, prefixes)))[0]
 

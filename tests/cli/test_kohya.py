@@ -331,7 +331,7 @@ def test_why_a_name_is_in_no_base_is_said(label, tmp_path, paramcli):
     words = ("lora_A.weight", "lora_B.weight") if "." in module else ("lora_down.weight", "lora_up.weight")
     adapter = {f"{module}.{words[0]}": torch.ones(1, 3), f"{module}.{words[1]}": torch.ones(3, 1)}
     error = merge(paramcli, tmp_path, {tensor: torch.ones(3, 3)}, adapter, code=3)[1]
-    assert error.startswith(f"error: {module}.weight of 1 changed tensor is not in") and told in error
+    assert error.startswith(f"error: {module}.weight is not in") and told in error
 
 
 def test_a_prefix_is_replaced_in_flat_names_too(tmp_path, paramcli):

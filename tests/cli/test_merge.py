@@ -474,7 +474,7 @@ def test_what_is_no_adapter_is_said(adapters, tmp_path, paramcli):
     empty.mkdir()
     assert "there is none" in paramcli("merge", base, "--adapter", empty, code=3).err
     shutil.copy(adapters / "lora" / "adapter_config.json", empty)
-    assert "no adapter_model.safetensors" in paramcli("merge", base, "--adapter", empty, code=3).err
+    assert "without adapter_model.safetensors" in paramcli("merge", base, "--adapter", empty, code=3).err
     bare = tmp_path / "bare"
     shutil.copytree(adapters / "lora", bare)
     (bare / "adapter_config.json").unlink()

@@ -11,8 +11,9 @@ from typing import ClassVar, Literal, TypeVar
 from ...checkpoint.header import Slot
 from ...dtypes import CAST_DTYPES, COMPUTE_DTYPES, CastDtype, ComputeDtype
 from ...errors import TENSOR, InputRefused, UsageError
-from ...spelling.adapter import Attached, beside, parse_prefix
+from ...spelling.adapter import parse_prefix
 from ...spelling.adapters import open_adapters, strengths_of
+from ...spelling.attached import Attached, beside
 from ...spelling.forms import Group
 from ...spelling.keys import parametrized_key
 from ...spelling.opened import Opened
