@@ -263,7 +263,8 @@ def _matches_nothing(
     elif instead_of_chains(groups).hint == IN_BASE:
         where = f"{where}, which holds a base and adapters of its own"
         hint = f"{given('adapter', 'adapter_config.json')} merges those, by the configuration alone"
-    what = f"{TENSOR}{more} of {of_all} are" if more else f"{TENSOR}, one of {of_all}, is"
+    only = len(adapter.changes) == 1
+    what = f"{TENSOR}{more} of {of_all} are" if more else f"{TENSOR} is" if only else f"{TENSOR}, one of {of_all}, is"
     return InputRefused(
         f"{what} not in {where}",
         hint=hint,
