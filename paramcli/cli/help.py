@@ -100,12 +100,13 @@ def _width() -> int:
 
 def _cells(parameter: Parameter, known: dict[str, type]) -> list[str]:
     """The names of an option or argument, and the kind of its value."""
-    metavar = parameter.metavar or ""
+    metavar, star = parameter.metavar or "", _paint("*" if parameter.required else "", REQUIRED)
     if not isinstance(parameter, TyperOption):
         kind = _kind(f"<{known[parameter.name or ''].__name__.lower()}>")
-        return [_paint("*" if parameter.required else "", REQUIRED), _paint(metavar, NAME), kind]
+        return [star, _paint(metavar, NAME), kind]
     long, short = ([name for name in parameter.opts if name.startswith("--") is wanted] for wanted in (True, False))
     names = [
+        star,
         _paint(",".join(long), NAME),
         _paint(",".join(short), SWITCH),
         _paint(",".join(parameter.secondary_opts), NEGATIVE),
