@@ -64,11 +64,12 @@ class LoRA(Parametrization):
         return cls(*factors(value, rank), alpha, rounds)
 
     def change(self, X: Tensor) -> Tensor:
-        change = (self.lora_B.to(X.dtype) @ self.lora_A.to(X.dtype)).view(X.shape) * self.scaling
+        # In place, as memory that is new costs more than what is computed in it.
+        change = (self.lora_B.to(X.dtype) @ self.lora_A.to(X.dtype)).view(X.shape).mul_(self.scaling)
         return rounded(change, self.rounds)
 
     def map(self, X: Tensor) -> Tensor:
-        return X + self.change(X)
+        return self.change(X).add_(X)
 
     def inverse(self, W: Tensor) -> Tensor:
         with torch.no_grad():
