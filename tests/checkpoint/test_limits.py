@@ -131,8 +131,8 @@ def test_an_index_and_a_record_too_large_are_not_written(tmp_path, paramcli, mon
 
 
 def test_inspect_and_convert_cost_a_few_times_what_reading_the_header_does(tmp_path, paramcli):
-    """Of 20,000 tensors: at most fifty times `json.loads` of the same header, which without the collector's passes takes
-    a quarter of its time; it is 16 to 35 times that.
+    """Of 20,000 tensors: at most fifty times `json.loads` of the same header, which without the collector's passes
+    takes a quarter of its time; it is 16 to 35 times that.
     """
     slots = [header.Slot(f"model.layers.{i // 10}.block{i % 10}.weight", "F32", (2, 2)) for i in range(20_000)]
     path = tmp_path / "m.safetensors"
