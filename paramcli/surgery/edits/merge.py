@@ -6,14 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 from ...checkpoint.header import Slot
 from ...dtypes import CAST_DTYPES, COMPUTE_DTYPES, CastDtype, ComputeDtype
 from ...errors import TENSOR, InputRefused, UsageError
-from ...spelling.adapter import parse_prefix
-from ...spelling.adapters import open_adapters, strengths_of
-from ...spelling.attached import Attached, beside
 from ...spelling.forms import Group
 from ...spelling.keys import parametrized_key
 from ...spelling.opened import Opened
@@ -22,6 +19,9 @@ from ...wording import given
 from ..plan import Promise, Step, baked
 from .base import Edit, Planner, Planning, option
 from .cast import Cast
+
+if TYPE_CHECKING:
+    from ...spelling.attached import Attached
 
 # How another program merges, in place of one rounding of the sum: PEFT with the adapter in half precision rounds the
 # change too.
@@ -50,11 +50,18 @@ class WithAdapters(Edit):
                 hint=given("adapter", "FOLDER"),
                 option="adapter",
             )
+        # What reads adapters has the whole catalogue with it: other edits do without.
+        from ...spelling.adapter import parse_prefix
+        from ...spelling.adapters import strengths_of
+
         strengths_of(self.adapter, self.strength)
         for text in self.adapter_prefix:
             parse_prefix(text)
 
     def opening(self: Self, opened: Opened, stack: ExitStack) -> tuple[Self, Opened]:
+        from ...spelling.adapters import open_adapters
+        from ...spelling.attached import beside
+
         adapters = stack.enter_context(open_adapters(self.adapter, self.strength, self.adapter_prefix))
         attached = beside(opened, adapters, ROUNDS[self.like] if self.like else "none")
         return replace(self, attached=attached), Opened(attached.source, dict(attached.groups))
