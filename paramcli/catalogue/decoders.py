@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import cast
 
+from ..maths.tiles import tiles_shape
 from ..spec import Argument, Value
 from .entry import Entry, Shape, Stored
 from .measures import DECODABLE, ROUND_TRIP
@@ -20,10 +21,20 @@ def count(arguments: Mapping[str, Value], name: str) -> int:
     return cast("int", arguments[name])
 
 
+SCALES = Argument(
+    "scales",
+    "choice",
+    "how they lie: row by row, or in tiles of 128 rows and 4 columns, as tensor cores take them",
+    "rows",
+    choices=("rows", "tiles"),
+)
+
+
 def _block_stores(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
     rows, columns = count(arguments, "rows"), count(arguments, "columns")
     grid = (*shape[:-2], math.ceil(shape[-2] / rows), math.ceil(shape[-1] / columns))
-    return {"original": (None, shape), "scale": (None, grid)}
+    tiled = arguments.get("scales") == "tiles"
+    return {"original": (None, shape), "scale": (None, tiles_shape(*grid) if tiled else grid)}
 
 
 def _scaled_stores(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
@@ -36,14 +47,17 @@ DECODERS = (
         name="fp8_block",
         family="quantized",
         summary="8-bit floats, with a scale for each block of rows and columns",
-        law="W_ij = code_ij scale_(i // rows, j // columns), in float32; the last blocks may be short",
+        law="W_ij = code_ij scale_(i // rows, j // columns), in float32; the last blocks may be short; scales=tiles: "
+        "they lie in tiles of 128 rows and 4 columns, as tensor cores take them",
         maps=(("any", "any"),),
         right_inverse="code = W / scale, rounded to the nearest 8-bit float",
-        source="DeepSeek-V3; transformers 5.24 (finegrained_fp8), compressed-tensors 0.20 (strategy block)",
+        source="DeepSeek-V3; transformers 5.24 (finegrained_fp8), compressed-tensors 0.20 (strategy block); ComfyUI "
+        "(mxfp8), whose scales lie in tiles",
         target="decoders:Blocks",
         arguments=(
             Argument("rows", "int", "rows of a block", required=True, minimum=1, maximum=MOST),
             Argument("columns", "int", "columns of a block", required=True, minimum=1, maximum=MOST),
+            SCALES,
         ),
         cost="one pass",
         verifies=f"{DECODABLE}; {ROUND_TRIP}",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from ..maths.tiles import tiles_shape
 from ..spec import Argument, Value
+from .decoders import SCALES
 from .entry import Entry, Shape, Stored
 
 
@@ -22,6 +24,13 @@ def _stores(bits: int, run: int, *more: str) -> Callable[[Shape, Mapping[str, Va
 def _mx4_stores(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
     turned = (*shape[:-2], shape[-1], shape[-2]) if arguments.get("transposed") else shape
     return _stores(4, 32)(turned, arguments)
+
+
+def _nv4_stores(shape: Shape, arguments: Mapping[str, Value]) -> Stored:
+    stored = _stores(4, 16, "global_scale")(shape, arguments)
+    if arguments.get("scales") == "tiles":
+        stored["scale"] = (None, tiles_shape(*stored["scale"][1]))
+    return stored
 
 
 DECODERS = (
@@ -60,10 +69,11 @@ DECODERS = (
         family="quantized",
         summary="floats of 4 bits, two in a byte, with an 8-bit float for each 16 columns and one scale for all",
         law="W = e2m1(code) (scale / global_scale), or (scale global_scale), in float32, the scales first; the lower "
-        "half of a byte is the even column",
+        "half of a byte is the even column, or the upper (first=high); scales=tiles: as of fp8_block",
         maps=(("any", "any"),),
         right_inverse="code of the nearest value of W over the scales",
-        source="compressed-tensors 0.20 (nvfp4-pack-quantized) divides, ModelOpt 0.47 (weight_scale_2) multiplies",
+        source="compressed-tensors 0.20 (nvfp4-pack-quantized) divides, ModelOpt 0.47 (weight_scale_2) multiplies; "
+        "ComfyUI (nvfp4) too, the upper half first and the scales in tiles",
         target="minifloats:NvFp4",
         arguments=(
             Argument(
@@ -73,10 +83,12 @@ DECODERS = (
                 required=True,
                 choices=("divides", "multiplies"),
             ),
+            Argument("first", "choice", "the half of a byte that is the even column", "low", choices=("low", "high")),
+            SCALES,
         ),
         reshapes=True,
         cost="one pass",
-        stores=_stores(4, 16, "global_scale"),
+        stores=_nv4_stores,
         decodes=True,
     ),
 )

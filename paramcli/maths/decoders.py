@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import InputRefused
 from .base import Check, Parametrization
+from .tiles import ROWS, from_tiles, require_matrix, tiles_shape
 
 
 class Decoder(Parametrization):
@@ -60,39 +61,50 @@ def no_exponents(scale: Tensor) -> int:
 
 class Blocks(Decoder):
     r"""W_ij = code_ij scale_(i // rows, j // columns), for matrices (..., out, in) and scales (..., ceil(out / rows),
-    ceil(in / columns)).
+    ceil(in / columns)). scales=tiles: they lie as `tiles.py` says, of one matrix.
 
     Inverse: code = W / scale, rounded to the nearest 8-bit float. Codes of W are the codes that W came of, as a product
              in float32 is within eps of them and they are 2^-4 apart; but for codes of a scale 0.
     Cost:    one pass.
-    Source:  transformers 5.24, integrations/finegrained_fp8.
+    Source:  transformers 5.24, integrations/finegrained_fp8; comfy-kitchen 0.2.40 (TensorCoreMXFP8Layout) for tiles.
     """
 
     exponents = ("scale",)
 
-    def __init__(self, scale: Tensor, rows: int, columns: int):
+    def __init__(self, scale: Tensor, rows: int, columns: int, tiled: bool = False):
         super().__init__()
         self.scale = nn.Parameter(scale, requires_grad=False)
-        self.rows, self.columns = rows, columns
+        self.rows, self.columns, self.tiled = rows, columns, tiled
 
     @classmethod
-    def by_rows(cls, shape: torch.Size, rows: int = 1, columns: int = 1) -> dict[str, int]:
+    def by_rows(cls, shape: torch.Size, rows: int = 1, columns: int = 1, scales: str = "rows") -> dict[str, int]:
         """Of a matrix the scale has a row for so many of the weight's; of several every one its own."""
-        return {"original": 1, "scale": rows if len(shape) == 2 else 1}
+        each = rows * (ROWS if scales == "tiles" else 1)
+        return {"original": 1, "scale": each if len(shape) == 2 else 1}
 
     @classmethod
-    def check_shape(cls, shape: torch.Size, rows: int = 1, columns: int = 1) -> None:
+    def check_shape(cls, shape: torch.Size, rows: int = 1, columns: int = 1, scales: str = "rows") -> None:
         if len(shape) < 2:
             raise InputRefused(f"fp8_block needs a matrix; the tensor has {len(shape)} dimensions")
+        if scales == "tiles":
+            require_matrix(shape)
 
     @classmethod
-    def make(cls, value: Tensor, rows: int = 1, columns: int = 1) -> Blocks:
+    def make(cls, value: Tensor, rows: int = 1, columns: int = 1, scales: str = "rows") -> Blocks:
         *batch, out, inputs = value.shape
-        return cls(value.new_ones(*batch, math.ceil(out / rows), math.ceil(inputs / columns)), rows, columns)
+        grid = (*batch, math.ceil(out / rows), math.ceil(inputs / columns))
+        tiled = scales == "tiles"
+        return cls(value.new_ones(tiles_shape(*grid) if tiled else grid), rows, columns, tiled)
+
+    def grid(self, X: Tensor) -> Tensor:
+        """The scales of the blocks of X: a row for each row of blocks."""
+        if not self.tiled:
+            return self.scale
+        return from_tiles(self.scale, math.ceil(X.size(-2) / self.rows), math.ceil(X.size(-1) / self.columns))
 
     def by_blocks(self, X: Tensor, how: Callable[..., Tensor]) -> Tensor:
         """`how` of each entry and its scale, without a scale of its own for each: rows of blocks at once."""
-        scale = as_scale(self.scale, X.dtype).repeat_interleave(self.columns, -1)[..., : X.size(-1)]
+        scale = as_scale(self.grid(X), X.dtype).repeat_interleave(self.columns, -1)[..., : X.size(-1)]
         full = X.size(-2) // self.rows
         made, whole = torch.empty_like(X), (..., slice(0, full * self.rows), slice(None))
         how(

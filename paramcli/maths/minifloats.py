@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from ..errors import InputRefused
 from .decoders import Decoder, as_scale
+from .nibbles import halves_swapped
 from .packed import looked_up, packed_octets
+from .tiles import ROWS, from_tiles, require_matrix, tiles_shape
 
 
 def values_of(mantissa: int) -> tuple[float, ...]:
@@ -59,19 +61,19 @@ class Minifloats(Decoder):
         shape = (*value.shape[:-1], value.size(-1) * self.bits // 8)
         return torch.empty(shape, dtype=self.codes, device=value.device)
 
-    def scales(self) -> Tensor:
-        """Of each run, in the dtype that is computed in."""
+    def scales(self, shape: torch.Size) -> Tensor:
+        """Of each run of values of this shape, in the dtype that is computed in."""
         return as_scale(self.scale, self.dtype)
 
     def map(self, codes: Tensor) -> Tensor:
         table = torch.tensor(values_of(self.bits - 3), dtype=self.dtype, device=codes.device)
         values = looked_up(codes, self.bits, table)
-        scales = self.scales()
+        scales = self.scales(values.shape)
         values.unflatten(-1, (scales.size(-1), -1)).mul_(scales.unsqueeze(-1))
         return values
 
     def inverse(self, W: Tensor) -> Tensor:
-        scales = self.scales().to(W.dtype)
+        scales = self.scales(W.shape).to(W.dtype)
         values = (W.unflatten(-1, (scales.size(-1), -1)) / scales.unsqueeze(-1)).flatten(-2)
         positive = torch.tensor(values_of(self.bits - 3)[: 1 << self.bits - 1], dtype=W.dtype, device=W.device)
         numbers = torch.bucketize(values.abs().nan_to_num(0), (positive[1:] + positive[:-1]) / 2)
@@ -142,23 +144,47 @@ class NvFp4(Minifloats):
     r"""W = e2m1(code) (scale / global_scale), or (scale global_scale) with global_scale=multiplies: a scale of 8 bits
     for each 16 columns and one number for all. The two scales come together first: the other order rounds otherwise.
 
+    first=high: the even column is the upper half of a byte; scales=tiles: they lie as `tiles.py` says, of a matrix.
+
     Inverse: as of `MxFp4`; codes of a scale 0 are lost.
-    Cost:    one look-up for two entries, and one pass.
-    Source:  compressed-tensors 0.20 (nvfp4-pack-quantized) divides, ModelOpt 0.47 (weight_scale_2) multiplies.
+    Cost:    one look-up for two entries, and one pass; with first=high one more over the codes.
+    Source:  compressed-tensors 0.20 (nvfp4-pack-quantized) divides, ModelOpt 0.47 (weight_scale_2) multiplies, and
+             comfy-kitchen 0.2.40 (TensorCoreNVFP4Layout) does with the upper half first and tiles.
     """
 
     run = 16
 
-    def __init__(self, scale: Tensor, global_scale: Tensor, divides: bool):
+    def __init__(self, scale: Tensor, global_scale: Tensor, divides: bool, high_first: bool, tiled: bool):
         super().__init__(scale)
         self.global_scale = nn.Parameter(global_scale, requires_grad=False)
-        self.divides = divides
+        self.divides, self.high_first, self.tiled = divides, high_first, tiled
 
     @classmethod
-    def make(cls, value: Tensor, global_scale: str = "divides", **_: Any) -> NvFp4:
-        scale = value.new_ones((*value.shape[:-1], value.size(-1) // cls.run))
-        return cls(scale, value.new_ones(()), global_scale == "divides")
+    def by_rows(cls, shape: torch.Size, scales: str = "rows", **_: Any) -> dict[str, int]:
+        return {"original": 1, "scale": ROWS if scales == "tiles" else 1}
 
-    def scales(self) -> Tensor:
+    @classmethod
+    def check_shape(cls, shape: torch.Size, scales: str = "rows", **_: Any) -> None:
+        super().check_shape(shape)
+        if scales == "tiles":
+            require_matrix(shape)
+
+    @classmethod
+    def make(
+        cls, value: Tensor, global_scale: str = "divides", first: str = "low", scales: str = "rows", **_: Any
+    ) -> NvFp4:
+        tiled, runs = scales == "tiles", value.size(-1) // cls.run
+        scale = value.new_ones(tiles_shape(value.size(-2), runs) if tiled else (*value.shape[:-1], runs))
+        return cls(scale, value.new_ones(()), global_scale == "divides", first == "high", tiled)
+
+    def scales(self, shape: torch.Size) -> Tensor:
         scale, every = self.scale.to(self.dtype), self.global_scale.to(self.dtype)
+        scale = from_tiles(scale, shape[-2], shape[-1] // self.run) if self.tiled else scale
         return scale / every if self.divides else scale * every
+
+    def map(self, codes: Tensor) -> Tensor:
+        return super().map(halves_swapped(codes) if self.high_first else codes)
+
+    def inverse(self, W: Tensor) -> Tensor:
+        codes = super().inverse(W)
+        return halves_swapped(codes) if self.high_first else codes

@@ -31,3 +31,8 @@ def encoded(values: Tensor, table: Tensor, high_first: bool = False) -> Tensor:
         codes |= values.signbit().to(torch.uint8) << 3
     first, second = codes.unflatten(-1, (-1, 2)).unbind(-1)
     return first << 4 | second if high_first else second << 4 | first
+
+
+def halves_swapped(codes: Tensor) -> Tensor:
+    """uint8 whose upper four bits are the lower ones, and the other way round."""
+    return codes << 4 | codes >> 4
