@@ -337,7 +337,11 @@ def together(size: int, work) -> list:
     store, answers = HashStore(), [None] * size
 
     def one(rank: int) -> None:
-        member = ranks.Ranks(store, rank, size, hosts=rank == 0)
+        try:
+            member = ranks.Ranks(store, rank, size, hosts=rank == 0)
+        except Exception as error:  # another has failed before this one was there
+            answers[rank] = error
+            return
         try:
             answers[rank] = work(member)
         except Exception as error:
