@@ -210,6 +210,7 @@ def save(
     path: str | os.PathLike[str],
     *,
     overwrite: bool = False,
+    sync: bool = True,
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
     """Write the model's state dict, as its name says: `.safetensors` with a record of its chains, `.pt`, `.pth`, `.bin`
@@ -217,7 +218,7 @@ def save(
 
     torch's own weight_norm, spectral_norm and orthogonal are recorded too. Tensors parametrized by classes that
     paramcli does not know are written without a record. The file appears whole or not at all; one that is there is
-    replaced with `overwrite=True` only.
+    replaced with `overwrite=True` only. `sync=False`: without waiting until it is on the disk.
     """
     path = path_of(path, "path")
     if not path.name.endswith((".safetensors", *TORCH_SUFFIXES)):
@@ -231,13 +232,13 @@ def save(
             f"{PATH} exists already", hint=f"{given('overwrite', True)} replaces it", path=path, code="exists"
         )
     if path.name.endswith(".safetensors"):
-        _save_safetensors(model, path, overwrite, metadata or {})
+        _save_safetensors(model, path, overwrite, sync, metadata or {})
     elif metadata:
         raise UsageError(
             "a torch file has no place for metadata", hint="save to a name that ends in .safetensors", option="metadata"
         )
     else:
-        with AtomicFile(path, overwrite=overwrite) as file:
+        with AtomicFile(path, overwrite=overwrite, sync=sync) as file:
             writer = _Writer(file)
             torch.save(model.state_dict(), writer)  # type: ignore[arg-type]  # of a file it asks no more than this
             file.commit(writer.size)
@@ -259,7 +260,7 @@ class _Writer:
         pass
 
 
-def _save_safetensors(model: nn.Module, path: Path, overwrite: bool, metadata: Mapping[str, str]) -> None:
+def _save_safetensors(model: nn.Module, path: Path, overwrite: bool, sync: bool, metadata: Mapping[str, str]) -> None:
     state = model.state_dict(keep_vars=True)
     for key, tensor in state.items():
         if (
@@ -277,7 +278,7 @@ def _save_safetensors(model: nn.Module, path: Path, overwrite: bool, metadata: M
     text = {**metadata, "format": "pt"}
     if entries := _record_of(model):
         text[records.KEY] = records.record_text(entries, __version__)
-    with SafetensorsSink(path, slots, text, overwrite=overwrite) as sink:
+    with SafetensorsSink(path, slots, text, overwrite=overwrite, sync=sync) as sink:
         for key, tensor in state.items():
             sink.write(key, tensor_bytes(tensor.detach().cpu().contiguous()))
         sink.commit()

@@ -159,6 +159,8 @@ _WHOLE = {
     for key in (
         "verify",
         "check",
+        "sync",
+        "no-sync",
         "force",
         "in-place",
         "dry-run",

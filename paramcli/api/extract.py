@@ -28,6 +28,7 @@ def extract(
     dtype: CastDtype | None = None,
     output: FilePath | None = None,
     force: bool = False,
+    sync: bool = True,
     dry_run: bool = False,
     root: str | None = None,
     root_base: str | None = None,
@@ -59,7 +60,12 @@ def extract(
         dtype=dtype,
     )
     target = Target(
-        output=path_or_none(output, "output"), force=force, dry_run=dry_run, device=device, ignore_record=ignore_record
+        output=path_or_none(output, "output"),
+        force=force,
+        sync=sync,
+        dry_run=dry_run,
+        device=device,
+        ignore_record=ignore_record,
     )
     path = path_of(tuned, "tuned")
     with (

@@ -77,6 +77,7 @@ def extract(
     ] = None,
     output: o.Output = None,
     force: o.Force = False,
+    sync: o.Sync = True,
     dry_run: o.DryRun = False,
     root: o.Root = None,
     root_base: Annotated[
@@ -120,6 +121,7 @@ def extract(
         dtype=check_dtype(dtype),
         output=output,
         force=force,
+        sync=sync,
         dry_run=dry_run,
         root=root,
         root_base=root_base,

@@ -128,6 +128,15 @@ Check = Annotated[
         rich_help_panel=WHERE,
     ),
 ]
+Sync = Annotated[
+    bool,
+    typer.Option(
+        "--sync/--no-sync",
+        help="Wait until the result is on the disk; with --no-sync a power cut may take it.",
+        show_default=False,
+        rich_help_panel=WHERE,
+    ),
+]
 Verify = Annotated[
     bool,
     typer.Option("--verify", help="Exit 1 and write nothing unless every constraint holds.", rich_help_panel=WHERE),

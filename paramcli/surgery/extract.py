@@ -139,7 +139,7 @@ def extract(job: Extract, tuned: Opened, base: Opened, asked: Path, target: Targ
                 path=tuned.source.path,
             )
         layout = spelling.layout([one.held for one in found], frozenset(one.name for one in found if one.resized))
-        work.write(found, layout, output, target.force)
+        work.write(found, layout, output, target)
     if layout.beside:
         said = (*said, f"held beside them, as PEFT keeps modules whole: {listing(list(layout.beside), 4)}")
     outcomes = tuple(_outcome(one, layout) for one in found)
@@ -353,7 +353,7 @@ class _Work:
 
     # --- writing ---
 
-    def write(self, found: Sequence[_Found], layout: Layout, output: Path, force: bool) -> None:
+    def write(self, found: Sequence[_Found], layout: Layout, output: Path, target: Target) -> None:
         slots, copies = [], []
         for one in found:
             for role, key in layout.keys[one.name].items():
@@ -364,7 +364,7 @@ class _Work:
             group = self.tuned.groups.get(name) or self.base.groups[name]
             slots.append(Slot(key, group.dtype, group.shape))
         slots += [self._zero(name, key) for name, key in layout.zeros.items()]
-        with self._sink(output, slots, layout, force) as sink:
+        with self._sink(output, slots, layout, target) as sink:
             sink.copy(self.tuned.source, copies)
             for one in found:
                 for role, key in layout.keys[one.name].items():
@@ -377,12 +377,14 @@ class _Work:
                 sink.write(key, bytes(self._zero(name, key).nbytes))
             sink.commit(self.tuned.source, self.base.source)
 
-    def _sink(self, output: Path, slots: Sequence[Slot], layout: Layout, force: bool) -> Sink:
+    def _sink(self, output: Path, slots: Sequence[Slot], layout: Layout, target: Target) -> Sink:
         metadata = {"format": "pt"}
         if layout.config is None:
-            return SafetensorsSink(output, slots, metadata, overwrite=force)
+            return SafetensorsSink(output, slots, metadata, overwrite=target.force, sync=target.sync)
         files = ADAPTER_WEIGHTS[0], ADAPTER_CONFIG
-        return DescribedSink(output, files[0], slots, metadata, files[1], layout.config, overwrite=force)
+        return DescribedSink(
+            output, files[0], slots, metadata, files[1], layout.config, overwrite=target.force, sync=target.sync
+        )
 
     def _zero(self, name: str, key: str) -> Slot:
         return Slot(key, "F32", self.base.groups[name].shape)

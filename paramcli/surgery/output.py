@@ -193,6 +193,7 @@ def open_sink(
     *,
     overwrite: bool,
     in_place: bool,
+    sync: bool = True,
     max_shard_size: int | None = None,
     run: Run,
     owner: Mapping[str, int] | None = None,
@@ -211,7 +212,8 @@ def open_sink(
         renamed = dict(plan.copies)
         for step in plan.steps:
             renamed.update({slot.name: next(iter(step.group.keys.values())) for slot in step.writes})
-        return TorchSink(output, source, plan.slots, copies, renamed, tied_slots(source, plan), overwrite=overwrite)
+        tied = tied_slots(source, plan)
+        return TorchSink(output, source, plan.slots, copies, renamed, tied, overwrite=overwrite, sync=sync)
     shards = shards_of(output, source, plan, in_place, max_shard_size)
     # Bytes with a checksum to compare go through memory in any case.
     runs = {name: source.tensors[key].run for name, key in copies if source.tensors[key].storage.crc is None}
@@ -225,13 +227,16 @@ def open_sink(
             plan.slots,
             metadata(names),
             overwrite=overwrite,
+            sync=sync,
             origins=origins,
             longest=longest(names) if longest else None,
         )
     folder = source.folder if in_place else output
     siblings, rewritten = siblings_of(source, plan) if source.shards else ([], {})
     if is_dcp_folder(output, source):
-        return DcpSink(output, shards, siblings, run=run, overwrite=overwrite, owner=owner, rewritten=rewritten)
+        return DcpSink(
+            output, shards, siblings, run=run, overwrite=overwrite, sync=sync, owner=owner, rewritten=rewritten
+        )
     name = index_name(source.path)
     return ShardedSink(
         folder,
@@ -241,6 +246,7 @@ def open_sink(
         siblings,
         run=run,
         overwrite=overwrite,
+        sync=sync,
         index_name=name,
         owner=owner,
         origins=origins,

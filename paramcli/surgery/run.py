@@ -56,6 +56,7 @@ class Target:
     device: str = "cpu"
     ignore_record: bool = False
     check: bool = False
+    sync: bool = True
     verify: bool = False
 
 
@@ -99,7 +100,14 @@ def edit(
             # A name that is not there is said before the output's faults.
             edits[0].choose(opened.groups, opened.source.path)
         destination = output_path(opened.source, path, target, suffix)
-        output = Output(opened, destination, overwrite=target.force, in_place=target.in_place, check=target.check)
+        output = Output(
+            opened,
+            destination,
+            overwrite=target.force,
+            in_place=target.in_place,
+            check=target.check,
+            sync=target.sync,
+        )
         computes = any(edit.computes for edit in edits)
         early = begin_early(command, edits, output, stack) if computes and not target.dry_run else None
         # The sums take as long as importing torch does; of several processes each compares what it reads.
@@ -162,7 +170,14 @@ def convert(
 
             outcomes = preview(plan)
         else:
-            output = Output(opened, destination, overwrite=target.force, check=target.check, max_shard_size=size)
+            output = Output(
+                opened,
+                destination,
+                overwrite=target.force,
+                check=target.check,
+                sync=target.sync,
+                max_shard_size=size,
+            )
             outcomes = write_plan(plan, output, watch=watch)
         return result_of(
             plan,
@@ -193,6 +208,14 @@ def output_path(source: Source, asked: Path, target: Target, suffix: str) -> Pat
         )
     if in_place and output is not None:
         raise UsageError(f"{given('in-place', True)} and {given('output')} exclude each other", option="in-place")
+    if not target.sync and (in_place or target.check):
+        why = "replaces the input" if in_place else "compares what the disk gives back"
+        option = "in-place" if in_place else "check"
+        raise UsageError(
+            f"{given(option, True)} {why}, so it waits for the disk, which {given('sync', False)} does not",
+            hint=f"leave out {given('sync', False)}",
+            option="sync",
+        )
     if in_place:
         if source.container in NOT_IN_PLACE:
             folder = f"{given('output', 'FOLDER')} or FOLDER.dcp"
@@ -228,6 +251,7 @@ class Output:
     overwrite: bool = False
     in_place: bool = False
     check: bool = False
+    sync: bool = True
     max_shard_size: int | None = None
     run: ranks.Alone = field(default_factory=ranks.current)
 
@@ -248,6 +272,7 @@ class Output:
             metadata,
             overwrite=self.overwrite or self.in_place,
             in_place=self.in_place,
+            sync=self.sync,
             max_shard_size=self.max_shard_size,
             run=self.run,
             owner=owner,

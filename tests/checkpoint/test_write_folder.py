@@ -43,7 +43,14 @@ def NO_METADATA(names):
 
 
 def write_model(
-    folder: Path, value: int, *, shards: int = 2, overwrite: bool = False, dcp: bool = False, **options
+    folder: Path,
+    value: int,
+    *,
+    shards: int = 2,
+    overwrite: bool = False,
+    sync: bool = True,
+    dcp: bool = False,
+    **options,
 ) -> None:
     """Four one-element tensors of one value, over so many shards, or parts of a DCP folder."""
     slots = [Slot(name, "F32", (1,)) for name in NAMES]
@@ -54,9 +61,11 @@ def write_model(
             {part_name(number): slots for number, slots in enumerate(plan.values())},
             run=Alone(),
             overwrite=overwrite,
+            sync=sync,
         )
     else:
-        sink = ShardedSink(folder, plan, lambda names: {"format": "pt"}, run=Alone(), overwrite=overwrite, **options)
+        options = {"overwrite": overwrite, "sync": sync, **options}
+        sink = ShardedSink(folder, plan, lambda names: {"format": "pt"}, run=Alone(), **options)
     with sink:
         for name in NAMES:
             sink.write(name, torch.tensor([float(value)]).numpy().tobytes())
@@ -214,6 +223,7 @@ STEPS = (
 )
 
 
+WAITING = pytest.mark.parametrize("sync", [True, False], ids=["waiting", "not waiting"])
 BOTH_FOLDERS = pytest.mark.parametrize("dcp", [False, True], ids=["shards", "DCP folder"])
 
 
@@ -242,7 +252,15 @@ class Step:
             monkeypatch.setattr(os, name, call)
 
 
-def outcomes(tmp_path, monkeypatch, error: BaseException, existing: bool, dcp: bool, links_work: bool = True):
+def outcomes(
+    tmp_path,
+    monkeypatch,
+    error: BaseException,
+    existing: bool,
+    dcp: bool,
+    links_work: bool = True,
+    sync: bool = True,
+):
     """For a failure at each step in turn: (folder, whether the write finished)."""
     template = tmp_path / "template"
     template.mkdir()
@@ -254,7 +272,7 @@ def outcomes(tmp_path, monkeypatch, error: BaseException, existing: bool, dcp: b
         with monkeypatch.context() as patch:
             step = Step(patch, number, error, links_work)
             with suppress(OutputFailed, Killed, KeyboardInterrupt):
-                write_model(folder / "out", 2, overwrite=existing, dcp=dcp)
+                write_model(folder / "out", 2, overwrite=existing, sync=sync, dcp=dcp)
         yield folder
         if step.count < number:
             assert value_of(folder / "out") == 2
@@ -262,20 +280,22 @@ def outcomes(tmp_path, monkeypatch, error: BaseException, existing: bool, dcp: b
     raise AssertionError("no end of steps")
 
 
+@WAITING
 @BOTH_FOLDERS
-def test_a_kill_at_any_step_leaves_no_folder_or_a_whole_one(tmp_path, monkeypatch, dcp):
-    """A new folder is absent until it is complete."""
+def test_a_kill_at_any_step_leaves_no_folder_or_a_whole_one(tmp_path, monkeypatch, dcp, sync):
+    """A new folder is absent until it is complete, whether the disk is waited for or not."""
     seen = []
-    for folder in outcomes(tmp_path, monkeypatch, Killed(), False, dcp):
+    for folder in outcomes(tmp_path, monkeypatch, Killed(), False, dcp, sync=sync):
         seen.append((folder / "out").exists())
         assert not seen[-1] or value_of(folder / "out") == 2
     assert seen == sorted(seen) and set(seen) == {False, True}
 
 
+@WAITING
 @BOTH_FOLDERS
-def test_a_kill_at_any_step_leaves_the_old_checkpoint_or_the_new(tmp_path, monkeypatch, dcp):
+def test_a_kill_at_any_step_leaves_the_old_checkpoint_or_the_new(tmp_path, monkeypatch, dcp, sync):
     """In a folder that exists, every instant shows all old shards or all new ones, by an index that names them."""
-    seen = [value_of(folder / "out") for folder in outcomes(tmp_path, monkeypatch, Killed(), True, dcp)]
+    seen = [value_of(folder / "out") for folder in outcomes(tmp_path, monkeypatch, Killed(), True, dcp, sync=sync)]
     assert seen == sorted(seen) and set(seen) == {1, 2}
 
 

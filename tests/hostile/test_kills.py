@@ -36,6 +36,8 @@ RUNS = {
     "convert": (["convert", "-q"], "m.pt", "out.safetensors"),
     "convert to shards": (["convert", "-q"], "m.pt", "out"),
     "add to a DCP folder": (["add", *ADD], "shards", "out.dcp"),
+    "add without waiting": (["add", *ADD, "--no-sync"], "m.safetensors", "out.safetensors"),
+    "add to shards without waiting": (["add", *ADD, "--no-sync"], "shards", "out"),
 }
 
 

@@ -5,6 +5,9 @@
     rename over the output, or link where nothing may be replaced
     fsync the folder
 
+With `sync=False` nothing waits for the disk and all else is the same: whole or not at all against kills, not against a
+power cut.
+
 At every instant a reader sees the old file or the new one. Whatever goes wrong, an exception or a
 signal, the temporary file is removed; only SIGKILL or a power cut can leave one, under a name that
 no later run trips over.
@@ -165,6 +168,7 @@ class AtomicFile:
         path: str | os.PathLike[str],
         *,
         overwrite: bool = False,
+        sync: bool = True,
         follow_links: bool = True,
         pool: OpenFiles | None = None,
         disk: Disk | None = None,
@@ -173,6 +177,7 @@ class AtomicFile:
         # What a person knows it by: another name where it lies in a folder that has its own name later.
         self.known_as = self.path
         self.overwrite = overwrite
+        self.sync = sync
         self.pool = pool
         self.disk = disk
         follow = overwrite and follow_links and os.path.islink(path)
@@ -255,7 +260,7 @@ class AtomicFile:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise failure(error, self.known_as) from None
             return
-        disk = self.disk or Disk(size)
+        disk = self.disk or Disk(size, self.sync)
         if disk.direct:
             # In space that is reserved a file grows by nothing that is written, so threads need not wait for each
             # other.
@@ -296,7 +301,7 @@ class AtomicFile:
         if self._abandoned:
             raise Abandoned(self.path)
         self._arrived += count
-        if self._arrived >= WRITEBACK:
+        if self.sync and self._arrived >= WRITEBACK:
             self._arrived = 0
             begin_writeback(descriptor)
 
@@ -305,7 +310,10 @@ class AtomicFile:
         self._abandoned = True
 
     def finish(self, size: int) -> None:
-        """Check the size, set the mode, put the bytes on the disk; the file can then be published."""
+        """Check the size, set the mode, put the bytes on the disk; the file can then be published.
+
+        Without `sync` it is closed instead: there network file systems say what they could not write.
+        """
         if self._direct is not None:
             self._direct.park()  # nothing is written any more, and what publishes has need of descriptors
         descriptor = self.descriptor
@@ -316,7 +324,10 @@ class AtomicFile:
             if self._replaced is not None:
                 _keep_owner_and_mode(self._replaced, descriptor)
             # A failed fsync may have dropped the pages: it is a failure for good, never tried again.
-            os.fsync(descriptor)
+            if self.sync:
+                os.fsync(descriptor)
+            else:
+                self.park()
 
     def publish(self) -> None:
         """Give the finished file its name, and put the name on the disk."""
@@ -327,7 +338,8 @@ class AtomicFile:
                 publish_new(self.hidden, self.target)
             self.temporary = None
             last_resort.forget(self._remains)
-            sync_folder(self.folder)
+            if self.sync:
+                sync_folder(self.folder)
 
     def commit(self, size: int) -> None:
         self.finish(size)

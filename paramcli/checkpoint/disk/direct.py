@@ -40,11 +40,11 @@ def new_block() -> memoryview:
 
 class Disk:
     """What an output of `size` bytes is written to, and whether it is to be written past the cache: all its
-    files ask.
+    files ask. Past it every write waits for the disk, so never without `sync`.
     """
 
-    def __init__(self, size: int):
-        self.direct = size >= LEAST and hasattr(os, "O_DIRECT")
+    def __init__(self, size: int, sync: bool = True):
+        self.direct = sync and size >= LEAST and hasattr(os, "O_DIRECT")
         self._lock = threading.Lock()
         self._writing = 0  # threads that are at it
         self._rates: list[float] = []

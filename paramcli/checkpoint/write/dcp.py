@@ -103,6 +103,7 @@ class PartFile(FileSink):
         places: Mapping[str, tuple[int, int]],
         *,
         overwrite: bool,
+        sync: bool,
         pool: OpenFiles,
         disk: Disk,
     ):
@@ -112,7 +113,7 @@ class PartFile(FileSink):
         # Tensors that have come in part: their archive's place, itself, and the bytes so far.
         self._begun: dict[str, tuple[int, _Archive, int]] = {}
         super().__init__(
-            AtomicFile(path, overwrite=overwrite, follow_links=False, pool=pool, disk=disk),
+            AtomicFile(path, overwrite=overwrite, sync=sync, follow_links=False, pool=pool, disk=disk),
             max(offset + length for offset, length in places.values()),
         )
 
@@ -189,17 +190,21 @@ class DcpSink(FolderSink):
         *,
         run: Run,
         overwrite: bool = False,
+        sync: bool = True,
         owner: Mapping[str, int] | None = None,
         rewritten: Mapping[str, bytes] = MappingProxyType({}),
     ):
-        super().__init__(folder, parts, siblings, run=run, overwrite=overwrite, owner=owner, rewritten=rewritten)
+        super().__init__(
+            folder, parts, siblings, run=run, overwrite=overwrite, sync=sync, owner=owner, rewritten=rewritten
+        )
         self.places = {part: places_of(slots) for part, slots in self.parts.items()}
         refuse_too_many(len(self.home))
         if len(self.home) > _WORTH_A_LOOK:
             self.index_bytes({part: part for part in self.parts})  # what is too much is refused before it is written
 
     def part_sink(self, path: Path, part: str, pool: OpenFiles, disk: Disk) -> PartFile:
-        return PartFile(path, self.parts[part], self.places[part], overwrite=self.overwrite, pool=pool, disk=disk)
+        slots, places = self.parts[part], self.places[part]
+        return PartFile(path, slots, places, overwrite=self.overwrite, sync=self.sync, pool=pool, disk=disk)
 
     def index_bytes(self, names: Mapping[str, str]) -> bytes:
         tensors, data, paths = {}, {}, {}

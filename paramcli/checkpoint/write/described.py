@@ -23,7 +23,6 @@ from ..disk.atomic import (
     hidden_name,
     refuse_existing,
     rename_to_new,
-    sync_folder,
 )
 from ..disk.building import Building
 from ..disk.hub import refuse_cache
@@ -47,11 +46,13 @@ class DescribedSink(Sink):
         content: bytes,
         *,
         overwrite: bool = False,
+        sync: bool = True,
     ):
         super().__init__()
         self.path = Path(folder)
         self.folder = Path(os.path.realpath(folder)) if overwrite else Path(folder).absolute()
         self.overwrite = overwrite
+        self.sync = sync
         self._names = tensors, text
         self._slots, self._metadata, self._content = slots, metadata, content
         self._building: Building | None = None
@@ -68,7 +69,12 @@ class DescribedSink(Sink):
         with failures(self.path):
             place = self._place()
         sink = SafetensorsSink(
-            place / self._names[0], self._slots, self._metadata, overwrite=self.overwrite, follow_links=False
+            place / self._names[0],
+            self._slots,
+            self._metadata,
+            overwrite=self.overwrite,
+            sync=self.sync,
+            follow_links=False,
         )
         sink.file.known_as = self.path / self._names[0]
         self._tensors = self._open.enter_context(sink)
@@ -114,7 +120,9 @@ class DescribedSink(Sink):
     def commit(self, *sources: Source, check: Check | None = None) -> None:
         sink = self._sink
         sink.finish()
-        text = AtomicFile(sink.file.folder / self._names[1], overwrite=self.overwrite, follow_links=False)
+        text = AtomicFile(
+            sink.file.folder / self._names[1], overwrite=self.overwrite, sync=self.sync, follow_links=False
+        )
         text.known_as = self.path / self._names[1]
         self._open.push(text)
         text.create()
@@ -133,14 +141,14 @@ class DescribedSink(Sink):
             rename_to_new(self._building.path, self.folder)
             building, self._building = self._building, None
             building.close()
-            sync_folder(self.folder.parent)
+            self.settle(self.folder.parent)
 
     def _replace(self, tensors: AtomicFile, text: AtomicFile) -> None:
         old = hidden_name(self.folder)
         if there := os.path.lexists(text.target):
             os.rename(text.target, old)
         try:
-            sync_folder(self.folder)
+            self.settle(self.folder)
             tensors.publish()
             text.publish()
         except BaseException:

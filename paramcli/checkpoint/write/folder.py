@@ -43,7 +43,6 @@ from ..disk.atomic import (
     hidden_name,
     refuse_existing,
     rename_to_new,
-    sync_folder,
 )
 from ..disk.building import Building, sweep
 from ..disk.direct import Disk
@@ -97,6 +96,7 @@ class FolderSink(Sink):
         *,
         run: Run,
         overwrite: bool = False,
+        sync: bool = True,
         owner: Mapping[str, int] | None = None,
         rewritten: Mapping[str, bytes] = MappingProxyType({}),
     ):
@@ -104,6 +104,7 @@ class FolderSink(Sink):
         self.path = Path(folder)
         self.folder = Path(os.path.realpath(folder)) if overwrite else Path(folder).absolute()
         self.overwrite = overwrite
+        self.sync = sync
         self.parts = {part: list(slots) for part, slots in parts.items() if slots}
         self.home = {slot.name: part for part, slots in self.parts.items() for slot in slots}
         self.siblings = [Path(sibling) for sibling in siblings]
@@ -158,7 +159,7 @@ class FolderSink(Sink):
                 path=self.path,
             )
         place = self._place
-        pool, disk = OpenFiles(), Disk(sum(slot.nbytes for slots in self.parts.values() for slot in slots))
+        pool, disk = OpenFiles(), Disk(sum(slot.nbytes for slots in self.parts.values() for slot in slots), self.sync)
         for part in self.parts:
             if self._owner.get(part, 0) == self._run.rank:
                 self._sinks[part] = self.part_sink(place / part, part, pool, disk)
@@ -262,8 +263,7 @@ class FolderSink(Sink):
         place = self._place
         for rank, files in enumerate(finished[1:], 1):
             for part, (name, size) in files.items():
-                file = AtomicFile(place / part, overwrite=self.overwrite, follow_links=False)
-                file.known_as = self.path / part
+                file = self._file(place / part)
                 file.temporary = there = place / name
                 self._files[part] = self._open.push(file)
                 if not there.is_file() or there.stat().st_size != size:
@@ -295,9 +295,13 @@ class FolderSink(Sink):
         finally:
             original.close()
 
-    def _other(self, target: Path) -> AtomicFile:
-        file = AtomicFile(target, overwrite=self.overwrite, follow_links=False)
+    def _file(self, target: Path) -> AtomicFile:
+        file = AtomicFile(target, overwrite=self.overwrite, sync=self.sync, follow_links=False)
         file.known_as = self.path / target.name
+        return file
+
+    def _other(self, target: Path) -> AtomicFile:
+        file = self._file(target)
         self._others.append(self._open.push(file))
         file.create()
         return file
@@ -320,7 +324,7 @@ class FolderSink(Sink):
         rename_to_new(building.path, self.folder)
         self._building = None
         building.close()
-        sync_folder(self.folder.parent)
+        self.settle(self.folder.parent)
 
     def _publish_into(self) -> None:
         # Whatever the old index names, nothing but parts is ever removed.
@@ -333,7 +337,7 @@ class FolderSink(Sink):
         for part, file in self._files.items():
             os.rename(file.hidden, self.folder / hidden[part])
             file.temporary = self.folder / hidden[part]
-        sync_folder(self.folder)
+        self.settle(self.folder)
         try:
             to_hidden.publish()
         finally:
@@ -345,7 +349,7 @@ class FolderSink(Sink):
                 file.publish()
         for name in [*hidden.values(), *stale]:
             (self.folder / name).unlink(missing_ok=True)
-        sync_folder(self.folder)
+        self.settle(self.folder)
 
     def _name_parts(self, hidden: Mapping[str, str]) -> None:
         """Give the parts their own names beside the hidden ones."""
@@ -359,7 +363,7 @@ class FolderSink(Sink):
                 self._move_parts(hidden)
                 break
             os.replace(link, self.folder / part)
-        sync_folder(self.folder)
+        self.settle(self.folder)
 
     def _move_parts(self, hidden: Mapping[str, str]) -> None:
         """The same where hard links do not work: names can only move, and from the first of them on to the last the

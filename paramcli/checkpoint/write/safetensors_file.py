@@ -46,6 +46,7 @@ class SafetensorsSink(FileSink):
         metadata: Mapping[str, str],
         *,
         overwrite: bool = False,
+        sync: bool = True,
         follow_links: bool = True,
         pool: OpenFiles | None = None,
         disk: Disk | None = None,
@@ -62,7 +63,8 @@ class SafetensorsSink(FileSink):
         # Bytes that have come of each tensor; one that is complete is no longer here.
         self._missing = dict.fromkeys(self._places, 0)
         size = self._data + max((end for _, end in self._places.values()), default=0)
-        super().__init__(AtomicFile(path, overwrite=overwrite, follow_links=follow_links, pool=pool, disk=disk), size)
+        file = AtomicFile(path, overwrite=overwrite, sync=sync, follow_links=follow_links, pool=pool, disk=disk)
+        super().__init__(file, size)
 
     def begin(self) -> None:
         super().begin()

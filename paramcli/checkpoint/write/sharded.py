@@ -45,13 +45,16 @@ class ShardedSink(FolderSink):
         *,
         run: Run,
         overwrite: bool = False,
+        sync: bool = True,
         index_name: str = INDEX_NAME,
         owner: Mapping[str, int] | None = None,
         origins: Mapping[str, int] = MappingProxyType({}),
         longest: MetadataOf | None = None,
         rewritten: Mapping[str, bytes] = MappingProxyType({}),
     ):
-        super().__init__(folder, shards, siblings, run=run, overwrite=overwrite, owner=owner, rewritten=rewritten)
+        super().__init__(
+            folder, shards, siblings, run=run, overwrite=overwrite, sync=sync, owner=owner, rewritten=rewritten
+        )
         self.index_name = index_name
         self.metadata = metadata
         self.origins = origins
@@ -69,6 +72,7 @@ class ShardedSink(FolderSink):
             slots,
             metadata,
             overwrite=self.overwrite,
+            sync=self.sync,
             follow_links=False,
             pool=pool,
             disk=disk,

@@ -64,6 +64,7 @@ class TorchSink(FileSink):
         tied: Mapping[str, str] = {},
         *,
         overwrite: bool = False,
+        sync: bool = True,
     ):
         """`copies`: (name here, name in the source); `renamed`: source key -> the first name that takes its place;
         `tied`: a slot that is written -> the one before it that it is one tensor with."""
@@ -90,7 +91,7 @@ class TorchSink(FileSink):
         self.members = members_of(pickle, self.records)
         self.directory = lay_out(self.members)
         size = self.directory + len(directory(self.members, self.directory))
-        super().__init__(AtomicFile(path, overwrite=overwrite), size)
+        super().__init__(AtomicFile(path, overwrite=overwrite, sync=sync), size)
         self._sources[id(source)] = source
 
     # --- what goes where -------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..disk.atomic import AtomicFile, Data
+from ..disk.atomic import AtomicFile, Data, sync_folder
 from ..disk.interrupts import signals_held
 from ..source import Source
 
@@ -22,7 +22,13 @@ MetadataOf = Callable[[Iterable[str]], Mapping[str, str]]
 
 
 class Sink(ABC):
-    """Where tensors go. Use in a `with`; without commit() nothing appears."""
+    """Where tensors go. Use in a `with`; without commit() nothing appears.
+
+    `sync`: what it writes is on the disk when `commit` returns, and each name only after what it leads to. Otherwise
+    nothing is waited for: at every instant, kills included, the files are the same, and only a power cut tells.
+    """
+
+    sync = True
 
     def __init__(self) -> None:
         # What is left with the sink: its files, or the sinks it writes to.
@@ -49,6 +55,11 @@ class Sink(ABC):
         """Remove what is not published; of what is, nothing."""
         with signals_held():  # a second Ctrl-C while the first cleans up, or a third
             self._open.close()
+
+    def settle(self, folder: Path) -> None:
+        """Put the names in a folder on the disk, where it is to be waited for."""
+        if self.sync:
+            sync_folder(folder)
 
     @abstractmethod
     def write(self, name: str, data: Data) -> None:
