@@ -15,7 +15,7 @@ several readings.
     gptq, awq      X.qweight, X.qzeros, X.scales, X.g_idx (I32)            original, 0.zeros, 0.scale, 0.g_idx
 
 What lies beside them and scales what is computed with them (input_scale, activation_scale) goes with them. A weight of
-8-bit floats without a scale, in a file whose others have one, is no weight by itself.
+8-bit floats or integers without a scale, in a file whose others have one, is no weight by itself.
 """
 
 from __future__ import annotations
@@ -141,6 +141,8 @@ FORMS = (
 
 # Endings that nothing else has.
 DECODE_WITH = (".absmax", ".nested_absmax", ".SCB", "_scale_inv")
+# Names of weights, those of experts too.
+WEIGHT = re.compile(r"(.*[._])?(weight|proj)", re.S)
 
 
 def quantized(groups: Mapping[str, Group], source: Source) -> dict[str, Group]:
@@ -254,13 +256,25 @@ def _alone(group: Group, groups: Mapping[str, Group], taken: Collection[str]) ->
 
 
 def _lone(group: Group) -> Group:
-    """A plain tensor beside quantized ones; unknown where it is of 8-bit floats, which mean nothing by themselves, or
+    """A plain tensor beside quantized ones; unknown where it is a weight in codes, which mean nothing by themselves, or
     what codes are decoded with that are not there.
     """
-    if group.dtype in FP8 and group.tensor.endswith("weight"):
-        what = f"{TENSOR} is in 8-bit floats and has no scale beside it, which others of the file have"
-    elif group.tensor.endswith(DECODE_WITH) or (group.dtype == "U8" and group.tensor.endswith("_scales")):
+    hint = "the file is incomplete, or half converted"
+    if (kind := _weight_in_codes(group)) is not None:
+        form, codes = kind
+        what = f"{TENSOR} is in 8-bit {codes} and has no scale beside it, which others of the file have"
+        return _unread(group, form, what, hint)
+    if group.tensor.endswith(DECODE_WITH) or (group.dtype == "U8" and group.tensor.endswith("_scales")):
         what = f"{TENSOR} is what quantized weights are decoded with, and what it belongs to is not there"
-    else:
-        return group
-    return _unread(group, "fp8_scaled", what, "the file is incomplete, or half converted")
+        return _unread(group, "fp8_scaled", what, hint)
+    return group
+
+
+def _weight_in_codes(group: Group) -> tuple[str, str] | None:
+    """(the form it would be, the word for its codes) of a weight in codes. Of floats, which nothing else is kept in,
+    every matrix is one; of integers what is named one: masks and tokenizers are bytes too, counters have no rows.
+    """
+    matrix, named = len(group.shape) > 1, WEIGHT.fullmatch(group.tensor) is not None
+    if group.dtype in FP8 and (matrix or named):
+        return "fp8_scaled", "floats"
+    return ("int_scaled", "integers") if group.dtype in ("I8", "U8") and matrix and named else None

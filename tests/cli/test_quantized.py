@@ -91,7 +91,42 @@ WRONG = {
     "a NaN code": ({"l.weight": torch.tensor([[255] * 300] * 192, dtype=torch.uint8).view(E4M3)}, "NaN"),
     "a NaN scale": ({"l.weight_scale_inv": torch.full((2, 3), float("nan"))}, "NaN"),
     "another without a scale": ({"m.weight": codes(4, 4)}, "m.weight is in 8-bit floats and has no scale"),
+    "experts without a scale": ({"e.w13": codes(2, 4, 4)}, "e.w13 is in 8-bit floats and has no scale"),
+    "integers without a scale": (
+        {"m.weight": torch.ones(4, 4, dtype=torch.int8)},
+        "m.weight is in 8-bit integers and has no scale",
+    ),
+    "experts of integers": (
+        {"e.down_proj": torch.ones(2, 4, 4, dtype=torch.int8)},
+        "e.down_proj is in 8-bit integers and has no scale",
+    ),
+    "packed ones without a scale": (
+        {"m.in_proj_weight": torch.ones(4, 4, dtype=torch.uint8)},
+        "m.in_proj_weight is in 8-bit integers and has no scale",
+    ),
 }
+# What is whole numbers, or 8-bit floats, and no weight: it stays as it is beside quantized ones.
+PLAIN = {
+    "attn.bias": torch.ones(1, 1, 8, 8, dtype=torch.uint8),
+    "attn.mask": torch.ones(8, 8, dtype=torch.int8),
+    "keep.weight": torch.ones(8, 8, dtype=torch.bool),
+    "spiece_model": torch.ones(64, dtype=torch.uint8),
+    "l.weight_mask": torch.ones(4, 4, dtype=torch.uint8),
+    "position_ids": torch.arange(8).view(1, 8),
+    "relative_position_index": torch.arange(64).view(8, 8),
+    "norm.num_batches_tracked": torch.tensor(3),
+    "hash.weight": torch.arange(8).view(2, 4),
+    "classes.weight": torch.ones(8, dtype=torch.uint8),
+    "n.bias": torch.ones(8).to(E4M3),
+}
+
+
+def test_whole_numbers_that_are_no_codes_stay(tmp_path, paramcli):
+    """Positions, masks, counters, tokenizers, biases."""
+    path, out = blocks(tmp_path, **PLAIN), tmp_path / "out.safetensors"
+    paramcli("remove", path, "-o", out)
+    got = load_file(out)
+    assert all(got[name].dtype == T.dtype and torch.equal(got[name].float(), T.float()) for name, T in PLAIN.items())
 
 
 @pytest.mark.parametrize("wrong", WRONG)
