@@ -8,6 +8,7 @@ Nothing here is a test: timings belong to the machine they come from, which the 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import re
 import statistics
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; all of them unless named")
     parser.add_argument("--size", type=size, default=10**9, help="size of the large checkpoints (1GB)")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--side", type=int, default=1024, help="of the matrices of linalg and entries (1024)")
     parser.add_argument("--json", type=Path, help="write the figures and the machine here")
     parser.add_argument("--folder", type=Path, help="where the files are made and removed")
     options = parser.parse_args()
@@ -58,14 +60,20 @@ def main() -> None:
     documents = {}
     for name in options.cases or CASES:
         with tempfile.TemporaryDirectory(dir=options.folder, prefix="paramcli-bench-") as folder:
-            result = CASES[name](
-                Bench(Path(folder), options.size, options.rounds, lambda line: print(line, file=sys.stderr))
-            )
+            log = functools.partial(print, file=sys.stderr)
+            result = CASES[name](Bench(Path(folder), options.size, options.rounds, log, options.side))
         print(table(result), "\n", flush=True)
         documents[name] = result.document()
         if options.json:
             text = json.dumps(
-                {"machine": about, "size": options.size, "rounds": options.rounds, "cases": documents}, indent=2
+                {
+                    "machine": about,
+                    "size": options.size,
+                    "side": options.side,
+                    "rounds": options.rounds,
+                    "cases": documents,
+                },
+                indent=2,
             )
             options.json.write_text(text + "\n")
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from . import adapters, files, quantized
+from . import adapters, entries, files, quantized
 from .harness import MB, PYTHON, Bench, Claim, Contender, Figures, Result, paramcli, remove, script
 
 IMPORT_TORCH = Contender([PYTHON, "-c", "import torch"])
@@ -403,7 +403,7 @@ def linalg(bench: Bench) -> Result:
     from paramcli.fitting.originals import loaded, value_of
     from paramcli.view import IDENTITY
 
-    n = 1024
+    n = bench.side
     generator = torch.Generator().manual_seed(0)
     W = torch.randn(n, n, generator=generator) / n**0.5
     rotation = torch.linalg.qr(W.double()).Q.float()
@@ -439,6 +439,7 @@ def linalg(bench: Bench) -> Result:
 CASES: dict[str, Callable[[Bench], Result]] = {
     "startup": startup,
     "linalg": linalg,
+    "entries": entries.entries,
     "chains": chains,
     "edit": edit_safetensors,
     "edit-zip": edit_zip,

@@ -218,6 +218,8 @@ class Bench:
     size: int
     rounds: int
     log: Callable[[str], None]
+    # Of the matrices of the cases of linear algebra.
+    side: int = 1024
 
     def place(self, name: str) -> Path:
         return self.folder / name
