@@ -37,9 +37,9 @@ PARAMETRIZATIONS = (
         law="W = L L^T, L = tril(X, -1) + diag(softplus(diag X)), unit rows",
         maps=(("any", "correlation"),),
         right_inverse="the Cholesky factor of W; singular W with 1e-10 I mixed in",
-        source="torch.distributions; nearest point: Higham 2002, IMA J. Numer. Anal. 22",
+        source="torch.distributions; nearest point: Qi and Sun 2006, SIAM J. Matrix Anal. Appl. 28",
         target="definite:CholeskyCorrelation",
-        cost="one product; the nearest point some hundred eigendecompositions",
+        cost="one product; the nearest point five to ten eigendecompositions",
     ),
     Entry(
         name="lu",

@@ -10,7 +10,8 @@ from ..wording import LEAVE_OUT, given
 from .base import CannotReach, Constraint, Edge, Parametrization, Part, square, started
 from .edges import eigenvalue_edge, singular_value_edge
 from .eigenvalues import TIE, eigenvalue_tolerance, symmetric_tolerance
-from .numbers import asymmetry, eps, ratio, relative
+from .nearest_correlation import nearest_correlation
+from .numbers import asymmetry, eps, ratio
 from .softplus import inverse_softplus
 
 # A singular correlation matrix has no Cholesky factor with a positive diagonal: this share of the identity is mixed in.
@@ -28,7 +29,7 @@ class Correlation(Constraint):
     |lambda|.
     Tolerance: `symmetric_tolerance`; for the diagonal what a map that scales rows leaves, as 1 is stored exactly;
     `eigenvalue_tolerance`.
-    Nearest point: Higham's alternating projections (with Dykstra's correction).
+    Nearest point: Newton's method on the dual (`nearest_correlation`).
     """
 
     name = "correlation"
@@ -84,24 +85,6 @@ class Correlation(Constraint):
         if W.ndim < 2 or W.size(-1) != W.size(-2) or W.size(-1) < 2:
             return []
         return [cls()] if bool(((W.diagonal(dim1=-2, dim2=-1) - 1).abs() < 0.05).all()) else []
-
-
-def nearest_correlation(W: Tensor) -> Tensor:
-    """The nearest correlation matrix to symmetric W (a batch of them): Higham, IMA J. Numer. Anal. 22, 2002."""
-    Y, correction = W, torch.zeros_like(W)
-    eye = torch.eye(W.size(-1), dtype=W.dtype, device=W.device)
-    for _ in range(5000):
-        R = Y - correction
-        values, V = torch.linalg.eigh(R)
-        X = (V * values.clamp(min=0).unsqueeze(-2)) @ V.mT
-        correction = X - R
-        Y = X * (1 - eye) + eye
-        if bool((relative(Y - X, Y) <= 1e-14).all()):
-            break
-    # What the last step left: scaling to a diagonal of 1 keeps the matrix semidefinite.
-    scale = X.diagonal(dim1=-2, dim2=-1).clamp(min=1e-300).rsqrt()
-    X = X * scale.unsqueeze(-1) * scale.unsqueeze(-2)
-    return (X + X.mT) / 2
 
 
 def lower_factor(X: Tensor) -> Tensor:

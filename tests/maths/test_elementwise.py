@@ -160,6 +160,18 @@ def test_sums_come_out_to_rounding_however_hard_the_matrix(n, kind):
         assert max((((X - P) * (Q - P)).sum() / (1 + X.abs().max())).item() for Q in vertices) <= 1e-9
 
 
+@pytest.mark.parametrize("size", [1 / 16, 1.0, 1e3, 1e6])
+def test_no_doubly_stochastic_matrix_is_nearer_than_the_nearest(size):
+    """<X - P, Q - P> <= 0 for permutations Q, of 200 rows and entries of any size."""
+    n = 200
+    X = size * randn(n, n)
+    P = nearest_doubly_stochastic(X)
+    assert make("doubly_stochastic").residual(P).item() <= 1e-15 * n
+    for seed in range(20):
+        Q = torch.eye(n, dtype=X.dtype)[torch.randperm(n, generator=torch.Generator().manual_seed(seed))]
+        assert ((X - P) * (Q - P)).sum() <= 1e-9 * n * X.abs().max()
+
+
 def test_sinkhorn_is_the_division_by_sums():
     """In logarithms as without."""
     X = randn(4, 4)
