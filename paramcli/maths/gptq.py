@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import InputRefused
 from .decoders import Decoder
-from .packed import packed, unpacked
+from .packed import packed, unpacked, values_in
 from .rows import Share
 
 
@@ -29,8 +29,8 @@ class Transposed(Decoder):
     zeros: Tensor
     g_idx: Tensor | None
 
-    def unpack(self, words: Tensor) -> Tensor:
-        """The codes (out, in) of what is stored."""
+    def values(self, words: Tensor) -> Tensor:
+        """The codes (out, in) of what is stored, as new numbers that may be computed with."""
         raise NotImplementedError
 
     def pack(self, codes: Tensor) -> Tensor:
@@ -41,33 +41,41 @@ class Transposed(Decoder):
         raise NotImplementedError
 
     def map(self, words: Tensor) -> Tensor:
-        values = self.unpack(words).to(self.scale.dtype)
+        values = self.values(words)
         groups = self._groups(values.size(1))
-        values.sub_(self._each(self.zero_points().to(values.dtype), groups))
-        return values.mul_(self._each(self.scale.mT, groups))
+        self._with("sub_", values, self.zero_points().to(values.dtype), groups)
+        return self._with("mul_", values, self.scale.mT, groups)
 
     def inverse(self, W: Tensor) -> Tensor:
         groups = self._groups(W.size(1))
-        values = (W / self._each(self.scale.mT.to(W.dtype), groups)).nan_to_num_(0).round_()
-        values.add_(self._each(self.zero_points().to(W.dtype), groups))
-        return self.pack(values.clamp_(0, (1 << self.bits) - 1).long())
+        values = self._with("div_", W.clone(), self.scale.mT.to(W.dtype), groups).nan_to_num_(0).round_()
+        self._with("add_", values, self.zero_points().to(W.dtype), groups)
+        return self.pack(values.clamp_(0, (1 << self.bits) - 1))
 
-    def _groups(self, inputs: int) -> Tensor:
-        """The group of each input."""
+    def _groups(self, inputs: int) -> Tensor | None:
+        """The group of each input; None where they are in order, as many inputs each."""
         count = self.scale.size(0)
         if self.g_idx is None:
-            return torch.arange(inputs, device=self.scale.device) // (self.group or inputs)
+            each = self.group or inputs
+            return None if inputs == count * each else torch.arange(inputs, device=self.scale.device) // each
         if not bool(((self.g_idx >= 0) & (self.g_idx < count)).all()):
             raise InputRefused(
                 f"its g_idx names groups that are not there: there are {count}",
                 hint="the file is damaged, or incomplete",
             )
-        return self.g_idx
+        if count == 0 or inputs % count:
+            return self.g_idx
+        order = torch.arange(inputs, device=self.g_idx.device) // (inputs // count)
+        return None if torch.equal(self.g_idx.long(), order) else self.g_idx
 
     @staticmethod
-    def _each(values: Tensor, groups: Tensor) -> Tensor:
-        """What each group has one of (out, groups) -> the one of each input (out, in)."""
-        return values.index_select(1, groups)
+    def _with(do: str, values: Tensor, each: Tensor, groups: Tensor | None) -> Tensor:
+        """The values (out, in), changed in place by what each group has one of (out, groups)."""
+        if groups is None:
+            getattr(values.unflatten(1, (each.size(1), -1)), do)(each.unsqueeze(-1))
+        else:
+            getattr(values, do)(each.index_select(1, groups))
+        return values
 
     @classmethod
     def _scale(cls, value: Tensor, group: int | None) -> Tensor:
@@ -128,8 +136,9 @@ class GPTQ(Transposed):
     def outline(self, value: Tensor) -> Tensor:
         return _words((value.size(1) * self.bits // 32, value.size(0)), value)
 
-    def unpack(self, words: Tensor) -> Tensor:
-        return unpacked(words.mT, self.bits, words.size(0) * 32 // self.bits)
+    def values(self, words: Tensor) -> Tensor:
+        numbers = torch.arange(1 << self.bits, dtype=self.scale.dtype, device=words.device)
+        return values_in(words.mT, self.bits, words.size(0) * 32 // self.bits, "stream", numbers)
 
     def pack(self, codes: Tensor) -> Tensor:
         return packed(codes, self.bits).mT.contiguous()
@@ -184,12 +193,15 @@ class AWQ(Transposed):
     def outline(self, value: Tensor) -> Tensor:
         return _words((value.size(1), value.size(0) // 8), value)
 
-    def unpack(self, words: Tensor) -> Tensor:
+    def values(self, words: Tensor) -> Tensor:
+        return self._unpacked(words).to(self.scale.dtype)
+
+    def _unpacked(self, words: Tensor) -> Tensor:
         shifts = 4 * torch.tensor(self.NIBBLES, dtype=words.dtype, device=words.device)
-        return ((words.mT.contiguous().unsqueeze(1) >> shifts.unsqueeze(1)) & 15).flatten(0, 1)
+        return (words.mT.contiguous().unsqueeze(1) >> shifts.unsqueeze(1)).bitwise_and_(15).flatten(0, 1)
 
     def pack(self, codes: Tensor) -> Tensor:
         return packed(codes.mT.unflatten(1, (-1, 8))[..., self.COLUMNS].flatten(1), 4)
 
     def zero_points(self) -> Tensor:
-        return self.unpack(self.zeros)
+        return self._unpacked(self.zeros)

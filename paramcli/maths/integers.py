@@ -186,13 +186,11 @@ class PackedIntegers(Integers):
         scale, zeros, order = cls.parts(value, **arguments)
         if zeros is not None:
             words = words_of(zeros.size(-2), bits, layout)
-            shape = (*zeros.shape[:-2], words, zeros.size(-1))
-            half = zeros.long() + (1 << bits - 1)
-            zeros = (
-                zeros.new_empty(shape, dtype=torch.int32)
-                if zeros.is_meta
-                else packed(half.mT, bits, layout).mT.contiguous()
-            )
+            if zeros.is_meta:
+                zeros = zeros.new_empty((*zeros.shape[:-2], words, zeros.size(-1)), dtype=torch.int32)
+            else:
+                half = zeros.long() + (1 << bits - 1)
+                zeros = packed(half.mT, bits, layout).mT.contiguous()
         return cls(scale, zeros, order, bits, columns, layout)
 
     def outline(self, value: Tensor) -> Tensor:

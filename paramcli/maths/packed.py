@@ -14,10 +14,6 @@ from torch import Tensor
 from ..dtypes import words_of
 
 
-def _shifts(like: Tensor, count: int, each: int) -> Tensor:
-    return torch.arange(0, count * each, each, dtype=like.dtype, device=like.device)
-
-
 def octets_of(words: Tensor) -> Tensor:
     """The bytes of words, along the last dimension. (A tensor of one column is contiguous whatever its strides.)"""
     return words.clone(memory_format=torch.contiguous_format).view(torch.uint8)
@@ -25,11 +21,7 @@ def octets_of(words: Tensor) -> Tensor:
 
 def _eights(octets: Tensor, bits: int) -> Tensor:
     """The bytes of eight codes each, `bits` of them, as one integer of 64 bits; zeros fill the last."""
-    octets = torch.nn.functional.pad(octets, (0, -octets.size(-1) % bits)).unflatten(-1, (-1, bits))
-    parts = octets[..., 0].long()
-    for k in range(1, bits):
-        parts |= octets[..., k].long() << 8 * k
-    return parts
+    return _joined(torch.nn.functional.pad(octets, (0, -octets.size(-1) % bits)), bits, 8)
 
 
 def unpacked_octets(octets: Tensor, bits: int) -> Tensor:
@@ -45,7 +37,7 @@ def looked_up(octets: Tensor, bits: int, table: Tensor) -> Tensor:
         each, found = 8 // bits, octets
     else:
         each = 4 if bits == 3 else 2
-        found = _fields(_eights(octets, bits), 8 // each, each * bits)
+        found = _fields(_eights(octets, bits), 8 // each, each * bits, torch.int32)
     numbers = torch.arange(1 << each * bits, device=table.device)
     several = table[_fields(numbers, each, bits).view(-1, each)]
     return several.index_select(0, found.flatten().int()).view(*found.shape[:-1], each * found.size(-1))
@@ -53,13 +45,26 @@ def looked_up(octets: Tensor, bits: int, table: Tensor) -> Tensor:
 
 def packed_octets(codes: Tensor, bits: int) -> Tensor:
     """Codes (..., 8 n) -> the bytes (..., bits n) of their stream of bits."""
-    codes = codes.long().unflatten(-1, (-1, 8))
-    parts = (codes << _shifts(codes, 8, bits)).sum(-1)
-    return _fields(parts, bits, 8).to(torch.uint8)
+    return _fields(_joined(codes, 8, bits), bits, 8, torch.uint8)
 
 
-def _fields(parts: Tensor, each: int, bits: int) -> Tensor:
-    return ((parts.unsqueeze(-1) >> _shifts(parts, each, bits)) & ((1 << bits) - 1)).flatten(-2)
+def _joined(codes: Tensor, each: int, bits: int) -> Tensor:
+    """So many codes after each other -> one integer of 64 bits, the first lowest."""
+    codes = codes.unflatten(-1, (-1, each))
+    parts = codes[..., 0].long()
+    for k in range(1, each):
+        parts |= codes[..., k].long() << bits * k
+    return parts
+
+
+def _fields(parts: Tensor, each: int, bits: int, dtype: torch.dtype | None = None) -> Tensor:
+    """The lowest `each` fields of so many bits of every integer, in a dtype that holds them: one field of all at a
+    time, so that no more than the result is ever there of what is wider.
+    """
+    found = parts.new_empty((*parts.shape, each), dtype=dtype)
+    for k in range(each):
+        found[..., k] = (parts >> bits * k) & ((1 << bits) - 1)
+    return found.flatten(-2)
 
 
 def unpacked(words: Tensor, bits: int, count: int, layout: str = "stream") -> Tensor:
@@ -80,10 +85,7 @@ def values_in(words: Tensor, bits: int, count: int, layout: str, table: Tensor) 
 def packed(codes: Tensor, bits: int, layout: str = "stream") -> Tensor:
     """Unsigned codes (..., count) -> int32 (..., words); what no code fills is zero."""
     count, each = words_of(codes.size(-1), bits, layout), 32 // bits if layout == "words" else 32
-    codes = torch.nn.functional.pad(codes.long(), (0, -codes.size(-1) % each))
-    if layout == "words":
-        parts = codes.unflatten(-1, (-1, each))
-        octets = _fields((parts << _shifts(parts, each, bits)).sum(-1), 4, 8).to(torch.uint8)
-    else:
-        octets = packed_octets(codes, bits)
+    codes = torch.nn.functional.pad(codes, (0, -codes.size(-1) % each))
+    run, size = (each, 4) if layout == "words" else (8, bits)  # so many codes fill so many bytes
+    octets = _fields(_joined(codes, run, bits), size, 8, torch.uint8)
     return octets.view(torch.int32)[..., :count].contiguous()

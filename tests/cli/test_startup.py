@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from paramcli.cli.usage import COMMANDS
+from paramcli.registry import DECODERS
 
 from ..pace import HANG_SECONDS
 
@@ -200,6 +201,32 @@ def test_planning_without_data_loads_no_symbolic_algebra(tmp_path):
     code = (
         "import sys, torch; from paramcli.fitting.torch_module import outline; from paramcli.chain import parse_chain\n"
         f"[outline(parse_chain(text), (6, 6), torch.float32) for text in {chains!r}]\n"
+        "sys.exit('sympy' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_module_of_a_decoder_is_made_without_symbolic_algebra():
+    """It costs 60 MB there too, beside blocks of 4 MB."""
+    chains = (
+        "fp8_block:rows=32:columns=32",
+        "fp8_block:rows=1:columns=32:scales=tiles",
+        "fp8_scaled:per=output",
+        "bnb_4bit:table=nf4:block=64:nested=256",
+        "bnb_int8",
+        "gptq:bits=3:zeros=v1:group=32",
+        "awq:group=32",
+        "int_scaled:per=group:size=32:zero_point=true:g_idx=true",
+        "int_packed:bits=3:columns=64:per=group:size=32:zero_point=true:g_idx=true",
+        "mxfp4:transposed=true",
+        "mxfp6",
+        "nvfp4:global_scale=multiplies:first=high:scales=tiles",
+    )
+    assert {chain.partition(":")[0] for chain in chains} == set(DECODERS)
+    code = (
+        "import sys, torch; from paramcli.chain import parse_chain; from paramcli.registry import target_class\n"
+        f"for (link,) in [parse_chain(text).links for text in {chains!r}]:\n"
+        "    target_class(link.entry).make(torch.empty(64, 64, device='meta'), **link.arguments)\n"
         "sys.exit('sympy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
