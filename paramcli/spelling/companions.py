@@ -61,12 +61,17 @@ def companions(tensors: Mapping[str, TensorInfo]) -> set[str]:
         if codes and _are_originals(parent):
             found.update(keys.values())
         elif codes:
-            found.update(codes, (key for leaf, key in keys.items() if not _WORDS.isdisjoint(leaf.split("_"))))
+            found.update(codes, (key for leaf, key in keys.items() if names_scale(leaf)))
         if parent in tensors and not _STATE.isdisjoint(keys):
             found.update((parent, *keys.values(), *beside.get(f"{parent}.quant_state", {}).values()))
     if found:
         found.update(key for key in tensors if key.rpartition(".")[2] in _CACHES)
     return found
+
+
+def names_scale(leaf: str) -> bool:
+    """Is it the last part of the name of a scale, a zero point or a table?"""
+    return not _WORDS.isdisjoint(leaf.split("_"))
 
 
 def _is_codes(leaf: str, info: TensorInfo) -> bool:

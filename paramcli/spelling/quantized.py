@@ -30,7 +30,7 @@ from ..errors import PATH, TENSOR
 from ..text import listing, printable, shape_text
 from ..wording import LEAVE_OUT, call, given
 from . import quantized_bitsandbytes
-from .companions import companions
+from .companions import companions, names_scale
 from .forms import ASIDE, Group
 from .quantization_config import Quantization, read_quantization
 from .quantized_comfyui import as_comfyui_says, layers_of
@@ -271,10 +271,10 @@ def _lone(group: Group) -> Group:
 
 
 def _weight_in_codes(group: Group) -> tuple[str, str] | None:
-    """(the form it would be, the word for its codes) of a weight in codes. Of floats, which nothing else is kept in,
-    every matrix is one; of integers what is named one: masks and tokenizers are bytes too, counters have no rows.
+    """(the form it would be, the word for its codes) of a weight in codes. Of floats every matrix is one, but for scales
+    that are kept in them; of integers what is named one: masks and tokenizers are bytes too, counters have no rows.
     """
     matrix, named = len(group.shape) > 1, WEIGHT.fullmatch(group.tensor) is not None
-    if group.dtype in FP8 and (matrix or named):
+    if group.dtype in FP8 and (named or (matrix and not names_scale(group.tensor.rpartition(".")[2]))):
         return "fp8_scaled", "floats"
     return ("int_scaled", "integers") if group.dtype in ("I8", "U8") and matrix and named else None
