@@ -271,8 +271,8 @@ def _lone(group: Group) -> Group:
 
 
 def _weight_in_codes(group: Group) -> tuple[str, str] | None:
-    """(the form it would be, the word for its codes) of a weight in codes. Of floats every matrix is one, but for scales
-    that are kept in them; of integers what is named one: masks and tokenizers are bytes too, counters have no rows.
+    """(the form it would be, the word for its codes) of a weight in codes. Of floats every matrix is one that is not
+    named a scale; of integers what is named a weight: masks and tokenizers are bytes too, counters have no rows.
     """
     matrix, named = len(group.shape) > 1, WEIGHT.fullmatch(group.tensor) is not None
     if group.dtype in FP8 and (named or (matrix and not names_scale(group.tensor.rpartition(".")[2]))):
