@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
-from ..text import count_text, listing, number_text
+from ..text import count_text, number_text
+from .kept import Kept, Other
 
 if TYPE_CHECKING:
     from ..evidence import Evidence
@@ -88,19 +89,9 @@ class MergeVerdict:
 
 
 @dataclass(frozen=True)
-class Other:
-    """A tensor that no adapter changes, and that is not the base's all the same."""
-
-    tensor: str
-    detail: str
-
-
-@dataclass(frozen=True)
 class MergeResult(Sequence[MergeVerdict]):
-    """The verdicts on the tensors that the adapters change, as a sequence; and what is to be said of the others.
-
-    `untouched`: how many others are the base's, bit for bit; `cast`: how many of these but for the dtype that the merge
-    was written in; `different`, `missing`, `extra`: those that are not, that only the base has, and only the merge.
+    """The verdicts on the tensors that the adapters change, as a sequence; and what is to be said of the others, as of
+    `Kept`.
     """
 
     checkpoint: Path
@@ -134,6 +125,10 @@ class MergeResult(Sequence[MergeVerdict]):
         return self.tensors[index]
 
     @property
+    def kept(self) -> Kept:
+        return Kept(self.untouched, self.cast, self.different, self.missing, self.extra)
+
+    @property
     def failed(self) -> tuple[MergeVerdict, ...]:
         """Those that are something else than base plus adapter."""
         return tuple(verdict for verdict in self.tensors if verdict.ok is False)
@@ -141,7 +136,7 @@ class MergeResult(Sequence[MergeVerdict]):
     @property
     def ok(self) -> bool | None:
         """Is it base plus adapter? None where no tensor's change is above rounding, so that nothing tells."""
-        if self.failed or self.different or self.missing or self.extra:
+        if self.failed or not self.kept.ok:
             return False
         return True if any(verdict.ok for verdict in self.tensors) else None
 
@@ -153,11 +148,7 @@ class MergeResult(Sequence[MergeVerdict]):
             "adapters": [{"path": path, "strength": strength} for path, strength in self.adapters],
             "ok": self.ok,
             "tensors": [verdict.document() for verdict in self.tensors],
-            "untouched": self.untouched,
-            "cast": self.cast,
-            "different": [{"tensor": other.tensor, "detail": other.detail} for other in self.different],
-            "missing": list(self.missing),
-            "extra": list(self.extra),
+            **self.kept.document(),
             **({"evidence": self.evidence.document()} if self.evidence else {}),
         }
 
@@ -174,13 +165,7 @@ class MergeResult(Sequence[MergeVerdict]):
             said = f"nothing tells: the change of {count_text(total, 'tensor')} is below rounding"
         if holds and holds < total and not self.failed:
             said += f", {total - holds} below rounding"
-        others = count_text(self.untouched, "other")
-        said += f"; {others} {'is' if self.untouched == 1 else 'are'} the base's"
-        said += f" ({self.cast} cast to another dtype)" if self.cast else ""
-        odd = ("not the base's", [other.tensor for other in self.different]), ("missing", self.missing)
-        for what, names in (*odd, ("not in the base", self.extra)):
-            said += f"; {len(names)} {what}: {listing(names, 4)}" if names else ""
-        return said
+        return said + self.kept.summary()
 
 
 def share(value: float) -> str:

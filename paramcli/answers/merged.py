@@ -7,7 +7,7 @@ each, and is told.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from ..allocator import Holes, share_one_heap
 from ..chain import Chain
 from ..checkpoint.disk.interrupts import import_torch
-from ..dtypes import EDITABLE
 from ..errors import PATH, InputRefused, ParamcliError
 from ..spelling.adapters import open_adapters
 from ..spelling.attached import Attached, beside
@@ -24,8 +23,9 @@ from ..spelling.opened import Opened, choose_any
 from ..text import listing
 from ..view import View
 from ..watch import NOBODY, Watch
-from .diff import DiffResult, compare_one, same_state, what_to_say
-from .merge_verdict import MergeResult, MergeVerdict, Other
+from .diff import DiffResult, what_to_say
+from .kept import compare_kept
+from .merge_verdict import MergeResult, MergeVerdict
 
 if TYPE_CHECKING:
     import torch
@@ -121,12 +121,21 @@ def verify_merge(
             return verdict
 
         verdicts = tuple(map(judged, there))
-        same, cast, different = _others(merged, base, others, changed, meter.advance)
+        kept = compare_kept(merged, base, others, changed, missing, extra, meter.advance)
     for source in (merged.source, attached.source):
         source.check_unchanged()
     adapters = tuple(zip(asked.paths, asked.strengths, strict=True))
     return MergeResult(
-        path, base.source.path, adapters, verdicts, same, cast, different, tuple(missing), tuple(extra), said
+        path,
+        base.source.path,
+        adapters,
+        verdicts,
+        kept.untouched,
+        kept.cast,
+        kept.different,
+        kept.missing,
+        kept.extra,
+        said,
     )
 
 
@@ -166,39 +175,3 @@ class Work:
             self.holes,
         )
         return judge(touched, self.labels)
-
-
-def _others(
-    merged: Opened, base: Opened, names: Sequence[str], changed: Collection[str], advance: Callable[[int], None]
-) -> tuple[int, int, tuple[Other, ...]]:
-    """(how many are the base's, how many of these cast to another dtype, those that are not)"""
-    twins = {name: tied for tied in base.source.tied() for name in tied}
-    same = cast = 0
-    different = []
-    for name in names:
-        one, other = base.groups[name], merged.groups[name]
-        found = compare_one(name, base.source, one, merged.source, other, None, exact=True)
-        tied = [twin for twin in twins.get(name, ()) if twin in changed and twin in merged.groups]
-        if found.equal:
-            same += 1
-        elif one.dtype != other.dtype and _is_cast(base, one, merged, other):
-            same, cast = same + 1, cast + 1
-        elif any(same_state(merged.source, merged.groups[twin], merged.source, other) for twin in tied):
-            same += 1  # one tensor with what the adapter changes, and changed with it
-        else:
-            detail = found.detail or f"it is off by {found.max_abs:.3g}, and no adapter changes it"
-            different.append(Other(name, detail))
-        advance(other.nbytes)
-    return same, cast, tuple(different)
-
-
-def _is_cast(base: Opened, one: Group, merged: Opened, other: Group) -> bool:
-    """Is one the other, rounded to its dtype?"""
-    import torch
-
-    from ..fitting.evaluate import effective
-
-    if one.shape != other.shape or {one.dtype, other.dtype} - EDITABLE:
-        return False
-    W, M = effective(base.source, one), effective(merged.source, other)
-    return bool(torch.equal(W.to(M.dtype), M))

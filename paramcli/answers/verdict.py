@@ -11,6 +11,7 @@ from ..dtypes import dtype_name
 from ..registry import CONSTRAINTS
 from ..spelling.forms import Group
 from ..text import count_text, listing
+from .kept import Kept
 
 if TYPE_CHECKING:
     from ..evidence import Evidence
@@ -62,7 +63,8 @@ class VerifyResult(Sequence[Verdict]):
     """The verdicts, one for each tensor that was looked at, as a sequence; and which tensors were not.
 
     `unverified`: tensors that claim something which their keys do not tell, each with its `problem`; `others`: how many
-    were not looked at, as they claim nothing; `evidence`: the files' SHA-256 and what computed, where it was asked for.
+    were not looked at, as they claim nothing; `evidence`: the files' SHA-256 and what computed, where it was asked for;
+    `kept`: what was to stay as it is in the file that this one was made from, where that is compared.
     """
 
     checkpoint: Path | None
@@ -70,6 +72,7 @@ class VerifyResult(Sequence[Verdict]):
     unverified: tuple[Group, ...] = ()
     others: int = 0
     evidence: Evidence | None = None
+    kept: Kept | None = None
 
     def __iter__(self) -> Iterator[Verdict]:
         return iter(self.tensors)
@@ -95,8 +98,8 @@ class VerifyResult(Sequence[Verdict]):
 
     @property
     def ok(self) -> bool:
-        """Does every claim hold, and was every one looked at?"""
-        return not self.failed and not self.unverified
+        """Does every claim hold, was every one looked at, and is what was to stay as it was?"""
+        return not self.failed and not self.unverified and (self.kept is None or self.kept.ok)
 
     def document(self) -> dict[str, object]:
         """As --json prints it."""
@@ -106,6 +109,7 @@ class VerifyResult(Sequence[Verdict]):
             "ok": self.ok,
             **({"unverified": unread} if unread else {}),
             "tensors": [verdict.document() for verdict in self.tensors],
+            **(self.kept.document() if self.kept else {}),
             **({"evidence": self.evidence.document()} if self.evidence else {}),
         }
 
@@ -126,4 +130,5 @@ class VerifyResult(Sequence[Verdict]):
                 says += f" ({len(claims) - len(sets)} of them claim none: what they store agrees)"
         for names, lack in ((rest, "without a claim"), (unread, "not verified")):
             says += f"; {len(names)} {lack}: {listing(names, 4)}" if names else ""
+        says += self.kept.summary() if self.kept is not None else ""
         return says + (f"; {self.others} without a claim not looked at" if self.others else "")

@@ -12,7 +12,7 @@ from typing import cast
 from ..maths.tiles import tiles_shape
 from ..spec import Argument, Value
 from .entry import Entry, Shape, Stored
-from .measures import DECODABLE, ROUND_TRIP
+from .measures import OF_CODES
 
 MOST = 1 << 20
 
@@ -60,8 +60,8 @@ DECODERS = (
             SCALES,
         ),
         cost="one pass",
-        verifies=f"{DECODABLE}; {ROUND_TRIP}",
         stores=_block_stores,
+        verifies=OF_CODES,
         decodes=True,
     ),
     Entry(
@@ -75,8 +75,8 @@ DECODERS = (
         target="decoders:Scaled",
         arguments=(Argument("per", "choice", "what has a scale of its own", "tensor", choices=("tensor", "output")),),
         cost="one pass",
-        verifies=f"{DECODABLE}; {ROUND_TRIP}",
         stores=_scaled_stores,
+        verifies=OF_CODES,
         decodes=True,
     ),
 )

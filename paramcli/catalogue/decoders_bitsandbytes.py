@@ -8,6 +8,7 @@ from typing import cast
 from ..maths.runs import pairs_shape, runs_shape
 from ..spec import Argument, Value
 from .entry import Entry, Shape, Stored
+from .measures import OF_CODES
 
 MOST = 1 << 20
 
@@ -53,6 +54,7 @@ DECODERS = (
         cost="one pass",
         reshapes=True,
         stores=_four_bit_stores,
+        verifies=OF_CODES,
         decodes=True,
     ),
     Entry(
@@ -66,6 +68,7 @@ DECODERS = (
         target="bitsandbytes:Int8",
         cost="one pass",
         stores=_int8_stores,
+        verifies=OF_CODES,
         decodes=True,
     ),
 )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from ..spec import Argument, Value
 from .decoders import MOST, count
 from .entry import Entry, Shape, Stored
+from .measures import OF_CODES
 
 WIDTHS = (2, 3, 4, 8)
 _GROUP = Argument("group", "int", "inputs of a group, which share a scale; all, if left out", minimum=1, maximum=MOST)
@@ -76,6 +77,7 @@ DECODERS = (
         reshapes=True,
         cost="two passes",
         stores=_gptq_stores,
+        verifies=OF_CODES,
         decodes=True,
     ),
     Entry(
@@ -93,6 +95,7 @@ DECODERS = (
         reshapes=True,
         cost="two passes",
         stores=_awq_stores,
+        verifies=OF_CODES,
         decodes=True,
     ),
 )

@@ -8,6 +8,7 @@ from ..dtypes import words_of
 from ..spec import Argument, Value
 from .decoders import MOST, count
 from .entry import Entry, Shape, Stored
+from .measures import OF_CODES
 
 _SCALES = (
     Argument("per", "choice", "what has a scale of its own", "output", choices=("tensor", "output", "group")),
@@ -60,6 +61,7 @@ DECODERS = (
         examples=("int_scaled:per=group:size=128",),
         cost="one pass",
         stores=_stores,
+        verifies=OF_CODES,
         decodes=True,
     ),
     Entry(
@@ -84,6 +86,7 @@ DECODERS = (
         reshapes=True,
         cost="two passes",
         stores=_packed_stores,
+        verifies=OF_CODES,
         decodes=True,
     ),
 )

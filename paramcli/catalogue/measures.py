@@ -106,6 +106,16 @@ ROUND_TRIP = MeasureEntry(
     proves="the weight is what the codes stand for, to less than half a step of their grid",
     not_proved="the weight's bits below that",
 )
+PRODUCT = MeasureEntry(
+    name="product",
+    summary="the weight is the product of the stored codes and scales, rounded",
+    residual="largest distance of an entry from it, over its size",
+    tolerance="eps of the narrowest dtype that has all the weight's numbers: rounded once, or twice",
+    proves="the scales are those that the weight was made with, to its rounding",
+    not_proved="a change of a scale that rounding the weight hides",
+)
+# What verify measures of every weight in codes.
+OF_CODES = f"{DECODABLE}; {ROUND_TRIP}; {PRODUCT}"
 MEASURES = {
     entry.name: entry
     for entry in (
@@ -121,5 +131,6 @@ MEASURES = {
         ALPHA,
         DECODABLE,
         ROUND_TRIP,
+        PRODUCT,
     )
 }

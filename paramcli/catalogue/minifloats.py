@@ -8,6 +8,7 @@ from ..maths.tiles import tiles_shape
 from ..spec import Argument, Value
 from .decoders import SCALES
 from .entry import Entry, Shape, Stored
+from .measures import OF_CODES
 
 
 def _stores(bits: int, run: int, *more: str) -> Callable[[Shape, Mapping[str, Value]], Stored]:
@@ -48,6 +49,7 @@ DECODERS = (
         reshapes=True,
         cost="one pass",
         stores=_mx4_stores,
+        verifies=OF_CODES,
         decodes=True,
     ),
     Entry(
@@ -62,6 +64,7 @@ DECODERS = (
         reshapes=True,
         cost="three passes",
         stores=_stores(6, 32),
+        verifies=OF_CODES,
         decodes=True,
     ),
     Entry(
@@ -89,6 +92,7 @@ DECODERS = (
         reshapes=True,
         cost="one pass",
         stores=_nv4_stores,
+        verifies=OF_CODES,
         decodes=True,
     ),
 )

@@ -155,13 +155,14 @@ def _show(screen: Screen, result: VerifyResult, as_json: bool, ckpt: Path, repor
     if as_json:
         screen.answer(document(result.document()))
     else:
-        screen.show(verify_table(result, fold=screen.folds(sum(max(len(verdict.checks), 1) for verdict in result))))
+        fold = screen.folds(sum(max(len(verdict.checks), 1) for verdict in result))
+        screen.show(verify_table(result, fold=fold, kept=result.kept))
         for file in result.evidence.files if result.evidence else ():
             screen.note(f"{file.sha256}  {file.path}")
     if report is not None:
         screen.note(f"wrote {printable_path(report)}")
     screen.note(result.summary(f" in {printable_path(ckpt)}"))
-    if result.failed:
+    if result.failed or (result.kept is not None and not result.kept.ok):
         raise typer.Exit(1)
     if result.unverified:
         screen.note("say what they are with --chain, or name with -t what is to be verified")

@@ -31,11 +31,7 @@ def merge_page(path: str, result: MergeResult, evidence: Evidence, facts: Sequen
         ]
         for v in result
     ]
-    others: list[list[Cell | str]] = [
-        [o.tensor, Cell(f"not the base's: {o.detail}", kind="bad")] for o in result.different
-    ]
-    others += [[name, Cell("missing", kind="bad")] for name in result.missing]
-    others += [[name, Cell("not in the base", kind="bad")] for name in result.extra]
+    others: list[list[Cell | str]] = [[name, Cell(what, kind="bad")] for name, what in result.kept.wrong]
     asked = [("base", str(result.base))]
     asked += [("adapter", f"{name} at strength {strength:g}") for name, strength in result.adapters]
     same = count_text(result.untouched, "other tensor")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..answers.diff import DiffResult
     from ..answers.discover import Finding
     from ..answers.inspect import InspectResult
+    from ..answers.kept import Kept
     from ..answers.merge_verdict import MergeResult, MergeVerdict
     from ..answers.spectrum import Spectra
     from ..answers.verdict import Verdict
@@ -104,9 +105,9 @@ def convert_table(outcomes: Sequence[Outcome], dtype: str | None, fold: bool = F
     return table
 
 
-def verify_table(verdicts: Sequence[Verdict], fold: bool = False) -> Table:
+def verify_table(verdicts: Sequence[Verdict], fold: bool = False, kept: Kept | None = None) -> Table:
     """Each check of each tensor, and those without a claim; `fold`: those alike for which all hold are one, with the
-    largest residual of each check.
+    largest residual of each check. `kept`: of what was to stay as it was, that which did not is shown.
     """
     table = Table("tensor", "constraint", ("residual", "right"), ("tolerance", "right"), "verdict")
 
@@ -133,6 +134,8 @@ def verify_table(verdicts: Sequence[Verdict], fold: bool = False) -> Table:
                 number_text(c.tolerance),
                 verdict,
             )
+    if kept is not None:
+        _kept_rows(table, kept)
     return table
 
 
@@ -270,11 +273,14 @@ def merge_table(result: MergeResult, fold: bool = False, limit: int = 200) -> Ta
             v.allowed,
             said if plain else Styled(said, f": {printable(v.detail or '')}"),
         )
-    others = [(other.tensor, f"not the base's: {printable(other.detail)}") for other in result.different]
-    others += [(name, "missing") for name in result.missing] + [(name, "not in the base") for name in result.extra]
-    for name, what in others[:limit]:
-        table.add_row(printable(name), "-", "-", "-", Styled((what, "bold red")))
+    _kept_rows(table, result.kept, limit)
     return table
+
+
+def _kept_rows(table: Table, kept: Kept, limit: int = 200) -> None:
+    """Those that are not as they were, in a table of five columns."""
+    for name, what in kept.wrong[:limit]:
+        table.add_row(printable(name), "-", "-", "-", Styled((printable(what), "bold red")))
 
 
 def discover_table(findings: Sequence[Finding]) -> Table:
