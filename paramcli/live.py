@@ -38,6 +38,7 @@ from .fitting import torch_module as hosting
 from .fitting.evaluate import complete, read_state, require_chain, settle
 from .fitting.fit import fit
 from .fitting.reach import NOTED
+from .fitting.skeleton import dtype_of
 from .maths.base import Parametrization
 from .spec import path_of, select
 from .spelling import record as records
@@ -191,7 +192,7 @@ def _tensors_for(model: nn.Module, source: Source, group: Group, device: str, un
         with error_context(tensor=group.tensor):
             require_chain(group)
             chain, view = settle(group, state)
-            hosting.require_fit(chain, view, tuple(getattr(module, name).shape), hosting.dtype_of(state))
+            hosting.require_fit(chain, view, tuple(getattr(module, name).shape), dtype_of(state))
             _install(module, name, chain, view, undo)
             state = complete(group, state, chain)
             # What is not in the file would stay as memory happened to be.

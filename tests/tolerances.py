@@ -22,9 +22,9 @@ from torch import Tensor
 from paramcli.chain import Chain, parse_chain
 from paramcli.errors import ParamcliError
 from paramcli.fitting import measure
-from paramcli.fitting import torch_module as hosting
 from paramcli.fitting.fit import fit
 from paramcli.fitting.originals import evaluate
+from paramcli.fitting.skeleton import outline
 from paramcli.maths.numbers import compute_dtype, eps, wide
 from paramcli.registry import PARAMETRIZATIONS, constraint
 from paramcli.view import IDENTITY
@@ -89,7 +89,7 @@ def originals(chain: Chain, n: int, dtype: torch.dtype, scale: float, seed: int)
     makes them.
     """
     state = {}
-    for index, (role, like) in enumerate(hosting.outline(chain, (n, n), dtype, IDENTITY).items()):
+    for index, (role, like) in enumerate(outline(chain, (n, n), dtype, IDENTITY).items()):
         kind = role.rpartition(".")[2]
         if kind == "base" and chain.links[-1].entry.name == "sphere_exp":
             base = normal(n, n, seed) / rows_of(normal(n, n, seed))

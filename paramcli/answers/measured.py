@@ -13,7 +13,8 @@ from ..errors import InputRefused, error_context
 from ..fitting import measure
 from ..fitting.claims import claim_check
 from ..fitting.evaluate import complete, read_state, settle, weight_of
-from ..fitting.originals import loaded, originals_of, widened
+from ..fitting.originals import widened
+from ..fitting.skeleton import loaded
 from ..maths.base import Check, Parametrization
 from ..maths.numbers import compute_dtype, wide
 from ..registry import ANY, parse_constraint, target_class
@@ -90,7 +91,7 @@ def _own_checks(chain: Chain, view: View, value: Tensor, state: Mapping[str, Ten
         return []
     double = wide(value.dtype, value.device)
     parts = loaded(chain, view, value.shape, widened(state, double), double if chain.decodes else None)
-    originals, checks = originals_of(parts), []
+    originals, checks = parts.originals, []
     for index, part in enumerate(parts):
         part.stored_dtype = value.dtype
         seen = part.into_view(originals)

@@ -21,7 +21,8 @@ from ..dtypes import EDITABLE, dtype_name
 from ..errors import PATH, TENSOR, InputRefused, error_context
 from ..fitting.blocks import Batch, bake_ranges, sliced_roles
 from ..fitting.evaluate import chain_of, complete, effective, read_state, require_chain, weight_of
-from ..fitting.originals import in_precision, loaded
+from ..fitting.originals import in_precision
+from ..fitting.skeleton import loaded
 from ..maths.base import Check
 from ..maths.decoders import Decoder
 from ..spelling.forms import Group

@@ -23,11 +23,13 @@ from ..maths.rows import Share, row_blocks
 from ..registry import constraint, target_class
 from ..spelling.forms import Group
 from ..view import IDENTITY, View
-from . import torch_module as hosting
 from .evaluate import Tensors, read_role, read_state
+from .skeleton import outline
 
-# Tensors of this many bytes and more are taken in blocks of about so many. Larger blocks are not quicker, and the heap
-# keeps several of them: baking 512 MB took 200 MB in all with blocks of 4 MB (150 of them torch), 500 MB with 16.
+# Tensors of this many bytes and more are taken in blocks of about so many, counted in 4 bytes an entry or more, as they
+# are computed with. Larger blocks are not quicker, and the heap keeps several of them: baking 512 MB took 200 MB in all
+# with blocks of 4 MB (150 of them torch), 500 MB with 16. And what is made of a block has to stay below
+# `allocator.LARGE`: from there on memory is faulted in anew for every block, at several times what the maths costs.
 LARGE, BLOCK_BYTES = 8 << 20, 4 << 20
 # What has the weight's rows in columns is read whole up to so many bytes: to read columns takes a call for each row.
 HELD = 32 << 20
@@ -90,7 +92,7 @@ def bake_ranges(group: Group, chain: Chain, view: View) -> tuple[tuple[int, int]
     if roles is None or not _readable(group, roles):
         return ()
     ranges = _ranges(group, math.lcm(*(share.each for share in roles.values())))
-    stored = hosting.outline(chain, group.shape, torch_dtype(group.dtype), view)
+    stored = outline(chain, group.shape, torch_dtype(group.dtype), view)
     # One number may be kept as a tensor of one. What is wrong with the others is said of the whole.
     as_stored = {role: tuple(tensor.shape) or (1,) for role, tensor in stored.items()}
     there = {role: tuple(group.infos[role].shape) or (1,) for role in group.own_roles}
@@ -103,14 +105,19 @@ def fit_ranges(group: Group, chain: Chain, view: View) -> tuple[tuple[int, int],
     if roles is None or not made_by_rows(chain, view, group.shape) or not _readable(group, {"value": Share()}):
         return ()
     # Something that it stores may belong to all rows.
-    return ranges if set(roles) == set(hosting.outline(chain, group.shape, torch_dtype(group.dtype), view)) else ()
+    return ranges if set(roles) == set(outline(chain, group.shape, torch_dtype(group.dtype), view)) else ()
+
+
+def block_entries(code: str) -> int:
+    """How many entries of this dtype are a block."""
+    return 8 * BLOCK_BYTES // max(DTYPES[code].bits, 32)
 
 
 def _ranges(group: Group, multiple: int = 1) -> tuple[tuple[int, int], ...]:
     """The blocks of a large tensor, of a multiple of so many rows; none for one that is not, or has too few rows."""
     if nbytes_of(group.dtype, group.shape) < LARGE or not all(group.shape):
         return ()
-    ranges = row_blocks(group.shape, 8 * BLOCK_BYTES // DTYPES[group.dtype].bits, multiple)
+    ranges = row_blocks(group.shape, block_entries(group.dtype), multiple)
     return tuple(ranges) if len(ranges) > 1 else ()
 
 

@@ -14,7 +14,7 @@ from ..maths.numbers import compute_dtype, wide
 from ..registry import constraint, target_class
 from ..view import View
 from . import measure
-from .originals import loaded
+from .skeleton import loaded
 
 
 class Claim:

@@ -23,7 +23,8 @@ from ..text import listing, number_text, printable, shape_text, size_text
 from ..view import View
 from ..wording import LEAVE_OUT, call, given
 from .originals import evaluate
-from .torch_module import OtherState, outline, require_fit
+from .skeleton import OtherState, outline
+from .torch_module import require_fit
 
 # u and W v / ||W v|| of a spectral norm that ran once agree exactly; an unrelated pair is near 1. Without v, u is
 # compared with one power step of its own, which a young u is still some way from.

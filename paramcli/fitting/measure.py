@@ -218,16 +218,21 @@ class Moved:
             self._rest = after[:, full:].clone(), before[:, full:].clone()
 
     def _measure(self, after: Tensor, before: Tensor, entries: int) -> None:
+        if not after.size(1):
+            return
         double = wide(before.dtype, before.device)
         distances, sizes = [], []
-        # In blocks: a whole tensor in double precision, three times over, would be the peak of most edits.
+        # In blocks: a whole tensor in double precision, three times over, would be the peak of most edits. In memory
+        # that stays: to fault new in takes as long as the sums.
+        shape = (self._count, min(entries, after.size(1)))
+        was, is_now = (torch.empty(shape, dtype=double, device=before.device) for _ in range(2))
         for a, b in zip(torch.split(after, entries, 1), torch.split(before, entries, 1), strict=True):
-            b = b.to(double)
-            distances.append(_lengths(a.to(double) - b))
-            sizes.append(_lengths(b))
-        if after.size(1):
-            self._distances += torch.stack(distances).tolist()
-            self._sizes += torch.stack(sizes).tolist()
+            size = was.copy_(b)
+            distance = is_now.copy_(a).sub_(was)
+            sizes.append(_lengths(size))
+            distances.append(_lengths(distance))
+        self._distances += torch.stack(distances).tolist()
+        self._sizes += torch.stack(sizes).tolist()
 
     def result(self) -> list[float]:
         """The number of each tensor."""

@@ -6,20 +6,20 @@ Tensors in, tensors out; names and files are the caller's.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..chain import Chain, Link
 from ..maths.base import CannotReach, Parametrization
-from ..maths.numbers import compute_dtype
+from ..maths.numbers import compute_dtype, from_float8
 from ..text import number_text
 from ..view import View
 from ..wording import given
 from . import measure
 from . import torch_module as hosting
+from .skeleton import Loaded, loaded
 
 # A right inverse that is off by more than this in double precision has no preimage there.
 EXACT = 1e-6
@@ -29,19 +29,9 @@ def in_precision(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Floating tensors in the precision of `dtype`, real ones real and complex ones complex; integers as they are."""
     if tensor.is_complex():
         return tensor.to(dtype.to_complex())
-    wanted = dtype.to_real() if dtype.is_complex else dtype
-    if tensor.is_floating_point() and tensor.element_size() == 1 and tensor.device.type == "cpu":
-        return _looked_up(tensor, wanted)
-    return tensor.to(wanted) if tensor.is_floating_point() else tensor
-
-
-def _looked_up(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Floats of 8 bits in another dtype: 256 numbers, looked up. torch converts them one by one, in seven times the
-    time.
-    """
-    numbers = torch.arange(256, dtype=torch.uint8, device="cpu").view(tensor.dtype).to(dtype)
-    codes = tensor.contiguous().view(torch.uint8).flatten().int()
-    return torch.index_select(numbers, 0, codes).view(tensor.shape)
+    if not tensor.is_floating_point():
+        return tensor
+    return from_float8(tensor, dtype.to_real() if dtype.is_complex else dtype)
 
 
 def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -51,46 +41,6 @@ def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def widened(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     return {role: rounded(tensor, dtype) for role, tensor in state.items()}
-
-
-class Loaded(nn.ModuleList):
-    """A chain's modules in order, and the originals beside them, as torch's `ParametrizationList` has them."""
-
-    if TYPE_CHECKING:
-
-        def __iter__(self) -> Iterator[Parametrization]: ...
-
-
-def loaded(
-    chain: Chain, view: View, shape: Sequence[int], state: Mapping[str, Tensor], dtype: torch.dtype | None = None
-) -> Loaded:
-    """The chain's modules for a weight of this shape, with their tensors set from `state`, by role. OtherState where
-    the state has other roles or shapes. `dtype`: of the weight, where its originals are codes.
-
-    Registered on no module: that costs more than a small matrix, and makes cycles that keep every tensor alive until
-    the collector runs.
-    """
-    start = torch.empty(tuple(shape), dtype=dtype or hosting.dtype_of(state), device="meta")
-    parts = Loaded()
-    with hosting.generators_kept(start.device):
-        for link in chain.links:
-            part = link.make(view.into(start))
-            part.view, part.stored_shape = view, tuple(shape)
-            parts.append(part.eval())
-        originals = next(iter(parts)).right_inverse(start)
-    made = {"original": originals} if isinstance(originals, Tensor) else _numbered(originals)
-    for name, original in made.items():
-        parts.register_parameter(name, nn.Parameter(original, requires_grad=False))
-    try:
-        parts.load_state_dict(state, strict=True, assign=True)
-    except RuntimeError as error:
-        raise hosting.OtherState(str(error)) from error
-    return parts
-
-
-def _numbered(originals: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Several originals by role."""
-    return {f"original{i}": X for i, X in enumerate(originals)}
 
 
 def evaluate(
@@ -119,15 +69,10 @@ def value_of(parts: Loaded) -> Tensor:
     """The value that loaded modules have."""
     first, *others = parts
     with torch.no_grad():
-        value: Tensor = first(*originals_of(parts))
+        value: Tensor = first(*parts.originals)
         for part in others:
             value = part(value)
         return value.detach()
-
-
-def originals_of(parts: Loaded) -> tuple[Tensor, ...]:
-    """The originals of a loaded chain, in order."""
-    return tuple(parts.parameters(recurse=False))
 
 
 def register_raw(W: Tensor, chain: Chain, view: View, seed: int | None, compute: str = "same") -> dict[str, Tensor]:
@@ -177,7 +122,7 @@ def invert(
     made = tuple(view.back(X, shape) if i in part.stored_originals else X for i, X in enumerate(made))
     if isinstance(originals, Tensor):
         return {"original": made[0], **state}
-    return {**_numbered(made), **state}
+    return {**{f"original{index}": X for index, X in enumerate(made)}, **state}
 
 
 def _check_round_trip(chain: Chain, index: int, back: Tensor, wanted: Tensor) -> None:

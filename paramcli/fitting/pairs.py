@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.source import Source
-from ..dtypes import DTYPES, nbytes_of
+from ..dtypes import nbytes_of
 from ..errors import error_context
 from ..maths.rows import row_blocks
 from ..spelling.forms import Group
-from .blocks import BLOCK_BYTES, LARGE
+from .blocks import LARGE, block_entries
 from .evaluate import effective
 from .measure import Moved, require_finite_parts
 
@@ -25,8 +25,7 @@ class Pair:
         self.sides = (source, group), (before_source, before)
         plain = all(one.is_plain and one.infos["value"].run is not None for one in (group, before))
         large = nbytes_of(group.dtype, group.shape) >= LARGE and all(group.shape)
-        entries = 8 * BLOCK_BYTES // DTYPES[group.dtype].bits
-        self._ranges = row_blocks(group.shape, entries) if plain and large else []
+        self._ranges = row_blocks(group.shape, block_entries(group.dtype)) if plain and large else []
 
     @property
     def dtype(self) -> torch.dtype:

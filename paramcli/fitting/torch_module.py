@@ -140,33 +140,11 @@ def require_fit(chain: Chain, view: View, shape: Sequence[int], dtype: torch.dty
             raise InputRefused(f"{name} needs a tensor with dimensions; this one is a scalar")
 
 
-def outline(chain: Chain, shape: Sequence[int], dtype: torch.dtype, view: View = IDENTITY) -> dict[str, Tensor]:
-    """Roles with their shapes and dtypes as torch would have them, computed without any data. Of codes the dtype is not
-    the chain's to say.
-    """
-    if chain.decodes and (stored := chain.stores(view.shape(shape))) is not None:
-        return {role: torch.empty(size, dtype=dtype, device="meta") for role, (_, size) in stored.items()}
-    return roles(register(bare(torch.empty(tuple(shape), dtype=dtype, device="meta")), "weight", chain, view))
-
-
-def dtype_of(state: Mapping[str, Tensor]) -> torch.dtype:
-    """The weight's dtype: that of its originals. Buffers may be integers (a row order, a version), and come first in a
-    file.
-    """
-    return next(tensor.dtype for role, tensor in state.items() if role.startswith("original"))
-
-
-class OtherState(RuntimeError):
-    """The tensors are not those that the chain has, by their names or shapes."""
-
-
 def load(chain: Chain, view: View, shape: Sequence[int], state: Mapping[str, Tensor]) -> nn.Module:
     """A host with the chain registered and its tensors set from `state`, by role."""
-    host = register(bare(torch.empty(tuple(shape), dtype=dtype_of(state), device="meta")), "weight", chain, view)
-    try:
-        host.load_state_dict({_PREFIX + role: tensor for role, tensor in state.items()}, strict=True, assign=True)
-    except RuntimeError as error:
-        raise OtherState(str(error)) from error
+    dtype = state["original" if "original" in state else "original0"].dtype
+    host = register(bare(torch.empty(tuple(shape), dtype=dtype, device="meta")), "weight", chain, view)
+    host.load_state_dict({_PREFIX + role: tensor for role, tensor in state.items()}, strict=True, assign=True)
     return host
 
 

@@ -24,6 +24,11 @@ class Decoder(Parametrization):
     # The dtype of the codes that a module without data has.
     codes = torch.float8_e4m3fn
 
+    @classmethod
+    def threads_matter(cls, *_: Any, **arguments: Any) -> bool:
+        """Passes over memory, while reading and writing have the other cores."""
+        return False
+
     def forward(self, *originals: Any, **_: Any) -> Tensor:
         return self.map(*originals)
 

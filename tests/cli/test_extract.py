@@ -466,12 +466,12 @@ def test_the_same_bytes_each_time(pair, tmp_path, monkeypatch):
 
 def test_large_tensors_are_compared_in_blocks(pair, tmp_path, monkeypatch):
     """With the same result; a value that is not finite, and damaged bytes, are found there too."""
-    from paramcli.fitting import pairs
+    from paramcli.fitting import blocks, pairs
 
     tuned, base = pair
     whole = library.extract(tuned, base, rank=2, output=tmp_path / "whole")
     monkeypatch.setattr(pairs, "LARGE", 0)
-    monkeypatch.setattr(pairs, "BLOCK_BYTES", 256)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 256)
     parts = library.extract(tuned, base, rank=2, output=tmp_path / "parts")
     assert [one.document() for one in parts.tensors] == [one.document() for one in whole.tensors]
     files = [sorted((tmp_path / name).iterdir()) for name in ("whole", "parts")]

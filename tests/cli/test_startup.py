@@ -83,7 +83,8 @@ sys.meta_path.insert(0, Block())
 import torch
 from paramcli.chain import parse_chain
 from paramcli.errors import InputRefused, UsageError
-from paramcli.fitting.torch_module import outline, require_fit
+from paramcli.fitting.skeleton import outline
+from paramcli.fitting.torch_module import require_fit
 from paramcli.registry import PARAMETRIZATIONS
 from paramcli.view import IDENTITY
 for entry in PARAMETRIZATIONS.values():
@@ -199,7 +200,7 @@ def test_planning_without_data_loads_no_symbolic_algebra(tmp_path):
         "prune_l1:amount=0.5",
     )
     code = (
-        "import sys, torch; from paramcli.fitting.torch_module import outline; from paramcli.chain import parse_chain\n"
+        "import sys, torch; from paramcli.fitting.skeleton import outline; from paramcli.chain import parse_chain\n"
         f"[outline(parse_chain(text), (6, 6), torch.float32) for text in {chains!r}]\n"
         "sys.exit('sympy' in sys.modules)"
     )

@@ -16,7 +16,8 @@ from paramcli.fitting import measure
 from paramcli.fitting.claims import Claim, claim_check
 from paramcli.fitting.fit import fit
 from paramcli.fitting.originals import evaluate, register_raw, widened
-from paramcli.fitting.torch_module import bare, outline, register, roles
+from paramcli.fitting.skeleton import outline
+from paramcli.fitting.torch_module import bare, register, roles
 from paramcli.maths.base import Parametrization
 from paramcli.maths.rows import ROW_STEP, row_blocks
 from paramcli.registry import CONSTRAINTS, PARAMETRIZATIONS, parse_constraint, target_class, within

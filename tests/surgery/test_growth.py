@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from paramcli.chain import parse_chain
-from paramcli.fitting.torch_module import outline
+from paramcli.fitting.skeleton import outline
 from paramcli.registry import PARAMETRIZATIONS
 
 SQUARE_BASES = [

@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 from paramcli.chain import parse_chain
 from paramcli.checkpoint.read.open import open_checkpoint
 from paramcli.fitting import originals
-from paramcli.fitting import torch_module as host
 from paramcli.fitting.claims import Claim, claim_check
 from paramcli.fitting.fit import Fitting, fit
 from paramcli.fitting.originals import evaluate
+from paramcli.fitting.skeleton import outline
 from paramcli.registry import PARAMETRIZATIONS, target_class
 from paramcli.spelling.forms import detect
 from paramcli.spelling.given import with_chain
@@ -43,7 +43,7 @@ def test_every_entry_that_stacks_is_tested_here():
     stacking = {name for name, entry in PARAMETRIZATIONS.items() if target_class(entry).stacks}
     assert stacking == {link.entry.name for text in CHAINS for link in parse_chain(text).links}
     for text in CHAINS:
-        assert set(host.outline(parse_chain(text), (4, 4), torch.float32)) == {"original"}
+        assert set(outline(parse_chain(text), (4, 4), torch.float32)) == {"original"}
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,9 @@ from ...fitting.evaluate import (
     require_chain,
     weight_of,
 )
-from ...fitting.originals import invert, loaded, rounded, widened
+from ...fitting.originals import invert, rounded, widened
 from ...fitting.reach import NOTED, Reached, reach
+from ...fitting.skeleton import dtype_of, loaded
 from ...maths.numbers import wide
 from ...spelling.forms import Group
 from ...text import number_text
@@ -81,7 +82,7 @@ class Assignment:
         self, group: Group, state: dict[str, Tensor], chain: Chain, view: View, wanted: Tensor, compute: str
     ) -> tuple[Reached, str | None]:
         """(originals for the assigned value, or for the nearest point that they can hold; what is to be told)"""
-        stored = hosting.dtype_of(state)
+        stored = dtype_of(state)
         seed = hosting.tensor_seed(self.seed, group.twin or group.tensor)
         with torch.no_grad(), hosting.generators_kept(wanted.device):
             held = widened(complete(group, state, chain), wide(stored, wanted.device))

@@ -11,6 +11,7 @@ from ...chain import Chain
 from ...checkpoint.header import Slot
 from ...dtypes import code_of, torch_dtype
 from ...errors import TENSOR, InputRefused, UsageError
+from ...fitting import skeleton
 from ...fitting import torch_module as hosting
 from ...fitting.evaluate import (
     identities,
@@ -50,7 +51,7 @@ def _outline(
     """
     hosting.require_fit(chain, view, shape, torch_dtype(code))
     try:
-        outline = hosting.outline(chain, shape, torch_dtype(code), view)
+        outline = skeleton.outline(chain, shape, torch_dtype(code), view)
     except (IndexError, ValueError, RuntimeError) as error:
         raise InputRefused(
             f"{chain} does not fit a tensor of shape {shape_text(shape)}: {str(error).splitlines()[0]}"

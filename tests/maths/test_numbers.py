@@ -1,0 +1,21 @@
+"""Dtypes: conversions of our own give torch's bits."""
+
+import pytest
+import torch
+
+from paramcli.maths.numbers import from_float8
+
+FLOAT8 = [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.float8_e8m0fnu]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("codes", FLOAT8)
+def test_every_float_of_8_bits_is_what_torch_makes_of_it(codes, dtype):
+    every = torch.arange(256, dtype=torch.int16).to(torch.uint8).view(codes)
+    for shown in (every, every.reshape(16, 16).T, every[::3], every[:0], every[56]):
+        got, wanted = from_float8(shown, dtype), shown.to(dtype)
+        assert got.dtype == dtype and got.shape == wanted.shape
+        assert torch.equal(got.isnan(), wanted.isnan())
+        number = ~wanted.isnan()
+        assert torch.equal(got[number], wanted[number])
+        assert torch.equal(torch.signbit(got[number]), torch.signbit(wanted[number]))
