@@ -20,10 +20,10 @@ from ..registry import CONSTRAINTS, spec_of, target_class, within
 from ..spelling.forms import Group
 from ..spelling.opened import Opened
 from ..spelling.recurrent import stacked
-from ..text import count_text
+from ..text import count_text, listing
 from ..view import IDENTITY, View
 from ..watch import NOBODY, Watch
-from ..wording import in_python
+from ..wording import call, in_python
 
 # A residual below this is worth telling of, though rounding does not explain it.
 NEARLY = 0.05
@@ -94,9 +94,13 @@ def discover(
     with watch.meter("discover", len(chosen), sum(group.nbytes for group in chosen)) as meter:
         result = findings(opened.source, chosen, device, meter.advance, view)
     opened.source.check_unchanged()
-    if view is not None:
-        return result
-    return replace(result, said=tuple(stacked([g.tensor for g in chosen], opened.groups, "looks at each by itself")))
+    said = (
+        [] if view is not None else list(stacked([g.tensor for g in chosen], opened.groups, "looks at each by itself"))
+    )
+    if coded := [group.tensor for group in chosen if group.chain is not None and group.chain.decodes]:
+        bakes = call("remove", opened.source.path)
+        said.append(f"looked at is what the codes of {listing(coded, 3)} stand for; {bakes} bakes it")
+    return replace(result, said=tuple(said))
 
 
 def findings(
@@ -111,6 +115,9 @@ def findings(
     for group in groups:
         progress(group.nbytes)
         if kind_of(group.dtype) not in ("float", "half", "complex") and group.odd is None:
+            if kind_of(group.dtype) == "packed" and group.is_plain and group.nbytes:
+                why = f"it is in codes ({dtype_name(group.dtype)}), and no scale beside it says what they stand for"
+                skipped.append((group.tensor, why))
             continue
         try:
             with error_context(tensor=group.tensor, path=source.path):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..spelling.record import KEY as RECORD
 from ..text import count_text, listing, number_text, printable, printable_path, shape_text, size_text
-from ..wording import call, in_shell
+from ..wording import PATH, call, in_shell
 from .alike import alike
 from .console import Styled, Table
 
@@ -227,6 +227,8 @@ def inspect_tail(result: InspectResult) -> Iterable[str]:
     if result.extra:
         kinds = [f"{extra.name} ({extra.type})" for extra in result.extra]
         yield "not tensors of the state dict: " + listing(kinds, len(kinds))
+    if codes:
+        yield f"next: {in_shell(call('remove', PATH), result.checkpoint, result.root or None)}"
     if (adapter := result.adapter) is not None:
         next_step = in_shell(call("merge", "BASE", adapter=str(result.checkpoint)))
         yield f"not merged: {adapter.problem}" if adapter.problem else f"next: {next_step}"

@@ -1,5 +1,5 @@
-"""What the configuration beside a checkpoint says of how it was quantized: `quantization_config` of config.json, or of
-the files that some tools write by itself.
+"""What the configuration beside a checkpoint says of how it was quantized: `quantization_config` (or
+`compression_config`) of config.json, or the files that some tools write by themselves.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from ..dtypes import CODE_OF_TORCH, EDITABLE
 from .config_groups import ConfigGroups, block_of, transforms_activations
 
 CONFIG = "config.json"
+# In it; the second is what compressed-tensors called it in 2024.
+KEYS = ("quantization_config", "compression_config")
 # Files that say the same again; they go where the weights are quantized no more.
 QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 MAX_CONFIG = 4 << 20
@@ -65,7 +67,7 @@ def read_quantization(folder: Path) -> Quantization:
     config = _json(folder / CONFIG)
     text = config.get("text_config")
     inner = text if isinstance(text, dict) else {}
-    own = [v for part in (config, inner) if isinstance(v := part.get("quantization_config"), dict)][:1]
+    own = [v for part in (config, inner) for key in KEYS if isinstance(v := part.get(key), dict)][:1]
     values, *others = [*own, *(_inner(found) for name in QUANTIZATION_FILES if (found := _json(folder / name)))] or [{}]
     # What DeepSeek V4 says beside it, V4.1 says in it.
     values = {**{key: config[key] for key in ("expert_dtype",) if key in config and values}, **values}
@@ -86,7 +88,8 @@ def unquantized_config(folder: Path, dtype: str) -> bytes | None:
         return None
     inner = config.get("text_config")
     for part in (config, inner if isinstance(inner, dict) else {}):
-        part.pop("quantization_config", None)
+        for key in KEYS:
+            part.pop(key, None)
         for key in ("dtype", "torch_dtype"):
             if key in part:
                 part[key] = dtype

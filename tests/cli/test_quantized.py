@@ -6,6 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from paramcli.spelling.quantization_config import unquantized_config
+
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 
 
@@ -339,3 +341,31 @@ def test_no_chain_is_put_on_codes_and_no_decoder_on_weights(tmp_path, paramcli):
     path = blocks(tmp_path)
     assert "stores codes" in paramcli("add", path, "-t", "l.weight", "--chain", "skew", code=3).err
     assert "put on no weight" in paramcli("add", path, "-t", "n.weight", "--chain", "fp8_scaled", code=2).err
+
+
+def test_an_older_name_of_the_configuration_is_read(tmp_path, paramcli):
+    """`compression_config`, as compressed-tensors wrote in 2024; it goes with the codes, too."""
+    tensors = {"l.weight": codes(192, 300), "l.weight_scale": torch.rand(12, 3) + 0.1}
+    weights = {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": "16x128"}
+    said = {"quant_method": "compressed-tensors", "config_groups": {"g": {"targets": ["Linear"], "weights": weights}}}
+    path, out = folder(tmp_path, tensors, compression_config=said), tmp_path / "out.safetensors"
+    paramcli("remove", path, "-o", out)
+    assert torch.equal(load_file(out)["l.weight"], of_blocks(tensors["l.weight"], tensors["l.weight_scale"], 16, 128))
+    plain = unquantized_config(path.parent, "float32")
+    assert json.loads(plain) == {"model_type": "tiny", "torch_dtype": "float32"}
+
+
+def test_questions_of_codes_name_the_command_that_bakes(tmp_path, paramcli):
+    """inspect, discover, and convert, which leaves them; where nothing scales them there is nothing to bake."""
+    path = blocks(tmp_path)
+    bake = f"paramcli remove {path}"
+    assert f"next: {bake}\n" in paramcli("inspect", path).out
+    found = paramcli("discover", path)
+    assert f"looked at is what the codes of l.weight stand for; {bake} bakes it" in found.err
+    told = paramcli("convert", path, "--dtype", "float16", "-o", tmp_path / "c.safetensors").err
+    assert f"a cast decodes nothing: {bake} --dtype float16 bakes what they stand for" in told
+    lone = tmp_path / "lone.safetensors"
+    save_file({"l.weight": codes(4, 4), "n.weight": torch.ones(3)}, lone)
+    assert "remove" not in paramcli("inspect", lone).out
+    assert "not looked at: l.weight: it is in codes (float8_e4m3fn)" in paramcli("discover", lone).err
+    assert "remove" not in paramcli("convert", lone, "--dtype", "float16", "-o", tmp_path / "d.safetensors").err

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...checkpoint.header import Slot
 from ...checkpoint.source import TensorInfo
 from ...dtypes import CAST_DTYPES, CODE_OF_TORCH, CastDtype, dtype_name, kind_of, torch_dtype
 from ...spec import check_choice
-from ...spelling.companions import companions
+from ...spelling.companions import companions, names_scale
 from ...spelling.forms import Group
 from ...text import count_text, listing
+from ...wording import call
 from ..plan import Made, Step, Told, once
 
 if TYPE_CHECKING:
@@ -65,15 +67,20 @@ class Cast:
 
         return Step(group, "cast", slots, group.chain, group.view, once(run), record=group.record)
 
-    def left(self, keys: Mapping[str, TensorInfo]) -> str | None:
-        """What is said of tensors that it leaves as they are, because they mean something only together."""
+    def left(self, keys: Mapping[str, TensorInfo], path: Path | None = None) -> str | None:
+        """What is said of tensors that it leaves as they are, because they mean something only together. `path`: of the
+        file, where another command makes of it what was asked for.
+        """
         left = [key for key in keys if key in self.together]
         if not left:
             return None
         dtypes = sorted({dtype_name(keys[key].dtype) for key in left})
+        # Of codes without a scale there is no weight to bake.
+        scaled = path is not None and any(names_scale(key.rpartition(".")[2]) for key in left)
+        bake = f": {call('remove', path, dtype=self.dtype)} bakes what they stand for" if scaled else ""
         return (
             f"the file is quantized ({', '.join(dtypes)}): {count_text(len(left), 'tensor')} that mean something only "
-            f"together stay as they are: {listing(left, 4)}; a cast decodes nothing"
+            f"together stay as they are: {listing(left, 4)}; a cast decodes nothing{bake}"
         )
 
 

@@ -73,7 +73,7 @@ class Convert:
     def uncast(self, source: Source, plan: Plan) -> str | None:
         """What is said of tensors that a cast leaves as they are, because they mean something only together."""
         cast = self._cast_of(source)
-        return cast.left({key: source.tensors[key] for _, key in plan.copies}) if cast else None
+        return cast.left({key: source.tensors[key] for _, key in plan.copies}, source.path) if cast else None
 
     def _cast_of(self, source: Source) -> Cast | None:
         return Cast.of(self.dtype, source.tensors) if self.dtype else None
