@@ -12,7 +12,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
 from ..errors import InputRefused
 from ..wording import LEAVE_OUT
 from .base import CannotReach, Check, Constraint, Parametrization, Singular
-from .numbers import compute_dtype, eps, scale_of, wide
+from .numbers import compute_dtype, eps, norm, scale_of, wide
 
 
 class AnyTensor(Constraint):
@@ -79,6 +79,13 @@ class UnitSpectralNorm(Constraint):
     def residual(self, W: Tensor) -> Tensor:
         above = self._sigma(W) - 1
         return torch.maximum(above - self.within, -above).clamp(min=0)
+
+    def at_least(self, W: Tensor) -> float:
+        """By ||W||_F >= sigma_max >= ||W||_F / sqrt(rank), and no row is longer than sigma_max."""
+        M = as_matrix(W, self.dim)
+        rows = norm(M, (1,))
+        size, longest = norm(rows, (0,)).item(), rows.amax().item()
+        return max(size / min(M.shape) ** 0.5 - 1 - self.within, longest - 1 - self.within, 1 - size)
 
     def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
         longer = max(flattened(shape, self.dim))
