@@ -243,7 +243,7 @@ PARAMETRIZATIONS = (
         right_inverse="X = W diag(s), |W^T W| s = s; else W is kept up to a factor",
         source="Prach and Lampert 2022, arXiv:2208.03160",
         target="spectral:AlmostOrthogonal",
-        cost="a Gram matrix; the inverse about 20 products",
+        cost="a Gram matrix; the inverse another, at most 20 products",
     ),
     Entry(
         name="sigma_reparam",

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..chain import Chain
 from ..errors import CheckFailed, ParamcliError
+from ..maths import decompositions
 from ..maths.base import MEMBER, CannotReach, Check
 from ..maths.numbers import compute_dtype, eps, wide
 from ..registry import CONSTRAINTS, parse_constraint
@@ -125,7 +126,7 @@ class Fitting:
         self._ends = ends
         try:
             measure.require_finite(W)
-            with torch.no_grad(), self._drawing(W.device):
+            with torch.no_grad(), self._drawing(W.device), decompositions.shared():
                 state, value = self._raw(W) if self.init == "raw" else self._fitted(W, first)
         except ParamcliError:
             if self._again is not None and first is not None:
@@ -174,9 +175,10 @@ class Fitting:
         that matters, and how far the last map moves it.
         """
         shown = self.view.into(W)
-        if not self._projects or self.init == "strict":
-            self._before.add(shown)
         seen = shown.to(wide(W.dtype, W.device))
+        if not self._projects or self.init == "strict":
+            decompositions.needed_whole(seen)
+            self._before.add(shown, seen=seen)
         if self._projects and self.init == "strict":
             hosting.start_generators(self.seed, W.device)
             self._kept.add(self.chain.links[-1].make(seen).map(seen), seen)

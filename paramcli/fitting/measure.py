@@ -76,25 +76,29 @@ class Measured:
         self._last = shape
         self._found: list[Check | None] = []
 
-    def add(self, block: Tensor, tolerance: float | None = None) -> None:
-        """Take note of a block, in its stored dtype, as the view shows it. `tolerance`: in place of the set's own."""
+    def add(self, block: Tensor, tolerance: float | None = None, seen: Tensor | None = None) -> None:
+        """Take note of a block, in its stored dtype, as the view shows it. `tolerance`: in place of the set's own;
+        `seen`: the block in double precision, where it is at hand.
+        """
         sound = finite_of_each(block, self.count)
         self.finite = self.finite and all(sound)
         if not self.rows:
-            self._found = self._judged(block, sound, tolerance)
+            self._found = self._judged(block, sound, tolerance, seen)
         elif self.finite and self.spec is not None:
             self._parts.append(self._wanted.part(block.to(wide(block.dtype, block.device))).tolist())
             self._last = block.shape
 
-    def _judged(self, block: Tensor, sound: Sequence[bool], tolerance: float | None) -> list[Check | None]:
+    def _judged(
+        self, block: Tensor, sound: Sequence[bool], tolerance: float | None, seen: Tensor | None
+    ) -> list[Check | None]:
         """The check of each tensor of a batch that is seen at once."""
         unsound = None if all(sound) else self._not_finite(tolerance)
         if self.spec is None or not any(sound):
             return [None if kept else unsound for kept in sound]
         if not all(sound):
             kept = torch.tensor(sound, device=block.device).reshape(-1, *[1] * (block.ndim - 1))
-            block = torch.where(kept, block, torch.zeros_like(block))
-        seen = block.to(wide(block.dtype, block.device))
+            block, seen = torch.where(kept, block, torch.zeros_like(block)), None
+        seen = block.to(wide(block.dtype, block.device)) if seen is None else seen
         parts = self._wanted.parts(seen, *self.kinds)
         if tolerance is not None:
             parts = [replace(part, tolerance=tolerance) for part in parts]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .base import Constraint, matrix
+from .decompositions import made_of_svd, singular_values, svd
 from .eigenvalues import eigenvalue_tolerance
 from .low_rank import SingularValues, with_singular_values
 from .orthogonal import frame_tolerance, require_directions
@@ -26,7 +27,7 @@ class AlmostOrthogonal(Constraint):
         self.lam = lam
 
     def residual(self, W: Tensor) -> Tensor:
-        return ((torch.linalg.svdvals(W) - 1).abs().amax(-1) - self.lam).clamp(min=0)
+        return ((singular_values(W) - 1).abs().amax(-1) - self.lam).clamp(min=0)
 
     def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
         k = min(shape[-2:])
@@ -38,10 +39,10 @@ class AlmostOrthogonal(Constraint):
         return self.nearest(W, None)[0]
 
     def nearest(self, W: Tensor, stored: torch.dtype | None) -> tuple[Tensor, str | None]:
-        U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+        U, S, Vh = svd(W)
         unique = "no unique nearest matrix with singular values near 1"
         assumed = require_directions(W, U, S, Vh, stored, 0, unique) if self.lam < 1 else None
-        return (U * S.clamp(1 - self.lam, 1 + self.lam).unsqueeze(-2)) @ Vh, assumed
+        return made_of_svd(U, S.clamp(1 - self.lam, 1 + self.lam), Vh), assumed
 
     def detail(self, W: Tensor) -> str | None:
         S = torch.linalg.svdvals(W)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..wording import given
 from .base import Constraint, Part, Singular, row_scaled, square
+from .decompositions import made_of_svd, svd
 from .eigenvalues import NO_VALUE, beyond_zero, eigenvalue_tolerance
 from .low_rank import SoftplusValues, with_singular_values
 from .numbers import eps, per_matrix, ratio, unit_roundoff
@@ -40,7 +41,7 @@ class SpecialLinear(Constraint):
 
     def _off(self, W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The residual, the smallest singular value and the largest."""
-        U, S, Vh = torch.linalg.svd(W)
+        U, S, Vh = svd(W)
         # A^{-T} = U S^{-1} V^T.
         size = per_matrix(((U / S.unsqueeze(-2)) @ Vh) * W)
         good = (torch.linalg.slogdet(W).sign > 0) & (S[..., -1] > NO_VALUE * S[..., 0])
@@ -61,7 +62,7 @@ class SpecialLinear(Constraint):
         ]
 
     def project(self, W: Tensor) -> Tensor:
-        U, S, Vh = torch.linalg.svd(W)
+        U, S, Vh = svd(W)
         if bool((S[..., -1:] <= RANK * S[..., :1]).any()):
             raise Singular(
                 f"no multiple of it has determinant 1: singular values from {S.max().item():.2g} down to "
@@ -69,8 +70,8 @@ class SpecialLinear(Constraint):
                 hint=f"{given('chain', 'invertible')} takes singular values that small",
             )
         signs = torch.linalg.slogdet(U @ Vh).sign
-        S = torch.cat([S[..., :-1], S[..., -1:] * signs.unsqueeze(-1)], dim=-1)
-        return (U * (S / S.abs().log().mean(-1, keepdim=True).exp()).unsqueeze(-2)) @ Vh
+        U = torch.cat([U[..., :-1], U[..., -1:] * signs[..., None, None]], dim=-1)
+        return made_of_svd(U, S / S.log().mean(-1, keepdim=True).exp(), Vh)
 
     def detail(self, W: Tensor) -> str | None:
         sign, log = torch.linalg.slogdet(W)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .base import Edge
+from .decompositions import eigh, svd
 
 
 def eigenvalue_edge(A: Tensor, count: int | None = None, floor: float = 0.0, hint: str | None = None) -> Edge:
@@ -16,7 +17,7 @@ def eigenvalue_edge(A: Tensor, count: int | None = None, floor: float = 0.0, hin
     The nearest with at least floor + 4 share * largest has those below raised to that, in their own directions: what is
     stored is rounded by up to half of the first share tried, and other kernels round another way.
     """
-    l, Q = torch.linalg.eigh((A + A.mH) / 2)
+    l, Q = eigh(A)
     first = l.size(-1) - (l.size(-1) if count is None else count)
     l, Q = l[..., first:], Q[..., first:]
 
@@ -29,7 +30,7 @@ def eigenvalue_edge(A: Tensor, count: int | None = None, floor: float = 0.0, hin
 
 def singular_value_edge(W: Tensor, count: int, floor: float = 0.0, hint: str | None = None) -> Edge:
     """Of matrices whose `count` largest singular values are above `floor`."""
-    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+    U, S, Vh = svd(W)
     U, S, Vh = U[..., :count], S[..., :count], Vh[..., :count, :]
 
     def moved(more: Tensor) -> Tensor:

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from ..wording import given
 from .base import CannotReach, Constraint, Edge, Parametrization, Part, Singular, one_entry, square
+from .decompositions import eigenvalues_of_symmetric_part, eigh, made_of_eigh
 from .edges import eigenvalue_edge
 from .eigenvalues import beyond_zero, eigenvalue_tolerance, symmetric_tolerance
-from .numbers import asymmetry, eps, ratio, relative
-from .orthogonal import gram_error
+from .numbers import asymmetry, eps, per_matrix, ratio, relative
+from .orthogonal import gram_difference, gram_error
 from .rotation import rotation_log, unitary_log
 
 # The positive definite matrices are open, so nothing is nearest to a matrix outside; the nearest
@@ -50,7 +51,7 @@ class PositiveDefinite(Constraint):
 
     def _ends(self, W: Tensor) -> tuple[Tensor, Tensor]:
         """The smallest eigenvalue, and the largest magnitude of one."""
-        values = torch.linalg.eigvalsh((W + W.mH) / 2)
+        values = eigenvalues_of_symmetric_part(W)
         return values[..., 0], values.abs().amax(-1)
 
     def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
@@ -72,15 +73,14 @@ class PositiveDefinite(Constraint):
         )
 
     def project(self, W: Tensor) -> Tensor:
-        values, V = torch.linalg.eigh((W + W.mH) / 2)
+        values, V = eigh(W)
         if bool((values[..., -1] <= 0).any()):
             raise Singular(
                 f"no positive definite matrix is near: the largest eigenvalue is {values[..., -1].min().item():.2g}",
                 hint=f"{given('init', 'raw')} registers the tensor as it is",
             )
         values = torch.maximum(values, (SPD_FLOOR * values[..., -1:]).clamp(min=2 * self.least))
-        A = (V * values.unsqueeze(-2)) @ V.mH
-        return (A + A.mH) / 2
+        return made_of_eigh(values, V)
 
     def detail(self, W: Tensor) -> str | None:
         smallest, largest = (ends.reshape(-1) for ends in self._ends(W))
@@ -181,8 +181,11 @@ class MatrixExp(Parametrization):
     def _kind(value: Tensor) -> str | None:
         """Which logarithm it has: 'symmetric' (Hermitian), 'rotation' (unitary) or none."""
         # The identity is near both sets, so the nearer one counts; half turns are symmetric too, but not positive.
-        asymmetric, off = relative(value - value.mH, value).max().item(), gram_error(value).max().item()
+        asymmetric = relative(value - value.mH, value).max().item()
         small = 1e4 * eps(value.dtype) * max(value.size(-1), 1)
+        if asymmetric > small and bool((per_matrix(gram_difference(value)) <= small).all()):
+            return "rotation"  # the Frobenius norm is never below the spectral one
+        off = gram_error(value).max().item()
         if asymmetric <= min(small, off) and bool((torch.linalg.eigvalsh(value) > 0).all()):
             return "symmetric"
         if off <= small:
@@ -194,7 +197,7 @@ def symmetric_log(A: Tensor) -> Tensor:
     """V log(lambda) V^H of a symmetric (Hermitian) positive definite A; raises CannotReach with the eigenvalue
     otherwise.
     """
-    values, V = torch.linalg.eigh((A + A.mH) / 2)
+    values, V = eigh(A)
     smallest = values[..., 0].min().item()
     if smallest <= 0:
         raise CannotReach(

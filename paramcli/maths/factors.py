@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import InputRefused
 from .base import Check, Constraint, Parametrization, matrix
+from .decompositions import svd
 from .numbers import eps, norm, ratio
 from .orthogonal import gram_error
 
@@ -104,7 +105,7 @@ def nearest_kronecker(W: Tensor, p: int, q: int) -> tuple[Tensor, Tensor]:
 
 def low_rank_factors(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """(A, B) with A B nearest to W, the root of each singular value on either side."""
-    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+    U, S, Vh = svd(W)
     roots = S[..., :rank].sqrt()
     return (U[..., :rank] * roots.unsqueeze(-2)).contiguous(), (roots.unsqueeze(-1) * Vh[..., :rank, :]).contiguous()
 
@@ -254,7 +255,7 @@ class SingularValues(Parametrization):
         return (self.U.to(s.dtype) * s.unsqueeze(-2)) @ self.V.to(s.dtype).mH
 
     def inverse(self, W: Tensor) -> Tensor:
-        U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+        U, S, Vh = svd(W)
         # A product's rounding depends on its factors' layout, and a file has but one.
         self.U, self.V = U.contiguous(), Vh.mH.resolve_conj().contiguous()
         return S.to(W.dtype)

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from ..errors import InputRefused
 from ..wording import LEAVE_OUT, given
-from .base import NEARLY, Constraint, Edge, Parametrization, Part, Singular, first_of_batch, matrix, square
+from .base import Constraint, Edge, Parametrization, Part, Singular, matrix, square
+from .decompositions import made_of_svd, singular_values, svd
 from .edges import singular_value_edge
 from .eigenvalues import MARGIN, NO_VALUE, beyond_zero, eigenvalue_tolerance
 from .frames import Frame, tall
-from .numbers import compute_dtype, ratio, scale_of
+from .numbers import compute_dtype, ratio
 from .softplus import SOFTPLUS_FLOOR, floored_softplus, floored_softplus_inverse
 
 # How far the first value beyond a rank has to be below the last one within, for `discover` to speak of it.
@@ -25,23 +26,8 @@ SMALLER = f"{given('chain', 'low_rank:rank=N')} reaches smaller ones"
 
 def with_singular_values(W: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
     """U change(S) V^T."""
-    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
-    return (U * change(S).unsqueeze(-2)) @ Vh
-
-
-def evenly_spread(W: Tensor, least: float) -> bool:
-    """Is the smallest singular value of every matrix surely more than `least` of the largest? False where it is not
-    known.
-
-    G = W W^H of the shorter side has the eigenvalues s_i^2 and ||G||_F >= s_1^2, so where G - 1.5 least^2 ||G||_F I has
-    a Cholesky factor, s_n > least s_1. Rounding takes n eps of ||G||_F, far less than the half of least^2 that is left.
-    Cost: one product and O(n^3 / 3), where singular values take thirty times as long.
-    """
-    W = W / scale_of(W, (-2, -1))
-    G = W @ W.mH if W.size(-2) <= W.size(-1) else W.mH @ W
-    size = torch.linalg.matrix_norm(G)[..., None, None]
-    I = torch.eye(G.size(-1), dtype=G.dtype, device=G.device)
-    return not bool(torch.linalg.cholesky_ex(G - 1.5 * least**2 * size * I).info.any())
+    U, S, Vh = svd(W)
+    return made_of_svd(U, change(S), Vh)
 
 
 class LowRank(Constraint):
@@ -56,7 +42,7 @@ class LowRank(Constraint):
         self.rank = rank
 
     def residual(self, W: Tensor) -> Tensor:
-        return self._above(torch.linalg.svdvals(W))
+        return self._above(singular_values(W))
 
     def _above(self, S: Tensor) -> Tensor:
         """The first singular value beyond the rank, as a share of the largest."""
@@ -90,12 +76,9 @@ class LowRank(Constraint):
     def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         if W.ndim < 2 or min(W.shape[-2:]) < 2:
             return []
-        explained = cls(1).tolerance(W.shape, stored, compute_dtype(stored))
-        if explained < NEARLY and evenly_spread(first_of_batch(W), NEARLY):
-            return []  # no value of that matrix drops, and what is told is true of all
         S = torch.linalg.svdvals(W).reshape(-1, min(W.shape[-2:]))
         # Of several in a batch the highest rank holds for all. What rounding leaves of a zero counts as one.
-        rank = int((explained * S[:, :1] < S).sum(-1).max())
+        rank = int((cls(1).tolerance(W.shape, stored, compute_dtype(stored)) * S[:, :1] < S).sum(-1).max())
         # The spectrum of any large matrix comes down to that in the end; a rank that is there ends at once.
         if 0 < rank < S.size(-1) and bool((S[:, rank] <= RANK_GAP * S[:, rank - 1]).all()):
             return [cls(rank)]
@@ -104,7 +87,7 @@ class LowRank(Constraint):
         # Nearly so: in the first half of the spectrum it drops at once; the last values of any square matrix are small.
         half = S.size(-1) // 2
         drops = (S[:, 1 : half + 1] / S[:, :half]).amax(0)
-        return [cls(1 + int(drops.argmin()))] if half and bool(drops.min() < NEARLY) else []
+        return [cls(1 + int(drops.argmin()))] if half and bool(drops.min() < 0.05) else []
 
 
 class FixedRank(LowRank):
@@ -133,7 +116,7 @@ class FixedRank(LowRank):
 
     def _values(self, W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """s_{r+1} / s_1, s_r and s_1."""
-        S, r = torch.linalg.svdvals(W), self.rank_of(W.shape)
+        S, r = singular_values(W), self.rank_of(W.shape)
         above = ratio(S[..., r], S[..., 0]) if r < S.size(-1) else torch.zeros_like(S[..., 0])
         return above, S[..., r - 1], S[..., 0]
 
@@ -263,7 +246,9 @@ class SingularValues(Parametrization):
 
     def inverse(self, value: Tensor) -> Tensor:
         r = self.rank
-        U, S, Vh = torch.linalg.svd(tall(value), full_matrices=False)
+        U, S, Vh = svd(value)
+        if value.size(-2) < value.size(-1):
+            U, Vh = Vh.mT, U.mT
         getattr(self, "0").start(U[..., :r])
         getattr(self, "2").start(Vh.mT[..., :r])
         X = torch.zeros_like(tall(value))

@@ -12,7 +12,8 @@ from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
 from ..errors import InputRefused
 from ..wording import LEAVE_OUT
 from .base import CannotReach, Check, Constraint, Parametrization, Singular
-from .numbers import compute_dtype, eps, norm, scale_of, wide
+from .decompositions import remember, svd
+from .numbers import compute_dtype, eps, largest_singular_value, wide
 
 
 class AnyTensor(Constraint):
@@ -80,13 +81,6 @@ class UnitSpectralNorm(Constraint):
         above = self._sigma(W) - 1
         return torch.maximum(above - self.within, -above).clamp(min=0)
 
-    def at_least(self, W: Tensor) -> float:
-        """By ||W||_F >= sigma_max >= ||W||_F / sqrt(rank), and no row is longer than sigma_max."""
-        M = as_matrix(W, self.dim)
-        rows = norm(M, (1,))
-        size, longest = norm(rows, (0,)).item(), rows.amax().item()
-        return max(size / min(M.shape) ** 0.5 - 1 - self.within, longest - 1 - self.within, 1 - size)
-
     def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
         longer = max(flattened(shape, self.dim))
         return 1.3 * eps(stored) + 2.0 * eps(computed) + (6 + longer / 4) * eps(torch.float64)
@@ -96,12 +90,14 @@ class UnitSpectralNorm(Constraint):
 
     def project(self, W: Tensor) -> Tensor:
         M = as_matrix(W, self.dim)
-        U, S, Vh = torch.linalg.svd(M, full_matrices=False)
+        U, S, Vh = svd(M)
         if S[0] == 0:
             raise Singular("the zero tensor has no nearest tensor of spectral norm 1")
         S = S.clamp(max=1 + self.within)
         S[0] = S[0].clamp(min=1)
-        return from_matrix((U * S) @ Vh, W.shape, self.dim)
+        P = from_matrix((U * S) @ Vh, W.shape, self.dim)
+        remember("svd", as_matrix(P, self.dim), (U, S, Vh))
+        return P
 
     def near_misses(self, W: Tensor) -> dict[str, Tensor]:
         farther = 1 + self.within
@@ -137,14 +133,6 @@ def from_matrix(M: Tensor, shape: torch.Size, dim: int) -> Tensor:
     moved = list(shape)
     front = moved.pop(dim)
     return M.reshape(front, *moved).movedim(0, dim).contiguous()
-
-
-def largest_singular_value(M: Tensor) -> Tensor:
-    """By the Gram matrix of the shorter side: one product and one eigvalsh; relative error about eps."""
-    size = scale_of(M, (-2, -1))
-    M = M / size
-    G = M @ M.mH if M.size(-2) <= M.size(-1) else M.mH @ M
-    return torch.linalg.eigvalsh(G).amax(-1).clamp(min=0).sqrt() * size.reshape(size.shape[:-2])
 
 
 # Whatever rounding may explain of very long sums, a length that is off by this much is off.
@@ -293,7 +281,7 @@ class SpectralNorm(Parametrization, _SpectralNorm):
 
     def inverse(self, W: Tensor) -> Tensor:
         if W.ndim > 1 and not W.is_meta:
-            U, _, Vh = torch.linalg.svd(as_matrix(W, self.dim), full_matrices=False)
+            U, _, Vh = svd(as_matrix(W, self.dim))
             self._u, self._v = U[:, 0].contiguous(), Vh[0].conj().contiguous()
         return W
 

@@ -9,9 +9,9 @@ from torch.nn.utils.parametrizations import _OrthMaps, _Orthogonal
 
 from ..errors import InputRefused
 from ..wording import given
-from .base import CannotReach, Constraint, Edge, Parametrization, Singular, first_of_batch, row_scaled, square
-from .numbers import compute_dtype, eps, spectral_norm
-from .rotation import cayley_inverse, half_turn_edge, rotation_log
+from .base import CannotReach, Constraint, Edge, Parametrization, Singular, row_scaled, square
+from .numbers import compute_dtype, eps, per_matrix, spectral_norm
+from .rotation import cayley_inverse, half_turn_edge, require_rotation_sign, rotation_log
 
 # Singular values below this share of the largest are rounding of float32 weights, and the directions that
 # belong to them noise: a nearest point built on them would be arbitrary.
@@ -39,8 +39,18 @@ def gram_error(Q: Tensor) -> Tensor:
     The one norm of Q^H Q - I in which no error can hide: that of I - J / n, a singular matrix, is 1, where each of
     its columns is off by n^{-1/2}.
     """
+    return spectral_norm(gram_difference(Q))
+
+
+def gram_difference(Q: Tensor) -> Tensor:
+    """Q^H Q - I (Q Q^H - I if wide)."""
     Q = Q if Q.size(-2) >= Q.size(-1) else Q.mH
-    return spectral_norm(Q.mH @ Q - torch.eye(Q.size(-1), dtype=Q.dtype, device=Q.device))
+    return Q.mH @ Q - torch.eye(Q.size(-1), dtype=Q.dtype, device=Q.device)
+
+
+def _least_gram_error(Q: Tensor) -> Tensor:
+    """A number that `gram_error` is not below, by one product."""
+    return per_matrix(gram_difference(Q)) / min(Q.shape[-2:]) ** 0.5
 
 
 def frame_tolerance(k: int, computed: torch.dtype) -> float:
@@ -60,7 +70,7 @@ def polar(W: Tensor, rotation: bool = False, stored: torch.dtype | None = None) 
     """
     batch = W.reshape(-1, *W.shape[-2:])
     tall = batch if W.size(-2) >= W.size(-1) else batch.mH
-    error = torch.linalg.matrix_norm(tall.mH @ tall - torch.eye(tall.size(-1), dtype=W.dtype, device=W.device))
+    error = torch.linalg.matrix_norm(gram_difference(tall))
     near, assumed = error < NEAR, None
     if rotation:
         near &= torch.linalg.slogdet(batch).sign.real > 0
@@ -175,12 +185,6 @@ class OrthogonalMatrices(Constraint):
     def residual(self, W: Tensor) -> Tensor:
         return gram_error(W)
 
-    def at_least(self, W: Tensor) -> float:
-        """No diagonal entry of Q^H Q - I is larger than its norm: the first, a squared length, of the first matrix."""
-        W = first_of_batch(W).reshape(W.shape[-2:])
-        length = torch.linalg.vector_norm(W[:, 0] if W.size(0) >= W.size(1) else W[0]).item()
-        return abs(length * length - 1)
-
     def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
         return FRAME_ROUNDED * eps(stored) + frame_tolerance(min(shape[-2:]), computed)
 
@@ -236,13 +240,13 @@ class Rotations(OrthogonalMatrices):
     def nearest(self, W: Tensor, stored: torch.dtype | None) -> tuple[Tensor, str | None]:
         # An orthogonal matrix with determinant -1 is no badly rounded rotation: moving it would
         # replace a good weight by another one, so it is refused with the chain that keeps it.
-        if bool(((gram_error(W) < 1e-2) & (torch.linalg.slogdet(W).sign < 0)).any()):
-            from .rotation import require_rotation_sign
-
-            orthogonal = gram_error(W) < 1e-2
-            require_rotation_sign(
-                W[orthogonal] if W.ndim > 2 else W, "the chain", near=gram_error(W)[orthogonal].max().item() / 2
-            )
+        if bool((torch.linalg.slogdet(W).sign < 0).any()) and bool((_least_gram_error(W) < 1e-2).any()):
+            error = gram_error(W)
+            orthogonal = error < 1e-2
+            if bool(orthogonal.any()):
+                require_rotation_sign(
+                    W[orthogonal] if W.ndim > 2 else W, "the chain", near=error[orthogonal].max().item() / 2
+                )
         return polar(W, rotation=True, stored=stored)
 
     def detail(self, W: Tensor) -> str | None:

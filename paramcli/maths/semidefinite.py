@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import InputRefused
 from ..wording import given
 from .base import Constraint, Edge, Parametrization, Part, Singular, one_entry, square
+from .decompositions import eigenvalues_of_symmetric_part, eigh, made_of_eigh
 from .edges import eigenvalue_edge
 from .eigenvalues import MARGIN, NO_VALUE, beyond_zero, eigenvalue_tolerance, symmetric_tolerance
 from .frames import Frame
@@ -20,9 +21,8 @@ from .softplus import SOFTPLUS_FLOOR, floored_softplus, floored_softplus_inverse
 
 def with_eigenvalues(W: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
     """Q change(l) Q^T of the symmetric part of W, eigenvalues descending."""
-    l, Q = torch.linalg.eigh((W + W.mT) / 2)
-    A = (Q * change(l.flip(-1)).flip(-1).unsqueeze(-2)) @ Q.mT
-    return (A + A.mT) / 2
+    l, Q = eigh(W)
+    return made_of_eigh(change(l.flip(-1)).flip(-1), Q)
 
 
 class Semidefinite(Constraint):
@@ -40,7 +40,7 @@ class Semidefinite(Constraint):
         return shape[-1] if self.rank is None else min(self.rank, shape[-1])
 
     def residual(self, W: Tensor) -> Tensor:
-        return torch.maximum(asymmetry(W), self._off(torch.linalg.eigvalsh((W + W.mT) / 2).flip(-1)))
+        return torch.maximum(asymmetry(W), self._off(eigenvalues_of_symmetric_part(W).flip(-1)))
 
     def _off(self, l: Tensor) -> Tensor:
         """Of eigenvalues in descending order: the largest that should not be there, as a share of the
@@ -55,7 +55,9 @@ class Semidefinite(Constraint):
         return eigenvalue_tolerance(shape[-1], stored, computed)
 
     def parts(self, W: Tensor, stored: torch.dtype, computed: torch.dtype) -> list[Part]:
-        l = torch.linalg.eigvalsh((W + W.mT) / 2).flip(-1)
+        return self._parts_of(W, eigenvalues_of_symmetric_part(W).flip(-1), stored, computed)
+
+    def _parts_of(self, W: Tensor, l: Tensor, stored: torch.dtype, computed: torch.dtype) -> list[Part]:
         return [
             Part("eigenvalues", self._off(l), self.tolerance(W.shape, stored, computed)),
             Part("symmetric", asymmetry(W), symmetric_tolerance(W.size(-1), stored, computed)),
@@ -119,19 +121,20 @@ class SemidefiniteFixedRank(SemidefiniteLowRank):
         self.least = least
 
     def residual(self, W: Tensor) -> Tensor:
-        last, largest = self._last(W)
+        l = eigenvalues_of_symmetric_part(W).flip(-1)
+        last, largest = self._last(l)
         low = torch.maximum(ratio((self.least - last).clamp(min=0), largest), beyond_zero(last, largest, NO_VALUE))
-        return torch.maximum(super().residual(W), low)
+        return torch.maximum(asymmetry(W), self._off(l)).maximum(low)
 
-    def _last(self, W: Tensor) -> tuple[Tensor, Tensor]:
+    def _last(self, l: Tensor) -> tuple[Tensor, Tensor]:
         """The r-th eigenvalue, and the largest magnitude of one."""
-        l = torch.linalg.eigvalsh((W + W.mT) / 2).flip(-1)
-        return l[..., self.rank_of(W.shape) - 1], l.abs().amax(-1)
+        return l[..., self.rank_of(l.shape) - 1], l.abs().amax(-1)
 
     def parts(self, W: Tensor, stored: torch.dtype, computed: torch.dtype) -> list[Part]:
-        last, largest = self._last(W)
+        l = eigenvalues_of_symmetric_part(W).flip(-1)
+        last, largest = self._last(l)
         explained = self.tolerance(W.shape, stored, computed)
-        found = [*super().parts(W, stored, computed), Part("rank", beyond_zero(last, largest, explained), 0.0)]
+        found = [*self._parts_of(W, l, stored, computed), Part("rank", beyond_zero(last, largest, explained), 0.0)]
         return (
             [*found, Part("least", ratio((self.least - last).clamp(min=0), largest), explained)]
             if self.least
@@ -212,7 +215,7 @@ class Eigenvalues(Parametrization):
         return (Q * L.unsqueeze(-2)) @ Q.mT
 
     def inverse(self, A: Tensor) -> Tensor:
-        L, Q = torch.linalg.eigh((A + A.mT) / 2)
+        L, Q = eigh(A)
         L, Q = L.flip(-1)[..., : self.rank], Q.flip(-1)[..., : self.rank]
         getattr(self, "0").start(Q)
         X = torch.zeros_like(A)

@@ -11,10 +11,12 @@ from torch.autograd.function import once_differentiable
 
 from ..wording import LEAVE_OUT
 from .base import CannotReach, Constraint, Parametrization, Part, Singular, matrix, square
-from .eigenvalues import FRAMES_COMPUTED, certain_excess, eigenvalue_tolerance, measuring
-from .norm import largest_singular_value
-from .numbers import eps, scale_of, unit_roundoff
+from .decompositions import SMALL, eig, eigenvalues
+from .eigenvalues import FRAMES_COMPUTED, certain_excess, eigenvalue_tolerance, measuring, surely_positive
+from .numbers import eps, identity, largest_singular_value, per_matrix, scale_of, unit_roundoff
 
+# A step is a hundredth of a product.
+PERRON_STEPS = 100
 # In eps of the stored dtype and of the one a map computed in.
 AOL_ROUNDED, AOL_COMPUTED = 0.7, 0.8
 # What U min(S, c) V^H is off by where it is computed, in eps: 5.7 at n = 8, 11 at 64, 27 at 512 were measured in
@@ -99,7 +101,10 @@ def aol_size(W: Tensor) -> Tensor:
     """sqrt(rho(|W^T W|)): W divided by it is the value of `aol` that has W's proportions."""
     size = scale_of(W, (-2, -1))
     W = W / size
-    return torch.linalg.eigvalsh((W.mT @ W).abs()).amax(-1).clamp(min=0).sqrt() * size.reshape(size.shape[:-2])
+    A = (W.mT @ W).abs()
+    found = perron(A)
+    rho = found[0] if found else torch.linalg.eigvalsh(A).amax(-1)
+    return rho.clamp(min=0).sqrt() * size.reshape(size.shape[:-2])
 
 
 class SchurStable(Constraint):
@@ -123,7 +128,11 @@ class SchurStable(Constraint):
         return self._excess(W)
 
     def _excess(self, W: Tensor, rounded: float = 0.0) -> Tensor:
-        values, vectors = torch.linalg.eig(W)
+        # No eigenvalue is larger than the largest singular value.
+        G = self.gamma**2 * identity(W, W.size(-1)) - W.mH @ W
+        if bool(surely_positive(G, W.size(-1) * eps(W.dtype) * per_matrix(W).square()).all()):
+            return torch.zeros_like(G[..., 0, 0])
+        values, vectors = eig(W)
         return certain_excess(W, values, vectors, values.abs() - self.gamma, rounded)
 
     def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
@@ -148,7 +157,7 @@ class SchurStable(Constraint):
 
 
 def spectral_radius(A: Tensor) -> Tensor:
-    return torch.linalg.eigvals(A).abs().amax(-1)
+    return eigenvalues(A).abs().amax(-1)
 
 
 class CutSingularValues(torch.autograd.Function):
@@ -248,7 +257,7 @@ class AlmostOrthogonal(Parametrization):
              |W^T W| is 1. Any other weight keeps its proportions and is divided by sqrt(rho). Starting from X = W
              instead would scale every column differently. Columns that s cannot weigh (zero, or orthogonal to all
              longer ones) raise CannotReach.
-    Cost:    the Gram matrix; the inverse some 20 products of k x k.
+    Cost:    the Gram matrix; the inverse another, and 20 products of k x k where columns are nearly orthogonal.
     Source:  Prach and Lampert, 2022, arXiv:2208.03160.
     """
 
@@ -268,10 +277,38 @@ class AlmostOrthogonal(Parametrization):
         return X * (torch.linalg.matrix_norm(W) / torch.linalg.matrix_norm(X))[..., None, None]
 
 
-def perron_vector(A: Tensor) -> Tensor:
-    """A positive s with A s = rho s of a symmetric non-negative A, by squaring: one for each block where A
-    falls apart.
+def perron(A: Tensor) -> tuple[Tensor, Tensor] | None:
+    r"""(rho, s), A s = rho s with s > 0, of large symmetric non-negative matrices A; None where PERRON_STEPS powers do
+    not tell.
+
+    For every s > 0 rho lies between the least and the largest (A s)_i / s_i (Collatz, 1942; Wielandt, 1950); at what is
+    given the two are equal but for rounding of those sums. Of random columns A is nearly a multiple of 1 1^T beside a
+    diagonal, and ten steps are enough; of nearly orthonormal ones all its eigenvalues are alike, and no number is.
     """
+    if A.size(-1) <= SMALL:
+        return None
+    s, narrow = torch.ones_like(A[..., 0]), 2 * A.size(-1) ** 0.5 * eps(A.dtype)
+    rho, found = torch.zeros_like(A[..., 0, 0]), torch.zeros_like(A[..., 0, 0], dtype=torch.bool)
+    for _ in range(PERRON_STEPS):
+        image = (A @ s.unsqueeze(-1)).squeeze(-1)
+        least, most = (image / s).aminmax(dim=-1)
+        # Each matrix stops by itself: in a batch it gets what it gets alone.
+        rho = torch.where(found, rho, (least + most) / 2)
+        s = torch.where(found.unsqueeze(-1), s, image / image.amax(-1, keepdim=True).clamp(min=1e-300))
+        if not bool((s > 0).all()):
+            return None
+        found = found | (most - least <= narrow * most)
+        if bool(found.all()):
+            return rho, s
+    return None
+
+
+def perron_vector(A: Tensor) -> Tensor:
+    """A positive s with A s = rho s of a symmetric non-negative A, one for each block where A falls apart: by `perron`,
+    or by squaring.
+    """
+    if found := perron(A):
+        return found[1]
     M = A / A.amax((-1, -2), keepdim=True).clamp(min=1e-300)
     for _ in range(20):
         M = M @ M

@@ -47,6 +47,7 @@ def entries(bench: Bench) -> Result:
         try:
             shares = _rounds(bench, text, chain, given, D, figures)
         except ParamcliError as error:
+            figures.pop(f"add {text}")
             notes.append(f"{text}: {error}")
             continue
         product = statistics.median(figures[PRODUCT].seconds)

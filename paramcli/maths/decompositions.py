@@ -1,0 +1,128 @@
+"""Decompositions that more than one step needs of the same large matrix: measuring a weight, projecting it, inverting
+a map at the point that was found. Each is computed once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Smaller ones are decomposed whenever they are asked for: they may be stacked, and a stack of them begins no
+# decomposition that the matrix alone, which has to get the same bits, would find.
+SMALL = 128
+
+
+@dataclass
+class _Shared:
+    # Whose decomposition will be needed whole, though at first its values are asked for alone.
+    whole: Tensor | None = None
+    # (kind, matrix, decomposition): of the weight and of a point made of it.
+    known: deque[tuple[str, Tensor, Any]] = field(default_factory=lambda: deque(maxlen=2))
+
+    def find(self, kind: str, W: Tensor) -> Any:
+        return next((found for name, matrix, found in self.known if name == kind and _same(matrix, W)), None)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Are these the same entries in memory, in the same order? (One that is kept is not given back meanwhile.)"""
+    if one is other:
+        return True
+    if one.shape != other.shape or one.stride() != other.stride() or one.dtype != other.dtype or one.is_meta:
+        return False
+    return one.device == other.device and one.data_ptr() == other.data_ptr()
+
+
+_SHARED: ContextVar[_Shared | None] = ContextVar("_SHARED", default=None)
+
+
+@contextmanager
+def shared() -> Iterator[None]:
+    """While it lasts, decompositions of the last two matrices are kept, and found again for the same tensors, which
+    nothing may change.
+    """
+    token = _SHARED.set(_Shared())
+    try:
+        yield
+    finally:
+        _SHARED.reset(token)
+
+
+def needed_whole(W: Tensor) -> None:
+    """Within `shared`: who asks for this matrix' singular values or eigenvalues will ask for their vectors too."""
+    if (here := _SHARED.get()) is not None:
+        here.whole = W
+
+
+def remember(kind: str, W: Tensor, decomposition: Any) -> None:
+    """W was made from its own decomposition."""
+    here = _SHARED.get()
+    if here is not None and W.ndim > 1 and min(W.shape[-2:]) > SMALL:
+        here.known.append((kind, W, decomposition))
+
+
+def _found(kind: str, W: Tensor, make: Callable[[Tensor], Any]) -> Any:
+    here = _SHARED.get()
+    found = here.find(kind, W) if here is not None else None
+    if found is None:
+        found = make(W)
+        remember(kind, W, found)
+    return found
+
+
+def _is_whole(kind: str, W: Tensor) -> bool:
+    here = _SHARED.get()
+    if here is None or W.ndim < 2 or min(W.shape[-2:]) <= SMALL:
+        return False
+    return (here.whole is not None and _same(here.whole, W)) or here.find(kind, W) is not None
+
+
+def svd(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U, S, V^H, without the columns that square ones would have beside them."""
+    U, S, Vh = _found("svd", W, lambda W: torch.linalg.svd(W, full_matrices=False))
+    return U, S, Vh
+
+
+def singular_values(W: Tensor) -> Tensor:
+    return svd(W)[1] if _is_whole("svd", W) else torch.linalg.svdvals(W)
+
+
+def eigh(W: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, ascending, and eigenvectors of the symmetric (Hermitian) part of W."""
+    values, vectors = _found("eigh", W, lambda W: torch.linalg.eigh((W + W.mH) / 2))
+    return values, vectors
+
+
+def eigenvalues_of_symmetric_part(W: Tensor) -> Tensor:
+    return eigh(W)[0] if _is_whole("eigh", W) else torch.linalg.eigvalsh((W + W.mH) / 2)
+
+
+def eig(W: Tensor) -> tuple[Tensor, Tensor]:
+    """Complex eigenvalues and eigenvectors of a square matrix."""
+    values, vectors = _found("eig", W, torch.linalg.eig)
+    return values, vectors
+
+
+def eigenvalues(W: Tensor) -> Tensor:
+    return eig(W)[0] if _is_whole("eig", W) else torch.linalg.eigvals(W)
+
+
+def made_of_svd(U: Tensor, S: Tensor, Vh: Tensor) -> Tensor:
+    """U diag(S) V^H, for values in descending order that are not below 0."""
+    W = (U * S.unsqueeze(-2)) @ Vh
+    remember("svd", W, (U, S, Vh))
+    return W
+
+
+def made_of_eigh(values: Tensor, vectors: Tensor) -> Tensor:
+    """Q diag(l) Q^H, for eigenvalues in ascending order."""
+    W = (vectors * values.unsqueeze(-2)) @ vectors.mH
+    W = (W + W.mH) / 2
+    remember("eigh", W, (values, vectors))
+    return W
