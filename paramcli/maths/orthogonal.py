@@ -10,6 +10,7 @@ from torch.nn.utils.parametrizations import _OrthMaps, _Orthogonal
 from ..errors import InputRefused
 from ..wording import given
 from .base import CannotReach, Constraint, Edge, Parametrization, Singular, row_scaled, square
+from .halley import polar_by_products
 from .numbers import compute_dtype, eps, per_matrix, spectral_norm
 from .rotation import cayley_inverse, half_turn_edge, require_rotation_sign, rotation_log
 
@@ -21,6 +22,9 @@ RANK = 1e-6
 ARBITRARY = 0.01
 # ||W^H W - I||_F below which Newton-Schulz steps take the place of an SVD: four of them leave nothing of it.
 NEAR = 0.1
+
+# From this side on, on a GPU.
+BY_PRODUCTS = 512
 
 # torch.matrix_exp of one matrix takes a polynomial of degree 8 with a wrong coefficient (pytorch issue 196592, up to
 # 2.14) for 1-norms up to 0.58 in float32 and 0.05 in float64; with rotations of that angle the residual is 3.6e-5 and
@@ -65,22 +69,35 @@ def polar(W: Tensor, rotation: bool = False, stored: torch.dtype | None = None) 
     V^T has determinant -1. Raises Singular where the nearest point is not unique; of a W that was rounded to `stored`
     also where nothing but rounding is left of several of its directions (see `rounded_away`).
 
-    Cost: an SVD; for a matrix that is nearly there, a few Newton-Schulz steps, four to ten times less. Which of the two
-    is decided matrix by matrix, so that a batch gives each what it gets alone.
+    Cost: an SVD; for a matrix that is nearly there, a few Newton-Schulz steps, four to ten times less; for a large one
+    on a GPU `polar_by_products`, where that is proven. Which of them is decided matrix by matrix, so that a batch gives
+    each what it gets alone.
     """
     batch = W.reshape(-1, *W.shape[-2:])
     tall = batch if W.size(-2) >= W.size(-1) else batch.mH
     error = torch.linalg.matrix_norm(gram_difference(tall))
     near, assumed = error < NEAR, None
-    if rotation:
-        near &= torch.linalg.slogdet(batch).sign.real > 0
+    turns = torch.linalg.slogdet(batch).sign.real > 0 if rotation else torch.ones_like(near)
+    near &= turns
     Q = torch.empty_like(batch)
-    if not bool(near.all()):
-        Q[~near], assumed = _polar_by_svd(batch[~near], rotation, stored)
+    left = ~near
+    # Of a half type's rounding the singular directions tell.
+    if _by_products(tall) and (stored is None or eps(stored) <= eps(torch.float32)) and bool((left & turns).any()):
+        at = (left & turns).nonzero().squeeze(-1)
+        X, sure = polar_by_products(tall[at])
+        Q[at[sure]] = (X if tall is batch else X.mH)[sure]
+        left[at[sure]] = False
+    if bool(left.any()):
+        Q[left], assumed = _polar_by_svd(batch[left], rotation, stored)
     if bool(near.any()):
         X = _newton_schulz(tall[near], error[near])
         Q[near] = X if tall is batch else X.mH
     return Q.reshape(W.shape), assumed
+
+
+def _by_products(W: Tensor) -> bool:
+    """Is an SVD of such matrices dearer than products?"""
+    return W.is_cuda and W.size(-1) >= BY_PRODUCTS
 
 
 def _newton_schulz(X: Tensor, error: Tensor) -> Tensor:
