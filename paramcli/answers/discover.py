@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from ..catalogue.entry import ConstraintEntry
 from ..checkpoint.source import Source
 from ..dtypes import dtype_name, kind_of
 from ..errors import InputRefused, error_context
 from ..fitting import measure
 from ..fitting.evaluate import effective
-from ..maths.base import Check
-from ..maths.numbers import eps, wide
+from ..maths.base import NEARLY, Check, Constraint, first_of_batch
+from ..maths.numbers import compute_dtype, eps, wide
 from ..registry import CONSTRAINTS, spec_of, target_class, within
 from ..spelling.forms import Group
 from ..spelling.opened import Opened
@@ -25,8 +27,8 @@ from ..view import IDENTITY, View
 from ..watch import NOBODY, Watch
 from ..wording import call, in_python
 
-# A residual below this is worth telling of, though rounding does not explain it.
-NEARLY = 0.05
+# The table with the classes behind it.
+Sets: TypeAlias = Sequence[tuple[ConstraintEntry, type[Constraint]]]
 # A tensor of equal entries: a finding, and no set of the table.
 _CONSTANT = "constant"
 
@@ -110,7 +112,7 @@ def findings(
     progress: Callable[[int], None] = lambda nbytes: None,
     view: View | None = None,
 ) -> DiscoverResult:
-    found, skipped = [], []
+    found, skipped, sets = [], [], [(entry, target_class(entry)) for entry in CONSTRAINTS.values()]
     seen: dict[tuple[torch.Size, bytes], str] = {}
     for group in groups:
         progress(group.nbytes)
@@ -122,7 +124,7 @@ def findings(
         try:
             with error_context(tensor=group.tensor, path=source.path):
                 W = effective(source, group, device)
-                checks = _checks(W, view)
+                checks = _checks(W, view, sets)
         except InputRefused as error:
             skipped.append((group.tensor, error.message))
             continue
@@ -172,24 +174,23 @@ def _weaker(name: str) -> set[str]:
     return above.union(*(CONSTRAINTS[one].implies for one in (name, *above)))
 
 
-def _checks(W: Tensor, view: View | None) -> list[Check]:
+def _checks(W: Tensor, view: View | None, sets: Sets) -> list[Check]:
     if not W.numel() or not measure.all_finite(W):
         return []
     if not bool((W != 0).any()):
         return [Check("zero", 0.0, 0.0)]
     double = W.to(wide(W.dtype, W.device))
-    found = [*_of_the_table(W, double, view or IDENTITY)]
+    found = [*_of_the_table(W, double, view or IDENTITY, sets)]
     if W.ndim > 2 and view is None:
         # A convolution is one matrix to most who ask, and a batch of small ones to torch.
-        found += _of_the_table(W, double, View("flatten"))
+        found += _of_the_table(W, double, View("flatten"), sets)
     return found + _constant(double, W.dtype)
 
 
-def _of_the_table(W: Tensor, double: Tensor, view: View) -> Iterator[Check]:
+def _of_the_table(W: Tensor, double: Tensor, view: View, sets: Sets) -> Iterator[Check]:
     """The sets that a look at the tensor suggests, measured as verify measures them."""
     seen = view.into(double)
-    for entry in CONSTRAINTS.values():
-        cls = target_class(entry)
+    for entry, cls in sets:
         if not (entry.complex if W.is_complex() else entry.real):
             continue
         # One row is symmetric, orthogonal or of rank one for no reason; sets of whole tensors see the same in any view.
@@ -200,8 +201,29 @@ def _of_the_table(W: Tensor, double: Tensor, view: View) -> Iterator[Check]:
                 candidate.check_shape(seen.shape)
             except InputRefused:
                 continue
+            if _is_far(candidate, seen, W.dtype):
+                continue
             check = measure.check(spec_of(candidate), W, view)
             yield replace(check, constraint=f"{check.constraint} ({view})") if view.name else check
+
+
+def _is_far(candidate: Constraint, seen: Tensor, stored: torch.dtype) -> bool:
+    """Does a cheap bound, or one matrix of a batch, tell that the set neither holds nor nearly does?
+
+    A batch is judged by the worst of its matrices, so it is no nearer than the first of them. Bounds are believed where
+    they pass by a hundredth, which no rounding explains.
+    """
+    computed = compute_dtype(stored)
+    limit = 1.01 * max(NEARLY, candidate.tolerance(seen.shape, stored, computed))
+    if candidate.at_least(seen) > limit:
+        return True
+    first = first_of_batch(seen)
+    if candidate.whole or first.numel() == seen.numel():
+        return False
+    measured = measure.Measured(spec_of(candidate), first.shape, stored, computed)
+    measured.add(first)
+    [found] = measured.result()
+    return found is not None and not found.ok and found.residual > limit
 
 
 def _constant(double: Tensor, dtype: torch.dtype) -> list[Check]:

@@ -23,6 +23,8 @@ from ..view import IDENTITY, View
 from .numbers import compute_dtype, wide
 from .rows import Share
 
+# A residual below this is worth telling of, though rounding does not explain it.
+NEARLY = 0.05
 # A residual in double precision below which a tensor is on its constraint for an exact inverse.
 MEMBER = 1e-9
 
@@ -172,12 +174,35 @@ class Constraint:
         """Labelled tensors close to the member W that are none, in any dtype they are rounded to."""
         raise NotImplementedError
 
+    def at_least(self, W: Tensor) -> float:
+        """A lower bound of the residual of a W in double precision, cheaper than that: 0 where there is none.
+
+        Of a bound that is far from the set nothing else need be known. Right to a share of 1e-6, not to the last bit.
+        """
+        return 0.0
+
     @classmethod
     def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         """The sets of this kind that a look at W (double precision, finite, not zero; kept in `stored`) suggests it may
         lie in.
         """
         return []
+
+
+def is_near(constraint: Constraint, W: Tensor, part: Tensor) -> bool:
+    """Is W, in double precision, nearer to the set than NEARLY?
+
+    `part`: some of W that is no farther from the set than all of it is. Where that is farther, by a hundredth more than
+    rounding, the rest of W is not looked at.
+    """
+    if part.numel() < W.numel() and bool((constraint.residual(part) > 1.01 * NEARLY).any()):
+        return False
+    return bool((constraint.residual(W) < NEARLY).all())
+
+
+def first_of_batch(W: Tensor) -> Tensor:
+    """A batch with the first matrix of W alone; a vector or a matrix is all there is."""
+    return W[(slice(1),) * max(W.ndim - 2, 0)]
 
 
 def started(constraint: Constraint, W: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import InputRefused
 from ..wording import LEAVE_OUT
-from .base import CannotReach, Constraint, Parametrization, Singular, started
+from .base import CannotReach, Constraint, Parametrization, Singular, first_of_batch, is_near, started
 from .norm import check_dim
 from .numbers import eps, norm, smallest, unit_roundoff, wide
 from .rows import is_row, within_row
@@ -139,7 +139,7 @@ class UnitNorm(Constraint):
     @classmethod
     def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         found = [cls(dim) for dim in (-1, -2) if W.ndim >= -dim and W.size(dim) > 1]
-        return [c for c in found if bool(c.residual(W) < 0.05)]
+        return [c for c in found if is_near(c, W, first_of_batch(W))]
 
 
 class UnitRms(Constraint):
@@ -181,7 +181,7 @@ class UnitRms(Constraint):
 
     @classmethod
     def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
-        return [cls()] if W.ndim > 1 and W[0].numel() > 1 and bool(cls().residual(W) < 0.05) else []
+        return [cls()] if W.ndim > 1 and W[0].numel() > 1 and is_near(cls(), W, W[:1]) else []
 
 
 def slice_rms(W: Tensor, dim: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from .base import Constraint, Parametrization, started
+from .base import Constraint, Parametrization, first_of_batch, started
 from .bounded import EDGE, MARGIN
 from .norm import check_dim
 from .numbers import rounded_bound
@@ -201,7 +201,8 @@ class Increasing(Constraint):
     def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         # Eight entries of a random vector are in order once in 40,000 times.
         found = [cls(dim) for dim in (-1, -2) if W.ndim >= -dim and W.size(dim) >= 8]
-        return [c for c in found if bool(c.residual(W) == 0)]
+        first = first_of_batch(W)
+        return [c for c in found if bool(c.residual(first) == 0) and bool(c.residual(W) == 0)]
 
 
 def pool_adjacent_violators(values: list[float]) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import CannotReach, Constraint, Parametrization, Part, Singular
+from .base import CannotReach, Constraint, Parametrization, Part, Singular, first_of_batch, is_near
 from .bounded import (
     check_slices,
     dims_along,
@@ -114,7 +114,7 @@ class SumTo(Constraint):
     def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         # A random vector has a residual about 1: far less than that is no accident.
         found = [cls(dim) for dim in (-1, -2) if W.ndim >= -dim and W.size(dim) > 2]
-        return [c for c in found if bool(c.residual(W) < 0.05)]
+        return [c for c in found if is_near(c, W, first_of_batch(W))]
 
 
 class Standardized(Constraint):
@@ -164,7 +164,7 @@ class Standardized(Constraint):
 
     @classmethod
     def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
-        return [cls()] if W.ndim > 1 and W[0].numel() > 1 and bool(cls().residual(W) < 0.05) else []
+        return [cls()] if W.ndim > 1 and W[0].numel() > 1 and is_near(cls(), W, W[:1]) else []
 
 
 def moments(X: Tensor, dim: int) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from ..errors import InputRefused
 from ..wording import LEAVE_OUT
 from .base import CannotReach, Check, Constraint, Parametrization, Singular
 from .decompositions import remember, svd
-from .numbers import compute_dtype, eps, largest_singular_value, wide
+from .numbers import compute_dtype, eps, largest_singular_value, norm, wide
 
 
 class AnyTensor(Constraint):
@@ -80,6 +80,13 @@ class UnitSpectralNorm(Constraint):
     def residual(self, W: Tensor) -> Tensor:
         above = self._sigma(W) - 1
         return torch.maximum(above - self.within, -above).clamp(min=0)
+
+    def at_least(self, W: Tensor) -> float:
+        """By ||W||_F >= sigma_max >= ||W||_F / sqrt(rank), and no row is longer than sigma_max."""
+        M = as_matrix(W, self.dim)
+        rows = norm(M, (1,))
+        size, longest = norm(rows, (0,)).item(), rows.amax().item()
+        return max(size / min(M.shape) ** 0.5 - 1 - self.within, longest - 1 - self.within, 1 - size)
 
     def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
         longer = max(flattened(shape, self.dim))

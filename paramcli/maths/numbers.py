@@ -9,6 +9,8 @@ from torch import Tensor
 
 # The largest float8_e4m3fn.
 E4M3 = 448.0
+# A norm whose square may have left the range of doubles.
+SMALL = 1e-140
 
 
 def wide(dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.dtype:

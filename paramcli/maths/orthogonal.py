@@ -9,7 +9,7 @@ from torch.nn.utils.parametrizations import _OrthMaps, _Orthogonal
 
 from ..errors import InputRefused
 from ..wording import given
-from .base import CannotReach, Constraint, Edge, Parametrization, Singular, row_scaled, square
+from .base import CannotReach, Constraint, Edge, Parametrization, Singular, first_of_batch, row_scaled, square
 from .halley import polar_by_products
 from .numbers import compute_dtype, eps, per_matrix, spectral_norm
 from .rotation import cayley_inverse, half_turn_edge, require_rotation_sign, rotation_log
@@ -201,6 +201,12 @@ class OrthogonalMatrices(Constraint):
 
     def residual(self, W: Tensor) -> Tensor:
         return gram_error(W)
+
+    def at_least(self, W: Tensor) -> float:
+        """No diagonal entry of Q^H Q - I is larger than its norm: the first, a squared length, of the first matrix."""
+        W = first_of_batch(W).reshape(W.shape[-2:])
+        length = torch.linalg.vector_norm(W[:, 0] if W.size(0) >= W.size(1) else W[0]).item()
+        return abs(length * length - 1)
 
     def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
         return FRAME_ROUNDED * eps(stored) + frame_tolerance(min(shape[-2:]), computed)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..wording import LEAVE_OUT, given
-from .base import CannotReach, Check, Constraint, Parametrization
+from .base import CannotReach, Check, Constraint, Parametrization, is_near
 from .norm import check_dim
 from .numbers import eps, ratio
 from .rows import is_row
@@ -32,6 +33,10 @@ def unslice(rows: Tensor, shape: torch.Size, dim: int | None) -> Tensor:
     moved = list(shape)
     front = moved.pop(dim)
     return rows.reshape(front, *moved).movedim(0, dim)
+
+
+# More different values than this are no levels to speak of, and the entries that are counted first.
+MOST_LEVELS, SAMPLE = 256, 4096
 
 
 class Levels(Constraint):
@@ -87,8 +92,11 @@ class Levels(Constraint):
 
     @classmethod
     def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
+        # A sort is dear, and a few thousand entries with more values than that settle it.
+        if int(cls(1)._values(W.reshape(-1)[:SAMPLE]).max()) > MOST_LEVELS:
+            return []
         values = int(cls(1)._values(W).max())
-        return [cls(values)] if 2 <= values <= 256 and values * 8 <= W.numel() else []
+        return [cls(values)] if 2 <= values <= MOST_LEVELS and values * 8 <= W.numel() else []
 
 
 class FakeQuant(Parametrization):
@@ -209,7 +217,11 @@ class Ternary(Constraint):
 
     @classmethod
     def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
-        return [found for found in (cls(), cls(0)) if W.numel() > 8 and W.ndim > 1 and found.residual(W) < 0.05]
+        if W.numel() <= 8 or W.ndim < 2:
+            return []
+        # Of a slice of zeros nothing follows for the tensor, and of others the magnitudes are among all.
+        part = W[:1] if bool((W[:1] != 0).any()) else W
+        return [found for found in (cls(), cls(0)) if is_near(found, W, part)]
 
 
 class Binary(Ternary):
@@ -311,8 +323,11 @@ class Float8(Constraint):
 
     @classmethod
     def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
-        found: list[Constraint] = [one for one in (cls("e5m2"), cls("e4m3")) if W.numel() > 8 and one.residual(W) == 0]
-        return found[:1]
+        if W.numel() <= 8:
+            return []
+        first = W.reshape(-1)[:SAMPLE]
+        formats = (one for one in (cls("e5m2"), cls("e4m3")) if one.residual(first) == 0)
+        return list(islice((one for one in formats if one.residual(W) == 0), 1))
 
 
 def cast_float8(X: Tensor, format: str) -> Tensor:

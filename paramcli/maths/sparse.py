@@ -73,6 +73,9 @@ class StructuredSparse(Constraint):
     def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         found: list[Constraint] = []
         for dim in (0, 1) if W.ndim > 1 else ():
+            # A slice of zeros has one for its first entry.
+            if not bool((W[tuple(slice(None) if place == dim else 0 for place in range(W.ndim))] == 0).any()):
+                continue
             zero = int((slice_norms(W, dim, float("inf")) == 0).sum())
             found += [cls(zero, dim)] if zero else []
         return found

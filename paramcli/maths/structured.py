@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..errors import InputRefused
 from ..wording import LEAVE_OUT, given
-from .base import CannotReach, Constraint, Parametrization, Singular, matrix
-from .numbers import relative
+from .base import CannotReach, Constraint, Parametrization, Singular, first_of_batch, matrix
+from .numbers import SMALL, relative
 from .softplus import inverse_softplus
 
 # The diagonals that are positive are an open set: an entry that is not is raised to this share of the largest entry.
@@ -35,6 +35,17 @@ class Pattern(Constraint):
 
     def residual(self, W: Tensor) -> Tensor:
         return relative(W.masked_fill(self.keep(W), 0), W)
+
+    def at_least(self, W: Tensor) -> float:
+        """What the first and the last rows have outside, as a share of all."""
+        W = first_of_batch(W).reshape(W.shape[-2:])
+        n, size = W.size(0), torch.linalg.vector_norm(W).item()
+        count = 2 + n // 32
+        if size < SMALL or 4 * count > n:
+            return 0.0
+        rows = torch.cat([torch.arange(count, device=W.device), torch.arange(n - count, n, device=W.device)])
+        outside = W[rows].masked_fill(self.keep(W)[rows], 0)
+        return torch.linalg.vector_norm(outside).item() / size
 
     def project(self, W: Tensor) -> Tensor:
         return W.masked_fill(~self.keep(W), 0)
@@ -161,7 +172,11 @@ class BandedMatrices(Pattern):
         """The band that holds every entry, where it leaves half of the diagonals or more empty; 0 is `diagonal`."""
         if W.ndim < 2 or min(W.shape[-2:]) < 2:
             return []
+        # The first row or the first column may reach too far.
         i, j = places(W)
+        reach = max(int((j * (W[..., 0, :] != 0)).max()), int((i[:, 0] * (W[..., :, 0] != 0)).max()))
+        if 2 * reach >= max(W.shape[-2:]):
+            return []
         b = int(((i - j).abs() * (W != 0)).max())
         return [cls(b)] if 0 < 2 * b < max(W.shape[-2:]) else []
 
@@ -205,7 +220,10 @@ class BlockDiagonalMatrices(Pattern):
         if W.ndim < 2:
             return []
         common = gcd(*W.shape[-2:])
-        fitting = [cls(g) for g in range(common, 1, -1) if common % g == 0 and g < max(W.shape[-2:])]
+        # The first row may have entries only in the first block.
+        reach = int((torch.arange(1, W.size(-1) + 1, device=W.device) * (W[..., 0, :] != 0)).max())
+        sizes = (g for g in range(common, 1, -1) if common % g == 0 and g < max(W.shape[-2:]))
+        fitting = [cls(g) for g in sizes if reach <= W.size(-1) // g]
         return next(([one] for one in fitting if not bool((W.masked_fill(one.keep(W), 0) != 0).any())), [])
 
 

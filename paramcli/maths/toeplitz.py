@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Constraint, Parametrization, matrix, one_entry, square
-from .numbers import relative
+from .base import Constraint, Parametrization, first_of_batch, matrix, one_entry, square
+from .numbers import SMALL, relative
 
 
 def diagonal_sums(X: Tensor) -> Tensor:
@@ -60,6 +60,14 @@ class ToeplitzMatrices(Constraint):
     def residual(self, W: Tensor) -> Tensor:
         off = W - self.first_entries(W)
         return relative(off - self._means(off), W)
+
+    def at_least(self, W: Tensor) -> float:
+        """How far the first rows are from a matrix of equal diagonals, as a share of all entries."""
+        W = first_of_batch(W).reshape(W.shape[-2:])
+        size, rows = torch.linalg.vector_norm(W).item(), W[: 2 + W.size(0) // 32]
+        if size < SMALL or 4 * len(rows) > len(W):
+            return 0.0
+        return ToeplitzMatrices().residual(rows).item() * torch.linalg.vector_norm(rows).item() / size
 
     def first_entries(self, W: Tensor) -> Tensor:
         """The member with W's first row and first column."""
