@@ -161,21 +161,24 @@ def _distance(
     import torch
 
     from ..fitting.evaluate import effective
+    from ..fitting.measure import all_finite
 
     with torch.no_grad():
         x, y = effective(a, one), effective(b, other)
         same_bits = exact and torch.equal(*(W.contiguous().reshape(-1).view(torch.uint8) for W in (x, y)))
         eps = max(torch.finfo(x.dtype).eps, torch.finfo(y.dtype).eps)
         wide = torch.complex128 if x.is_complex() or y.is_complex() else torch.float64
+        finite = all_finite(x) and all_finite(y)
         x, y = x.to(wide), y.to(wide)
-        if not bool(torch.equal(torch.isnan(x), torch.isnan(y))):
-            return Difference(name, False, detail="NaN in different places")
-        same_infinite = torch.where(
-            torch.isfinite(x) | torch.isfinite(y), torch.zeros_like(x), torch.ones_like(x)
-        ).abs() * (x == y)
-        gap = torch.where((x == y) | torch.isnan(x) | (same_infinite > 0), torch.zeros_like(x), x - y)
+        if finite:
+            size, gap = torch.linalg.vector_norm(x).item(), x - y
+        else:
+            if not bool(torch.equal(torch.isnan(x), torch.isnan(y))):
+                return Difference(name, False, detail="NaN in different places")
+            # Equal infinities are no distance apart.
+            gap = torch.where((x == y) | torch.isnan(x), torch.zeros_like(x), x - y)
+            size = torch.linalg.vector_norm(torch.where(torch.isfinite(x), x, torch.zeros_like(x))).item()
         largest = gap.abs().max().item() if gap.numel() else 0.0
-        size = torch.linalg.vector_norm(torch.where(torch.isfinite(x), x, torch.zeros_like(x))).item()
         distance = torch.linalg.vector_norm(gap).item()
     relative = 0.0 if distance == 0 else distance / size if size else float("inf")
     if exact:
