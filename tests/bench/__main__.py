@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .cases import CASES
+from .cases import CASES, LARGE
 from .harness import MB, Bench, Result, machine
 
 
@@ -47,7 +47,7 @@ def table(result: Result) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; all of them unless named")
-    parser.add_argument("--size", type=size, default=10**9, help="size of the large checkpoints (1GB)")
+    parser.add_argument("--size", type=size, help="size of the large checkpoints (1GB; edit, migrate: 4GB)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--side", type=int, default=1024, help="of the matrices of linalg and entries (1024)")
     parser.add_argument("--json", type=Path, help="write the figures and the machine here")
@@ -55,26 +55,22 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.cases) - set(CASES):
         parser.error(f"no case named {', '.join(sorted(unknown))}")
+
+    def size_of(name: str) -> int:
+        return options.size or (4 if name in LARGE else 1) * 10**9
+
     about = machine()
     print(", ".join(f"{name} {value}" for name, value in about.items()), "\n")
     documents = {}
     for name in options.cases or CASES:
         with tempfile.TemporaryDirectory(dir=options.folder, prefix="paramcli-bench-") as folder:
             log = functools.partial(print, file=sys.stderr)
-            result = CASES[name](Bench(Path(folder), options.size, options.rounds, log, options.side))
+            result = CASES[name](Bench(Path(folder), size_of(name), options.rounds, log, options.side))
         print(table(result), "\n", flush=True)
-        documents[name] = result.document()
+        documents[name] = {"size": size_of(name), **result.document()}
         if options.json:
-            text = json.dumps(
-                {
-                    "machine": about,
-                    "size": options.size,
-                    "side": options.side,
-                    "rounds": options.rounds,
-                    "cases": documents,
-                },
-                indent=2,
-            )
+            about_it = {"machine": about, "side": options.side, "rounds": options.rounds, "cases": documents}
+            text = json.dumps(about_it, indent=2)
             options.json.write_text(text + "\n")
 
 

@@ -54,6 +54,21 @@ def write_safetensors(path: Path, slots: Iterable[Slot]) -> Path:
     return path
 
 
+def write_vocoder(path: Path, factor: float = 1.0) -> Path:
+    """500 convolutions and their biases as a vocoder has them (HiFi-GAN, BigVGAN): 1,000 tensors, 230 MB."""
+    from safetensors.torch import save_file
+
+    generator, state = torch.Generator().manual_seed(0), {}
+    sizes = [c for c, count in ((512, 12), (256, 36), (128, 120), (64, 120), (32, 212)) for _ in range(count)]
+    for index, c in enumerate(sizes):
+        state[f"resblocks.{index}.weight"] = (
+            0.01 * factor * torch.randn(c, c, (3, 7, 11)[index % 3], generator=generator)
+        )
+        state[f"resblocks.{index}.bias"] = 0.01 * factor * torch.randn(c, generator=generator)
+    save_file(state, path, {"format": "pt"})
+    return path
+
+
 def write_shards(folder: Path, slots: Iterable[Slot], count: int) -> Path:
     """The same slots over `count` shards with an index."""
     slots = list(slots)

@@ -132,10 +132,8 @@ def run(contender: Contender) -> tuple[float, float, int]:
     )
     watcher = _Watcher(child.pid)
     _, said = child.communicate()
-    if contender.synced:
-        descriptor = os.open(contender.output, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+    if contender.synced and contender.output is not None:
+        _sync(contender.output)
     seconds = time.perf_counter() - started
     cpu, peak = _children_cpu() - before, watcher.stop()
     if child.returncode:
@@ -143,6 +141,14 @@ def run(contender: Contender) -> tuple[float, float, int]:
     if contender.output is not None:
         remove(contender.output)
     return seconds, cpu, peak
+
+
+def _sync(path: Path) -> None:
+    """fsync of a file, or of a folder and what is in it."""
+    for one in (*(path.iterdir() if path.is_dir() else ()), path):
+        descriptor = os.open(one, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
 
 
 def _children_cpu() -> float:
