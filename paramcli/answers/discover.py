@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -27,6 +28,8 @@ from ..view import IDENTITY, View
 from ..watch import NOBODY, Watch
 from ..wording import call, in_python
 
+# Tensors of more entries are looked at by all threads.
+ONE_THREAD = 1 << 22
 # The table with the classes behind it.
 Sets: TypeAlias = Sequence[tuple[ConstraintEntry, type[Constraint]]]
 # A tensor of equal entries: a finding, and no set of the table.
@@ -190,6 +193,33 @@ def _checks(W: Tensor, view: View | None, sets: Sets) -> list[Check]:
 def _of_the_table(W: Tensor, double: Tensor, view: View, sets: Sets) -> Iterator[Check]:
     """The sets that a look at the tensor suggests, measured as verify measures them."""
     seen = view.into(double)
+    with _looking(seen.numel()) as alone:
+        near = [one for one in _near_sets(W, seen, view, sets) if not _is_far(one, seen, W.dtype, alone)]
+    for candidate in near:
+        check = measure.check(spec_of(candidate), W, view)
+        yield replace(check, constraint=f"{check.constraint} ({view})") if view.name else check
+
+
+@contextmanager
+def _looking(entries: int) -> Iterator[bool]:
+    """One thread for the many short looks at a tensor of so many entries, none of which gives a number that is told.
+
+    Threads that wait for each other between them take five times the CPU, and on a busy machine far longer. True where
+    other threads are left out.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or entries > ONE_THREAD:
+        yield False
+        return
+    torch.set_num_threads(1)
+    try:
+        yield True
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _near_sets(W: Tensor, seen: Tensor, view: View, sets: Sets) -> Iterator[Constraint]:
+    """The sets of the table that a look suggests."""
     for entry, cls in sets:
         if not (entry.complex if W.is_complex() else entry.real):
             continue
@@ -201,14 +231,11 @@ def _of_the_table(W: Tensor, double: Tensor, view: View, sets: Sets) -> Iterator
                 candidate.check_shape(seen.shape)
             except InputRefused:
                 continue
-            if _is_far(candidate, seen, W.dtype):
-                continue
-            check = measure.check(spec_of(candidate), W, view)
-            yield replace(check, constraint=f"{check.constraint} ({view})") if view.name else check
+            yield candidate
 
 
-def _is_far(candidate: Constraint, seen: Tensor, stored: torch.dtype) -> bool:
-    """Does a cheap bound, or one matrix of a batch, tell that the set neither holds nor nearly does?
+def _is_far(candidate: Constraint, seen: Tensor, stored: torch.dtype, alone: bool) -> bool:
+    """Does a cheap bound, one matrix of a batch, or one thread where it is `alone`, tell that the set is far?
 
     A batch is judged by the worst of its matrices, so it is no nearer than the first of them. Bounds are believed where
     they pass by a hundredth, which no rounding explains.
@@ -217,8 +244,8 @@ def _is_far(candidate: Constraint, seen: Tensor, stored: torch.dtype) -> bool:
     limit = 1.01 * max(NEARLY, candidate.tolerance(seen.shape, stored, computed))
     if candidate.at_least(seen) > limit:
         return True
-    first = first_of_batch(seen)
-    if candidate.whole or first.numel() == seen.numel():
+    first = seen if candidate.whole else first_of_batch(seen)
+    if first.numel() == seen.numel() and not alone:
         return False
     measured = measure.Measured(spec_of(candidate), first.shape, stored, computed)
     measured.add(first)
