@@ -11,6 +11,7 @@ from .catalogue.entry import Entry
 from .errors import UsageError, error_context
 from .registry import ANY, CONSTRAINTS, DECODERS, PARAMETRIZATIONS, look_up, target_class, typed_arguments, within
 from .spec import Value, parse_items, value_text
+from .text import decimal_text
 from .wording import given
 
 if TYPE_CHECKING:
@@ -41,11 +42,27 @@ class Link:
 
     def __str__(self) -> str:
         """Canonical text: the arguments given, in the table's order."""
+        return self._text(short=False)
+
+    @property
+    def short(self) -> str:
+        """The same for a person: 'lora:rank=4:alpha=8', decimals with six digits at most."""
+        return self._text(short=True)
+
+    def _text(self, *, short: bool) -> str:
         shown = dict(self.arguments)
         for name in self.entry.spelt:
             shown.setdefault(name, next(a.default for a in self.entry.arguments if a.name == name))
-        pairs = [f":{a.name}={value_text(shown[a.name])}" for a in self.entry.arguments if a.name in shown]
-        return self.entry.name + "".join(pairs)
+        text = self.entry.name
+        for argument in self.entry.arguments:
+            if argument.name in shown:
+                value = shown[argument.name]
+                # (Of an amount 1.0 is all, and 1 one entry.)
+                if short and isinstance(value, float) and argument.type == "float":
+                    text += f":{argument.name}={decimal_text(value)}"
+                else:
+                    text += f":{argument.name}={value_text(value)}"
+        return text
 
     @property
     def complex(self) -> bool:
@@ -85,6 +102,11 @@ class Chain:
 
     def __str__(self) -> str:
         return ",".join(map(str, self.links))
+
+    @property
+    def short(self) -> str:
+        """The text for a person, which is not always one that can be parsed."""
+        return ",".join(link.short for link in self.links)
 
     def __repr__(self) -> str:
         return f"<Chain {self}>"

@@ -65,6 +65,17 @@ def number_text(value: float) -> str:
     return "0" if value == 0 else f"{value:.2g}"
 
 
+def decimal_text(value: float) -> str:
+    """A decimal of an option for a person: '8', '0.0625'; of one that takes more room six digits, and '…' for the rest,
+    which no parser takes for the number: '0.333333…'.
+    """
+    exact = repr(value).removesuffix(".0")
+    if len(exact) <= 9:
+        return exact
+    digits, e, exponent = f"{value:.6g}".partition("e")
+    return f"{digits}{'' if float(digits + e + exponent) == value else '…'}{e}{exponent}"
+
+
 def closest(word: str, known: Iterable[str], count: int = 3) -> list[str]:
     """The known words nearest to a mistyped one, best first; [] when nothing is near."""
     known = list(known)

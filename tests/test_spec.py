@@ -87,6 +87,29 @@ def test_canonical_text_reads_back(text):
     assert str(parse_chain("weight_norm")) == "weight_norm:dim=0"
 
 
+@pytest.mark.parametrize(
+    ("text", "short"),
+    [
+        ("lora:rank=4:alpha=8.0", "lora:rank=4:alpha=8"),
+        ("lora:rank=3:alpha=3.6373066958946425", "lora:rank=3:alpha=3.63731…"),
+        ("lora:rank=3:alpha=2.4000000000000004", "lora:rank=3:alpha=2.4…"),
+        ("lora:rank=3:alpha=1.2345678e-12", "lora:rank=3:alpha=1.23457…e-12"),
+        ("lora:rank=3:alpha=33554432.0", "lora:rank=3:alpha=33554432"),
+        ("prune_l1:amount=1.0", "prune_l1:amount=1.0"),
+        ("prune_l1:amount=1", "prune_l1:amount=1"),
+    ],
+)
+def test_text_for_a_person_is_the_same_chain_or_none(text, short):
+    """A table's chain is parsed as the chain that it is of, or it has an ellipsis and is refused."""
+    chain = parse_chain(text)
+    assert chain.short == short and str(chain) == text
+    if "…" in short:
+        with pytest.raises(UsageError, match="must be a number"):
+            parse_chain(short)
+    else:
+        assert parse_chain(short) == chain
+
+
 def test_several_originals_come_first():
     """torch allows several originals for the first parametrization only."""
     with pytest.raises(UsageError, match="first"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from io import TextIOWrapper
 from typing import ParamSpec, TextIO
 
 from ..errors import OutputFailed
@@ -20,6 +21,9 @@ class Outlet:
 
     def __init__(self, stream: TextIO, answers: bool):
         self._stream, self._answers = stream, answers
+        # An encoding of few characters (ASCII, a code page of Windows) gets the others escaped, as stderr's does.
+        if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
         # What was raised, for those whose caller swallowed it (the parser's library asks a stream what it is by writing
         # nothing).
         self.lost: OutputFailed | None = None

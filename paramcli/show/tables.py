@@ -60,7 +60,7 @@ def edit_table(outcomes: Sequence[Outcome], fold: bool = False) -> Table:
 
     for name, group in _rows(table, outcomes, look, fold):
         o = max(group, key=lambda o: _excess(o.residual, o.tolerance))
-        chain = o.chain or "-"
+        chain = o.short or o.chain or "-"
         if o.view:
             chain += f" ({o.view})"
         moved = max((o.moved for o in group if o.moved is not None), default=None)
@@ -141,7 +141,7 @@ def verify_table(verdicts: Sequence[Verdict], fold: bool = False, kept: Kept | N
 
 def _spelling(group: Group) -> tuple[str, str]:
     """(form, chain) as they are shown; what is not known is a question mark."""
-    chain = " or ".join(map(str, group.chains)) or ("?" if group.problem else "")
+    chain = " or ".join(chain.short for chain in group.chains) or ("?" if group.problem else "")
     for part in group.nested.values():
         chain += f" ({printable(part.tensor.rpartition('.')[2])}: {_spelling(part)[1]})"
     if group.view.text:

@@ -49,6 +49,8 @@ class Outcome:
     residual: float | None = None
     tolerance: float | None = None
     remark: str | None = None
+    # The chain as a person reads it.
+    short: str | None = None
 
     @property
     def note(self) -> str | None:
@@ -222,6 +224,7 @@ class Step:
             residual=told.residual,
             tolerance=told.tolerance,
             remark="; ".join(filter(None, (self.note, told.note))) or None,
+            short=None if chain is None else chain.short,
         )
 
     def work(self, steps: Sequence[Step], source: Tensors, device: str, compute: str, ranges: Ranges = ()) -> StepWork:

@@ -124,3 +124,17 @@ def test_a_full_disk_hides_no_other_mistake(arguments, code, tmp_path):
             [sys.executable, "-m", "paramcli", *arguments], stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path
         )
     assert done.returncode == code and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+def test_an_ascii_stdout_gets_other_characters_escaped(tmp_path):
+    """An answer is printed whole where its stream has no character for a part of it."""
+    save_file({"größe.weight": torch.eye(4)}, tmp_path / "m.safetensors")
+    done = subprocess.run(
+        [sys.executable, "-m", "paramcli", "inspect", "m.safetensors"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        timeout=300,
+    )
+    assert done.returncode == 0 and "gr\\xf6\\xdfe.weight" in done.stdout, done
