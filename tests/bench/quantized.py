@@ -10,7 +10,7 @@ import torch
 from paramcli.checkpoint.header import Slot, build_header, file_order
 from paramcli.checkpoint.source import tensor_bytes
 
-from .harness import MB, PYTHON, Bench, Claim, Contender, Result, paramcli, remove
+from .harness import MB, PYTHON, Bench, Claim, Contender, Result, paramcli, remove, run
 
 SIDE, BLOCK = 4096, 128
 
@@ -35,14 +35,10 @@ def write_model(folder: Path, nbytes: int) -> Path:
 
 
 def bake_fp8(bench: Bench) -> Result:
-    """To bfloat16; the copy is of as many bytes as the result has."""
+    """To bfloat16; the copy is of a result, as disks make less of bytes that are all alike."""
     source, out, copied = write_model(bench.place("fp8"), bench.size), bench.place("out"), bench.place("copy")
     result = bench.place("plain.safetensors")
-    result.write_bytes(b"\1" * 1024)
-    with result.open("r+b") as file:
-        block = bytes(1 << 20)
-        for _ in range(2 * source.stat().st_size >> 20):
-            file.write(block)
+    run(Contender(paramcli("remove", source, "-o", result, "-q"), None))
     figures = bench.interleave(
         {
             "cp of the result, then fsync": Contender(["cp", str(result), str(copied)], copied, synced=True),
