@@ -7,9 +7,10 @@ when each item's domain contains the image before it; the sets and their inclusi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Iterable, Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from .catalogue import (
     adapters,
@@ -165,9 +166,13 @@ def target_class(entry: Entry) -> type[Parametrization]: ...
 def target_class(entry: ConstraintEntry) -> type[Constraint]: ...
 def target_class(entry: Entry | ConstraintEntry) -> type[Parametrization] | type[Constraint]:
     """The class behind an entry of this table; imports torch."""
-    if isinstance(entry.target, type):
-        return entry.target
-    module, name = entry.target.split(":")
+    return entry.target if isinstance(entry.target, type) else _class_of(entry.target)
+
+
+@functools.cache
+def _class_of(target: str) -> Any:
+    """'norm:WeightNorm' -> the class; asked several times for every tensor."""
+    module, name = target.split(":")
     return getattr(import_module(f".maths.{module}", __package__), name)
 
 

@@ -15,6 +15,7 @@ from ..fitting.claims import claim_check
 from ..fitting.evaluate import complete, read_state, settle, weight_of
 from ..fitting.originals import widened
 from ..fitting.skeleton import loaded
+from ..fitting.threads import threads_for
 from ..maths.base import Check, Parametrization
 from ..maths.numbers import compute_dtype, wide
 from ..registry import ANY, parse_constraint, target_class
@@ -33,7 +34,7 @@ def verify_group(
     compute: str = "same",
 ) -> Verdict:
     """Evaluate one tensor and measure what it claims, or whether it lies in `constraint`."""
-    with error_context(tensor=group.tensor, path=source.path), torch.no_grad():
+    with error_context(tensor=group.tensor, path=source.path), torch.no_grad(), threads_for(group.shape):
         if constraint is not None:
             parse_constraint(constraint)
         state = read_state(source, group, device)

@@ -29,6 +29,7 @@ from . import torch_module as hosting
 from .claims import holds
 from .originals import invert, register_raw, require_preimage, widened
 from .reach import NOTED, Gathered, Reached, reach, require_reached, stored_as
+from .skeleton import skeleton
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +104,7 @@ class Fitting:
         self.seed, self.max_change, self.compute, self.count = seed, max_change, compute, count
         self._again = again
         rows, seen = again is not None, torch.Size(view.shape(shape))
-        with self._drawing(torch.device("cpu")):
-            self._projects = chain.links[-1].make(torch.empty(seen, dtype=stored, device="meta")).is_projection
+        self._projects = skeleton(chain, view, shape, stored).parts[-1].is_projection
         self._before = measure.Measured(chain.constraint, seen, stored, compute_dtype(stored), count=count, rows=rows)
         self._kept, self._moved = measure.Moved(count), measure.Moved(count)
         # The round trip of each link's right inverse.

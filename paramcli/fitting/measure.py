@@ -216,16 +216,15 @@ class Moved:
 
     def _take(self, after: Tensor, before: Tensor) -> None:
         full = after.size(1) - after.size(1) % BLOCK
-        self._measure(after[:, :full], before[:, :full], BLOCK)
+        if full:
+            self._measure(after[:, :full], before[:, :full], BLOCK)
         if full < after.size(1):
-            # No view, which would keep all of it in memory.
-            self._rest = after[:, full:].clone(), before[:, full:].clone()
+            # No view of a larger one, which would keep all of it in memory.
+            rest = after[:, full:], before[:, full:]
+            self._rest = (rest[0].clone(), rest[1].clone()) if full else rest
 
     def _measure(self, after: Tensor, before: Tensor, entries: int) -> None:
-        if not after.size(1):
-            return
         double = wide(before.dtype, before.device)
-        distances, sizes = [], []
         # In blocks: a whole tensor in double precision, three times over, would be the peak of most edits. In memory
         # that stays: to fault new in takes as long as the sums.
         shape = (self._count, min(entries, after.size(1)))
@@ -233,10 +232,8 @@ class Moved:
         for a, b in zip(torch.split(after, entries, 1), torch.split(before, entries, 1), strict=True):
             size = was.copy_(b)
             distance = is_now.copy_(a).sub_(was)
-            sizes.append(_lengths(size))
-            distances.append(_lengths(distance))
-        self._distances += torch.stack(distances).tolist()
-        self._sizes += torch.stack(sizes).tolist()
+            self._sizes.append(_lengths(size))
+            self._distances.append(_lengths(distance))
 
     def result(self) -> list[float]:
         """The number of each tensor."""
@@ -244,20 +241,23 @@ class Moved:
             self._measure(*self._rest, BLOCK)
             self._rest = None
         distances, sizes = (
-            _lengths(torch.tensor(parts, dtype=torch.float64, device="cpu").reshape(-1, self._count).mT).tolist()
+            parts[0]
+            if len(parts) == 1
+            else _lengths(torch.tensor(parts, dtype=torch.float64, device="cpu").reshape(-1, self._count).mT)
             for parts in (self._distances, self._sizes)
         )
         return [0.0 if d == 0 else d / size if size else float("inf") for d, size in zip(distances, sizes, strict=True)]
 
 
-def _lengths(values: Tensor) -> Tensor:
+def _lengths(values: Tensor) -> list[float]:
     """The norm of each row. Of a single one by a quicker sum, unless its squares leave the range of numbers; else with
     a scale taken out first.
     """
-    if len(values) > 1:
-        return norm(values, (1,))
-    plain = torch.linalg.vector_norm(values[0])
-    return (plain if 1e-140 < plain.item() < 1e140 else norm(values[0], (0,))).reshape(1)
+    if len(values) == 1:
+        plain = torch.linalg.vector_norm(values[0]).item()
+        if 1e-140 < plain < 1e140:
+            return [plain]
+    return norm(values, (1,)).tolist()
 
 
 def moved(after: Tensor, before: Tensor) -> float:

@@ -84,10 +84,24 @@ def norm(values: Tensor, dims: tuple[int, ...], keepdim: bool = False) -> Tensor
     """The Euclidean norm along `dims`, of entries of any size: 1e-170 has one, and 1e200."""
     if not dims or not values.numel():
         return torch.linalg.vector_norm(values, dim=dims, keepdim=keepdim) if dims else values.abs()
-    scale = scale_of(values, dims)
+    size = values.abs()
     # Not vector_norm, which adds one after another: of a million equal entries it is off by 30,000 eps.
+    if values.device.type == "cpu" and not torch.is_grad_enabled() and _squares_in_range(size, dims):
+        return size.square_().sum(dim=dims, keepdim=keepdim).sqrt_()
+    scale = scale_of(values, dims)
     sizes = (values / scale).abs().square().sum(dim=dims, keepdim=True).sqrt() * scale
     return sizes if keepdim else sizes.squeeze(dims)
+
+
+def _squares_in_range(size: Tensor, dims: tuple[int, ...]) -> bool:
+    """Is the largest magnitude along `dims` such that the sums of squares are, to the bit, those of scaled entries?
+
+    What vanishes of them is below eps of the sum, and on a processor it takes a third of the time to ask first; on a
+    device the answer would be waited for.
+    """
+    low, high = torch.stack(torch.aminmax(size.amax(dim=dims))).tolist()
+    most = 2.0**40 if size.dtype == torch.float32 else 2.0**400
+    return bool(1 / most <= low and high <= most)
 
 
 def matrix_dims(values: Tensor) -> tuple[int, ...]:

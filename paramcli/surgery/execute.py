@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
@@ -221,9 +221,6 @@ def require_all_hold(outcomes: Sequence[Outcome]) -> None:
 AHEAD_BYTES = 64 << 20
 # What a stack of small tensors may take together, and the size up to which a tensor joins one.
 STACK_BYTES = 8 << 20
-# Up to this many entries torch's own loops use one thread; its linear algebra then uses one too, as threads that wait
-# for each other cost more than they bring, a hundred times more where other programs want the cores.
-ONE_THREAD = 1 << 15
 # Stacks of at least this many entries are worth several threads, which take parts of about PART entries.
 SHARED_OUT, PART = 1 << 18, 1 << 17
 
@@ -376,24 +373,13 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
 
-@contextmanager
-def threads_for(step: Step) -> Iterator[int]:
-    """One thread for small tensors and for mere passes over memory, torch's number for others; gives torch's number.
-
-    A function of shape and chain alone, so that bytes are reproducible; while a pass runs, the reader and the writer
-    have the other cores.
+def threads_for(step: Step) -> AbstractContextManager[int]:
+    """`fitting.threads.threads_for` of its tensor: while a pass over memory runs, the reader and the writer have the
+    other cores.
     """
-    import torch
+    from ..fitting.threads import threads_for
 
-    threads = torch.get_num_threads()
-    if threads == 1 or (math.prod(step.group.shape) > ONE_THREAD and _threads_matter(step)):
-        yield threads
-        return
-    torch.set_num_threads(1)
-    try:
-        yield threads
-    finally:
-        torch.set_num_threads(threads)
+    return threads_for(step.group.shape, _threads_matter(step))
 
 
 def _threads_matter(step: Step) -> bool:

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from paramcli.chain import parse_chain
 from paramcli.errors import InputRefused
-from paramcli.fitting import torch_module as host
+from paramcli.fitting.skeleton import outline
+from paramcli.fitting.torch_module import require_fit
 from paramcli.maths.numbers import wide
 from paramcli.registry import CONSTRAINTS, PARAMETRIZATIONS, constraint
 from paramcli.view import IDENTITY
@@ -30,8 +31,8 @@ def shape_of(chain: str) -> tuple[int, ...]:
     """The first shape that the chain takes."""
     for shape in SHAPES:
         try:
-            host.require_fit(parse_chain(chain), IDENTITY, shape, dtypes_of(chain)[0])
-            host.outline(parse_chain(chain), shape, dtypes_of(chain)[0])
+            require_fit(parse_chain(chain), IDENTITY, shape, dtypes_of(chain)[0])
+            outline(parse_chain(chain), shape, dtypes_of(chain)[0])
             return shape
         except (InputRefused, ValueError, IndexError, RuntimeError):
             continue
