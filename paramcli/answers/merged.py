@@ -16,6 +16,7 @@ from ..allocator import Holes, share_one_heap
 from ..chain import Chain
 from ..checkpoint.disk.interrupts import import_torch
 from ..errors import PATH, InputRefused, ParamcliError
+from ..spelling.adapter import Prefixes
 from ..spelling.adapters import open_adapters
 from ..spelling.attached import Attached, beside
 from ..spelling.forms import Group
@@ -37,7 +38,7 @@ class Asked:
 
     paths: Sequence[str]
     strengths: Sequence[float]
-    prefixes: Sequence[str]
+    prefixes: Prefixes
     # Strength -> the groups that they are attached to; few are kept, and asked for tensor after tensor.
     _made: dict[float, dict[str, Group]] = field(default_factory=dict)
 

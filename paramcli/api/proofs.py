@@ -53,17 +53,19 @@ def verify_merge(
     from ..answers.merged import Asked
     from ..answers.merged import verify_merge as answer
     from ..show.reports import check_report, facts, gathering, write_page
+    from ..spelling.adapter import parse_prefixes
     from ..spelling.adapters import open_adapters, strengths_of
     from ..spelling.attached import beside
 
     ready()
     if not paths(adapter):
         raise UsageError("no adapter is given", hint=given("adapter", "FOLDER"), option="adapter")
-    asked = Asked(paths(adapter), strengths_of(paths(adapter), strength), patterns(adapter_prefix))
+    prefixes = parse_prefixes(patterns(adapter_prefix))
+    asked = Asked(paths(adapter), strengths_of(paths(adapter), strength), prefixes)
     page_path = check_report(report, force)
     with (
         open_pair(merged, base, root, ignore_record, watch) as (opened, plain),
-        open_adapters(asked.paths, asked.strengths, asked.prefixes) as adapters,
+        open_adapters(asked.paths, asked.strengths, prefixes) as adapters,
         gathering(
             (report is not None or sha256) and ranks.current().leads,
             typed(command),
@@ -79,6 +81,7 @@ def verify_merge(
         exact = {n: replace(group, dtype="F32") if group.in_codes else group for n, group in plain.groups.items()}
         plain = Opened(plain.source, exact)
         attached = beside(plain, adapters)
+        prefixes.require_used(asked.paths)
         result = answer(opened, plain, attached, asked, path_of(merged), patterns(tensor), device=where, watch=watch)
         if gathered is None:
             return result

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..answers.inspect import InspectResult
     from ..answers.spectrum import SpectrumResult
     from ..answers.verdict import VerifyResult
+    from ..spelling.adapter import Prefixes
 
 
 def inspect(
@@ -51,11 +52,14 @@ def inspect(
     with open_groups(path_of(ckpt), root, ignore_record, watch.note) as opened:
         if not (files := paths(adapter)):
             return answer(opened, patterns(tensor), adapter_facts(path_of(ckpt), opened.source.tensors))
+        from ..spelling.adapter import parse_prefixes
         from ..spelling.adapters import open_adapters
         from ..spelling.attached import attach
 
-        with open_adapters(files, prefixes=patterns(adapter_prefix)) as adapters:
+        prefixes = parse_prefixes(patterns(adapter_prefix))
+        with open_adapters(files, prefixes=prefixes) as adapters:
             attached, names = attach(opened, adapters)
+            prefixes.require_used(files)
             shown = attached.groups if tensor else {name: attached.groups[name] for name in names}
             return answer(Opened(attached.source, shown), patterns(tensor))
 
@@ -173,11 +177,12 @@ def diff(
     from ..answers.diff import diff as answer
     from ..answers.verify import check_tolerance
     from ..show.reports import check_report, gathering, spectra_of_pairs, write_page
+    from ..spelling.adapter import parse_prefixes
 
     page_path = check_report(report, force)
     check_tolerance(tolerance)
-    prefixes = patterns(adapter_prefix)
-    if prefixes and not (paths(adapter) or paths(adapter_b)):
+    prefixes = parse_prefixes(patterns(adapter_prefix))
+    if prefixes.pairs and not (paths(adapter) or paths(adapter_b)):
         raise UsageError(f"{given('adapter-prefix')} is for an adapter, and none is given", option="adapter-prefix")
     with (
         open_groups(path_of(a, "a"), root, ignore_record, watch.note) as plain,
@@ -187,6 +192,7 @@ def diff(
         _attached(other, adapter_b, strength_b, prefixes, stack) as two,
         gathering(report is not None, typed(command), one.source, two.source) as gathered,
     ):
+        prefixes.require_used((*paths(adapter), *paths(adapter_b)))
         result = answer(one, two, patterns(tensor), tolerance=tolerance, exact=exact, watch=watch)
         if page_path is not None and gathered is not None:
             from ..show.html import diff_page
@@ -197,7 +203,7 @@ def diff(
 
 
 def _attached(
-    opened: Opened, adapter: Paths, strength: float | Sequence[float], prefixes: Sequence[str], stack: ExitStack
+    opened: Opened, adapter: Paths, strength: float | Sequence[float], prefixes: Prefixes, stack: ExitStack
 ) -> Opened:
     """The checkpoint with adapters on its tensors, which are closed with `stack`; as it is where there are none."""
     if not paths(adapter):

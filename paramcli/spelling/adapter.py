@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Protocol
 
 from ..checkpoint.source import Source, TensorInfo
-from ..errors import TENSOR, InputRefused, Known, UsageError
+from ..errors import PATH, TENSOR, InputRefused, Known, UsageError
 from ..spec import value_text
-from ..text import closest, shape_text
+from ..text import closest, count_text, shape_text
 from ..view import View, parse_view
 from ..wording import given, words
 from .forms import Group
@@ -105,7 +106,7 @@ class Adapter:
     expected: int = 0
     # Where its tensors are in the base's own file, and `source` has none.
     inside: InBase | None = None
-    prefixes: tuple[tuple[str, str], ...] = ()
+    prefixes: Prefixes = field(default_factory=lambda: Prefixes([]))
     # What it says of itself, for who looks at it: rank, scale, targets.
     facts: Mapping[str, str] = field(default_factory=dict)
     # Those that are known to change nothing.
@@ -114,34 +115,70 @@ class Adapter:
     looks: Callable[[Mapping[str, Group]], None] | None = None
     names: Names = field(default_factory=Names)
 
-    def with_prefix(self, prefixes: Sequence[tuple[str, str]]) -> Adapter:
+    def with_prefix(self, prefixes: Prefixes) -> Adapter:
         """The adapter with the beginnings of its tensors' names replaced: the first that fits each."""
-        if not prefixes:
+        if not prefixes.pairs:
             return self
         if self.inside is not None:
-            return replace(self, prefixes=tuple(prefixes))
+            return replace(self, prefixes=prefixes)
         changes = tuple(_renamed(change, prefixes) for change in self.changes)
-        copies = {key: _prefixed(name, prefixes) for key, name in self.copies.items()}
-        return replace(self, changes=changes, copies=copies, prefixes=tuple(prefixes))
+        copies = {key: prefixes.replaced(name) for key, name in self.copies.items()}
+        return replace(self, changes=changes, copies=copies, prefixes=prefixes)
 
     def on(self, groups: Mapping[str, Group]) -> Adapter:
         """The adapter with all its changes, for a base."""
         if self.late is None:
             return self
-        found = self.late(groups, lambda name: _prefixed(name, self.prefixes))
+        found = self.late(groups, self.prefixes.replaced)
         tensors = {key: info for key, info in self.source.tensors.items() if key not in found.replaces}
         source = replace(self.source, tensors={**tensors, **found.tensors})
         changes, shared = (*found.changes, *self.changes), self.shared | found.shared
         return replace(self, source=source, changes=changes, shared=shared, late=None)
 
 
-def _renamed(change: Change, prefixes: Sequence[tuple[str, str]]) -> Change:
-    names = [_prefixed(name, prefixes) for name in (change.tensor, *change.others)]
+class Prefixes:
+    """What replaces the beginnings of an adapter's names, in order: the first that fits a name."""
+
+    def __init__(self, pairs: Sequence[tuple[str, str]]):
+        self.pairs = tuple(pairs)
+        self._met: dict[str, None] = {}
+        self._used: set[tuple[str, str]] = set()
+
+    def replaced(self, name: str) -> str:
+        self._met[name] = None
+        for pair in self.pairs:
+            if name.startswith(pair[0]):
+                self._used.add(pair)
+                return pair[1] + name[len(pair[0]) :]
+        return name
+
+    def require_used(self, adapters: Sequence[str]) -> None:
+        """Raise UsageError for one that no name began with, of all adapters that were given: those at these paths."""
+        where = PATH + (f" and {count_text(len(adapters) - 1, 'other adapter')}" if len(adapters) > 1 else "")
+        for old, new in self.pairs:
+            if (old, new) in self._used:
+                continue
+            begun = any(name.startswith(old) for name in self._met)
+            parts = (name.split(".", 2)[:-1] for name in self._met)
+            begins = dict.fromkeys(".".join(first[:count]) + "." for first in parts for count in (1, 2) if first)
+            near = closest(old, begins, 1)
+            raise UsageError(
+                f"{given('adapter-prefix', {old: new})}: "
+                + (f"an earlier one replaces what begins so in {where}" if begun else f"no name in {where} begins so"),
+                hint=None if begun else Known(f"closest: {words(near)}" if near else f"one is {words(self._met, 1)}"),
+                path=Path(adapters[0]),
+                option="adapter-prefix",
+            )
+
+
+def _renamed(change: Change, prefixes: Prefixes) -> Change:
+    names = [prefixes.replaced(name) for name in (change.tensor, *change.others)]
     return replace(change, tensor=names[0], others=tuple(names[1:]))
 
 
-def _prefixed(name: str, prefixes: Sequence[tuple[str, str]]) -> str:
-    return next((new + name[len(old) :] for old, new in prefixes if name.startswith(old)), name)
+def parse_prefixes(texts: Sequence[str]) -> Prefixes:
+    """What --adapter-prefix gives, each as of `parse_prefix`."""
+    return Prefixes([parse_prefix(text) for text in texts])
 
 
 def parse_prefix(text: str) -> tuple[str, str]:
@@ -173,7 +210,7 @@ def _prefix_that_does(groups: Mapping[str, Group], adapter: Adapter) -> tuple[st
             return None
     fits = []
     for old, new in sorted(found, key=lambda pair: -len(pair[0])):
-        if all(find(_renamed(change, [(old, new)])) for change in needed):
+        if all(find(_renamed(change, Prefixes([(old, new)]))) for change in needed):
             fits.append((old, new))
     return fits[-1] if fits else None
 

@@ -12,7 +12,7 @@ from ..checkpoint.read.parts import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ..errors import PATH, InputRefused, UsageError
 from ..text import count_text
 from ..wording import call, given
-from .adapter import Adapter, parse_prefix
+from .adapter import Adapter, Prefixes
 from .kohya import is_kohya, read_kohya
 from .peft import is_peft, open_peft
 
@@ -70,15 +70,14 @@ def strengths_of(paths: Sequence[str], strength: float | Sequence[float]) -> lis
 
 @contextmanager
 def open_adapters(
-    paths: Sequence[str], strength: float | Sequence[float] = 1.0, prefixes: Sequence[str] = ()
+    paths: Sequence[str], strength: float | Sequence[float] = 1.0, prefixes: Prefixes | None = None
 ) -> Iterator[list[Adapter]]:
     """The adapters, open, each with its strength and its names as the base has them."""
     strengths = strengths_of(paths, strength)
-    renamed = [parse_prefix(text) for text in prefixes]
     with ExitStack() as stack:
         found = []
         for path, factor in zip(paths, strengths, strict=True):
             adapter = open_adapter(Path(path), factor)
             stack.enter_context(adapter.source)
-            found.append(adapter.with_prefix(renamed))
+            found.append(adapter.with_prefix(prefixes or Prefixes([])))
         yield found

@@ -365,6 +365,28 @@ def test_a_prefix_that_does_is_named(adapters, tmp_path, paramcli):
     assert all((got[rename(name)] - tensor).norm() < 1e-6 * tensor.norm() for name, tensor in want.items())
 
 
+def test_a_prefix_of_nothing_is_a_mistake(adapters, tmp_path, paramcli):
+    """What replaces no name is told, of all adapters together, wherever adapters are given; an empty one is of all."""
+    out, base = tmp_path / "out.safetensors", adapters / "llama.safetensors"
+    lora, dora = adapters / "lora", adapters / "dora"
+    for prefix, told in {
+        ("models.=x.",): f"--adapter-prefix models.=x.: no name in {lora} begins so\n  closest: model.",
+        ("=", "model.=model."): f"--adapter-prefix model.=model.: an earlier one replaces what begins so in {lora}",
+    }.items():
+        given = [word for text in prefix for word in ("--adapter-prefix", text)]
+        for command in (("merge", base, "-o", out), ("add", base, "-o", out), ("inspect", base), ("diff", base, base)):
+            assert told in paramcli(*command, "--adapter", lora, *given, code=2).err
+        assert told in paramcli("verify", base, "--base", base, "--adapter", lora, *given, code=2).err
+    assert not out.exists()
+    said = paramcli("merge", base, "--adapter", lora, "--adapter", dora, "--adapter-prefix", "x=y", code=2).err
+    assert f"no name in {lora} and 1 other adapter begins so" in said
+    wrapped = tmp_path / "wrapped.safetensors"
+    save_file({f"x.{name}": tensor for name, tensor in load_file(base).items()}, wrapped)
+    paramcli("merge", wrapped, "--adapter", lora, "--adapter-prefix", "=x.", "-o", out)
+    # Of the two sides of a diff one is enough.
+    paramcli("diff", out, wrapped, "--adapter-b", lora, "--adapter-prefix", "=x.")
+
+
 def spoilt(adapters, tmp_path, change=lambda tensors: tensors, **config):
     """A copy of the plain adapter with other tensors, or another configuration."""
     folder = tmp_path / "spoilt"

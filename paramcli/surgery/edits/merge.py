@@ -51,19 +51,21 @@ class WithAdapters(Edit):
                 option="adapter",
             )
         # What reads adapters has the whole catalogue with it: other edits do without.
-        from ...spelling.adapter import parse_prefix
+        from ...spelling.adapter import parse_prefixes
         from ...spelling.adapters import strengths_of
 
         strengths_of(self.adapter, self.strength)
-        for text in self.adapter_prefix:
-            parse_prefix(text)
+        parse_prefixes(self.adapter_prefix)
 
     def opening(self: Self, opened: Opened, stack: ExitStack) -> tuple[Self, Opened]:
+        from ...spelling.adapter import parse_prefixes
         from ...spelling.adapters import open_adapters
         from ...spelling.attached import beside
 
-        adapters = stack.enter_context(open_adapters(self.adapter, self.strength, self.adapter_prefix))
+        prefixes = parse_prefixes(self.adapter_prefix)
+        adapters = stack.enter_context(open_adapters(self.adapter, self.strength, prefixes))
         attached = beside(opened, adapters, ROUNDS[self.like] if self.like else "none")
+        prefixes.require_used(self.adapter)
         return replace(self, attached=attached), Opened(attached.source, dict(attached.groups))
 
     def choose(self, groups: Mapping[str, Group], where: Path) -> list[Group]:
