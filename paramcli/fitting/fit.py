@@ -17,9 +17,9 @@ from torch import Tensor
 from ..chain import Chain
 from ..errors import CheckFailed, ParamcliError
 from ..maths import decompositions
-from ..maths.base import MEMBER, CannotReach, Check
+from ..maths.base import MEMBER, NEARLY, CannotReach, Check
 from ..maths.numbers import compute_dtype, eps, wide
-from ..registry import CONSTRAINTS, parse_constraint
+from ..registry import CONSTRAINTS, constraint, parse_constraint
 from ..spec import value_text
 from ..text import number_text
 from ..view import View
@@ -115,7 +115,7 @@ class Fitting:
         self._reached: Reached | None = None
         self._seen: Tensor | None = None
         self._assumed: str | None = None
-        self._ends = self._looked = False
+        self._ends = self._looked = self._far = False
         self._became: list[Became] = []
 
     def make(self, W: Tensor, first: int | None = None, ends: bool = True) -> tuple[Mapping[str, Tensor], Tensor]:
@@ -159,7 +159,7 @@ class Fitting:
             self._seen = seen
         # The set whose nearest point is wanted of what lies outside.
         spec = None if self._projects else self.chain.constraint
-        off = [] if spec is None else [index for index, far in enumerate(self._before.last()) if far > MEMBER]
+        off = [] if spec is None else self._off()
         if spec is None or not off:
             try:
                 return self._originals(W, seen, first, stored=W.dtype)
@@ -170,19 +170,31 @@ class Fitting:
                     raise
         return self._originals(W, self._nearest(spec, seen, off), first)
 
+    def _off(self) -> list[int]:
+        """Which of the tensors that were looked at last are no members."""
+        return [0] if self._far else [index for index, far in enumerate(self._before.last()) if far > MEMBER]
+
     def _look(self, W: Tensor) -> Tensor:
         """The weight as the maths sees it, in double precision; it is noted how far from the constraint it is, where
         that matters, and how far the last map moves it.
         """
         shown = self.view.into(W)
         seen = shown.to(wide(W.dtype, W.device))
-        if not self._projects or self.init == "strict":
+        self._far = self._is_far(seen)
+        if not self._far and (not self._projects or self.init == "strict"):
             decompositions.needed_whole(seen)
             self._before.add(shown, seen=seen)
         if self._projects and self.init == "strict":
             hosting.start_generators(self.seed, W.device)
             self._kept.add(self.chain.links[-1].make(seen).map(seen), seen)
         return seen
+
+    def _is_far(self, seen: Tensor) -> bool:
+        """Does a cheap bound tell that one tensor, which may move, is no member? How far it moves is measured later."""
+        spec = self.chain.constraint
+        if spec is None or self._projects or self.init == "strict" or self.count > 1 or self._again is not None:
+            return False
+        return constraint(spec).as_stored(self.stored).at_least(seen) > NEARLY
 
     def _nearest(self, spec: str, seen: Tensor, off: Sequence[int]) -> Tensor:
         """The points of the constraint nearest to the tensors that are off."""

@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from paramcli.chain import parse_chain
+from paramcli.errors import CheckFailed
 from paramcli.fitting import measure
 from paramcli.fitting.fit import fit
 from paramcli.maths import decompositions
@@ -62,6 +63,20 @@ def test_a_fit_decomposes_the_weight_once_and_the_value_once(chain, name, most):
         fitted = fit(randn(N, N).float(), parse_chain(chain), IDENTITY)
     assert fitted.check is None or fitted.check.ok
     assert 0 < calls.counts[name] <= most, calls.counts
+
+
+@pytest.mark.parametrize("chain", ["stiefel", "skew,cayley", "spectral_norm", "toeplitz"])
+def test_a_weight_that_is_surely_off_is_not_measured(chain, monkeypatch):
+    """A bound tells that it has to move; --init strict measures it all the same, and says how far it is off."""
+    seen = []
+    wanted = type(make(parse_chain(chain).constraint))
+    real = wanted.parts
+    monkeypatch.setattr(wanted, "parts", lambda self, W, *kinds: seen.append(W) or real(self, W, *kinds))
+    fit(randn(12, 12), parse_chain(chain), IDENTITY)
+    assert len(seen) == 1
+    with pytest.raises(CheckFailed, match="residual"):
+        fit(randn(12, 12), parse_chain(chain), IDENTITY, init="strict")
+    assert len(seen) > 2
 
 
 def test_nothing_is_kept_beyond_the_fit_nor_of_small_matrices():
