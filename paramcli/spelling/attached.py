@@ -17,6 +17,7 @@ from .adapter import Adapter, Change
 from .forms import PARAMETRIZED, Group
 from .opened import Opened
 from .record import Entry
+from .tied_head import tied_head
 from .unparametrized import IN_BASE, ONTO_BASE, instead_of_chains
 
 
@@ -258,6 +259,8 @@ def _matches_nothing(
     more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
     of_all = count_text(len(adapter.changes), "changed tensor")
     where, hint = printable_path(base.path), adapter.names.hint(groups, adapter, lost)
+    if (tied := tied_head(groups, base, lost)) is not None:
+        where, hint = where + tied.where, tied.hint
     if instead_of_chains(groups).hint == ONTO_BASE:
         where, hint = f"{where}, which is an adapter itself", "give the file of the base model's weights"
     elif instead_of_chains(groups).hint == IN_BASE:
