@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from . import adapters, entries, files, quantized
+from . import adapters, entries, files, quantized, small
 from .harness import MB, PYTHON, Bench, Claim, Contender, Figures, Result, paramcli, remove, script
 
 IMPORT_TORCH = Contender([PYTHON, "-c", "import torch"])
@@ -475,6 +475,7 @@ CASES: dict[str, Callable[[Bench], Result]] = {
     "linalg": linalg,
     "entries": entries.entries,
     "chains": chains,
+    "small": small.small,
     "edit": edit_safetensors,
     "edit-zip": edit_zip,
     "edit-shards": edit_shards,

@@ -81,5 +81,13 @@ def cayley_loop(source: str, threads: str) -> None:
     print(time.perf_counter() - started)
 
 
+def register_loop(source: str) -> None:
+    """Weight norm registered on each tensor, without files."""
+    for value in load(source).values():
+        host = nn.Module()
+        host.weight = nn.Parameter(value, requires_grad=False)
+        parametrizations.weight_norm(host)
+
+
 if __name__ == "__main__":
-    {"edit": edit, "bake": bake, "cayley_loop": cayley_loop}[sys.argv[1]](*sys.argv[2:])
+    {"register_loop": register_loop, "edit": edit, "bake": bake, "cayley_loop": cayley_loop}[sys.argv[1]](*sys.argv[2:])
