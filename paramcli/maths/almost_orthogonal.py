@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .base import Constraint, matrix
-from .decompositions import made_of_svd, singular_values, svd
+from .decompositions import even_singular_values, made_of_svd, svd
 from .eigenvalues import eigenvalue_tolerance
 from .low_rank import SingularValues, with_singular_values
 from .orthogonal import frame_tolerance, require_directions
@@ -27,7 +27,7 @@ class AlmostOrthogonal(Constraint):
         self.lam = lam
 
     def residual(self, W: Tensor) -> Tensor:
-        return ((singular_values(W) - 1).abs().amax(-1) - self.lam).clamp(min=0)
+        return ((even_singular_values(W) - 1).abs().amax(-1) - self.lam).clamp(min=0)
 
     def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
         k = min(shape[-2:])

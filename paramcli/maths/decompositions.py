@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .numbers import scale_of
+
 # Smaller ones are decomposed whenever they are asked for: they may be stacked, and a stack of them begins no
 # decomposition that the matrix alone, which has to get the same bits, would find.
 SMALL = 128
@@ -76,7 +78,8 @@ def _found(kind: str, W: Tensor, make: Callable[[Tensor], Any]) -> Any:
     return found
 
 
-def _is_whole(kind: str, W: Tensor) -> bool:
+def is_shared(kind: str, W: Tensor) -> bool:
+    """Is this decomposition of W known, or needed later in any case?"""
     here = _SHARED.get()
     if here is None or W.ndim < 2 or min(W.shape[-2:]) <= SMALL:
         return False
@@ -90,7 +93,22 @@ def svd(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def singular_values(W: Tensor) -> Tensor:
-    return svd(W)[1] if _is_whole("svd", W) else torch.linalg.svdvals(W)
+    return svd(W)[1] if is_shared("svd", W) else torch.linalg.svdvals(W)
+
+
+def even_singular_values(W: Tensor) -> Tensor:
+    """Singular values that are expected to be of one size: of large matrices the roots of the Gram matrix'
+    eigenvalues, half the work, whose error is n eps of the largest square; or those that `singular_values` gives,
+    where the smallest is below a tenth of the largest.
+    """
+    if W.ndim < 2 or min(W.shape[-2:]) <= SMALL or is_shared("svd", W):
+        return singular_values(W)
+    size = scale_of(W, (-2, -1))
+    M = W / size
+    G = M @ M.mH if M.size(-2) <= M.size(-1) else M.mH @ M
+    S = torch.linalg.eigvalsh(G).flip(-1).clamp(min=0).sqrt() * size.squeeze(-1)
+    alike = S[..., -1:] > S[..., :1] / 10
+    return S if bool(alike.all()) else torch.where(alike, S, singular_values(W))
 
 
 def eigh(W: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,7 +118,7 @@ def eigh(W: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def eigenvalues_of_symmetric_part(W: Tensor) -> Tensor:
-    return eigh(W)[0] if _is_whole("eigh", W) else torch.linalg.eigvalsh((W + W.mH) / 2)
+    return eigh(W)[0] if is_shared("eigh", W) else torch.linalg.eigvalsh((W + W.mH) / 2)
 
 
 def eig(W: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,7 +128,7 @@ def eig(W: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def eigenvalues(W: Tensor) -> Tensor:
-    return eig(W)[0] if _is_whole("eig", W) else torch.linalg.eigvals(W)
+    return eig(W)[0] if is_shared("eig", W) else torch.linalg.eigvals(W)
 
 
 def made_of_svd(U: Tensor, S: Tensor, Vh: Tensor) -> Tensor:

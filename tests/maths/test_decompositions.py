@@ -11,13 +11,13 @@ from paramcli.errors import CheckFailed
 from paramcli.fitting import measure
 from paramcli.fitting.fit import fit
 from paramcli.maths import decompositions
-from paramcli.maths.decompositions import SMALL, shared, svd
+from paramcli.maths.decompositions import SMALL, even_singular_values, shared, svd
 from paramcli.maths.eigenvalues import surely_positive
 from paramcli.maths.spectral import perron, perron_vector
 from paramcli.registry import constraint as make
 from paramcli.view import IDENTITY
 
-from .members import rotation, with_values
+from .members import rotation, unit_determinant, with_values
 
 N = SMALL + 8
 
@@ -146,3 +146,28 @@ def test_the_value_of_a_large_fit_is_the_nearest_point(chain, shape):
     fitted = fit(W, parse_chain(chain), IDENTITY)
     assert (fitted.value - (U * kept) @ Vh).norm() <= 1e-11 * W.norm()
     assert make(fitted.check.constraint).residual(fitted.value) <= 1e-12
+
+
+@pytest.mark.parametrize("spread", [1.05, 5.0, 50.0, 1e9])
+def test_singular_values_by_the_gram_matrix_are_those_of_torch(spread):
+    """Where all are of one size; of others they are torch's own."""
+    for shape in ((N, N), (N + 40, N), (N, N + 40)):
+        S = torch.linspace(spread, 1, N, dtype=torch.float64)
+        W = 1e-9 * (rotation(shape[0], 0)[:, :N] * S) @ rotation(shape[1], 1)[:N]
+        torch.testing.assert_close(even_singular_values(W), torch.linalg.svdvals(W), rtol=1e-13 * N, atol=0)
+
+
+def test_a_determinant_is_told_by_the_inverse_as_by_singular_values():
+    """Of large matrices: the residual, that of the wrong sign, and a rank that rounding hides."""
+    W = unit_determinant(N, 0)
+    larger = 1.001 * W
+    U, S, Vh = torch.linalg.svd(larger)
+    wanted = S.log().sum() / torch.linalg.matrix_norm(((U / S) @ Vh) * larger)
+    found = measure.check("special_linear", larger)
+    assert not found.ok and found.residual == pytest.approx(wanted.item(), rel=1e-9)
+    assert measure.check("special_linear", W).ok and measure.check("special_linear", W.bfloat16()).ok
+    mirrored = torch.cat([-W[:1], W[1:]])
+    assert measure.check("special_linear", mirrored).residual == 1.0
+    thin = torch.cat([torch.full((N - 1,), 1e-5 ** (-1 / (N - 1)), dtype=torch.float64), torch.tensor([1e-5]).double()])
+    thin = (rotation(N, 0) * thin) @ rotation(N, 1)
+    assert measure.check("special_linear", thin).ok and not measure.check("special_linear", thin.bfloat16()).ok
