@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .base import CannotReach, Check, Constraint, Edge, Parametrization, Part, square
-from .decompositions import eig, eigenvalues
+from .decompositions import eig, eigenvalues, eigh, made_of_eigh
 from .eigenvalues import FRAMES_COMPUTED, certain_excess, surely_positive
 from .frames import lower_skew
 from .numbers import eps, identity, largest_singular_value, per_matrix, relative, unit_roundoff, wide
@@ -158,13 +158,14 @@ class AlphaStable(Parametrization):
         B = shifted(A, self.alpha.to(A.dtype))
         size = largest_singular_value(B).clamp(min=1e-300)[..., None, None]
         I = torch.eye(A.size(-1), dtype=A.dtype, device=A.device).expand(A.shape)
-        dissipative = torch.linalg.eigvalsh(B + B.mT)[..., -1:, None] < -2 * SOFTPLUS_FLOOR * size.clamp(min=1)
+        P, M, Q = I, B, -(B.mT + B)
+        dissipative = eigh(Q)[0][..., :1, None] > 2 * SOFTPLUS_FLOOR * size.clamp(min=1)
         if bool(dissipative.all()):
-            P, M = I, B
+            P = made_of_eigh(torch.ones_like(A[..., 0]), I)
         else:
             inverse = torch.where(dissipative, I, self._solved(B / size))
             P, M = torch.linalg.inv(inverse), inverse @ B
-        Q = -(M.mT + M)
+            Q = -(M.mT + M)
         S = M + Q / 2
         X1, X2 = getattr(self, "0").inverse(Q), getattr(self, "1").inverse(P)
         return X1, X2, ((S - S.mT) / 2).tril(-1)
