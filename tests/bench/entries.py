@@ -40,21 +40,19 @@ def entries(bench: Bench) -> Result:
     figures = {PRODUCT: Figures(), SVD: Figures()}
     claims, notes = [], [f"{n} x {n} float32, {torch.get_num_threads()} threads"]
     D @ D  # the first one starts the threads
-    svd = [_timed(figures[SVD], lambda: torch.linalg.svd(D)) for _ in range(bench.rounds)]
+    units: dict[str, Callable[[], object]] = {PRODUCT: lambda: D @ D, SVD: lambda: torch.linalg.svd(D)}
     for text in _chains():
         chain = parse_chain(text)
-        given = _weight(chain, W)
+        unit, limit = (SVD, SVDS) if text.partition(":")[0] in ITERATIVE else (PRODUCT, PRODUCTS)
+        beside = functools.partial(_timed, figures[unit], units[unit])
         try:
-            shares = _rounds(bench, text, chain, given, D, figures)
+            share = _rounds(bench, text, chain, _weight(chain, W), beside, figures)
         except ParamcliError as error:
             figures.pop(f"add {text}")
             notes.append(f"{text}: {error}")
             continue
-        product = statistics.median(figures[PRODUCT].seconds)
-        if text.partition(":")[0] in ITERATIVE:
-            claims.append(Claim(f"add {text}", shares * product / statistics.median(svd), SVDS, "SVDs"))
-        else:
-            claims.append(Claim(f"add {text}", shares, PRODUCTS, "products"))
+        bench.log(f"  {text}: {share:.1f} of {unit}")
+        claims.append(Claim(f"add {text}", share, limit, "SVDs" if unit == SVD else "products"))
     claims.sort(key=lambda claim: claim.value / claim.limit, reverse=True)
     return Result(f"Every entry, n = {n}", figures, PRODUCT, claims, notes)
 
@@ -77,13 +75,15 @@ def _weight(chain: Chain, W: Tensor) -> Tensor:
     return constraint(chain.constraint).sample(W.shape, torch.Generator().manual_seed(0)).float()
 
 
-def _rounds(bench: Bench, text: str, chain: Chain, W: Tensor, D: Tensor, figures: dict[str, Figures]) -> float:
-    """The median of an add's seconds over those of the products before and after it."""
+def _rounds(
+    bench: Bench, text: str, chain: Chain, W: Tensor, beside: Callable[[], float], figures: dict[str, Figures]
+) -> float:
+    """The median of an add's seconds over those of what is timed before and after it."""
     shares, began = [], time.perf_counter()
-    before = _timed(figures[PRODUCT], lambda: D @ D)
+    before = beside()
     for _ in range(bench.rounds):
         seconds, fitted = _result(figures.setdefault(f"add {text}", Figures()), lambda: fit(W, chain, IDENTITY))
-        after = _timed(figures[PRODUCT], lambda: D @ D)
+        after = beside()
         shares.append(2 * seconds / (before + after))
         before = after
         if chain.constraint is not None:
@@ -91,7 +91,6 @@ def _rounds(bench: Bench, text: str, chain: Chain, W: Tensor, D: Tensor, figures
             _timed(figures.setdefault(f"verify {chain.constraint}", Figures()), verifying)
         if time.perf_counter() - began > SECONDS:
             break
-    bench.log(f"  {text}: {statistics.median(shares):.1f} products")
     return statistics.median(shares)
 
 
