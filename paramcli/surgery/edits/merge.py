@@ -96,6 +96,12 @@ class WithAdapters(Edit):
                 twins[name] = replace(group, tensor=name, keys={**group.keys, "original": name})
         return {name: group for name, group in twins.items() if name not in changed}
 
+    def remarks(self, chosen: Sequence[Group], groups: Mapping[str, Group]) -> Iterator[str]:
+        from ...spelling.repeated import repeated
+
+        assert self.attached is not None, "an edit is planned before it is spoken of"
+        yield from repeated(self.attached.source, chosen, groups)
+
 
 def _decodes(groups: Sequence[Group]) -> bool:
     return any(group.in_codes for group in groups)
@@ -154,6 +160,7 @@ class Merge(WithAdapters):
         return baked(group) if self.dtype is None else None
 
     def remarks(self, chosen: Sequence[Group], groups: Mapping[str, Group]) -> Iterator[str]:
+        yield from super().remarks(chosen, groups)
         cast = None if _decodes(chosen) else self._cast()
         left = cast.left(dict(item for group in groups.values() for item in group.stored)) if cast else None
         yield from [left] if left else []
