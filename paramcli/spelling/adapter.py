@@ -15,7 +15,7 @@ from typing import Protocol
 from ..checkpoint.source import Source, TensorInfo
 from ..errors import PATH, TENSOR, InputRefused, Known, UsageError
 from ..spec import value_text
-from ..text import closest, count_text, shape_text
+from ..text import closest, count_text, printable, shape_text
 from ..view import View, parse_view
 from ..wording import given, words
 from .forms import Group
@@ -222,6 +222,16 @@ def lora_item(name: str, rank: int, scale: float) -> str:
 
 def matrix_of(shape: Sequence[int]) -> tuple[int, int]:
     return shape[0] if shape else 1, math.prod(shape[1:])
+
+
+def half_a_change(module: str, missing: Sequence[str], there: str, source: Source) -> InputRefused:
+    """The refusal of a module that lacks some of the tensors that are a change together with one that is there."""
+    return InputRefused(
+        f"{TENSOR} is half a change: {printable(module)} has no {' and no '.join(missing)}",
+        tensor=there,
+        path=source.path,
+        hint="copy or download the adapter again: without the rest it is none",
+    )
 
 
 def not_of_shape(group: Group, what: str, shapes: Iterable[Sequence[int]]) -> InputRefused:

@@ -19,7 +19,7 @@ from ..errors import TENSOR, InputRefused, UsageError
 from ..spec import value_text
 from ..text import printable, shape_text
 from ..view import IDENTITY, View
-from .adapter import Change, not_of_shape
+from .adapter import Change, half_a_change, not_of_shape
 from .flat_names import prefix_of
 from .forms import Group
 from .peft_config import Config
@@ -53,14 +53,18 @@ class Module:
         return shape[dim]
 
     def require(self, *parts: str) -> None:
-        for part in parts:
-            if part not in self.keys:
-                raise InputRefused(
-                    f"{TENSOR} is half a change: {printable(self.name)} has no {part}",
-                    tensor=next(iter(self.keys.values())),
-                    path=self.source.path,
-                    hint="the file is incomplete",
-                )
+        """InputRefused where one of them is missing."""
+        missing = [self._as_spelt(part) for part in parts if part not in self.keys]
+        if missing:
+            there = [part for part in parts if part in self.keys] or [part for part in self.keys if part not in _SCALES]
+            raise half_a_change(self.name, missing, self.keys[there[0]], self.source)
+
+    def _as_spelt(self, part: str) -> str:
+        """What the part is called in the words of the module's other side."""
+        for words in (("lora_A", "lora_B"), ("lora.down", "lora.up")) if part in ("lora_down", "lora_up") else ():
+            if any(key.startswith(f"{self.name}.{word}.") for key in self.keys.values() for word in words):
+                return words[part == "lora_up"]
+        return part
 
     def refusal(self, part: str, why: str) -> InputRefused:
         return InputRefused(f"{TENSOR} {why}", tensor=self.keys[part], path=self.source.path)
@@ -131,6 +135,10 @@ class Family:
     of_any_shape: bool = False
 
 
+# Parts that are no change by themselves.
+_SCALES = {"alpha", "dora_scale"}
+
+
 def changes_of(module: Module) -> Iterator[tuple[str, Change]]:
     """(what it is called, the change) of a module's tensors, those of its weight before those of its bias."""
     found: dict[str, Family] = {}
@@ -143,6 +151,8 @@ def changes_of(module: Module) -> Iterator[tuple[str, Change]]:
                     tensor=next(iter(module.keys.values())),
                     path=module.source.path,
                 )
+    if module.keys.keys() <= _SCALES:
+        raise half_a_change(module.name, ["change that it scales"], next(iter(module.keys.values())), module.source)
     for family in found.values():
         yield family.title, change_of(module, family)
 

@@ -9,7 +9,7 @@ from ..checkpoint.source import Source, TensorInfo
 from ..errors import TENSOR, InputRefused
 from ..text import printable, shape_text
 from ..view import IDENTITY, View
-from .adapter import TRANSPOSE, Change, not_of_shape
+from .adapter import TRANSPOSE, Change, half_a_change, not_of_shape
 from .forms import Group
 from .peft_config import Config
 
@@ -36,14 +36,9 @@ class Module:
 
     def require(self, *parts: str) -> None:
         """InputRefused where one of them is missing."""
-        for part in parts:
-            if part not in self.keys:
-                raise InputRefused(
-                    f"{TENSOR} is half a change: {printable(self.written)}.{part} is missing",
-                    tensor=next(iter(self.keys.values())),
-                    path=self.source.path,
-                    hint="the file is incomplete",
-                )
+        if missing := [part for part in parts if part not in self.keys]:
+            there = next((part for part in parts if part in self.keys), next(iter(self.keys)))
+            raise half_a_change(self.written, missing, self.keys[there], self.source)
 
     def refusal(self, part: str, why: str) -> InputRefused:
         """`why` goes on from the tensor's name and shape: 'is 3x4, ...'."""

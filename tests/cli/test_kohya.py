@@ -435,6 +435,13 @@ HADA = {"hada_w1_a": UP, "hada_w1_b": DOWN, "hada_w2_a": UP, "hada_w2_b": DOWN}
 PAIR = {"lora_down__weight": DOWN, "lora_up__weight": UP}
 WRONG = {
     "half a LoRA": (of(lora_down__weight=DOWN), "has no lora_up"),
+    "half a LoRA and its alpha": (
+        of(alpha=torch.tensor(1.0), lora_down__weight=DOWN),
+        "lora_down.weight is half a change",
+    ),
+    "half a LoRA of diffusers": (of(lora_A__weight=DOWN), "has no lora_B"),
+    "half a LoRA of diffusers before": (of(lora__down__weight=DOWN), "has no lora.up"),
+    "an alpha of nothing": ({**of(**PAIR), "lora_unet_y.alpha": torch.tensor(1.0)}, "y has no change that it scales"),
     "half a LoHa": (of(**{**HADA, "hada_t1": torch.ones(2, 2)}), "has no hada_t2"),
     "half a LoKr": (of(lokr_w1=torch.ones(2, 2)), "has no lokr_w2_a"),
     "half a GLoRA": (of(a1__weight=torch.ones(4, 2)), "has no a2"),

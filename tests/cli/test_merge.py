@@ -445,7 +445,11 @@ WRONG = {
         {},
         "layers.9.mlp.down_proj.weight",
     ),
-    "half a change": (lambda t: {key: T for key, T in t.items() if key != first_A(t)}, {}, "lora_A is missing"),
+    "half a change": (
+        lambda t: {key: T for key, T in t.items() if key != first_A(t)},
+        {},
+        "has no lora_A",
+    ),
     "another width": (lambda t: {**t, first_A(t): torch.ones(3, 99)}, {}, "3x99"),
     "another rank in the configuration": (lambda t: t, {"r": 8}, "is 8 here, and 3 in the weights"),
     "DoRA by its configuration alone": (lambda t: t, {"use_dora": True}, "wants a lora_magnitude_vector beside it"),
