@@ -122,13 +122,15 @@ def eigenvalues_of_symmetric_part(W: Tensor) -> Tensor:
 
 
 def eig(W: Tensor) -> tuple[Tensor, Tensor]:
-    """Complex eigenvalues and eigenvectors of a square matrix."""
-    values, vectors = _found("eig", W, torch.linalg.eig)
+    """Complex eigenvalues and eigenvectors of a square matrix; the eigenvalues are kept."""
+    values, vectors = torch.linalg.eig(W)
+    remember("eigenvalues", W, values)
     return values, vectors
 
 
 def eigenvalues(W: Tensor) -> Tensor:
-    return eig(W)[0] if is_shared("eig", W) else torch.linalg.eigvals(W)
+    found: Tensor = _found("eigenvalues", W, torch.linalg.eigvals)
+    return found
 
 
 def made_of_svd(U: Tensor, S: Tensor, Vh: Tensor) -> Tensor:
