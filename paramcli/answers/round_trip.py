@@ -32,7 +32,7 @@ from ..text import count_text, shape_text
 from ..watch import NOBODY, Watch
 from ..wording import call
 from .kept import compare_kept
-from .verdict import Verdict, VerifyResult
+from .verdict import PRODUCT, ROUND_TRIP, Verdict, VerifyResult
 
 
 def round_trip(
@@ -118,8 +118,8 @@ def _of(quantized: Opened, group: Group, baked: Opened | None, device: torch.dev
         codes, back = _codes(part, state, E)
         off += int((_bytes(codes) != _bytes(back)).sum())
         count += codes.numel()
-    detail = f"{count_text(off, 'code')} of {count} differ" if off else None
-    check = Check("round_trip", off / max(count, 1), 0.0, detail)
+    detail = f"{count_text(off, 'code')} of {count} {'differs' if off == 1 else 'differ'}" if off else None
+    check = Check(ROUND_TRIP, off / max(count, 1), 0.0, detail)
     return (check,) if value is None else (check, product.check())
 
 
@@ -180,7 +180,7 @@ class _Product:
         dtype = min(self.farthest, key=self.farthest.__getitem__, default=torch.float64)
         share, eps = self.farthest.get(dtype, math.inf), torch.finfo(dtype).eps
         off = None if share <= 1 else "a scale is another, or it was changed"
-        return Check("product", share * eps, eps, off)
+        return Check(PRODUCT, share * eps, eps, off)
 
 
 def _codes(group: Group, state: dict[str, Tensor], value: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from ..evidence import Evidence
     from ..maths.base import Check
 
+# What a round trip measures of a weight and its codes.
+ROUND_TRIP, PRODUCT = "round_trip", "product"
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -101,6 +104,12 @@ class VerifyResult(Sequence[Verdict]):
         """Does every claim hold, was every one looked at, and is what was to stay as it was?"""
         return not self.failed and not self.unverified and (self.kept is None or self.kept.ok)
 
+    @property
+    def of_codes(self) -> bool:
+        """Was it asked whether weights are what codes stand for, and nothing else?"""
+        asked = {check.constraint for verdict in self.tensors for check in verdict.checks}
+        return bool(asked) and asked <= {ROUND_TRIP, PRODUCT}
+
     def document(self) -> dict[str, object]:
         """As --json prints it."""
         unread = [{"tensor": group.tensor, "reason": group.problem} for group in self.unverified]
@@ -118,8 +127,15 @@ class VerifyResult(Sequence[Verdict]):
         claims, rest = [v for v in self.tensors if v.checks], [v.tensor for v in self.tensors if not v.checks]
         sets = [v for v in claims if any(check.constraint.partition(":")[0] in CONSTRAINTS for check in v.checks)]
         unread = [] if self.failed else [group.tensor for group in self.unverified]
-        what = count_text(len(claims), "tensor")
-        if self.failed:
+        what, not_looked_at = count_text(len(claims), "tensor"), "without a claim"
+        if self.of_codes:
+            not_looked_at = "without codes"
+            says = f"{what}{where}: every code comes back"
+            if any(check.constraint == PRODUCT for v in claims for check in v.checks):
+                says += ", and every weight is what its codes stand for"
+            if self.failed:
+                says = f"{len(self.failed)} of {what}{where}: not what the codes stand for"
+        elif self.failed:
             off = count_text(len(self.failed), "tensor")
             says = f"{off} of {len(claims)}{where}: the constraint does not hold"
         elif not sets:
@@ -131,4 +147,4 @@ class VerifyResult(Sequence[Verdict]):
         for names, lack in ((rest, "without a claim"), (unread, "not verified")):
             says += f"; {len(names)} {lack}: {listing(names, 4)}" if names else ""
         says += self.kept.summary() if self.kept is not None else ""
-        return says + (f"; {self.others} without a claim not looked at" if self.others else "")
+        return says + (f"; {self.others} {not_looked_at} not looked at" if self.others else "")

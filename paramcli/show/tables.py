@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 # Of a tensor that no constraint and no chain says anything about.
 NO_CLAIM = "no claim"
+MERGE_LEGEND = "of rounding: of the worst entry, up to 1 is rounding; strength: 1 is what was asked for"
 # Up to so many tensors each get a picture of their own.
 FEW_TENSORS = 3
 
@@ -276,6 +277,7 @@ def merge_table(result: MergeResult, fold: bool = False, limit: int = 200) -> Ta
             said if plain else Styled(said, f": {printable(v.detail or '')}"),
         )
     _kept_rows(table, result.kept, limit)
+    table.note = "\n".join(filter(None, (table.note, MERGE_LEGEND)))
     return table
 
 

@@ -143,3 +143,18 @@ def test_a_bake_of_another_library_holds(library, tmp_path, paramcli):
         save_file({**load_file(out), "l.weight": LIBRARIES[library](W * factor)}, out)
         found = json.loads(paramcli("verify", out, "--base", path, "--round-trip", "--json", code=1).out)
         assert not {check["constraint"]: check["ok"] for check in found["tensors"][0]["checks"]}["product"]
+
+
+def test_the_last_line_speaks_of_codes(tmp_path, paramcli):
+    """A round trip is of codes: no word of constraints, which it does not ask for."""
+    place, out, _ = quantized(tmp_path)
+    paramcli("remove", place, "-o", out)
+    told = paramcli("verify", place, "--round-trip")
+    assert re.search(r"tensors? in .*: every code comes back", told.err)
+    name = told.out.splitlines()[1].split()[0]
+    told = paramcli("verify", out, "--base", place, "--round-trip").err
+    assert "every code comes back, and every weight is what its codes stand for" in told and "constraint" not in told
+    tensors = load_file(out)
+    save_file({**tensors, name: changed(tensors[name])}, out)
+    told = paramcli("verify", out, "--base", place, "--round-trip", code=1).err
+    assert "not what the codes stand for" in told and "constraint" not in told

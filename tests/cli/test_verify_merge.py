@@ -450,3 +450,13 @@ def test_lycoris_kinds_hold_and_their_strengths_are_told(fixtures, tmp_path):
             for verdict in library.verify_merge(*proof, strength=other):
                 low, high = verdict.strength
                 assert verdict.verdict == "other_strength" and low <= strength / other <= high, (name, verdict)
+
+
+def test_the_columns_are_explained_to_a_person(fixtures, tmp_path, paramcli):
+    """One line on stderr, which -q and --json do without."""
+    base, lora = fixtures / "adapters" / "llama.safetensors", fixtures / "adapters" / "lora"
+    paramcli("merge", base, "--adapter", lora, "-o", tmp_path / "m.safetensors")
+    question = ("verify", tmp_path / "m.safetensors", "--base", base, "--adapter", lora)
+    told = paramcli(*question)
+    assert "of rounding: of the worst entry, up to 1 is rounding; strength: 1 is what was asked for\n" in told.err
+    assert not paramcli(*question, "-q").err and "worst entry" not in paramcli(*question, "--json").err
