@@ -338,3 +338,13 @@ def test_damaged_bytes_of_a_torch_file_are_refused_as_damage(tmp_path, both_ways
         (tmp_path / "a.pt").write_bytes(whole[: at + bit] + bytes([byte]) + whole[at + bit + 1 :])
         assert "damaged: the checksum of" in both_ways("remove", tmp_path / "a.pt", code=3)[1]
         assert os.listdir(tmp_path) == ["a.pt"]
+
+
+def test_values_that_a_dtype_has_no_room_for_are_counted_in_all_blocks(tmp_path, both_ways):
+    """remove --dtype: two of the first rows and one of the last, of the whole tensor."""
+    W = weight((301, 76), torch.float32)
+    W[0, 0] = W[1, 2] = 1e6
+    W[300, 5] = -1e6
+    save_file({"l.weight_orig": W, "l.weight_mask": torch.ones_like(W)}, tmp_path / "a.safetensors")
+    [tensor] = both_ways("remove", tmp_path / "a.safetensors", "--dtype", "float16")[0]["tensors"]
+    assert tensor["note"] == f"3 values of {301 * 76} too large for float16: infinite now"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from ...wording import call
 from ..plan import Made, Step, Told, once
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from ...fitting.evaluate import Tensors
@@ -61,9 +63,9 @@ class Cast:
             made, notes = {}, []
             for key in infos:
                 before = source.read(key)
-                made[names[key]] = before.to(torch_dtype(code)) if key in changed else before
-                notes += lost(before, made[names[key]])
-            return made, Told(note="; ".join(notes) or None)
+                after = made[names[key]] = before.to(torch_dtype(code)) if key in changed else before
+                notes.append(lost_text(lost(before, after), before.shape, after.dtype))
+            return made, Told(note="; ".join(filter(None, notes)) or None)
 
         return Step(group, "cast", slots, group.chain, group.view, once(run), record=group.record)
 
@@ -84,9 +86,13 @@ class Cast:
         )
 
 
-def lost(before: Tensor, after: Tensor) -> list[str]:
-    """What is said of values that the new dtype has no room for."""
+def lost(before: Tensor, after: Tensor) -> int:
+    """How many values the new dtype has no room for."""
     finite = after.isfinite()
-    count = 0 if finite.all() else int((before.isfinite() & ~finite).sum())
-    what = f"{count_text(count, 'value')} of {before.numel()} too large for {str(after.dtype).removeprefix('torch.')}"
-    return [f"{what}: infinite now"] if count else []
+    return 0 if finite.all() else int((before.isfinite() & ~finite).sum())
+
+
+def lost_text(count: int, shape: Sequence[int], dtype: torch.dtype) -> str | None:
+    """What is said of a tensor of which a dtype has no room for so many values."""
+    what = f"{count_text(count, 'value')} of {math.prod(shape)} too large for {str(dtype).removeprefix('torch.')}"
+    return f"{what}: infinite now" if count else None

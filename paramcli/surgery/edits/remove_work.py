@@ -24,7 +24,7 @@ from ...fitting.evaluate import (
 from ...spelling.forms import Group
 from ...spelling.record import Entry
 from ..plan import Ranges, Step, Told, baked, keeps_within, require_editable
-from .cast import lost
+from .cast import lost, lost_text
 from .slots import check_roles, numbers
 
 
@@ -95,7 +95,7 @@ class BakeWork:
         dtype: torch.dtype,
     ):
         self.steps, self.compute, self.dtype = steps, compute, dtype
-        self._lost: list[list[str]] = [[] for _ in steps]
+        self._lost = [0] * len(steps)
         group, view = steps[0].group, steps[0].group.view
         sliced = sliced_roles(chain_of(group), view, group.shape) if ranges else None
         self.batch = Batch(source, [s.group for s in steps], view, device, ranges, sliced or {})
@@ -110,7 +110,7 @@ class BakeWork:
             cast = value
             if value.dtype != self.dtype:
                 cast = value.to(self.dtype)
-                self._lost[index] = self._lost[index] or lost(value, cast)
+                self._lost[index] += lost(value, cast)
             made.append({self.steps[index].group.tensor: cast})
         return made
 
@@ -131,7 +131,10 @@ class BakeWork:
 
     def told(self) -> list[Told]:
         found = zip(self.steps, self.baking.result(), self._lost, strict=True)
-        return [replace(self._told(step.group, baked), note="; ".join(lost) or None) for step, baked, lost in found]
+        return [
+            replace(self._told(step.group, baked), note=lost_text(count, step.group.shape, self.dtype))
+            for step, baked, count in found
+        ]
 
     def _told(self, group: Group, made: Baked) -> Told:
         chain, view, check = made.chain, made.view, made.check
