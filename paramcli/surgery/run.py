@@ -18,11 +18,11 @@ from .. import ranks
 from ..allocator import is_limited
 from ..checkpoint.read.recognise import PICKLE
 from ..devices import torch_device
-from ..errors import PATH, InputRefused, ParamcliError, UsageError, error_context
+from ..errors import PATH, InputRefused, Known, ParamcliError, UsageError, error_context
 from ..spelling.opened import Opened, open_groups
 from ..text import listing, printable
 from ..watch import NOBODY, Watch
-from ..wording import AS_SAFETENSORS, LEAVE_OUT, given
+from ..wording import AS_SAFETENSORS, LEAVE_OUT, given, word
 from .edits.convert import Convert, parse_size
 from .output import (
     DEFAULT_SHARD_SIZE,
@@ -69,6 +69,12 @@ def _in_options_of(edits: Sequence[Edit]) -> Iterator[None]:
         for one in (error, *error.others):
             if one.advice and not any(edit.by_name for edit in edits):
                 one.advice = type(one.advice)(one.advice.replace(LEAVE_OUT, "leave it out of the adapter"))
+            if one.code == "not_found" and one.origin is not None and one.path is not None:
+                beside = Path(one.origin.path).parent / one.path
+                if beside.exists():
+                    one.advice = Known(
+                        f"beside the recipe it is {word(beside)}: a recipe's paths start where apply runs"
+                    )
         raise
 
 

@@ -237,3 +237,26 @@ def test_an_edit_computes_in_the_dtype_it_names(fc_checkpoint, tmp_path, recipe,
     )
     same, wide, applied = ((tmp_path / f"{n}.safetensors").read_bytes() for n in ("same", "wide", "r"))
     assert applied == wide != same
+
+
+PATHS = {
+    "adapter": 'command = "merge"\nadapter = ["{}"]',
+    "from": 'command = "assign"\ntensor = ["fc.weight"]\nfrom = "{}:fc.weight"',
+    "mask": 'command = "add"\ntensor = ["fc.weight"]\nchain = "mask"\nmask = "{}"',
+}
+
+
+@pytest.mark.parametrize("option", PATHS)
+def test_paths_start_where_apply_runs(option, fc_checkpoint, tmp_path, paramcli, monkeypatch):
+    """As on a command line, whatever option has them; what lies beside the recipe under that name is told."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "other.pt").write_bytes(fc_checkpoint.read_bytes())
+    (folder / "r.toml").write_text("[[edit]]\n" + PATHS[option].format("other.pt"))
+    monkeypatch.chdir(tmp_path)
+    said = paramcli("apply", "elsewhere/r.toml", fc_checkpoint, "-o", "x.pt", code=3).err
+    assert "r.toml line 1: no such file: other.pt" in said
+    assert "beside the recipe it is elsewhere/other.pt: a recipe's paths start where apply runs" in said
+    (folder / "other.pt").rename("other.pt")
+    # Now it is read, and is no adapter, or of no use here: another fact about that very file.
+    assert "no such file" not in paramcli("apply", "elsewhere/r.toml", fc_checkpoint, "-o", "x.pt", code=None).err
