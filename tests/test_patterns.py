@@ -2,10 +2,12 @@
 
 import random
 import re
+from pathlib import Path
 
 import pytest
 
 from paramcli.spelling.patterns import Budget, Pattern, Unknown
+from paramcli.spelling.peft_config import Config
 
 PATTERNS = [
     "q_proj",
@@ -99,3 +101,13 @@ def test_no_text_takes_long():
     with pytest.raises(Unknown):
         for _ in range(100):
             Pattern("(a|b)*c", budget).matches("abab")
+
+
+def test_a_module_s_own_name_is_its_pattern_where_none_matches():
+    """peft 0.21, utils/other.get_pattern_key: a key that as a pattern matches nothing is looked up as it is."""
+    values = {"lora_alpha": 1, "alpha_pattern": {"m.a+b": 2, "m.aab": 3}}
+    config = Config(Path("adapter_config.json"), values, 1.0)
+    found = {
+        module: config.of_module("lora_alpha", "alpha_pattern", module) for module in ("m.a+b", "m.aab", "m.ab", "x")
+    }
+    assert found == {"m.a+b": 2, "m.aab": 2, "m.ab": 2, "x": 1}

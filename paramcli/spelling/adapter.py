@@ -114,6 +114,8 @@ class Adapter:
     # Sees the base before any change is made.
     looks: Callable[[Mapping[str, Group]], None] | None = None
     names: Names = field(default_factory=Names)
+    # What is to be said of how it was read, once that is done.
+    notes: Callable[[], Iterable[str]] = tuple
 
     def with_prefix(self, prefixes: Prefixes) -> Adapter:
         """The adapter with the beginnings of its tensors' names replaced: the first that fits each."""

@@ -14,7 +14,7 @@ the rank, and 1 where there is no alpha. Source: sd-scripts, networks; LyCORIS 4
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ..checkpoint.source import Source
@@ -94,7 +94,13 @@ def read_kohya(source: Source, strength: float = 1.0) -> Adapter:
             titles[title] = None
     facts = {name: listing(values, 4) for name, values in told.items()}
     facts |= {name: printable(source.metadata[name], 200) for name in _FACTS if name in source.metadata}
-    return Adapter(source, f"kohya {', '.join(titles)}", tuple(changes), facts=facts, names=FlatNames())
+
+    def notes() -> Iterator[str]:
+        for config in said.values():
+            yield from config.notes()
+
+    title = f"kohya {', '.join(titles)}"
+    return Adapter(source, title, tuple(changes), facts=facts, names=FlatNames(), notes=notes)
 
 
 def _is_rescaled(source: Source) -> bool:

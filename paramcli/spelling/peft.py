@@ -131,6 +131,7 @@ def _adapter(source: Source, config: Config, family: Family) -> Adapter:
         facts=config.facts(),
         idle=frozenset(idle),
         looks=look_at_base(config),
+        notes=config.notes,
         late=Experts.of(wrapped, config, targets).on if wrapped else None,
         expected=len(wrapped),
     )

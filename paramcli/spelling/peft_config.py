@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import InputRefused
-from ..text import listing, printable
+from ..text import count_text, listing, printable
 from ..wording import given
 from .patterns import Budget, Pattern, Unknown
 
@@ -49,8 +50,12 @@ class Config:
     # Those of the base's weights that have a bias beside them.
     with_bias: set[str] = field(default_factory=set)
     _budget: Budget = field(default_factory=Budget)
-    # Name -> its patterns and their values, in order.
-    _patterns: dict[str, list[tuple[Pattern, object]]] = field(default_factory=dict)
+    # What may be spent on looking for what is only worth a word.
+    _spare: Budget = field(default_factory=Budget)
+    # (name, is it for spare) -> its patterns and their values, in order.
+    _patterns: dict[tuple[str, bool], list[tuple[Pattern, object]]] = field(default_factory=dict)
+    # Modules that two patterns give different alphas, with these: no tensor says which was trained with.
+    _unsure: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path, strength: float) -> Config:
@@ -144,27 +149,52 @@ class Config:
         return value
 
     def of_module(self, name: str, patterns: str, module: str, default: object = None) -> object:
-        """The value of a module, which a pattern may give it."""
+        """The value of a module, which the first pattern that matches it may give, or else its own name there."""
         try:
-            for pattern, value in self._compiled(patterns):
+            for number, (pattern, value) in enumerate(self._compiled(patterns)):
                 if pattern.matches(module):
+                    # (What a rank was the tensors say.)
+                    if patterns == "alpha_pattern":
+                        self._look_further(module, number)
                     return value
         except Unknown as error:
             raise self.refusal(f"{patterns} has more patterns than paramcli matches ({error})") from None
-        return self.values.get(name, default)
+        return self.mapping(patterns).get(module, self.values.get(name, default))
 
-    def _compiled(self, name: str) -> list[tuple[Pattern, object]]:
-        if name not in self._patterns:
+    def _look_further(self, module: str, number: int) -> None:
+        """Does another pattern give the module another alpha? As far as there is time for it."""
+        patterns = self._compiled("alpha_pattern", spare=True)
+        first, value = patterns[number]
+        with suppress(Unknown):
+            for pattern, other in patterns[number + 1 :]:
+                if other != value and pattern.matches(module):
+                    both = f"{printable(value, 20)} ({printable(first.text, 60)}) and {printable(other, 20)}"
+                    self._unsure.setdefault(module, f"{both} ({printable(pattern.text, 60)})")
+                    return
+
+    def notes(self) -> Iterator[str]:
+        """What is to be said once the changes are read."""
+        if self._unsure:
+            module, both = next(iter(self._unsure.items()))
+            rest = len(self._unsure) - 1
+            more = f", and so {count_text(rest, 'more module')}" if rest else ""
+            yield (
+                f"alpha_pattern gives {printable(module)} {both}{more}: the first counts, as where PEFT loads it; but "
+                "PEFT sorts the patterns where it saves them, so it may have trained with the other"
+            )
+
+    def _compiled(self, name: str, spare: bool = False) -> list[tuple[Pattern, object]]:
+        if (name, spare) not in self._patterns:
             compiled = []
             for text, value in self.mapping(name).items():
                 try:
-                    compiled.append((Pattern(text, self._budget), value))
+                    compiled.append((Pattern(text, self._spare if spare else self._budget), value))
                 except Unknown as error:
                     raise self.refusal(
                         f"{name} has a pattern that paramcli does not match ({error}): {printable(text, 80)}"
                     ) from None
-            self._patterns[name] = compiled
-        return self._patterns[name]
+            self._patterns[name, spare] = compiled
+        return self._patterns[name, spare]
 
     def rank(self, module: str, rank: int) -> None:
         """InputRefused where the configuration has another rank than the module's tensors."""

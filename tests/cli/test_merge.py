@@ -595,6 +595,27 @@ def test_names_of_a_hundred_thousand_parts_take_no_time(adapters, tmp_path, para
         shutil.rmtree(folder)
 
 
+@pytest.mark.parametrize("label", ["two alphas", "one alpha twice", "two ranks"])
+def test_of_two_patterns_the_first_counts(label, adapters, tmp_path, paramcli):
+    """As in PEFT 0.21, whose get_pattern_key goes by the file's order: told where another alpha would be possible."""
+    base, _ = merged(adapters / "lora")
+    config = {
+        "two alphas": {"alpha_pattern": {".*q_proj": 14, "layers.0.*": 14, "q_proj": 28}},
+        "one alpha twice": {"alpha_pattern": {".*q_proj": 14, "q_proj": 14}},
+        "two ranks": {"alpha_pattern": {".*q_proj": 14}, "rank_pattern": {".*q_proj": 3, "q_proj": 4}},
+    }[label]
+    out = tmp_path / "out.safetensors"
+    told = paramcli("merge", base, "--adapter", spoilt(adapters, tmp_path, **config), "-o", out)
+    name = "model.layers.0.self_attn.q_proj"
+    A, B = (
+        load_file(adapters / "lora" / "adapter_model.safetensors")[f"base_model.model.{name}.lora_{x}.weight"]
+        for x in "AB"
+    )
+    torch.testing.assert_close(load_file(out)[f"{name}.weight"], load_file(base)[f"{name}.weight"] + 14 / 3 * B @ A)
+    unsure = f"alpha_pattern gives {name} 14 (.*q_proj) and 28 (q_proj), and so 1 more module: the first counts"
+    assert (unsure in told.err) == ("the first counts" in told.err) == (label == "two alphas")
+
+
 def test_an_adapter_says_what_it_is(adapters, tmp_path, paramcli):
     """inspect of its folder or its weights; of one that is refused the reason; training leaves other files beside."""
     folder = tmp_path / "mine"

@@ -100,6 +100,8 @@ class WithAdapters(Edit):
         from ...spelling.repeated import repeated
 
         assert self.attached is not None, "an edit is planned before it is spoken of"
+        for adapter in self.attached.adapters.values():
+            yield from adapter.notes()
         yield from repeated(self.attached.source, chosen, groups)
 
 
