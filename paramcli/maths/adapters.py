@@ -31,8 +31,8 @@ def require_matrix(shape: torch.Size, who: str) -> None:
 class LoRA(Parametrization):
     r"""W0 to W0 + (alpha / rank) B A, with B of shape (out, rank) and A of shape (rank, everything else).
 
-    With `rounds` the change is rounded to that dtype before it is added, as PEFT does with an adapter that it holds in
-    half precision.
+    With `rounds` the factors are rounded to that dtype, and so is the change before it is added: as PEFT does with an
+    adapter that it holds in half precision.
 
     Inverse: W0 = W, B = 0, A random: the weight as it is, ready to train.
     Cost:    one thin product.
@@ -64,9 +64,9 @@ class LoRA(Parametrization):
         return cls(*factors(value, rank), alpha, rounds)
 
     def change(self, X: Tensor) -> Tensor:
+        A, B = (rounded(factor.to(X.dtype), self.rounds) for factor in (self.lora_A, self.lora_B))
         # In place, as memory that is new costs more than what is computed in it.
-        change = (self.lora_B.to(X.dtype) @ self.lora_A.to(X.dtype)).view(X.shape).mul_(self.scaling)
-        return rounded(change, self.rounds)
+        return rounded((B @ A).view(X.shape).mul_(self.scaling), self.rounds)
 
     def map(self, X: Tensor) -> Tensor:
         return self.change(X).add_(X)
@@ -362,7 +362,7 @@ class Shifted(Parametrization):
         return cls(torch.zeros_like(value), scale, rounds)
 
     def map(self, X: Tensor) -> Tensor:
-        return X + rounded(self.scale * self.diff.to(X.dtype), self.rounds)
+        return X + rounded(self.scale * rounded(self.diff.to(X.dtype), self.rounds), self.rounds)
 
     def inverse(self, W: Tensor) -> Tensor:
         with torch.no_grad():
