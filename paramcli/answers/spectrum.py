@@ -19,7 +19,7 @@ from ..fitting import measure
 from ..fitting.evaluate import read_state, settle, weight_of
 from ..maths.numbers import wide
 from ..spelling.forms import Group
-from ..spelling.given import with_chain
+from ..spelling.given import require_parametrized, with_chain
 from ..spelling.opened import Opened
 from ..spelling.unparametrized import instead_of_chains
 from ..text import count_text, number_text, shape_text
@@ -142,6 +142,8 @@ def spectrum(
     chosen = choose_groups(
         with_chain(opened.choose(tensor, asked=chain is not None), chain, view, named=bool(tensor)), bool(tensor)
     )
+    if chain is not None and tensor:
+        require_parametrized(chosen, f"without {given('chain')} its own values are shown")
     if not chosen:
         raise UsageError(
             f"spectrum needs {given('tensor')}: no tensor is parametrized; {instead_of_chains(opened.groups).what}",

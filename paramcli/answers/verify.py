@@ -11,12 +11,12 @@ from ..checkpoint.disk.interrupts import import_torch
 from ..checkpoint.sample import sampled
 from ..checkpoint.source import Source
 from ..devices import torch_device
-from ..errors import PATH, TENSOR, InputRefused, UsageError
+from ..errors import PATH, InputRefused, UsageError
 from ..fitting.costs import cost, share_out
 from ..ranks import Alone, require_alike
 from ..registry import parse_constraint
 from ..spelling.forms import Group
-from ..spelling.given import with_chain
+from ..spelling.given import require_parametrized, with_chain
 from ..spelling.opened import Opened
 from ..spelling.unparametrized import instead_of_chains
 from ..text import listing, printable
@@ -50,18 +50,9 @@ def verify(
     chosen = with_chain(
         opened.choose(tensor, asked=chain is not None), chain, IDENTITY if view is None else view, named=bool(tensor)
     )
-    if (
-        chain is not None
-        and tensor
-        and (plain := next((group for group in chosen if group.is_plain), None)) is not None
-    ):
-        raise UsageError(
-            f"{TENSOR} is a plain tensor: no chain is left in it",
-            tensor=plain.tensor,
-            hint=f"{given('constraint')} holds it to the set of the chain's last map "
-            f"({call('registry', 'NAME')} says which)",
-            option="chain",
-        )
+    if chain is not None and tensor:
+        of_set = f"the set of the chain's last map ({call('registry', 'NAME')} says which)"
+        require_parametrized(chosen, f"{given('constraint')} holds it to {of_set}")
     unread = [] if tensor else [group for group in chosen if claims_unread(group)]
     if not tensor:
         chosen = select_claims(chosen, path)

@@ -8,7 +8,7 @@ from torch.func import functional_call
 from torch.nn.utils.parametrizations import _OrthMaps, _Orthogonal
 
 from ..errors import InputRefused
-from ..wording import given
+from ..wording import LEAVE_OUT, given
 from .base import CannotReach, Constraint, Edge, Parametrization, Singular, first_of_batch, row_scaled, square
 from .halley import polar_by_products
 from .numbers import compute_dtype, eps, per_matrix, spectral_norm
@@ -237,10 +237,7 @@ class OrthogonalMatrices(Constraint):
             seen = f"a vector of {shape[0]}" if shape else "a scalar"
             raise InputRefused(
                 f"{self.name} needs a matrix (or a batch of them); the maths sees {seen}",
-                hint=(
-                    "a vector has no columns to make orthogonal: unit_norm gives it length 1, "
-                    f"{given('tensor', '*weight')} leaves it out"
-                ),
+                hint=(f"a vector has no columns to make orthogonal: unit_norm gives it length 1; or {LEAVE_OUT}"),
             )
 
     def near_misses(self, W: Tensor) -> dict[str, Tensor]:

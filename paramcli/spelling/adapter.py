@@ -7,7 +7,8 @@ An adapter is a list of changes, each of one tensor of a base: a parametrization
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -62,7 +63,10 @@ class Names:
 
     def hint(self, groups: Mapping[str, Group], adapter: Adapter, lost: Sequence[Change]) -> str:
         """What to do about changes of no tensor there."""
-        if prefix := _prefix_that_does(groups, adapter):
+        if adapter.prefixes.pairs:
+            if here := [name for name in adapter.prefixes.met if name in groups]:
+                return Known(f"without {given('adapter-prefix')} its names are the base's, as {printable(here[0])} is")
+        elif prefix := _prefix_that_does(groups, adapter):
             return given("adapter-prefix", {prefix[0]: prefix[1]})
         near = closest(lost[0].tensor, groups)
         return Known(f"the base has {words(near, 3)}") if near else "is it an adapter of this base?"
@@ -146,6 +150,11 @@ class Prefixes:
         self._met: dict[str, None] = {}
         self._used: set[tuple[str, str]] = set()
 
+    @property
+    def met(self) -> Collection[str]:
+        """The names that were looked at, as the adapter has them."""
+        return self._met.keys()
+
     def replaced(self, name: str) -> str:
         self._met[name] = None
         for pair in self.pairs:
@@ -196,7 +205,9 @@ def parse_prefix(text: str) -> tuple[str, str]:
 
 
 def _prefix_that_does(groups: Mapping[str, Group], adapter: Adapter) -> tuple[str, str] | None:
-    """(OLD, NEW) with which every name of the adapter is one of the base; None where there is none, or are several."""
+    """(OLD, NEW) with which every name of the adapter is one of the base, each another; None where there is none, or
+    are several. Neither names another layer than the other: numbers stay what they are.
+    """
     find = adapter.names.finder(groups)
     needed = [change for change in adapter.changes if not change.optional]
     first = next(change.tensor for change in needed if find(change) is None)
@@ -212,7 +223,10 @@ def _prefix_that_does(groups: Mapping[str, Group], adapter: Adapter) -> tuple[st
             return None
     fits = []
     for old, new in sorted(found, key=lambda pair: -len(pair[0])):
-        if all(find(_renamed(change, Prefixes([(old, new)]))) for change in needed):
+        if re.findall(r"\d+", old) != re.findall(r"\d+", new):
+            continue
+        names = {change.tensor: find(_renamed(change, Prefixes([(old, new)]))) for change in needed}
+        if None not in names.values() and len(set(names.values())) == len(names):
             fits.append((old, new))
     return fits[-1] if fits else None
 

@@ -138,6 +138,8 @@ def _prefix_that_does(groups: Mapping[str, Group], lost: Sequence[str]) -> tuple
             old, new = first[: -len(name)], ""
         else:
             continue
+        if re.findall(r"\d+", old) != re.findall(r"\d+", new):
+            continue  # another layer
         tried.add((old, new))
         if len(tried) > 64:
             return None

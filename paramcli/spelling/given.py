@@ -7,7 +7,7 @@ from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING
 
-from ..errors import InputRefused, error_context
+from ..errors import TENSOR, InputRefused, UsageError, error_context
 from ..spec import select
 from ..view import IDENTITY, View
 from .forms import Group, look_alike
@@ -33,6 +33,15 @@ def named(
                 everything[name] = group
     with error_context(option="tensor"):
         return [everything[name] for name in select(list(everything), patterns, where)]
+
+
+def require_parametrized(groups: Sequence[Group], hint: str) -> None:
+    """UsageError for a chain that is given for a tensor which is plain."""
+    plain = next((group for group in groups if group.is_plain), None)
+    if plain is not None:
+        raise UsageError(
+            f"{TENSOR} is a plain tensor: no chain is left in it", tensor=plain.tensor, hint=hint, option="chain"
+        )
 
 
 def with_chain(groups: Sequence[Group], chain: Chain | None, view: View, named: bool) -> list[Group]:

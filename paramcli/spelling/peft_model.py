@@ -74,7 +74,7 @@ class Inside:
         if not adapters:
             raise self.config.refusal(
                 "it is given without adapter_model.safetensors, and the base holds no adapter itself",
-                hint=f"{given('adapter', str(self.config.path.parent))}, if that folder has the weights",
+                hint="put the weights beside it, or give the folder that has both",
             )
         wanted = self.config.path.parent.name if len(adapters) > 1 else next(iter(adapters))
         found = next((name for name in (wanted, "default") if name in adapters), None)
