@@ -102,7 +102,7 @@ def discover(
     said = (
         [] if view is not None else list(stacked([g.tensor for g in chosen], opened.groups, "looks at each by itself"))
     )
-    if coded := [group.tensor for group in chosen if group.chain is not None and group.chain.decodes]:
+    if coded := [group.tensor for group in chosen if group.in_codes and not group.problem]:
         bakes = call("remove", opened.source.path)
         said.append(f"looked at is what the codes of {listing(coded, 3)} stand for; {bakes} bakes it")
     return replace(result, said=tuple(said))

@@ -213,7 +213,7 @@ def inspect_tail(result: InspectResult) -> Iterable[str]:
     groups = result.tensors
     values = sum(max((info.numel for info in group.infos.values()), default=0) for group in groups)
     nbytes = sum(group.nbytes for group in groups)
-    codes = Counter(group.form for group in groups if group.chain is not None and group.chain.decodes)
+    codes = Counter(group.form for group in groups if group.in_codes)
     other = sum(not group.is_plain for group in groups) - codes.total()
     yield f"{count_text(len(groups), 'tensor')}, {values:,} values, {size_text(nbytes)}" + "".join(
         [f"; {other} parametrized" if other else "", *(f"; {count} in codes: {form}" for form, count in codes.items())]
@@ -228,7 +228,7 @@ def inspect_tail(result: InspectResult) -> Iterable[str]:
     if result.extra:
         kinds = [f"{extra.name} ({extra.type})" for extra in result.extra]
         yield "not tensors of the state dict: " + listing(kinds, len(kinds))
-    if codes:
+    if any(group.in_codes and not group.problem for group in groups):
         yield f"next: {in_shell(call('remove', PATH), result.checkpoint, result.root or None)}"
     if (adapter := result.adapter) is not None:
         next_step = in_shell(call("merge", "BASE", adapter=str(result.checkpoint)))

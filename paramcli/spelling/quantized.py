@@ -20,8 +20,9 @@ What lies beside them and scales what is computed with them (input_scale, activa
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from ..checkpoint.source import Source, TensorInfo
@@ -59,6 +60,10 @@ EXPONENTS = ("U8", "F8_E8M0")
 COMPANION = re.compile(r"weight_(zero_point|g_idx|global_scale|scale_2)|pre_quant_scale|svdquant_lora_.*", re.S)
 
 
+OF_ANOTHER = "the configuration is of another file, or the file is incomplete"
+INCOMPLETE = "the file is incomplete, or half converted"
+
+
 def _fp8_block(parts: Parts) -> Reading | None:
     """`weight_scale_inv`, which is multiplied in spite of its name; or `weight_scale`, or `scale`, of a grid."""
     inverse, shape = parts.at("_scale_inv"), parts.codes.shape
@@ -72,32 +77,44 @@ def _fp8_block(parts: Parts) -> Reading | None:
     keys = {"original": parts.codes.name, "0.scale": scale.name}
     grids = (shape[-2:], scale.shape[-2:])
     blocks = _blocks(parts)
-    fitting = [
-        block
-        for block in blocks
-        if scale.shape[:-2] == shape[:-2]
-        and all(-(-size // side) == count for size, side, count in zip(grids[0], block, grids[1], strict=True))
-    ]
+    same = scale.shape[:-2] == shape[:-2]
+    fitting = [block for block in blocks if same and _fits(block, *grids)]
     if len(fitting) == 1:
         rows, columns = fitting[0]
         return Reading("fp8_block", keys, shape, built_in(f"fp8_block:rows={rows}:columns={columns}"))
     if fitting or not blocks:
-        habit = (
-            "rows=1:columns=32" if scale.dtype in EXPONENTS and grids[0][0] == grids[1][0] else "rows=128:columns=128"
-        )
         said = "its configuration says several" if fitting else "no configuration says of how large blocks"
         unknown = (
             f"{TENSOR} is {shape_text(shape)} in 8-bit floats with scales of {shape_text(scale.shape)}, and {said}"
         )
-        hint = " or ".join(given("chain", f"fp8_block:rows={rows}:columns={columns}") for rows, columns in fitting)
-        hint = hint or f"{given('chain', f'fp8_block:{habit}')}, if that is its block"
-        return Reading("fp8_block", keys, shape, None, unknown, hint)
+        likely = [] if fitting or not same else _likely(*grids, scale.dtype in EXPONENTS)
+        tried = [given("chain", f"fp8_block:rows={rows}:columns={columns}") for rows, columns in fitting or likely]
+        hint = " or ".join(tried) + (", if that is its block" if likely else "")
+        return Reading("fp8_block", keys, shape, None, unknown, hint or INCOMPLETE)
     said = listing([f"{rows}x{columns}" for rows, columns in blocks], 3)
     unknown = (
         f"{TENSOR} is {shape_text(shape)} with scales of {shape_text(scale.shape)}, which blocks of {said} do not have"
     )
-    hint = "the configuration is of another file, or the file is incomplete"
-    return Reading("fp8_block", keys, shape, None, unknown, hint)
+    return Reading("fp8_block", keys, shape, None, unknown, OF_ANOTHER)
+
+
+def _fits(block: Sequence[int], sizes: Sequence[int], counts: Sequence[int]) -> bool:
+    """Has a matrix of these sizes so many blocks along each side?"""
+    return all(-(-size // side) == count for size, side, count in zip(sizes, block, counts, strict=True))
+
+
+def _likely(sizes: Sequence[int], counts: Sequence[int], exponents: bool) -> list[tuple[int, int]]:
+    """The first block that so many scales fit: 1 x 32 of exponents, 128 x 128, a square of a power of two, such sides,
+    any; none where no block fits.
+    """
+    if not all(sizes) or not all(counts):
+        return []
+    least = [-(-size // count) for size, count in zip(sizes, counts, strict=True)]
+    rows, columns = ((1 << (side - 1).bit_length(), side) for side in least)
+    square = max(rows[0], columns[0])
+    tried = [(1, 32)] if exponents else []
+    tried += [(128, 128), (square, square), *itertools.product(rows, columns)]
+    return [block for block in tried if _fits(block, sizes, counts)][:1]
 
 
 def _blocks(parts: Parts) -> list[tuple[int, int]]:
@@ -259,14 +276,13 @@ def _lone(group: Group) -> Group:
     """A plain tensor beside quantized ones; unknown where it is a weight in codes, which mean nothing by themselves, or
     what codes are decoded with that are not there.
     """
-    hint = "the file is incomplete, or half converted"
     if (kind := _weight_in_codes(group)) is not None:
         form, codes = kind
         what = f"{TENSOR} is in 8-bit {codes} and has no scale beside it, which others of the file have"
-        return _unread(group, form, what, hint)
+        return _unread(group, form, what, INCOMPLETE)
     if group.tensor.endswith(DECODE_WITH) or (group.dtype == "U8" and group.tensor.endswith("_scales")):
         what = f"{TENSOR} is what quantized weights are decoded with, and what it belongs to is not there"
-        return _unread(group, "fp8_scaled", what, hint)
+        return _unread(group, "fp8_scaled", what, INCOMPLETE)
     return group
 
 

@@ -192,8 +192,7 @@ class Step:
     @property
     def decodes(self) -> bool:
         """Is what it writes the weight that codes stand for?"""
-        chain = self.group.chain
-        return chain is not None and chain.decodes and [slot.name for slot in self.writes] == [self.group.tensor]
+        return self.group.in_codes and [slot.name for slot in self.writes] == [self.group.tensor]
 
     @property
     def computes(self) -> bool:

@@ -369,3 +369,50 @@ def test_questions_of_codes_name_the_command_that_bakes(tmp_path, paramcli):
     assert "remove" not in paramcli("inspect", lone).out
     assert "not looked at: l.weight: it is in codes (float8_e4m3fn)" in paramcli("discover", lone).err
     assert "remove" not in paramcli("convert", lone, "--dtype", "float16", "-o", tmp_path / "d.safetensors").err
+
+
+def test_what_was_baked_is_in_codes_no_more(tmp_path, paramcli):
+    """The record's chain of a baked weight is a decoder's, and the weight is plain."""
+    path, out = blocks(tmp_path), tmp_path / "out.safetensors"
+    assert "; 1 in codes: fp8_block\n" in paramcli("inspect", path).out
+    paramcli("remove", path, "-o", out)
+    said = paramcli("inspect", out).out
+    assert "baked" in said and not any(word in said for word in ("parametrized", "in codes", "next:"))
+    assert "codes" not in paramcli("discover", out).err
+    assert "codes" not in paramcli("convert", out, "--dtype", "float16", "-o", tmp_path / "c.safetensors").err
+
+
+# Shapes of codes and scales -> the block that is tried.
+TRIED = {
+    "as most": ((256, 300), (2, 3), "rows=128:columns=128"),
+    "one scale": ((64, 32), (1, 1), "rows=128:columns=128"),
+    "smaller": ((128, 64), (8, 4), "rows=16:columns=16"),
+    "ragged": ((100, 60), (7, 4), "rows=16:columns=16"),
+    "uneven": ((64, 64), (4, 2), "rows=16:columns=32"),
+    "groups": ((8, 256), (8, 2), "rows=1:columns=128"),
+    "of no power of two": ((72, 72), (4, 4), "rows=18:columns=18"),
+    "one of no power of two": ((72, 64), (4, 4), "rows=18:columns=16"),
+    "experts": ((3, 64, 64), (3, 4, 4), "rows=16:columns=16"),
+    "of no block": ((10, 10), (7, 5), None),
+    "of other experts": ((3, 64, 64), (2, 4, 4), None),
+}
+
+
+@pytest.mark.parametrize("label", TRIED)
+def test_a_block_that_is_tried_fits_the_shapes(label, tmp_path, paramcli):
+    """And what is typed as the hint says is taken; the tensor counts as one in codes before that, too."""
+    shape, scales, block = TRIED[label]
+    path = folder(tmp_path, {"l.weight": codes(*shape), "l.weight_scale_inv": torch.rand(scales) + 0.1})
+    assert "; 1 in codes: fp8_block\n" in paramcli("inspect", path).out
+    said = paramcli("remove", path, "-o", tmp_path / "out.safetensors", code=3).err
+    if block is None:
+        assert "--chain" not in said and "the file is incomplete" in said
+        return
+    assert f"try: --chain fp8_block:{block}, if that is its block\n" in said
+    paramcli("remove", path, "--chain", f"fp8_block:{block}", "-o", tmp_path / "out.safetensors")
+
+
+def test_exponents_that_every_row_has_are_tried_by_groups_of_32(tmp_path, paramcli):
+    exponents = torch.full((8, 2), 127, dtype=torch.uint8)
+    path = folder(tmp_path, {"l.weight": codes(8, 64), "l.weight_scale_inv": exponents})
+    assert "fp8_block:rows=1:columns=32, if" in paramcli("remove", path, code=3).err
