@@ -348,3 +348,16 @@ def test_values_that_a_dtype_has_no_room_for_are_counted_in_all_blocks(tmp_path,
     save_file({"l.weight_orig": W, "l.weight_mask": torch.ones_like(W)}, tmp_path / "a.safetensors")
     [tensor] = both_ways("remove", tmp_path / "a.safetensors", "--dtype", "float16")[0]["tensors"]
     assert tensor["note"] == f"3 values of {301 * 76} too large for float16: infinite now"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_products_on_wide_rows_are_those_of_the_whole(tmp_path, both_ways, dtype):
+    """Where a block has room for two rows of 512 it has eight: a product of fewer is another kernel's."""
+    base, lora = tmp_path / "m.safetensors", tmp_path / "lora"
+    lora.mkdir()
+    save_file({"l.weight": weight((70, 512), dtype), "b": torch.ones(3)}, base)
+    factors = {"lora_A": weight((3, 512), dtype, 1), "lora_B": weight((70, 3), dtype, 2)}
+    save_file({f"base_model.model.l.{x}.weight": T for x, T in factors.items()}, lora / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 3, "lora_alpha": 7, "target_modules": ["l"]}
+    (lora / "adapter_config.json").write_text(json.dumps(config))
+    both_ways("merge", base, "--adapter", lora)
