@@ -20,6 +20,7 @@ from paramcli.fitting.originals import evaluate, register_raw, widened
 from paramcli.fitting.skeleton import outline
 from paramcli.fitting.torch_module import bare, register, roles
 from paramcli.maths.base import Parametrization
+from paramcli.maths.norm import SpectralNorm
 from paramcli.maths.rows import FEW, ROW_STEP, row_blocks
 from paramcli.registry import CONSTRAINTS, PARAMETRIZATIONS, parse_constraint, target_class, within
 from paramcli.registry import constraint as make
@@ -284,6 +285,25 @@ def moved_by(original: torch.Tensor, role: str, seed: int, moves: torch.Tensor |
     random = generator(1000 * seed + zlib.crc32(role.encode()) % 1000)
     step = torch.randn(original.shape, generator=random, dtype=double(original.dtype)).to(original.dtype)
     return original + 0.3 * (original.abs().mean() or 1.0) * step * moves
+
+
+def assigns(chain: str) -> bool:
+    """Is its last map onto all tensors, and its live right inverse its own? A spectral norm's takes the value for the
+    original, as torch's does.
+    """
+    last = last_class(chain)
+    own = last.right_inverse is not SpectralNorm.right_inverse
+    return own and last.fills_image and not last.random and parse_chain(chain).constraint is None
+
+
+@pytest.mark.parametrize(("chain", "shape"), [(c, s) for c, s in MAPS if assigns(c)], ids=str)
+def test_what_makes_every_weight_can_be_assigned_any(chain, shape):
+    """forward(right_inverse(Y)) = Y in float64 for any Y, also where training has moved what a link adds."""
+    host = live(chain, shape, 1, trained(chain, shape, 1)[0])
+    Y = torch.randn(shape, generator=generator(9), dtype=host.weight.dtype)
+    with torch.no_grad():
+        host.weight = Y
+        assert measure.moved(host.weight, Y) <= 1e-9
 
 
 @pytest.mark.parametrize(
