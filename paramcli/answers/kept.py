@@ -95,7 +95,10 @@ def compare_kept(
         elif any(same_state(result.source, result.groups[twin], result.source, other) for twin in tied):
             same += 1  # one tensor with what was changed, and changed with it
         else:
-            different.append(Other(name, found.detail or f"it is off by {found.max_abs:.3g}"))
+            if one.dtype != other.dtype:
+                found = compare_one(name, base.source, one, result.source, other, None, exact=False)
+            off = "" if found.max_abs is None else f"it is off by {found.max_abs:.3g}"
+            different.append(Other(name, "; ".join(filter(None, (found.detail, off)))))
         advance(other.nbytes)
     return Kept(same, cast, tuple(different), tuple(missing), tuple(extra))
 

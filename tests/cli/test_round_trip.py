@@ -107,6 +107,11 @@ def test_others_in_the_dtype_of_the_whole_file_are_casts(tmp_path, paramcli):
     paramcli("remove", path, "--dtype", "bfloat16", "-o", out)
     save_file({k: T.bfloat16() if T.is_floating_point() else T for k, T in load_file(out).items()}, out)
     assert "(1 cast to another dtype)" in paramcli("verify", out, "--base", path, "--round-trip").err
+    other = load_file(path)["n.weight"].double()
+    other[3] += 0.25
+    save_file({**load_file(out), "n.weight": other}, out)
+    [told] = paramcli("verify", out, "--base", path, "--round-trip", "--json", code=1).json["different"]
+    assert told == {"tensor": "n.weight", "detail": "dtypes float32 / float64; it is off by 0.25"}
 
 
 def test_only_the_tensors_that_are_named_are_compared(tmp_path, paramcli):
