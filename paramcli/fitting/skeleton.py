@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..chain import Chain
+from ..errors import InputRefused
 from ..maths.base import Parametrization
 from ..view import IDENTITY, View
 from .torch_module import generators_kept
@@ -47,13 +48,17 @@ class Skeleton:
     parts: Sequence[Parametrization]
     # In the order of torch's state dict: the originals, then what each module stores.
     tensors: Mapping[str, Tensor]
+    # May they be loaded again, with other tensors?
+    kept: bool
 
     def loaded(self, state: Mapping[str, Tensor]) -> Loaded:
         """The modules with these tensors, by role; OtherState where they are others by role or shape."""
         if state.keys() != self.tensors.keys():
             raise OtherState(f"the tensors are {', '.join(state)}, and should be {', '.join(self.tensors)}")
         held = {role: _as(state[role], tensor, role) for role, tensor in self.tensors.items()}
-        parts = [_with(part, held, f"{index}.") for index, part in enumerate(self.parts)]
+        parts = [_copy(part) if self.kept else part for part in self.parts]
+        for index, part in enumerate(parts):
+            _fill(part, held, f"{index}.")
         return Loaded(parts, tuple(tensor for role, tensor in held.items() if role.startswith(_ORIGINAL)))
 
 
@@ -63,12 +68,13 @@ def skeleton(chain: Chain, view: View, shape: Sequence[int], dtype: torch.dtype)
     Registered on no module: that costs more than a small matrix, and makes cycles that keep every tensor alive until
     the collector runs.
     """
-    if any(link.tensors for link in chain.links):
-        return _made(chain, view, tuple(shape), dtype)  # of a mask from a file none is kept
+    # Of a mask from a file none is kept; and a plug-in's module may remember more than it stores.
+    if any(link.tensors or isinstance(link.entry.target, type) for link in chain.links):
+        return _made(chain, view, tuple(shape), dtype, kept=False)
     return _kept(chain, view, tuple(shape), dtype)
 
 
-def _made(chain: Chain, view: View, shape: tuple[int, ...], dtype: torch.dtype) -> Skeleton:
+def _made(chain: Chain, view: View, shape: tuple[int, ...], dtype: torch.dtype, kept: bool = True) -> Skeleton:
     start = torch.empty(shape, dtype=dtype, device="meta")
     parts = []
     with generators_kept(start.device):
@@ -83,7 +89,7 @@ def _made(chain: Chain, view: View, shape: tuple[int, ...], dtype: torch.dtype) 
         tensors = {f"{_ORIGINAL}{index}": X for index, X in enumerate(originals)}
     for index, part in enumerate(parts):
         tensors.update({f"{index}.{name}": tensor for name, tensor in part.state_dict().items()})
-    return Skeleton(parts, tensors)
+    return Skeleton(parts, tensors, kept)
 
 
 # Many tensors share a chain and a shape, and a block of rows is computed hundreds of times.
@@ -124,16 +130,28 @@ def _as(tensor: Tensor, wanted: Tensor, role: str) -> Tensor:
     return tensor
 
 
-def _with(module: Module, held: Mapping[str, Tensor], prefix: str) -> Module:
-    """The module with these tensors in place of its own; what else it has it shares."""
+def _copy(module: Module) -> Module:
+    """The module with tensors and parts of its own to be replaced; what else it has it shares."""
     made: Module = object.__new__(type(module))
     made.__dict__.update(module.__dict__)
-    made._parameters = {
-        name: None if tensor is None else nn.Parameter(held[prefix + name], requires_grad=False)
-        for name, tensor in module._parameters.items()
-    }
-    made._buffers = {name: held.get(prefix + name, tensor) for name, tensor in module._buffers.items()}
-    made._modules = {
-        name: None if part is None else _with(part, held, f"{prefix}{name}.") for name, part in module._modules.items()
-    }
+    made._parameters, made._buffers = dict(module._parameters), dict(module._buffers)
+    made._modules = {name: None if part is None else _copy(part) for name, part in module._modules.items()}
     return made
+
+
+def _fill(module: nn.Module, held: Mapping[str, Tensor], prefix: str) -> None:
+    """Put the tensors in place of the module's own. InputRefused for one that no state dict has, and no data."""
+    for name, tensor in module._parameters.items():
+        if tensor is not None:
+            module._parameters[name] = nn.Parameter(held[prefix + name], requires_grad=False)
+    for name, buffer in module._buffers.items():
+        if buffer is not None and prefix + name in held:
+            module._buffers[name] = held[prefix + name]
+        elif buffer is not None and buffer.is_meta:
+            raise InputRefused(
+                f"{type(module).__name__} makes its buffer {name} of the weight, and stores it nowhere",
+                hint="a plug-in registers such a buffer with persistent=True",
+            )
+    for name, part in module._modules.items():
+        if part is not None:
+            _fill(part, held, f"{prefix}{name}.")
