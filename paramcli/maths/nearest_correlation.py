@@ -14,6 +14,8 @@ from .numbers import eps
 
 # Two to eight steps reach rounding for entries up to 1; of 64 x 64 entries of size 1000 twenty do.
 STEPS, LEAST_STEP = 200, 1e-9
+# How far from 1 the diagonal may end, however much of it rounding explains: the matrix is then as far from the nearest.
+FOUND = 1e-6
 # The Newton matrix is positive definite at the solution, and nearly singular far from it.
 RIDGE, RIDGE_SHARE = 1e-12, 1e-5
 
@@ -58,12 +60,14 @@ def nearest_correlation(W: Tensor) -> Tensor:
             products in all at n = 1024 on one core, where alternating projections took over 2,000.
     Source: Qi and Sun, 2006, SIAM J. Matrix Anal. Appl. 28(2); Borsdorf and Higham, 2010, IMA J. Numer. Anal. 30(1).
     """
-    flat = W.reshape(-1, *W.shape[-2:])
+    # Whose diagonal plays no part: every correlation matrix is as far from it.
+    flat = W.reshape(-1, *W.shape[-2:]).clone()
+    flat.diagonal(dim1=-2, dim2=-1).fill_(1)
     return torch.stack([_nearest(G) for G in flat]).reshape(W.shape) if len(flat) else W
 
 
 def _nearest(G: Tensor) -> Tensor:
-    point = _Point.of(G, 1 - G.diagonal())
+    point = _Point.of(G, torch.zeros_like(G[0]))
     for _ in range(STEPS):
         if point.size <= point.rounding:
             break
@@ -71,7 +75,7 @@ def _nearest(G: Tensor) -> Tensor:
         if better is None:
             break
         point = better
-    if not point.size <= 1e3 * point.rounding:
+    if not point.size <= min(1e3 * point.rounding, FOUND):
         raise Singular(
             f"its nearest correlation matrix was not found: diagonal entries are {point.size:.2g} from 1",
             hint=f"{given('init', 'raw')} registers the tensor as it is",

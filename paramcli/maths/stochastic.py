@@ -19,6 +19,8 @@ ZERO = 1e-13
 # Of Newton's method on the dual: some ten steps for entries up to 1, 75 for entries of 1000.
 STEPS, LEAST_STEP = 1000, 1e-9
 RIDGE, RIDGE_SHARE = 1e-12, 0.1
+# How far from 1 the sums may be after Newton's steps, however much of it rounding explains.
+FOUND = 1e-6
 
 # Roundings of exp, a sum of such, and a quotient.
 SUM_STEPS = 5
@@ -195,11 +197,8 @@ def nearest_doubly_stochastic(X: Tensor) -> Tensor:
             # Rounding of the sums is larger than what is left to gain.
             break
         z, P = step
-    if not error <= MEMBER * (1 + largest):
-        raise Singular(
-            f"its nearest doubly stochastic matrix was not found: sums are {error:.2g} from 1",
-            hint=f"{given('init', 'raw')} registers the tensor as it is",
-        )
+    if not error <= min(MEMBER * (1 + largest), FOUND):
+        raise _not_found(error)
     # X + u + v is rounded to the size of X, and entries that small are zeros. The others take up what the sums lack:
     # from here on P, whose entries are 1 at most, is added to. Scaling would do it only where no entry has to become
     # zero.
@@ -210,7 +209,16 @@ def nearest_doubly_stochastic(X: Tensor) -> Tensor:
             break
         d = _moves(P > 0, 1e-10, g, 1e-3)
         P = torch.where(P > 0, P + d[:n].unsqueeze(1) + d[n:], P).clamp(min=0)
+    if not (error := _lacking(P).abs().amax().item()) <= MEMBER:
+        raise _not_found(error)
     return P
+
+
+def _not_found(error: float) -> Singular:
+    return Singular(
+        f"its nearest doubly stochastic matrix was not found: sums are {error:.2g} from 1",
+        hint=f"{given('init', 'raw')} registers the tensor as it is",
+    )
 
 
 def _cut(X: Tensor, z: Tensor) -> Tensor:
