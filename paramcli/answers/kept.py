@@ -26,8 +26,8 @@ class Other:
 class Kept:
     """The tensors that were to stay as they are in the base.
 
-    `untouched`: how many are the base's, bit for bit; `cast`: how many of these but for the dtype that the whole file
-    was written in; `different`, `missing`, `extra`: those that are not, that only the base has, and only the result.
+    `untouched`: how many are the base's, bit for bit; `cast`: how many of these but for their dtype, in which they
+    are rounded; `different`, `missing`, `extra`: those that are not, that only the base has, and only the result.
     """
 
     untouched: int = 0
@@ -112,4 +112,7 @@ def _is_cast(base: Opened, one: Group, result: Opened, other: Group) -> bool:
     if one.shape != other.shape or {one.dtype, other.dtype} - EDITABLE:
         return False
     W, M = effective(base.source, one), effective(result.source, other)
-    return bool(torch.equal(W.to(M.dtype), M))
+    # What has no room in the other dtype is lost, and no cast of it.
+    kept = torch.equal(torch.isinf(W), torch.isinf(M)) and torch.equal(torch.isnan(W), torch.isnan(M))
+    number = ~torch.isnan(M)
+    return kept and torch.equal(W.to(M.dtype)[number], M[number])

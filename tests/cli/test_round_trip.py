@@ -163,3 +163,14 @@ def test_the_last_line_speaks_of_codes(tmp_path, paramcli):
     save_file({**tensors, name: changed(tensors[name])}, out)
     told = paramcli("verify", out, "--base", place, "--round-trip", code=1).err
     assert "not what the codes stand for" in told and "constraint" not in told
+
+
+@pytest.mark.parametrize("value, code", [(float("nan"), 0), (70000.0, 1)])
+def test_a_cast_keeps_what_is_no_number_and_loses_none(value, code, tmp_path, paramcli):
+    """Where the base has NaN a cast has it too; what became infinite is no cast of it."""
+    path, out, tensors = quantized(tmp_path)
+    tensors["n.weight"][3] = value
+    save_file(tensors, path)
+    paramcli("remove", path, "-o", out)
+    save_file({**load_file(out), "n.weight": tensors["n.weight"].half()}, out)
+    paramcli("verify", out, "--base", path, "--round-trip", code=code)
