@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -25,6 +25,11 @@ def ready() -> None:
 
 def patterns(names: Names) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names or ())
+
+
+def prefix_texts(given: Names | Mapping[str, str]) -> tuple[str, ...]:
+    """OLD=NEW, or {OLD: NEW}, as --adapter-prefix has them."""
+    return tuple(f"{old}={new}" for old, new in given.items()) if isinstance(given, Mapping) else patterns(given)
 
 
 def paths(adapters: Paths) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from ..surgery.result import EditResult
 from ..surgery.run import Target, edit
 from ..surgery.run import convert as converted
 from ..watch import NOBODY, Watch
-from .common import FilePath, Names, Paths, path_or_none, paths, patterns, ready, strengths
+from .common import FilePath, Names, Paths, path_or_none, paths, patterns, prefix_texts, ready, strengths
 
 
 def add(
@@ -189,7 +189,7 @@ def merge(
     adapter: Paths,
     *,
     strength: float | Sequence[float] = 1.0,
-    adapter_prefix: Names = (),
+    adapter_prefix: Names | Mapping[str, str] = (),
     like: Like | None = None,
     dtype: CastDtype | None = None,
     tied: Tied | None = None,
@@ -210,7 +210,7 @@ def merge(
     Args:
         adapter: PEFT folders, or files of kohya, LyCORIS or diffusers; every tensor of each is used, once.
         strength: what the change of each is multiplied by; one number for all, or one for each.
-        adapter_prefix: "OLD=NEW", how the adapters' names begin and how the base's do.
+        adapter_prefix: "OLD=NEW" or {OLD: NEW}, how the adapters' names begin and how the base's do.
         like: "peft-bf16", as PEFT merges with the adapter in half precision: the change is rounded too.
         dtype: of every floating tensor of the result; what means something only with others stays as it is.
 
@@ -221,7 +221,7 @@ def merge(
     job = Merge(
         adapter=paths(adapter),
         strength=strengths(adapter, strength),
-        adapter_prefix=patterns(adapter_prefix),
+        adapter_prefix=prefix_texts(adapter_prefix),
         like=like,
         dtype=dtype,
         tied=tied,
@@ -246,7 +246,7 @@ def attach(
     adapter: Paths,
     *,
     strength: float | Sequence[float] = 1.0,
-    adapter_prefix: Names = (),
+    adapter_prefix: Names | Mapping[str, str] = (),
     like: Like | None = None,
     tied: Tied | None = None,
     output: FilePath | None = None,
@@ -267,7 +267,7 @@ def attach(
     job = Attach(
         adapter=paths(adapter),
         strength=strengths(adapter, strength),
-        adapter_prefix=patterns(adapter_prefix),
+        adapter_prefix=prefix_texts(adapter_prefix),
         like=like,
         tied=tied,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from ..spec import path_of
 from ..spelling.opened import Opened, open_groups
 from ..watch import NOBODY, Watch
 from ..wording import given
-from .common import FilePath, Names, Paths, paths, patterns, ready, typed
+from .common import FilePath, Names, Paths, paths, patterns, prefix_texts, ready, typed
 from .opening import open_pair, open_second
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def verify_merge(
     tensor: Names = (),
     *,
     strength: float | Sequence[float] = 1.0,
-    adapter_prefix: Names = (),
+    adapter_prefix: Names | Mapping[str, str] = (),
     root: str | None = None,
     device: str = "cpu",
     ignore_record: bool = False,
@@ -60,7 +60,7 @@ def verify_merge(
     ready()
     if not paths(adapter):
         raise UsageError("no adapter is given", hint=given("adapter", "FOLDER"), option="adapter")
-    prefixes = parse_prefixes(patterns(adapter_prefix))
+    prefixes = parse_prefixes(prefix_texts(adapter_prefix))
     asked = Asked(paths(adapter), strengths_of(paths(adapter), strength), prefixes)
     page_path = check_report(report, force)
     with (

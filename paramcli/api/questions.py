@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from os import PathLike
@@ -17,7 +17,7 @@ from ..spelling.opened import Opened, open_groups
 from ..text import printable_path
 from ..watch import NOBODY, Watch
 from ..wording import given
-from .common import FilePath, Names, Paths, path_or_none, paths, patterns, ready, typed
+from .common import FilePath, Names, Paths, path_or_none, paths, patterns, prefix_texts, ready, typed
 from .opening import open_second
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def inspect(
     tensor: Names = (),
     *,
     adapter: Paths = (),
-    adapter_prefix: Names = (),
+    adapter_prefix: Names | Mapping[str, str] = (),
     root: str | None = None,
     ignore_record: bool = False,
     watch: Watch = NOBODY,
@@ -56,7 +56,7 @@ def inspect(
         from ..spelling.adapters import open_adapters
         from ..spelling.attached import attach
 
-        prefixes = parse_prefixes(patterns(adapter_prefix))
+        prefixes = parse_prefixes(prefix_texts(adapter_prefix))
         with open_adapters(files, prefixes=prefixes) as adapters:
             attached, names = attach(opened, adapters)
             prefixes.require_used(files)
@@ -156,7 +156,7 @@ def diff(
     strength: float | Sequence[float] = 1.0,
     adapter_b: Paths = (),
     strength_b: float | Sequence[float] = 1.0,
-    adapter_prefix: Names = (),
+    adapter_prefix: Names | Mapping[str, str] = (),
     root: str | None = None,
     root_b: str | None = None,
     ignore_record: bool = False,
@@ -181,7 +181,7 @@ def diff(
 
     page_path = check_report(report, force)
     check_tolerance(tolerance)
-    prefixes = parse_prefixes(patterns(adapter_prefix))
+    prefixes = parse_prefixes(prefix_texts(adapter_prefix))
     if prefixes.pairs and not (paths(adapter) or paths(adapter_b)):
         raise UsageError(f"{given('adapter-prefix')} is for an adapter, and none is given", option="adapter-prefix")
     with (

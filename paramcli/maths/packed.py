@@ -53,7 +53,7 @@ def _joined(codes: Tensor, each: int, bits: int) -> Tensor:
     codes = codes.unflatten(-1, (-1, each))
     parts = codes[..., 0].long()
     for k in range(1, each):
-        parts |= codes[..., k].long() << bits * k
+        parts = parts | codes[..., k].long() << bits * k
     return parts
 
 

@@ -438,3 +438,22 @@ def test_the_input_is_recognised_under_every_name(tmp_path, monkeypatch):
             assert "--in-place" in caught.value.advised(in_shell)
         for name in ("copy", "new", "folder", "missing/x"):
             same_place(name, source, True)
+
+
+def test_an_error_at_a_close_in_between_names_the_file(tmp_path, monkeypatch):
+    """Of many files some are closed while others are written; network file systems tell then what failed."""
+    real = os.close
+
+    def close(descriptor):
+        real(descriptor)
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    file = AtomicFile(tmp_path / "out", overwrite=False, sync=False)
+    with pytest.raises(OutputFailed, match="quota"), file:
+        file.write_at(0, b"abc")
+        monkeypatch.setattr("paramcli.checkpoint.disk.atomic.os.close", close)
+        try:
+            file.park()
+        finally:
+            monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == []

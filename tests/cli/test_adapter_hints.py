@@ -37,6 +37,10 @@ def test_no_prefix_is_offered_that_names_another_layer(base, tmp_path, paramcli)
     assert "--adapter-prefix" not in said and "model.layers.1.q.weight" in said
     renamed = saved(tmp_path / "b", lora("lm.layers.1.q"))
     assert "--adapter-prefix lm.=model." in paramcli("merge", base, "--adapter", renamed, code=3).err
+    with pytest.raises(library.InputRefused) as refused:
+        library.merge(base, adapter=renamed)
+    assert 'adapter_prefix={"lm.": "model."}' in str(refused.value.hint)
+    library.merge(base, adapter=renamed, adapter_prefix={"lm.": "model."})
 
 
 def test_no_prefix_is_offered_that_makes_two_changes_one(base, tmp_path, paramcli):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from paramcli.maths.numbers import from_float8
+from paramcli.maths.numbers import from_float8, norm
+from paramcli.maths.packed import packed_octets
 
 FLOAT8 = [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.float8_e8m0fnu]
 
@@ -19,3 +20,16 @@ def test_every_float_of_8_bits_is_what_torch_makes_of_it(codes, dtype):
         number = ~wanted.isnan()
         assert torch.equal(got[number], wanted[number])
         assert torch.equal(torch.signbit(got[number]), torch.signbit(wanted[number]))
+
+
+@pytest.mark.parametrize("size", [30.0, 1e-3])
+def test_a_norm_of_halves_has_room(size):
+    """1,024 entries of 30 are 960 long, and their squares sum to more than a half can be."""
+    with torch.no_grad():
+        assert norm(torch.full((1024,), size).half(), (0,)).item() == pytest.approx(32 * size, rel=2e-3)
+
+
+def test_packing_leaves_its_codes_alone():
+    codes = torch.arange(8, dtype=torch.int64)
+    packed_octets(codes, 3)
+    assert torch.equal(codes, torch.arange(8))

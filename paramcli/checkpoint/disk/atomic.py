@@ -247,7 +247,8 @@ class AtomicFile:
             self._direct.park()
         if self._descriptor >= 0:
             descriptor, self._descriptor = self._descriptor, -1
-            os.close(descriptor)
+            with failures(self.known_as):
+                os.close(descriptor)
 
     def reserve(self, size: int) -> None:
         """Ask for the space now, so that a full disk is known before the work is done."""
@@ -348,7 +349,8 @@ class AtomicFile:
     def _discard(self) -> None:
         if self.pool is not None:
             self.pool.forget(self)
-        self.park()
+        with suppress(OutputFailed):  # nothing is to come of it
+            self.park()
         if self.temporary is not None:
             # Published already, or its folder is gone or read-only by now: nothing is left to do.
             with suppress(OSError):
