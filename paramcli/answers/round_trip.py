@@ -9,7 +9,7 @@ tensor that was not decoded must be that of the quantized file, bit for bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,11 +20,11 @@ from ..checkpoint.source import Rows
 from ..dtypes import EDITABLE, dtype_name
 from ..errors import PATH, TENSOR, InputRefused, error_context
 from ..fitting.blocks import Batch, bake_ranges, sliced_roles
-from ..fitting.evaluate import chain_of, complete, effective, read_state, require_chain, weight_of
+from ..fitting.evaluate import chain_of, complete, effective, read_state, require_chain
 from ..fitting.originals import in_precision
 from ..fitting.skeleton import loaded
 from ..maths.base import Check
-from ..maths.decoders import Decoder
+from ..maths.decoders import Decoder, decodable
 from ..spelling.forms import Group
 from ..spelling.opened import Opened, choose_any
 from ..spelling.quantized_comfyui import spent_markers
@@ -32,7 +32,8 @@ from ..text import count_text, shape_text
 from ..watch import NOBODY, Watch
 from ..wording import call
 from .kept import compare_kept
-from .verdict import PRODUCT, ROUND_TRIP, Verdict, VerifyResult
+from .products import another_way, product_check, product_of, unrounded
+from .verdict import ROUND_TRIP, Verdict, VerifyResult
 
 
 def round_trip(
@@ -101,26 +102,37 @@ def _of(quantized: Opened, group: Group, baked: Opened | None, device: torch.dev
     if len(chain) > 1:
         raise InputRefused(f"{TENSOR} is {chain}: of more than a decoder no codes come back")
     ranges = bake_ranges(group, chain, group.view)
-    sliced = sliced_roles(chain, group.view, group.shape) if ranges else None
-    batch = Batch(quantized.source, [group], group.view, device, ranges, sliced or {})
+    sliced = (sliced_roles(chain, group.view, group.shape) if ranges else None) or {}
+    batch = Batch(quantized.source, [group], group.view, device, ranges, sliced)
     value = None if baked is None else _Baked(baked, group, ranges)
-    product = _Product()
-    off = count = 0
-    for rows in ranges or (None,):
-        state = batch.on_device(batch.read(rows) if ranges else read_state(quantized.source, group, device))
-        part = group if rows is None else _rows_of(group, rows)
-        E = weight_of(replace(part, dtype="F32"), state, chain, group.view)
-        if value is not None:
-            M = value.read(rows).to(E.device)
-            product.add(M, E)
+
+    def blocks() -> Iterator[tuple[Group, dict[str, Tensor], Tensor | None]]:
+        for rows in ranges or (None,):
+            state = batch.on_device(batch.read(rows)) if ranges else read_state(quantized.source, group, device)
+            part = group if rows is None else _rows_of(group, rows)
+            yield part, state, None if value is None else value.read(rows).to(state["original"].device)
+
+    bad: dict[str, int] = {}
+    off = count = missed = 0
+    for part, state, M in blocks():
+        E = product_of(part, state)
+        decoder, codes = _decoder(part, state)
+        for name, found in decoder.no_numbers((in_precision(codes, torch.float32),)).items():
+            # What is given whole to every block is counted once.
+            shared = ranges and name != "original" and f"0.{name}" not in sliced
+            bad[name] = found if shared else bad.get(name, 0) + found
+        if M is not None:
+            missed += unrounded(M, E)
             # A half does not tell 254 steps of a grid from 255: the product, rounded, is what its code stands for.
             E = torch.where(E.to(M.dtype) == M, E, M.float())
-        codes, back = _codes(part, state, E)
-        off += int((_bytes(codes) != _bytes(back)).sum())
+        off += _differing(decoder, codes, E)
         count += codes.numel()
     detail = f"{count_text(off, 'code')} of {count} {'differs' if off == 1 else 'differ'}" if off else None
-    check = Check(ROUND_TRIP, off / max(count, 1), 0.0, detail)
-    return (check,) if value is None else (check, product.check())
+    checks = decodable(sum(bad.values())), Check(ROUND_TRIP, off / max(count, 1), 0.0, detail)
+    if value is None:
+        return checks
+    way = another_way((part, state, M) for part, state, M in blocks() if M is not None) if missed else None
+    return *checks, product_check(missed, math.prod(group.shape), way)
 
 
 def _rows_of(group: Group, rows: tuple[int, int]) -> Group:
@@ -152,50 +164,24 @@ class _Baked:
         return self.source.read_rows(self.group.keys["value"], *rows)
 
 
-class _Product:
-    """How far a weight M is from the product E of codes and scales, over |E|; what rounding explains of that.
-
-    Code that computes in the dtype of the weight rounds a product once, and one of a scale that is itself a product
-    twice: eps / 2 each. A library's answer in a half may be stored wider: the narrowest dtype that has all its numbers
-    is the one that they were rounded to.
-    """
-
-    def __init__(self) -> None:
-        # Dtype that has all numbers so far -> the farthest, as a share of eps.
-        self.farthest = dict.fromkeys((torch.bfloat16, torch.float16, torch.float32, torch.float64), 0.0)
-
-    def add(self, M: Tensor, E: Tensor) -> None:
-        wide = torch.promote_types(M.dtype, E.dtype)
-        distance, size = (M.to(wide) - E).abs_(), E.to(wide).abs()
-        for dtype, before in list(self.farthest.items()):
-            if torch.promote_types(dtype, M.dtype) != M.dtype or not torch.equal(M.to(dtype).to(M.dtype), M):
-                del self.farthest[dtype]
-                continue
-            # Below the smallest normal number the steps of a dtype are as there.
-            limits = torch.finfo(dtype)
-            far = float((distance / (size + limits.smallest_normal)).max()) / limits.eps if M.numel() else 0.0
-            self.farthest[dtype] = max(before, far if far == far else math.inf)
-
-    def check(self) -> Check:
-        dtype = min(self.farthest, key=self.farthest.__getitem__, default=torch.float64)
-        share, eps = self.farthest.get(dtype, math.inf), torch.finfo(dtype).eps
-        off = None if share <= 1 else "a scale is another, or it was changed"
-        return Check(PRODUCT, share * eps, eps, off)
-
-
-def _codes(group: Group, state: dict[str, Tensor], value: Tensor) -> tuple[Tensor, Tensor]:
-    """(the codes that are stored, those of the value)"""
+def _decoder(group: Group, state: dict[str, Tensor]) -> tuple[Decoder, Tensor]:
+    """With what it decodes with; and the codes that are stored."""
     chain = chain_of(group)
     whole = complete(group, state, chain)
     wide = {role: in_precision(tensor, torch.float32) for role, tensor in whole.items()}
     (decoder,) = loaded(chain, group.view, group.shape, wide, torch.float32)
     assert isinstance(decoder, Decoder)
     decoder.codes = whole["original"].dtype
+    return decoder, whole["original"]
+
+
+def _differing(decoder: Decoder, codes: Tensor, value: Tensor) -> int:
+    """How many codes are not those of the value."""
     try:
         back = decoder.inverse(value)
     except NotImplementedError:
-        raise InputRefused(f"{TENSOR} is {chain}, of which codes do not come back") from None
-    return whole["original"], back
+        raise InputRefused(f"no codes come back of what {TENSOR} is decoded by") from None
+    return int((_bytes(codes) != _bytes(back)).sum())
 
 
 def _bytes(codes: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..maths.base import Check
 
 # What a round trip measures of a weight and its codes.
-ROUND_TRIP, PRODUCT = "round_trip", "product"
+DECODABLE, ROUND_TRIP, PRODUCT = "decodable", "round_trip", "product"
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class VerifyResult(Sequence[Verdict]):
     def of_codes(self) -> bool:
         """Was it asked whether weights are what codes stand for, and nothing else?"""
         asked = {check.constraint for verdict in self.tensors for check in verdict.checks}
-        return bool(asked) and asked <= {ROUND_TRIP, PRODUCT}
+        return ROUND_TRIP in asked and asked <= {DECODABLE, ROUND_TRIP, PRODUCT}
 
     def document(self) -> dict[str, object]:
         """As --json prints it."""

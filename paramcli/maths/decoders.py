@@ -38,14 +38,24 @@ class Decoder(Parametrization):
     def inverse(self, value: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def no_numbers(self, originals: tuple[Tensor, ...]) -> dict[str, int]:
+        """How many codes, and how many of each tensor that they are decoded with, are NaN or infinite; by name."""
+        there = {f"original{i}" if i else "original": T for i, T in enumerate(originals)} | dict(
+            self.named_parameters()
+        )
+        bad = {name: int((~torch.isfinite(T)).sum()) for name, T in there.items() if T.is_floating_point()}
+        return bad | {name: no_exponents(getattr(self, name)) + bad.get(name, 0) for name in self.exponents}
+
     def checks(self, originals: tuple[Tensor, ...], value: Tensor) -> list[Check]:
-        tensors = [*originals, *self.parameters()]
-        bad = sum(int((~torch.isfinite(T)).sum()) for T in tensors if T.is_floating_point())
-        bad += sum(no_exponents(getattr(self, name)) for name in self.exponents)
-        return [Check("decodable", float(bad), 0.0, f"{bad} of its codes and scales are no numbers" if bad else None)]
+        return [decodable(sum(self.no_numbers(originals).values()))]
 
     def outline(self, value: Tensor) -> Tensor | tuple[Tensor, ...]:
         return torch.empty(value.shape, dtype=self.codes, device=value.device)
+
+
+def decodable(bad: int) -> Check:
+    """Of so many codes and scales that are no numbers."""
+    return Check("decodable", float(bad), 0.0, f"{bad} of its codes and scales are no numbers" if bad else None)
 
 
 def onto(values: Tensor, codes: torch.dtype) -> Tensor:

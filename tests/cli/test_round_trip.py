@@ -129,25 +129,108 @@ def test_a_marker_that_went_with_the_codes_is_not_missing(tmp_path, paramcli):
     paramcli("verify", tmp_path / "out.safetensors", "--base", tmp_path / "q.safetensors", "--round-trip")
 
 
+# label -> (what a library gives of codes and a scale, what is said of it)
 LIBRARIES = {
-    "rounded twice": lambda W: W.half().bfloat16(),
-    "a half, stored wider": lambda W: W.half().float(),
-    "a bfloat16, stored wider": lambda W: W.bfloat16().float(),
-    "as paramcli": lambda W: W,
+    "rounded twice": (lambda C, s: (C * s).half().bfloat16(), "rounded first to float16"),
+    "a half, stored wider": (lambda C, s: (C * s).half().float(), "rounded first to float16"),
+    "a bfloat16, stored wider": (lambda C, s: (C * s).bfloat16().float(), "rounded first to bfloat16"),
+    "multiplied in bfloat16": (
+        lambda C, s: C.bfloat16() * s.bfloat16(),
+        "multiplied, its scales rounded first, in bfloat16",
+    ),
+    "multiplied in float16": (lambda C, s: C.half() * s.half(), "multiplied, its scales rounded first, in float16"),
+    "multiplied in a half, stored wider": (
+        lambda C, s: (C.half() * s.half()).float(),
+        "multiplied, its scales rounded first, in float16",
+    ),
+    "in double precision": (lambda C, s: (C.double() * s.double()).bfloat16(), None),
+    "as paramcli": (lambda C, s: C * s, None),
+    "as paramcli in a half": (lambda C, s: (C * s).half(), None),
 }
+
+
+def of_round_trip(call, out, path, code=0):
+    """The checks of l.weight, by name."""
+    said = json.loads(call("verify", out, "--base", path, "--round-trip", "--json", code=code).out)
+    return {check["constraint"]: check for check in said["tensors"][0]["checks"]}
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_a_bake_of_another_library_holds(library, tmp_path, paramcli):
-    """Which rounds to a half first, or stores one in float32."""
+    """Which rounds to a half first, multiplies in one, or stores one in float32: the bits of that, and no others."""
     path, out, tensors = quantized(tmp_path)
-    W = tensors["l.weight"].float() * tensors["l.weight_scale"]
-    save_file({"l.weight": LIBRARIES[library](W), "n.weight": tensors["n.weight"], "ids": tensors["ids"]}, out)
-    paramcli("verify", out, "--base", path, "--round-trip")
-    for factor in (1.02, float("nan")):
-        save_file({**load_file(out), "l.weight": LIBRARIES[library](W * factor)}, out)
-        found = json.loads(paramcli("verify", out, "--base", path, "--round-trip", "--json", code=1).out)
-        assert not {check["constraint"]: check["ok"] for check in found["tensors"][0]["checks"]}["product"]
+    bake, how = LIBRARIES[library]
+    C, s = tensors["l.weight"].float(), tensors["l.weight_scale"]
+    W = bake(C, s)
+    rest = {"n.weight": tensors["n.weight"], "ids": tensors["ids"]}
+    save_file({**rest, "l.weight": W}, out)
+    check = of_round_trip(paramcli, out, path)["product"]
+    assert (check["residual"], check["tolerance"], check["detail"]) == (0, 0, how)
+    other, infinite = s.clone(), W.clone()
+    other[7] *= 1.01
+    infinite[3, 4] = float("inf")
+    # The next number of the dtype that the library computed in.
+    named = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get((how or "").rpartition(" ")[2], W.dtype)
+    half = W.dtype if W.dtype == torch.bfloat16 else named
+    beside = W.to(half)
+    beside[3, 4] = torch.nextafter(beside[3, 4], torch.tensor(float("inf"), dtype=half))
+    for wrong in (bake(C, other), bake(C, s * float("nan")), infinite, beside.to(W.dtype)):
+        save_file({**rest, "l.weight": wrong}, out)
+        check = of_round_trip(paramcli, out, path, code=1)["product"]
+        assert not check["ok"] and "not code times scale" in check["detail"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_weight_is_the_product_rounded_once(dtype, tmp_path, paramcli):
+    """A scale that is 0.3 % another is found, and any weight that is the next number."""
+    path, out, tensors = quantized(tmp_path)
+    paramcli("remove", path, "--dtype", str(dtype).removeprefix("torch."), "-o", out)
+    baked, scale = load_file(out), tensors["l.weight_scale"].clone()
+    W = baked["l.weight"]
+    for place in ((0, 0), (39, 23)):
+        moved = W.clone()
+        moved[place] = torch.nextafter(moved[place], torch.tensor(float("inf"), dtype=dtype))
+        save_file({**baked, "l.weight": moved}, out)
+        check = of_round_trip(paramcli, out, path, code=1)["product"]
+        assert check["residual"] == 1 / W.numel() and check["detail"].startswith(f"1 weight of {W.numel()} is not")
+    save_file(baked, out)
+    scale[3] *= 1.003
+    save_file({**tensors, "l.weight_scale": scale}, path)
+    assert not of_round_trip(paramcli, out, path, code=1)["product"]["ok"]
+
+
+def test_of_two_numbers_that_are_as_near_either_is_the_product_rounded(tmp_path, paramcli):
+    """1 + 2^-8 lies between 1 and 1 + 2^-7 of bfloat16; no other number will do, nor the two where it lies nearer."""
+    path, out = tmp_path / "q.safetensors", tmp_path / "out.safetensors"
+    below, above = torch.tensor([1, 1 + 2**-7]).bfloat16()
+    weights = torch.stack((below, above)).repeat(2, 2)
+    for scale, W, code in (
+        (1 + 2**-8, weights, 0),
+        (1 + 2**-8, weights + 2**-7, 1),
+        (1 + 2**-8 + 2**-23, weights, 1),
+        (1 + 2**-8 + 2**-23, torch.full((2, 4), above, dtype=torch.bfloat16), 0),
+    ):
+        save_file({"l.weight": torch.ones(2, 4).to(E4M3), "l.weight_scale": torch.tensor(scale)}, path)
+        save_file({"l.weight": W}, out)
+        assert of_round_trip(paramcli, out, path, code)["product"]["ok"] is (code == 0)
+
+
+@pytest.mark.parametrize("what", ["code", "scale"])
+@pytest.mark.parametrize("rows", [40, 3000])
+def test_what_is_no_number_does_not_come_back(what, rows, tmp_path, paramcli):
+    """NaN is the code of NaN: that it comes back says nothing. A scale of the whole is counted once."""
+    codes = torch.ones(rows, 1000).to(E4M3)
+    if what == "code":
+        codes.view(torch.uint8)[[0, -1], 3] = 0x7F
+    scale = torch.tensor(float("nan") if what == "scale" else 0.5)
+    path, out = tmp_path / "q.safetensors", tmp_path / "out.safetensors"
+    save_file({"l.weight": codes, "l.weight_scale": scale}, path)
+    save_file({"l.weight": codes.bfloat16() * scale.bfloat16()}, out)
+    for asked in ([path], [out, "--base", path]):
+        said = json.loads(paramcli("verify", *asked, "--round-trip", "--json", code=1).out)
+        check = said["tensors"][0]["checks"][0]
+        number = 2 if what == "code" else 1
+        assert check["constraint"] == "decodable" and check["residual"] == number and not check["ok"]
 
 
 def test_the_last_line_speaks_of_codes(tmp_path, paramcli):
