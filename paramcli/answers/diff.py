@@ -161,7 +161,7 @@ def _distance(
     import torch
 
     from ..fitting.evaluate import effective
-    from ..fitting.measure import all_finite
+    from ..fitting.measure import all_finite, length
 
     with torch.no_grad():
         x, y = effective(a, one), effective(b, other)
@@ -171,15 +171,15 @@ def _distance(
         finite = all_finite(x) and all_finite(y)
         x, y = x.to(wide), y.to(wide)
         if finite:
-            size, gap = torch.linalg.vector_norm(x).item(), x - y
+            size, gap = length(x), x - y
         else:
             if not bool(torch.equal(torch.isnan(x), torch.isnan(y))):
                 return Difference(name, False, detail="NaN in different places")
             # Equal infinities are no distance apart.
             gap = torch.where((x == y) | torch.isnan(x), torch.zeros_like(x), x - y)
-            size = torch.linalg.vector_norm(torch.where(torch.isfinite(x), x, torch.zeros_like(x))).item()
+            size = length(torch.where(torch.isfinite(x), x, torch.zeros_like(x)))
         largest = gap.abs().max().item() if gap.numel() else 0.0
-        distance = torch.linalg.vector_norm(gap).item()
+        distance = length(gap) if largest else 0.0
     relative = 0.0 if distance == 0 else distance / size if size else float("inf")
     if exact:
         bits = (

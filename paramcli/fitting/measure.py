@@ -260,6 +260,11 @@ def _lengths(values: Tensor) -> list[float]:
     return norm(values, (1,)).tolist()
 
 
+def length(values: Tensor) -> float:
+    """The Euclidean norm of all entries, of any size."""
+    return _lengths(values.reshape(1, -1))[0]
+
+
 def moved(after: Tensor, before: Tensor) -> float:
     """`Moved` of one tensor that is there."""
     return moved_of_each(after.unsqueeze(0), before.unsqueeze(0))[0]
