@@ -292,7 +292,7 @@ def perron(A: Tensor) -> tuple[Tensor, Tensor] | None:
     for _ in range(PERRON_STEPS):
         image = (A @ s.unsqueeze(-1)).squeeze(-1)
         least, most = (image / s).aminmax(dim=-1)
-        # Each matrix stops by itself: in a batch it gets what it gets alone.
+        # Each matrix stops by itself; where one of a batch tells nothing, all are asked the other way.
         rho = torch.where(found, rho, (least + most) / 2)
         s = torch.where(found.unsqueeze(-1), s, image / image.amax(-1, keepdim=True).clamp(min=1e-300))
         if not bool((s > 0).all()):
