@@ -15,7 +15,7 @@ import typer
 
 from .. import __version__, ranks
 from ..checkpoint.disk import last_resort
-from ..errors import OutputFailed, ParamcliError, device_full
+from ..errors import InputRefused, OutputFailed, ParamcliError, device_full
 from ..text import printable
 from ..wording import in_shell
 from .group import Group
@@ -69,6 +69,7 @@ def common(
         bool | None, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = None,
 ) -> None:
+    _require_folder()
     if context.invoked_subcommand in SHARED:
         ranks.join()
         if not ranks.current().leads:
@@ -81,6 +82,16 @@ def common(
         open_screen().warn(problem)
     for spec in plugin or ():
         load_plugin(spec)
+
+
+def _require_folder() -> None:
+    """InputRefused where the working folder was removed: no path means anything there, and torch's libraries end the
+    process where they find none.
+    """
+    try:
+        os.getcwd()
+    except OSError:
+        raise InputRefused("the working folder is there no more", hint="cd to one that is", code="not_found") from None
 
 
 # How long a thread that moves bytes waits for the interpreter's lock, in seconds. Python's own 5 ms are longer than a

@@ -71,6 +71,8 @@ def _foretold(result: EditResult) -> Iterator[str]:
 
 def _written(result: EditResult) -> Iterator[str]:
     changed = f"{count_text(len(result.tensors), 'tensor')} changed, {result.untouched} untouched"
+    if not result.tensors:
+        changed = f"{count_text(result.untouched, 'tensor')}, as they were"
     checked = ", all read back and equal" if result.checked else ""
     yield f"wrote {printable_path(result.output)}: {changed}{checked}"
     if (proof := _proof(result)) is not None:

@@ -223,7 +223,8 @@ class Step:
             residual=told.residual,
             tolerance=told.tolerance,
             remark="; ".join(filter(None, (self.note, told.note))) or None,
-            short=None if chain is None else chain.short,
+            # Where the data would decide between several, all of them are there still.
+            short=" or ".join(one.short for one in ([chain] if chain is not None else self.group.chains)) or None,
         )
 
     def work(self, steps: Sequence[Step], source: Tensors, device: str, compute: str, ranges: Ranges = ()) -> StepWork:

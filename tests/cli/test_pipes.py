@@ -138,3 +138,19 @@ def test_an_ascii_stdout_gets_other_characters_escaped(tmp_path):
         timeout=300,
     )
     assert done.returncode == 0 and "gr\\xf6\\xdfe.weight" in done.stdout, done
+
+
+@pytest.mark.parametrize("command", [["inspect", "m.pt"], ["add", "m.pt", "-t", "w", "--chain", "skew"], ["registry"]])
+def test_a_working_folder_that_was_removed_is_named(tmp_path, command):
+    """No traceback of Python's start, and no fault of a library that torch loads."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    line = 'cd "$0" && rmdir "$0" && exec "$@"'
+    done = subprocess.run(
+        ["sh", "-c", line, gone, sys.executable, "-m", "paramcli", *command],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    told = "error: the working folder is there no more\n  try: cd to one that is\n"
+    assert (done.returncode, done.stdout, done.stderr) == (3, "", told)
