@@ -457,3 +457,15 @@ def test_an_error_at_a_close_in_between_names_the_file(tmp_path, monkeypatch):
         finally:
             monkeypatch.undo()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no /proc here")
+def test_a_folder_that_is_there_is_not_said_to_be_missing(tmp_path, paramcli):
+    """/proc makes no files, and answers ENOENT: its word is said. Of no folder, that."""
+    save_file({"w": torch.ones(2)}, tmp_path / "a.safetensors")
+    for name in ("x.safetensors", "x", "x.pt"):
+        told = paramcli("convert", tmp_path / "a.safetensors", "-o", f"/proc/{name}", code=4).err
+        assert f"cannot write /proc/{name}: No such file or directory\n  try: write elsewhere" in told
+    for name in ("none/x.safetensors", "none/x", "none/x.pt"):
+        told = paramcli("convert", tmp_path / "a.safetensors", "-o", tmp_path / name, code=4).err
+        assert f"{name}: its folder does not exist" in told

@@ -70,7 +70,10 @@ class Abandoned(Exception):
 
 def failure(error: OSError, path: str | os.PathLike[str]) -> OutputFailed:
     """The line a person can act on, for each way a write goes wrong."""
-    reason, hint = _REASONS.get(error.errno, (error.strerror or type(error).__name__, None))
+    says = (error.strerror or type(error).__name__, None)
+    # A file system may answer ENOENT for what it makes no files in, as /proc does.
+    is_there = error.errno == errno.ENOENT and Path(os.path.realpath(path)).parent.is_dir()
+    reason, hint = (says[0], ELSEWHERE) if is_there else _REASONS.get(error.errno, says)
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return OutputFailed(f"cannot write {PATH}: {reason}", hint=hint, path=path, code="disk_full" if full else None)
 
