@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -46,6 +47,11 @@ def strengths(adapters: Paths, strength: float | Sequence[float]) -> tuple[float
 
 def path_or_none(path: FilePath | None, option: str) -> Path | None:
     return None if path is None else path_of(path, option)
+
+
+def ends_in_slash(path: FilePath | None) -> bool:
+    """Is this the name of a folder? A `Path` never is: it drops the slash."""
+    return path is not None and os.fspath(path).endswith(("/", os.sep))
 
 
 def typed(command: Sequence[str] | None) -> Sequence[str]:

@@ -21,7 +21,7 @@ from ..surgery.result import EditResult
 from ..surgery.run import Target, edit
 from ..surgery.run import convert as converted
 from ..watch import NOBODY, Watch
-from .common import FilePath, Names, Paths, path_or_none, paths, patterns, prefix_texts, ready, strengths
+from .common import FilePath, Names, Paths, ends_in_slash, path_or_none, paths, patterns, prefix_texts, ready, strengths
 
 
 def add(
@@ -70,6 +70,7 @@ def add(
     )
     target = Target(
         output=path_or_none(output, "output"),
+        slash=ends_in_slash(output),
         force=force,
         in_place=in_place,
         check=check,
@@ -123,6 +124,7 @@ def assign(
     )
     target = Target(
         output=path_or_none(output, "output"),
+        slash=ends_in_slash(output),
         force=force,
         in_place=in_place,
         check=check,
@@ -171,6 +173,7 @@ def remove(
     )
     target = Target(
         output=path_or_none(output, "output"),
+        slash=ends_in_slash(output),
         force=force,
         in_place=in_place,
         check=check,
@@ -229,6 +232,7 @@ def merge(
     )
     target = Target(
         output=path_or_none(output, "output"),
+        slash=ends_in_slash(output),
         force=force,
         in_place=in_place,
         check=check,
@@ -273,6 +277,7 @@ def attach(
     )
     target = Target(
         output=path_or_none(output, "output"),
+        slash=ends_in_slash(output),
         force=force,
         in_place=in_place,
         check=check,
@@ -305,6 +310,7 @@ def migrate(
     job = Migrate(to=to, tensor=patterns(tensor), tied=tied)
     target = Target(
         output=path_or_none(output, "output"),
+        slash=ends_in_slash(output),
         force=force,
         in_place=in_place,
         check=check,
@@ -338,6 +344,7 @@ def apply(
 
     target = Target(
         output=path_or_none(output, "output"),
+        slash=ends_in_slash(output),
         force=force,
         in_place=in_place,
         check=check,
@@ -380,6 +387,7 @@ def convert(
     job = Convert(names, patterns(keep), patterns(drop), check_dtype(dtype))
     target = Target(
         output=path_or_none(output, "output"),
+        slash=ends_in_slash(output),
         force=force,
         check=check,
         sync=sync,

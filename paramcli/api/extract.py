@@ -11,7 +11,7 @@ from ..surgery.extract import extract as extracted
 from ..surgery.extracted import ExtractResult
 from ..surgery.run import Target
 from ..watch import NOBODY, Watch
-from .common import FilePath, Names, path_or_none, patterns, ready
+from .common import FilePath, Names, ends_in_slash, path_or_none, patterns, ready
 
 
 def extract(
@@ -61,6 +61,7 @@ def extract(
     )
     target = Target(
         output=path_or_none(output, "output"),
+        slash=ends_in_slash(output),
         force=force,
         sync=sync,
         dry_run=dry_run,

@@ -176,6 +176,8 @@ class Source:
     notes: list[str] = field(default_factory=list)
     # The names of those extras, or of parts of them, that are the state of this state dict's optimizers.
     optimizers: list[str] = field(default_factory=list)
+    # The folder whose checkpoint this is, where that was given, or its index: its other files belong to a result.
+    home: Path | None = None
     # Shard file name -> its tensors' names, in order; empty for one file.
     shards: dict[str, list[str]] = field(default_factory=dict)
     # Shard file name -> its paramcli record, where they are not all one text; each speaks of the tensors in its shard.
@@ -217,14 +219,12 @@ class Source:
 
     @property
     def folder(self) -> Path:
-        """The folder of a sharded checkpoint, whether it was opened by folder or by index."""
+        """The folder that it lies in, whether it was opened by folder, by index or by file."""
         return self.path if self.path.is_dir() else self.path.parent
 
     @property
     def tells_strides(self) -> bool:
-        """Is a tensor without strides row-major where it was saved? torch's files keep strides, the others
-        have none.
-        """
+        """Is a tensor without strides row-major where it was saved? torch's files keep strides, others have none."""
         return self.container in ("torch zip", "torch legacy", "sharded torch", "pickle")
 
     @property

@@ -105,13 +105,14 @@ Tied = Annotated[
     ),
 ]
 
+# A str: a Path would drop the slash that makes it a folder.
 Output = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--output",
         "-o",
         metavar="FILE",
-        help="Where to write; default beside the input.",
+        help="Where to write, a file or FOLDER/; default beside the input.",
         show_default=False,
         rich_help_panel=WHERE,
     ),

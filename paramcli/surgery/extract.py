@@ -156,7 +156,7 @@ def _place(job: Extract, tuned: Opened, base: Opened, asked: Path, target: Targe
         output = default_output(asked, ".adapter", sharded=False)
         output = output if one_file else output.with_name(output.name.removesuffix(".safetensors"))
         refuse_link_out(output)
-    elif one_file != output.name.endswith(".safetensors"):
+    elif one_file != (output.name.endswith(".safetensors") and not target.slash):
         raise UsageError(
             "kohya's adapters are one file of safetensors" if one_file else "PEFT's adapters are a folder",
             hint=given("output", "FILE.safetensors" if one_file else "FOLDER")

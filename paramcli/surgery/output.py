@@ -18,7 +18,7 @@ from ..checkpoint.source import Source
 from ..checkpoint.write.dcp import DcpSink, part_name
 from ..checkpoint.write.folder import Run
 from ..checkpoint.write.safetensors_file import SafetensorsSink
-from ..checkpoint.write.sharded import ShardedSink, plan_shards
+from ..checkpoint.write.sharded import SINGLE_NAME, ShardedSink, plan_shards
 from ..checkpoint.write.torch_file import TorchSink, names_left_out
 from ..checkpoint.write.writer import MetadataOf, Sink
 from ..dtypes import dtype_name
@@ -153,23 +153,38 @@ def is_dcp_folder(path: Path, source: Source) -> bool:
 
 
 def is_file(output: Path) -> bool:
-    """Does this output name ask for one file, where a sharded input would otherwise give a folder?"""
+    """Does this output name ask for one file, where a folder as the input would otherwise give a folder?"""
     return output.name.endswith((*TORCH_SUFFIXES, ".safetensors"))
 
 
 def shards_of(
-    output: Path, source: Source, plan: Plan, in_place: bool, max_shard_size: int | None
+    output: Path, source: Source, plan: Plan, in_place: bool, max_shard_size: int | None, as_folder: bool
 ) -> dict[str, list[Slot]] | None:
-    """The plan's slots by shard; None where the result is one file: by its name, or because the input is one."""
+    """The plan's slots by shard; None where the result is one file: by its name, or because the input is one.
+
+    `as_folder`: the output was asked for as a folder, whatever the input is.
+    """
     to_dcp = is_dcp_folder(output, source)
     if source.container in (DCP, RANKS) or (to_dcp and not source.shards):
         max_shard_size = max_shard_size or DEFAULT_SHARD_SIZE
-    if is_torch(output, source) or (is_file(output) and not in_place) or not (source.shards or max_shard_size):
+    from_folder = bool(source.shards) or (not in_place and (as_folder or source.home is not None))
+    if is_torch(output, source) or (is_file(output) and not in_place) or not (from_folder or max_shard_size):
         return None
-    shards = plan_shards(plan.slots, max_shard_size) if max_shard_size else split_like(source, plan)
+    if max_shard_size:
+        shards = plan_shards(plan.slots, max_shard_size)
+    elif source.shards:
+        shards = split_like(source, plan)
+    else:
+        shards = {own_name(source) or SINGLE_NAME: list(plan.slots)}
     return (
         {part_name(number): slots for number, slots in enumerate(filter(None, shards.values()))} if to_dcp else shards
     )
+
+
+def own_name(source: Source) -> str | None:
+    """What the one file of the folder that was given is called, written as safetensors: loaders go by it."""
+    one = source.home is not None and source.path != source.home and not source.shards
+    return shard_name(source.path.name) if one else None
 
 
 # Records of so many tensors may be larger than what can be read again.
@@ -195,6 +210,7 @@ def open_sink(
     in_place: bool,
     sync: bool = True,
     max_shard_size: int | None = None,
+    as_folder: bool = False,
     run: Run,
     owner: Mapping[str, int] | None = None,
     longest: MetadataOf | None = None,
@@ -214,7 +230,7 @@ def open_sink(
             renamed.update({slot.name: next(iter(step.group.keys.values())) for slot in step.writes})
         tied = tied_slots(source, plan)
         return TorchSink(output, source, plan.slots, copies, renamed, tied, overwrite=overwrite, sync=sync)
-    shards = shards_of(output, source, plan, in_place, max_shard_size)
+    shards = shards_of(output, source, plan, in_place, max_shard_size, as_folder)
     # Bytes with a checksum to compare go through memory in any case.
     runs = {name: source.tensors[key].run for name, key in copies if source.tensors[key].storage.crc is None}
     origins = {name: run[1] for name, run in runs.items() if run is not None}
@@ -232,12 +248,12 @@ def open_sink(
             longest=longest(names) if longest else None,
         )
     folder = source.folder if in_place else output
-    siblings, rewritten = siblings_of(source, plan) if source.shards else ([], {})
+    siblings, rewritten = siblings_of(source, plan)
     if is_dcp_folder(output, source):
         return DcpSink(
             output, shards, siblings, run=run, overwrite=overwrite, sync=sync, owner=owner, rewritten=rewritten
         )
-    name = index_name(source.path)
+    name = index_name(source.path, own_name(source))
     return ShardedSink(
         folder,
         shards,
@@ -278,13 +294,15 @@ def same_place(path: str | os.PathLike[str], source: Source, replaceable: bool) 
 
 def siblings_of(source: Source, plan: Plan) -> tuple[list[Path], dict[str, bytes]]:
     """(the files that belong beside the result, the new contents of some): a model that is quantized no more is not
-    described as one that is.
+    described as one that is. A file that was given by its own name has none.
     """
-    siblings, dtype = sibling_files(source.path), unquantized_to(source, plan)
+    if source.home is None:
+        return [], {}
+    siblings, dtype = sibling_files(source.home), unquantized_to(source, plan)
     if dtype is None:
         return siblings, {}
     kept = [path for path in siblings if path.name not in QUANTIZATION_FILES]
-    made = unquantized_config(source.folder, dtype)
+    made = unquantized_config(source.home, dtype)
     return kept, {} if made is None else {CONFIG: made}
 
 

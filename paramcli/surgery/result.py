@@ -120,7 +120,7 @@ def result_of(
     """The result of a plan that was executed, or shown; `left`: names of tensors that the user left out."""
     source, left = opened.source, left or []
     entries = plan.with_record(plan.longest).record.values()
-    folder_stays = source.shards and output != source.path and not is_file(output)
+    folder_stays = source.home is not None and output != source.path and not is_file(output)
     torch_made = is_torch(output, source)
     return EditResult(
         command=plan.command,

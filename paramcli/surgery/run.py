@@ -49,6 +49,8 @@ class Target:
     """Where and how a command reads and writes: the options that say so, as one value."""
 
     output: Path | None = None
+    # `output` is named as a folder, by a slash at its end.
+    slash: bool = False
     force: bool = False
     in_place: bool = False
     dry_run: bool = False
@@ -58,6 +60,11 @@ class Target:
     check: bool = False
     sync: bool = True
     verify: bool = False
+
+    @property
+    def as_folder(self) -> bool:
+        """Is the output asked for as a folder, by its slash or by what is there?"""
+        return self.output is not None and (self.slash or self.output.is_dir())
 
 
 @contextmanager
@@ -113,6 +120,7 @@ def edit(
             in_place=target.in_place,
             check=target.check,
             sync=target.sync,
+            as_folder=target.as_folder,
         )
         computes = any(edit.computes for edit in edits)
         early = begin_early(command, edits, output, stack) if computes and not target.dry_run else None
@@ -153,7 +161,8 @@ def convert(
                 option="output",
             )
         destination = output_path(opened.source, path, target, "")
-        if size is None and target.output is not None and destination.suffix == "" and not opened.source.shards:
+        to_folder = target.output is not None and (destination.suffix == "" or target.as_folder)
+        if size is None and to_folder and opened.source.home is None:
             size = DEFAULT_SHARD_SIZE
         if size is not None and is_file(destination):
             raise UsageError(
@@ -183,6 +192,7 @@ def convert(
                 check=target.check,
                 sync=target.sync,
                 max_shard_size=size,
+                as_folder=target.as_folder,
             )
             outcomes = write_plan(plan, output, watch=watch)
         return result_of(
@@ -240,6 +250,13 @@ def output_path(source: Source, asked: Path, target: Target, suffix: str) -> Pat
             hint=f"{given('output', 'FILE.safetensors')}, FILE.pt or FOLDER.dcp",
             option="output",
         )
+    if target.slash and output is not None and is_file(output):
+        raise UsageError(
+            f"{PATH} has a file's ending, and a folder's slash behind it",
+            hint=f"{given('output', output)} for a file, or {given('output', 'FOLDER')}",
+            path=output,
+            option="output",
+        )
     path = output if output is not None else default_output(asked, suffix, sharded=bool(source.shards))
     refuse_existing(path, target.force or target.dry_run)
     if output is None:
@@ -259,6 +276,7 @@ class Output:
     check: bool = False
     sync: bool = True
     max_shard_size: int | None = None
+    as_folder: bool = False
     run: ranks.Alone = field(default_factory=ranks.current)
 
     def begin(self, plan: Plan, part: Plan, owner: dict[str, int] | None = None) -> Writing:
@@ -280,6 +298,7 @@ class Output:
             in_place=self.in_place,
             sync=self.sync,
             max_shard_size=self.max_shard_size,
+            as_folder=self.as_folder,
             run=self.run,
             owner=owner,
             longest=longest,
@@ -331,7 +350,7 @@ def write_plan(
         from .shares import agree, gathered, owners, part_of
 
         agree(run, source, plan)
-        shards = shards_of(output.path, source, plan, output.in_place, output.max_shard_size)
+        shards = shards_of(output.path, source, plan, output.in_place, output.max_shard_size, output.as_folder)
         if shards is None and not run.leads:
             run.from_first("outcomes", lambda: None)
             return []

@@ -128,19 +128,22 @@ def _nothing(path: Path, names: Sequence[str]) -> InputRefused:
     )
 
 
-def index_name(path: str | Path) -> str:
-    """The name of an output's index: the input's (diffusers and transformers differ), else transformers' own.
+def index_name(path: str | Path, part: str | None = None) -> str:
+    """The name of an output's index: the input's (diffusers and transformers differ), or that of `part`, the one file
+    that the checkpoint is, else transformers' own.
 
-    `path` is the input as the user gave it, folder or file.
+    `path` is the input, folder or file.
     """
     path = Path(path)
     names = files_in(path) if path.is_dir() else [path.name]
     found = [name for name in names if name.endswith(INDEX_SUFFIX) and not name.startswith(".")]
-    return found[0] if len(found) == 1 else INDEX_NAME
+    if len(found) == 1:
+        return found[0]
+    return f"{part.removesuffix('.safetensors')}{INDEX_SUFFIX}" if part is not None else INDEX_NAME
 
 
 def sibling_files(path: str | Path) -> list[Path]:
-    """The other files of a sharded checkpoint's folder (config, tokenizer) that belong beside its weights.
+    """The other files of a checkpoint's folder (config, tokenizer) that belong beside its weights.
 
     Not shards or anything else that holds weights or training state, not an index, not hidden, no folders. No link
     out of the folder either, which could carry any file of this machine into a result that is published later; but
@@ -155,11 +158,13 @@ def sibling_files(path: str | Path) -> list[Path]:
 
 
 def files_left(source: Source) -> list[str]:
-    """What else lies in a sharded checkpoint's folder and is neither part of it nor carried along: training state,
-    folders.
+    """What else lies in the folder that was given and is neither part of the checkpoint nor carried along: training
+    state, folders.
     """
-    folder, names, _ = _contents(source.path)
-    mine = {*source.shards, *(path.name for path in sibling_files(source.path))}
+    if source.home is None:
+        return []
+    folder, names, _ = _contents(source.home)
+    mine = {path.name for path in (*(file.path for file in source.files), *sibling_files(folder))}
     with os.scandir(folder) as entries:
         folders = sorted(f"{entry.name}/" for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     return [name for name in names if name not in mine and not name.endswith(".index.json")] + folders

@@ -46,6 +46,8 @@ def open_checkpoint(path: str | Path, root: str | None = None) -> Source:
         source = open_file(path, root)
         if (part := told_of_part(path)) is not None:
             source.notes.append(part)
+    if os.path.isdir(path) or path.name.endswith(".index.json"):
+        source.home = path if os.path.isdir(path) else path.parent
     _refuse_placeholders(source)
     source.notes += _flattened(source)
     return source
