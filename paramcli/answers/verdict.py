@@ -130,11 +130,12 @@ class VerifyResult(Sequence[Verdict]):
         what, not_looked_at = count_text(len(claims), "tensor"), "without a claim"
         if self.of_codes:
             not_looked_at = "without codes"
+            baked = any(check.constraint == PRODUCT for v in claims for check in v.checks)
             says = f"{what}{where}: every code comes back"
-            if any(check.constraint == PRODUCT for v in claims for check in v.checks):
-                says += ", and every weight is what its codes stand for"
+            says += ", and every weight is what its codes stand for" if baked else ""
             if self.failed:
-                says = f"{len(self.failed)} of {what}{where}: not what the codes stand for"
+                off = "not what the codes stand for" if baked else "not every code is a number and comes back"
+                says = f"{len(self.failed)} of {what}{where}: {off}"
         elif self.failed:
             off = count_text(len(self.failed), "tensor")
             says = f"{off} of {len(claims)}{where}: the constraint does not hold"

@@ -116,7 +116,8 @@ def verify_table(verdicts: Sequence[Verdict], fold: bool = False, kept: Kept | N
 
     def look(v: Verdict) -> Hashable:
         off = not all(c.ok for c in v.checks)
-        return v.view, v.group.shape, v.group.dtype, tuple(c.constraint for c in v.checks), v.tensor if off else None
+        asked = tuple((c.constraint, c.detail) for c in v.checks)
+        return v.view, v.group.shape, v.group.dtype, asked, v.tensor if off else None
 
     for name, group in _rows(table, verdicts, look, fold):
         view = group[0].view

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import paramcli
+from paramcli.show.tables import verify_table
 from tests.conftest import FIXTURES
 
 E4M3 = torch.float8_e4m3fn
@@ -226,6 +227,8 @@ def test_what_is_no_number_does_not_come_back(what, rows, tmp_path, paramcli):
     path, out = tmp_path / "q.safetensors", tmp_path / "out.safetensors"
     save_file({"l.weight": codes, "l.weight_scale": scale}, path)
     save_file({"l.weight": codes.bfloat16() * scale.bfloat16()}, out)
+    said = paramcli("verify", path, "--round-trip", code=1).err
+    assert "1 of 1 tensor in" in said and "not every code is a number and comes back" in said
     for asked in ([path], [out, "--base", path]):
         said = json.loads(paramcli("verify", *asked, "--round-trip", "--json", code=1).out)
         check = said["tensors"][0]["checks"][0]
@@ -257,3 +260,20 @@ def test_a_cast_keeps_what_is_no_number_and_loses_none(value, code, tmp_path, pa
     paramcli("remove", path, "-o", out)
     save_file({**load_file(out), "n.weight": tensors["n.weight"].half()}, out)
     paramcli("verify", out, "--base", path, "--round-trip", code=code)
+
+
+def test_rows_that_are_folded_are_of_one_way_to_the_weight(tmp_path):
+    """Of eight layers, which are shown as one, those that were multiplied in a half are a row of their own."""
+    path, out = tmp_path / "q.safetensors", tmp_path / "out.safetensors"
+    codes, scale = (torch.arange(1, 17).reshape(4, 4) * 3.0).to(E4M3), torch.tensor(0.3)
+    tensors, baked = {}, {}
+    for i in range(8):
+        tensors |= {f"layers.{i}.weight": codes.clone(), f"layers.{i}.weight_scale": scale.clone()}
+        half, C = i % 2, codes.float()
+        baked[f"layers.{i}.weight"] = (C.bfloat16() * scale.bfloat16()) if half else (C * scale).bfloat16()
+    save_file(tensors, path)
+    save_file(baked, out)
+    verdicts = paramcli.round_trip(out, base=path)
+    cells = [str(cell) for cell in verify_table(verdicts, fold=True).columns[4].cells]
+    said = [cell for cell in cells if cell != "holds"]
+    assert len(cells) == 6 and len(said) == 1 and "in bfloat16" in said[0]
