@@ -167,7 +167,8 @@ def shards_of(
     to_dcp = is_dcp_folder(output, source)
     if source.container in (DCP, RANKS) or (to_dcp and not source.shards):
         max_shard_size = max_shard_size or DEFAULT_SHARD_SIZE
-    from_folder = bool(source.shards) or (not in_place and (as_folder or source.home is not None))
+    # In place one file stays one, unless the configuration beside it changes: then both are written, as of shards.
+    from_folder = bool(source.shards or (siblings_of(source, plan)[1] if in_place else as_folder or source.home))
     if is_torch(output, source) or (is_file(output) and not in_place) or not (from_folder or max_shard_size):
         return None
     if max_shard_size:

@@ -228,6 +228,34 @@ def test_the_configuration_follows(tmp_path, paramcli):
     assert json.loads((tmp_path / "some" / "config.json").read_text()) == config
 
 
+@pytest.mark.parametrize("name", ["model", "diffusion_pytorch_model"])
+@pytest.mark.parametrize("how", [["--in-place"], ["-o", "out"], ["-o", "out/"]], ids=" ".join)
+def test_the_configuration_follows_in_a_folder_of_one_file(how, name, tmp_path, monkeypatch, paramcli):
+    """In place too: weights without codes are not described by a configuration that has them."""
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / "model"
+    place.mkdir()
+    tensors = {"a.weight": codes(64, 64), "a.weight_scale_inv": torch.rand(2, 2)}
+    save_file(tensors, place / f"{name}.safetensors", {"format": "pt"})
+    config = {"torch_dtype": "bfloat16", "hidden_size": 64, "quantization_config": {"weight_block_size": [32, 32]}}
+    (place / "config.json").write_text(json.dumps(config))
+    (place / "tokenizer.json").write_text("{}")
+    paramcli("convert", "model", "-o", "again", "--max-shard-size", "1KB")
+    assert json.loads((tmp_path / "again" / "config.json").read_text()) == config
+    want = of_blocks(tensors["a.weight"], tensors["a.weight_scale_inv"], 32, 32).half()
+    for given in ("model", "again") if how != ["--in-place"] else ("model",):
+        paramcli("remove", given, "--dtype", "float16", "-f" if "-o" in how else "-q", *how)
+        out = place if how == ["--in-place"] else tmp_path / "out"
+        assert json.loads((out / "config.json").read_text()) == {"torch_dtype": "float16", "hidden_size": 64}
+        assert (out / "tokenizer.json").read_text() == "{}"
+        got = {key: T for part in out.glob("*.safetensors") for key, T in load_file(part).items()}
+        assert got.keys() == {"a.weight"} and torch.equal(got["a.weight"], want)
+        if given == "model":
+            assert [path.name for path in out.glob("*.safetensors")] == [f"{name}.safetensors"]
+    paramcli("inspect", out)
+    assert not list(tmp_path.rglob(".*"))
+
+
 def test_verify_finds_codes_and_scales_that_are_no_numbers(tmp_path, paramcli):
     """Exit 1 with how many; a sound file holds."""
     assert paramcli("verify", blocks(tmp_path)).code == 0
