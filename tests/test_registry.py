@@ -25,7 +25,7 @@ from paramcli.registry import (
     parse_constraint,
     target_class,
 )
-from paramcli.show.tables import registry_card
+from paramcli.show.cards import registry_card
 
 
 @pytest.mark.parametrize("entry", PARAMETRIZATIONS.values(), ids=lambda e: e.name)

@@ -9,9 +9,9 @@ import typer
 from ..catalogue.entry import ConstraintEntry, Entry, MeasureEntry
 from ..errors import Known, UsageError, error_context
 from ..registry import CONSTRAINTS, DECODERS, MEASURES, PARAMETRIZATIONS, look_up
+from ..show.cards import constraint_card, constraint_table, measure_card, measure_table, registry_card, registry_table
 from ..show.console import Screen
 from ..show.document import document, registry_document
-from ..show.tables import constraint_card, constraint_table, measure_card, measure_table, registry_card, registry_table
 from ..text import closest, printable
 from . import complete
 from . import options as o

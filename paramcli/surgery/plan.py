@@ -49,8 +49,9 @@ class Outcome:
     residual: float | None = None
     tolerance: float | None = None
     remark: str | None = None
-    # The chain as a person reads it.
+    # The chain as a person reads it; the dtype of the weight that is written, where it is in one tensor.
     short: str | None = None
+    written: str | None = None
 
     @property
     def note(self) -> str | None:
@@ -224,6 +225,7 @@ class Step:
             tolerance=told.tolerance,
             remark="; ".join(filter(None, (self.note, told.note))) or None,
             # Where the data would decide between several, all of them are there still.
+            written=next((dtype_name(slot.dtype) for slot in self.writes if slot.name == self.group.tensor), None),
             short=" or ".join(one.short for one in ([chain] if chain is not None else self.group.chains)) or None,
         )
 

@@ -400,6 +400,16 @@ def test_a_tied_output_layer_is_named(says, tmp_path, paramcli):
     assert tied in said and "--adapter-prefix" not in said and "the output layer alone" in said
 
 
+def test_the_table_has_the_dtype_that_is_written(adapters, tmp_path, paramcli):
+    """Of what is merged and of what is cast, in a dry run too; nothing else in the file was asked for."""
+    base = adapters / "llama.safetensors"
+    given = ("--adapter", adapters / "lora", "--dtype", "bfloat16", "-o", tmp_path / "out.safetensors")
+    for more in (["-n"], []):
+        rows = paramcli("merge", base, *given, *more).out.splitlines()[1:]
+        assert len(rows) == len(load_file(base)) and all(" bfloat16" in row for row in rows)
+    assert {str(T.dtype) for T in load_file(tmp_path / "out.safetensors").values()} == {"torch.bfloat16"}
+
+
 def test_a_prefix_of_nothing_is_a_mistake(adapters, tmp_path, paramcli):
     """What replaces no name is told, of all adapters together, wherever adapters are given; an empty one is of all."""
     out, base = tmp_path / "out.safetensors", adapters / "llama.safetensors"
