@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from ..evidence import Evidence
 from ..text import count_text, shape_text
-from .html import Cell, number, page, section, table
+from .html import Cell, note, number, page, section, table
+from .tables import MERGE_LEGEND
 
 if TYPE_CHECKING:
     from ..answers.merge_verdict import MergeResult
@@ -42,6 +43,6 @@ def merge_page(path: str, result: MergeResult, evidence: Evidence, facts: Sequen
         result.ok,
         evidence,
         (*facts, *asked, ("equal to the base", same)),
-        section("Changed tensors", table(headings, rows, ("residual", "of rounding", "differing"))),
+        section("Changed tensors", note(MERGE_LEGEND), table(headings, rows, ("residual", "of rounding", "differing"))),
         section("Others", table(("tensor", "verdict"), others)) if others else "",
     )

@@ -459,4 +459,6 @@ def test_the_columns_are_explained_to_a_person(fixtures, tmp_path, paramcli):
     question = ("verify", tmp_path / "m.safetensors", "--base", base, "--adapter", lora)
     told = paramcli(*question)
     assert "of rounding: of the worst entry, up to 1 is rounding; strength: 1 is what was asked for\n" in told.err
+    paramcli(*question, "--report", tmp_path / "page.html")
+    assert "of rounding: of the worst entry" in (tmp_path / "page.html").read_text()
     assert not paramcli(*question, "-q").err and "worst entry" not in paramcli(*question, "--json").err
