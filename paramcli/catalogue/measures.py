@@ -109,8 +109,8 @@ ROUND_TRIP = MeasureEntry(
 PRODUCT = MeasureEntry(
     name="product",
     summary="the weight is the product of the stored codes and scales, rounded",
-    residual="share of the entries that are not the product in float32, rounded once to either of two as near, and 0 where "
-    "the whole weight is, to the bit, what multiplying in a half gives, or rounding to one first",
+    residual="share of the entries that are not the product in float32, rounded once to either of two as near, and 0 "
+    "where the whole weight is, to the bit, what multiplying in a half gives, or rounding to one first",
     tolerance="0",
     proves="the scales are those that the weight was made with, to its rounding",
     not_proved="a change of a scale that rounding the weight hides",
