@@ -32,13 +32,14 @@ class Share(NamedTuple):
 
 def row_blocks(shape: tuple[int, ...] | torch.Size, entries: int, multiple: int = 1) -> list[tuple[int, int]]:
     """Row ranges of about so many entries each, every one beginning at a multiple of ROW_STEP entries, and of so many
-    rows. None has fewer than FEW rows, however wide they are: a few that are left over belong to the last.
+    rows; a few that are left over belong to the last. Of a matrix none has fewer than FEW rows, however wide they are,
+    as products of fewer round otherwise; a row of a tensor of more dimensions may be a matrix itself, and is enough.
     """
     rows, width = shape[0], math.prod(shape[1:])
     step = math.lcm(ROW_STEP // math.gcd(ROW_STEP, width), multiple)
-    count = max(entries // width // step, -(-FEW // step)) * step
+    count = max(entries // width // step, -(-FEW // step) if len(shape) == 2 else 1) * step
     ranges = [(begin, min(begin + count, rows)) for begin in range(0, rows, count)]
-    if len(ranges) > 1 and rows - ranges[-1][0] < FEW:
+    if len(ranges) > 1 and rows - ranges[-1][0] < min(count, FEW):
         ranges[-2:] = [(ranges[-2][0], rows)]
     return ranges
 

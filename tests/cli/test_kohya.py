@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from paramcli import load
 from paramcli.fitting import blocks
+from paramcli.maths import rows as maths_rows
 
 NAMES = sorted(
     ["boft", "full", "glora", "ia3", "loha", "loha_tucker", "lokr", "lora", "lora_dora", "lora_tucker", "norm", "oft"]
@@ -533,6 +534,7 @@ def test_large_tensors_go_in_blocks(name, kohya, tmp_path, paramcli, monkeypatch
     monkeypatch.setattr(blocks.Batch, "read", lambda self, rows: taken.append(rows) or real(self, rows))
     monkeypatch.setattr(blocks, "LARGE", 1)
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 128)
+    monkeypatch.setattr(maths_rows, "FEW", 1)
     paramcli("remove", added, "-o", parts)
     assert any(rows is not None for rows in taken)
     one, other = load_file(whole), load_file(parts)

@@ -164,14 +164,17 @@ def test_a_tensor_beyond_squares_is_measured(file, paramcli):
 
 def test_linear_algebra_that_fails_is_the_tensor_s_fault(file, paramcli, monkeypatch):
     """A decomposition that does not converge: one line and exit 3, and discover goes on to the next tensor."""
-    real = torch.linalg.svdvals
 
-    def fails(A, **how):
-        if A.size(-1) == 4:
-            raise torch.linalg.LinAlgError("it did not converge")
-        return real(A, **how)
+    def failing(real):
+        def fails(A, **how):
+            if A.size(-1) == 4:
+                raise torch.linalg.LinAlgError("it did not converge")
+            return real(A, **how)
 
-    monkeypatch.setattr(torch.linalg, "svdvals", fails)
+        return fails
+
+    for name in ("svdvals", "eigvalsh", "cholesky_ex"):
+        monkeypatch.setattr(torch.linalg, name, failing(getattr(torch.linalg, name)))
     path = file(w=torch.randn(4, 4), x=torch.eye(3))
     assert "w: " in paramcli("verify", path, "-t", "w", "--constraint", "low_rank:rank=2", code=3).err
     assert [t["tensor"] for t in paramcli("discover", path, "--json").json["tensors"]] == ["x"]
