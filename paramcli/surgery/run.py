@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from .. import ranks
 from ..allocator import is_limited
+from ..checkpoint.disk.building import sweep_after_run
 from ..checkpoint.read.recognise import PICKLE
 from ..devices import torch_device
 from ..errors import PATH, InputRefused, Known, ParamcliError, UsageError, error_context
@@ -133,7 +134,8 @@ def edit(
 
         plan = plan_edits(command, edits, opened.source, opened.groups, stack)
         dry = target.dry_run
-        outcomes = preview(plan) if dry else write_plan(plan, output, device, early, target.verify, watch)
+        with _nothing_left(output):
+            outcomes = preview(plan) if dry else write_plan(plan, output, device, early, target.verify, watch)
         return result_of(
             plan,
             opened,
@@ -194,7 +196,8 @@ def convert(
                 max_shard_size=size,
                 as_folder=target.as_folder,
             )
-            outcomes = write_plan(plan, output, watch=watch)
+            with _nothing_left(output):
+                outcomes = write_plan(plan, output, watch=watch)
         return result_of(
             plan,
             opened,
@@ -327,6 +330,19 @@ def begin_early(command: str, edits: Sequence[Edit], output: Output, stack: Exit
             return stack.enter_context(output.begin(plan, plan))
     except ParamcliError:
         return None  # the output cannot be written: said after the plan, if that has nothing to say
+
+
+@contextmanager
+def _nothing_left(output: Output) -> Iterator[None]:
+    """Of a run of several processes that fails each takes away what a first one left that was killed, also where it had
+    not heard of its folder yet.
+    """
+    try:
+        yield
+    except BaseException:
+        if output.run.size > 1:
+            sweep_after_run(output.path.absolute().parent)
+        raise
 
 
 def write_plan(

@@ -10,6 +10,7 @@ import fcntl
 import os
 import re
 import shutil
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from . import last_resort
 from .atomic import TEMPORARY_PREFIX, hidden_name, rename_to_new
 from .input_file import above_standard_streams
 
+# How long a process that was killed may still hold its folder, on a machine that is busy.
+GOING_SECONDS = 2.0
 _BOOT = "/proc/sys/kernel/random/boot_id"
 
 
@@ -65,15 +68,30 @@ class Building:
             os.close(descriptor)
 
 
-def sweep(parent: Path) -> None:
-    """Remove the folders in it that were built on this system by processes that are gone."""
+def sweep(parent: Path) -> bool:
+    """Remove the folders in it that were built on this system by processes that are gone; True where others are held by
+    one that is not.
+    """
     if not (system := _system()):
-        return
+        return False
+    held = False
     name = re.compile(re.escape(TEMPORARY_PREFIX) + "[0-9a-f]{8}" + re.escape(f"-{system}.tmp"))
     with suppress(OSError), os.scandir(parent) as entries:
         for path in [Path(entry.path) for entry in entries if name.fullmatch(entry.name)]:
-            with suppress(OSError):
+            try:
                 _remove_unheld(path)
+            except BlockingIOError:
+                held = True
+            except OSError:
+                pass  # gone meanwhile, or not ours
+    return held
+
+
+def sweep_after_run(parent: Path) -> None:
+    """`sweep` where a run of several processes has failed: its first may be killed, and takes a moment to go."""
+    until = time.monotonic() + GOING_SECONDS
+    while sweep(parent) and time.monotonic() < until:
+        time.sleep(0.05)
 
 
 def _remove_unheld(path: Path) -> None:

@@ -24,7 +24,6 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -45,7 +44,7 @@ from ..disk.atomic import (
     refuse_existing,
     rename_to_new,
 )
-from ..disk.building import Building, sweep
+from ..disk.building import Building
 from ..disk.direct import Disk
 from ..disk.input_file import InputFile, OpenFiles
 from ..disk.interrupts import signals_held
@@ -56,8 +55,6 @@ from .safetensors_file import copy_run
 from .writer import Check, FileSink, MetadataOf, Sink, check_unchanged
 
 T = TypeVar("T")
-# How long a process that was killed may still hold its folder, on a machine that is busy.
-GOING_SECONDS = 2.0
 
 
 class Run(Protocol):
@@ -203,16 +200,6 @@ class FolderSink(Sink):
                     self._run.give_up()
                     shutil.rmtree(self._building.path, ignore_errors=True)
                 self._building.close()
-            if self._run.size > 1:
-                self._sweep()
-
-    def _sweep(self) -> None:
-        """Remove what a first rank left that was killed, and is nobody's now; its last threads take a moment to go."""
-        until = time.monotonic() + GOING_SECONDS
-        sweep(self.folder.parent)
-        while self._building is not None and self._building.path.exists() and time.monotonic() < until:
-            time.sleep(0.05)
-            sweep(self.folder.parent)
 
     def write(self, name: str, data: Data) -> None:
         self._sinks[self.home[name]].write(name, data)
