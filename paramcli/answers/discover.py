@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -17,6 +16,7 @@ from ..dtypes import dtype_name, kind_of
 from ..errors import InputRefused, error_context
 from ..fitting import measure
 from ..fitting.evaluate import effective
+from ..fitting.threads import threads_for
 from ..maths.base import NEARLY, Check, Constraint, first_of_batch
 from ..maths.numbers import compute_dtype, eps, wide
 from ..registry import CONSTRAINTS, spec_of, target_class, within
@@ -29,7 +29,7 @@ from ..watch import NOBODY, Watch
 from ..wording import call, in_python
 
 # Tensors of more entries are looked at by all threads.
-ONE_THREAD = 1 << 22
+LOOK_ALONE = 1 << 22
 # The table with the classes behind it.
 Sets: TypeAlias = Sequence[tuple[ConstraintEntry, type[Constraint]]]
 # A tensor of equal entries: a finding, and no set of the table.
@@ -193,29 +193,14 @@ def _checks(W: Tensor, view: View | None, sets: Sets) -> list[Check]:
 def _of_the_table(W: Tensor, double: Tensor, view: View, sets: Sets) -> Iterator[Check]:
     """The sets that a look at the tensor suggests, measured as verify measures them."""
     seen = view.into(double)
-    with _looking(seen.numel()) as alone:
+    # None of the many short looks gives a number that is told, and threads that wait for each other between them take
+    # five times the CPU, and on a busy machine far longer.
+    with threads_for(seen.shape, small=LOOK_ALONE) as threads:
+        alone = threads > torch.get_num_threads()
         near = [one for one in _near_sets(W, seen, view, sets) if not _is_far(one, seen, W.dtype, alone)]
     for candidate in near:
         check = measure.check(spec_of(candidate), W, view)
         yield replace(check, constraint=f"{check.constraint} ({view})") if view.name else check
-
-
-@contextmanager
-def _looking(entries: int) -> Iterator[bool]:
-    """One thread for the many short looks at a tensor of so many entries, none of which gives a number that is told.
-
-    Threads that wait for each other between them take five times the CPU, and on a busy machine far longer. True where
-    other threads are left out.
-    """
-    threads = torch.get_num_threads()
-    if threads == 1 or entries > ONE_THREAD:
-        yield False
-        return
-    torch.set_num_threads(1)
-    try:
-        yield True
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _near_sets(W: Tensor, seen: Tensor, view: View, sets: Sets) -> Iterator[Constraint]:

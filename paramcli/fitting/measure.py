@@ -199,7 +199,9 @@ class Moved:
         self._rest: tuple[Tensor, Tensor] | None = None
 
     def add(self, after: Tensor, before: Tensor) -> None:
-        """Take note of tensors of one shape; several of them lie along the first dimension, and are seen at once."""
+        """Take note of tensors of one shape; several of them lie along the first dimension, and are seen at once. A
+        small one is held until `result`, and must not change before.
+        """
         after, before = (W.reshape(self._count, W.numel() // self._count) for W in (after, before))
         if self._count > 1:
             self._measure(after, before, max(after.size(1), 1))

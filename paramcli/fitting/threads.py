@@ -14,13 +14,14 @@ ONE_THREAD = 1 << 15
 
 
 @contextmanager
-def threads_for(shape: Sequence[int], matter: bool = True) -> Iterator[int]:
-    """One thread for small tensors, and where threads do not `matter`; torch's number for others. Gives torch's number.
+def threads_for(shape: Sequence[int], matter: bool = True, small: int = ONE_THREAD) -> Iterator[int]:
+    """One thread for tensors of up to so many entries, and where threads do not `matter`; torch's number for others.
+    Gives torch's number.
 
     A function of shape and maths alone, so that bytes are reproducible.
     """
     threads = torch.get_num_threads()
-    if threads == 1 or (matter and math.prod(shape) > ONE_THREAD):
+    if threads == 1 or (matter and math.prod(shape) > small):
         yield threads
         return
     torch.set_num_threads(1)

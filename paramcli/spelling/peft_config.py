@@ -16,6 +16,8 @@ from .patterns import Budget, Pattern, Unknown
 
 MAX_CONFIG = 1 << 20
 # No number that means something is larger; a whole one of hundreds of digits is none that could be computed with.
+# What to do about a configuration that cannot be that of the weights beside it.
+AGAIN = "copy or download the adapter again: its configuration and its weights have to be of one training"
 _MOST = 1e30
 # What `inspect` shows of it.
 _FACTS = (
@@ -72,7 +74,7 @@ class Config:
         except (OSError, ValueError, RecursionError):
             values = None
         if not isinstance(values, dict):
-            raise InputRefused("it is no JSON object of an adapter", path=path, of_file=True)
+            raise InputRefused("it is no JSON object of an adapter", path=path, of_file=True, hint=AGAIN)
         return cls(path, values, strength)
 
     def refusal(self, why: str, hint: str | None = None) -> InputRefused:
@@ -145,7 +147,7 @@ class Config:
         value = self.of_module(name, patterns, module, default) if patterns else self.values.get(name, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _MOST:
             of = f" of {printable(module)}" if module else ""
-            raise self.refusal(f"{name}{of} is no number")
+            raise self.refusal(f"{name}{of} is no number", hint=AGAIN)
         return value
 
     def of_module(self, name: str, patterns: str, module: str, default: object = None) -> object:
@@ -200,7 +202,8 @@ class Config:
         """InputRefused where the configuration has another rank than the module's tensors."""
         said = self.number("r", module, "rank_pattern")
         if said != rank:
-            raise self.refusal(f"the rank of {printable(module)} is {said:g} here, and {rank} in the weights")
+            why = f"the rank of {printable(module)} is {said:g} here, and {rank} in the weights"
+            raise self.refusal(why, hint=AGAIN)
 
     def scale(self, module: str, rank: int, alpha: str = "lora_alpha") -> float:
         """strength * alpha / rank of a module, whose tensors have this rank; InputRefused where the configuration has

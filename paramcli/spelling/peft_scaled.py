@@ -17,7 +17,7 @@ from ..text import printable, shape_text
 from ..view import IDENTITY, View
 from .adapter import Change, lora_item, matrix_of, not_of_shape
 from .forms import Group
-from .peft_config import Config
+from .peft_config import AGAIN, Config
 from .peft_family import Family, Module, matrix_view, require_whole_strength
 
 
@@ -65,7 +65,8 @@ def _adalora_changes(module: Module, config: Config) -> list[Change]:
     said = config.mapping("rank_pattern").get(f"{module.path}.lora_E")
     wanted = sum(kept is True for kept in said) if isinstance(said, list) else start
     if wanted != rank:
-        raise config.refusal(f"the rank of {printable(module.path)} is {wanted:g} here, and {rank} in the weights")
+        why = f"the rank of {printable(module.path)} is {wanted:g} here, and {rank} in the weights"
+        raise config.refusal(why, hint=AGAIN)
     above = config.number("lora_alpha")
     # What was pruned from the rank that it began with does not change the scale.
     scale = config.strength * (above if above > 0 else rank) / (start + 1e-5)

@@ -114,15 +114,7 @@ def edit(
             # A name that is not there is said before the output's faults.
             edits[0].choose(opened.groups, opened.source.path)
         destination = output_path(opened.source, path, target, suffix)
-        output = Output(
-            opened,
-            destination,
-            overwrite=target.force,
-            in_place=target.in_place,
-            check=target.check,
-            sync=target.sync,
-            as_folder=target.as_folder,
-        )
+        output = Output.of(opened, destination, target)
         computes = any(edit.computes for edit in edits)
         early = begin_early(command, edits, output, stack) if computes and not target.dry_run else None
         # The sums take as long as importing torch does; of several processes each compares what it reads.
@@ -187,15 +179,7 @@ def convert(
 
             outcomes = preview(plan)
         else:
-            output = Output(
-                opened,
-                destination,
-                overwrite=target.force,
-                check=target.check,
-                sync=target.sync,
-                max_shard_size=size,
-                as_folder=target.as_folder,
-            )
+            output = Output.of(opened, destination, target, size)
             with _nothing_left(output):
                 outcomes = write_plan(plan, output, watch=watch)
         return result_of(
@@ -281,6 +265,20 @@ class Output:
     max_shard_size: int | None = None
     as_folder: bool = False
     run: ranks.Alone = field(default_factory=ranks.current)
+
+    @classmethod
+    def of(cls, opened: Opened, path: Path, target: Target, max_shard_size: int | None = None) -> Output:
+        """As the options say."""
+        return cls(
+            opened,
+            path,
+            overwrite=target.force,
+            in_place=target.in_place,
+            check=target.check,
+            sync=target.sync,
+            max_shard_size=max_shard_size,
+            as_folder=target.as_folder,
+        )
 
     def begin(self, plan: Plan, part: Plan, owner: dict[str, int] | None = None) -> Writing:
         """Open the sink, of `part` of the plan where other processes write the rest, and begin to copy. Use in a
