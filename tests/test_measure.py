@@ -30,6 +30,15 @@ def test_one_bad_entry_is_seen_wherever_it_is(dtype, bad, place):
     assert not measure.all_finite(W)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_finite_entries_of_an_infinite_sum_are_finite(dtype):
+    """Infinities of both signs are not, whose sum is NaN."""
+    W = torch.full((40,), torch.finfo(dtype).max, dtype=dtype)
+    assert measure.all_finite(W) and measure.all_finite(-W)
+    W[3], W[7] = float("inf"), -float("inf")
+    assert not measure.all_finite(W)
+
+
 def test_an_imaginary_part_a_conjugate_and_no_entry_are_looked_at_too():
     """Complex tensors are finite where both parts are; an empty tensor and integers always."""
     W = torch.ones(3, 3, dtype=torch.complex64)

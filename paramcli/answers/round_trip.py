@@ -21,10 +21,10 @@ from ..dtypes import EDITABLE, dtype_name
 from ..errors import PATH, TENSOR, InputRefused, error_context
 from ..fitting.blocks import Batch, bake_ranges, sliced_roles
 from ..fitting.evaluate import chain_of, complete, effective, read_state, require_chain
-from ..fitting.originals import in_precision
 from ..fitting.skeleton import loaded
 from ..maths.base import Check
 from ..maths.decoders import Decoder, decodable
+from ..maths.numbers import in_precision
 from ..spelling.forms import Group
 from ..spelling.opened import Opened, choose_any
 from ..spelling.quantized_comfyui import spent_markers

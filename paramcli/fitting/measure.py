@@ -279,9 +279,17 @@ def moved_of_each(after: Tensor, before: Tensor) -> list[float]:
     return both.result()
 
 
+# Their sums seldom leave their range.
+SUMMED = (torch.float32, torch.float64, torch.bfloat16)
+
+
 def all_finite(W: Tensor) -> bool:
-    """Is no entry NaN or infinite? By the extremes: one pass, twenty times quicker than asking every entry."""
+    """Is no entry NaN or infinite? By the sum, which is quickest and finite of nothing else; where it leaves the range,
+    by the extremes: twenty times quicker than asking every entry.
+    """
     if not W.numel() or not (W.is_floating_point() or W.is_complex()):
+        return True
+    if W.dtype in SUMMED and math.isfinite(W.sum().item()):
         return True
     # A conjugate or an 8-bit float has no extremes of its own.
     seen = torch.view_as_real(W.resolve_conj()) if W.is_complex() else W.float() if W.element_size() == 1 else W

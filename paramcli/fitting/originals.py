@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..chain import Chain, Link
 from ..maths.base import CannotReach, Parametrization
-from ..maths.numbers import compute_dtype, from_float8
+from ..maths.decoders import Decoder
+from ..maths.numbers import compute_dtype, in_precision
 from ..text import number_text
 from ..view import View
 from ..wording import given
@@ -23,15 +24,6 @@ from .skeleton import Loaded, loaded
 
 # A right inverse that is off by more than this in double precision has no preimage there.
 EXACT = 1e-6
-
-
-def in_precision(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Floating tensors in the precision of `dtype`, real ones real and complex ones complex; integers as they are."""
-    if tensor.is_complex():
-        return tensor.to(dtype.to_complex())
-    if not tensor.is_floating_point():
-        return tensor
-    return from_float8(tensor, dtype.to_real() if dtype.is_complex else dtype)
 
 
 def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -58,21 +50,24 @@ def evaluate(
     It lies row by row in memory, or else in the order that its kernels leave it in.
     """
     dtype = compute_dtype(stored, compute)
-    # In the order in memory that they have: some maps round by it.
-    wide = {role: in_precision(tensor, dtype) for role, tensor in state.items()}
-    parts = loaded(chain, view, shape, wide, dtype if chain.decodes else None)
-    value = value_of(parts).to(stored)
+    # In the order in memory that they have: some maps round by it. Codes are taken as they are stored.
+    codes = {"original"} if chain.decodes else set()
+    wide = {role: tensor if role in codes else in_precision(tensor, dtype) for role, tensor in state.items()}
+    value = value_of(loaded(chain, view, shape, wide, dtype if chain.decodes else None), dtype, stored)
     return value.contiguous() if row_major else value
 
 
-def value_of(parts: Loaded) -> Tensor:
-    """The value that loaded modules have."""
+def value_of(parts: Loaded, dtype: torch.dtype, stored: torch.dtype) -> Tensor:
+    """The value that loaded modules have, computed in `dtype` and rounded to `stored`."""
     first, *others = parts
     with torch.no_grad():
-        value: Tensor = first(*parts.originals)
+        if isinstance(first, Decoder):
+            value: Tensor = first.decode(parts.originals[0], dtype, dtype if others else stored)
+        else:
+            value = first(*parts.originals)
         for part in others:
             value = part(value)
-        return value.detach()
+        return value.detach().to(stored)
 
 
 def register_raw(W: Tensor, chain: Chain, view: View, seed: int | None, compute: str = "same") -> dict[str, Tensor]:

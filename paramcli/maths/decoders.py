@@ -11,7 +11,11 @@ from torch import Tensor, nn
 
 from ..errors import InputRefused
 from .base import Check, Parametrization
+from .numbers import in_precision
 from .tiles import ROWS, from_tiles, require_matrix, tiles_shape
+
+# About so many entries are decoded at once: as floats they stay in a core's cache, and the calls cost little beside.
+PART = 1 << 19
 
 
 class Decoder(Parametrization):
@@ -34,6 +38,11 @@ class Decoder(Parametrization):
 
     def right_inverse(self, value: Tensor) -> Tensor | tuple[Tensor, ...]:
         return self.outline(value) if value.is_meta else self.inverse(value)
+
+    def decode(self, codes: Tensor, dtype: torch.dtype, stored: torch.dtype) -> Tensor:
+        """The value of codes as they are stored, computed in `dtype` and rounded once to `stored`."""
+        value: Tensor = self.map(in_precision(codes, dtype))
+        return value.to(stored)
 
     def inverse(self, value: Tensor) -> Tensor:
         raise NotImplementedError
@@ -117,25 +126,39 @@ class Blocks(Decoder):
             return self.scale
         return from_tiles(self.scale, math.ceil(X.size(-2) / self.rows), math.ceil(X.size(-1) / self.columns))
 
-    def by_blocks(self, X: Tensor, how: Callable[..., Tensor]) -> Tensor:
-        """`how` of each entry and its scale, without a scale of its own for each: rows of blocks at once."""
-        scale = as_scale(self.grid(X), X.dtype).repeat_interleave(self.columns, -1)[..., : X.size(-1)]
-        full = X.size(-2) // self.rows
-        made, whole = torch.empty_like(X), (..., slice(0, full * self.rows), slice(None))
-        how(
-            X[whole].unflatten(-2, (full, self.rows)),
-            scale[..., :full, None, :],
-            out=made[whole].unflatten(-2, (full, self.rows)),
+    def by_blocks(self, X: Tensor, how: Callable[..., Tensor], dtype: torch.dtype, stored: torch.dtype) -> Tensor:
+        """`how` of each entry and its scale in `dtype`, rounded to `stored`: rows of blocks at once, without a scale of
+        its own for each entry, and no more of them than a core's cache holds.
+        """
+        height, width = X.shape[-2:]
+        scale = (
+            as_scale(self.grid(X), dtype).unsqueeze(-1).expand(*[-1] * X.ndim, self.columns).flatten(-2)[..., :width]
         )
-        rest = (..., slice(full * self.rows, None), slice(None))
-        how(X[rest], scale[..., full:, :], out=made[rest])
+        made = torch.empty(X.shape, dtype=stored, device=X.device)
+        row = self.rows * max(1, X.numel() // max(1, height))
+        several = max(1, PART // row) if X.device.type == "cpu" else -(-height // self.rows)
+        for first in range(0, scale.size(-2), several):
+            part = (..., slice(first * self.rows, (first + several) * self.rows), slice(None))
+            values, scales = in_precision(X[part], dtype), scale[..., first : first + several, :]
+            # Entries that were there in this dtype are somebody else's.
+            out = torch.empty_like(values) if X.dtype == dtype else values
+            full = values.size(-2) // self.rows
+            whole, rest = (..., slice(full * self.rows), slice(None)), (..., slice(full * self.rows, None), slice(None))
+            blocks = (full, self.rows)
+            how(values[whole].unflatten(-2, blocks), scales[..., :full, None, :], out=out[whole].unflatten(-2, blocks))
+            if scales.size(-2) > full:
+                how(values[rest], scales[..., full:, :], out=out[rest])
+            made[part] = out
         return made
 
     def map(self, codes: Tensor) -> Tensor:
-        return self.by_blocks(codes, torch.mul)
+        return self.decode(codes, codes.dtype, codes.dtype)
+
+    def decode(self, codes: Tensor, dtype: torch.dtype, stored: torch.dtype) -> Tensor:
+        return self.by_blocks(codes, torch.mul, dtype, stored)
 
     def inverse(self, W: Tensor) -> Tensor:
-        return onto(self.by_blocks(W, torch.div), self.codes)
+        return onto(self.by_blocks(W, torch.div, W.dtype, W.dtype), self.codes)
 
 
 class Scaled(Decoder):

@@ -53,6 +53,15 @@ def from_float8(codes: Tensor, dtype: torch.dtype) -> Tensor:
     return values if (octets & 127).amax() < 127 else values.masked_fill_(values.abs() > E4M3, math.nan)
 
 
+def in_precision(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Floating tensors in the precision of `dtype`, real ones real and complex ones complex; integers as they are."""
+    if tensor.is_complex():
+        return tensor.to(dtype.to_complex())
+    if not tensor.is_floating_point():
+        return tensor
+    return from_float8(tensor, dtype.to_real() if dtype.is_complex else dtype)
+
+
 def eps(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps
 

@@ -443,7 +443,7 @@ def linalg(bench: Bench) -> Result:
 
     def through(text: str) -> Callable[[], object]:
         parts = loaded(parse_chain(text), IDENTITY, (n, n), {"original": W})
-        return lambda: value_of(parts)
+        return lambda: value_of(parts, torch.float32, torch.float32)
 
     work = {
         "one product, float32": lambda: W @ W,
