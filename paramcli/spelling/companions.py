@@ -5,6 +5,7 @@
     weight_packed, weight (uint8)                  weight_scale, weight_scale_2, weight_global_scale, weight_zero_point
     qweight, q_weight, W_q, codes, trellis         scales, qzeros, scale, zero, codebooks, suh
     gate_up_proj (float8)                          gate_up_proj_scale_inv
+    modulation (float8)                            modulation.scale_weight
     weight (uint8, or any dtype as storage)        weight.absmax, weight.quant_map, weight.quant_state.*
     parametrizations.weight.original0 (int8)       parametrizations.weight.original1
 
@@ -62,6 +63,8 @@ def companions(tensors: Mapping[str, TensorInfo]) -> set[str]:
             found.update(keys.values())
         elif codes:
             found.update(codes, (key for leaf, key in keys.items() if names_scale(leaf)))
+        if parent in tensors and _is_codes(parent.rpartition(".")[2], tensors[parent]):
+            found.update(key for leaf, key in keys.items() if names_scale(leaf))
         if parent in tensors and not _STATE.isdisjoint(keys):
             found.update((parent, *keys.values(), *beside.get(f"{parent}.quant_state", {}).values()))
     if found:

@@ -4,6 +4,7 @@ several readings.
     form           keys                                                    roles
     fp8_block      X.weight (fp8), X.weight_scale_inv; X, X_scale_inv      original, 0.scale
     fp8_scaled     X.weight (fp8), X.weight_scale or X.scale_weight        original, 0.scale
+                   X (fp8), X_scale, X.weight_scale or the like            the same, in a file whose weights have scales
     int_scaled     X.weight (int8), X.weight_scale, ...                    original, 0.scale, 0.zero_point, 0.g_idx
     nvfp4          X.weight_packed (uint8), X.weight_global_scale, ...     original, 0.scale, 0.global_scale
                    X.weight (uint8), X.weight_scale_2, ...                 the same
@@ -54,6 +55,9 @@ INPUTS = (
     "output_scale",
     "output_zero_point",
 )
+# Names of one scale, or of one for each output.
+WEIGHT_SCALES = ("weight_scale", "scale_weight", "_scale_inv")
+PARAMETER_SCALES = ("_scale", "_weight_scale", "_scale_weight", ".weight_scale", ".scale_weight", "_scale_inv")
 # Scales that are powers of two: bytes too.
 EXPONENTS = ("U8", "F8_E8M0")
 # What a weight's value may need beside codes and scales: what is there and is not read leaves no weight.
@@ -62,6 +66,10 @@ COMPANION = re.compile(r"weight_(zero_point|g_idx|global_scale|scale_2)|pre_quan
 
 OF_ANOTHER = "the configuration is of another file, or the file is incomplete"
 INCOMPLETE = "the file is incomplete, or half converted"
+# Of codes without a scale, until it is known what others the file has.
+ALONE = "alone"
+# A pattern that is longer is not typed.
+LONGEST = 160
 
 
 def _fp8_block(parts: Parts) -> Reading | None:
@@ -127,17 +135,32 @@ def _blocks(parts: Parts) -> list[tuple[int, int]]:
 
 
 def _fp8_scaled(parts: Parts) -> Reading | None:
-    ending = next((e for e in ("weight_scale", "scale_weight") if e in parts.beside), None)
-    if ending is None or parts.codes.dtype not in FP8:
+    """One scale, or one for each output, of a weight or of any other parameter."""
+    found = list(filter(None, map(parts.at, WEIGHT_SCALES if parts.is_weight else PARAMETER_SCALES)))
+    if not found or parts.codes.dtype not in FP8 or any(scale.dtype not in EDITABLE for scale in found):
         return None
-    scale, shape = parts.beside[ending], parts.codes.shape
-    if scale.dtype not in EDITABLE:
-        return None
-    each = "tensor" if scale.numel == 1 else "output"
-    if each == "output" and (not shape or scale.shape not in ((shape[0],), (shape[0], *[1] * (len(shape) - 1)))):
-        return None
+    scale, shape = found[0], parts.codes.shape
     keys = {"original": parts.codes.name, "0.scale": scale.name}
-    return Reading("fp8_scaled", keys, shape, built_in(f"fp8_scaled:per={each}"))
+    each = _has_a_scale(scale, shape, parts.is_weight)
+    if each is not None and (parts.is_weight or len(found) == 1) and not scale.name.endswith("_inv"):
+        return Reading("fp8_scaled", keys, shape, built_in(f"fp8_scaled:per={each}"))
+    beside = listing([f"{printable(one.name)} ({shape_text(one.shape)})" for one in found], 3)
+    unknown = f"{TENSOR} is {shape_text(shape)} in 8-bit floats, and {beside} beside it may be read several ways"
+    hint = f"{given('chain', f'fp8_scaled:per={each}')}, if that multiplies it" if each and len(found) == 1 else None
+    return Reading("fp8_scaled", keys, shape, None, unknown, hint or ALONE)
+
+
+def _has_a_scale(scale: TensorInfo, shape: Sequence[int], is_weight: bool) -> str | None:
+    """What of codes of this shape has a scale of its own: the tensor, each output, or neither."""
+    if scale.numel == 1:
+        return "tensor"
+    if not shape or scale.numel != shape[0]:
+        return None
+    if scale.shape == (shape[0], *[1] * (len(shape) - 1)):
+        return "output"
+    # Of a parameter that is no weight, as many numbers as it has columns may be theirs.
+    one_way = is_weight or shape[-1] != shape[0]
+    return "output" if scale.shape == (shape[0],) and one_way else None
 
 
 # The first that reads them.
@@ -145,7 +168,7 @@ FORMS = (
     Form(("_scale_inv", "weight_scale", "scale"), _fp8_block),
     Form(("_scale_inv",), _fp8_block, leaf=""),
     *quantized_bitsandbytes.FORMS,
-    Form(("weight_scale", "scale_weight"), _fp8_scaled),
+    Form(WEIGHT_SCALES, _fp8_scaled),
     Form(("weight_scale",), int_scaled),
     Form(("scale",), packed_bytes),
     Form(("",), transposed_blocks, "_blocks"),
@@ -155,6 +178,9 @@ FORMS = (
     Form(("weight_scale", "weight_scale_2"), modelopt_nvfp4),
     Form(("qweight",), gptq_or_awq, "qweight"),  # alone it is no weight either
 )
+
+# What a parameter that is no weight is decoded with, where others of the file are.
+PARAMETERS = (Form(PARAMETER_SCALES, _fp8_scaled, ""),)
 
 # Endings that nothing else has.
 DECODE_WITH = (".absmax", ".nested_absmax", ".SCB", "_scale_inv")
@@ -177,16 +203,21 @@ def quantized(groups: Mapping[str, Group], source: Source) -> dict[str, Group]:
     layers = layers_of(source.metadata)
     found: dict[str, Group] = {}
     taken: set[str] = set()
-    for there in beside.values():
-        for leaf, codes in there.items():
-            parts = Parts(codes.name, codes, there, plain, config, source)
-            reading = as_comfyui_says(parts, _read(parts, leaf), layers) if leaf == "weight" else _read(parts, leaf)
-            if reading is not None:
-                before = "" if "weight" in leaf else f"{leaf}_"  # experts have no `.weight`
-                aside = {f"{ASIDE}{one}": there[before + one].name for one in INPUTS if before + one in there}
-                group = _group(_whole(reading, parts), codes.name, aside, plain, config)
-                found[codes.name] = group
-                taken.update(group.keys.values())
+    for forms in (FORMS, PARAMETERS):
+        for there in beside.values():
+            for leaf, codes in there.items():
+                # What a parameter's scale is called may be anything's name: it is one where weights have scales.
+                if forms is PARAMETERS and (not taken or codes.name in taken):
+                    continue
+                parts = Parts(codes.name, codes, there, plain, config, source)
+                reading = _read(forms, parts, leaf)
+                reading = as_comfyui_says(parts, reading, layers) if parts.is_weight else reading
+                if reading is not None:
+                    before = "" if "weight" in leaf else f"{leaf}_"  # experts have no `.weight`
+                    aside = {f"{ASIDE}{one}": there[before + one].name for one in INPUTS if before + one in there}
+                    group = _group(_whole(reading, parts), codes.name, aside, plain, config)
+                    found[codes.name] = group
+                    taken.update(group.keys.values())
     if not found:
         return dict(groups)
     made: dict[str, Group] = {}
@@ -196,7 +227,7 @@ def quantized(groups: Mapping[str, Group], source: Source) -> dict[str, Group]:
             made[alone.tensor] = alone
         elif name not in taken:
             made[name] = _lone(group) if group.is_plain else group
-    return made
+    return _with_a_way_out(made)
 
 
 def _foreign(groups: Mapping[str, Group], plain: Mapping[str, TensorInfo], way: Foreign) -> dict[str, Group]:
@@ -214,8 +245,8 @@ def _unread(group: Group, form: str, what: str, hint: str) -> Group:
     return replace(group, form=form, keys=keys, infos=infos, unknown=what, hint=hint)
 
 
-def _read(parts: Parts, leaf: str) -> Reading | None:
-    for form in FORMS:
+def _read(forms: Sequence[Form], parts: Parts, leaf: str) -> Reading | None:
+    for form in forms:
         if form.fits(leaf) and any(parts.at(ending) is not None for ending in form.endings):
             reading = form.read(parts)
             if reading is not None:
@@ -279,11 +310,27 @@ def _lone(group: Group) -> Group:
     if (kind := _weight_in_codes(group)) is not None:
         form, codes = kind
         what = f"{TENSOR} is in 8-bit {codes} and has no scale beside it, which others of the file have"
-        return _unread(group, form, what, INCOMPLETE)
+        return _unread(group, form, what, ALONE)
     if group.tensor.endswith(DECODE_WITH) or (group.dtype == "U8" and group.tensor.endswith("_scales")):
         what = f"{TENSOR} is what quantized weights are decoded with, and what it belongs to is not there"
         return _unread(group, "fp8_scaled", what, INCOMPLETE)
     return group
+
+
+def _with_a_way_out(groups: Mapping[str, Group]) -> dict[str, Group]:
+    """The groups; those of codes without a scale say how the others are baked."""
+    alone = {name: group for name, group in groups.items() if group.hint == ALONE}
+    baked = [name for name, group in groups.items() if group.in_codes and not group.unknown]
+    unread = [name for name, group in groups.items() if group.unknown]
+    ending = f".{baked[0].rpartition('.')[2]}" if baked else ""
+    if all(name.endswith(ending) for name in baked) and not any(name.endswith(ending) for name in unread):
+        pattern = f"*{ending}"
+    else:
+        pattern = f"re:(?!({'|'.join(map(re.escape, unread))})$).*"
+    way = f"{call('remove', PATH, tensor=pattern)} bakes the others and leaves it as it is"
+    if not baked or len(pattern) > LONGEST:
+        way = f"{INCOMPLETE}; {LEAVE_OUT}" if baked else INCOMPLETE
+    return {**groups, **{name: replace(group, hint=way) for name, group in alone.items()}}
 
 
 def _weight_in_codes(group: Group) -> tuple[str, str] | None:

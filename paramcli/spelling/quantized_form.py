@@ -32,6 +32,10 @@ class Parts:
     def module(self) -> str:
         return self.name.rpartition(".")[0]
 
+    @property
+    def is_weight(self) -> bool:
+        return self.name.rpartition(".")[2] == "weight"
+
     def named(self, leaf: str) -> str:
         """The name that a tensor of the module has."""
         return f"{self.module}.{leaf}" if self.module else leaf

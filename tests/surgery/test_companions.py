@@ -16,6 +16,7 @@ FORMATS = {
     "FP8 per tensor": ({"l.weight": F8, "l.weight_scale": None, "l.input_scale": None}, ["l.bias", "norm.weight"]),
     "FP8 blocks": ({"l.weight": F8, "l.weight_scale_inv": None}, ["l.bias", "gate.e_score_correction_bias"]),
     "FP8 experts": ({"e.gate_up_proj": F8, "e.gate_up_proj_scale_inv": None}, ["e.gate_up_proj_bias"]),
+    "a parameter": ({"b.modulation": F8, "b.modulation.scale_weight": None}, ["b.norm.scale_weight"]),
     "DeepSeek V4": ({"l.weight": F8, "l.scale": None}, ["q_norm.scale", "hc_attn_scale"]),
     "Mistral": ({"l.weight": F8, "l.qscale_weight": None, "l.qscale_act": None}, ["norm.weight"]),
     "ComfyUI": ({"l.weight": F8, "l.scale_weight": None, "l.scale_input": None, "scaled_fp8": F8}, ["l.bias"]),

@@ -19,6 +19,7 @@ from ...wording import given
 from ..plan import Promise, Step, baked
 from .base import Edit, Planner, Planning, option
 from .cast import Cast
+from .remove import still_codes
 
 if TYPE_CHECKING:
     from ...spelling.attached import Attached
@@ -166,6 +167,7 @@ class Merge(WithAdapters):
         cast = None if _decodes(chosen) else self._cast()
         left = cast.left(dict(item for group in groups.values() for item in group.stored)) if cast else None
         yield from [left] if left else []
+        yield from still_codes(chosen, groups)
 
 
 @dataclass(frozen=True, kw_only=True)

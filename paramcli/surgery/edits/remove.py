@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...checkpoint.header import Slot
-from ...dtypes import CAST_DTYPES, COMPUTE_DTYPES, CastDtype, ComputeDtype
+from ...dtypes import CAST_DTYPES, COMPUTE_DTYPES, CastDtype, ComputeDtype, dtype_name, kind_of
 from ...errors import PATH, TENSOR, InputRefused, UsageError
 from ...spelling.forms import Group
 from ...spelling.given import named, with_chain
+from ...spelling.quantized_comfyui import MARKER
 from ...spelling.unparametrized import instead_of_chains
-from ...text import shape_text
+from ...text import listing, shape_text
 from ...wording import call, given
 from ..plan import Promise, Step, baked
 from .base import Edit, Planner, Planning, option, reading
@@ -73,8 +74,27 @@ class Remove(Edit):
 
         return parametrized(Bake(dtype=self.dtype).plan)
 
+    def remarks(self, chosen: Sequence[Group], groups: Mapping[str, Group]) -> Iterator[str]:
+        return still_codes(chosen, groups)
+
     def foretell(self, group: Group) -> Promise | None:
         return baked(group) if self.bake and self.dtype is None and not group.problem else None
+
+
+def still_codes(chosen: Sequence[Group], groups: Mapping[str, Group]) -> Iterator[str]:
+    """Where codes are baked: which others are 8-bit floats, or codes that are not read, and stay what they are."""
+    if not any(group.in_codes for group in chosen):
+        return
+    baked, left = {group.tensor for group in chosen}, dict[str, str]()
+    for name, group in groups.items():
+        stored = group.infos.get("value") or group.infos.get("original")
+        mere = group.unknown or (group.is_plain and stored and kind_of(stored.dtype) == "packed")
+        if mere and stored and name not in baked and name.rpartition(".")[2] != MARKER:
+            left[name] = dtype_name(stored.dtype)
+    if left:
+        stay, it = ("stays", "it") if len(left) == 1 else ("stay", "them")
+        dtypes = " and ".join(sorted(set(left.values())))
+        yield f"{listing(left, 4)} {stay} in {dtypes}, as before: no scale was read for {it}"
 
 
 def parametrized(plan: Planner) -> Planner:
