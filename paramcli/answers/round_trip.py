@@ -113,7 +113,7 @@ def _of(quantized: Opened, group: Group, baked: Opened | None, device: torch.dev
             yield part, state, None if value is None else value.read(rows).to(state["original"].device)
 
     bad: dict[str, int] = {}
-    off = count = missed = 0
+    off = count = missed = depending = 0
     for part, state, M in blocks():
         E = product_of(part, state)
         decoder, codes = _decoder(part, state)
@@ -125,9 +125,15 @@ def _of(quantized: Opened, group: Group, baked: Opened | None, device: torch.dev
             missed += unrounded(M, E)
             # A half does not tell 254 steps of a grid from 255: the product, rounded, is what its code stands for.
             E = torch.where(E.to(M.dtype) == M, E, M.float())
-        off += _differing(decoder, codes, E)
+        back = _codes_of(decoder, E)
+        if differing := int((_bytes(codes) != _bytes(back)).sum()):
+            off += differing
+            depending += int((product_of(part, {**state, "original": back}) != product_of(part, state)).sum())
         count += codes.numel()
     detail = f"{count_text(off, 'code')} of {count} {'differs' if off == 1 else 'differ'}" if off else None
+    if depending < off:
+        few = count_text(depending, "weight") if depending else "no weight"
+        detail = f"{detail}, and {few} with {'it' if off == 1 else 'them'}: a scale is 0 there, or too small"
     checks = decodable(sum(bad.values())), Check(ROUND_TRIP, off / max(count, 1), 0.0, detail)
     if value is None:
         return checks
@@ -175,13 +181,11 @@ def _decoder(group: Group, state: dict[str, Tensor]) -> tuple[Decoder, Tensor]:
     return decoder, whole["original"]
 
 
-def _differing(decoder: Decoder, codes: Tensor, value: Tensor) -> int:
-    """How many codes are not those of the value."""
+def _codes_of(decoder: Decoder, value: Tensor) -> Tensor:
     try:
-        back = decoder.inverse(value)
+        return decoder.inverse(value)
     except NotImplementedError:
         raise InputRefused(f"no codes come back of what {TENSOR} is decoded by") from None
-    return int((_bytes(codes) != _bytes(back)).sum())
 
 
 def _bytes(codes: Tensor) -> Tensor:

@@ -130,11 +130,14 @@ class VerifyResult(Sequence[Verdict]):
         what, not_looked_at = count_text(len(claims), "tensor"), "without a claim"
         if self.of_codes:
             not_looked_at = "without codes"
-            baked = any(check.constraint == PRODUCT for v in claims for check in v.checks)
+            products = [check for v in claims for check in v.checks if check.constraint == PRODUCT]
+            baked, same = bool(products), all(check.ok for check in products)
             says = f"{what}{where}: every code comes back"
             says += ", and every weight is what its codes stand for" if baked else ""
             if self.failed:
-                off = "not what the codes stand for" if baked else "not every code is a number and comes back"
+                off = "not every code is a number and comes back"
+                if baked:
+                    off = f"{off}, but the weights are their products" if same else "not what the codes stand for"
                 says = f"{len(self.failed)} of {what}{where}: {off}"
         elif self.failed:
             off = count_text(len(self.failed), "tensor")

@@ -78,6 +78,12 @@ def as_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:
     return (scale.view(torch.float8_e8m0fnu) if scale.dtype == torch.uint8 else scale).to(dtype)
 
 
+def divided(W: Tensor, scale: Tensor, out: Tensor | None = None) -> Tensor:
+    """W / scale, which of a 0 with a scale 0 is that 0: the code whose product it is, with its sign."""
+    least = torch.full_like(scale, torch.finfo(scale.dtype).tiny).copysign(scale)
+    return torch.div(W, torch.where(scale == 0, least, scale), out=out)
+
+
 def no_exponents(scale: Tensor) -> int:
     """How many of these are bytes that are no exponents."""
     return int((scale == 255).sum()) if scale.dtype == torch.uint8 else 0
@@ -88,7 +94,7 @@ class Blocks(Decoder):
     ceil(in / columns)). scales=tiles: they lie as `tiles.py` says, of one matrix.
 
     Inverse: code = W / scale, rounded to the nearest 8-bit float. Codes of W are the codes that W came of, as a product
-             in float32 is within eps of them and they are 2^-4 apart; but for codes of a scale 0.
+             in float32 is within eps of them and they are 2^-4 apart; but of a scale 0 they are all 0.
     Cost:    one pass.
     Source:  transformers 5.24, integrations/finegrained_fp8; comfy-kitchen 0.2.40 (TensorCoreMXFP8Layout) for tiles.
     """
@@ -158,7 +164,7 @@ class Blocks(Decoder):
         return self.by_blocks(codes, torch.mul, dtype, stored)
 
     def inverse(self, W: Tensor) -> Tensor:
-        return onto(self.by_blocks(W, torch.div, W.dtype, W.dtype), self.codes)
+        return onto(self.by_blocks(W, divided, W.dtype, W.dtype), self.codes)
 
 
 class Scaled(Decoder):
@@ -185,4 +191,4 @@ class Scaled(Decoder):
         return codes * self.scale.to(codes.dtype)
 
     def inverse(self, W: Tensor) -> Tensor:
-        return onto(W / self.scale.to(W.dtype), self.codes)
+        return onto(divided(W, self.scale.to(W.dtype)), self.codes)

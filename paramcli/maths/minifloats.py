@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputRefused
-from .decoders import Decoder, as_scale
+from .decoders import Decoder, as_scale, divided
 from .nibbles import halves_swapped
 from .packed import looked_up, packed_octets
 from .tiles import ROWS, from_tiles, require_matrix, tiles_shape
@@ -74,7 +74,7 @@ class Minifloats(Decoder):
 
     def inverse(self, W: Tensor) -> Tensor:
         scales = self.scales(W.shape).to(W.dtype)
-        values = (W.unflatten(-1, (scales.size(-1), -1)) / scales.unsqueeze(-1)).flatten(-2)
+        values = divided(W.unflatten(-1, (scales.size(-1), -1)), scales.unsqueeze(-1)).flatten(-2)
         positive = torch.tensor(values_of(self.bits - 3)[: 1 << self.bits - 1], dtype=W.dtype, device=W.device)
         numbers = torch.bucketize(values.abs().nan_to_num(0), (positive[1:] + positive[:-1]) / 2)
         return packed_octets(numbers + (values.signbit().long() << self.bits - 1), self.bits)
@@ -146,7 +146,7 @@ class NvFp4(Minifloats):
 
     first=high: the even column is the upper half of a byte; scales=tiles: they lie as `tiles.py` says, of a matrix.
 
-    Inverse: as of `MxFp4`; codes of a scale 0 are lost.
+    Inverse: as of `MxFp4`; codes of a scale 0 are lost, and 0 comes back.
     Cost:    one look-up for two entries, and one pass; with first=high one more over the codes.
     Source:  compressed-tensors 0.20 (nvfp4-pack-quantized) divides, ModelOpt 0.47 (weight_scale_2) multiplies, and
              comfy-kitchen 0.2.40 (TensorCoreNVFP4Layout) does with the upper half first and tiles.

@@ -277,3 +277,73 @@ def test_rows_that_are_folded_are_of_one_way_to_the_weight(tmp_path):
     cells = [str(cell) for cell in verify_table(verdicts, fold=True).columns[4].cells]
     said = [cell for cell in cells if cell != "holds"]
     assert len(cells) == 6 and len(said) == 1 and "in bfloat16" in said[0]
+
+
+def of_scale_0(codes):
+    """For every way to store codes that can have a scale 0: its tensors, the second row (or block) of scale 0 and the
+    codes of that as given; and how many of its codes are stored for a weight.
+    """
+    rows, ones = torch.ones(4, 32), torch.tensor([1.0, 0, 1, 1])
+    filled = rows.clone()
+    filled[1] = codes
+    signed = filled.to(torch.int8)
+    # 2 is code 4 of E2M1, two of them in a byte.
+    nibbles = torch.full((4, 16), 0x44, dtype=torch.uint8)
+    nibbles[1] = 0x44 if codes == 1 else 0x88 if str(codes) == "-0.0" else 0
+    return {
+        "fp8_scaled": {"l.weight": filled.to(E4M3), "l.weight_scale": ones[:, None]},
+        "fp8_block": {"l.weight": filled.to(E4M3), "l.weight_scale": ones[:, None].expand(4, 2).contiguous()},
+        "int_scaled": {"l.weight": signed, "l.weight_scale": ones[:, None]},
+        "bnb_int8": {"l.weight": signed, "l.SCB": ones},
+        "nvfp4": {
+            "l.weight_packed": nibbles,
+            "l.weight_scale": ones[:, None].expand(4, 2).to(E4M3).contiguous(),
+            "l.weight_global_scale": torch.tensor([1.0]),
+        },
+    }
+
+
+FORMS = list(of_scale_0(0.0))
+
+
+def by_itself_and_of_its_bake(form, codes, tmp_path, paramcli, code):
+    """(what --round-trip says of the file, what it says of what is baked from it)"""
+    place, out = tmp_path / "q", tmp_path / "out.safetensors"
+    place.mkdir()
+    path = place / "model.safetensors"
+    save_file(of_scale_0(codes)[form], path)
+    config = {"quant_method": "fp8", "weight_block_size": [1, 16]} if form == "fp8_block" else None
+    (place / "config.json").write_text(json.dumps({"quantization_config": config} if config else {}))
+    paramcli("remove", path, "-o", out)
+    assert not load_file(out)["l.weight"][1].any() and load_file(out)["l.weight"][[0, 2, 3]].all()
+    asked = [path], [out, "--base", path]
+    return [paramcli("verify", *one, "--round-trip", code=code) for one in asked]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_codes_of_a_scale_0_come_back_where_they_are_0(form, zero, tmp_path, paramcli):
+    """0 times 0 is 0, and of that, with its sign, the code is 0."""
+    for told in by_itself_and_of_its_bake(form, zero, tmp_path, paramcli, 0):
+        assert "every code comes back" in told.err
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_other_codes_of_a_scale_0_are_said_to_be_of_no_weight(form, tmp_path, paramcli):
+    """They do not come back, and a product that holds says that nothing is wrong with the weights."""
+    by_itself, baked = by_itself_and_of_its_bake(form, 1, tmp_path, paramcli, 1)
+    off = "16 codes of 64" if form == "nvfp4" else "32 codes of 128"
+    for told in (by_itself, baked):
+        assert f"{off} differ, and no weight with them: a scale is 0 there, or too small" in " ".join(told.out.split())
+    assert "1 of 1 tensor" in baked.err and "comes back, but the weights are their products" in baked.err
+
+
+def test_a_changed_code_beside_those_of_a_scale_0_is_told_apart(tmp_path, paramcli):
+    tensors, path, out = of_scale_0(1)["fp8_scaled"], tmp_path / "q.safetensors", tmp_path / "out.safetensors"
+    save_file(tensors, path)
+    paramcli("remove", path, "-o", out)
+    codes = tensors["l.weight"].clone()
+    codes[0, 0] = 2
+    save_file({**tensors, "l.weight": codes}, path)
+    told = paramcli("verify", out, "--base", path, "--round-trip", code=1)
+    assert "33 codes of 128 differ, and 1 weight with them" in told.out and "not what the codes stand for" in told.err
