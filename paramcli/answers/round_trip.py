@@ -25,7 +25,7 @@ from ..fitting.skeleton import loaded
 from ..maths.base import Check
 from ..maths.decoders import Decoder, decodable
 from ..maths.numbers import in_precision
-from ..spelling.forms import Group
+from ..spelling.forms import Group, plain_group
 from ..spelling.opened import Opened, choose_any
 from ..spelling.quantized_comfyui import spent_markers
 from ..text import count_text, shape_text
@@ -48,7 +48,12 @@ def round_trip(
     """Of each weight that is stored in codes: the share of them that come back otherwise. `baked`: the file whose
     weights are quantized again, by default what the codes themselves give.
     """
-    chosen = [group for group in quantized.choose(tensor) if _is_quantized(group)]
+    meant = [group for group in quantized.choose(tensor) if _is_quantized(group)]
+    # What is named is asked for: without an answer to that there is none.
+    chosen = meant if tensor else [group for group in meant if not group.unknown]
+    unread = [group for group in meant if group not in chosen]
+    if unread and not chosen:
+        raise unread[0].refusal(path)
     if not chosen:
         raise InputRefused(
             f"nothing to verify: {PATH} stores no weight in codes",
@@ -57,6 +62,8 @@ def round_trip(
             code="nothing_to_verify",
         )
     decoded = {group.tensor for group in chosen}
+    if baked is not None:
+        quantized, baked, unread = _as_stored(quantized, baked, unread)
     others = _others(quantized, baked, decoded, tensor) if baked is not None else _Others()
     total = sum(group.nbytes for group in chosen) + others.nbytes
     verdicts = []
@@ -68,9 +75,30 @@ def round_trip(
                 verdicts.append(Verdict(group, str(group.chain), group.view.text, checks))
             meter.advance(group.nbytes)
         if baked is None:
-            return VerifyResult(path, tuple(verdicts), others=len(quantized.groups) - len(chosen))
+            left = len(quantized.groups) - len(chosen) - len(unread)
+            return VerifyResult(path, tuple(verdicts), tuple(unread), left)
         kept = compare_kept(baked, quantized, others.names, decoded, others.missing, others.extra, meter.advance)
-    return VerifyResult(path, tuple(verdicts), kept=kept)
+    return VerifyResult(path, tuple(verdicts), tuple(unread), kept=kept)
+
+
+def _as_stored(quantized: Opened, baked: Opened, unread: Sequence[Group]) -> tuple[Opened, Opened, list[Group]]:
+    """(the two, of codes that are not read the tensors that are stored, which can be compared; and those codes that
+    something decoded in the baked file, of which neither has any)
+    """
+    names = {group.tensor for group in unread}
+    decoded = [g for g in unread if g.tensor in baked.groups and baked.groups[g.tensor].dtype in EDITABLE]
+    lost = {group.tensor for group in decoded}
+
+    def apart(opened: Opened) -> Opened:
+        groups: dict[str, Group] = {}
+        for name, group in opened.groups.items():
+            if name not in names:
+                groups[name] = group
+            elif name not in lost:
+                groups |= {key: plain_group(key, info) for key, info in group.stored}
+        return Opened(opened.source, groups)
+
+    return apart(quantized), apart(baked), decoded
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,8 @@ def _show(screen: Screen, result: VerifyResult, as_json: bool, ckpt: Path, repor
     if result.failed or (result.kept is not None and not result.kept.ok):
         raise typer.Exit(1)
     if result.unverified:
-        screen.note("say what they are with --chain, or name with -t what is to be verified")
+        said = "" if result.of_codes else "say what they are with --chain, or "
+        screen.note(f"{said}name with -t what is to be verified")
         raise typer.Exit(3)
 
 

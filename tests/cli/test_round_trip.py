@@ -123,6 +123,45 @@ def test_only_the_tensors_that_are_named_are_compared(tmp_path, paramcli):
     paramcli("verify", out, "--base", path, "--round-trip", "-t", "l.weight", "-t", "n.*", code=1)
 
 
+# What became of codes without a scale -> (the tensors in their place, exit code, what is said)
+ALONE = {
+    "left as they are": (lambda X, s: {"pos": X, "pos_scale_inv": s}, 0, "4 others are the base's"),
+    "decoded by something": (lambda X, s: {"pos": (X.float() * s).bfloat16()}, 3, "1 not verified: pos; 2 others are"),
+    "changed": (lambda X, s: {"pos": changed(X), "pos_scale_inv": s}, 1, "1 not the base's: pos"),
+    "with another scale": (lambda X, s: {"pos": X, "pos_scale_inv": s * 2}, 1, "1 not the base's: pos_scale_inv"),
+    "without a scale": (lambda X, s: {"pos": X}, 1, "1 missing: pos_scale_inv"),
+    "left out": (lambda X, s: {}, 1, "2 missing: pos, pos_scale_inv"),
+}
+
+
+@pytest.mark.parametrize("what", ALONE)
+def test_codes_that_are_not_read_are_compared_as_stored_or_named(what, tmp_path, paramcli):
+    """The others are verified; what something decoded, by nothing that the file says, is not."""
+    made, code, said = ALONE[what]
+    codes, scale = torch.ones(4, 8).to(E4M3), torch.tensor(2.0)
+    path, out, _ = quantized(tmp_path, pos=codes, pos_scale_inv=scale)
+    paramcli("remove", path, "-t", "*.weight", "-o", out)
+    rest = {key: T for key, T in load_file(out).items() if not key.startswith("pos")}
+    save_file({**rest, **made(codes, scale)}, out)
+    told = paramcli("verify", out, "--base", path, "--round-trip", code=code)
+    assert told.out.count("holds") == 3 and said in told.err
+    found = paramcli("verify", out, "--base", path, "--round-trip", "--json", code=code).json
+    assert found["ok"] is (code == 0) and [tensor["tensor"] for tensor in found["tensors"]] == ["l.weight"]
+    assert [tensor["tensor"] for tensor in found.get("unverified", [])] == (["pos"] if code == 3 else [])
+
+
+def test_a_file_by_itself_names_the_codes_that_are_not_read(tmp_path, paramcli):
+    """The others come back, and the answer is none; alone, or asked for by name, they are refused."""
+    path, _, tensors = quantized(tmp_path, pos=torch.ones(4, 8).to(E4M3))
+    told = paramcli("verify", path, "--round-trip", code=3)
+    assert told.out.count("holds") == 2 and "1 not verified: pos; 2 without codes not looked at" in told.err
+    paramcli("verify", path, "--round-trip", "-t", "l.weight")
+    assert "pos is in 8-bit floats" in paramcli("verify", path, "--round-trip", "-t", "pos", code=3).err
+    del tensors["pos"]
+    save_file({**tensors, "l.weight_scale": torch.ones(3)}, path)
+    assert "may be read several ways" in paramcli("verify", path, "--round-trip", code=3).err
+
+
 def test_a_marker_that_went_with_the_codes_is_not_missing(tmp_path, paramcli):
     codes = {"a.weight": torch.ones(4, 4).to(E4M3), "a.scale_weight": torch.tensor(0.3)}
     save_file({**codes, "scaled_fp8": torch.empty(0, dtype=E4M3)}, tmp_path / "q.safetensors")
