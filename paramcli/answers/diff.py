@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from ..checkpoint.disk.interrupts import import_torch
+from ..checkpoint.same_bytes import same_bytes
 from ..checkpoint.source import Source
 from ..dtypes import dtype_name, kind_of
 from ..errors import InputRefused
@@ -118,11 +119,7 @@ def same_state(a: Source, one: Group, b: Source, other: Group) -> bool:
     """Are the stored tensors the same, role by role and bit by bit?"""
     if set(one.keys) != set(other.keys):
         return False
-    for role in one.keys:
-        x, y = one.infos[role], other.infos[role]
-        if (x.dtype, x.shape) != (y.dtype, y.shape) or a.read_bytes(one.keys[role]) != b.read_bytes(other.keys[role]):
-            return False
-    return True
+    return all(same_bytes(a, key, b, other.keys[role]) for role, key in one.keys.items())
 
 
 def compare_one(

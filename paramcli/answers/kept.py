@@ -10,6 +10,8 @@ from ..dtypes import EDITABLE
 from ..text import count_text, listing
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..spelling.forms import Group
     from ..spelling.opened import Opened
 
@@ -105,14 +107,17 @@ def compare_kept(
 
 def _is_cast(base: Opened, one: Group, result: Opened, other: Group) -> bool:
     """Is one the other, rounded to its dtype?"""
-    import torch
-
-    from ..fitting.evaluate import effective
+    from ..fitting.pairs import Pair
 
     if one.shape != other.shape or {one.dtype, other.dtype} - EDITABLE:
         return False
-    W, M = effective(base.source, one), effective(result.source, other)
-    # What has no room in the other dtype is lost, and no cast of it.
+    return Pair(result.source, other, base.source, one).alike(_rounded)
+
+
+def _rounded(M: Tensor, W: Tensor) -> bool:
+    """Is M what a cast gives of W? What has no room in the other dtype is lost, and no cast of it."""
+    import torch
+
     kept = torch.equal(torch.isinf(W), torch.isinf(M)) and torch.equal(torch.isnan(W), torch.isnan(M))
     number = ~torch.isnan(M)
     return kept and torch.equal(W.to(M.dtype)[number], M[number])

@@ -9,13 +9,14 @@ tensor that was not decoded must be that of the quantized file, bit for bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..allocator import Holes, share_one_heap
 from ..checkpoint.source import Rows
 from ..dtypes import EDITABLE, dtype_name
 from ..errors import PATH, TENSOR, InputRefused, error_context
@@ -23,7 +24,7 @@ from ..fitting.blocks import Batch, bake_ranges, sliced_roles
 from ..fitting.evaluate import chain_of, complete, effective, read_state, require_chain
 from ..fitting.skeleton import loaded
 from ..maths.base import Check
-from ..maths.decoders import Decoder, decodable
+from ..maths.decoders import PART, Decoder, decodable
 from ..maths.numbers import in_precision
 from ..spelling.forms import Group, plain_group
 from ..spelling.opened import Opened, choose_any
@@ -48,6 +49,7 @@ def round_trip(
     """Of each weight that is stored in codes: the share of them that come back otherwise. `baked`: the file whose
     weights are quantized again, by default what the codes themselves give.
     """
+    share_one_heap()
     meant = [group for group in quantized.choose(tensor) if _is_quantized(group)]
     # What is named is asked for: without an answer to that there is none.
     chosen = meant if tensor else [group for group in meant if not group.unknown]
@@ -66,12 +68,12 @@ def round_trip(
         quantized, baked, unread = _as_stored(quantized, baked, unread)
     others = _others(quantized, baked, decoded, tensor) if baked is not None else _Others()
     total = sum(group.nbytes for group in chosen) + others.nbytes
-    verdicts = []
+    verdicts, holes = [], Holes()
     with watch.meter("verify", len(chosen) + len(others.names), total) as meter:
         for group in chosen:
             with error_context(tensor=group.tensor, path=quantized.source.path), torch.no_grad():
                 require_chain(group)
-                checks = _of(quantized, group, baked, device)
+                checks = _of(quantized, group, baked, device, holes)
                 verdicts.append(Verdict(group, str(group.chain), group.view.text, checks))
             meter.advance(group.nbytes)
         if baked is None:
@@ -125,7 +127,49 @@ def _is_quantized(group: Group) -> bool:
     return not group.is_plain and (group.chain is None or group.chain.decodes) and "original" in group.keys
 
 
-def _of(quantized: Opened, group: Group, baked: Opened | None, device: torch.device | str) -> tuple[Check, ...]:
+@dataclass
+class _Found:
+    """What blocks of a weight have come to, and how many of their codes there were."""
+
+    codes: int = 0
+    # Codes that come back otherwise, and the weights that are others with those; weights that are not rounded once.
+    off: int = 0
+    depending: int = 0
+    missed: int = 0
+    # By role, how many are no numbers.
+    bad: dict[str, int] = field(default_factory=dict)
+
+    def add(self, part: Group, state: dict[str, Tensor], M: Tensor | None, shared: Collection[str]) -> None:
+        """A block; of what is `shared` by all, the numbers are counted once."""
+        decoder, codes = _decoder(part, state)
+        for name, found in decoder.no_numbers((codes,)).items():
+            self.bad[name] = found if name in shared else self.bad.get(name, 0) + found
+        E = product_of(part, state).contiguous()
+        if M is not None:
+            for m, e in zip(M.reshape(-1).split(PART), E.view(-1).split(PART), strict=True):
+                self.missed += unrounded(m, e)
+                # A half does not tell 254 steps of a grid from 255: the product, rounded, is what its code stands for.
+                if (other := e.to(m.dtype) != m).any():
+                    e[other] = m[other].float()
+        back = _codes_of(decoder, E)
+        if differing := int((_bytes(codes) != _bytes(back)).sum()):
+            self.off += differing
+            self.depending += int((product_of(part, {**state, "original": back}) != product_of(part, state)).sum())
+        self.codes += codes.numel()
+
+    def checks(self) -> tuple[Check, Check]:
+        off, detail = self.off, None
+        if off:
+            detail = f"{count_text(off, 'code')} of {self.codes} {'differs' if off == 1 else 'differ'}"
+        if self.depending < off:
+            few = count_text(self.depending, "weight") if self.depending else "no weight"
+            detail = f"{detail}, and {few} with {'it' if off == 1 else 'them'}: a scale is 0 there, or too small"
+        return decodable(sum(self.bad.values())), Check(ROUND_TRIP, off / max(self.codes, 1), 0.0, detail)
+
+
+def _of(
+    quantized: Opened, group: Group, baked: Opened | None, device: torch.device | str, holes: Holes
+) -> tuple[Check, ...]:
     chain = chain_of(group)
     if len(chain) > 1:
         raise InputRefused(f"{TENSOR} is {chain}: of more than a decoder no codes come back")
@@ -134,39 +178,23 @@ def _of(quantized: Opened, group: Group, baked: Opened | None, device: torch.dev
     batch = Batch(quantized.source, [group], group.view, device, ranges, sliced)
     value = None if baked is None else _Baked(baked, group, ranges)
 
-    def blocks() -> Iterator[tuple[Group, dict[str, Tensor], Tensor | None]]:
-        for rows in ranges or (None,):
-            state = batch.on_device(batch.read(rows)) if ranges else read_state(quantized.source, group, device)
-            part = group if rows is None else _rows_of(group, rows)
-            yield part, state, None if value is None else value.read(rows).to(state["original"].device)
+    def block(rows: Rows) -> tuple[Group, dict[str, Tensor], Tensor | None]:
+        state = batch.on_device(batch.read(rows)) if ranges else read_state(quantized.source, group, device)
+        part = group if rows is None else _rows_of(group, rows)
+        return part, state, None if value is None else value.read(rows).to(state["original"].device)
 
-    bad: dict[str, int] = {}
-    off = count = missed = depending = 0
-    for part, state, M in blocks():
-        E = product_of(part, state)
-        decoder, codes = _decoder(part, state)
-        for name, found in decoder.no_numbers((in_precision(codes, torch.float32),)).items():
-            # What is given whole to every block is counted once.
-            shared = ranges and name != "original" and f"0.{name}" not in sliced
-            bad[name] = found if shared else bad.get(name, 0) + found
-        if M is not None:
-            missed += unrounded(M, E)
-            # A half does not tell 254 steps of a grid from 255: the product, rounded, is what its code stands for.
-            E = torch.where(E.to(M.dtype) == M, E, M.float())
-        back = _codes_of(decoder, E)
-        if differing := int((_bytes(codes) != _bytes(back)).sum()):
-            off += differing
-            depending += int((product_of(part, {**state, "original": back}) != product_of(part, state)).sum())
-        count += codes.numel()
-    detail = f"{count_text(off, 'code')} of {count} {'differs' if off == 1 else 'differ'}" if off else None
-    if depending < off:
-        few = count_text(depending, "weight") if depending else "no weight"
-        detail = f"{detail}, and {few} with {'it' if off == 1 else 'them'}: a scale is 0 there, or too small"
-    checks = decodable(sum(bad.values())), Check(ROUND_TRIP, off / max(count, 1), 0.0, detail)
+    roles = [role for role in group.own_roles if not role.startswith("original") and role not in sliced]
+    shared = [role.partition(".")[2] for role in roles] if ranges else []
+    found = _Found()
+    for rows in ranges or (None,):
+        # Nothing of a block outlives the call: the next is read into what that had.
+        found.add(*block(rows), shared)
+        holes.tidy(group.nbytes // max(1, len(ranges)))
     if value is None:
-        return checks
-    way = another_way((part, state, M) for part, state, M in blocks() if M is not None) if missed else None
-    return *checks, product_check(missed, math.prod(group.shape), way)
+        return found.checks()
+    parts = ((part, state, M) for part, state, M in map(block, ranges or (None,)) if M is not None)
+    way = another_way(parts) if found.missed else None
+    return *found.checks(), product_check(found.missed, math.prod(group.shape), way)
 
 
 def _rows_of(group: Group, rows: tuple[int, int]) -> Group:

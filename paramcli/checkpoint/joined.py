@@ -7,8 +7,6 @@ from dataclasses import replace
 
 from .source import Source, Storage, TensorInfo
 
-_PIECE = 8 << 20
-
 
 def joined(base: Source, others: Mapping[str, Source]) -> Source:
     """The base with the tensors of the others beside its own, theirs as `label/key`; closing it closes all.
@@ -40,20 +38,3 @@ def _placed(info: TensorInfo, name: str, storage: Storage, first: int) -> Tensor
         for piece in info.pieces
     )
     return replace(info, name=name, storage=storage, pieces=pieces)
-
-
-def same_bytes(source: Source, a: str, b: str) -> bool:
-    """Are these one tensor, by dtype, shape and bytes? A piece at a time."""
-    one, other = source.tensors[a], source.tensors[b]
-    if (one.dtype, one.shape) != (other.dtype, other.shape):
-        return False
-    if one.run is None or other.run is None:
-        return source.read_bytes(a) == source.read_bytes(b)
-    source.check_storage(one.storage)
-    source.check_storage(other.storage)
-    (file, at, size), (other_file, other_at, _) = one.run, other.run
-    return all(
-        source.files[file].read(at + part, min(_PIECE, size - part))
-        == source.files[other_file].read(other_at + part, min(_PIECE, size - part))
-        for part in range(0, size, _PIECE)
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 
 import torch
@@ -48,13 +48,17 @@ class Pair:
         with error_context(path=before_source.path):
             return now, effective(before_source, before)
 
-    def differs(self) -> bool:
-        """Is there an entry that is another number? (0 and -0 are one, and NaN of the same bits.)"""
-        found = any(not _same(now, before) for now, before in self.parts())
+    def alike(self, holds: Callable[[Tensor, Tensor], bool]) -> bool:
+        """Does it hold of every part? What was read is what was stored, by the checksums that its file has."""
+        found = all(holds(now, before) for now, before in self.parts())
         if self._ranges:
             for source, group in self.sides:
                 source.check_storage(group.infos["value"].storage)
         return found
+
+    def differs(self) -> bool:
+        """Is there an entry that is another number? (0 and -0 are one, and NaN of the same bits.)"""
+        return not self.alike(_same)
 
     def moved(self) -> float:
         """||now - before|| / ||before||. InputRefused where the difference is NaN or infinite somewhere."""

@@ -52,7 +52,7 @@ class Decoder(Parametrization):
         there = {f"original{i}" if i else "original": T for i, T in enumerate(originals)} | dict(
             self.named_parameters()
         )
-        bad = {name: int((~torch.isfinite(T)).sum()) for name, T in there.items() if T.is_floating_point()}
+        bad = {name: _infinite(T) for name, T in there.items() if T.is_floating_point()}
         return bad | {name: no_exponents(getattr(self, name)) + bad.get(name, 0) for name in self.exponents}
 
     def checks(self, originals: tuple[Tensor, ...], value: Tensor) -> list[Check]:
@@ -62,15 +62,23 @@ class Decoder(Parametrization):
         return torch.empty(value.shape, dtype=self.codes, device=value.device)
 
 
+def _infinite(values: Tensor) -> int:
+    """How many are NaN or infinite; a part at a time, as this takes several times their memory."""
+    parts = values.reshape(-1).split(PART)
+    return sum(int((~torch.isfinite(part.float() if part.element_size() == 1 else part)).sum()) for part in parts)
+
+
 def decodable(bad: int) -> Check:
     """Of so many codes and scales that are no numbers."""
     return Check("decodable", float(bad), 0.0, f"{bad} of its codes and scales are no numbers" if bad else None)
 
 
 def onto(values: Tensor, codes: torch.dtype) -> Tensor:
-    """The nearest codes of an 8-bit float; what is beyond their range becomes the largest."""
+    """The nearest codes of an 8-bit float to values that are nobody else's; what is beyond their range becomes the
+    largest.
+    """
     most = torch.finfo(codes).max
-    return values.clamp(-most, most).to(codes)
+    return values.clamp_(-most, most).to(codes)
 
 
 def as_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:

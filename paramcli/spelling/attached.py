@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..chain import Chain, extend, parse_chain
-from ..checkpoint.joined import joined, same_bytes
+from ..checkpoint.joined import joined
+from ..checkpoint.same_bytes import same_bytes
 from ..checkpoint.source import Source, TensorInfo
 from ..dtypes import EDITABLE, dtype_name
 from ..errors import TENSOR, InputRefused, UsageError
@@ -84,7 +85,7 @@ class Attached:
             stored = _before_adapters(groups[copied]) if copied in groups else copied
             if stored not in self.source.tensors:
                 stored = None if copied in groups else copied
-            elif same_bytes(self.source, f"{label}/{key}", stored):
+            elif same_bytes(self.source, f"{label}/{key}", self.source, stored):
                 continue
             raise InputRefused(
                 f"{TENSOR} is the adapter's own copy of the base's {printable(copied)}, and that is "

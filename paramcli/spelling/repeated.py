@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
 from ..chain import Link
-from ..checkpoint.joined import same_bytes
+from ..checkpoint.same_bytes import same_bytes
 from ..checkpoint.source import Source
 from ..text import count_text, listing
 from .forms import Group
@@ -47,7 +47,8 @@ def _has_equals(source: Source, group: Group) -> bool:
 
     def equal(one: int, other: int) -> bool:
         here, there = _own(group, one), _own(group, other)
-        return here.keys() == there.keys() and all(same_bytes(source, key, there[role]) for role, key in here.items())
+        alike = (same_bytes(source, key, source, there[role]) for role, key in here.items())
+        return here.keys() == there.keys() and all(alike)
 
     return any(
         first.entry.name == second.entry.name and equal(one, other)

@@ -1,8 +1,11 @@
 """verify BAKED --base QUANT --round-trip: is every tensor of BAKED what QUANT stands for, and nothing else in it?"""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -386,3 +389,34 @@ def test_a_changed_code_beside_those_of_a_scale_0_is_told_apart(tmp_path, paramc
     save_file({**tensors, "l.weight": codes}, path)
     told = paramcli("verify", out, "--base", path, "--round-trip", code=1)
     assert "33 codes of 128 differ, and 1 weight with them" in told.out and "not what the codes stand for" in told.err
+
+
+SCRIPT = """
+import sys
+import paramcli
+
+def peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+
+paramcli.round_trip(sys.argv[1])  # what it takes to have begun
+before = peak()
+assert paramcli.round_trip(sys.argv[2], base=sys.argv[3]).ok
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="no /proc says what a process had at most")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memory_follows_the_block(dtype, tmp_path):
+    """A weight of 64 MB in float32 and another tensor of 96 MB, which stays or is cast, take some blocks."""
+    random = torch.Generator().manual_seed(0)
+    codes, scale = (torch.randn(4096, 4096, generator=random) * 50).to(E4M3), torch.tensor(0.3)
+    other = torch.randn(6144, 4096, generator=random)
+    small, path, out = (tmp_path / f"{name}.safetensors" for name in ("small", "q", "out"))
+    save_file({"l.weight": codes[:8].clone(), "l.weight_scale": scale}, small)
+    save_file({"l.weight": codes, "l.weight_scale": scale, "n.weight": other}, path)
+    save_file({"l.weight": (codes.float() * scale).to(dtype), "n.weight": other.to(dtype)}, out)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *map(str, (small, out, path))], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 64 << 10
