@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from ..catalogue.entry import ConstraintEntry
-from ..checkpoint.source import Source
+from ..checkpoint.source import Source, tensor_bytes
 from ..dtypes import dtype_name, kind_of
 from ..errors import InputRefused, error_context
 from ..fitting import measure
 from ..fitting.evaluate import effective
 from ..fitting.threads import threads_for
 from ..maths.base import NEARLY, Check, Constraint, first_of_batch
+from ..maths.facts import any_entry, kept
 from ..maths.numbers import compute_dtype, eps, wide
 from ..registry import CONSTRAINTS, spec_of, target_class, within
 from ..spelling.forms import Group
@@ -32,6 +33,8 @@ from ..wording import call, in_python
 LOOK_ALONE = 1 << 22
 # The table with the classes behind it.
 Sets: TypeAlias = Sequence[tuple[ConstraintEntry, type[Constraint]]]
+# Bytes of which a digest is taken before one of all.
+BEGINNING = 4096
 # A tensor of equal entries: a finding, and no set of the table.
 _CONSTANT = "constant"
 
@@ -108,6 +111,7 @@ def discover(
     return replace(result, said=tuple(said))
 
 
+@torch.no_grad()
 def findings(
     source: Source,
     groups: Sequence[Group],
@@ -116,7 +120,7 @@ def findings(
     view: View | None = None,
 ) -> DiscoverResult:
     found, skipped, sets = [], [], [(entry, target_class(entry)) for entry in CONSTRAINTS.values()]
-    seen: dict[tuple[torch.Size, bytes], str] = {}
+    seen = _Alike(lambda group: effective(source, group, device))
     for group in groups:
         progress(group.nbytes)
         if kind_of(group.dtype) not in ("float", "half", "complex") and group.odd is None:
@@ -131,20 +135,41 @@ def findings(
         except InputRefused as error:
             skipped.append((group.tensor, error.message))
             continue
-        digest = (W.shape, hashlib.sha256(source_bytes(W)).digest())
-        if W.numel() > 1 and digest in seen and bool((W != 0).any()):
-            checks.append(Check(f"duplicate of {seen[digest]}", 0.0, 0.0))
-        seen.setdefault(digest, group.tensor)
+        same = seen.before(group, W)
+        if same is not None and W.numel() > 1 and any_entry(W, lambda part: part != 0):
+            checks.append(Check(f"duplicate of {same}", 0.0, 0.0))
         holds = tuple(check for check in checks if check.ok)
         nearly = tuple(check for check in checks if not check.ok and check.residual <= NEARLY)
         found.append(Finding(group.tensor, group.shape, dtype_name(group.dtype), *_strongest(holds, nearly)))
     return DiscoverResult(tuple(found), tuple(skipped))
 
 
-def source_bytes(W: Tensor) -> memoryview:
-    from ..checkpoint.source import tensor_bytes
+class _Alike:
+    """Which tensor of those that came before has the same shape and bytes.
 
-    return tensor_bytes(W.cpu().contiguous())
+    A digest of all bytes is taken only of those that begin alike: of the first of them then, which is read again.
+    """
+
+    def __init__(self, read: Callable[[Group], Tensor]):
+        self._read = read
+        # Shape and digest of the beginning -> digest of all, None where it was not needed yet -> the first tensor.
+        self._seen: dict[tuple[torch.Size, bytes], dict[bytes | None, Group]] = {}
+
+    def before(self, group: Group, W: Tensor) -> str | None:
+        key = (W.shape, _digest(W.reshape(-1)[: BEGINNING // W.element_size()]))
+        alike = self._seen.setdefault(key, {})
+        if not alike:
+            alike[None] = group
+            return None
+        if None in alike:
+            first = alike.pop(None)
+            alike[_digest(self._read(first))] = first
+        first = alike.setdefault(_digest(W), group)
+        return None if first is group else first.tensor
+
+
+def _digest(W: Tensor) -> bytes:
+    return hashlib.sha256(tensor_bytes(W.cpu().contiguous())).digest()
 
 
 def _strongest(holds: tuple[Check, ...], nearly: tuple[Check, ...]) -> tuple[tuple[Check, ...], tuple[Check, ...]]:
@@ -180,13 +205,14 @@ def _weaker(name: str) -> set[str]:
 def _checks(W: Tensor, view: View | None, sets: Sets) -> list[Check]:
     if not W.numel() or not measure.all_finite(W):
         return []
-    if not bool((W != 0).any()):
+    if not any_entry(W, lambda part: part != 0):
         return [Check("zero", 0.0, 0.0)]
     double = W.to(wide(W.dtype, W.device))
-    found = [*_of_the_table(W, double, view or IDENTITY, sets)]
-    if W.ndim > 2 and view is None:
-        # A convolution is one matrix to most who ask, and a batch of small ones to torch.
-        found += _of_the_table(W, double, View("flatten"), sets)
+    with kept():
+        found = [*_of_the_table(W, double, view or IDENTITY, sets)]
+        if W.ndim > 2 and view is None:
+            # A convolution is one matrix to most who ask, and a batch of small ones to torch.
+            found += _of_the_table(W, double, View("flatten"), sets)
     return found + _constant(double, W.dtype)
 
 
@@ -199,17 +225,18 @@ def _of_the_table(W: Tensor, double: Tensor, view: View, sets: Sets) -> Iterator
         alone = threads > torch.get_num_threads()
         near = [one for one in _near_sets(W, seen, view, sets) if not _is_far(one, seen, W.dtype, alone)]
     for candidate in near:
-        check = measure.check(spec_of(candidate), W, view)
+        check = measure.check(spec_of(candidate), W, view, double=seen)
         yield replace(check, constraint=f"{check.constraint} ({view})") if view.name else check
 
 
 def _near_sets(W: Tensor, seen: Tensor, view: View, sets: Sets) -> Iterator[Constraint]:
     """The sets of the table that a look suggests."""
+    several = seen.ndim > 1 and min(seen.shape[-2:]) > 1
     for entry, cls in sets:
         if not (entry.complex if W.is_complex() else entry.real):
             continue
         # One row is symmetric, orthogonal or of rank one for no reason; sets of whole tensors see the same in any view.
-        if view.name is not None if cls.whole else seen.ndim < 2 or min(seen.shape[-2:]) < 2:
+        if view.name is not None if cls.whole else not several:
             continue
         for candidate in cls.candidates(seen, W.dtype):
             try:
@@ -240,6 +267,12 @@ def _is_far(candidate: Constraint, seen: Tensor, stored: torch.dtype, alone: boo
 
 def _constant(double: Tensor, dtype: torch.dtype) -> list[Check]:
     first = double.reshape(-1)[0]
-    gap = ((double - first).abs().max() / first.abs().clamp(min=1e-300)).item()
+
+    def differs(part: Tensor) -> Tensor:
+        return (part - first).abs() / first.abs().clamp(min=1e-300)
+
+    if double.numel() < 2 or any_entry(double, lambda part: differs(part) > eps(dtype)):
+        return []
+    gap = differs(double).max().item()
     value = f"{first.item():.6g}" if not dtype.is_complex else str(first.item())
-    return [Check(f"{_CONSTANT}:value={value}", gap, eps(dtype))] if gap <= eps(dtype) and double.numel() > 1 else []
+    return [Check(f"{_CONSTANT}:value={value}", gap, eps(dtype))]

@@ -25,9 +25,15 @@ BLOCK = 1 << 18
 
 
 def check(
-    spec: str, W: Tensor, view: View = IDENTITY, tolerance: float | None = None, computed: torch.dtype | None = None
+    spec: str,
+    W: Tensor,
+    view: View = IDENTITY,
+    tolerance: float | None = None,
+    computed: torch.dtype | None = None,
+    double: Tensor | None = None,
 ) -> Check:
-    """How far W (in its stored dtype and shape) is from the constraint, against what rounding explains.
+    """How far W (in its stored dtype and shape) is from the constraint, against what rounding explains. `double`: W in
+    double precision, as the view shows it, where it is at hand.
 
     Raises InputRefused for a shape that cannot lie in the set, and for a tensor without entries.
     """
@@ -35,7 +41,7 @@ def check(
         raise InputRefused(f"the tensor has no entries (it is {shape_text(W.shape)}): nothing to measure")
     seen = view.into(W)
     measured = Measured(spec, seen.shape, W.dtype, computed or compute_dtype(W.dtype), details=True)
-    measured.add(seen, tolerance)
+    measured.add(seen, tolerance, double)
     [found] = measured.result()
     assert found is not None  # there is a constraint
     return found

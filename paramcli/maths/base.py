@@ -25,6 +25,7 @@ from .rows import Share
 
 # A residual below this is worth telling of, though rounding does not explain it.
 NEARLY = 0.05
+FARTHER = 1.01 * NEARLY
 # A residual in double precision below which a tensor is on its constraint for an exact inverse.
 MEMBER = 1e-9
 
@@ -193,11 +194,16 @@ def is_near(constraint: Constraint, W: Tensor, part: Tensor) -> bool:
     """Is W, in double precision, nearer to the set than NEARLY?
 
     `part`: some of W that is no farther from the set than all of it is. Where that is farther, by a hundredth more than
-    rounding, the rest of W is not looked at.
+    rounding (FARTHER), the rest of W is not looked at.
     """
-    if part.numel() < W.numel() and bool((constraint.residual(part) > 1.01 * NEARLY).any()):
+    if part.numel() < W.numel() and bool((constraint.residual(part) > FARTHER).any()):
         return False
     return bool((constraint.residual(W) < NEARLY).all())
+
+
+def first_along(W: Tensor, dim: int | None) -> Tensor:
+    """The first vector along `dim`; the whole tensor as one for None."""
+    return W.reshape(-1) if dim is None else W[tuple(slice(None) if d == dim % W.ndim else 0 for d in range(W.ndim))]
 
 
 def first_of_batch(W: Tensor) -> Tensor:

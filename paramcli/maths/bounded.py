@@ -14,7 +14,17 @@ from torch import Tensor
 
 from ..errors import InputRefused
 from ..wording import LEAVE_OUT
-from .base import CannotReach, Constraint, Parametrization, Singular, first_of_batch, is_near, started
+from .base import (
+    FARTHER,
+    CannotReach,
+    Constraint,
+    Parametrization,
+    Singular,
+    first_along,
+    first_of_batch,
+    is_near,
+    started,
+)
 from .norm import check_dim
 from .numbers import eps, norm, smallest, unit_roundoff, wide
 from .rows import is_row, within_row
@@ -139,7 +149,11 @@ class UnitNorm(Constraint):
     @classmethod
     def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         found = [cls(dim) for dim in (-1, -2) if W.ndim >= -dim and W.size(dim) > 1]
-        return [c for c in found if is_near(c, W, first_of_batch(W))]
+        return [c for c in found if not c._is_far(first_along(W, c.dim)) and is_near(c, W, first_of_batch(W))]
+
+    def _is_far(self, x: Tensor) -> bool:
+        """Of one vector: quicker than its residual, and not as close."""
+        return abs(torch.linalg.vector_norm(x).item() / self.r - 1) > FARTHER
 
 
 class UnitRms(Constraint):

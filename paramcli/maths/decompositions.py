@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .numbers import scale_of
+from .facts import gram, same_entries
 
 # Smaller ones are decomposed whenever they are asked for: they may be stacked, and a stack of them begins no
 # decomposition that the matrix alone, which has to get the same bits, would find.
@@ -29,16 +29,7 @@ class _Shared:
     known: deque[tuple[str, Tensor, Any]] = field(default_factory=lambda: deque(maxlen=2))
 
     def find(self, kind: str, W: Tensor) -> Any:
-        return next((found for name, matrix, found in self.known if name == kind and _same(matrix, W)), None)
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Are these the same entries in memory, in the same order? (One that is kept is not given back meanwhile.)"""
-    if one is other:
-        return True
-    if one.shape != other.shape or one.stride() != other.stride() or one.dtype != other.dtype or one.is_meta:
-        return False
-    return one.device == other.device and one.data_ptr() == other.data_ptr()
+        return next((found for name, matrix, found in self.known if name == kind and same_entries(matrix, W)), None)
 
 
 _SHARED: ContextVar[_Shared | None] = ContextVar("_SHARED", default=None)
@@ -83,7 +74,7 @@ def is_shared(kind: str, W: Tensor) -> bool:
     here = _SHARED.get()
     if here is None or W.ndim < 2 or min(W.shape[-2:]) <= SMALL:
         return False
-    return (here.whole is not None and _same(here.whole, W)) or here.find(kind, W) is not None
+    return (here.whole is not None and same_entries(here.whole, W)) or here.find(kind, W) is not None
 
 
 def svd(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,9 +94,7 @@ def even_singular_values(W: Tensor) -> Tensor:
     """
     if W.ndim < 2 or min(W.shape[-2:]) <= SMALL or is_shared("svd", W):
         return singular_values(W)
-    size = scale_of(W, (-2, -1))
-    M = W / size
-    G = M @ M.mH if M.size(-2) <= M.size(-1) else M.mH @ M
+    G, size = gram(W)
     S = torch.linalg.eigvalsh(G).flip(-1).clamp(min=0).sqrt() * size.squeeze(-1)
     alike = S[..., -1:] > S[..., :1] / 10
     return S if bool(alike.all()) else torch.where(alike, S, singular_values(W))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .numbers import eps, identity, largest_singular_value, ratio
+from .facts import largest_singular_value
+from .numbers import eps, ratio, with_added
 
 # ||E||_2 / ||A||_2 of the rounding error E of a matrix A, in eps: at most 1/2 for entries of one sign, 1 for a I + b J,
 # and some room.
@@ -45,7 +46,7 @@ def surely_positive(A: Tensor, off: Tensor | float = 0.0) -> Tensor:
     """
     n, trace = A.size(-1), A.diagonal(dim1=-2, dim2=-1).real.sum(-1)
     less = 2 * (n + 1) * eps(A.dtype) * trace.abs() + off
-    _, failed = torch.linalg.cholesky_ex(A - less[..., None, None] * identity(A, n))
+    _, failed = torch.linalg.cholesky_ex(with_added(A, -less))
     return (failed == 0) & (trace > 0)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from .base import Constraint, Parametrization, first_of_batch, started
+from .base import Constraint, Parametrization, first_along, started
 from .bounded import EDGE, MARGIN
 from .norm import check_dim
 from .numbers import rounded_bound
@@ -201,8 +202,11 @@ class Increasing(Constraint):
     def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         # Eight entries of a random vector are in order once in 40,000 times.
         found = [cls(dim) for dim in (-1, -2) if W.ndim >= -dim and W.size(dim) >= 8]
-        first = first_of_batch(W)
-        return [c for c in found if bool(c.residual(first) == 0) and bool(c.residual(W) == 0)]
+        return [c for c in found if _grow(first_along(W, c.dim)[:8].tolist()) and bool(c.residual(W) == 0)]
+
+
+def _grow(values: list[float]) -> bool:
+    return all(one < next_one for one, next_one in pairwise(values))
 
 
 def pool_adjacent_violators(values: list[float]) -> list[float]:

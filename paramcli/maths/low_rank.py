@@ -14,8 +14,9 @@ from .base import NEARLY, Constraint, Edge, Parametrization, Part, Singular, fir
 from .decompositions import made_of_svd, singular_values, svd
 from .edges import singular_value_edge
 from .eigenvalues import MARGIN, NO_VALUE, beyond_zero, eigenvalue_tolerance
+from .facts import gram
 from .frames import Frame, tall
-from .numbers import compute_dtype, ratio, scale_of
+from .numbers import compute_dtype, ratio, with_added
 from .softplus import SOFTPLUS_FLOOR, floored_softplus, floored_softplus_inverse
 
 # How far the first value beyond a rank has to be below the last one within, for `discover` to speak of it.
@@ -38,11 +39,9 @@ def evenly_spread(W: Tensor, least: float) -> bool:
     a Cholesky factor, s_n > least s_1. Rounding takes n eps of ||G||_F, far less than the half of least^2 that is left.
     Cost: one product and O(n^3 / 3), where singular values take thirty times as long.
     """
-    W = W / scale_of(W, (-2, -1))
-    G = W @ W.mH if W.size(-2) <= W.size(-1) else W.mH @ W
-    size = torch.linalg.matrix_norm(G)[..., None, None]
-    I = torch.eye(G.size(-1), dtype=G.dtype, device=G.device)
-    return not bool(torch.linalg.cholesky_ex(G - 1.5 * least**2 * size * I).info.any())
+    G, _ = gram(W)
+    less = 1.5 * least**2 * torch.linalg.matrix_norm(G)
+    return not bool(torch.linalg.cholesky_ex(with_added(G, -less)).info.any())
 
 
 class LowRank(Constraint):

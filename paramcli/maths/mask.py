@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import InputRefused
 from ..text import shape_text
 from .base import Check, Constraint, Parametrization
+from .facts import zeros_of
 
 
 def prune_count(amount: float | int, numel: int) -> int:
@@ -66,7 +67,7 @@ class Sparse(Constraint):
 
     @classmethod
     def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
-        zeros = int((W == 0).sum())
+        zeros = zeros_of(W)
         return [cls(zeros)] if zeros >= max(W.numel() // 10, 2) else []
 
 

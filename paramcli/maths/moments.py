@@ -5,7 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import CannotReach, Constraint, Parametrization, Part, Singular, first_of_batch, is_near
+from .base import (
+    FARTHER,
+    CannotReach,
+    Constraint,
+    Parametrization,
+    Part,
+    Singular,
+    first_along,
+    first_of_batch,
+    is_near,
+)
 from .bounded import (
     check_slices,
     dims_along,
@@ -18,7 +28,7 @@ from .bounded import (
     worst,
 )
 from .norm import check_dim
-from .numbers import eps, norm, ratio, smallest, unit_roundoff
+from .numbers import SMALL, eps, norm, ratio, smallest, unit_roundoff
 
 # Roundings that a sum of stored entries may be off by, in units of u ||x||, and those of computing it, of u sqrt(n)
 # ||x||.
@@ -114,7 +124,12 @@ class SumTo(Constraint):
     def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         # A random vector has a residual about 1: far less than that is no accident.
         found = [cls(dim) for dim in (-1, -2) if W.ndim >= -dim and W.size(dim) > 2]
-        return [c for c in found if is_near(c, W, first_of_batch(W))]
+        return [c for c in found if not c._is_far(first_along(W, c.dim)) and is_near(c, W, first_of_batch(W))]
+
+    def _is_far(self, x: Tensor) -> bool:
+        """Of one vector, where its size is in range: quicker than its residual, and not as close."""
+        size = torch.linalg.vector_norm(x).item()
+        return size > SMALL and abs(x.sum().item() - self.c) > FARTHER * (size + abs(self.c))
 
 
 class Standardized(Constraint):

@@ -11,9 +11,11 @@ from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
 
 from ..errors import InputRefused
 from ..wording import LEAVE_OUT
-from .base import CannotReach, Check, Constraint, Parametrization, Singular
+from .base import NEARLY, CannotReach, Check, Constraint, Parametrization, Singular
 from .decompositions import remember, svd
-from .numbers import compute_dtype, eps, largest_singular_value, norm, wide
+from .eigenvalues import surely_positive
+from .facts import gram, largest_singular_value
+from .numbers import compute_dtype, eps, norm, wide, with_added
 
 
 class AnyTensor(Constraint):
@@ -112,7 +114,37 @@ class UnitSpectralNorm(Constraint):
 
     @classmethod
     def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
-        return [cls()] if W.ndim > 1 and min(as_matrix(W, 0).shape) > 1 else []
+        made, M = cls(), as_matrix(W, 0)
+        if W.ndim < 2 or min(M.shape) < 2:
+            return []
+        explained = made.tolerance(W.shape, stored, compute_dtype(stored))
+        return [] if surely_apart(M, 1, 1.02 * max(NEARLY, explained)) else [made]
+
+
+def surely_apart(M: Tensor, sigma: float, off: float) -> bool:
+    r"""Is the largest singular value of a matrix farther than `off` from `sigma`, for sure? False where it is not
+    known.
+
+    G = M M^H of the shorter side (k by k) has the largest eigenvalue sigma_max^2. That is below a where a I - G has a
+    Cholesky factor, and above it where it has none: in both cases whatever rounding did, where a leaves room for d =
+    (n + k) u ||M||_F^2 of G (n the longer side) and 2 (k + 1)^2 u a of the factorization (`surely_positive`; Higham,
+    2002, theorem 10.7).
+
+    Cost: the product, which other sets ask for as well, and O(k^3 / 3), where eigenvalues take four times as long.
+    """
+    G, scale = gram(M)
+    unit, square = eps(G.dtype) / 2, scale.square().item()
+    trace, length = (part.item() * square for part in (G.diagonal().real.sum(), torch.linalg.matrix_norm(G)))
+    rounded = sum(M.shape) * unit * trace
+    low, high = max(sigma - off, 0.0) ** 2, (sigma + off) ** 2 + rounded
+    # The sum of squares of eigenvalues is no less than the largest square, and no more than the largest times them all.
+    if length + rounded < low or length**2 > high * trace:
+        return True
+    less = G * -square
+    if low and bool(surely_positive(with_added(less, low), rounded)):
+        return True
+    most = (1 + 2 * (G.size(-1) + 1) ** 2 * unit) * high
+    return bool(torch.linalg.cholesky_ex(with_added(less, most)).info)
 
 
 def check_dim(shape: torch.Size | tuple[int, ...], dim: int | None, who: str) -> None:

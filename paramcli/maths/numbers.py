@@ -96,23 +96,23 @@ def norm(values: Tensor, dims: tuple[int, ...], keepdim: bool = False) -> Tensor
         return torch.linalg.vector_norm(values, dim=dims, keepdim=keepdim) if dims else values.abs()
     size = values.abs()
     # Not vector_norm, which adds one after another: of a million equal entries it is off by 30,000 eps.
-    if values.device.type == "cpu" and not torch.is_grad_enabled() and _squares_in_range(size, dims):
+    if values.device.type == "cpu" and not torch.is_grad_enabled() and squares_in_range(size.amax(dim=dims)):
         return size.square_().sum(dim=dims, keepdim=keepdim).sqrt_()
     scale = scale_of(values, dims)
     sizes = (values / scale).abs().square().sum(dim=dims, keepdim=True).sqrt() * scale
     return sizes if keepdim else sizes.squeeze(dims)
 
 
-def _squares_in_range(size: Tensor, dims: tuple[int, ...]) -> bool:
-    """Is the largest magnitude along `dims` such that the sums of squares are, to the bit, those of scaled entries?
+def squares_in_range(largest: Tensor) -> bool:
+    """Are the largest magnitudes such that sums of squares are, to the bit, those of entries that were scaled?
 
     What vanishes of them is below eps of the sum, and on a processor it takes a third of the time to ask first; on a
     device the answer would be waited for.
     """
-    most = {torch.float32: 2.0**40, torch.float64: 2.0**400}.get(size.dtype)
+    most = {torch.float32: 2.0**40, torch.float64: 2.0**400}.get(largest.dtype)
     if most is None:
         return False
-    low, high = torch.stack(torch.aminmax(size.amax(dim=dims))).tolist()
+    low, high = torch.stack(torch.aminmax(largest)).tolist()
     return bool(1 / most <= low and high <= most)
 
 
@@ -157,18 +157,18 @@ def spectral_norm(H: Tensor, squarings: int = 4) -> Tensor:
     return size * per_matrix(power) ** (0.5**squarings)
 
 
-def largest_singular_value(M: Tensor) -> Tensor:
-    """By the Gram matrix of the shorter side: one product and one eigvalsh; relative error about eps."""
-    size = scale_of(M, (-2, -1))
-    M = M / size
-    G = M @ M.mH if M.size(-2) <= M.size(-1) else M.mH @ M
-    return torch.linalg.eigvalsh(G).amax(-1).clamp(min=0).sqrt() * size.reshape(size.shape[:-2])
-
-
 def asymmetry(W: Tensor) -> Tensor:
     """max_i ||row i of W - W^H|| / max_i ||row i of W||: the one wrong row that a mean over a matrix would hide."""
     off, whole = norm(W - W.mH, (-1,)), norm(W, (-1,))
     return ratio(off.amax(-1), whole.amax(-1))
+
+
+def with_added(A: Tensor, number: Tensor | float) -> Tensor:
+    """A + c I, with a number c or one for each matrix."""
+    made = A.clone()
+    diagonal = made.diagonal(dim1=-2, dim2=-1)
+    diagonal += number.unsqueeze(-1) if isinstance(number, Tensor) else number
+    return made
 
 
 def identity(like: Tensor, n: int) -> Tensor:

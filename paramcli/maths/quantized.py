@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..wording import LEAVE_OUT, given
-from .base import CannotReach, Check, Constraint, Parametrization, is_near
+from .base import FARTHER, CannotReach, Check, Constraint, Parametrization, is_near
+from .facts import FEW, SAMPLE, any_entry
 from .norm import check_dim
 from .numbers import eps, ratio
 from .rows import is_row
@@ -35,8 +36,8 @@ def unslice(rows: Tensor, shape: torch.Size, dim: int | None) -> Tensor:
     return rows.reshape(front, *moved).movedim(0, dim)
 
 
-# More different values than this are no levels to speak of, and the entries that are counted first.
-MOST_LEVELS, SAMPLE = 256, 4096
+# More different values than this are no levels to speak of.
+MOST_LEVELS = 256
 
 
 class Levels(Constraint):
@@ -92,11 +93,15 @@ class Levels(Constraint):
 
     @classmethod
     def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
-        # A sort is dear, and a few thousand entries with more values than that settle it.
-        if int(cls(1)._values(W.reshape(-1)[:SAMPLE]).max()) > MOST_LEVELS:
+        most = min(MOST_LEVELS, W.numel() // 8)
+        if most < 2:
             return []
-        values = int(cls(1)._values(W).max())
-        return [cls(values)] if 2 <= values <= MOST_LEVELS and values * 8 <= W.numel() else []
+        # A sort is dear, and the first entries often have more values than that.
+        for count in (2 * most, SAMPLE, W.numel()):
+            values = int(cls(1)._values(W.reshape(-1)[:count]).max())
+            if values > most:
+                return []
+        return [cls(values)] if values > 1 else []
 
 
 class FakeQuant(Parametrization):
@@ -219,8 +224,12 @@ class Ternary(Constraint):
     def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         if W.numel() <= 8 or W.ndim < 2:
             return []
-        # Of a slice of zeros nothing follows for the tensor, and of others the magnitudes are among all.
-        part = W[:1] if bool((W[:1] != 0).any()) else W
+        # Of zeros nothing follows for the tensor, and of others the magnitudes are among all of their slice.
+        sizes = W[0].reshape(-1)[:FEW].abs()
+        sizes = sizes[sizes != 0]
+        if sizes.numel() and bool(sizes.amin() < (1 - FARTHER) * sizes.amax()):
+            return []
+        part = W[:1] if any_entry(W[:1], lambda X: X != 0) else W
         return [found for found in (cls(), cls(0)) if is_near(found, W, part)]
 
 
@@ -325,9 +334,9 @@ class Float8(Constraint):
     def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         if W.numel() <= 8:
             return []
-        first = W.reshape(-1)[:SAMPLE]
-        formats = (one for one in (cls("e5m2"), cls("e4m3")) if one.residual(first) == 0)
-        return list(islice((one for one in formats if one.residual(W) == 0), 1))
+        parts = [W.reshape(-1)[:count] for count in (FEW, SAMPLE, W.numel())]
+        formats = (cls("e5m2"), cls("e4m3"))
+        return list(islice((one for one in formats if all(torch.equal(one.project(part), part) for part in parts)), 1))
 
 
 def cast_float8(X: Tensor, format: str) -> Tensor:

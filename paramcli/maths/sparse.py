@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import InputRefused
 from .base import Constraint
+from .facts import zeros_of
 from .mask import StoredMask, prune_count
 from .norm import check_dim
 from .rows import within_row
@@ -131,7 +132,7 @@ class NofM(Constraint):
 
     @classmethod
     def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
-        if W.ndim < 2 or not bool((W == 0).any()):
+        if W.ndim < 2 or not zeros_of(W):
             return []
         for n, m in ((1, 4), (2, 4), (4, 8)):
             if W.size(-1) % m == 0 and cls(n, m).residual(W) <= 0.05:

@@ -13,7 +13,8 @@ from ..wording import LEAVE_OUT
 from .base import CannotReach, Constraint, Parametrization, Part, Singular, matrix, square
 from .decompositions import SMALL, eig, eigenvalues
 from .eigenvalues import FRAMES_COMPUTED, certain_excess, eigenvalue_tolerance, measuring, surely_positive
-from .numbers import eps, identity, largest_singular_value, per_matrix, scale_of, unit_roundoff
+from .facts import largest_singular_value
+from .numbers import eps, identity, per_matrix, scale_of, unit_roundoff
 
 # A step is a hundredth of a product.
 PERRON_STEPS = 100

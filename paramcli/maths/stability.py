@@ -8,8 +8,9 @@ from torch import Tensor
 from .base import CannotReach, Check, Constraint, Edge, Parametrization, Part, square
 from .decompositions import eig, eigenvalues, eigh, made_of_eigh
 from .eigenvalues import FRAMES_COMPUTED, certain_excess, surely_positive
+from .facts import largest_singular_value
 from .frames import lower_skew
-from .numbers import eps, identity, largest_singular_value, per_matrix, relative, unit_roundoff, wide
+from .numbers import eps, identity, per_matrix, relative, unit_roundoff, wide
 from .semidefinite import SoftplusEigenvalues
 from .softplus import SOFTPLUS_FLOOR
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..wording import given
 from .base import MEMBER, Constraint, Parametrization, Part, Singular, square, started
 from .conjugate_gradients import conjugate_gradients
+from .facts import any_entry
 from .moments import lost_below
 from .norm import check_dim
 from .numbers import eps, unit_roundoff
@@ -36,6 +37,11 @@ def sum_tolerance(n: int, stored: torch.dtype, computed: torch.dtype) -> float:
     11 eps were measured at n = 512.
     """
     return 1.02 * unit_roundoff(stored) + (SUM_STEPS + n**0.5) * unit_roundoff(computed)
+
+
+def _below(W: Tensor) -> Tensor:
+    """Entries that no rounding of a probability explains."""
+    return W < -0.01
 
 
 class Simplex(Constraint):
@@ -94,7 +100,7 @@ class Simplex(Constraint):
 
     @classmethod
     def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
-        if bool((W < -0.01).any()):
+        if any_entry(W, _below):
             return []
         found = [cls(dim) for dim in (-1, -2) if W.ndim >= -dim and W.size(dim) > 1]
         return [c for c in found if bool(c.residual(W) < 0.05)]
@@ -107,7 +113,7 @@ class Stochastic(Simplex):
 
     @classmethod
     def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
-        return []
+        return []  # told as `simplex`
 
 
 class DoublyStochastic(Constraint):
@@ -166,7 +172,7 @@ class DoublyStochastic(Constraint):
 
     @classmethod
     def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
-        if W.ndim < 2 or W.size(-1) != W.size(-2) or W.size(-1) < 2 or bool((W < -0.01).any()):
+        if W.ndim < 2 or W.size(-1) != W.size(-2) or W.size(-1) < 2 or any_entry(W, _below):
             return []
         return [cls()] if bool((cls().residual(W) < 0.05).all()) else []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import gcd
+import math
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from ..errors import InputRefused
 from ..wording import LEAVE_OUT, given
 from .base import CannotReach, Constraint, Parametrization, Singular, first_of_batch, matrix
+from .facts import length_of
 from .numbers import SMALL, relative
 from .softplus import inverse_softplus
 
@@ -29,9 +30,13 @@ class Pattern(Constraint):
     A zero stays zero in every dtype, so the tolerance is 0.
     """
 
+    def free(self, i: Tensor, j: Tensor, shape: torch.Size) -> Tensor:
+        """True at the places in row i and column j that are free, in matrices of this shape."""
+        raise NotImplementedError
+
     def keep(self, W: Tensor) -> Tensor:
         """True at the places that are free, for matrices of W's shape."""
-        raise NotImplementedError
+        return self.free(*places(W), W.shape)
 
     def residual(self, W: Tensor) -> Tensor:
         return relative(W.masked_fill(self.keep(W), 0), W)
@@ -39,13 +44,13 @@ class Pattern(Constraint):
     def at_least(self, W: Tensor) -> float:
         """What the first and the last rows have outside, as a share of all."""
         W = first_of_batch(W).reshape(W.shape[-2:])
-        n, size = W.size(0), torch.linalg.vector_norm(W).item()
+        n, size = W.size(0), length_of(W)
         count = 2 + n // 32
         if size < SMALL or 4 * count > n:
             return 0.0
-        rows = torch.cat([torch.arange(count, device=W.device), torch.arange(n - count, n, device=W.device)])
-        outside = W[rows].masked_fill(self.keep(W)[rows], 0)
-        return torch.linalg.vector_norm(outside).item() / size
+        i, j = places(W)
+        rows, i = (torch.cat([X[:count], X[-count:]]) for X in (W, i))
+        return torch.linalg.vector_norm(rows.masked_fill(self.free(i, j, W.shape), 0)).item() / size
 
     def project(self, W: Tensor) -> Tensor:
         return W.masked_fill(~self.keep(W), 0)
@@ -80,8 +85,7 @@ class LowerTriangularMatrices(Pattern):
         self.diag = diag
         self.projection = "inside" if diag == "positive" else "nearest"
 
-    def keep(self, W: Tensor) -> Tensor:
-        i, j = places(W)
+    def free(self, i: Tensor, j: Tensor, shape: torch.Size) -> Tensor:
         return j <= i
 
     def residual(self, W: Tensor) -> Tensor:
@@ -150,8 +154,7 @@ class UpperTriangularMatrices(LowerTriangularMatrices):
 
     name = "upper_triangular"
 
-    def keep(self, W: Tensor) -> Tensor:
-        i, j = places(W)
+    def free(self, i: Tensor, j: Tensor, shape: torch.Size) -> Tensor:
         return j >= i
 
 
@@ -163,8 +166,7 @@ class BandedMatrices(Pattern):
     def __init__(self, b: int):
         self.b = b
 
-    def keep(self, W: Tensor) -> Tensor:
-        i, j = places(W)
+    def free(self, i: Tensor, j: Tensor, shape: torch.Size) -> Tensor:
         return (i - j).abs() <= self.b
 
     @classmethod
@@ -172,10 +174,13 @@ class BandedMatrices(Pattern):
         """The band that holds every entry, where it leaves half of the diagonals or more empty; 0 is `diagonal`."""
         if W.ndim < 2 or min(W.shape[-2:]) < 2:
             return []
-        # The first row or the first column may reach too far.
+        # The first row or the first column may reach too far, and the longer of them most of all.
+        rows, columns = W.shape[-2:]
+        if bool((W[..., 0, -1] if columns >= rows else W[..., -1, 0]).any()):
+            return []
         i, j = places(W)
         reach = max(int((j * (W[..., 0, :] != 0)).max()), int((i[:, 0] * (W[..., :, 0] != 0)).max()))
-        if 2 * reach >= max(W.shape[-2:]):
+        if 2 * reach >= max(rows, columns):
             return []
         b = int(((i - j).abs() * (W != 0)).max())
         return [cls(b)] if 0 < 2 * b < max(W.shape[-2:]) else []
@@ -202,9 +207,8 @@ class BlockDiagonalMatrices(Pattern):
     def __init__(self, g: int):
         self.g = g
 
-    def keep(self, W: Tensor) -> Tensor:
-        i, j = places(W)
-        return i // (W.size(-2) // self.g) == j // (W.size(-1) // self.g)
+    def free(self, i: Tensor, j: Tensor, shape: torch.Size) -> Tensor:
+        return i // (shape[-2] // self.g) == j // (shape[-1] // self.g)
 
     def check_shape(self, shape: torch.Size) -> None:
         super().check_shape(shape)
@@ -219,8 +223,10 @@ class BlockDiagonalMatrices(Pattern):
         """The most blocks that hold every entry; as many as rows and columns is `diagonal`."""
         if W.ndim < 2:
             return []
-        common = gcd(*W.shape[-2:])
+        common = math.gcd(*W.shape[-2:])
         # The first row may have entries only in the first block.
+        if bool(W[..., 0, -1].any()):
+            return []
         reach = int((torch.arange(1, W.size(-1) + 1, device=W.device) * (W[..., 0, :] != 0)).max())
         sizes = (g for g in range(common, 1, -1) if common % g == 0 and g < max(W.shape[-2:]))
         fitting = [cls(g) for g in sizes if reach <= W.size(-1) // g]

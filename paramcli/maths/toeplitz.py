@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .base import Constraint, Parametrization, first_of_batch, matrix, one_entry, square
+from .facts import length_of
 from .numbers import SMALL, relative
 
 
@@ -62,12 +63,16 @@ class ToeplitzMatrices(Constraint):
         return relative(off - self._means(off), W)
 
     def at_least(self, W: Tensor) -> float:
-        """How far the first rows are from a matrix of equal diagonals, as a share of all entries."""
+        """How far pairs of the first rows are from equal diagonals, as a share of all entries.
+
+        Neighbours a and b on a diagonal are at least |a - b| / sqrt(2) from two equal numbers.
+        """
         W = first_of_batch(W).reshape(W.shape[-2:])
-        size, rows = torch.linalg.vector_norm(W).item(), W[: 2 + W.size(0) // 32]
-        if size < SMALL or 4 * len(rows) > len(W):
+        size, count = length_of(W), 2 * (1 + W.size(0) // 64)
+        if size < SMALL or 4 * count > len(W):
             return 0.0
-        return ToeplitzMatrices().residual(rows).item() * torch.linalg.vector_norm(rows).item() / size
+        off = W[1:count:2, 1:] - W[: count - 1 : 2, :-1]
+        return torch.linalg.vector_norm(off).item() / (2**0.5 * size)
 
     def first_entries(self, W: Tensor) -> Tensor:
         """The member with W's first row and first column."""

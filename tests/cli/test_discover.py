@@ -6,6 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from paramcli.errors import InputRefused
+from paramcli.registry import CONSTRAINTS, constraint
+
 
 def rotation(n: int) -> torch.Tensor:
     """Of determinant 1."""
@@ -60,3 +63,68 @@ def test_a_report_draws_what_the_view_shows(path, paramcli, tmp_path):
     """The spectra of the four gates, each value 1."""
     paramcli("discover", path, "-t", "gates", "--view", "blocks=4", "--report", tmp_path / "r.html", "-q")
     assert "special_orthogonal (blocks=4)" in (tmp_path / "r.html").read_text()
+
+
+SHAPES = ((16,), (12, 12), (12, 40), (4, 6, 6), (12, 4, 3))
+
+
+def members() -> dict[str, torch.Tensor]:
+    """A member of every set of real tensors in every shape it has, and one that is nearly one; some are alike."""
+    generator, found = torch.Generator().manual_seed(0), {"ones": torch.ones(12), "ones too": torch.ones(12)}
+    for entry in CONSTRAINTS.values():
+        for spec in (entry.examples or (entry.name,)) if entry.real else ():
+            for shape in SHAPES:
+                try:
+                    made = constraint(spec)
+                    made.check_shape(torch.Size(shape))
+                    W = made.sample(torch.Size(shape), generator).float()
+                except (InputRefused, NotImplementedError):
+                    continue
+                found[f"{spec} {shape}"] = W
+                found[f"{spec} {shape} nearly"] = W + 0.005 * W.square().mean().sqrt() * torch.randn(
+                    shape, generator=generator
+                )
+    return {name: W.contiguous().clone() for name, W in found.items()}
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory):
+    path = tmp_path_factory.mktemp("zoo") / "zoo.safetensors"
+    save_file(members(), path)
+    return path
+
+
+def found(path, tensor=(), *, duplicates=False) -> dict[str, tuple]:
+    import paramcli
+
+    return {
+        f.tensor: tuple(
+            (c.constraint, c.residual, c.tolerance)
+            for c in (*f.holds, *f.nearly)
+            if duplicates or not c.constraint.startswith("duplicate")
+        )
+        for f in paramcli.discover(path, tensor).tensors
+    }
+
+
+def test_findings_do_not_depend_on_what_else_is_looked_at(zoo, tmp_path):
+    """Of a member of every set: alone in a file it is told what it is told among all others, to the last bit."""
+    together, tensors = found(zoo), members()
+    assert len(together) == len(tensors) > 200
+    for name, W in tensors.items():
+        save_file({name: W}, tmp_path / "alone.safetensors")
+        assert found(tmp_path / "alone.safetensors") == {name: together[name]}
+
+
+def test_a_duplicate_is_named_by_the_first(tmp_path):
+    """Also one that begins as others do, and differs after that; of a tensor that differs nothing is said."""
+    W = torch.randn(100, 100)
+    other = W.clone()
+    other[-1, -1] += 1
+    tensors = {"a": W, "b": other, "c": W.clone(), "d": other.clone(), "e": torch.randn(100, 100)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    told = {
+        name: [check[0] for check in checks if "duplicate" in check[0]]
+        for name, checks in found(tmp_path / "a.safetensors", duplicates=True).items()
+    }
+    assert told == {"a": [], "b": [], "c": ["duplicate of a"], "d": ["duplicate of b"], "e": []}

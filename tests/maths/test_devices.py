@@ -8,10 +8,10 @@ from paramcli.maths.bounded import CutNorm, MagnitudePreserving, ToBall, ToUnitN
 from paramcli.maths.definite import LU, CholeskyCorrelation, CholeskyDefinite
 from paramcli.maths.elementwise import ToIncreasing, ToInterval, ToPositive
 from paramcli.maths.exponential import MatrixExp
+from paramcli.maths.facts import largest_singular_value
 from paramcli.maths.mask import Mask, PruneL1
 from paramcli.maths.moments import ToSum, WeightStandardization
 from paramcli.maths.norm import UnitSpectralNorm, WeightNorm, as_matrix
-from paramcli.maths.numbers import largest_singular_value
 from paramcli.maths.orthogonal import Cayley, Orthogonal, gram_error
 from paramcli.maths.spectral import AlmostOrthogonal, CutToCap, ScaledToCap
 from paramcli.maths.stochastic import Sinkhorn, ToSimplex
