@@ -57,6 +57,7 @@ CONSTRAINTS = (
         residual="max |W - cast(W)| / |W|",
         spelt=("format",),
         examples=("fp8", "fp8:format=e5m2"),
+        of_constants=True,
     ),
 )
 

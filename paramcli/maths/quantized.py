@@ -309,7 +309,8 @@ class Float8(Constraint):
     r"""{W : every entry is a number of an 8-bit float format}. Residual: max |W - cast(W)| / |W|. Nearest: the cast,
     saturated.
 
-    Tolerance 0: every wider format holds these numbers exactly.
+    Tolerance 0: every wider format holds these numbers exactly. A grid says something of each number that occurs; where
+    that is one (a norm's ones), it says nothing of the tensor, and `discover` calls it constant and no more.
     """
 
     name = "fp8"

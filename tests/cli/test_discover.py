@@ -116,6 +116,14 @@ def test_findings_do_not_depend_on_what_else_is_looked_at(zoo, tmp_path):
         assert found(tmp_path / "alone.safetensors") == {name: together[name]}
 
 
+def test_ones_are_constant_and_no_grid(tmp_path, paramcli):
+    """A grid of 8-bit floats says nothing of one number; of several it does."""
+    grid = torch.arange(1.0, 17)
+    save_file({"ones": torch.ones(64), "grid": grid[torch.randperm(16)]}, tmp_path / "a.safetensors")
+    told = holds(paramcli, tmp_path / "a.safetensors")
+    assert told["ones"] == ["constant:value=1"] and told["grid"] == ["fp8:format=e4m3"]
+
+
 def test_a_duplicate_is_named_by_the_first(tmp_path):
     """Also one that begins as others do, and differs after that; of a tensor that differs nothing is said."""
     W = torch.randn(100, 100)
