@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -20,7 +21,7 @@ from ..fitting.threads import threads_for
 from ..maths.base import NEARLY, Check, Constraint, first_of_batch
 from ..maths.facts import any_entry, kept
 from ..maths.numbers import compute_dtype, eps, wide
-from ..registry import CONSTRAINTS, spec_of, target_class, within
+from ..registry import ANY, CONSTRAINTS, spec_of, target_class, within
 from ..spelling.forms import Group
 from ..spelling.opened import Opened
 from ..spelling.recurrent import stacked
@@ -64,10 +65,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class DiscoverResult:
-    """A finding for each floating tensor; `skipped`: those that could not be looked at, with the reason."""
+    """A finding for each floating tensor; `skipped`: those that could not be looked at, with the reason; `left_out`:
+    those of other dtypes, with theirs; `not_tried`: the sets that no look suggests, which only `verify` measures.
+    """
 
     tensors: tuple[Finding, ...]
     skipped: tuple[tuple[str, str], ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
+    not_tried: tuple[str, ...] = ()
     # What else to look at, as it was said.
     said: tuple[str, ...] = ()
 
@@ -84,9 +89,24 @@ class DiscoverResult:
     def summary(self) -> str:
         return f"{count_text(len(self.structured), 'tensor')} of {len(self.tensors)} with structure"
 
+    def gaps(self, most: int) -> list[tuple[str, str]]:
+        """What the findings say nothing of: (heading, text); the first `most` of the sets by name."""
+        counts = sorted(Counter(dtype for _, dtype in self.left_out).items())
+        dtypes = listing(f"{count} {dtype}" for dtype, count in counts)
+        parts = (
+            ("left out", len(self.left_out), "tensor", dtypes),
+            ("not tried", len(self.not_tried), "set", listing(self.not_tried, most)),
+        )
+        return [(heading, f"{count_text(count, noun)} ({which})") for heading, count, noun, which in parts if count]
+
     def document(self) -> dict[str, object]:
         """As --json prints it."""
-        return {"tensors": [finding.document() for finding in self.tensors]}
+        left_out = [*((tensor, f"it is {dtype}") for tensor, dtype in self.left_out), *self.skipped]
+        return {
+            "tensors": [finding.document() for finding in self.tensors],
+            "left_out": [{"tensor": tensor, "why": why} for tensor, why in left_out],
+            "not_tried": list(self.not_tried),
+        }
 
 
 def discover(
@@ -119,7 +139,9 @@ def findings(
     progress: Callable[[int], None] = lambda nbytes: None,
     view: View | None = None,
 ) -> DiscoverResult:
-    found, skipped, sets = [], [], [(entry, target_class(entry)) for entry in CONSTRAINTS.values()]
+    found, skipped, left_out = [], [], []
+    every = [(entry, target_class(entry)) for entry in CONSTRAINTS.values()]
+    sets = [(entry, cls) for entry, cls in every if _is_tried(cls)]
     seen = _Alike(lambda group: effective(source, group, device))
     for group in groups:
         progress(group.nbytes)
@@ -127,6 +149,8 @@ def findings(
             if kind_of(group.dtype) == "packed" and group.is_plain and group.nbytes:
                 why = f"it is in codes ({dtype_name(group.dtype)}), and no scale beside it says what they stand for"
                 skipped.append((group.tensor, why))
+            else:
+                left_out.append((group.tensor, dtype_name(group.dtype)))
             continue
         try:
             with error_context(tensor=group.tensor, path=source.path):
@@ -141,7 +165,13 @@ def findings(
         holds = tuple(check for check in checks if check.ok)
         nearly = tuple(check for check in checks if not check.ok and check.residual <= NEARLY)
         found.append(Finding(group.tensor, group.shape, dtype_name(group.dtype), *_strongest(holds, nearly)))
-    return DiscoverResult(tuple(found), tuple(skipped))
+    untried = sorted(entry.name for entry, cls in every if not _is_tried(cls) and entry.name != ANY)
+    return DiscoverResult(tuple(found), tuple(skipped), tuple(left_out), tuple(untried))
+
+
+def _is_tried(cls: type[Constraint]) -> bool:
+    """Does a look at a tensor ever suggest the set?"""
+    return cls.candidates.__func__ is not Constraint.candidates.__func__  # type: ignore[attr-defined]
 
 
 class _Alike:

@@ -31,6 +31,9 @@ def discover(
 ) -> None:
     """Show which constraints each tensor already satisfies, or nearly: symmetric, orthogonal, low rank, N:M sparse, ...
 
+    It tries the sets that a look at a tensor can suggest. A line at the end says which it does not try, and what
+    tensors it left out; verify --constraint measures any set.
+
     paramcli discover model.safetensors
 
     paramcli discover rnn.pt -t '*weight_hh*' --view blocks=4
@@ -55,6 +58,8 @@ def discover(
     else:
         screen.show(discover_table(result.structured))
     screen.note(result.summary())
+    if gaps := result.gaps(3):
+        screen.note("; ".join([*(f"{heading}: {text}" for heading, text in gaps), "--json lists all"]))
     for said in result.said:
         screen.note(said)
     if report is not None:

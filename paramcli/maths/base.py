@@ -185,7 +185,7 @@ class Constraint:
     @classmethod
     def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
         """The sets of this kind that a look at W (double precision, finite, not zero; kept in `stored`) suggests it may
-        lie in.
+        lie in. A class that leaves this as it is belongs to the sets that `discover` does not try, and says so.
         """
         return []
 

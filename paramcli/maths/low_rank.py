@@ -190,9 +190,8 @@ class FixedRank(LowRank):
             **(super().near_misses(W) if self_rank < min(W.shape[-2:]) else {}),
         }
 
-    @classmethod
-    def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
-        return []
+    # Nearly every matrix has full rank, and of the others `low_rank` tells.
+    candidates = Constraint.candidates
 
 
 class Invertible(FixedRank):

@@ -100,9 +100,8 @@ class SemidefiniteLowRank(Semidefinite):
     def __init__(self, rank: int):
         self.rank = rank
 
-    @classmethod
-    def candidates(cls, W: Tensor, stored: torch.dtype) -> list[Constraint]:
-        return []
+    # `psd` and `low_rank` tell of it.
+    candidates = Constraint.candidates
 
 
 class SemidefiniteFixedRank(SemidefiniteLowRank):

@@ -352,7 +352,7 @@ def discover_page(
         result.summary(),
         None,
         evidence,
-        facts,
+        [*facts, *result.gaps(len(result.not_tried))],
         section("Structure", table(headings, rows, ("residual", "tolerance"))),
         residuals(checks),
         spectra_section(drawn),

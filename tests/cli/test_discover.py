@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from paramcli.errors import InputRefused
-from paramcli.registry import CONSTRAINTS, constraint
+from paramcli.registry import CONSTRAINTS, constraint, target_class
 
 
 def rotation(n: int) -> torch.Tensor:
@@ -114,6 +114,43 @@ def test_findings_do_not_depend_on_what_else_is_looked_at(zoo, tmp_path):
     for name, W in tensors.items():
         save_file({name: W}, tmp_path / "alone.safetensors")
         assert found(tmp_path / "alone.safetensors") == {name: together[name]}
+
+
+def test_a_set_is_tried_or_said_not_to_be(zoo):
+    """A look at some member suggests the set, or it is listed; but for the set of all tensors, and another name of
+    `simplex`.
+    """
+    import paramcli
+
+    suggested = {
+        entry.name
+        for entry in CONSTRAINTS.values()
+        for name, W in members().items()
+        if name.startswith((f"{entry.name} ", f"{entry.name}:"))
+        and target_class(entry).candidates(W.double(), torch.float32)
+    }
+    real = {entry.name for entry in CONSTRAINTS.values() if entry.real}
+    listed = set(paramcli.discover(zoo, "ones").not_tried)
+    assert not listed & suggested and real - listed - suggested == {"any", "stochastic"}
+    assert {"kronecker", "ball", "special_linear"} <= listed
+
+
+def test_what_is_left_out_is_said_once(tmp_path, paramcli):
+    """Integers are counted by dtype and named in the JSON; so are the sets that are not tried."""
+    save_file(
+        {"w": torch.randn(9, 5), "q": torch.ones(4, dtype=torch.int8), "steps": torch.tensor(3), "at": torch.tensor(4)},
+        tmp_path / "a.safetensors",
+    )
+    said = paramcli("discover", tmp_path / "a.safetensors")
+    [line] = [line for line in said.err.splitlines() if "not tried" in line]
+    assert line.startswith("left out: 3 tensors (2 int64, 1 int8); not tried: 15 sets (almost_orthogonal, aol, ")
+    shown = json.loads(paramcli("discover", tmp_path / "a.safetensors", "--json", "-q").out)
+    assert {f["tensor"]: f["why"] for f in shown["left_out"]} == {
+        "q": "it is int8",
+        "steps": "it is int64",
+        "at": "it is int64",
+    }
+    assert "kronecker" in shown["not_tried"] and [f["tensor"] for f in shown["tensors"]] == ["w"]
 
 
 def test_ones_are_constant_and_no_grid(tmp_path, paramcli):
