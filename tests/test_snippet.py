@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import paramcli as api
@@ -37,6 +38,31 @@ def test_the_code_runs_and_loads_the_file(tensor, chain, view, tmp_path, paramcl
     module, _, leaf = tensor.rpartition(".")
     baked = api.load(model().eval(), made)
     assert torch.equal(getattr(names["model"].get_submodule(module), leaf), getattr(baked.get_submodule(module), leaf))
+
+
+@pytest.mark.parametrize("name", ["c.bin", "c", "c.pt"])
+@pytest.mark.parametrize("kind", ["safetensors", "pt"])
+def test_what_loads_a_file_goes_by_what_is_in_it(kind, name, tmp_path, paramcli):
+    """A name says nothing, here as everywhere: safetensors called c.pt, and a torch file called c.safetensors."""
+    made = model()
+    nn.utils.parametrizations.weight_norm(made["conv"])
+    path = tmp_path / (name if kind == "safetensors" else name.replace(".pt", ".safetensors"))
+    save_file(made.state_dict(), path) if kind == "safetensors" else torch.save(made.state_dict(), path)
+    names = {"model": model()}
+    exec(compile(paramcli("snippet", path).out, "snippet", "exec"), names)
+    assert torch.equal(names["model"]["conv"].weight, made["conv"].weight)
+
+
+def test_shards_are_loaded_by_paramcli(tmp_path, paramcli):
+    """Of the index, too: it is a file, and holds no tensor."""
+    made = model()
+    nn.utils.parametrizations.weight_norm(made["conv"])
+    torch.save(made.state_dict(), tmp_path / "t.pt")
+    paramcli("convert", tmp_path / "t.pt", "-o", tmp_path / "shards", "--max-shard-size", "1KB")
+    names = {"model": model()}
+    [index] = (tmp_path / "shards").glob("*.index.json")
+    exec(compile(paramcli("snippet", index).out, "snippet", "exec"), names)
+    assert torch.equal(names["model"]["conv"].weight, made["conv"].weight)
 
 
 def test_torchs_own_functions_need_no_paramcli(tmp_path, paramcli):

@@ -26,7 +26,7 @@ def snippet(opened: Opened, path: Path, tensor: Sequence[str] = ()) -> str:
     chosen = opened.choose(tensor, lambda group: not group.is_plain)
     source = opened.source
     groups = [_settled(source, group) for group in chosen]
-    return snippet_text(groups, path, source.root_path, None if source.is_loaded else source.root)
+    return snippet_text(groups, path, source.container, source.root_path, None if source.is_loaded else source.root)
 
 
 def _settled(source: Source, group: Group) -> Group:
@@ -40,27 +40,28 @@ def _settled(source: Source, group: Group) -> Group:
     return replace(group, chain=chain, alternatives=())
 
 
-def snippet_text(groups: Iterable[Group], path: Path, root: Sequence[str | int] = (), named: str | None = None) -> str:
-    """The same for groups whose chains are all known. `root`: the keys that lead to the state dict in a torch file;
-    `named`: its name, where no keys do.
+def snippet_text(
+    groups: Iterable[Group], path: Path, container: str, root: Sequence[str | int] = (), named: str | None = None
+) -> str:
+    """The same for groups whose chains are all known. `container`: what the file is, whatever it is called; `root`: the
+    keys that lead to the state dict in a torch file; `named`: its name, where no keys do.
     """
+    safetensors = container == "safetensors"
     levels = "".join(f"[{key!a}]" for key in root)
     parametrized = [group for group in groups if not group.is_plain]
     calls = [_call(group) for group in parametrized]
     lines = ["import paramcli"] if any("paramcli." in call for call in calls) else []
-    lines += ["from safetensors.torch import load_file"] if path.suffix == ".safetensors" else ["import torch"]
+    lines += ["from safetensors.torch import load_file"] if safetensors else ["import torch"]
     lines += (
         ["from torch.nn.utils import parametrizations"] if any("parametrizations." in call for call in calls) else []
     )
     lines += ["", "", "def parametrize(model):"]
     lines += [f"    {call}" for call in calls] or ["    pass  # no tensor is parametrized"]
     lines += ["    return model", "", ""]
-    if named is None and all(group.form == PARAMETRIZED for group in parametrized) and path.is_file():
-        read = (
-            f"load_file({str(path)!a})"
-            if path.suffix == ".safetensors"
-            else f"torch.load({str(path)!a}, weights_only=True){levels}"
-        )
+    # torch.load goes by the name, and takes one of these for safetensors.
+    alone = safetensors or (container in ("torch zip", "torch legacy") and path.suffix != ".safetensors")
+    if named is None and all(group.form == PARAMETRIZED for group in parametrized) and path.is_file() and alone:
+        read = f"load_file({str(path)!a})" if safetensors else f"torch.load({str(path)!a}, weights_only=True){levels}"
         lines += ["model = parametrize(model)", f"model.load_state_dict({read}, strict=True)"]
     else:
         # Older spellings, shards: paramcli.load registers what it reads, so the function above only shows it.
