@@ -11,12 +11,11 @@ from torch import Tensor
 from ..chain import Chain
 from ..checkpoint.source import Rows
 from ..maths.base import Check
-from ..text import printable
 from ..view import View
 from . import measure
 from .blocks import Batch
 from .claims import Claim
-from .evaluate import complete, explain_infinite, settle, weight_of
+from .evaluate import complete, explain_infinite, naming, settle, weight_of
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,8 @@ class Baking:
     def _refuse(self, state: Mapping[str, Tensor]) -> None:
         """Say of the whole what is wrong with a block: first of the originals, then of the value."""
         for role in state:
-            key = printable(self._group.key_of(role))
-            measure.require_finite_parts(self.batch.parts(role, state), f"its {key}")
+            with naming(self.batch.source, self._group, role) as key:
+                measure.require_finite_parts(self.batch.parts(role, state), f"its {key}")
         explain_infinite(self._group, self.batch.again(state))
 
     def result(self) -> list[Baked]:

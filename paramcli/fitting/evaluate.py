@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..chain import Chain
+from ..checkpoint.disk.input_file import InputFile
 from ..dtypes import dtype_name, nbytes_of, torch_dtype
 from ..errors import PATH, TENSOR, InputRefused, error_context
 from ..maths.decoders import no_exponents
@@ -42,6 +44,12 @@ class Tensors(Protocol):
 
     @property
     def tells_strides(self) -> bool: ...
+
+    @property
+    def files(self) -> list[InputFile]: ...
+
+    @property
+    def beside(self) -> frozenset[str]: ...
 
     def read(self, name: str) -> Tensor: ...
 
@@ -83,6 +91,18 @@ def _by_columns(group: Group) -> set[str]:
     """The roles of tensors that torch's module holds column by column."""
     links = group.chain.links if group.chain is not None and not group.is_plain else ()
     return {f"{index}.{name}" for index, link in enumerate(links) for name in target_class(link.entry).by_columns}
+
+
+@contextmanager
+def naming(source: Tensors, group: Group, role: str) -> Iterator[str]:
+    """The name of the key that spells this role; an error is of the file that it lies in, where that is an adapter's
+    and not the group's.
+    """
+    key, path = group.key_of(role), None
+    if key in source.beside:
+        key, path = key.partition("/")[2], source.files[group.infos[role].storage.file].path
+    with error_context(path=path):
+        yield printable(key)
 
 
 def require_chain(group: Group) -> None:

@@ -23,11 +23,10 @@ from ..errors import error_context
 from ..maths.numbers import eps, smallest
 from ..maths.rows import Share
 from ..spelling.forms import PARAMETRIZED, Group
-from ..text import printable
 from ..view import View
 from . import measure
 from .blocks import Batch, bake_ranges, sliced_roles
-from .evaluate import chain_of, effective, read_role, read_state, settle, weight_of
+from .evaluate import chain_of, effective, naming, read_role, read_state, settle, weight_of
 from .originals import widened
 from .strengths import PART, Allowed, Arithmetic, half_spacing, roundoff
 
@@ -193,7 +192,7 @@ def blocks(touched: Touched) -> Iterator[Block]:
             for rows in ranges or (None,):
                 with error_context(tensor=group.tensor, path=base.source.path):
                     state = batch.on_device(batch.read(rows))
-                    _require_finite(group, state)
+                    _require_finite(touched.source, group, state)
                 shape = group.shape if rows is None else (rows[1] - rows[0], *group.shape[1:])
                 W, first = state.pop("original"), 0 if rows is None else rows[0]
                 part, M = replace(group, shape=shape), rows_of(rows).to(W.device)
@@ -204,13 +203,14 @@ def blocks(touched: Touched) -> Iterator[Block]:
             W, exact = _values(base, touched.device)
             roles = [role for role in group.own_roles if role != "original"]
             state = {role: read_role(touched.source, group, role).to(touched.device) for role in roles}
-            _require_finite(group, {"original": W, **state})
+            _require_finite(touched.source, group, {"original": W, **state})
         yield Block(group, W, exact, state, rows_of(None).to(W.device))
 
 
-def _require_finite(group: Group, state: Mapping[str, Tensor]) -> None:
+def _require_finite(source: Source, group: Group, state: Mapping[str, Tensor]) -> None:
     for role, tensor in state.items():
-        measure.require_finite(tensor, f"its {printable(group.key_of(role))}")
+        with naming(source, group, role) as key:
+            measure.require_finite(tensor, f"its {key}")
 
 
 def _rows_of(side: Side, ranges: Sequence[tuple[int, int]]) -> Callable[[Rows], Tensor]:

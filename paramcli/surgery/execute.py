@@ -231,7 +231,7 @@ class Held:
     def __init__(self, source: Source, tensors: dict[str, Tensor]):
         self._source, self._tensors = source, tensors
         self.path: Path = source.path
-        self.tells_strides = source.tells_strides
+        self.tells_strides, self.files, self.beside = source.tells_strides, source.files, source.beside
 
     def read(self, name: str) -> Tensor:
         return self._tensors.pop(name) if name in self._tensors else self._source.read(name)

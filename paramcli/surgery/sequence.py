@@ -24,6 +24,7 @@ from .plan import UNTOLD, Made, Plan, Ranges, Step, StepWork, Written, assemble,
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..checkpoint.disk.input_file import InputFile
     from ..fitting.evaluate import Tensors
 
 Refusal = InputRefused | UsageError
@@ -125,6 +126,14 @@ class Between:
     @property
     def path(self) -> Path:
         return self.source.path
+
+    @property
+    def files(self) -> list[InputFile]:
+        return self.source.files
+
+    @property
+    def beside(self) -> frozenset[str]:
+        return self.source.beside
 
     def read(self, name: str) -> Tensor:
         return self.tensors[name] if name in self.tensors else self.source.read(name)
