@@ -18,7 +18,7 @@ from ..registry import parse_constraint
 from ..spelling.forms import Group
 from ..spelling.given import require_parametrized, with_chain
 from ..spelling.opened import Opened
-from ..spelling.unparametrized import instead_of_chains
+from ..spelling.unparametrized import ONTO_BASE, instead_of_chains
 from ..text import listing, printable
 from ..view import IDENTITY, View, parse_view
 from ..watch import NOBODY, Watch
@@ -126,11 +126,14 @@ def select_claims(groups: Sequence[Group], path: Path) -> list[Group]:
         unknown = next((group for group in groups if claims_unread(group)), None)
         if unknown is not None:
             raise unknown.refusal(path)
-        holds = instead_of_chains({group.tensor: group for group in groups})
+        holds = instead_of_chains({group.tensor: group for group in groups}, path)
         named = call("verify", PATH, tensor="NAME", constraint="orthogonal")
+        hint = f"name tensors and a set: {named}" if holds.plain else holds.hint
+        if holds.hint == ONTO_BASE:
+            hint = f"{ONTO_BASE}, and {call('verify', 'MERGED', base='BASE', adapter=PATH)} proves that"
         raise InputRefused(
             f"nothing to verify: no tensor is parametrized and no record names a constraint; {holds.what}",
-            hint=f"name tensors and a set: {named}" if holds.plain else holds.hint,
+            hint=hint,
             path=path,
             code="nothing_to_verify",
         )

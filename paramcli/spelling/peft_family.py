@@ -110,6 +110,7 @@ def matrix_view(
         raise InputRefused(
             f"{TENSOR} is square, and the configuration's fan_in_fan_out is wrong for {printable(other)}: nothing "
             "tells whether it is stored (out, in) or (in, out)",
+            hint=f"set it to {str(not config.fan_in_fan_out).lower()} if it is stored as that is",
             tensor=group.tensor,
             path=config.path,
         )

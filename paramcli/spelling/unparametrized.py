@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from ..dtypes import DTYPES
@@ -102,12 +103,15 @@ _PARTS = ("lora", "hada_w", "lokr_w", "oft_blocks")
 _SCALES = ("_scale", "_scale_inv", "_scale_2", "_packed", "_blocks", "_scales", "_zero_point", "_global_scale")
 
 
-def instead_of_chains(groups: Groups) -> Instead:
-    """What these groups are, of which none is parametrized."""
+def instead_of_chains(groups: Groups, path: Path | None = None) -> Instead:
+    """What these groups are, of which none is parametrized; `path`: where they lie, which tells of an adapter."""
+    peft = path is not None and _is_peft(path)
     for mark, what, hint in _KINDS:
         found = [name for name in groups if mark(name, groups)]
         if found:
-            return Instead(f"it holds {what} ({listing(found, 2)})", hint(found, groups))
+            return Instead(f"it holds {what} ({listing(found, 2)})", ONTO_BASE if peft else hint(found, groups))
+    if path is not None and (peft or _is_kohya(groups)):
+        return Instead(f"it holds an adapter's tensors ({listing(groups, 2)})", ONTO_BASE)
     baked = [group.tensor for group in groups.values() if group.record is not None]
     if baked:
         claims = any(group.constraint for group in groups.values() if group.record is not None)
@@ -123,6 +127,18 @@ def instead_of_chains(groups: Groups) -> Instead:
         f"{call('add', PATH, tensor=example, chain='SPEC')} puts a chain on one",
         plain=True,
     )
+
+
+def _is_peft(path: Path) -> bool:
+    from .peft import is_peft  # which has the whole catalogue with it
+
+    return is_peft(path)
+
+
+def _is_kohya(groups: Groups) -> bool:
+    from .kohya import is_kohya
+
+    return is_kohya(groups)
 
 
 def is_of_adapter(name: str) -> bool:

@@ -55,6 +55,57 @@ def test_a_prefix_that_is_not_needed_is_said_to_be_none(base, tmp_path, paramcli
     paramcli("merge", base, "--adapter", adapter)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_is_told_of_the_file_that_it_is_in(value, base, tmp_path, paramcli):
+    """Of an adapter that is its own file, of the base the base's: by merge, and by who proves it."""
+    good, merged = saved(tmp_path / "good", lora("model.layers.1.q")), tmp_path / "merged.safetensors"
+    paramcli("merge", base, "--adapter", good, "-o", merged)
+    factors = lora("model.layers.1.q")
+    name = next(iter(factors))
+    factors[name][1, 2] = value
+    bad = saved(tmp_path / "bad", factors)
+    what = f"model.layers.1.q.weight: its {name} has 1 {'NaN' if value != value else 'infinite'} of 16 entries"
+    out = tmp_path / "out.safetensors"
+    for line in (["merge", base, "--adapter", bad, "-o", out], ["verify", merged, "--base", base, "--adapter", bad]):
+        assert f"{what} (in {bad / 'adapter_model.safetensors'})" in paramcli(*line, code=3).err
+    weights = load_file(base)
+    weights["model.layers.1.q.weight"][0, 0] = value
+    save_file(weights, base)
+    said = paramcli("merge", base, "--adapter", good, "-o", out, code=3).err
+    assert "its model.layers.1.q.weight has 1" in said and f"(in {base})" in said and not out.exists()
+
+
+OF_ADAPTERS = ["adapters/ia3", "adapters/oft", "adapters/conv1d_bias", "adapters/lora", "adapters/vera"]
+OF_ADAPTERS += ["adapters/ia3/adapter_model.safetensors", "kohya/lora.safetensors", "kohya/full.safetensors"]
+
+
+@pytest.mark.parametrize("place", OF_ADAPTERS)
+def test_an_adapter_alone_is_told_to_be_one(place, fixtures, paramcli):
+    """Nothing of it can be verified, baked or migrated without its base; that it was merged can be proved."""
+    adapter = fixtures / place
+    merge = f"try: paramcli merge BASE --adapter {adapter} bakes it onto its base"
+    proof = f"{merge}, and paramcli verify MERGED --base BASE --adapter {adapter} proves that"
+    assert proof in paramcli("verify", adapter, code=3).err
+    assert merge in paramcli("remove", adapter, code=3).err
+    assert merge in paramcli("migrate", adapter, "--to", "new", code=3).err
+
+
+def test_of_a_square_weight_a_flag_that_is_wrong_elsewhere_can_be_set(tmp_path, paramcli):
+    """fan_in_fan_out is one for all layers: of a square one the others tell that it is wrong, and what it should be."""
+    torch.manual_seed(0)
+    save_file({"q.weight": torch.randn(8, 8), "up.weight": torch.randn(16, 8)}, tmp_path / "base.safetensors")
+    factors = {"q.lora_A": (2, 8), "q.lora_B": (8, 2), "up.lora_A": (2, 8), "up.lora_B": (16, 2)}
+    tensors = {f"base_model.model.{name}.weight": torch.randn(size) for name, size in factors.items()}
+    adapter = saved(tmp_path / "a", tensors)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "fan_in_fan_out": True}))
+    merge = ["merge", tmp_path / "base.safetensors", "--adapter", adapter]
+    said = paramcli(*merge, code=3).err
+    assert "fan_in_fan_out is wrong for up.weight" in said and "try: set it to false if it is stored as that is" in said
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "fan_in_fan_out": False}))
+    paramcli(*merge)
+
+
 def test_a_chain_for_a_plain_tensor_is_a_mistake_of_spectrum_too(base, paramcli):
     said = paramcli("spectrum", base, "-t", "model.layers.1.q.weight", "--chain", "orthogonal", code=2).err
     assert "is a plain tensor: no chain is left in it" in said and "without --chain" in said

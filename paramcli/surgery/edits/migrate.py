@@ -43,17 +43,17 @@ class Migrate(Edit):
             if edit.applies(group)
         ]
         if not chosen:
-            raise self._nothing(groups)
+            raise self._nothing(groups, where)
         return chosen
 
-    def _nothing(self, groups: Mapping[str, Group]) -> InputRefused:
+    def _nothing(self, groups: Mapping[str, Group], where: Path) -> InputRefused:
         spelt = "old" if self.to == "new" else "new"
         what = f"nothing to migrate: no weight norm, spectral norm or pruning is spelt the {spelt} way"
         there = sorted({group.form for group in groups.values()})
         if there not in ([PLAIN], []):
             hint = f"the tensors are {', '.join(there)}; {call('inspect', PATH)} shows each"
             return InputRefused(what, hint=hint, code="nothing_parametrized")
-        holds = instead_of_chains(groups)
+        holds = instead_of_chains(groups, where)
         return InputRefused(f"{what}; {holds.what}", hint=holds.hint, code="nothing_parametrized")
 
     def planner(self, work: Planning) -> Planner:

@@ -63,7 +63,7 @@ class Remove(Edit):
                 code="nothing_parametrized",
             )
         if not chosen:
-            holds = instead_of_chains(groups)
+            holds = instead_of_chains(groups, where)
             raise InputRefused(f"no tensor is parametrized: {holds.what}", hint=holds.hint, code="nothing_parametrized")
         return chosen
 
