@@ -169,10 +169,10 @@ def check_choice(option: str, value: str, choices: Sequence[Word]) -> Word:
     for choice in choices:
         if choice == value:
             return choice
-    near = closest(value, choices, 1)
+    near = closest(value, choices, 1) or choices
     raise UsageError(
         f"{given(option, value)}: not one of {', '.join(choices)}",
-        hint=given(option, near[0]) if near else None,
+        hint=" or ".join(given(option, choice) for choice in near[:4]),
         option=option,
     )
 
@@ -193,7 +193,9 @@ def select(names: Sequence[str], patterns: Iterable[str], where: str | PathLike[
                 regex = re.compile(pattern[3:])
             except re.error as error:
                 if not found:
-                    raise UsageError(f"bad regular expression '{printable(pattern[3:])}': {error}") from None
+                    what = f"bad regular expression '{printable(pattern[3:])}': {error}"
+                    hint = f"without re: it is a name, or a glob as in {given('tensor', '*.weight')}"
+                    raise UsageError(what, hint=hint) from None
             else:
                 found |= {name for name in names if regex.fullmatch(name)}
         elif _is_glob(pattern):

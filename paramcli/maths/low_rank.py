@@ -242,7 +242,8 @@ class SingularValues(Parametrization):
         matrix(shape, "a singular value decomposition")
         if rank is not None and rank > min(shape[-2:]):
             raise InputRefused(
-                f"rank={rank} is more than the {min(shape[-2:])} that a {shape[-2]}x{shape[-1]} matrix can have"
+                f"rank={rank} is more than the {min(shape[-2:])} that a {shape[-2]}x{shape[-1]} matrix can have",
+                hint=f"rank={min(shape[-2:])} or less",
             )
 
     def values(self, s: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ def prune_count(amount: float | int, numel: int) -> int:
     """Entries to drop: a whole number is a count, a fraction a share of the tensor, as in torch's prune."""
     count = amount if isinstance(amount, int) else round(amount * numel)
     if not 0 <= count <= numel:
-        raise InputRefused(f"cannot prune {count} of {numel} entries")
+        raise InputRefused(f"cannot prune {count} of {numel} entries", hint="amount=0.5 prunes half of them")
     return count
 
 

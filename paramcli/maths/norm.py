@@ -151,7 +151,9 @@ def check_dim(shape: torch.Size | tuple[int, ...], dim: int | None, who: str) ->
     """Raise InputRefused where a tensor of this shape has no such dimension."""
     if dim is not None and not -len(shape) <= dim < len(shape):
         seen = "x".join(map(str, shape)) or "a scalar"
-        raise InputRefused(f"{who} has no dimension {dim} in a tensor that the maths sees as {seen}")
+        last = len(shape) - 1
+        hint = ("dim=0" if last == 0 else f"from dim=0 to dim={last}") if shape else LEAVE_OUT
+        raise InputRefused(f"{who} has no dimension {dim} in a tensor that the maths sees as {seen}", hint=hint)
 
 
 def as_matrix(W: Tensor, dim: int) -> Tensor:

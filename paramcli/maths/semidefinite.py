@@ -196,7 +196,8 @@ class Eigenvalues(Parametrization):
         square(shape, "an eigendecomposition")
         if rank is not None and rank > shape[-1]:
             raise InputRefused(
-                f"rank={rank} is more than the {shape[-1]} that a {shape[-2]}x{shape[-1]} matrix can have"
+                f"rank={rank} is more than the {shape[-1]} that a {shape[-2]}x{shape[-1]} matrix can have",
+                hint=f"rank={shape[-1]} or less",
             )
 
     def values(self, l: Tensor) -> Tensor:

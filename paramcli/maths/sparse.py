@@ -116,7 +116,9 @@ class NofM(Constraint):
     def check_shape(self, shape: torch.Size) -> None:
         check_dim(shape, self.dim, self.name)
         if self.n > self.m:
-            raise InputRefused(f"nm:n={self.n}:m={self.m} keeps more than there are in a group")
+            raise InputRefused(
+                f"nm:n={self.n}:m={self.m} keeps more than there are in a group", hint="nm:n=2:m=4 keeps 2 of each 4"
+            )
         if shape[self.dim] % self.m or not shape[self.dim]:
             raise InputRefused(
                 f"nm needs groups of {self.m} along dimension {self.dim}, "

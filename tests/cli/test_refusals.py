@@ -176,6 +176,44 @@ def test_the_chain_named_in_the_hint_works(tmp_path, paramcli):
         assert report["tensors"][0]["moved"] < 1e-6
 
 
+# What is typed -> what is said to do, and what then runs, both for a matrix of 64 x 64.
+WAYS_OUT = {
+    "weight_norm:dim=9": ("from dim=0 to dim=1", "weight_norm:dim=1"),
+    "weight_norm:dim=-3": ("from dim=0 to dim=1", "weight_norm:dim=0"),
+    "low_rank:rank=99": ("rank=64 or less", "low_rank:rank=64"),
+    "psd_low_rank:rank=99": ("rank=64 or less", "psd_low_rank:rank=64"),
+    "block_diagonal:blocks=7": ("arguments: g", "block_diagonal:g=8"),
+    "block_diagonal:g=7": ("block_diagonal:g=8", "block_diagonal:g=8"),
+    "nm:n=5:m=4": ("nm:n=2:m=4 keeps 2 of each 4", "nm:n=2:m=4"),
+    "prune_l1:amount=9999": ("amount=0.5 prunes half of them", "prune_l1:amount=0.5"),
+}
+
+
+@pytest.mark.parametrize("chain", WAYS_OUT)
+def test_an_argument_that_does_not_fit_has_a_way_out(chain, tmp_path, refused, paramcli):
+    """The hint has a number that fits, and with it the chain is put on."""
+    said, fits = WAYS_OUT[chain]
+    save_file({"w": torch.randn(64, 64)}, tmp_path / "x.safetensors")
+    line = ["add", tmp_path / "x.safetensors", "-t", "w", "-o", tmp_path / "out.safetensors"]
+    code = 2 if "blocks" in chain else 3
+    assert said in refused(code, *line, "--chain", chain)
+    paramcli(*line, "--chain", fits)
+
+
+def test_a_word_that_is_none_of_a_few_has_them_to_paste(fc_checkpoint, refused):
+    """Of near ones the nearest, else each."""
+    line = ["add", fc_checkpoint, "-t", "fc.weight", "--chain", "skew"]
+    assert "try: --init project or --init strict or --init raw" in refused(2, *line, "--init", "foo")
+    assert refused(2, *line, "--init", "stict").endswith("try: --init strict")
+    assert "try: --to new or --to old" in refused(2, "migrate", fc_checkpoint, "--to", "foo")
+
+
+def test_a_regular_expression_that_is_none_says_what_is_typed_instead(fc_checkpoint, refused):
+    message = refused(2, "add", fc_checkpoint, "-t", "re:(fc", *CHAIN)
+    assert "bad regular expression '(fc': missing )" in message
+    assert "try: without re: it is a name, or a glob as in -t '*.weight'" in message
+
+
 def test_nan_in_a_tensor_to_edit(tmp_path, refused):
     """The tensor and how many entries."""
     W = torch.randn(4, 4)
