@@ -213,7 +213,7 @@ class BlockDiagonalMatrices(Pattern):
     def check_shape(self, shape: torch.Size) -> None:
         super().check_shape(shape)
         if shape[-2] % self.g or shape[-1] % self.g:
-            sides = gcd(*shape[-2:])
+            sides = math.gcd(*shape[-2:])
             fits = min((g for g in range(1, sides + 1) if sides % g == 0), key=lambda g: abs(g - self.g), default=1)
             raise InputRefused(
                 f"{self.name}:g={self.g} needs rows and columns that divide by {self.g}; "

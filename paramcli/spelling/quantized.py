@@ -33,6 +33,7 @@ from ..text import listing, printable, shape_text
 from ..wording import LEAVE_OUT, call, given
 from . import quantized_bitsandbytes
 from .companions import companions, names_scale
+from .foreign import Foreign, is_foreign
 from .forms import ASIDE, Group
 from .quantization_config import Quantization, read_quantization
 from .quantized_comfyui import as_comfyui_says, layers_of
@@ -42,7 +43,6 @@ from .quantized_gptq import gptq_or_awq
 from .quantized_integers import int_packed, int_scaled
 from .quantized_minifloats import modelopt_nvfp4, packed_floats
 from .readings import built_in
-from .unparametrized import Foreign, is_foreign
 
 # Scales of what a layer is given and gives, which no weight has.
 INPUTS = (

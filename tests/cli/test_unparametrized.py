@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from paramcli.spelling.unparametrized import FOREIGN
+from paramcli.spelling.foreign import FOREIGN
 
 
 def T(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
