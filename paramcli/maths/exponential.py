@@ -13,6 +13,7 @@ from .eigenvalues import beyond_zero, eigenvalue_tolerance, symmetric_tolerance
 from .numbers import asymmetry, eps, per_matrix, ratio, relative
 from .orthogonal import gram_difference, gram_error
 from .rotation import rotation_log, unitary_log
+from .symmetric import asymmetry_at_least
 
 # The positive definite matrices are open, so nothing is nearest to a matrix outside; the nearest
 # with eigenvalues at least this share of the largest is taken.
@@ -48,6 +49,9 @@ class PositiveDefinite(Constraint):
             asymmetry(W),
             torch.maximum(beyond_zero(smallest, largest, 0.0), ratio((self.least - smallest).clamp(min=0), largest)),
         )
+
+    def at_least(self, W: Tensor) -> float:
+        return asymmetry_at_least(W)
 
     def _ends(self, W: Tensor) -> tuple[Tensor, Tensor]:
         """The smallest eigenvalue, and the largest magnitude of one."""

@@ -11,7 +11,7 @@ from .base import Constraint, Parametrization, one_entry, square
 from .exponential import PositiveDefinite
 from .numbers import relative
 from .orthogonal import OrthogonalMatrices
-from .symmetric import worst_pair
+from .symmetric import first_lines, share_of_first, worst_pair
 
 
 class HermitianMatrices(Constraint):
@@ -21,6 +21,10 @@ class HermitianMatrices(Constraint):
 
     def residual(self, W: Tensor) -> Tensor:
         return relative(W - W.mH, W)
+
+    def at_least(self, W: Tensor) -> float:
+        rows, columns = first_lines(W)
+        return share_of_first(rows - columns.mH, W)
 
     def detail(self, W: Tensor) -> str | None:
         return worst_pair(W - W.mH, W)
@@ -48,6 +52,10 @@ class SkewHermitianMatrices(Constraint):
 
     def residual(self, W: Tensor) -> Tensor:
         return relative(W + W.mH, W)
+
+    def at_least(self, W: Tensor) -> float:
+        rows, columns = first_lines(W)
+        return share_of_first(rows + columns.mH, W)
 
     def detail(self, W: Tensor) -> str | None:
         return worst_pair(W + W.mH, W)

@@ -17,6 +17,7 @@ from .eigenvalues import MARGIN, NO_VALUE, beyond_zero, eigenvalue_tolerance, sy
 from .frames import Frame
 from .numbers import asymmetry, ratio
 from .softplus import SOFTPLUS_FLOOR, floored_softplus, floored_softplus_inverse
+from .symmetric import asymmetry_at_least
 
 
 def with_eigenvalues(W: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
@@ -41,6 +42,9 @@ class Semidefinite(Constraint):
 
     def residual(self, W: Tensor) -> Tensor:
         return torch.maximum(asymmetry(W), self._off(eigenvalues_of_symmetric_part(W).flip(-1)))
+
+    def at_least(self, W: Tensor) -> float:
+        return asymmetry_at_least(W)
 
     def _off(self, l: Tensor) -> Tensor:
         """Of eigenvalues in descending order: the largest that should not be there, as a share of the

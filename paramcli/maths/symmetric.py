@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Constraint, Parametrization, one_entry, square
-from .numbers import relative
+from .base import Constraint, Parametrization, first_of_batch, one_entry, square
+from .facts import length_of
+from .numbers import SMALL, relative
 
 
 def worst_pair(off: Tensor, W: Tensor) -> str:
@@ -22,6 +23,29 @@ def worst_pair(off: Tensor, W: Tensor) -> str:
     return f"entries ({i}, {j}) and ({j}, {i}) are {M[i, j].item():.6g} and {M[j, i].item():.6g}{where}"
 
 
+def first_lines(W: Tensor) -> tuple[Tensor, Tensor]:
+    """The first rows and the first columns of a square matrix, of a batch its first: so many that what one is off the
+    other is, in a random matrix, a twelfth of its size or more.
+    """
+    M = first_of_batch(W).reshape(W.shape[-2:])
+    count = 1 + M.size(0) // 256
+    return M[:count], M[:, :count]
+
+
+def share_of_first(part: Tensor, W: Tensor) -> float:
+    """||part||_F / ||W||_F of the first matrix; 0 where that is too small to tell."""
+    size = length_of(first_of_batch(W).reshape(W.shape[-2:]))
+    return torch.linalg.vector_norm(part).item() / size if size > SMALL else 0.0
+
+
+def asymmetry_at_least(W: Tensor) -> float:
+    """A number that `asymmetry` is not below."""
+    rows, columns = first_lines(W)
+    longest = torch.linalg.vector_norm(first_of_batch(W), dim=-1).amax().item()
+    off = torch.linalg.vector_norm(rows - columns.mH, dim=-1).amax().item()
+    return off / longest if longest > SMALL else 0.0
+
+
 class SymmetricMatrices(Constraint):
     r"""{A : A = A^T}. Residual ||A - A^T||_F / ||A||_F; nearest point (A + A^T) / 2.
 
@@ -32,6 +56,10 @@ class SymmetricMatrices(Constraint):
 
     def residual(self, W: Tensor) -> Tensor:
         return relative(W - W.mT, W)
+
+    def at_least(self, W: Tensor) -> float:
+        rows, columns = first_lines(W)
+        return share_of_first(rows - columns.mT, W)
 
     def detail(self, W: Tensor) -> str | None:
         return worst_pair(W - W.mT, W)
@@ -60,6 +88,10 @@ class SkewMatrices(Constraint):
 
     def residual(self, W: Tensor) -> Tensor:
         return relative(W + W.mT, W)
+
+    def at_least(self, W: Tensor) -> float:
+        rows, columns = first_lines(W)
+        return share_of_first(rows + columns.mT, W)
 
     def detail(self, W: Tensor) -> str | None:
         return worst_pair(W + W.mT, W)

@@ -41,6 +41,26 @@ def test_a_bound_is_no_larger_than_the_residual(name, shape):
         assert not made.at_least(W) > made.residual(W).max().item() * (1 + 1e-6) + 1e-12
 
 
+MIRRORED = {"symmetric", "skew", "hermitian", "skew_hermitian", "positive_definite", "hermitian_positive_definite"}
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (300, 300), (6, 40, 40)])
+@pytest.mark.parametrize("name", [name for name, entry in CONSTRAINTS.items() if entry.complex])
+def test_a_bound_of_a_complex_tensor_is_no_larger_than_the_residual(name, shape):
+    """The same of complex matrices, mirrored ones with and without conjugation; and the first rows of a random one tell
+    it from those.
+    """
+    try:
+        made = constraint(name)
+    except Exception:  # it has arguments without defaults
+        pytest.skip("no set without arguments")
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.complex128)
+    mirrored = (noise + noise.mT, noise - noise.mT, noise + noise.mH, noise - noise.mH, noise @ noise.mH)
+    for W in (noise, *mirrored, *(W + 0.01 * noise for W in mirrored)):
+        assert not made.at_least(W) > made.residual(W).max().item() * (1 + 1e-6) + 1e-12
+    assert name not in MIRRORED or made.at_least(noise) > 0.05
+
+
 @pytest.mark.parametrize("shape", [(8, 8), (40, 30), (30, 200), (3, 50, 7)])
 def test_singular_values_that_are_evenly_spread_are_so(shape):
     """Where it says so the smallest is more than the share of the largest, and it says so of a wide Gaussian."""
