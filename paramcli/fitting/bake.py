@@ -16,6 +16,8 @@ from . import measure
 from .blocks import Batch
 from .claims import Claim
 from .evaluate import complete, explain_infinite, naming, settle, weight_of
+from .originals import evaluate
+from .skeleton import weight_dtype
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,12 @@ class Baking:
             count, part = len(self.batch.groups), self._group
             if rows is not None:
                 part = replace(part, shape=(rows[1] - rows[0], *part.shape[1:]))
-            # Several are measured as the kernels leave them, as in `reach.Gathered`.
-            value = weight_of(part, state, chain, view, self.compute, row_major=count == 1)
+            if count > 1:
+                stored = weight_dtype(state)
+                value = evaluate(chain, view, part.shape, state, stored, self.compute, together=True)
+            else:
+                value = weight_of(part, state, chain, view, self.compute)
+                state = complete(part, state, chain)
             self._claim = self._claim or Claim(
                 chain,
                 view,
@@ -61,7 +67,7 @@ class Baking:
                 count=count,
                 rows=rows is not None,
             )
-            self._claim.add(value, complete(part, state, chain))
+            self._claim.add(value, state)
             if not self._claim.finite:
                 self._refuse(state)
             return self.batch.apart(value)

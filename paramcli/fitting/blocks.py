@@ -18,12 +18,13 @@ from ..chain import Chain
 from ..checkpoint.columns import read_columns
 from ..checkpoint.source import Rows, Source, TensorInfo
 from ..dtypes import DTYPES, nbytes_of, torch_dtype
+from ..maths.base import Parametrization
 from ..maths.numbers import compute_dtype
 from ..maths.rows import Share, row_blocks
 from ..registry import constraint, target_class
 from ..spelling.forms import Group
 from ..view import IDENTITY, View
-from .evaluate import Tensors, read_role, read_state
+from .evaluate import Tensors, as_held, read_role, read_state
 from .skeleton import outline
 
 # Tensors of this many bytes and more are taken in blocks of about so many, counted in 4 bytes an entry or more, as they
@@ -38,18 +39,28 @@ SIDE = 128
 # Of a batch every matrix has to begin where one alone may: before a multiple of so many bytes LAPACK's kernels take
 # entries by other code, which rounds otherwise. (With an odd side, in float64 from 9 on and in float32 from 17 on.)
 ALIGNED = 16
+# And where torch has every tensor begin.
+ALLOCATED = 64
 
 
 def stackable(chain: Chain, view: View, shape: Sequence[int], dtype: torch.dtype) -> bool:
-    """Can tensors of this shape and dtype be computed together, stacked as the view shows them?"""
+    """Can tensors of this shape and dtype be computed together, stacked as the view shows them?
+
+    Links that have a module for each (`several.Each`) see them as they are stored, and at addresses as good as those of
+    a tensor by itself. What a chain's own tensors explain of a residual is asked of one alone.
+    """
     seen = view.shape(shape)
     if len(seen) < 2 or not 0 < max(seen[-2:]) <= SIDE or 0 in seen or not dtype.is_floating_point:
         return False
-    if seen[-2] * seen[-1] * compute_dtype(dtype).itemsize % ALIGNED:
+    wanted = None if chain.constraint is None else constraint(chain.constraint)
+    if wanted is not None and (wanted.whole or not wanted.stacks):
         return False
-    if chain.constraint is not None and constraint(chain.constraint).whole:
+    classes = [target_class(link.entry) for link in chain.links]
+    each = not all(kind.stacks for kind in classes)
+    if math.prod(seen) * compute_dtype(dtype).itemsize % (ALLOCATED if each else ALIGNED):
         return False
-    return all(target_class(link.entry).stacks for link in chain.links)
+    own = any(link.tensors or isinstance(link.entry.target, type) for link in chain.links)
+    return not each or not (own or chain.decodes or view != IDENTITY or classes[-1].slack is not Parametrization.slack)
 
 
 def sliced_roles(chain: Chain, view: View, shape: Sequence[int]) -> dict[str, Share] | None:
@@ -189,13 +200,20 @@ class Batch:
         }
 
     def _stacked(self, role: str) -> Tensor:
-        return torch.stack([self._each.into(self.source.read(group.keys[role])) for group in self.groups])
+        each = [as_held(self.source, group, role, self.source.read(group.keys[role])) for group in self.groups]
+        each = [self._each.into(tensor) for tensor in each]
+        # Some maps round by the order in memory.
+        if each[0].ndim > 1 and all(tensor.mT.is_contiguous() for tensor in each):
+            return torch.stack([tensor.mT for tensor in each]).mT
+        return torch.stack(each)
 
     def on_device(self, block: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {role: tensor.to(self.device) for role, tensor in block.items()}
 
     def apart(self, tensor: Tensor) -> list[Tensor]:
-        """What was made of a block -> of each of its tensors, in its stored shape."""
+        """What was made of a block for a role -> of each of its tensors, in its stored shape. What has another shape
+        than the weight has no view, where there are several.
+        """
         shape = self.groups[0].shape
         return [self._each.back(part, shape) for part in tensor] if self.several else [tensor]
 

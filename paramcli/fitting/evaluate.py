@@ -25,7 +25,7 @@ from ..text import listing, number_text, printable, shape_text, size_text
 from ..view import View
 from ..wording import LEAVE_OUT, call, given
 from .originals import evaluate
-from .skeleton import OtherState, outline
+from .skeleton import OtherState, outline, weight_dtype
 from .torch_module import require_fit
 
 # u and W v / ||W v|| of a spectral norm that ran once agree exactly; an unrelated pair is near 1. Without v, u is
@@ -63,10 +63,7 @@ def read_state(source: Tensors, group: Group, device: torch.device | str = "cpu"
     own = [role for role in group.own_roles if "/" not in role]
     state = {role: read_role(source, group, role).to(device) for role in own}
     state.update({role: effective(source, part, device) for role, part in group.nested.items()})
-    for role in _by_columns(group) & state.keys():
-        if not (source.tells_strides and role in group.infos and group.infos[role].run):
-            state[role] = column_major(state[role])
-    return state
+    return {role: as_held(source, group, role, tensor) for role, tensor in state.items()}
 
 
 def read_role(source: Tensors, group: Group, role: str) -> Tensor:
@@ -85,6 +82,13 @@ def as_seen(stored: Tensor, group: Group, role: str) -> Tensor:
     rest = info.shape[1:]
     flat = stored.reshape(-1).view(dtype)
     return flat.reshape(flat.numel() // max(1, math.prod(rest)), *rest) if info.shape else flat.reshape(())
+
+
+def as_held(source: Tensors, group: Group, role: str, tensor: Tensor) -> Tensor:
+    """What was read of a role, in memory as a module that loads it has it."""
+    if role not in _by_columns(group) or (source.tells_strides and role in group.infos and group.infos[role].run):
+        return tensor
+    return column_major(tensor)
 
 
 def _by_columns(group: Group) -> set[str]:
@@ -266,28 +270,23 @@ def weight_of(
     chain: Chain,
     view: View,
     compute: str = "same",
-    *,
-    row_major: bool = True,
 ) -> Tensor:
     """The chain's value on this state, as of `evaluate`; a shape the chain cannot have is refused with the keys it
     wants.
     """
     require_proportion(group)
     state = complete(group, state, chain)
-    originals = [role for role in sorted(state) if role.startswith("original")]
-    if not originals:
+    if not any(role.startswith("original") for role in state):
         raise InputRefused(
             f"{TENSOR} has no original here, only {', '.join(map(printable, group.keys.values()))}",
             hint="if this is a shard, give its folder or index",
             tensor=group.tensor,
         )
-    dtype = (
-        torch_dtype(group.dtype) if chain.decodes else state["original" if "original" in state else originals[-1]].dtype
-    )
+    dtype = torch_dtype(group.dtype) if chain.decodes else weight_dtype(state)
     with error_context(tensor=group.tensor):
         _fits(chain, view, group.shape, dtype)
     try:
-        return evaluate(chain, view, group.shape, state, dtype, compute, row_major=row_major)
+        return evaluate(chain, view, group.shape, state, dtype, compute)
     except OtherState:
         raise _other_keys(group, chain) from None
     except Exception:

@@ -29,6 +29,7 @@ from . import torch_module as hosting
 from .claims import holds
 from .originals import invert, register_raw, require_preimage, widened
 from .reach import NOTED, Gathered, Reached, reach, require_reached, stored_as
+from .several import Seeds, made
 from .skeleton import skeleton
 
 
@@ -66,7 +67,9 @@ def fit(
     """`Fitting` of one plain tensor that is there, in its stored dtype."""
     fitting = Fitting(chain, view, W.shape, W.dtype, init=init, seed=seed, max_change=max_change, compute=compute)
     state, value = fitting.make(W)
-    return Fitted(state=state, value=value, **vars(fitting.result()[0]))
+    [became] = fitting.result()
+    assert became is not None  # it is alone
+    return Fitted(state=state, value=value, **vars(became))
 
 
 class Fitting:
@@ -75,7 +78,7 @@ class Fitting:
 
     One tensor whole, one tensor a block of rows after another (for chains that are `blocks.made_by_rows`; the bytes and
     numbers are those of the whole), or `count` tensors at once: stacked as their view shows them, for chains that are
-    `blocks.stackable`; raises then where one of them needs to be told something, which alone it is.
+    `blocks.stackable`; `seed` has one for each then.
 
     project: a weight on the constraint is kept, another moves to its nearest point; where the chain's image is open and
     originals rounded to their storage cannot hold that point, to the nearest that they can. strict: CheckFailed unless
@@ -91,7 +94,7 @@ class Fitting:
         stored: torch.dtype,
         *,
         init: str = "project",
-        seed: int | None = 0,
+        seed: Seeds = 0,
         max_change: float | None = None,
         compute: str = "same",
         count: int = 1,
@@ -104,7 +107,8 @@ class Fitting:
         self.seed, self.max_change, self.compute, self.count = seed, max_change, compute, count
         self._again = again
         rows, seen = again is not None, torch.Size(view.shape(shape))
-        self._projects = skeleton(chain, view, shape, stored).parts[-1].is_projection
+        one = shape if count == 1 else shape[1:]
+        self._projects = skeleton(chain, view, one, stored).parts[-1].is_projection
         self._before = measure.Measured(chain.constraint, seen, stored, compute_dtype(stored), count=count, rows=rows)
         self._kept, self._moved = measure.Moved(count), measure.Moved(count)
         # The round trip of each link's right inverse.
@@ -116,7 +120,7 @@ class Fitting:
         self._seen: Tensor | None = None
         self._assumed: str | None = None
         self._ends = self._looked = self._far = False
-        self._became: list[Became] = []
+        self._became: list[Became | None] = []
 
     def make(self, W: Tensor, first: int | None = None, ends: bool = True) -> tuple[Mapping[str, Tensor], Tensor]:
         """(originals and buffers by role, their value), as they are stored.
@@ -140,12 +144,13 @@ class Fitting:
     def _drawing(self, device: torch.device) -> AbstractContextManager[None]:
         return nullcontext() if self.seed is None else hosting.generators_kept(device)
 
-    def result(self) -> list[Became]:
-        """What became of each tensor, once all is put in."""
+    def result(self) -> list[Became | None]:
+        """What became of each tensor, once all is put in; None for one of several that alone is told more."""
         return self._became
 
     def _raw(self, W: Tensor) -> tuple[Mapping[str, Tensor], Tensor]:
         assert self._gathered is not None  # no margin is searched for
+        assert not isinstance(self.seed, Sequence)  # raw is registered by itself
         state = widened(register_raw(W, self.chain, self.view, self.seed, self.compute), W.dtype)
         return state, self._gathered.add(state, W.shape, None)
 
@@ -170,9 +175,11 @@ class Fitting:
                     raise
         return self._originals(W, self._nearest(spec, seen, off), first)
 
-    def _off(self) -> list[int]:
+    def _off(self) -> Sequence[int]:
         """Which of the tensors that were looked at last are no members."""
-        return [0] if self._far else [index for index, far in enumerate(self._before.last()) if far > MEMBER]
+        if self._far:
+            return range(self.count)
+        return [index for index, far in enumerate(self._before.last()) if far > MEMBER]
 
     def _look(self, W: Tensor) -> Tensor:
         """The weight as the maths sees it, in double precision; it is noted how far from the constraint it is, where
@@ -185,20 +192,22 @@ class Fitting:
             decompositions.needed_whole(seen)
             self._before.add(shown, seen=seen)
         if self._projects and self.init == "strict":
-            hosting.start_generators(self.seed, W.device)
-            self._kept.add(self.chain.links[-1].make(seen).map(seen), seen)
+            self._kept.add(made(self.chain.links[-1], seen, self.seed).map(seen), seen)
         return seen
 
     def _is_far(self, seen: Tensor) -> bool:
-        """Does a cheap bound tell that one tensor, which may move, is no member? How far it moves is measured later."""
+        """Does a cheap bound tell that none of the tensors, which may move, is a member? How far they move is measured
+        later.
+        """
         spec = self.chain.constraint
-        if spec is None or self._projects or self.init == "strict" or self.count > 1 or self._again is not None:
+        if spec is None or self._projects or self.init == "strict" or self._again is not None:
             return False
-        return constraint(spec).as_stored(self.stored).at_least(seen) > NEARLY
+        wanted = constraint(spec).as_stored(self.stored)
+        return all(wanted.at_least(one) > NEARLY for one in (seen if self.count > 1 else [seen]))
 
     def _nearest(self, spec: str, seen: Tensor, off: Sequence[int]) -> Tensor:
         """The points of the constraint nearest to the tensors that are off."""
-        if self.count == 1:
+        if self.count == 1 or len(off) == self.count:
             point, self._assumed = measure.nearest(spec, seen, self.stored)
             return point
         point = seen.clone()
@@ -284,7 +293,7 @@ class Fitting:
                 self._look(W)
             self._require_member()
 
-    def _judged(self) -> list[Became]:
+    def _judged(self) -> list[Became | None]:
         """What became of each tensor; raises where it may not."""
         moved = self._moved.result()
         for change in moved:
@@ -293,7 +302,9 @@ class Fitting:
             assert self._reached is not None and self._seen is not None
             reached, note = self._reached, self._reached.note(self.chain, self._seen, moved[0])
             self._reached = self._seen = None
-            became = [Became(moved=moved[0], check=reached.check, note=note, missed=reached.missed)]
+            became: list[Became | None] = [
+                Became(moved=moved[0], check=reached.check, note=note, missed=reached.missed)
+            ]
         else:
             finite = self._gathered.claim.finite
             became = [
@@ -301,7 +312,7 @@ class Fitting:
                 for change, (check, missed) in zip(moved, self._gathered.result(), strict=True)
             ]
         for one in became:
-            if self.init == "strict" and one.missed > NOTED:
+            if one is not None and self.init == "strict" and one.missed > NOTED:
                 raise CheckFailed(
                     f"{stored_as(self.chain, self.stored)} cannot keep the tensor as it is: "
                     f"rounding its originals puts the value {number_text(one.missed)} away",
@@ -309,14 +320,14 @@ class Fitting:
                 )
         return became
 
-    def _told(self, change: float, check: Check | None, missed: float, finite: bool) -> Became:
+    def _told(self, change: float, check: Check | None, missed: float, finite: bool) -> Became | None:
         """What became of a tensor whose originals no edge was looked for."""
         note = None
+        if self.count > 1 and not (holds(check, self.chain) and missed <= NOTED and self._assumed is None):
+            return None
         if self.init != "raw":
             far = require_reached(self.chain, self.stored, missed, check)
             note = "; ".join(filter(None, (self._assumed, far))) or None
-        if self.count > 1 and (note is not None or not holds(check, self.chain)):
-            raise CheckFailed("of one of them something is to be told")
         return Became(moved=change, check=check, note=note, missed=missed, finite=finite)
 
 

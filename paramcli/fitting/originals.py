@@ -20,6 +20,7 @@ from ..view import View
 from ..wording import given
 from . import measure
 from . import torch_module as hosting
+from .several import Seeds, loaded_together, made, tensors_of
 from .skeleton import Loaded, loaded
 
 # A right inverse that is off by more than this in double precision has no preimage there.
@@ -43,18 +44,21 @@ def evaluate(
     stored: torch.dtype,
     compute: str = "same",
     *,
-    row_major: bool = True,
+    together: bool = False,
 ) -> Tensor:
-    """The chain's value from its stored tensors: computed in one dtype, rounded once to `stored`.
-
-    It lies row by row in memory, or else in the order that its kernels leave it in.
+    """The chain's value from its stored tensors: computed in one dtype, rounded once to `stored`; row by row in memory.
+    `together`: the values of several tensors, along the first dimension of each.
     """
     dtype = compute_dtype(stored, compute)
     # In the order in memory that they have: some maps round by it. Codes are taken as they are stored.
     codes = {"original"} if chain.decodes else set()
     wide = {role: tensor if role in codes else in_precision(tensor, dtype) for role, tensor in state.items()}
-    value = value_of(loaded(chain, view, shape, wide, dtype if chain.decodes else None), dtype, stored)
-    return value.contiguous() if row_major else value
+    parts = (
+        loaded_together(chain, wide, shape)
+        if together
+        else loaded(chain, view, shape, wide, dtype if chain.decodes else None)
+    )
+    return value_of(parts, dtype, stored).contiguous()
 
 
 def value_of(parts: Loaded, dtype: torch.dtype, stored: torch.dtype) -> Tensor:
@@ -82,7 +86,7 @@ def register_raw(W: Tensor, chain: Chain, view: View, seed: int | None, compute:
 def invert(
     chain: Chain,
     Y: Tensor,
-    seed: int | None,
+    seed: Seeds,
     view: View,
     shape: Sequence[int],
     existing: Sequence[Parametrization] | None = None,
@@ -96,28 +100,28 @@ def invert(
     `existing` modules their buffers (a mask) stay in use. Raises CannotReach where a link has no preimage: `judge` is
     given each link's index, the value that its inverse comes back with, and the one it was asked for. Of a block of
     rows Y starts at `first_row` of the whole. `stored` is the dtype that Y was rounded to, where it is no point that
-    was computed.
+    was computed. Where `seed` has one for each, Y is several tensors, along its first dimension.
     """
     judge = judge or functools.partial(_check_round_trip, chain)
     state: dict[str, Tensor] = {}
     originals: Tensor | tuple[Tensor, ...] = Y
     for index in range(len(chain) - 1, -1, -1):
         assert isinstance(originals, Tensor), "several originals are the first link's only"
-        hosting.start_generators(seed, Y.device)
-        part = chain.links[index].make(originals) if existing is None else existing[index]
+        part = made(chain.links[index], originals, seed) if existing is None else existing[index]
         part.first_row, part.stored = first_row, stored
-        hosting.start_generators(seed, Y.device)
+        if not isinstance(seed, Sequence):
+            hosting.start_generators(seed, Y.device)
         wanted = originals
         originals = part.inverse(wanted)
         if not part.is_projection:
             part.eval()
             judge(index, part.map(*(originals if isinstance(originals, tuple) else (originals,))), wanted)
-        state.update({f"{index}.{name}": tensor for name, tensor in part.state_dict().items()})
-    made = originals if isinstance(originals, tuple) else (originals,)
-    made = tuple(view.back(X, shape) if i in part.stored_originals else X for i, X in enumerate(made))
+        state.update({f"{index}.{name}": tensor for name, tensor in tensors_of(part).items()})
+    several = originals if isinstance(originals, tuple) else (originals,)
+    stored_so = tuple(view.back(X, shape) if i in part.stored_originals else X for i, X in enumerate(several))
     if isinstance(originals, Tensor):
-        return {"original": made[0], **state}
-    return {**{f"original{index}": X for index, X in enumerate(made)}, **state}
+        return {"original": stored_so[0], **state}
+    return {**{f"original{index}": X for index, X in enumerate(stored_so)}, **state}
 
 
 def _check_round_trip(chain: Chain, index: int, back: Tensor, wanted: Tensor) -> None:

@@ -96,9 +96,7 @@ class Gathered:
         """The value of a block of this shape; `point`: what the view should show of it, where the last map does not
         decide that itself.
         """
-        # Several are measured as the kernels leave them: the last digits of a residual follow the order in memory.
-        alone = self._count == 1
-        value = evaluate(self.chain, self.view, shape, state, self.stored, self.compute, row_major=alone)
+        value = evaluate(self.chain, self.view, shape, state, self.stored, self.compute, together=self._count > 1)
         self.claim.add(value, state)
         if point is not None:
             self._missed = self._missed or measure.Moved(self._count)

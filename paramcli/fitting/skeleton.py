@@ -121,6 +121,12 @@ def dtype_of(state: Mapping[str, Tensor]) -> torch.dtype:
     return next(tensor.dtype for role, tensor in state.items() if role.startswith(_ORIGINAL))
 
 
+def weight_dtype(state: Mapping[str, Tensor]) -> torch.dtype:
+    """That which a value is rounded to: of its original, or of the last of several, which is the weight-like one."""
+    originals = sorted(role for role in state if role.startswith(_ORIGINAL))
+    return state[originals[0] if originals[0] == _ORIGINAL else originals[-1]].dtype
+
+
 def _as(tensor: Tensor, wanted: Tensor, role: str) -> Tensor:
     """The tensor in the shape of the skeleton's; one number may be kept as a tensor of one."""
     if not wanted.ndim and tensor.shape == (1,):

@@ -109,6 +109,8 @@ class Constraint:
     projection = "nearest"
     # The residual is one number for the whole tensor, not one for each matrix of a batch.
     whole = False
+    # The residual of a matrix of a batch is to the bit what it is alone.
+    stacks = True
     # `project` too acts on each row alone, and leaves members as they are, where `by_rows` holds.
     projects_by_rows = False
     # `detail` is worth a word of members too.

@@ -49,6 +49,8 @@ class KroneckerProducts(Constraint):
     """
 
     name = "kronecker"
+    # A matrix times a vector is another kernel than the same in a batch.
+    stacks = False
 
     def __init__(self, p: int, q: int):
         self.p, self.q = p, q

@@ -238,11 +238,13 @@ class Held:
 
 
 def batched(steps: Sequence[tuple[int, Step]]) -> list[list[tuple[int, Step]]]:
-    """Steps that are computed at once: stackable ones of one key up to STACK_BYTES together, every other one alone."""
+    """Steps that are computed at once: stackable ones of one key up to STACK_BYTES together, every other one alone,
+    and so is one that is computed by rows.
+    """
     batches: list[list[tuple[int, Step]]] = []
     growing: dict[Hashable, tuple[list[tuple[int, Step]], int]] = {}
     for number, step in steps:
-        if step.stack_key is None:
+        if step.stack_key is None or step.ranges:
             batches.append([(number, step)])
             continue
         batch, room = growing.get(step.stack_key, ([], 0))
@@ -304,6 +306,7 @@ def _by_rows(
                 writing.copying.result()  # a failure there ends the work here
         with threads_for(step):
             [told] = work.told()
+        assert told is not None  # it is alone
     except (InputRefused, CheckFailed):
         _compare_checksums(step, source)  # what is wrong with damaged bytes is the damage
         raise
@@ -326,36 +329,53 @@ def _write_parts(sink: Sink, ready: Sequence[tuple[str, int, memoryview]]) -> No
 
 def _computed(steps: Sequence[Step], held: Held, device: str, compute: str) -> Iterator[Made]:
     """What each step makes."""
+    several: list[Made | None] = [None] * len(steps)
     if len(steps) > 1:
         try:
             with error_context(), threads_for(steps[0]) as threads:
                 several = by_parts(steps, held, device, compute, threads)
-            yield from several
-            return
         except ParamcliError:
-            pass  # one of them has something to say: alone, it says it of itself
-    for step in steps:
-        with error_context(tensor=step.group.tensor, path=held.path), threads_for(step):
-            made = step.run(held, device, compute)
+            pass  # what is wrong is said of one alone
+    for step, made in zip(steps, several, strict=True):
+        if made is None:
+            with error_context(tensor=step.group.tensor, path=held.path), threads_for(step):
+                made = step.run(held, device, compute)
         yield made
         del made
 
 
-def by_parts(steps: Sequence[Step], source: Tensors, device: str, compute: str, threads: int) -> list[Made]:
-    """What steps of one `stack_key` make together.
+def together(steps: Sequence[Step], source: Tensors, device: str, compute: str) -> list[Made | None]:
+    """What steps of one `stack_key` make, found by halves where one of them is refused; None for one that has something
+    to say: alone, it says it of itself.
+    """
+    try:
+        with error_context():
+            return computed(steps, source, device, compute)
+    except ParamcliError:
+        if len(steps) == 1:
+            return [None]
+        half = len(steps) // 2
+        return [made for part in (steps[:half], steps[half:]) for made in together(part, source, device, compute)]
+
+
+def by_parts(steps: Sequence[Step], source: Tensors, device: str, compute: str, threads: int) -> list[Made | None]:
+    """What steps of one `stack_key` make together, as of `together`.
 
     Kernels go through a stack one matrix after another, so threads take parts of it in turn, each small enough for what
     is between its input and its result to stay in a core's cache.
     """
     entries = math.prod(steps[0].group.shape)
-    if device != "cpu" or threads == 1 or len(steps) * entries < SHARED_OUT:
-        return computed(steps, source, device, compute)
+    if device != "cpu" or len(steps) * entries < SHARED_OUT:
+        return together(steps, source, device, compute)
+    size = max(1, PART // entries)
+    parts = [steps[at : at + size] for at in range(0, len(steps), size)]
+    if threads == 1:
+        return [one for part in parts for one in together(part, source, device, compute)]
     import torch
 
-    size, before = max(1, PART // entries), torch.get_num_threads()
-    parts = [steps[at : at + size] for at in range(0, len(steps), size)]
+    before = torch.get_num_threads()
     try:
-        made = _pool(threads).map(lambda part: computed(part, source, device, compute), parts)
+        made = _pool(threads).map(lambda part: together(part, source, device, compute), parts)
         return [one for part in made for one in part]
     finally:
         torch.set_num_threads(before)  # torch keeps one number for all threads

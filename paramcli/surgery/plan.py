@@ -121,8 +121,10 @@ class StepWork(Protocol):
     def make(self, rows: Rows, block: Block) -> Sequence[Written]:
         """What each step writes for it, by key."""
 
-    def told(self) -> Sequence[Told]:
-        """What is said of each step, after the last block; refusals that need the whole tensor may come here."""
+    def told(self) -> Sequence[Told | None]:
+        """What is said of each step, after the last block; refusals that need the whole tensor may come here. None:
+        of several, for one that has more to say and is to be done alone.
+        """
 
 
 Begin: TypeAlias = "Callable[[Sequence[Step], Tensors, str, str, Ranges], StepWork]"
@@ -202,7 +204,9 @@ class Step:
 
     def run(self, source: Tensors, device: str, compute: str) -> Made:
         """What this step makes by itself, its tensors whole."""
-        return computed([self], source, device, compute)[0]
+        [made] = computed([self], source, device, compute)
+        assert made is not None  # it is alone
+        return made
 
     @property
     def nbytes(self) -> int:
@@ -235,11 +239,13 @@ class Step:
         return self.begin(steps, source, device, compute, ranges)
 
 
-def computed(steps: Sequence[Step], source: Tensors, device: str, compute: str) -> list[Made]:
-    """What steps of one `stack_key` make, or one step, their tensors whole."""
+def computed(steps: Sequence[Step], source: Tensors, device: str, compute: str) -> list[Made | None]:
+    """What steps of one `stack_key` make, or one step, their tensors whole; of several None for one that is to be done
+    alone.
+    """
     work = steps[0].work(steps, source, device, compute)
     made = work.make(None, work.read(None))
-    return list(zip(made, work.told(), strict=True))
+    return [None if told is None else (one, told) for one, told in zip(made, work.told(), strict=True)]
 
 
 @dataclass(frozen=True)

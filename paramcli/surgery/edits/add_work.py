@@ -209,7 +209,8 @@ class RegisterWork:
         compute: str,
         ranges: Ranges,
     ):
-        group, several = steps[0].group, len(steps) > 1
+        group = steps[0].group
+        seeds = [hosting.tensor_seed(edit.seed, step.group.twin or step.group.tensor) for step in steps]
         self.steps, self.chain, self.view = steps, chain, edit.view
         self.batch = Batch(source, [s.group for s in steps], edit.view, device, ranges, {"value": Share()})
         self.fitting = Fitting(
@@ -218,15 +219,14 @@ class RegisterWork:
             self.batch.shape,
             torch_dtype(group.dtype),
             init=edit.init,
-            # Nothing is drawn where several are computed together.
-            seed=None if several else hosting.tensor_seed(edit.seed, group.twin or group.tensor),
+            seed=seeds if len(steps) > 1 else seeds[0],
             max_change=edit.max_change,
             compute=compute,
             count=len(steps),
             again=self._again if ranges else None,
         )
         # Asked of a mask alone: does it keep every entry?
-        self.full = edit.mask_for is None and any(link.entry.keeps_zeros for link in chain.links)
+        self.full = [edit.mask_for is None and any(link.entry.keeps_zeros for link in chain.links)] * len(steps)
 
     def read(self, rows: Rows) -> Mapping[str, Tensor]:
         return self.batch.read(rows)
@@ -237,11 +237,11 @@ class RegisterWork:
     def make(self, rows: Rows, block: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         W = block["value"].to(self.batch.device)
         state, value = self.fitting.make(W, None if rows is None else rows[0], self.batch.is_last(rows))
-        self.full = self.full and bool(value.all())
-        if len(self.steps) == 1:
-            states = [state]
-        else:
-            states = [{"original": original} for original in self.batch.apart(state["original"])]
+        if any(self.full):
+            full = value.reshape(len(self.steps), -1).all(1).tolist()
+            self.full = [before and now for before, now in zip(self.full, full, strict=True)]
+        apart = {role: self.batch.apart(tensor) for role, tensor in state.items()}
+        states = [dict(zip(apart, tensors, strict=True)) for tensors in zip(*apart.values(), strict=True)]
         return [self._named(step, state) for step, state in zip(self.steps, states, strict=True)]
 
     def _named(self, step: Step, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -250,16 +250,17 @@ class RegisterWork:
         slots = chain_slots(step.group, self.chain, self.view)
         return {written.name: made[slot.name] for slot, written in zip(slots, step.writes, strict=True)}
 
-    def told(self) -> list[Told]:
-        return [self._told(step, became) for step, became in zip(self.steps, self.fitting.result(), strict=True)]
+    def told(self) -> list[Told | None]:
+        found = zip(self.steps, self.fitting.result(), self.full, strict=True)
+        return [None if became is None else self._told(step, became, full) for step, became, full in found]
 
-    def _told(self, step: Step, became: Became) -> Told:
+    def _told(self, step: Step, became: Became, full: bool) -> Told:
         note = became.note
         if not became.finite:
             # Only raw gets here with such a value, with a zero row under a norm for one: torch writes it, and computes
             # NaN from it.
             note = f"its value is NaN or infinite: {NOT_FINITE.format(dtype_name(step.group.dtype))}"
-        if self.full:
+        if full:
             file = given("mask", "FILE")
             note = note or f"nothing is masked: without {file}, `mask` keeps the zeros a tensor has, and it has none"
         return numbers(became.moved, became.check, note)

@@ -21,6 +21,7 @@ from ...fitting.evaluate import (
     require_chain,
     require_proportion,
 )
+from ...fitting.skeleton import outline
 from ...spelling.forms import Group
 from ...spelling.record import Entry
 from ..plan import Ranges, Step, Told, baked, keeps_within, require_editable
@@ -68,17 +69,16 @@ class Bake:
         return bake_ranges(group, chain, group.view)
 
     def _together(self, group: Group, chain: Chain) -> Hashable:
-        if (
-            group.alternatives
-            or group.nested
-            or group.roles != {"original"}
-            or group.constraint not in (None, chain.constraint)
-        ):
+        if group.alternatives or group.nested or group.twice or group.constraint not in (None, chain.constraint):
             return None
-        view = group.view
-        if not stackable(chain, view, group.shape, torch_dtype(group.dtype)):
+        view, dtype = group.view, torch_dtype(group.dtype)
+        if not stackable(chain, view, group.shape, dtype):
             return None
-        return "bake", chain, view, group.shape, group.dtype
+        # What is stored otherwise is made sense of alone.
+        there = {role: tuple(group.infos[role].shape) for role in group.own_roles}
+        if there != {role: tuple(tensor.shape) for role, tensor in outline(chain, group.shape, dtype, view).items()}:
+            return None
+        return "bake", chain, view, group.shape, *((role, group.infos[role].dtype) for role in sorted(there))
 
 
 class BakeWork:
