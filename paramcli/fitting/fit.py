@@ -17,9 +17,9 @@ from torch import Tensor
 from ..chain import Chain
 from ..errors import CheckFailed, ParamcliError
 from ..maths import decompositions
-from ..maths.base import MEMBER, NEARLY, CannotReach, Check
+from ..maths.base import MEMBER, NEARLY, CannotReach, Check, Parametrization
 from ..maths.numbers import compute_dtype, eps, wide
-from ..registry import CONSTRAINTS, constraint, parse_constraint
+from ..registry import CONSTRAINTS, constraint, parse_constraint, target_class
 from ..spec import value_text
 from ..text import number_text
 from ..view import View
@@ -27,9 +27,9 @@ from ..wording import given
 from . import measure
 from . import torch_module as hosting
 from .claims import holds
-from .originals import invert, register_raw, require_preimage, widened
+from .originals import invert, register_raw, require_back, require_preimage, widened
 from .reach import NOTED, Gathered, Reached, reach, require_reached, stored_as
-from .several import Seeds, made
+from .several import Seeds, Stored, made
 from .skeleton import skeleton
 
 
@@ -117,6 +117,8 @@ class Fitting:
         searches = init != "raw" and count == 1 and not rows
         self._gathered = None if searches else Gathered(chain, view, shape, stored, compute, count=count, rows=rows)
         self._reached: Reached | None = None
+        # Of several, those that had to keep away from an edge.
+        self._inside: dict[int, Reached] = {}
         self._seen: Tensor | None = None
         self._assumed: str | None = None
         self._ends = self._looked = self._far = False
@@ -160,7 +162,7 @@ class Fitting:
         if self._ends:
             self._looked = True
             self._require_member(W)
-        if self._gathered is None:
+        if not self._again:
             self._seen = seen
         # The set whose nearest point is wanted of what lies outside.
         spec = None if self._projects else self.chain.constraint
@@ -173,7 +175,8 @@ class Fitting:
                 # conditioned one by more than its residual says.
                 if spec is None or self.init == "strict" or self._gathered is not None:
                     raise
-        return self._originals(W, self._nearest(spec, seen, off), first)
+        stored = [None if index in off else W.dtype for index in range(self.count)] if self.count > 1 else None
+        return self._originals(W, self._nearest(spec, seen, off), first, stored=stored)
 
     def _off(self) -> Sequence[int]:
         """Which of the tensors that were looked at last are no members."""
@@ -215,37 +218,34 @@ class Fitting:
         return point
 
     def _originals(
-        self, W: Tensor, Y: Tensor, first: int | None, stored: torch.dtype | None = None
+        self, W: Tensor, Y: Tensor, first: int | None, stored: Stored = None
     ) -> tuple[Mapping[str, Tensor], Tensor]:
         """The originals of a point, and their value; `stored`: the dtype that the point was rounded to, where it
         was.
         """
         make = functools.partial(
-            invert,
-            self.chain,
-            seed=self.seed,
-            view=self.view,
-            shape=W.shape,
-            first_row=first,
-            judge=self._judge,
-            stored=stored,
+            invert, self.chain, view=self.view, shape=W.shape, first_row=first, judge=self._judge, seed=self.seed
         )
         if self._gathered is None:
-            reached = reach(
+            make_so = functools.partial(make, stored=stored)
+            strict = self.init == "strict"
+            [reached] = reach(
                 self.chain,
                 self.view,
                 W.shape,
                 W.dtype,
                 Y,
-                make,
+                make_so,
                 self.compute,
                 projects=self._projects,
-                strict=self.init == "strict",
+                strict=strict,
             )
             state, value = reached.state, reached.value
         else:
-            state = widened(make(Y), W.dtype)
+            state = widened(make(Y, stored=stored), W.dtype)
             value = self._gathered.add(state, W.shape, None if self._projects else Y)
+            if self.count > 1 and self.init == "project":
+                state, value = self._kept_away(state, value, Y, stored)
         alone = self._projects and self.chain.constraint is not None and len(self.chain) == 1
         if alone and not torch.equal(state["original"], W):
             self._assumed = (
@@ -255,6 +255,49 @@ class Fitting:
         if self._gathered is None:
             self._reached = replace(reached, assumed=self._assumed)
         return state, value
+
+    def _kept_away(
+        self, state: dict[str, Tensor], value: Tensor, Y: Tensor, stored: Stored
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Originals and values of several, with others of those that an edge is too near to."""
+        assert self._gathered is not None and isinstance(self.seed, Sequence)
+        if target_class(self.chain.links[-1].entry).edge is Parametrization.edge:
+            return state, value
+        found = enumerate(self._gathered.result())
+        near = [index for index, (check, missed) in found if not (holds(check, self.chain) and missed <= NOTED)]
+        if len(near) < 2:
+            return state, value  # one is done alone
+        shape = (len(near), *value.shape[1:])
+        make = functools.partial(
+            invert,
+            self.chain,
+            view=self.view,
+            shape=shape,
+            judge=functools.partial(require_back, self.chain, count=len(near)),
+            seed=[self.seed[index] for index in near],
+            stored=[stored[index] for index in near] if isinstance(stored, Sequence) else stored,
+        )
+        try:
+            reached = reach(
+                self.chain,
+                self.view,
+                shape,
+                value.dtype,
+                Y[near],
+                make,
+                self.compute,
+                projects=self._projects,
+                count=len(near),
+            )
+        except CannotReach:
+            return state, value  # alone each is told why
+        self._inside = dict(zip(near, reached, strict=True))
+        at = torch.tensor(near, device=value.device)
+        others = {role: torch.stack([one.state[role] for one in reached]) for role in state}
+        return (
+            {role: tensor.index_copy(0, at, others[role]) for role, tensor in state.items()},
+            value.index_copy(0, at, torch.stack([one.value for one in reached])),
+        )
 
     def _judge(self, index: int, back: Tensor, wanted: Tensor) -> None:
         """Note how far from what it was asked for a link's right inverse comes back; CannotReach, at the end, where
@@ -308,8 +351,8 @@ class Fitting:
         else:
             finite = self._gathered.claim.finite
             became = [
-                self._told(change, check, missed, finite)
-                for change, (check, missed) in zip(moved, self._gathered.result(), strict=True)
+                self._told_inside(index, change) if index in self._inside else self._told(change, check, missed, finite)
+                for index, (change, (check, missed)) in enumerate(zip(moved, self._gathered.result(), strict=True))
             ]
         for one in became:
             if one is not None and self.init == "strict" and one.missed > NOTED:
@@ -319,6 +362,16 @@ class Fitting:
                     hint=f"{given('init', 'project')} gives the nearest point that they can hold, and tells how far",
                 )
         return became
+
+    def _told_inside(self, index: int, change: float) -> Became | None:
+        """What became of one of several that kept away from an edge."""
+        assert self._seen is not None
+        reached = self._inside[index]
+        try:
+            note = reached.note(self.chain, self._seen[index], change)
+        except CannotReach:
+            return None
+        return Became(moved=change, check=reached.check, note=note, missed=reached.missed)
 
     def _told(self, change: float, check: Check | None, missed: float, finite: bool) -> Became | None:
         """What became of a tensor whose originals no edge was looked for."""

@@ -20,7 +20,7 @@ from ..view import View
 from ..wording import given
 from . import measure
 from . import torch_module as hosting
-from .several import Seeds, loaded_together, made, tensors_of
+from .several import Each, Seeds, Stored, loaded_together, made, tensors_of
 from .skeleton import Loaded, loaded
 
 # A right inverse that is off by more than this in double precision has no preimage there.
@@ -92,7 +92,7 @@ def invert(
     existing: Sequence[Parametrization] | None = None,
     first_row: int | None = None,
     judge: Callable[[int, Tensor, Tensor], None] | None = None,
-    stored: torch.dtype | None = None,
+    stored: Stored = None,
 ) -> dict[str, Tensor]:
     """Right inverses from the last link to the first, in double precision; Y is what the view shows.
 
@@ -102,13 +102,17 @@ def invert(
     rows Y starts at `first_row` of the whole. `stored` is the dtype that Y was rounded to, where it is no point that
     was computed. Where `seed` has one for each, Y is several tensors, along its first dimension.
     """
-    judge = judge or functools.partial(_check_round_trip, chain)
+    judge = judge or functools.partial(require_back, chain)
     state: dict[str, Tensor] = {}
     originals: Tensor | tuple[Tensor, ...] = Y
     for index in range(len(chain) - 1, -1, -1):
         assert isinstance(originals, Tensor), "several originals are the first link's only"
         part = made(chain.links[index], originals, seed) if existing is None else existing[index]
-        part.first_row, part.stored = first_row, stored
+        part.first_row = first_row
+        if isinstance(part, Each):
+            part.stored_of = stored
+        elif not isinstance(stored, Sequence):
+            part.stored = stored
         if not isinstance(seed, Sequence):
             hosting.start_generators(seed, Y.device)
         wanted = originals
@@ -124,8 +128,12 @@ def invert(
     return {**{f"original{index}": X for index, X in enumerate(stored_so)}, **state}
 
 
-def _check_round_trip(chain: Chain, index: int, back: Tensor, wanted: Tensor) -> None:
-    require_preimage(chain.links[index], measure.moved(back, wanted))
+def require_back(chain: Chain, index: int, back: Tensor, wanted: Tensor, count: int = 1) -> None:
+    """`require_preimage` of each of `count` tensors."""
+    trip = measure.Moved(count)
+    trip.add(back, wanted)
+    for error in trip.result():
+        require_preimage(chain.links[index], error)
 
 
 def require_preimage(link: Link, error: float) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -69,6 +69,23 @@ class Reached:
         )
 
 
+@dataclass(frozen=True)
+class _Tried:
+    """Originals as they are stored, their value, and of each tensor its check and how far it is from its point."""
+
+    state: Mapping[str, Tensor]
+    value: Tensor
+    found: Sequence[tuple[Check | None, float]]
+
+    def reached(self, index: int | None, nearest: Tensor | None, edge: Edge | None, kept_away: int) -> Reached:
+        """What was reached of one tensor: of the only one, or of one of several."""
+        check, missed = self.found[index or 0]
+        if index is None:
+            return Reached(self.state, self.value, check, nearest, missed, edge, kept_away)
+        state = {role: tensor[index] for role, tensor in self.state.items()}
+        return Reached(state, self.value[index], check, nearest, missed, edge, kept_away)
+
+
 class Gathered:
     """What is known of originals once they are rounded to their storage: the values that they have, what is claimed of
     those, and how far they are from the points that they were made for.
@@ -120,8 +137,10 @@ def reach(
     *,
     projects: bool,
     strict: bool = False,
-) -> Reached:
-    """Originals whose value, computed from them as stored, is `nearest`, or the nearest to it that there is.
+    count: int = 1,
+) -> list[Reached]:
+    """Originals whose value, computed from them as stored, is `nearest`, or the nearest to it that there is; of each of
+    `count` tensors, which lie along the first dimension where they are several.
 
     `nearest` is what the view should show, and `make` gives the originals for such a point, both in double precision.
     Near the edge of an open image the value is no member, or not the point: such matrices are moved inside by the least
@@ -131,23 +150,24 @@ def reach(
     link = chain.links[-1]
     has_edge = target_class(link.entry).edge is not Parametrization.edge and not strict
 
-    def attempt(Y: Tensor) -> Reached:
+    def attempt(Y: Tensor) -> _Tried:
         state = widened(make(Y), stored)
         if has_edge:
             _require_range(state)
-        gathered = Gathered(chain, view, shape, stored, compute)
+        gathered = Gathered(chain, view, shape, stored, compute, count=count)
         value = gathered.add(state, shape, None if projects else nearest)
-        [(check, missed)] = gathered.result()
-        return Reached(state, value, check, None if projects else nearest, missed)
+        return _Tried(state, value, gathered.result())
 
     if not has_edge:
-        reached = attempt(nearest)
+        tried = attempt(nearest)
+        [(check, missed)] = tried.found
         # Refused below, and then with the number that says why.
-        refused = strict and (reached.missed > MISSED or (reached.check is not None and not reached.check.ok))
-        return replace(reached, edge=link.make(nearest).edge(nearest)) if refused else reached
+        refused = strict and (missed > MISSED or (check is not None and not check.ok))
+        near = link.make(nearest).edge(nearest) if refused else None
+        return [tried.reached(None, None if projects else nearest, near, 0)]
     search, Y = _Margins(nearest.shape[:-2], stored), nearest
     edge: Edge | None = None
-    last: Reached | None = None
+    last: _Tried | None = None
     refusal: CannotReach | None = None
     while search.goes_on:
         try:
@@ -163,10 +183,15 @@ def reach(
             if edge is None:
                 break
             Y, last = edge.inside(search.shares().to(nearest.device, nearest.dtype.to_real())), None
-    reached = replace(last or attempt(Y), edge=edge, kept_away=search.kept_away)
-    if refusal is not None and not reached.missed <= MISSED:
+    tried = last or attempt(Y)
+    if refusal is not None and not all(missed <= MISSED for _, missed in tried.found):
         raise refusal  # no margin within reach: what the map itself says of the point is nearer to the matter
-    return reached
+    if count == 1:
+        return [tried.reached(None, None if projects else nearest, edge, search.kept_away)]
+    kept = (search.level > 0).reshape(count, -1).sum(1).tolist()
+    points = [None if projects else point for point in nearest]
+    edges = [link.make(point).edge(point) if moved else None for point, moved in zip(nearest, kept, strict=True)]
+    return [tried.reached(i, *of) for i, of in enumerate(zip(points, edges, kept, strict=True))]
 
 
 def _require_range(state: Mapping[str, Tensor]) -> None:
@@ -194,15 +219,14 @@ def _refused(link: Link, Y: Tensor, stored: torch.dtype) -> Tensor:
     return torch.tensor(of(Y.reshape(-1, *Y.shape[-2:])), device="cpu").reshape(Y.shape[:-2])
 
 
-def _judged(chain: Chain, view: View, reached: Reached, nearest: Tensor, Y: Tensor, compute: str) -> tuple[Tensor, ...]:
+def _judged(chain: Chain, view: View, tried: _Tried, nearest: Tensor, Y: Tensor, compute: str) -> tuple[Tensor, ...]:
     """Of each matrix: is it a member, how far is it from Y, Y from the nearest point, and it from that; relatively."""
     batch = Y.shape[:-2]
-    values, Y, nearest = (W.reshape(-1, *W.shape[-2:]) for W in (view.into(reached.value), Y, nearest))
-    if holds(reached.check, chain) or len(values) == 1:
-        member = [holds(reached.check, chain)] * len(values)
-    else:
+    values, Y, nearest = (W.reshape(-1, *W.shape[-2:]) for W in (view.into(tried.value), Y, nearest))
+    member = [holds(check, chain) for check, _ in tried.found for _ in range(len(values) // len(tried.found))]
+    if not all(member) and len(values) > len(tried.found):
         claim = Claim(chain, IDENTITY, values.shape, values.dtype, compute, count=len(values))
-        claim.add(values, reached.state)
+        claim.add(values, tried.state)
         member = [holds(check, chain) for check in claim.result()]
     distances = (
         measure.moved_of_each(values, Y),

@@ -21,6 +21,8 @@ from .torch_module import start_generators
 
 # Of each tensor its own; of one tensor a number, and None where nothing is drawn.
 Seeds = Sequence[int] | int | None
+# The dtype that a value was rounded to, where it was, in the same way.
+Stored = Sequence[torch.dtype | None] | torch.dtype | None
 
 
 class Each(Parametrization):
@@ -29,6 +31,7 @@ class Each(Parametrization):
     def __init__(self, parts: Sequence[Parametrization], seeds: Sequence[int] = ()):
         super().__init__()
         self.parts, self.seeds = tuple(parts), seeds
+        self.stored_of: Stored = None
         self.is_projection, self.stored_originals = parts[0].is_projection, parts[0].stored_originals
 
     def forward(self, *originals: Tensor, **_: Any) -> Tensor:
@@ -39,8 +42,9 @@ class Each(Parametrization):
 
     def inverse(self, value: Tensor) -> Tensor | tuple[Tensor, ...]:
         made = []
-        for part, own, seed in zip(self.parts, value, self.seeds, strict=True):
-            part.stored = self.stored
+        stored = self.stored_of if isinstance(self.stored_of, Sequence) else [self.stored_of] * len(value)
+        for part, own, seed, dtype in zip(self.parts, value, self.seeds, stored, strict=True):
+            part.stored = dtype
             start_generators(seed, value.device)
             made.append(part.inverse(own))
         alone = isinstance(made[0], Tensor)

@@ -100,7 +100,7 @@ class Assignment:
                 existing=parts,
                 stored=wanted.dtype if spec is None else None,
             )
-            reached = reach(chain, view, group.shape, stored, target, make, compute, projects=parts[-1].is_projection)
+            [reached] = reach(chain, view, group.shape, stored, target, make, compute, projects=parts[-1].is_projection)
         distance = measure.moved(target, seen)
         notes = [
             replace(reached, assumed=assumed).note(
