@@ -87,9 +87,12 @@ class Link:
         """A spec such as 'factored:rank={rank}' with this link's own arguments."""
         return spec.format_map({name: value_text(value) for name, value in self.arguments.items()})
 
-    def make(self, value: Tensor) -> Parametrization:
-        """The live module for a tensor with this value, which remembers its own spec; imports torch."""
-        module = target_class(self.entry).make(value, **self.arguments, **self.tensors)
+    def make(self, value: Tensor, to_invert: bool = False) -> Parametrization:
+        """The live module for a tensor with this value, which remembers its own spec; imports torch. `to_invert`: the
+        inverse of the value is asked of it next.
+        """
+        kind = target_class(self.entry)
+        module = (kind.to_invert if to_invert else kind.make)(value, **self.arguments, **self.tensors)
         module.spec = str(self)
         return module
 

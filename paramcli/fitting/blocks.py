@@ -18,7 +18,6 @@ from ..chain import Chain
 from ..checkpoint.columns import read_columns
 from ..checkpoint.source import Rows, Source, TensorInfo
 from ..dtypes import DTYPES, nbytes_of, torch_dtype
-from ..maths.base import Parametrization
 from ..maths.numbers import compute_dtype
 from ..maths.rows import Share, row_blocks
 from ..registry import constraint, target_class
@@ -47,20 +46,17 @@ def stackable(chain: Chain, view: View, shape: Sequence[int], dtype: torch.dtype
     """Can tensors of this shape and dtype be computed together, stacked as the view shows them?
 
     Links that have a module for each (`several.Each`) see them as they are stored, and at addresses as good as those of
-    a tensor by itself. What a chain's own tensors explain of a residual is asked of one alone.
+    a tensor by itself.
     """
     seen = view.shape(shape)
     if len(seen) < 2 or not 0 < max(seen[-2:]) <= SIDE or 0 in seen or not dtype.is_floating_point:
-        return False
-    wanted = None if chain.constraint is None else constraint(chain.constraint)
-    if wanted is not None and (wanted.whole or not wanted.stacks):
         return False
     classes = [target_class(link.entry) for link in chain.links]
     each = not all(kind.stacks for kind in classes)
     if math.prod(seen) * compute_dtype(dtype).itemsize % (ALLOCATED if each else ALIGNED):
         return False
     own = any(link.tensors or isinstance(link.entry.target, type) for link in chain.links)
-    return not each or not (own or chain.decodes or view != IDENTITY or classes[-1].slack is not Parametrization.slack)
+    return not each or not (own or chain.decodes or view != IDENTITY)
 
 
 def sliced_roles(chain: Chain, view: View, shape: Sequence[int]) -> dict[str, Share] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -39,9 +39,10 @@ class Claim:
         """`shape`: of all the values as they are stored."""
         self.chain, self.view, self.compute = chain, view, compute
         self.spec = (spec or chain.constraint) if 0 not in shape else None
-        alone = count == 1 and not rows
-        # Do the chain's own tensors have a word in it?
-        self._own, self._slack = alone and self.spec is not None and self.spec == chain.constraint, 0.0
+        self._count = count
+        # Do the chain's own tensors have a word in it, and how much of each residual do they explain?
+        self._own = not rows and self.spec is not None and self.spec == chain.constraint
+        self._slacks = [0.0] * count
         self._measured = measure.Measured(
             self.spec,
             torch.Size(view.shape(shape)),
@@ -49,7 +50,7 @@ class Claim:
             compute_dtype(stored, compute),
             count=count,
             rows=rows,
-            details=alone,
+            details=count == 1 and not rows,
         )
 
     @property
@@ -59,21 +60,36 @@ class Claim:
 
     def add(self, value: Tensor, state: Mapping[str, Tensor]) -> None:
         """Take note of a block of the values; `state`: the stored tensors that it comes from, by role."""
-        tolerance = None
-        if self._own and self.spec is not None:
-            self._slack = _slack(self.chain, self.view, value, state, self.spec)
-            if self._slack:
-                explained = rounding(self.spec, self.view, value.shape, value.dtype, self.compute)
-                tolerance = explained + self._slack
-        self._measured.add(self.view.into(value), tolerance)
+        tolerances = None
+        if (
+            self._own
+            and self.spec is not None
+            and target_class(self.chain.links[-1].entry).slack is not Parametrization.slack
+        ):
+            spec, shape = self.spec, value.shape if self._count == 1 else value.shape[1:]
+            self._slacks = [_slack(self.chain, self.view, W, own, spec) for W, own in self._apart(value, state)]
+            explained = rounding(spec, self.view, shape, value.dtype, self.compute)
+            tolerances = [explained + slack if slack else None for slack in self._slacks]
+        self._measured.add(self.view.into(value), tolerances)
+
+    def _apart(self, value: Tensor, state: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
+        """Each tensor's value, and what it comes from."""
+        if self._count == 1:
+            yield value, state
+            return
+        for index, one in enumerate(value):
+            yield one, {role: tensor[index] for role, tensor in state.items()}
 
     def result(self) -> list[Check | None]:
         """The check of each value; None where nothing is claimed of it and it is finite."""
         checks = self._measured.result()
         why = target_class(self.chain.links[-1].entry).unpromised
-        if not why or not self._own or self._slack:
+        if not why or not self._own:
             return checks
-        return [c if c is None or c.ok else replace(c, detail="; ".join(filter(None, (c.detail, why)))) for c in checks]
+        return [
+            c if c is None or c.ok or slack else replace(c, detail="; ".join(filter(None, (c.detail, why))))
+            for c, slack in zip(checks, self._slacks, strict=True)
+        ]
 
 
 def claim_check(
@@ -94,7 +110,7 @@ def _slack(chain: Chain, view: View, value: Tensor, state: Mapping[str, Tensor],
     """`Parametrization.slack` of the chain's last link: how far from its image (`spec`) the tensors it stores leave the
     value.
     """
-    if target_class(chain.links[-1].entry).slack is Parametrization.slack or not measure.all_finite(value):
+    if not measure.all_finite(value):
         return 0.0
     *_, part = loaded(chain, view, value.shape, state)
     part.stored_dtype = value.dtype

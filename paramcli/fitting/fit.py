@@ -211,10 +211,10 @@ class Fitting:
     def _nearest(self, spec: str, seen: Tensor, off: Sequence[int]) -> Tensor:
         """The points of the constraint nearest to the tensors that are off."""
         if self.count == 1 or len(off) == self.count:
-            point, self._assumed = measure.nearest(spec, seen, self.stored)
+            point, self._assumed = measure.nearest(spec, seen, self.stored, self.count)
             return point
-        point = seen.clone()
-        point[off], self._assumed = measure.nearest(spec, seen[off], self.stored)
+        point, some = seen.clone(), seen[off] if len(off) > 1 else seen[off[0]]
+        point[off], self._assumed = measure.nearest(spec, some, self.stored, len(off))
         return point
 
     def _originals(

@@ -41,7 +41,7 @@ def check(
         raise InputRefused(f"the tensor has no entries (it is {shape_text(W.shape)}): nothing to measure")
     seen = view.into(W)
     measured = Measured(spec, seen.shape, W.dtype, computed or compute_dtype(W.dtype), details=True)
-    measured.add(seen, tolerance, double)
+    measured.add(seen, [tolerance], double)
     [found] = measured.result()
     assert found is not None  # there is a constraint
     return found
@@ -74,46 +74,56 @@ class Measured:
         self.finite = True
         self._name = spec or ANY
         self._wanted = constraint(self._name).as_stored(stored)
+        # Is each of several measured by itself?
+        self._apart = count > 1 and (self._wanted.whole or not self._wanted.stacks)
+        if self._apart:
+            self.shape = shape[1:]
         if spec is not None:
             require_scalars(spec, stored)
-            self._wanted.check_shape(shape)
+            self._wanted.check_shape(self.shape)
         # Of each block of rows what it has to say, as numbers (see `Moved`), and the shape of the last one.
         self._parts: list[Nested] = []
         self._last = shape
         self._found: list[Check | None] = []
 
-    def add(self, block: Tensor, tolerance: float | None = None, seen: Tensor | None = None) -> None:
-        """Take note of a block, in its stored dtype, as the view shows it. `tolerance`: in place of the set's own;
-        `seen`: the block in double precision, where it is at hand.
+    def add(self, block: Tensor, tolerances: Sequence[float | None] | None = None, seen: Tensor | None = None) -> None:
+        """Take note of a block, in its stored dtype, as the view shows it. `tolerances`: of each tensor, in place of
+        the set's own where it has one; `seen`: the block in double precision, where it is at hand.
         """
         sound = finite_of_each(block, self.count)
         self.finite = self.finite and all(sound)
         if not self.rows:
-            self._found = self._judged(block, sound, tolerance, seen)
+            self._found = self._judged(block, sound, tolerances or [None] * self.count, seen)
         elif self.finite and self.spec is not None:
             self._parts.append(self._wanted.part(block.to(wide(block.dtype, block.device))).tolist())
             self._last = block.shape
 
     def _judged(
-        self, block: Tensor, sound: Sequence[bool], tolerance: float | None, seen: Tensor | None
+        self, block: Tensor, sound: Sequence[bool], tolerances: Sequence[float | None], seen: Tensor | None
     ) -> list[Check | None]:
         """The check of each tensor of a batch that is seen at once."""
-        unsound = None if all(sound) else self._not_finite(tolerance)
         if self.spec is None or not any(sound):
-            return [None if kept else unsound for kept in sound]
+            return [None if kept else self._not_finite(own) for kept, own in zip(sound, tolerances, strict=True)]
         if not all(sound):
             kept = torch.tensor(sound, device=block.device).reshape(-1, *[1] * (block.ndim - 1))
             block, seen = torch.where(kept, block, torch.zeros_like(block)), None
         seen = block.to(wide(block.dtype, block.device)) if seen is None else seen
-        parts = self._wanted.parts(seen, *self.kinds)
-        if tolerance is not None:
-            parts = [replace(part, tolerance=tolerance) for part in parts]
-        found = judged(parts)
-        each = len(found) // self.count
+        each = self._of_each(seen, tolerances)
         return [
-            self._worst(found[first : first + each], seen) if kept else unsound
-            for first, kept in zip(range(0, len(found), each), sound, strict=True)
+            self._worst(found, seen) if kept else self._not_finite(own)
+            for found, kept, own in zip(each, sound, tolerances, strict=True)
         ]
+
+    def _of_each(self, seen: Tensor, tolerances: Sequence[float | None]) -> list[list[tuple[float, float]]]:
+        """(residual, tolerance) of each matrix of each tensor."""
+        if self.count == 1 or self._apart or any(own is not None for own in tolerances):
+            return [
+                judged(self._wanted.parts(one, *self.kinds), own)
+                for one, own in zip(seen if self.count > 1 else [seen], tolerances, strict=True)
+            ]
+        found = judged(self._wanted.parts(seen, *self.kinds))
+        size = len(found) // self.count
+        return [found[first : first + size] for first in range(0, len(found), size)]
 
     def _worst(self, found: Sequence[tuple[float, float]], seen: Tensor) -> Check:
         """The check of a tensor from those of its matrices."""
@@ -157,9 +167,17 @@ class Measured:
         ]
 
 
-def judged(parts: Sequence[Part]) -> list[tuple[float, float]]:
-    """(residual, tolerance) of each matrix of the batch: those of the condition that it is worst at."""
-    by_part = [[(residual, part.tolerance) for residual in part.residual.reshape(-1).tolist()] for part in parts]
+def judged(parts: Sequence[Part], tolerance: float | None = None) -> list[tuple[float, float]]:
+    """(residual, tolerance) of each matrix of the batch: those of the condition that it is worst at. `tolerance`: in
+    place of the conditions' own.
+    """
+    by_part = [
+        [
+            (residual, part.tolerance if tolerance is None else tolerance)
+            for residual in part.residual.flatten().tolist()
+        ]
+        for part in parts
+    ]
     return by_part[0] if len(parts) == 1 else [max(of_matrix, key=_weight) for of_matrix in zip(*by_part, strict=True)]
 
 
@@ -181,11 +199,15 @@ def require_scalars(spec: str, dtype: torch.dtype) -> None:
         raise InputRefused(f"{entry.name} is a set of {kind} tensors, and this one is {str(dtype)[6:]}")
 
 
-def nearest(spec: str, W: Tensor, stored: torch.dtype | None) -> tuple[Tensor, str | None]:
+def nearest(spec: str, W: Tensor, stored: torch.dtype | None, count: int = 1) -> tuple[Tensor, str | None]:
     """(the nearest point of the constraint to a W that was rounded to `stored`, if it was; what had to be assumed of
-    what rounding took away). W as the view shows it, in double precision.
+    what rounding took away). W as the view shows it, in double precision; `count` of them along the first dimension.
     """
-    return constraint(spec).nearest(W, stored)
+    wanted = constraint(spec)
+    if count == 1 or (wanted.stacks and not wanted.whole):
+        return wanted.nearest(W, stored)
+    points, assumed = zip(*(wanted.nearest(one, stored) for one in W), strict=True)
+    return torch.stack(points), next((what for what in assumed if what is not None), None)
 
 
 class Moved:

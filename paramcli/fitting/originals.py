@@ -107,7 +107,7 @@ def invert(
     originals: Tensor | tuple[Tensor, ...] = Y
     for index in range(len(chain) - 1, -1, -1):
         assert isinstance(originals, Tensor), "several originals are the first link's only"
-        part = made(chain.links[index], originals, seed) if existing is None else existing[index]
+        part = made(chain.links[index], originals, seed, to_invert=True) if existing is None else existing[index]
         part.first_row = first_row
         if isinstance(part, Each):
             part.stored_of = stored

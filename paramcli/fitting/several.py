@@ -68,14 +68,14 @@ def tensors_of(part: Parametrization) -> Mapping[str, Tensor]:
     return {name: torch.stack([state[name] for state in states]) for name in states[0]}
 
 
-def made(link: Link, value: Tensor, seeds: Seeds) -> Parametrization:
-    """The link's module for a tensor with this value, or for several."""
+def made(link: Link, value: Tensor, seeds: Seeds, to_invert: bool = False) -> Parametrization:
+    """The link's module for a tensor with this value, or for several; as of `Link.make`."""
     if not isinstance(seeds, Sequence):
         start_generators(seeds, value.device)
-        return link.make(value)
+        return link.make(value, to_invert)
     if target_class(link.entry).stacks:
-        return link.make(value)
-    return Each([made(link, own, seed) for own, seed in zip(value, seeds, strict=True)], seeds)
+        return link.make(value, to_invert)
+    return Each([made(link, own, seed, to_invert) for own, seed in zip(value, seeds, strict=True)], seeds)
 
 
 def loaded_together(chain: Chain, state: Mapping[str, Tensor], shape: Sequence[int]) -> Loaded:

@@ -322,6 +322,11 @@ class Parametrization(nn.Module):
         return cls(**arguments)
 
     @classmethod
+    def to_invert(cls, value: Tensor, **arguments: Any) -> Parametrization:
+        """`make` of a module whose `inverse` of the value comes next; without what that replaces."""
+        return cls.make(value, **arguments)
+
+    @classmethod
     def check_shape(cls, shape: torch.Size, *_: Any, **arguments: Any) -> None:
         """Raise InputRefused for a shape (as the view shows it) the map has no use for, beyond what its sets refuse."""
 

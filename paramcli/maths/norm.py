@@ -311,6 +311,12 @@ class SpectralNorm(Parametrization, _SpectralNorm):
     def make(cls, value: Tensor, dim: int = 0, n_power_iterations: int = 1) -> SpectralNorm:
         return cls(value, n_power_iterations, dim)
 
+    @classmethod
+    def to_invert(cls, value: Tensor, **arguments: Any) -> Parametrization:
+        """Without the power method, where u and v are all that it leaves."""
+        replaced = value.ndim > 1 and cls.inverse is SpectralNorm.inverse
+        return cls.make(value.to("meta") if replaced else value, **arguments)
+
     def map(self, W: Tensor) -> Tensor:
         return _SpectralNorm.forward(self, W)
 
