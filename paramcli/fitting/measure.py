@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import InputRefused
 from ..maths.base import Check, Part
+from ..maths.decompositions import stacked
 from ..maths.numbers import compute_dtype, norm, wide
 from ..registry import ANY, CONSTRAINTS, constraint
 from ..text import shape_text
@@ -207,7 +208,7 @@ def nearest(spec: str, W: Tensor, stored: torch.dtype | None, count: int = 1) ->
     if count == 1 or (wanted.stacks and not wanted.whole):
         return wanted.nearest(W, stored)
     points, assumed = zip(*(wanted.nearest(one, stored) for one in W), strict=True)
-    return torch.stack(points), next((what for what in assumed if what is not None), None)
+    return stacked(points), next((what for what in assumed if what is not None), None)
 
 
 class Moved:

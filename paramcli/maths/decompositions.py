@@ -5,7 +5,7 @@ a map at the point that was found. Each is computed once.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -17,7 +17,8 @@ from torch import Tensor
 from .facts import gram, same_entries
 
 # Smaller ones are decomposed whenever they are asked for: they may be stacked, and a stack of them begins no
-# decomposition that the matrix alone, which has to get the same bits, would find.
+# decomposition that the matrix alone, which has to get the same bits, would find. But for those that are made one by
+# one also where they are several.
 SMALL = 128
 
 
@@ -27,9 +28,13 @@ class _Shared:
     whole: Tensor | None = None
     # (kind, matrix, decomposition): of the weight and of a point made of it.
     known: deque[tuple[str, Tensor, Any]] = field(default_factory=lambda: deque(maxlen=2))
+    # The same of small ones, by their place in memory.
+    small: dict[int, tuple[str, Tensor, Any]] = field(default_factory=dict)
 
     def find(self, kind: str, W: Tensor) -> Any:
-        return next((found for name, matrix, found in self.known if name == kind and same_entries(matrix, W)), None)
+        there = self.small.get(W.data_ptr()) if self.small else None
+        known = [*self.known, *([] if there is None else [there])]
+        return next((found for name, matrix, found in known if name == kind and same_entries(matrix, W)), None)
 
 
 _SHARED: ContextVar[_Shared | None] = ContextVar("_SHARED", default=None)
@@ -53,11 +58,28 @@ def needed_whole(W: Tensor) -> None:
         here.whole = W
 
 
-def remember(kind: str, W: Tensor, decomposition: Any) -> None:
-    """W was made from its own decomposition."""
+def remember(kind: str, W: Tensor, decomposition: Any, one_by_one: bool = False) -> None:
+    """W was made from its own decomposition; `one_by_one`, if it would have been among others too: small ones that lie
+    row by row are kept then, so that `stacked` finds them.
+    """
     here = _SHARED.get()
-    if here is not None and W.ndim > 1 and min(W.shape[-2:]) > SMALL:
+    if here is None or W.ndim < 2:
+        return
+    if min(W.shape[-2:]) > SMALL:
         here.known.append((kind, W, decomposition))
+    elif one_by_one and W.is_contiguous():
+        here.small[W.data_ptr()] = kind, W, decomposition
+
+
+def stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """torch.stack; what is known of one of them is known of it there too."""
+    together, here = torch.stack(list(tensors)), _SHARED.get()
+    for one, there in zip(tensors, together, strict=True):
+        if here is not None and (known := here.small.pop(one.data_ptr(), None)) is not None:
+            kind, matrix, found = known
+            if one.is_contiguous() and matrix.numel() == one.numel():
+                remember(kind, there.reshape(matrix.shape), found, one_by_one=True)
+    return together
 
 
 def _found(kind: str, W: Tensor, make: Callable[[Tensor], Any]) -> Any:

@@ -105,7 +105,7 @@ class UnitSpectralNorm(Constraint):
         S = S.clamp(max=1 + self.within)
         S[0] = S[0].clamp(min=1)
         P = from_matrix((U * S) @ Vh, W.shape, self.dim)
-        remember("svd", as_matrix(P, self.dim), (U, S, Vh))
+        remember("svd", as_matrix(P, self.dim), (U, S, Vh), one_by_one=P.is_contiguous())
         return P
 
     def near_misses(self, W: Tensor) -> dict[str, Tensor]:

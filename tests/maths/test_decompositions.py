@@ -13,6 +13,7 @@ from paramcli.fitting.fit import fit
 from paramcli.maths import decompositions
 from paramcli.maths.decompositions import SMALL, even_singular_values, shared, svd
 from paramcli.maths.eigenvalues import surely_positive
+from paramcli.maths.norm import UnitSpectralNorm
 from paramcli.maths.spectral import perron, perron_vector
 from paramcli.registry import constraint as make
 from paramcli.view import IDENTITY
@@ -171,3 +172,23 @@ def test_a_determinant_is_told_by_the_inverse_as_by_singular_values():
     thin = torch.cat([torch.full((N - 1,), 1e-5 ** (-1 / (N - 1)), dtype=torch.float64), torch.tensor([1e-5]).double()])
     thin = (rotation(N, 0) * thin) @ rotation(N, 1)
     assert measure.check("special_linear", thin).ok and not measure.check("special_linear", thin.bfloat16()).ok
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_a_small_point_of_several_is_decomposed_once(dim, monkeypatch):
+    """Made one by one from its own decomposition, it is found in its place in the stack, and as no other matrix' there:
+    its transpose lies in the same memory.
+    """
+    calls = []
+    real = torch.linalg.svd
+    monkeypatch.setattr(torch.linalg, "svd", lambda *arguments, **named: calls.append(1) or real(*arguments, **named))
+    weights = torch.randn(3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with decompositions.shared():
+        points = decompositions.stacked([UnitSpectralNorm(dim).project(W) for W in weights])
+        calls.clear()
+        for point in points:
+            U, S, Vh = decompositions.svd(point)
+            assert torch.allclose(U * S @ Vh, point)
+            U, S, Vh = decompositions.svd(point.mT)
+            assert torch.allclose(U * S @ Vh, point.mT)
+    assert len(calls) == (3 if dim == 0 else 6)
