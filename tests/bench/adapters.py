@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from paramcli.checkpoint.header import Slot, build_header, file_order
 from paramcli.checkpoint.source import tensor_bytes
 
-from .harness import MB, PYTHON, Bench, Claim, Contender, Result, paramcli, remove
+from .harness import IMPORT_TORCH, MB, Bench, Claim, Contender, Result, paramcli, remove
 
 HIDDEN, INTERMEDIATE, WORDS, RANK = 2048, 5504, 32000, 16
 # As Llama's configuration has them.
@@ -98,7 +98,7 @@ def merge(bench: Bench) -> Result:
     weights, out = base / "model.safetensors", bench.place("out.safetensors")
     contenders = {
         "cp, then fsync": Contender(["cp", str(weights), str(copied)], copied, synced=True),
-        "import torch": Contender([PYTHON, "-c", "import torch"]),
+        "import torch": IMPORT_TORCH,
         "paramcli merge": Contender(paramcli("merge", weights, "--adapter", adapter, "-o", out, "-q"), out),
     }
     if python := os.environ.get("PEFT_PYTHON"):

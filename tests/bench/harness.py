@@ -31,6 +31,9 @@ class Contender:
     synced: bool = False
 
 
+IMPORT_TORCH = Contender([PYTHON, "-c", "import torch"])
+
+
 @dataclass
 class Figures:
     """What the rounds of one contender gave."""

@@ -10,7 +10,7 @@ import torch
 from paramcli.checkpoint.header import Slot, build_header, file_order
 from paramcli.checkpoint.source import tensor_bytes
 
-from .harness import MB, PYTHON, Bench, Claim, Contender, Result, paramcli, remove, run
+from .harness import IMPORT_TORCH, MB, Bench, Claim, Contender, Result, paramcli, remove, run
 
 SIDE, BLOCK = 4096, 128
 
@@ -42,7 +42,7 @@ def bake_fp8(bench: Bench) -> Result:
     figures = bench.interleave(
         {
             "cp of the result, then fsync": Contender(["cp", str(result), str(copied)], copied, synced=True),
-            "import torch": Contender([PYTHON, "-c", "import torch"]),
+            "import torch": IMPORT_TORCH,
             "paramcli remove --bake": Contender(
                 paramcli("remove", source, "-o", out.with_suffix(".safetensors"), "-q"), out.with_suffix(".safetensors")
             ),

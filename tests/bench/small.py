@@ -7,7 +7,7 @@ import statistics
 import torch
 from safetensors.torch import save_file
 
-from .harness import PYTHON, Bench, Claim, Contender, Figures, Result, paramcli, remove, run, script
+from .harness import IMPORT_TORCH, Bench, Claim, Contender, Figures, Result, paramcli, remove, run, script
 
 COUNT, SIDE = 2000, 64
 # What `add` may take; `verify` and `remove --bake` 1 each.
@@ -33,7 +33,7 @@ def small(bench: Bench) -> Result:
     added, out = bench.place("added.safetensors"), bench.place("out.safetensors")
     figures = {name: Figures() for name in ("import torch", "torch's registration, a loop")}
     for number in range(bench.rounds):
-        _note(figures["import torch"], Contender([PYTHON, "-c", "import torch"]))
+        _note(figures["import torch"], IMPORT_TORCH)
         _note(figures["torch's registration, a loop"], Contender(script("register_loop", source)))
         for chain in CHAINS:
             remove(added)
