@@ -59,7 +59,7 @@ def large(bench: Bench) -> Result:
         {
             "import torch": IMPORT_TORCH,
             "bake, weight norm": Contender(
-                paramcli("remove", source, "-t", "norm", "--bake", "-o", target, "-q"), target
+                paramcli("remove", source, "-t", "norm.weight", "--bake", "-o", target, "-q"), target
             ),
             "add, a mask": Contender(
                 paramcli("add", source, "-t", "plain", "--chain", "mask", "-o", target, "-q"), target

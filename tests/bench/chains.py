@@ -92,7 +92,7 @@ def _computing(added: Path, checks: bool) -> float:
         "from paramcli.surgery.sequence import plan_edits\n"
         "from paramcli.fitting.claims import Claim\n"
         "if sys.argv[2] != 'True':\n"
-        "    Claim.add, Claim.result = lambda *block: None, lambda self: [None] * (1 << 20)\n"
+        "    Claim.add, Claim.result = lambda *block: None, lambda self: [None] * self._measured.count\n"
         "spent = 0\n"
         "with open_checkpoint(sys.argv[1]) as source:\n"
         "    groups = detect(source.tensors, parse_record(source.metadata[KEY]))\n"

@@ -38,7 +38,11 @@ def weight_norm_slots(nbytes: int) -> list[Slot]:
 def large_slots(nbytes: int) -> list[Slot]:
     """One matrix of so many bytes as weight norm stores it, and a plain one as large."""
     rows = max(1, nbytes // EACH) * SIDE
-    return [Slot("norm_g", "F32", (rows, 1)), Slot("norm_v", "F32", (rows, SIDE)), Slot("plain", "F32", (rows, SIDE))]
+    return [
+        Slot("norm.weight_g", "F32", (rows, 1)),
+        Slot("norm.weight_v", "F32", (rows, SIDE)),
+        Slot("plain", "F32", (rows, SIDE)),
+    ]
 
 
 def write_safetensors(path: Path, slots: Iterable[Slot]) -> Path:
