@@ -28,6 +28,12 @@ def fixtures() -> Path:
     return FIXTURES
 
 
+@pytest.fixture
+def adapters(fixtures) -> Path:
+    """Adapters that PEFT saved, and the bases that they are of."""
+    return fixtures / "adapters"
+
+
 class Result:
     """What one command line did."""
 

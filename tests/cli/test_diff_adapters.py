@@ -7,11 +7,6 @@ from safetensors.torch import load_file, save_file
 import paramcli as library
 
 
-@pytest.fixture
-def adapters(fixtures):
-    return fixtures / "adapters"
-
-
 def whole(folder, out):
     """(the base's file, all of what PEFT merges it to)"""
     with safe_open(folder / "merged.safetensors", "pt") as file:

@@ -1,6 +1,7 @@
 """extract: planted changes come back, what is lost is the least there can be, and `merge` gives the tuned model again.
 
-`merge` is held to PEFT's own merges in test_merge.py, and PEFT itself loads what is written in test_extract_live.py.
+`merge` is held to PEFT's own merges in test_merge_families.py, and PEFT itself loads what is written in
+test_extract_live.py.
 """
 
 from __future__ import annotations

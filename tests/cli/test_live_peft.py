@@ -5,7 +5,7 @@ import sys
 import pytest
 from safetensors.torch import load_file, save_file
 
-from .test_merge import REFUSED, how, merged, require_merged
+from .merging import REFUSED, how, merged, require_merged
 
 pytest.importorskip("peft")
 pytest.importorskip("transformers")

@@ -9,12 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from paramcli.fitting import blocks as rows
 
-from .test_merge import merged
-
-
-@pytest.fixture
-def adapters(fixtures):
-    return fixtures / "adapters"
+from .merging import merged
 
 
 def changed(folder, target, change=lambda tensors: tensors, **config):

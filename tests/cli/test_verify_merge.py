@@ -16,18 +16,13 @@ from safetensors.torch import load_file, save_file
 
 import paramcli as library
 
+from .merging import REFUSED
 from .test_kohya import NAMES as KOHYA
 from .test_kohya import wanted
-from .test_merge import REFUSED
 
 HALVES = torch.float16, torch.bfloat16
 RANK, ALPHA = 4, 6
 SCALE = ALPHA / RANK
-
-
-@pytest.fixture
-def adapters(fixtures):
-    return fixtures / "adapters"
 
 
 def whole(folder, out):
