@@ -242,8 +242,12 @@ class Fitting:
             )
             state, value = reached.state, reached.value
         else:
-            state = widened(make(Y, stored=stored), W.dtype)
-            value = self._gathered.add(state, W.shape, None if self._projects else Y)
+            make_so, point = functools.partial(make, stored=stored), None if self._projects else Y
+            if self._again is None:
+                state, value = self._gathered.invert(make_so, Y, W.shape, point)
+            else:
+                state = widened(make_so(Y), W.dtype)
+                value = self._gathered.add(state, W.shape, point)
             if self.count > 1 and self.init == "project":
                 state, value = self._kept_away(state, value, Y, stored)
         alone = self._projects and self.chain.constraint is not None and len(self.chain) == 1

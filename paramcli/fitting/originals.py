@@ -93,6 +93,7 @@ def invert(
     first_row: int | None = None,
     judge: Callable[[int, Tensor, Tensor], None] | None = None,
     stored: Stored = None,
+    later: list[Callable[[], None]] | None = None,
 ) -> dict[str, Tensor]:
     """Right inverses from the last link to the first, in double precision; Y is what the view shows.
 
@@ -100,7 +101,8 @@ def invert(
     `existing` modules their buffers (a mask) stay in use. Raises CannotReach where a link has no preimage: `judge` is
     given each link's index, the value that its inverse comes back with, and the one it was asked for. Of a block of
     rows Y starts at `first_row` of the whole. `stored` is the dtype that Y was rounded to, where it is no point that
-    was computed. Where `seed` has one for each, Y is several tensors, along its first dimension.
+    was computed. Where `seed` has one for each, Y is several tensors, along its first dimension. What is to be judged
+    goes into `later`, where that is given, for who may know better.
     """
     judge = judge or functools.partial(require_back, chain)
     state: dict[str, Tensor] = {}
@@ -119,13 +121,28 @@ def invert(
         originals = part.inverse(wanted)
         if not part.is_projection:
             part.eval()
-            judge(index, part.map(*(originals if isinstance(originals, tuple) else (originals,))), wanted)
+            inverted = originals if isinstance(originals, tuple) else (originals,)
+            judged = functools.partial(_judged, judge, index, part, inverted, wanted)
+            if later is None:
+                judged()
+            else:
+                later.append(judged)
         state.update({f"{index}.{name}": tensor for name, tensor in tensors_of(part).items()})
     several = originals if isinstance(originals, tuple) else (originals,)
     stored_so = tuple(view.back(X, shape) if i in part.stored_originals else X for i, X in enumerate(several))
     if isinstance(originals, Tensor):
         return {"original": stored_so[0], **state}
     return {**{f"original{index}": X for index, X in enumerate(stored_so)}, **state}
+
+
+def _judged(
+    judge: Callable[[int, Tensor, Tensor], None],
+    index: int,
+    part: Parametrization,
+    originals: Sequence[Tensor],
+    wanted: Tensor,
+) -> None:
+    judge(index, part.map(*originals), wanted)
 
 
 def require_back(chain: Chain, index: int, back: Tensor, wanted: Tensor, count: int = 1) -> None:

@@ -19,7 +19,7 @@ from ..text import number_text
 from ..view import IDENTITY, View
 from . import measure
 from .claims import Claim, holds
-from .originals import evaluate, require_preimage, rounded, widened
+from .originals import EXACT, evaluate, require_preimage, rounded, widened
 
 # How far, relatively, originals rounded to their storage may put the value from the one they were made for. Where a
 # map is steep (Cayley near a half turn, in bfloat16) it is another weight beyond MISSED, and from NOTED on it is told.
@@ -120,6 +120,26 @@ class Gathered:
             self._missed.add(self.view.into(value), point)
         return value
 
+    def invert(
+        self, make: Callable[..., Mapping[str, Tensor]], Y: Tensor, shape: Sequence[int], point: Tensor | None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """(originals of Y that `make` gives, rounded to their storage; their value), noted as by `add`.
+
+        Where the value is the point itself, to EXACT, it proves the right inverses that it came by; else they are
+        judged in double precision, link by link.
+        """
+        trips: list[Callable[[], None]] = []
+        state = widened(make(Y, later=trips), self.stored)
+        proven = False
+        try:
+            value = self.add(state, shape, point)
+            proven = self._missed is not None and all(missed <= EXACT for missed in self._missed.result())
+        finally:
+            if not proven:
+                for judge in trips:
+                    judge()
+        return state, value
+
     def result(self) -> list[tuple[Check | None, float]]:
         """(its check, how far it is from its point) of each value."""
         missed = self._missed.result() if self._missed else [0.0] * self._count
@@ -132,7 +152,7 @@ def reach(
     shape: Sequence[int],
     stored: torch.dtype,
     nearest: Tensor,
-    make: Callable[[Tensor], Mapping[str, Tensor]],
+    make: Callable[..., Mapping[str, Tensor]],
     compute: str,
     *,
     projects: bool,
@@ -151,11 +171,10 @@ def reach(
     has_edge = target_class(link.entry).edge is not Parametrization.edge and not strict
 
     def attempt(Y: Tensor) -> _Tried:
-        state = widened(make(Y), stored)
+        gathered = Gathered(chain, view, shape, stored, compute, count=count)
+        state, value = gathered.invert(make, Y, shape, None if projects else nearest)
         if has_edge:
             _require_range(state)
-        gathered = Gathered(chain, view, shape, stored, compute, count=count)
-        value = gathered.add(state, shape, None if projects else nearest)
         return _Tried(state, value, gathered.result())
 
     if not has_edge:
