@@ -62,12 +62,15 @@ def frame_tolerance(k: int, computed: torch.dtype) -> float:
     return max(FRAME_COMPUTED * k * eps(computed), MATRIX_EXP_SMALL.get(computed.to_real(), 0.0))
 
 
-def polar(W: Tensor, rotation: bool = False, stored: torch.dtype | None = None) -> tuple[Tensor, str | None]:
+def polar(
+    W: Tensor, rotation: bool = False, stored: torch.dtype | None = None, signs: Tensor | None = None
+) -> tuple[Tensor, str | None]:
     r"""(the nearest matrix with orthonormal columns, rows if wide: U V^H of W = U S V^H; what was assumed for it)
 
     With `rotation`, the nearest with determinant +1: the direction of the smallest singular value is flipped where U
     V^T has determinant -1. Raises Singular where the nearest point is not unique; of a W that was rounded to `stored`
-    also where nothing but rounding is left of several of its directions (see `rounded_away`).
+    also where nothing but rounding is left of several of its directions (see `rounded_away`). `signs`: of its
+    determinants, for a rotation.
 
     Cost: an SVD; for a matrix that is nearly there, a few Newton-Schulz steps, four to ten times less; for a large one
     on a GPU `polar_by_products`, where that is proven. Which of them is decided matrix by matrix, so that a batch gives
@@ -77,7 +80,10 @@ def polar(W: Tensor, rotation: bool = False, stored: torch.dtype | None = None) 
     tall = batch if W.size(-2) >= W.size(-1) else batch.mH
     error = torch.linalg.matrix_norm(gram_difference(tall))
     near, assumed = error < NEAR, None
-    turns = torch.linalg.slogdet(batch).sign.real > 0 if rotation else torch.ones_like(near)
+    turns = torch.ones_like(near)
+    if rotation:
+        signs = torch.linalg.slogdet(batch).sign if signs is None else signs.reshape(-1)
+        turns = signs.real > 0
     near &= turns
     Q = torch.empty_like(batch)
     left = ~near
@@ -117,10 +123,11 @@ def _polar_by_svd(W: Tensor, rotation: bool, stored: torch.dtype | None) -> tupl
     # With a free sign on the last direction, a rotation is unique up to rank n - 1.
     free = 1 if rotation and S.size(-1) > 1 else 0
     assumed = require_directions(W, U, S, Vh, stored, free, "no unique nearest orthogonal matrix")
-    if rotation:
-        signs = torch.linalg.slogdet(U @ Vh).sign
-        U = torch.cat([U[..., :-1], U[..., -1:] * signs[..., None, None]], dim=-1)
-    return U @ Vh, assumed
+    Q = U @ Vh
+    if rotation and bool((mirrored := torch.linalg.slogdet(Q).sign.real < 0).any()):
+        U, Vh = U[mirrored], Vh[mirrored]
+        Q[mirrored] = torch.cat([U[..., :-1], -U[..., -1:]], dim=-1) @ Vh
+    return Q, assumed
 
 
 def require_directions(
@@ -203,10 +210,12 @@ class OrthogonalMatrices(Constraint):
         return gram_error(W)
 
     def at_least(self, W: Tensor) -> float:
-        """No diagonal entry of Q^H Q - I is larger than its norm: the first, a squared length, of the first matrix."""
+        """Of a sixteenth of the columns of the first matrix: their block of Q^H Q - I has no larger norm than all of
+        it.
+        """
         W = first_of_batch(W).reshape(W.shape[-2:])
-        length = torch.linalg.vector_norm(W[:, 0] if W.size(0) >= W.size(1) else W[0]).item()
-        return abs(length * length - 1)
+        tall = W if W.size(0) >= W.size(1) else W.mH
+        return _least_gram_error(tall[:, : max(1, tall.size(1) // 16)]).item()
 
     def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
         return FRAME_ROUNDED * eps(stored) + frame_tolerance(min(shape[-2:]), computed)
@@ -260,14 +269,15 @@ class Rotations(OrthogonalMatrices):
     def nearest(self, W: Tensor, stored: torch.dtype | None) -> tuple[Tensor, str | None]:
         # An orthogonal matrix with determinant -1 is no badly rounded rotation: moving it would
         # replace a good weight by another one, so it is refused with the chain that keeps it.
-        if bool((torch.linalg.slogdet(W).sign < 0).any()) and bool((_least_gram_error(W) < 1e-2).any()):
+        signs = torch.linalg.slogdet(W).sign
+        if bool((signs < 0).any()) and bool((_least_gram_error(W) < 1e-2).any()):
             error = gram_error(W)
             orthogonal = error < 1e-2
             if bool(orthogonal.any()):
                 require_rotation_sign(
                     W[orthogonal] if W.ndim > 2 else W, "the chain", near=error[orthogonal].max().item() / 2
                 )
-        return polar(W, rotation=True, stored=stored)
+        return polar(W, rotation=True, stored=stored, signs=signs)
 
     def detail(self, W: Tensor) -> str | None:
         signs = torch.linalg.slogdet(W).sign.reshape(-1)
