@@ -3,6 +3,8 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 
 from paramcli.chain import parse_chain
 from paramcli.checkpoint.read.open import open_checkpoint
@@ -132,6 +134,26 @@ def test_a_file_of_small_matrices_bakes_to_what_each_is_alone(dtype, tmp_path, p
         A = state[name.removesuffix(".weight")].triu(1)
         A, I = A - A.T, torch.eye(len(A), dtype=dtype)
         assert torch.equal(value, torch.linalg.solve(I - A, I + A)), name
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+@pytest.mark.parametrize("put", [weight_norm, orthogonal, spectral_norm], ids=lambda put: put.__name__)
+def test_torch_s_own_modules_bake_to_their_weights_together(put, suffix, tmp_path, paramcli):
+    """Bit for bit, also of a base that torch holds column by column, which a .pt tells and a safetensors file does
+    not.
+    """
+    torch.manual_seed(0)
+    layers = nn.ModuleList(put(nn.Linear(16, 16)) for _ in range(5)).eval()
+    given, out = tmp_path / f"a.{suffix}", tmp_path / "b.safetensors"
+    state = layers.state_dict()
+    if suffix == "pt":
+        torch.save(state, given)
+    else:
+        save_file({key: tensor.contiguous() for key, tensor in state.items()}, given)
+    paramcli("remove", given, "--chain", put.__name__, "-o", out)
+    baked = load_file(out)
+    for index, layer in enumerate(layers):
+        assert same(baked[f"{index}.weight"], layer.weight.detach()), index
 
 
 def test_views_are_stacked_as_the_maths_sees_them():
