@@ -361,15 +361,16 @@ def together(steps: Sequence[Step], source: Tensors, device: str, compute: str) 
 def by_parts(steps: Sequence[Step], source: Tensors, device: str, compute: str, threads: int) -> list[Made | None]:
     """What steps of one `stack_key` make together, as of `together`.
 
-    Kernels go through a stack one matrix after another, so threads take parts of it in turn, each small enough for what
-    is between its input and its result to stay in a core's cache.
+    Kernels go through a stack one matrix after another, so it is taken in parts, each small enough for what is between
+    its input and its result to stay in a core's cache; by threads in turn, where no link has a module for each tensor:
+    those may draw, and torch has one generator for all threads.
     """
     entries = math.prod(steps[0].group.shape)
     if device != "cpu" or len(steps) * entries < SHARED_OUT:
         return together(steps, source, device, compute)
     size = max(1, PART // entries)
     parts = [steps[at : at + size] for at in range(0, len(steps), size)]
-    if threads == 1:
+    if threads == 1 or not _is_batch(steps[0]):
         return [one for part in parts for one in together(part, source, device, compute)]
     import torch
 
@@ -379,6 +380,11 @@ def by_parts(steps: Sequence[Step], source: Tensors, device: str, compute: str, 
         return [one for part in made for one in part]
     finally:
         torch.set_num_threads(before)  # torch keeps one number for all threads
+
+
+def _is_batch(step: Step) -> bool:
+    """Has every link of its chain kernels for a batch?"""
+    return step.chain is not None and all(target_class(link.entry).stacks for link in step.chain.links)
 
 
 @functools.cache

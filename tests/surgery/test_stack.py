@@ -225,6 +225,25 @@ def test_parts_of_a_stack_give_the_bits_of_the_whole(threads, part, monkeypatch,
         assert torch.equal(tensors[f"{name}.weight"], value) and told.residual <= told.tolerance
 
 
+def test_threads_that_share_a_file_draw_nothing(monkeypatch, tmp_path, paramcli):
+    """torch has one generator for all of them: what is drawn for a tensor is drawn from its own seed, whatever the
+    threads.
+    """
+    monkeypatch.setattr(execute, "SHARED_OUT", 0)
+    monkeypatch.setattr(execute, "PART", 64 * 64)
+    save_file({f"l.{index:03d}.weight": torch.randn(64, 64) for index in range(120)}, tmp_path / "a.safetensors")
+    before, made = torch.get_num_threads(), []
+    try:
+        for threads in (1, 4, 4):
+            torch.set_num_threads(threads)
+            out = tmp_path / f"{len(made)}.safetensors"
+            paramcli("add", tmp_path / "a.safetensors", "-t", "*", "--chain", "lora:rank=8", "-o", out)
+            made.append(out.read_bytes())
+    finally:
+        torch.set_num_threads(before)
+    assert made[0] == made[1] == made[2]
+
+
 def test_batches_keep_within_their_budget(monkeypatch):
     """Stackable steps of one key fill batches up to the budget; another key, and a step that does not stack, stand
     apart.
