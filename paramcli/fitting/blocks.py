@@ -55,6 +55,9 @@ def stackable(chain: Chain, view: View, shape: Sequence[int], dtype: torch.dtype
     each = not all(kind.stacks for kind in classes)
     if math.prod(seen) * compute_dtype(dtype).itemsize % (ALLOCATED if each else ALIGNED):
         return False
+    # As one matrix too a tensor is small: of large ones decompositions are kept, which several would push out.
+    if each and max(min(size, math.prod(seen) // size) for size in seen) > SIDE:
+        return False
     own = any(link.tensors or isinstance(link.entry.target, type) for link in chain.links)
     return not each or not (own or chain.decodes or view != IDENTITY)
 

@@ -23,7 +23,7 @@ from paramcli.view import IDENTITY, parse_view
 
 # A link of each kind that torch's kernels give a batch as they do one matrix; the others have a module for each tensor.
 BATCHED = ("skew", "symmetric", "skew,cayley")
-SHAPES = ((16, 16), (64, 64), (128, 128), (9, 9), (32, 48), (48, 32), (32, 16, 3))
+SHAPES = ((16, 16), (64, 64), (128, 128), (9, 9), (32, 48), (48, 32), (32, 16, 3), (16, 16, 3, 3), (256, 128, 3))
 
 
 def rotations(count, n, dtype=torch.float32):
@@ -72,7 +72,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 def drawn(text, shape, dtype):
     """Tensors for a chain: near rotations, where it takes nothing else as it is."""
-    if text == "skew,cayley":
+    if text == "skew,cayley" and len(shape) == 2:
         return rotations(5, shape[-1], dtype)
     generator = torch.Generator().manual_seed(1)
     return [(torch.randn(shape, generator=generator) / shape[-1] ** 0.5).to(dtype) for _ in range(5)]
