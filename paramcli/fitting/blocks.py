@@ -1,8 +1,9 @@
 """What is computed at once: a tensor whole, one that is large a block of rows at a time, or many small ones together.
 
-Memory then follows the block, and not the tensor; and what surrounds the maths of a 64 x 64 matrix, ten times the maths
-itself, is spent once for many. What is written is what each tensor gets whole and alone, bit for bit, and what is told
-is the same. A refusal may come at a late block, when others are written already; nothing of that is published.
+Memory then follows the block, and not the tensor; and what surrounds the maths of a 64 x 64 matrix, ten times the
+maths itself, is spent once for many. What is written is what each tensor gets whole and alone, bit for bit, and what
+is told is the same, but for the last digit of a distance. A refusal may come at a late block, when others are written
+already; nothing of that is published.
 """
 
 from __future__ import annotations

@@ -213,9 +213,10 @@ class Fitting:
         if self.count == 1 or len(off) == self.count:
             point, self._assumed = measure.nearest(spec, seen, self.stored, self.count)
             return point
-        point, some = seen.clone(), seen[off] if len(off) > 1 else seen[off[0]]
-        point[off], self._assumed = measure.nearest(spec, some, self.stored, len(off))
-        return point
+        some = seen[off] if len(off) > 1 else seen[off[0]]
+        found, self._assumed = measure.nearest(spec, some, self.stored, len(off))
+        points = dict(zip(off, found if len(off) > 1 else [found], strict=True))
+        return decompositions.stacked([points.get(index, one) for index, one in enumerate(seen)])
 
     def _originals(
         self, W: Tensor, Y: Tensor, first: int | None, stored: Stored = None
@@ -353,7 +354,8 @@ class Fitting:
                 Became(moved=moved[0], check=reached.check, note=note, missed=reached.missed)
             ]
         else:
-            finite = self._gathered.claim.finite
+            # Of what is fitted one that is not finite is no member, and told of alone.
+            finite = self.init != "raw" or self._gathered.claim.finite
             became = [
                 self._told_inside(index, change) if index in self._inside else self._told(change, check, missed, finite)
                 for index, (change, (check, missed)) in enumerate(zip(moved, self._gathered.result(), strict=True))
@@ -370,6 +372,8 @@ class Fitting:
     def _told_inside(self, index: int, change: float) -> Became | None:
         """What became of one of several that kept away from an edge."""
         assert self._seen is not None
+        if self._assumed is not None:
+            return None
         reached = self._inside[index]
         try:
             note = reached.note(self.chain, self._seen[index], change)

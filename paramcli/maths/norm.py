@@ -101,7 +101,7 @@ class UnitSpectralNorm(Constraint):
         M = as_matrix(W, self.dim)
         U, S, Vh = svd(M)
         if S[0] == 0:
-            raise Singular("the zero tensor has no nearest tensor of spectral norm 1")
+            raise Singular("the zero tensor has no nearest tensor of spectral norm 1", hint=LEAVE_OUT)
         S = S.clamp(max=1 + self.within)
         S[0] = S[0].clamp(min=1)
         P = from_matrix((U * S) @ Vh, W.shape, self.dim)

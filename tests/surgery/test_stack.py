@@ -225,6 +225,108 @@ def test_parts_of_a_stack_give_the_bits_of_the_whole(threads, part, monkeypatch,
         assert torch.equal(tensors[f"{name}.weight"], value) and told.residual <= told.tolerance
 
 
+def each_alone(paramcli, tmp_path, state, *arguments, command="add"):
+    """What the command makes of every tensor in a file of its own, and says of it."""
+    made, told = {}, []
+    for name, W in state.items():
+        save_file({name: W}, tmp_path / "one.safetensors")
+        out = tmp_path / "one.out.safetensors"
+        told += paramcli(command, tmp_path / "one.safetensors", *arguments, "-f", "-o", out, "--json").json["tensors"]
+        made |= load_file(out)
+    return made, told
+
+
+def said(one):
+    return {key: value for key, value in one.items() if key not in ("moved", "residual")}
+
+
+def mixed():
+    """Members of their sets and others, in one file."""
+    Q = rotations(3, 16)
+    chance = torch.Generator().manual_seed(3)
+    others = [torch.randn(16, 16, generator=chance) for _ in range(4)]
+    return {f"l.{i}.weight": W for i, W in enumerate([torch.eye(16), *others[:2], 1.5 * Q[0], Q[1], *others[2:], Q[2]])}
+
+
+@pytest.mark.parametrize(
+    "chain", ["spectral_norm", "orthogonal", "skew,cayley", "weight_norm", "lora:rank=4", "prune_random:amount=0.5"]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_a_command_makes_of_many_what_it_makes_of_each(chain, dtype, tmp_path, paramcli):
+    """Members and others among them: the same bytes and the same words."""
+    state = {name: W.to(dtype) for name, W in mixed().items()}
+    save_file(state, tmp_path / "a.safetensors")
+    arguments = ("-t", "*", "--chain", chain)
+    told = paramcli("add", tmp_path / "a.safetensors", *arguments, "-o", tmp_path / "b.safetensors", "--json").json
+    made, alone_told = each_alone(paramcli, tmp_path, state, *arguments)
+    together = load_file(tmp_path / "b.safetensors")
+    assert together.keys() == made.keys() and all(same(together[key], made[key]) for key in made)
+    assert [said(one) for one in told["tensors"]] == [said(one) for one in alone_told]
+
+
+def test_matrices_of_one_tensor_near_an_edge_are_judged_one_by_one(tmp_path, paramcli):
+    """A gate that has to keep away from a half turn, among three that do not."""
+    torch.manual_seed(1)
+    state = {f"l{index}.weight": torch.randn(64, 16).bfloat16() for index in range(6)}
+    save_file(state, tmp_path / "a.safetensors")
+    arguments = ("-t", "*", "--chain", "skew,cayley", "--view", "blocks=4")
+    told = paramcli("add", tmp_path / "a.safetensors", *arguments, "-o", tmp_path / "b.safetensors", "--json").json
+    made, alone_told = each_alone(paramcli, tmp_path, state, *arguments)
+    together = load_file(tmp_path / "b.safetensors")
+    assert all(same(together[key], made[key]) for key in made)
+    assert [said(one) for one in told["tensors"]] == [said(one) for one in alone_told]
+    assert any("of 4 matrices" in one.get("note", "") for one in alone_told)
+
+
+def test_each_tensor_has_its_own_mask(tmp_path, paramcli):
+    """The file's, and a mask that does not fit is refused for the tensor that it is of."""
+    masks = {"a.weight": torch.eye(16), "b.weight": 1 - torch.eye(16)}
+    save_file({name: torch.randn(16, 16) for name in masks}, tmp_path / "a.safetensors")
+    save_file(masks, tmp_path / "m.safetensors")
+    line = ["add", tmp_path / "a.safetensors", "-t", "*", "--mask", tmp_path / "m.safetensors", "--chain"]
+    for chain, link in (("mask", 0), ("weight_norm,mask", 1)):
+        out = tmp_path / f"{link}.safetensors"
+        paramcli(*line, chain, "-o", out)
+        made = load_file(out)
+        for name, mask in masks.items():
+            module = name.removesuffix(".weight")
+            assert torch.equal(made[f"{module}.parametrizations.weight.{link}.mask"].float(), mask)
+    save_file({**masks, "b.weight": torch.ones(4, 4)}, tmp_path / "m.safetensors")
+    assert "b.weight" in paramcli(*line, "mask", "-o", tmp_path / "c.safetensors", code=3).err
+
+
+def test_edits_of_a_recipe_keep_their_seeds_and_dtypes_apart(tmp_path, paramcli):
+    """Tensors of one kind in edits that differ in what no chain says."""
+    state = {f"l{index}.weight": torch.randn(16, 16) for index in range(4)}
+    save_file(state, tmp_path / "a.safetensors")
+    edits = [
+        f'[[edit]]\ncommand = "add"\ntensor = ["l{a}.weight", "l{a + 1}.weight"]\n'
+        f'chain = "lora:rank=4"\nseed = {seed}\n'
+        for a, seed in ((0, 1), (2, 2))
+    ]
+    (tmp_path / "r.toml").write_text("".join(edits))
+    paramcli("apply", tmp_path / "r.toml", tmp_path / "a.safetensors", "-o", tmp_path / "b.safetensors")
+    both = load_file(tmp_path / "b.safetensors")
+    for seed, names in ((1, "l0 l1"), (2, "l2 l3")):
+        out = tmp_path / f"{seed}.safetensors"
+        wanted = [argument for name in names.split() for argument in ("-t", f"{name}.weight")]
+        paramcli("add", tmp_path / "a.safetensors", *wanted, "--chain", "lora:rank=4", "--seed", seed, "-o", out)
+        for key, tensor in load_file(out).items():
+            assert key.endswith(".weight") or torch.equal(both[key], tensor), key
+    bakes = [
+        f'[[edit]]\ncommand = "remove"\ntensor = ["l{a}.weight", "l{a + 1}.weight"]\nbake = true\n{dtype}'
+        for a, dtype in ((0, ""), (2, 'dtype = "float16"\n'))
+    ]
+    (tmp_path / "bake.toml").write_text("".join(bakes))
+    paramcli("apply", tmp_path / "bake.toml", tmp_path / "b.safetensors", "-o", tmp_path / "c.safetensors")
+    assert [tensor.dtype for _, tensor in sorted(load_file(tmp_path / "c.safetensors").items())] == [
+        torch.float32,
+        torch.float32,
+        torch.float16,
+        torch.float16,
+    ]
+
+
 def test_threads_that_share_a_file_draw_nothing(monkeypatch, tmp_path, paramcli):
     """torch has one generator for all of them: what is drawn for a tensor is drawn from its own seed, whatever the
     threads.

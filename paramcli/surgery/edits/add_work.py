@@ -30,9 +30,10 @@ from ...fitting.evaluate import (
 from ...fitting.fit import Became, Fitting, keeper, require_change, require_member
 from ...fitting.originals import evaluate, widened
 from ...fitting.reach import NOTED
+from ...maths.base import Parametrization
 from ...maths.numbers import compute_dtype
 from ...maths.rows import Share
-from ...registry import ANY, within
+from ...registry import ANY, target_class, within
 from ...spelling.forms import PARAMETRIZED, Group
 from ...spelling.recurrent import Shaped, gates
 from ...text import number_text, shape_text
@@ -117,9 +118,8 @@ class Register:
             else old_names(group.tensor, chain, slots, self.view)
         )
         slots = tuple(Slot(names[slot.name], slot.dtype, slot.shape) for slot in slots)
-        key = None
-        if self.init != "raw" and stackable(chain, self.view, group.shape, torch_dtype(group.dtype)):
-            key = ("register", chain, self.view, self.init, self.max_change, group.shape, group.dtype)
+        # Of one edit alone: others have another seed, and other limits.
+        together = ("register", id(self), chain, group.shape, group.dtype) if self._together(chain, group) else None
         return Step(
             group,
             "register",
@@ -128,9 +128,20 @@ class Register:
             self.view,
             functools.partial(RegisterWork, self, chain),
             record=record_of(chain, self.view, group),
-            stack_key=key,
+            stack_key=together,
             ranges=fit_ranges(group, chain, self.view) if self.mask_for is None else (),
         )
+
+    def _together(self, chain: Chain, group: Group) -> bool:
+        """Is it put on tensors of this kind together? Not with a mask for each, and near an edge margins are looked for
+        matrix by matrix, which are tensors then.
+        """
+        if self.init == "raw" or self.mask_for is not None:
+            return False
+        edge = target_class(chain.links[-1].entry).edge is not Parametrization.edge
+        if edge and len(self.view.shape(group.shape)) > 2:
+            return False
+        return stackable(chain, self.view, group.shape, torch_dtype(group.dtype))
 
     def _appended(self, old: Chain, group: Group, view: View) -> tuple[Chain, Chain]:
         """(the whole chain, what is new in it)"""
@@ -211,6 +222,8 @@ class RegisterWork:
     ):
         group = steps[0].group
         seeds = [hosting.tensor_seed(edit.seed, step.group.twin or step.group.tensor) for step in steps]
+        # Links that make a batch draw nothing, and may be in any thread.
+        draws = not all(target_class(link.entry).stacks for link in chain.links)
         self.steps, self.chain, self.view = steps, chain, edit.view
         self.batch = Batch(source, [s.group for s in steps], edit.view, device, ranges, {"value": Share()})
         self.fitting = Fitting(
@@ -219,7 +232,7 @@ class RegisterWork:
             self.batch.shape,
             torch_dtype(group.dtype),
             init=edit.init,
-            seed=seeds if len(steps) > 1 else seeds[0],
+            seed=seeds if len(steps) > 1 else seeds[0] if draws else None,
             max_change=edit.max_change,
             compute=compute,
             count=len(steps),

@@ -49,7 +49,7 @@ class Bake:
 
         slots, record, longest = baked(group)
         slots = tuple(replace(slot, dtype=code) for slot in slots)
-        key, ranges = (self._together(group, chain), self._ranges(group, chain)) if chain else (None, ())
+        key, ranges = (self._together(group, chain, code), self._ranges(group, chain)) if chain else (None, ())
         return Step(
             group,
             "bake",
@@ -68,7 +68,7 @@ class Bake:
             return ()
         return bake_ranges(group, chain, group.view)
 
-    def _together(self, group: Group, chain: Chain) -> Hashable:
+    def _together(self, group: Group, chain: Chain, code: str) -> Hashable:
         if group.alternatives or group.nested or group.twice or group.constraint not in (None, chain.constraint):
             return None
         view, dtype = group.view, torch_dtype(group.dtype)
@@ -78,7 +78,7 @@ class Bake:
         there = {role: tuple(group.infos[role].shape) for role in group.own_roles}
         if there != {role: tuple(tensor.shape) for role, tensor in outline(chain, group.shape, dtype, view).items()}:
             return None
-        return "bake", chain, view, group.shape, *((role, group.infos[role].dtype) for role in sorted(there))
+        return "bake", code, chain, view, group.shape, *((role, group.infos[role].dtype) for role in sorted(there))
 
 
 class BakeWork:
