@@ -182,15 +182,31 @@ FORMS = (
 # What a parameter that is no weight is decoded with, where others of the file are.
 PARAMETERS = (Form(PARAMETER_SCALES, _fp8_scaled, ""),)
 
-# Endings that nothing else has.
+# Endings that nothing else has; and of what else belongs to a weight in codes.
 DECODE_WITH = (".absmax", ".nested_absmax", ".SCB", "_scale_inv")
+OF_CODES = (".weight_scale", ".scale_weight", ".weight_scale_2", ".weight_global_scale", ".weight_zero_point")
+# The quant_methods whose names for weights and scales are read; what another one means by them nothing here knows.
+METHODS = {
+    "fp8",
+    "fbgemm_fp8",
+    "compressed-tensors",
+    "compressed_tensors",
+    "modelopt",
+    "modelopt_fp4",
+    "gptq",
+    "awq",
+    "bitsandbytes",
+    "mxfp4",
+    "mxfp8",
+}
 # Names of weights, those of experts too.
 WEIGHT = re.compile(r"(.*[._])?(weight|proj)", re.S)
 
 
 def quantized(groups: Mapping[str, Group], source: Source) -> dict[str, Group]:
     """The groups, those of codes and their scales as the weights that they stand for, in the file's order."""
-    if not any(group.dtype not in EDITABLE for group in groups.values()):
+    left = any(name.endswith((*DECODE_WITH, *OF_CODES)) for name in groups)
+    if not left and not any(group.dtype not in EDITABLE for group in groups.values()):
         return dict(groups)
     config = read_quantization(source.folder)
     plain = {name: group.infos["value"] for name, group in groups.items() if group.is_plain}
@@ -218,7 +234,7 @@ def quantized(groups: Mapping[str, Group], source: Source) -> dict[str, Group]:
                     group = _group(_whole(reading, parts), codes.name, aside, plain, config)
                     found[codes.name] = group
                     taken.update(group.keys.values())
-    if not found:
+    if not found and not config.values:
         return dict(groups)
     made: dict[str, Group] = {}
     for name, group in groups.items():
@@ -226,7 +242,7 @@ def quantized(groups: Mapping[str, Group], source: Source) -> dict[str, Group]:
             alone = _alone(found[name], groups, taken)
             made[alone.tensor] = alone
         elif name not in taken:
-            made[name] = _lone(group) if group.is_plain else group
+            made[name] = _lone(group, plain) if group.is_plain else group
     return _with_a_way_out(made)
 
 
@@ -255,7 +271,14 @@ def _read(forms: Sequence[Form], parts: Parts, leaf: str) -> Reading | None:
 
 
 def _whole(reading: Reading, parts: Parts) -> Reading:
-    """The reading; unknown where there is more to the weight than its codes and what it reads beside them."""
+    """The reading; unknown where there is more to the weight than its codes and what it reads beside them, and where
+    its configuration is of a way to quantize that nobody here knows.
+    """
+    method = parts.config.method
+    if method is not None and method.lower() not in METHODS and not reading.unknown and reading.chain is not None:
+        unknown = f"{TENSOR} is by its configuration quantized by {printable(method, 40)}, which nothing here knows"
+        hint = f"{given('chain', str(reading.chain))}, if it means by these keys what others do"
+        return replace(reading, chain=None, unknown=unknown, hint=hint)
     if parts.config.transforms and not reading.unknown:
         unknown = (
             f"{TENSOR} is of a model whose layers turn their inputs or outputs as well (transform_config), which plain "
@@ -303,14 +326,19 @@ def _alone(group: Group, groups: Mapping[str, Group], taken: Collection[str]) ->
     )
 
 
-def _lone(group: Group) -> Group:
+def _lone(group: Group, plain: Mapping[str, TensorInfo]) -> Group:
     """A plain tensor beside quantized ones; unknown where it is a weight in codes, which mean nothing by themselves, or
     what codes are decoded with that are not there.
     """
     if (kind := _weight_in_codes(group)) is not None:
         form, codes = kind
-        what = f"{TENSOR} is in 8-bit {codes} and has no scale beside it, which others of the file have"
+        what = f"{TENSOR} is in 8-bit {codes} and has no scale beside it, which quantized weights have"
         return _unread(group, form, what, ALONE)
+    weight = plain.get(f"{group.tensor.rpartition('.')[0]}.weight") if group.tensor.endswith(OF_CODES) else None
+    if weight is not None and weight.dtype in EDITABLE:
+        what = f"{TENSOR} is what a quantized weight is decoded with, and {printable(weight.name)} is in no codes"
+        way = f"if the weight is as it should be, {call('convert', PATH)} {given('drop')} takes the scale out"
+        return _unread(group, "fp8_scaled", what, way)
     if group.tensor.endswith(DECODE_WITH) or (group.dtype == "U8" and group.tensor.endswith("_scales")):
         what = f"{TENSOR} is what quantized weights are decoded with, and what it belongs to is not there"
         return _unread(group, "fp8_scaled", what, INCOMPLETE)

@@ -88,6 +88,53 @@ def test_a_block_that_nothing_tells_is_asked_for(tmp_path, paramcli):
     assert torch.equal(load_file(out)["l.weight"], of_blocks(W, scale, 128, 100))
 
 
+def test_a_weight_out_of_its_codes_beside_its_scale_is_no_plain_weight(tmp_path, paramcli):
+    """Codes that were cast to floats, -3 for -0.24, among others that were not, and where they are all that there is.
+    Who knows that the weight is right takes the scale out.
+    """
+    W, scale = codes(8, 16), torch.tensor(0.125)
+    whole = {"a.weight": W, "a.weight_scale": scale, "b.weight": W.bfloat16(), "b.weight_scale": scale.clone()}
+    half = {key: tensor for key, tensor in whole.items() if key.startswith("b.")}
+    for number, tensors in enumerate((whole, half)):
+        place = tmp_path / str(number)
+        place.mkdir()
+        path = folder(place, tensors, quantization_config={"quant_method": "fp8"})
+        before = sorted(p.name for p in place.rglob("*"))
+        error = paramcli("remove", path, "-o", place / "out.safetensors", code=3).err
+        assert "b.weight_scale is what a quantized weight is decoded with, and b.weight is in no codes" in error
+        assert "--drop takes the scale out" in error and sorted(p.name for p in place.rglob("*")) == before
+    dropped = tmp_path / "dropped.safetensors"
+    paramcli("convert", tmp_path / "0" / "model", "--drop", "b.weight_scale", "-o", dropped)
+    paramcli("remove", dropped, "-o", tmp_path / "baked.safetensors")
+    baked = load_file(tmp_path / "baked.safetensors")
+    assert torch.equal(baked["a.weight"], (W.float() * scale).to(baked["a.weight"].dtype))
+    assert torch.equal(baked["b.weight"], W.bfloat16())
+
+
+def test_codes_without_a_scale_are_refused_by_the_configuration_alone(tmp_path, paramcli):
+    path = folder(tmp_path, {"l.weight": codes(8, 16)}, quantization_config={"quant_method": "fp8"})
+    error = paramcli("remove", path, code=3).err
+    assert "l.weight is in 8-bit floats and has no scale beside it" in error
+
+
+@pytest.mark.parametrize("method", ["foobar", "FP8_NEW"])
+def test_a_method_that_nobody_knows_is_asked_for(method, tmp_path, paramcli):
+    """Its keys may mean anything; --chain says what they do."""
+    W, scale = codes(8, 16), torch.tensor(0.125)
+    path = folder(
+        tmp_path,
+        {"l.weight": W, "l.weight_scale": scale},
+        dtype="float32",
+        quantization_config={"quant_method": method},
+    )
+    error = paramcli("remove", path, code=3).err
+    assert f"l.weight is by its configuration quantized by {method}, which nothing here knows" in error
+    assert "--chain fp8_scaled:per=tensor" in error
+    out = tmp_path / "out.safetensors"
+    paramcli("remove", path, "--chain", "fp8_scaled:per=tensor", "-o", out)
+    assert torch.equal(load_file(out)["l.weight"], W.float() * scale)
+
+
 WRONG = {
     "blocks that do not fit": ({"l.weight_scale_inv": torch.rand(3, 3)}, "which blocks of 128x128 do not have"),
     "a NaN code": ({"l.weight": torch.tensor([[255] * 300] * 192, dtype=torch.uint8).view(E4M3)}, "NaN"),
