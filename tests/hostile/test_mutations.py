@@ -336,11 +336,13 @@ def test_every_truncation_is_refused(kind, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_truncation_and_flip(kind, tmp_path):
-    """Cut at every byte, and one bit of every byte flipped."""
+    """Cut at every byte, and one bit of every byte flipped. A header that lacks the spaces at its end is one still, and
+    the library's too.
+    """
     part = KINDS[kind](tmp_path)
     data, out = part.data, tmp_path / "out.safetensors"
     counts = run(kind, part, ((f"cut at {n}", data[:n]) for n in range(len(data))))
-    assert counts["read"] == 0
+    assert counts["read"] == (len(data) - len(data.rstrip(b" ")) if kind == "header" else 0)
     run(
         kind,
         part,
