@@ -321,6 +321,10 @@ class Parametrization(nn.Module):
         """The module for a tensor with this value (seen through the view); random parts use torch's generator."""
         return cls(**arguments)
 
+    def inverts_together(self, values: Tensor) -> bool:
+        """Gives `inverse` of these tensors, along the first dimension, each what it gets alone, bit for bit?"""
+        return False
+
     @classmethod
     def to_invert(cls, value: Tensor, **arguments: Any) -> Parametrization:
         """`make` of a module whose `inverse` of the value comes next; without what that replaces."""

@@ -181,12 +181,22 @@ class MatrixExp(Parametrization):
     def edge(self, value: Tensor) -> Edge | None:
         return eigenvalue_edge(value) if self._kind(value) == "symmetric" else None
 
+    def inverts_together(self, values: Tensor) -> bool:
+        """Where each is surely a rotation; what kind others are is found of each."""
+        small = self._small(values)
+        turned = relative(values - values.mH, values) > small
+        return bool((turned & (per_matrix(gram_difference(values)) <= small)).all()) and not values.is_complex()
+
+    @staticmethod
+    def _small(value: Tensor) -> float:
+        return 1e4 * eps(value.dtype) * max(value.size(-1), 1)
+
     @staticmethod
     def _kind(value: Tensor) -> str | None:
         """Which logarithm it has: 'symmetric' (Hermitian), 'rotation' (unitary) or none."""
         # The identity is near both sets, so the nearer one counts; half turns are symmetric too, but not positive.
         asymmetric = relative(value - value.mH, value).max().item()
-        small = 1e4 * eps(value.dtype) * max(value.size(-1), 1)
+        small = MatrixExp._small(value)
         if asymmetric > small and bool((per_matrix(gram_difference(value)) <= small).all()):
             return "rotation"  # the Frobenius norm is never below the spectral one
         off = gram_error(value).max().item()
