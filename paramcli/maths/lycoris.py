@@ -53,9 +53,11 @@ class LycorisDoRA(Parametrization):
     @classmethod
     def make(cls, value: Tensor, strength: float = 1.0, axis: str = "out") -> LycorisDoRA:
         kept = 0 if axis == "out" else 1
-        return cls(
-            value.new_empty([size if dim == kept else 1 for dim, size in enumerate(value.shape)]), strength, axis
-        )
+        shape = [size if dim == kept else 1 for dim, size in enumerate(value.shape)]
+        made = cls(value.new_empty(shape), strength, axis)
+        if not value.is_meta:
+            made.inverse(value)  # after another link nobody asks for an inverse, and the weight stays what it was
+        return made
 
     def _norm(self, W: Tensor) -> Tensor:
         kept = 0 if self.axis == "out" else 1

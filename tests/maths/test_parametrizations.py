@@ -6,10 +6,11 @@ import torch
 from paramcli.chain import parse_chain
 from paramcli.errors import InputRefused
 from paramcli.fitting.fit import fit
-from paramcli.fitting.torch_module import bare, register
+from paramcli.fitting.torch_module import bare, register, require_fit
 from paramcli.maths.exponential import MatrixExp
 from paramcli.maths.orthogonal import Cayley
 from paramcli.maths.rotation import cayley_inverse, rotation_log
+from paramcli.registry import PARAMETRIZATIONS
 from paramcli.view import parse_view
 
 from .members import rotation, spd
@@ -130,3 +131,35 @@ def test_prune_l1_agrees_with_torch():
     W = layer.weight.detach().clone()
     prune.l1_unstructured(layer, "weight", amount=0.4)
     assert torch.equal(fit(W, parse_chain("prune_l1:amount=0.4"), PLAIN).value, layer.weight)
+
+
+EXAMPLES = [
+    text
+    for entry in PARAMETRIZATIONS.values()
+    if not entry.decodes
+    for text in entry.examples or [":".join([entry.name, *(f"{a.name}=2" for a in entry.arguments if a.required)])]
+]
+
+
+@pytest.mark.parametrize("text", EXAMPLES)
+def test_a_module_is_made_of_no_memory_that_is_unset(text):
+    """A link after another is registered without an inverse: what it stores is what it was made with. torch fills
+    tensors that nobody fills with NaN, where it is asked to be deterministic.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        made = []
+        for shape in ((8, 8), (12, 8), (8, 12), (8, 4, 3, 3), (8,)):
+            try:
+                chain = parse_chain(text)
+                require_fit(chain, PLAIN, shape, torch.float32)
+                made.append(chain.links[-1].make(torch.eye(*shape) if len(shape) == 2 else torch.ones(shape)))
+            except InputRefused:
+                continue
+    finally:
+        torch.use_deterministic_algorithms(before)
+    for module in made:
+        for name, tensor in module.state_dict().items():
+            assert not tensor.is_floating_point() or torch.isfinite(tensor).all(), name
+    assert made or not parse_chain(text).links[-1].real, "no shape that it takes"
