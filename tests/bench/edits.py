@@ -13,14 +13,7 @@ def edit_safetensors(bench: Bench) -> Result:
     """One tensor of a safetensors file."""
     source = files.write_safetensors(bench.place("model.safetensors"), files.plain_slots(bench.size))
     try:
-        return _edit(
-            bench,
-            "One-tensor edit, safetensors",
-            source,
-            bench.place("out.safetensors"),
-            1.15,
-            files.layers(bench.size)[1],
-        )
+        return _edit(bench, "One-tensor edit, safetensors", source, bench.place("out.safetensors"), 1.15)
     finally:
         remove(source)
 
@@ -31,14 +24,7 @@ def edit_zip(bench: Bench) -> Result:
     source = files.write_zip(bench.place("model.pt"), made)
     remove(made)
     try:
-        return _edit(
-            bench,
-            "One-tensor edit, torch zip",
-            source,
-            bench.place("out.safetensors"),
-            1.25,
-            files.layers(bench.size)[1],
-        )
+        return _edit(bench, "One-tensor edit, torch zip", source, bench.place("out.safetensors"), 1.25)
     finally:
         remove(source)
 
@@ -47,9 +33,7 @@ def edit_shards(bench: Bench) -> Result:
     """One tensor of four shards."""
     source = files.write_shards(bench.place("model"), files.plain_slots(bench.size), 4)
     try:
-        return _edit(
-            bench, "One-tensor edit, four shards", source, bench.place("out"), 1.15, files.layers(bench.size)[1]
-        )
+        return _edit(bench, "One-tensor edit, four shards", source, bench.place("out"), 1.15)
     finally:
         remove(source)
 
@@ -77,8 +61,8 @@ def migrate(bench: Bench) -> Result:
     return Result("Rename every tensor", figures, "cp", claims)
 
 
-def _edit(bench: Bench, title: str, source: Path, target: Path, limit: float, name: str) -> Result:
-    copied = bench.place("copy")
+def _edit(bench: Bench, title: str, source: Path, target: Path, limit: float) -> Result:
+    copied, name = bench.place("copy"), files.layers(bench.size)[1]
     cp = ["cp", "-r", str(source), str(copied)]
     add = paramcli("add", source, "-t", name, "--chain", "symmetric", "-o", target, "-q")
     contenders = {

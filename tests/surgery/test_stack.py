@@ -14,6 +14,8 @@ from paramcli.fitting.blocks import stackable
 from paramcli.fitting.fit import Fitting, fit
 from paramcli.fitting.originals import evaluate
 from paramcli.fitting.torch_module import require_fit
+from paramcli.maths.base import CannotReach
+from paramcli.maths.orthogonal import Cayley
 from paramcli.registry import PARAMETRIZATIONS, target_class
 from paramcli.spelling.forms import detect
 from paramcli.spelling.given import with_chain
@@ -262,6 +264,40 @@ def test_a_command_makes_of_many_what_it_makes_of_each(chain, dtype, tmp_path, p
     together = load_file(tmp_path / "b.safetensors")
     assert together.keys() == made.keys() and all(same(together[key], made[key]) for key in made)
     assert [said(one) for one in told["tensors"]] == [said(one) for one in alone_told]
+
+
+def test_logarithms_of_both_kinds_are_found_among_each_other(tmp_path, paramcli):
+    """Of rotations and of positive definite matrices, each by its own: what is next to the identity is both,
+    and its own nearer kind.
+    """
+    spd = [torch.matrix_exp((A + A.T) / 2) for A in torch.randn(3, 16, 16, dtype=torch.float64) / 8]
+    one, two, three = rotations(3, 16, torch.float64)
+    eye = torch.eye(16, dtype=torch.float64)
+    kinds = [one, eye + 1e-12 * (spd[0] + spd[0].T), two, three, *spd, eye]
+    state = {f"l.{index}.weight": W for index, W in enumerate(kinds)}
+    save_file(state, tmp_path / "a.safetensors")
+    arguments = ("-t", "*", "--chain", "matrix_exp")
+    paramcli("add", tmp_path / "a.safetensors", *arguments, "-o", tmp_path / "b.safetensors")
+    made, _ = each_alone(paramcli, tmp_path, state, *arguments)
+    together = load_file(tmp_path / "b.safetensors")
+    assert together.keys() == made.keys() and all(same(together[key], made[key]) for key in made)
+    for name, W in state.items():
+        X = together[f"{name.removesuffix('.weight')}.parametrizations.weight.original"]
+        assert torch.allclose(torch.matrix_exp(X), W, atol=1e-10)
+
+
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_a_right_inverse_that_does_not_come_back_is_refused(count, dtype, monkeypatch):
+    """Off by a ten-thousandth: more than an exact inverse is, and less than what is told of a value."""
+    chain, real = parse_chain("skew,cayley"), Cayley.inverse
+    weights = rotations(count, 16, dtype)
+    monkeypatch.setattr(Cayley, "inverse", lambda self, Q: real(self, Q) * (1 + 1e-4))
+    with pytest.raises(CannotReach, match="comes back"):
+        if count == 1:
+            fit(weights[0], chain, IDENTITY)
+        else:
+            list(fitted_together(weights, chain, IDENTITY))
 
 
 def test_matrices_of_one_tensor_near_an_edge_are_judged_one_by_one(tmp_path, paramcli):
