@@ -37,7 +37,7 @@ from .errors import PATH, TENSOR, InputRefused, Known, OutputFailed, UsageError,
 from .fitting import torch_module as hosting
 from .fitting.evaluate import complete, read_state, require_chain, settle
 from .fitting.fit import fit
-from .fitting.reach import NOTED
+from .fitting.margins import NOTED
 from .fitting.skeleton import dtype_of
 from .maths.base import Parametrization
 from .spec import path_of, select

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -135,3 +136,11 @@ def holds(check: Check | None, chain: Chain) -> bool:
     return check is None or (
         check.ok and check.residual <= target_class(chain.links[-1].entry).safe_share * check.tolerance
     )
+
+
+def share_of_room(check: Check | None, chain: Chain) -> float:
+    """The residual of a value as a share of what `holds` lets it be."""
+    if check is None or check.residual == 0:
+        return 0.0
+    most = target_class(chain.links[-1].entry).safe_share * check.tolerance
+    return check.residual / most if most > 0 and check.residual > 0 else math.inf

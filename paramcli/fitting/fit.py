@@ -27,8 +27,9 @@ from ..wording import given
 from . import measure
 from . import torch_module as hosting
 from .claims import holds
+from .margins import NOTED, Tried
 from .originals import invert, register_raw, require_back, require_preimage, widened
-from .reach import NOTED, Gathered, Reached, reach, require_reached, stored_as
+from .reach import Gathered, Reached, reach, reach_several, require_reached, stored_as
 from .several import Seeds, Stored, made
 from .skeleton import skeleton
 
@@ -230,7 +231,7 @@ class Fitting:
         if self._gathered is None:
             make_so = functools.partial(make, stored=stored)
             strict = self.init == "strict"
-            [reached] = reach(
+            reached = reach(
                 self.chain,
                 self.view,
                 W.shape,
@@ -268,32 +269,27 @@ class Fitting:
         assert self._gathered is not None and isinstance(self.seed, Sequence)
         if target_class(self.chain.links[-1].entry).edge is Parametrization.edge:
             return state, value
-        found = enumerate(self._gathered.result())
-        near = [index for index, (check, missed) in found if not (holds(check, self.chain) and missed <= NOTED)]
+        found = self._gathered.result()
+        near = [i for i, (check, missed) in enumerate(found) if not (holds(check, self.chain) and missed <= NOTED)]
         if len(near) < 2:
             return state, value  # one is done alone
-        shape = (len(near), *value.shape[1:])
-        make = functools.partial(
-            invert,
-            self.chain,
-            view=self.view,
-            shape=shape,
-            judge=functools.partial(require_back, self.chain, count=len(near)),
-            seed=[self.seed[index] for index in near],
-            stored=[stored[index] for index in near] if isinstance(stored, Sequence) else stored,
-        )
-        try:
-            reached = reach(
+        seeds = self.seed
+
+        def make(among: Sequence[int]) -> Callable[..., Mapping[str, Tensor]]:
+            own = [near[index] for index in among]
+            return functools.partial(
+                invert,
                 self.chain,
-                self.view,
-                shape,
-                value.dtype,
-                Y[near],
-                make,
-                self.compute,
-                projects=self._projects,
-                count=len(near),
+                view=self.view,
+                shape=(len(own), *value.shape[1:]),
+                judge=functools.partial(require_back, self.chain, count=len(own)),
+                seed=[seeds[index] for index in own],
+                stored=[stored[index] for index in own] if isinstance(stored, Sequence) else stored,
             )
+
+        tried = Tried(state, value, found).among(near)
+        try:
+            reached = reach_several(self.chain, value.dtype, Y[near], make, self.compute, tried)
         except CannotReach:
             return state, value  # alone each is told why
         self._inside = dict(zip(near, reached, strict=True))

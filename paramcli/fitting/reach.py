@@ -4,26 +4,21 @@ gives another value, and no member. What is told of that, with the numbers.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..chain import Chain, Link
+from ..chain import Chain
 from ..maths.base import CannotReach, Check, Edge, Parametrization
-from ..maths.numbers import eps
 from ..registry import target_class
 from ..text import number_text
 from ..view import IDENTITY, View
 from . import measure
-from .claims import Claim, holds
-from .originals import EXACT, evaluate, require_preimage, rounded, widened
-
-# How far, relatively, originals rounded to their storage may put the value from the one they were made for. Where a
-# map is steep (Cayley near a half turn, in bfloat16) it is another weight beyond MISSED, and from NOTED on it is told.
-MISSED, NOTED = 0.1, 1e-2
+from .claims import Claim
+from .margins import MISSED, NOTED, Search, Tried, require_range
+from .originals import EXACT, evaluate, widened
 
 
 @dataclass(frozen=True)
@@ -67,23 +62,6 @@ class Reached:
             f"{stored} cannot hold the nearest point, {number_text(asked)} from the {what} ({where}): "
             f"the value is {number_text(self.missed)} from that point, {number_text(change)} from the {what}"
         )
-
-
-@dataclass(frozen=True)
-class _Tried:
-    """Originals as they are stored, their value, and of each tensor its check and how far it is from its point."""
-
-    state: Mapping[str, Tensor]
-    value: Tensor
-    found: Sequence[tuple[Check | None, float]]
-
-    def reached(self, index: int | None, nearest: Tensor | None, edge: Edge | None, kept_away: int) -> Reached:
-        """What was reached of one tensor: of the only one, or of one of several."""
-        check, missed = self.found[index or 0]
-        if index is None:
-            return Reached(self.state, self.value, check, nearest, missed, edge, kept_away)
-        state = {role: tensor[index] for role, tensor in self.state.items()}
-        return Reached(state, self.value[index], check, nearest, missed, edge, kept_away)
 
 
 class Gathered:
@@ -157,158 +135,63 @@ def reach(
     *,
     projects: bool,
     strict: bool = False,
-    count: int = 1,
-) -> list[Reached]:
-    """Originals whose value, computed from them as stored, is `nearest`, or the nearest to it that there is; of each of
-    `count` tensors, which lie along the first dimension where they are several.
+) -> Reached:
+    """Originals whose value, computed from them as stored, is `nearest`, or the nearest to it that there is.
 
     `nearest` is what the view should show, and `make` gives the originals for such a point, both in double precision.
     Near the edge of an open image the value is no member, or not the point: such matrices are moved inside by the least
-    margin that does (see `_Margins`); the others keep their bits. With `strict` it is the point itself or nothing.
+    margin that does (`margins.Search`); the others keep their bits. With `strict` it is the point itself or nothing.
     Where the last map `projects`, it decides itself what the value is.
     """
     link = chain.links[-1]
     has_edge = target_class(link.entry).edge is not Parametrization.edge and not strict
+    wanted = None if projects else nearest
 
-    def attempt(Y: Tensor) -> _Tried:
-        gathered = Gathered(chain, view, shape, stored, compute, count=count)
-        state, value = gathered.invert(make, Y, shape, None if projects else nearest)
+    def attempt(Y: Tensor) -> Tried:
+        gathered = Gathered(chain, view, shape, stored, compute)
+        state, value = gathered.invert(make, Y, shape, wanted)
         if has_edge:
-            _require_range(state)
-        return _Tried(state, value, gathered.result())
+            require_range(state)
+        return Tried(state, value, gathered.result())
 
     if not has_edge:
         tried = attempt(nearest)
         [(check, missed)] = tried.found
         # Refused below, and then with the number that says why.
         refused = strict and (missed > MISSED or (check is not None and not check.ok))
-        near = link.make(nearest).edge(nearest) if refused else None
-        return [tried.reached(None, None if projects else nearest, near, 0)]
-    search, Y = _Margins(nearest.shape[:-2], stored), nearest
-    edge: Edge | None = None
-    last: _Tried | None = None
-    refusal: CannotReach | None = None
-    while search.goes_on:
-        try:
-            last = attempt(Y)
-        except CannotReach as error:
-            refusal = refusal or error
-            if not search.refuse(_refused(link, Y, stored)):
-                raise
-        else:
-            search.judge(*_judged(chain, view, last, nearest, Y, compute))
-        if search.moves:
-            edge = edge or link.make(nearest).edge(nearest)
-            if edge is None:
-                break
-            Y, last = edge.inside(search.shares().to(nearest.device, nearest.dtype.to_real())), None
-    tried = last or attempt(Y)
-    if refusal is not None and not all(missed <= MISSED for _, missed in tried.found):
-        raise refusal  # no margin within reach: what the map itself says of the point is nearer to the matter
-    if count == 1:
-        return [tried.reached(None, None if projects else nearest, edge, search.kept_away)]
-    kept = (search.level > 0).reshape(count, -1).sum(1).tolist()
-    points = [None if projects else point for point in nearest]
-    edges = [link.make(point).edge(point) if moved else None for point, moved in zip(nearest, kept, strict=True)]
-    return [tried.reached(i, *of) for i, of in enumerate(zip(points, edges, kept, strict=True))]
+        return _reached(tried, wanted, link.make(nearest).edge(nearest) if refused else None)
+    search = Search(chain, view, stored, nearest, compute)
+    [kept] = search.run(lambda Y, _: attempt(Y))
+    return _reached(kept, wanted, search.edge, search.kept_away())
 
 
-def _require_range(state: Mapping[str, Tensor]) -> None:
-    """Raise CannotReach where rounding to the stored dtype made an original infinite."""
-    for role, tensor in state.items():
-        if role.startswith("original") and not measure.all_finite(tensor):
-            raise CannotReach(f"its originals are beyond the range of {str(tensor.dtype).removeprefix('torch.')}")
-
-
-def _refused(link: Link, Y: Tensor, stored: torch.dtype) -> Tensor:
-    """Which matrices the link's inverse refuses, found by halves."""
-
-    def of(part: Tensor) -> list[bool]:
-        try:
-            module = link.make(part).eval()
-            originals = module.inverse(part)
-            originals = originals if isinstance(originals, tuple) else (originals,)
-            require_preimage(link, measure.moved(module.map(*originals), part))
-            _require_range({f"original{i}": X for i, X in enumerate(rounded(X, stored) for X in originals)})
-            return [False] * len(part)
-        except CannotReach:
-            half = len(part) // 2
-            return of(part[:half]) + of(part[half:]) if half else [True]
-
-    return torch.tensor(of(Y.reshape(-1, *Y.shape[-2:])), device="cpu").reshape(Y.shape[:-2])
-
-
-def _judged(chain: Chain, view: View, tried: _Tried, nearest: Tensor, Y: Tensor, compute: str) -> tuple[Tensor, ...]:
-    """Of each matrix: is it a member, how far is it from Y, Y from the nearest point, and it from that; relatively."""
-    batch = Y.shape[:-2]
-    values, Y, nearest = (W.reshape(-1, *W.shape[-2:]) for W in (view.into(tried.value), Y, nearest))
-    member = [holds(check, chain) for check, _ in tried.found for _ in range(len(values) // len(tried.found))]
-    if not all(member) and len(values) > len(tried.found):
-        claim = Claim(chain, IDENTITY, values.shape, values.dtype, compute, count=len(values))
-        claim.add(values, tried.state)
-        member = [holds(check, chain) for check in claim.result()]
-    distances = (
-        measure.moved_of_each(values, Y),
-        measure.moved_of_each(Y, nearest),
-        measure.moved_of_each(values, nearest),
-    )
-    found = torch.tensor(member, device="cpu"), *(torch.tensor(d, dtype=torch.float64, device="cpu") for d in distances)
-    return tuple(numbers.reshape(batch) for numbers in found)
-
-
-class _Margins:
-    """The search for the least margin of each matrix of a batch.
-
-    Level 0 is the point itself, the next ones bear a share of rounding of eps / 4 of the stored dtype, and twice the
-    one before up to a quarter. Enough is a level whose value is a member, and is off its point by no more than NOTED,
-    or than the margin has moved that: from there on more margin costs more than it gains. The least one that is enough
-    is found by halving, after level 0; taken is the one, of those tried, whose value is a member and nearest to the
-    nearest point.
+def reach_several(
+    chain: Chain,
+    stored: torch.dtype,
+    nearest: Tensor,
+    make: Callable[[Sequence[int]], Callable[..., Mapping[str, Tensor]]],
+    compute: str,
+    tried: Tried,
+) -> list[Reached]:
+    """The same of several tensors, along the first dimension, whose chain `has_edge`; `tried`: the points themselves.
+    `make` is asked for some of them.
     """
 
-    def __init__(self, batch: torch.Size, stored: torch.dtype):
-        count = round(-math.log2(eps(stored)))
-        self._shares = torch.tensor(
-            [0.0, *(eps(stored) * 2.0 ** (k - 2) for k in range(count + 1))], dtype=torch.float64, device="cpu"
-        )
-        self.level, self.best = (torch.zeros(batch, dtype=torch.long, device="cpu") for _ in range(2))
-        # The largest level that is too near to the edge, and the least that is enough.
-        self.low, self.high = torch.full_like(self.level, -1), torch.full_like(self.level, len(self._shares))
-        self.least = torch.full(batch, math.inf, dtype=torch.float64, device="cpu")
-        self.moves = False
+    def attempt(Y: Tensor, among: list[int]) -> Tried:
+        shape = (len(among), *nearest.shape[1:])
+        gathered = Gathered(chain, IDENTITY, shape, stored, compute, count=len(among))
+        state, value = gathered.invert(make(among), Y, shape, nearest[among])
+        require_range(state)
+        return Tried(state, value, gathered.result())
 
-    @property
-    def goes_on(self) -> bool:
-        return bool((self.high - self.low > 1).any()) or self.moves
+    search = Search(chain, IDENTITY, stored, nearest, compute, len(nearest))
+    each = enumerate(search.run(attempt, tried))
+    return [_reached(kept, nearest[i], search.edge and search.edge.of(i), search.kept_away(i)) for i, kept in each]
 
-    @property
-    def kept_away(self) -> int:
-        return int((self.level > 0).sum())
 
-    def shares(self) -> Tensor:
-        return self._shares[self.level]
-
-    def judge(self, member: Tensor, short: Tensor, cut: Tensor, far: Tensor) -> None:
-        better = member & (far < self.least)
-        self.least, self.best = torch.where(better, far, self.least), torch.where(better, self.level, self.best)
-        enough = member & (short <= cut.clamp(min=NOTED))
-        self.high = torch.where(enough, torch.minimum(self.level, self.high), self.high)
-        self.low = torch.where(enough, self.low, torch.maximum(self.level, self.low))
-        self._step()
-
-    def refuse(self, refused: Tensor) -> bool:
-        """These have no preimage at their level; False where nothing is left to try for any of them."""
-        more = bool((refused & (self.high - self.low > 1)).any())
-        self.low = torch.where(refused, torch.maximum(self.level, self.low), self.low)
-        self._step()
-        return more
-
-    def _step(self) -> None:
-        level = torch.where(self.high - self.low > 1, (self.low + self.high) // 2, self.best)
-        # Others were refused, and this one has not been seen at the point itself yet.
-        level = torch.where((self.low < 0) & (self.high > 0), torch.zeros_like(level), level)
-        self.moves = not torch.equal(level, self.level)
-        self.level = level
+def _reached(tried: Tried, nearest: Tensor | None, edge: Edge | None, kept_away: int = 0) -> Reached:
+    [(check, missed)] = tried.found
+    return Reached(tried.state, tried.value, check, nearest, missed, edge, kept_away)
 
 
 def stored_as(chain: Chain, dtype: torch.dtype) -> str:

@@ -12,7 +12,7 @@ names of tensors in files are none of this package's business.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -59,14 +59,28 @@ class Edge:
     """Where an open image ends, seen from members of the set that it fills but for its edge.
 
     On the edge a map has no original, and near it originals so large, or made so exactly, that rounding them gives
-    another value. `what` says how near the members come, with the number; `hint` names the chain that holds them.
+    another value.
     """
 
-    what: str
+    # How near each matrix comes, and how that is said of one.
+    distance: Tensor
+    says: Callable[[float], str]
     # For each matrix a share by which rounding changes its originals -> the points nearest to the members whose
     # originals can bear that. A member that is far enough inside, or whose share is 0, comes back as it is, to the bit.
     inside: Callable[[Tensor], Tensor]
+    # The chain that holds them.
     hint: str | None = None
+    # For each matrix the share up to which it comes back as it is, where that is known.
+    begins: Tensor | None = None
+
+    @property
+    def what(self) -> str:
+        """How near they come, with the number of the nearest."""
+        return self.says(self.distance.min().item())
+
+    def of(self, index: int) -> Edge:
+        """The edge as the first dimension's matrices of this index see it, for what is told."""
+        return replace(self, distance=self.distance[index])
 
 
 class CannotReach(InputRefused, NotImplementedError):

@@ -25,7 +25,7 @@ def eigenvalue_edge(A: Tensor, count: int | None = None, floor: float = 0.0, hin
         made = A + (Q * more.unsqueeze(-2)) @ Q.mH
         return (made + made.mH) / 2
 
-    return _edge(A, l, l[..., -1:], floor, moved, f"its smallest eigenvalue is {l[..., 0].min().item():.3g}", hint)
+    return _edge(A, l, l[..., :1], l[..., -1:], floor, moved, lambda l: f"its smallest eigenvalue is {l:.3g}", hint)
 
 
 def singular_value_edge(W: Tensor, count: int, floor: float = 0.0, hint: str | None = None) -> Edge:
@@ -37,17 +37,18 @@ def singular_value_edge(W: Tensor, count: int, floor: float = 0.0, hint: str | N
         return W + (U * more.unsqueeze(-2)) @ Vh
 
     return _edge(
-        W, S, S[..., :1], floor, moved, f"its singular value number {count} is {S[..., -1].min().item():.3g}", hint
+        W, S, S[..., -1:], S[..., :1], floor, moved, lambda s: f"its singular value number {count} is {s:.3g}", hint
     )
 
 
 def _edge(
     W: Tensor,
     values: Tensor,
+    least: Tensor,
     largest: Tensor,
     floor: float,
     moved: Callable[[Tensor], Tensor],
-    what: str,
+    says: Callable[[float], str],
     hint: str | None,
 ) -> Edge:
     def inside(noise: Tensor) -> Tensor:
@@ -55,4 +56,4 @@ def _edge(
         more = torch.where(share > 0, (floor + 4 * share * largest - values).clamp(min=0), torch.zeros_like(values))
         return torch.where((more > 0).any(-1)[..., None, None], moved(more), W)
 
-    return Edge(what, inside, hint)
+    return Edge(least.squeeze(-1), says, inside, hint, begins=((least - floor) / (4 * largest)).squeeze(-1))

@@ -329,13 +329,14 @@ def cayley_edge(Q: Tensor) -> Edge:
     it by up to 1.4 m / sqrt(n). The two are equal at m = sqrt(0.4 r).
     """
     gaps, kept = half_turn_edge(Q)
-    distance = 2 * (gaps / 2).sin().min().item()
     other = "skew_hermitian" if Q.is_complex() else "skew"
     return Edge(
-        f"its eigenvalue nearest to -1 is {distance:.2g} from it",
+        2 * (gaps / 2).sin(),
+        lambda distance: f"its eigenvalue nearest to -1 is {distance:.2g} from it",
         lambda noise: kept((0.4 * noise).sqrt()),
         f"{given('chain', other + ',matrix_exp')} takes half turns; "
         f"{given('chain', 'orthogonal')} stores the weight itself as its base",
+        begins=gaps.square() / 0.4,
     )
 
 

@@ -185,7 +185,8 @@ class AlphaStable(Parametrization):
             return torch.where(over > 0, shifted(A, -over), A)
 
         return Edge(
-            f"its largest real part is {largest.max().item() - self.asked:.3g}",
+            self.asked - largest,
+            lambda distance: f"its largest real part is {0 - distance:.3g}",
             inside,
             "a smaller alpha leaves it more room",
         )

@@ -28,8 +28,8 @@ from ...fitting.evaluate import (
     weight_of,
 )
 from ...fitting.fit import Became, Fitting, keeper, require_change, require_member
+from ...fitting.margins import NOTED
 from ...fitting.originals import evaluate, widened
-from ...fitting.reach import NOTED
 from ...maths.base import Parametrization
 from ...maths.numbers import compute_dtype
 from ...maths.rows import Share

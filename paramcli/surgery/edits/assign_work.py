@@ -21,8 +21,9 @@ from ...fitting.evaluate import (
     require_chain,
     weight_of,
 )
+from ...fitting.margins import NOTED
 from ...fitting.originals import invert, rounded, widened
-from ...fitting.reach import NOTED, Reached, reach
+from ...fitting.reach import Reached, reach
 from ...fitting.skeleton import dtype_of, loaded
 from ...maths.numbers import wide
 from ...spelling.forms import Group
@@ -100,7 +101,7 @@ class Assignment:
                 existing=parts,
                 stored=wanted.dtype if spec is None else None,
             )
-            [reached] = reach(chain, view, group.shape, stored, target, make, compute, projects=parts[-1].is_projection)
+            reached = reach(chain, view, group.shape, stored, target, make, compute, projects=parts[-1].is_projection)
         distance = measure.moved(target, seen)
         notes = [
             replace(reached, assumed=assumed).note(
