@@ -282,7 +282,7 @@ class Fitting:
                 self.chain,
                 view=self.view,
                 shape=(len(own), *value.shape[1:]),
-                judge=functools.partial(require_back, self.chain, count=len(own)),
+                judge=functools.partial(require_back, self.chain, several=True),
                 seed=[seeds[index] for index in own],
                 stored=[stored[index] for index in own] if isinstance(stored, Sequence) else stored,
             )
@@ -304,7 +304,7 @@ class Fitting:
         """Note how far from what it was asked for a link's right inverse comes back; CannotReach, at the end, where
         that is too far.
         """
-        trip = self._trips.setdefault(index, measure.Moved(self.count))
+        trip = self._trips.setdefault(index, measure.Moved(len(wanted) if self.count > 1 else 1))
         trip.add(back, wanted)
         if self._ends:
             for error in self._trips.pop(index).result():

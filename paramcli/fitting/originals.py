@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -93,7 +94,7 @@ def invert(
     first_row: int | None = None,
     judge: Callable[[int, Tensor, Tensor], None] | None = None,
     stored: Stored = None,
-    later: list[Callable[[], None]] | None = None,
+    later: list[Trip] | None = None,
 ) -> dict[str, Tensor]:
     """Right inverses from the last link to the first, in double precision; Y is what the view shows.
 
@@ -122,11 +123,11 @@ def invert(
         if not part.is_projection:
             part.eval()
             inverted = originals if isinstance(originals, tuple) else (originals,)
-            judged = functools.partial(_judged, judge, index, part, inverted, wanted)
+            trip = Trip(judge, index, part, inverted, wanted)
             if later is None:
-                judged()
+                trip.judge()
             else:
-                later.append(judged)
+                later.append(trip)
         state.update({f"{index}.{name}": tensor for name, tensor in tensors_of(part).items()})
     several = originals if isinstance(originals, tuple) else (originals,)
     stored_so = tuple(view.back(X, shape) if i in part.stored_originals else X for i, X in enumerate(several))
@@ -135,19 +136,29 @@ def invert(
     return {**{f"original{index}": X for index, X in enumerate(stored_so)}, **state}
 
 
-def _judged(
-    judge: Callable[[int, Tensor, Tensor], None],
-    index: int,
-    part: Parametrization,
-    originals: Sequence[Tensor],
-    wanted: Tensor,
-) -> None:
-    judge(index, part.map(*originals), wanted)
+@dataclass(frozen=True)
+class Trip:
+    """The way back from what a link's right inverse gave to what it was asked for, and who judges it."""
+
+    judged_by: Callable[[int, Tensor, Tensor], None]
+    index: int
+    part: Parametrization
+    originals: Sequence[Tensor]
+    wanted: Tensor
+
+    def judge(self, among: Sequence[int] | None = None) -> None:
+        """`among`: those of several tensors that it is asked of; others may be judged too."""
+        originals, wanted = self.originals, self.wanted
+        if among is not None and not isinstance(self.part, Each) and not self.part.state_dict():
+            at = torch.tensor(among, device=wanted.device)
+            originals, wanted = [X[at] for X in originals], wanted[at]
+        if not self.part.proves(wanted, EXACT, *originals):
+            self.judged_by(self.index, self.part.map(*originals), wanted)
 
 
-def require_back(chain: Chain, index: int, back: Tensor, wanted: Tensor, count: int = 1) -> None:
-    """`require_preimage` of each of `count` tensors."""
-    trip = measure.Moved(count)
+def require_back(chain: Chain, index: int, back: Tensor, wanted: Tensor, several: bool = False) -> None:
+    """`require_preimage` of the tensor, or of each of several."""
+    trip = measure.Moved(len(wanted) if several else 1)
     trip.add(back, wanted)
     for error in trip.result():
         require_preimage(chain.links[index], error)

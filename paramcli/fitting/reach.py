@@ -18,7 +18,7 @@ from ..view import IDENTITY, View
 from . import measure
 from .claims import Claim
 from .margins import MISSED, NOTED, Search, Tried, require_range
-from .originals import EXACT, evaluate, widened
+from .originals import EXACT, Trip, evaluate, widened
 
 
 @dataclass(frozen=True)
@@ -106,16 +106,17 @@ class Gathered:
         Where the value is the point itself, to EXACT, it proves the right inverses that it came by; else they are
         judged in double precision, link by link.
         """
-        trips: list[Callable[[], None]] = []
+        trips: list[Trip] = []
         state = widened(make(Y, later=trips), self.stored)
-        proven = False
+        unproven: list[int] | None = None
         try:
             value = self.add(state, shape, point)
-            proven = self._missed is not None and all(missed <= EXACT for missed in self._missed.result())
+            if self._missed is not None:
+                unproven = [index for index, missed in enumerate(self._missed.result()) if not missed <= EXACT]
         finally:
-            if not proven:
-                for judge in trips:
-                    judge()
+            if unproven != []:
+                for trip in trips:
+                    trip.judge(unproven if self._count > 1 else None)
         return state, value
 
     def result(self) -> list[tuple[Check | None, float]]:

@@ -41,10 +41,13 @@ class Each(Parametrization):
         return torch.stack([part.map(*own) for part, own in self._apart(originals)])
 
     def inverse(self, value: Tensor) -> Tensor | tuple[Tensor, ...]:
-        if self.parts[0].inverts_together(value):
-            return self.parts[0].inverse(value)
-        made = []
         stored = self.stored_of if isinstance(self.stored_of, Sequence) else [self.stored_of] * len(value)
+        first = self.parts[0]
+        if len(set(stored)) == 1:
+            first.stored = stored[0]
+            if first.inverts_together(value):
+                return first.inverse(value)
+        made = []
         for part, own, seed, dtype in zip(self.parts, value, self.seeds, stored, strict=True):
             part.stored = dtype
             start_generators(seed, value.device)

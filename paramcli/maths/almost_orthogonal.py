@@ -11,7 +11,8 @@ from .base import Constraint, matrix
 from .decompositions import even_singular_values, made_of_svd, svd
 from .eigenvalues import eigenvalue_tolerance
 from .low_rank import SingularValues, with_singular_values
-from .orthogonal import frame_tolerance, require_directions
+from .nearest_orthogonal import require_directions
+from .orthogonal import frame_tolerance
 
 
 class AlmostOrthogonal(Constraint):

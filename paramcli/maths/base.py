@@ -354,6 +354,12 @@ class Parametrization(nn.Module):
     def inverse(self, value: Tensor) -> Tensor | tuple[Tensor, ...]:
         return value
 
+    def proves(self, value: Tensor, within: float, *originals: Tensor) -> bool:
+        """Is it sure, at less than the cost of `map`, that the value of these originals is the one that they were made
+        for, but for this share of it, matrix by matrix?
+        """
+        return False
+
     def edge(self, value: Tensor) -> Edge | None:
         """The edge of an open image, for members `value` of the set in double precision; None where `inverse` takes all
         of them.

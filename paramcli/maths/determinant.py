@@ -10,8 +10,9 @@ from .base import Constraint, Part, Singular, row_scaled, square
 from .decompositions import SMALL, is_shared, made_of_svd, svd
 from .eigenvalues import NO_VALUE, beyond_zero, eigenvalue_tolerance
 from .low_rank import SoftplusValues, with_singular_values
+from .nearest_orthogonal import RANK
 from .numbers import eps, per_matrix, ratio, unit_roundoff
-from .orthogonal import MATRIX_EXP_SMALL, RANK
+from .orthogonal import MATRIX_EXP_SMALL
 from .softplus import SOFTPLUS_FLOOR, floored_softplus
 
 # Off in log |det|: by rounding, in u, and for n^{3/2} in eps of the dtype that computed the frames, of which each

@@ -10,9 +10,10 @@ from .base import CannotReach, Constraint, Edge, Parametrization, Part, Singular
 from .decompositions import eigenvalues_of_symmetric_part, eigh, made_of_eigh
 from .edges import eigenvalue_edge
 from .eigenvalues import beyond_zero, eigenvalue_tolerance, symmetric_tolerance
+from .nearest_orthogonal import gram_difference
 from .numbers import asymmetry, eps, per_matrix, ratio, relative
-from .orthogonal import gram_difference, gram_error
-from .rotation import rotation_log, unitary_log
+from .orthogonal import gram_error
+from .rotation import exponential_proves, rotation_log, unitary_log
 from .symmetric import asymmetry_at_least
 
 # The positive definite matrices are open, so nothing is nearest to a matrix outside; the nearest
@@ -177,6 +178,9 @@ class MatrixExp(Parametrization):
             "(unitary and Hermitian ones if complex), and this tensor is neither",
             hint=f"{given('chain', first + ',matrix_exp')} or {given('chain', second + ',matrix_exp')}",
         )
+
+    def proves(self, value: Tensor, within: float, *originals: Tensor) -> bool:
+        return exponential_proves(value, originals[0], within)
 
     def edge(self, value: Tensor) -> Edge | None:
         return eigenvalue_edge(value) if self._kind(value) == "symmetric" else None

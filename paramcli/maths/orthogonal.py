@@ -9,22 +9,10 @@ from torch.nn.utils.parametrizations import _OrthMaps, _Orthogonal
 
 from ..errors import InputRefused
 from ..wording import LEAVE_OUT, given
-from .base import CannotReach, Constraint, Edge, Parametrization, Singular, first_of_batch, row_scaled, square
-from .halley import polar_by_products
-from .numbers import compute_dtype, eps, per_matrix, spectral_norm
-from .rotation import cayley_inverse, half_turn_edge, require_rotation_sign, rotation_log
-
-# Singular values below this share of the largest are rounding of float32 weights, and the directions that
-# belong to them noise: a nearest point built on them would be arbitrary.
-RANK = 1e-6
-# Of a half type's weight this share of the directions may be noise: whatever they are, the point moves by sqrt(2 *
-# 0.01) at most.
-ARBITRARY = 0.01
-# ||W^H W - I||_F below which Newton-Schulz steps take the place of an SVD: four of them leave nothing of it.
-NEAR = 0.1
-
-# From this side on, on a GPU.
-BY_PRODUCTS = 512
+from .base import CannotReach, Constraint, Edge, Parametrization, first_of_batch, row_scaled, square
+from .nearest_orthogonal import gram_difference, polar
+from .numbers import compute_dtype, eps, per_matrix, relative, spectral_norm
+from .rotation import cayley_inverse, exponential_proves, half_turn_edge, require_rotation_sign, rotation_log
 
 # torch.matrix_exp of one matrix takes a polynomial of degree 8 with a wrong coefficient (pytorch issue 196592, up to
 # 2.14) for 1-norms up to 0.58 in float32 and 0.05 in float64; with rotations of that angle the residual is 3.6e-5 and
@@ -46,12 +34,6 @@ def gram_error(Q: Tensor) -> Tensor:
     return spectral_norm(gram_difference(Q))
 
 
-def gram_difference(Q: Tensor) -> Tensor:
-    """Q^H Q - I (Q Q^H - I if wide)."""
-    Q = Q if Q.size(-2) >= Q.size(-1) else Q.mH
-    return Q.mH @ Q - torch.eye(Q.size(-1), dtype=Q.dtype, device=Q.device)
-
-
 def _least_gram_error(Q: Tensor) -> Tensor:
     """A number that `gram_error` is not below, by one product."""
     return per_matrix(gram_difference(Q)) / min(Q.shape[-2:]) ** 0.5
@@ -60,137 +42,6 @@ def _least_gram_error(Q: Tensor) -> Tensor:
 def frame_tolerance(k: int, computed: torch.dtype) -> float:
     """What `gram_error` may be of k columns that a map computed in this dtype."""
     return max(FRAME_COMPUTED * k * eps(computed), MATRIX_EXP_SMALL.get(computed.to_real(), 0.0))
-
-
-def polar(
-    W: Tensor, rotation: bool = False, stored: torch.dtype | None = None, signs: Tensor | None = None
-) -> tuple[Tensor, str | None]:
-    r"""(the nearest matrix with orthonormal columns, rows if wide: U V^H of W = U S V^H; what was assumed for it)
-
-    With `rotation`, the nearest with determinant +1: the direction of the smallest singular value is flipped where U
-    V^T has determinant -1. Raises Singular where the nearest point is not unique; of a W that was rounded to `stored`
-    also where nothing but rounding is left of several of its directions (see `rounded_away`). `signs`: of its
-    determinants, for a rotation.
-
-    Cost: an SVD; for a matrix that is nearly there, a few Newton-Schulz steps, four to ten times less; for a large one
-    on a GPU `polar_by_products`, where that is proven. Which of them is decided matrix by matrix, so that a batch gives
-    each what it gets alone.
-    """
-    batch = W.reshape(-1, *W.shape[-2:])
-    tall = batch if W.size(-2) >= W.size(-1) else batch.mH
-    error = torch.linalg.matrix_norm(gram_difference(tall))
-    near, assumed = error < NEAR, None
-    turns = torch.ones_like(near)
-    if rotation:
-        signs = torch.linalg.slogdet(batch).sign if signs is None else signs.reshape(-1)
-        turns = signs.real > 0
-    near &= turns
-    Q = torch.empty_like(batch)
-    left = ~near
-    # Of a half type's rounding the singular directions tell.
-    if _by_products(tall) and (stored is None or eps(stored) <= eps(torch.float32)) and bool((left & turns).any()):
-        at = (left & turns).nonzero().squeeze(-1)
-        X, sure = polar_by_products(tall[at])
-        Q[at[sure]] = (X if tall is batch else X.mH)[sure]
-        left[at[sure]] = False
-    if bool(left.any()):
-        Q[left], assumed = _polar_by_svd(batch[left], rotation, stored)
-    if bool(near.any()):
-        X = _newton_schulz(tall[near], error[near])
-        Q[near] = X if tall is batch else X.mH
-    return Q.reshape(W.shape), assumed
-
-
-def _by_products(W: Tensor) -> bool:
-    """Is an SVD of such matrices dearer than products?"""
-    return W.is_cuda and W.size(-1) >= BY_PRODUCTS
-
-
-def _newton_schulz(X: Tensor, error: Tensor) -> Tensor:
-    r"""X (3 I - X^H X) / 2 repeated: the error ||X^H X - I|| goes to 3/4 of its square with each step."""
-    X, once = X.clone(), torch.ones_like(error, dtype=torch.long)
-    steps = sum(((error > bound).long() for bound in (1e-8, 1e-4, 1e-2)), start=once)
-    I = torch.eye(X.size(-1), dtype=X.dtype, device=X.device)
-    for taken in range(int(steps.max())):
-        now = steps > taken
-        Y = X[now]
-        X[now] = Y @ (3 * I - Y.mH @ Y) / 2
-    return X
-
-
-def _polar_by_svd(W: Tensor, rotation: bool, stored: torch.dtype | None) -> tuple[Tensor, str | None]:
-    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
-    # With a free sign on the last direction, a rotation is unique up to rank n - 1.
-    free = 1 if rotation and S.size(-1) > 1 else 0
-    assumed = require_directions(W, U, S, Vh, stored, free, "no unique nearest orthogonal matrix")
-    Q = U @ Vh
-    if rotation and bool((mirrored := torch.linalg.slogdet(Q).sign.real < 0).any()):
-        U, Vh = U[mirrored], Vh[mirrored]
-        Q[mirrored] = torch.cat([U[..., :-1], -U[..., -1:]], dim=-1) @ Vh
-    return Q, assumed
-
-
-def require_directions(
-    W: Tensor, U: Tensor, S: Tensor, Vh: Tensor, stored: torch.dtype | None, free: int, what: str
-) -> str | None:
-    """Raise Singular where more than `free` of the singular directions of W = U S V^H are rounding of zero, or zero.
-
-    In a half type one such direction is no proof: every twentieth random matrix has it. Two are, and a share of
-    ARBITRARY; fewer are taken as they are, and told.
-    """
-    zero = (RANK * S[..., :1] >= S).sum(-1)
-    lost = (
-        zero
-        if stored is None or eps(stored) <= eps(torch.float32)
-        else torch.maximum(zero, rounded_away(W, U, S, Vh, stored))
-    )
-    k = S.size(-1)
-    refused = (zero > free) | (lost >= max(2, ARBITRARY * k))
-    if bool(refused.any()):
-        # Of the worst, not the extremes of different matrices.
-        worst = S.reshape(-1, k)[int(torch.where(refused, lost, torch.zeros_like(lost)).argmax())]
-        below = f", {int(lost.max())} of {k} below what rounding leaves of zero" if bool((lost > zero).any()) else ""
-        raise Singular(
-            f"{what}: the tensor is rank-deficient (singular values from {worst[0].item():.2g} down to "
-            f"{worst[-1].item():.2g}{below})",
-            hint=f"{given('init', 'raw')} registers it as it is",
-        )
-    most = int(lost.max())
-    return (
-        f"{most} of its {k} singular values may be rounding of zero: their directions are taken as they are"
-        if most > free
-        else None
-    )
-
-
-def rounded_away(W: Tensor, U: Tensor, S: Tensor, Vh: Tensor, stored: torch.dtype) -> Tensor:
-    r"""How many of the last singular directions of each W = U S V^T are, together, no more than its rounding to
-    `stored`.
-
-    Rounding adds E with independent entries, uniform in +-ulp / 2: variance ulp(W_ij)^2 / 12, known from W itself. Were
-    the last d singular values zero before, W has on the last n - r left and d = k - r right directions (r = k - d)
-    nothing but E. A noise matrix with entries of deviation s has there values up to s (sqrt(n - r) + sqrt(d)), and
-    beyond s (sqrt(n - r) + sqrt(d) + 3) one time in a hundred (Davidson and Szarek, 2001); s^2 is the mean variance on
-    those directions. The d counted is the largest whose values all lie below that.
-
-    In a full-rank Gaussian W the d-th smallest value is about pi d / (2 n) of the largest, above that bound from d = 2
-    on for every n below 10^5 in bfloat16: of 7,000 (n = 2 to 1024) two directions were found in none, and one in 6 % at
-    n = 64 and in about 20 % at n = 512. Of products of rank r the n - r lost directions were all found, exactly from r
-    = n / 2 on.
-    """
-    if W.size(-2) < W.size(-1):
-        W, U, Vh = W.mT, Vh.mT, U.mT
-    n, k = W.shape[-2:]
-    ulp = torch.ldexp(torch.full_like(W, eps(stored)), torch.frexp(W).exponent - 1).clamp(
-        min=torch.finfo(stored).smallest_normal * eps(stored)
-    )
-    variance = torch.where(W == 0, torch.zeros_like(W), ulp.square() / 12)
-    r = torch.arange(k, device=W.device, dtype=W.dtype)
-    left = (1 - U.square().cumsum(-1) + U.square()).clamp(min=0)
-    right = (variance @ Vh.mT.square()).flip(-1).cumsum(-1).flip(-1)
-    deviation = ((left * right).sum(-2) / ((n - r) * (k - r))).sqrt()
-    below = deviation * ((n - r).sqrt() + (k - r).sqrt() + 3) >= S
-    return torch.where(below, k - r, torch.zeros_like(r)).amax(-1).long()
 
 
 class OrthogonalMatrices(Constraint):
@@ -269,15 +120,16 @@ class Rotations(OrthogonalMatrices):
     def nearest(self, W: Tensor, stored: torch.dtype | None) -> tuple[Tensor, str | None]:
         # An orthogonal matrix with determinant -1 is no badly rounded rotation: moving it would
         # replace a good weight by another one, so it is refused with the chain that keeps it.
-        signs = torch.linalg.slogdet(W).sign
-        if bool((signs < 0).any()) and bool((_least_gram_error(W) < 1e-2).any()):
+        signs, size = torch.linalg.slogdet(W).sign, torch.linalg.matrix_norm(gram_difference(W))
+        # The spectral norm is not below this one over the root of n.
+        if bool((signs < 0).any()) and bool((size < 1e-2 * W.size(-1) ** 0.5).any()):
             error = gram_error(W)
             orthogonal = error < 1e-2
             if bool(orthogonal.any()):
                 require_rotation_sign(
                     W[orthogonal] if W.ndim > 2 else W, "the chain", near=error[orthogonal].max().item() / 2
                 )
-        return polar(W, rotation=True, stored=stored, signs=signs)
+        return polar(W, rotation=True, stored=stored, signs=signs, error=size)
 
     def detail(self, W: Tensor) -> str | None:
         signs = torch.linalg.slogdet(W).sign.reshape(-1)
@@ -318,8 +170,22 @@ class Cayley(Parametrization):
     def inverse(self, Q: Tensor) -> Tensor:
         return cayley_inverse(Q)
 
+    def proves(self, value: Tensor, within: float, *originals: Tensor) -> bool:
+        return cayley_proves(value, originals[0], within)
+
     def edge(self, Q: Tensor) -> Edge:
         return cayley_edge(Q)
+
+
+def cayley_proves(Q: Tensor, X: Tensor, within: float) -> bool:
+    r"""Is (I - X)^{-1} (I + X) within that of Q, relatively, for skew-symmetric (skew-Hermitian) X?
+
+    It is off by (I - X)^{-1} R with R = (I + X) - (I - X) Q, and I - X shortens no vector. Cost: one product.
+    """
+    if not torch.equal(X, -X.mH):
+        return False
+    I = torch.eye(X.size(-1), dtype=X.dtype, device=X.device)
+    return bool((relative((I + X) - (I - X) @ Q, Q) <= within).all())
 
 
 def cayley_edge(Q: Tensor) -> Edge:
@@ -417,6 +283,15 @@ class Orthogonal(Parametrization, _Orthogonal):
         # A = L - L^T with L = tril(X), so L = tril(A, -1) is a preimage; cayley works with A/2.
         A = rotation_log(Q) if self.orthogonal_map == _OrthMaps.matrix_exp else 2 * cayley_inverse(Q)
         return A.tril(-1)
+
+    def proves(self, value: Tensor, within: float, *originals: Tensor) -> bool:
+        if hasattr(self, "base") or value.size(-1) != value.size(-2):
+            return False
+        A = originals[0].tril()
+        A = A - A.mH
+        if self.orthogonal_map == _OrthMaps.matrix_exp:
+            return exponential_proves(value, A, within)
+        return self.orthogonal_map == _OrthMaps.cayley and cayley_proves(value, A / 2, within)
 
     def edge(self, Q: Tensor) -> Edge | None:
         free = not hasattr(self, "base") and self.orthogonal_map == _OrthMaps.cayley and Q.size(-1) == Q.size(-2)

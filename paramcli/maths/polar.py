@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .base import Parametrization
-from .orthogonal import polar
+from .nearest_orthogonal import is_coarse, require_unique_polar
 
 
 class _PolarFactor(torch.autograd.Function):
@@ -59,7 +59,7 @@ class Polar(Parametrization):
     Shapes:  (..., n, k) -> (..., n, k); complex ones become unitary.
     Inverse: the weight itself, orthogonal or not: keeping it loses nothing. A rank-deficient weight has no unique
              nearest orthogonal matrix and raises Singular.
-    Cost:    one SVD, about 11 to 18 products; its gradient six products. No second derivative.
+    Cost:    one SVD, about 11 to 18 products; its gradient six products (no second derivative), its inverse a third.
     Source:  Higham, 1986, Computing the polar decomposition; in layers Anil, Lucas and Grosse, 2019, arXiv:1811.05381.
     """
 
@@ -69,8 +69,11 @@ class Polar(Parametrization):
         return _polar_factor(X)[0]
 
     def inverse(self, W: Tensor) -> Tensor:
-        polar(W, stored=self.stored)
+        require_unique_polar(W, self.stored)
         return W
+
+    def inverts_together(self, values: Tensor) -> bool:
+        return not is_coarse(self.stored)
 
     def right_inverse(self, W: Tensor) -> Tensor:
         return W

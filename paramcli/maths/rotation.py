@@ -15,7 +15,10 @@ from torch import Tensor
 
 from ..wording import given
 from .base import CannotReach
+from .numbers import relative
 
+# From this side on an exponential is proven by some of its columns.
+PROVEN = 256
 # Eigenvalues cos(theta) of (Q + Q^T) / 2 below a gap in this window are the near half turns.
 _WINDOW = (-0.95, -0.2)
 
@@ -46,9 +49,13 @@ def cayley_inverse(Q: Tensor) -> Tensor:
 
     Raises CannotReach for a real Q with determinant -1 and for an eigenvalue -1 (to about 1e-8 in float64).
     """
-    require_rotation_sign(Q, "cayley")
     I = torch.eye(Q.size(-1), dtype=Q.dtype, device=Q.device)
     X, info = torch.linalg.solve_ex(Q + I, Q - I)
+    skew = skew_part(X)
+    # A negative eigenvalue of Q, without which no determinant is negative, is one of X that is real and of magnitude 1
+    # or more, and so is then the norm of X's symmetric part.
+    if not bool((torch.linalg.matrix_norm(X - skew) < 0.5).all()):
+        require_rotation_sign(Q, "cayley")
     # ||X||_2 = |1 - lambda| / |1 + lambda| at the eigenvalue nearest to -1.
     size = torch.linalg.matrix_norm(X)
     if bool(info.any()) or not bool((size < 1e8).all()):
@@ -59,7 +66,7 @@ def cayley_inverse(Q: Tensor) -> Tensor:
             hint=f"{given('chain', chain + ',matrix_exp')} reaches every {what}; "
             f"{given('chain', 'orthogonal')} every orthogonal matrix",
         )
-    return skew_part(X)
+    return skew
 
 
 def rotation_log(Q: Tensor) -> Tensor:
@@ -84,6 +91,28 @@ def rotation_log(Q: Tensor) -> Tensor:
     for i, U, J, W, angles in _half_turn_planes(S, V, near):
         flat[i] += U @ skew_part(J @ (W * angles) @ W.mT) @ U.mT
     return skew_part(flat.reshape(L.shape))
+
+
+def exponential_proves(Q: Tensor, L: Tensor, within: float) -> bool:
+    r"""Is exp(L) within that of Q, relatively, for skew-symmetric (skew-Hermitian) L with angles of up to pi? No small
+    ones are asked: their exponential is soon there.
+
+    E = exp(L) - Q is seen by m = 16 columns of Gaussian numbers G: ||E G||^2 is m ||E||^2 on average, and for the most
+    one-sided E, of rank one, with a chance of 1e-13 below a hundredth of that, so that a tenth of `within` is asked
+    for. The terms of the series, L^k G / k!, end with one below that: 20, for angles of up to pi. Cost: one product.
+    """
+    n = Q.size(-1)
+    if n < PROVEN or not torch.equal(L, -L.mH):
+        return False
+    generator = torch.Generator().manual_seed(n)
+    G = torch.randn(n, 16, generator=generator, dtype=Q.dtype).to(Q.device).expand(*Q.shape[:-2], n, 16)
+    term, turned, most = G, G, within / 10
+    for k in range(1, 64):
+        term = L @ term / k
+        turned = turned + term
+        if bool((relative(term, G) <= most / 100).all()):
+            return bool((relative(turned - Q @ G, G) <= most).all())
+    return False
 
 
 def half_turn_edge(Q: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

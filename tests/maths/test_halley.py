@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from paramcli.errors import InputRefused
-from paramcli.maths import orthogonal
+from paramcli.maths import nearest_orthogonal
 from paramcli.maths.halley import polar_by_products
 
 from .members import rotation
@@ -22,7 +22,7 @@ def factor(W):
 @pytest.fixture
 def by_products(monkeypatch):
     """As on a GPU, for matrices of any size."""
-    monkeypatch.setattr(orthogonal, "_by_products", lambda W: True)
+    monkeypatch.setattr(nearest_orthogonal, "_by_products", lambda W: True)
     return monkeypatch
 
 
@@ -55,17 +55,17 @@ def test_the_nearest_orthogonal_matrix_is_the_same_by_either_way(shape, rotation
     if rotation and shape[-1] != shape[-2]:
         return
     W = randn(*shape)
-    got = orthogonal.polar(W, rotation)[0]
+    got = nearest_orthogonal.polar(W, rotation)[0]
     by_products.undo()
-    torch.testing.assert_close(got, orthogonal.polar(W, rotation)[0], rtol=0, atol=1e-11)
+    torch.testing.assert_close(got, nearest_orthogonal.polar(W, rotation)[0], rtol=0, atol=1e-11)
 
 
 def test_rank_deficient_matrices_are_refused_by_either_way(by_products):
     """And with the same words."""
     W = randn(30, 5) @ randn(5, 30, seed=1)
     with pytest.raises(InputRefused, match="rank-deficient") as by_this:
-        orthogonal.polar(W)
+        nearest_orthogonal.polar(W)
     by_products.undo()
     with pytest.raises(InputRefused) as by_that:
-        orthogonal.polar(W)
+        nearest_orthogonal.polar(W)
     assert str(by_this.value) == str(by_that.value)
