@@ -109,6 +109,17 @@ def singular_values(W: Tensor) -> Tensor:
     return svd(W)[1] if is_shared("svd", W) else torch.linalg.svdvals(W)
 
 
+def first_pair(M: Tensor) -> tuple[Tensor, Tensor]:
+    """The singular vectors u and v of the largest singular value of one matrix."""
+
+    def of_svd(M: Tensor) -> tuple[Tensor, Tensor]:
+        U, _, Vh = svd(M)
+        return U[:, 0].contiguous(), Vh[0].conj().contiguous()
+
+    u, v = _found("first pair", M, of_svd)
+    return u, v
+
+
 def even_singular_values(W: Tensor) -> Tensor:
     """Singular values that are expected to be of one size: of large matrices the roots of the Gram matrix'
     eigenvalues, half the work, whose error is n eps of the largest square; or those that `singular_values` gives,

@@ -12,10 +12,13 @@ from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
 from ..errors import InputRefused
 from ..wording import LEAVE_OUT
 from .base import NEARLY, CannotReach, Check, Constraint, Parametrization, Singular
-from .decompositions import remember, svd
+from .decompositions import first_pair, remember, svd
 from .eigenvalues import surely_positive
 from .facts import gram, largest_singular_value
 from .numbers import compute_dtype, eps, norm, wide, with_added
+
+# Spectral norms up to which singular values of 1 come from the Gram matrix, to 1e-12.
+FAR = 64.0
 
 
 class AnyTensor(Constraint):
@@ -107,6 +110,30 @@ class UnitSpectralNorm(Constraint):
         P = from_matrix((U * S) @ Vh, W.shape, self.dim)
         remember("svd", as_matrix(P, self.dim), (U, S, Vh), one_by_one=P.is_contiguous())
         return P
+
+    def nearest(self, W: Tensor, stored: torch.dtype | None) -> tuple[Tensor, str | None]:
+        """For single precision and half types by the eigenvectors of the Gram matrix, at two thirds of an SVD: a
+        singular value s above 1 is then known to eps sigma_max^2 / s of double precision.
+        """
+        if stored is None or eps(stored) < eps(torch.float32):
+            return self.project(W), None
+        M = as_matrix(W, self.dim)
+        A = M if M.size(0) <= M.size(1) else M.mH
+        G, size = gram(A)
+        l, U = torch.linalg.eigh(G)
+        S = l.clamp(min=0).sqrt() * size.squeeze(-1)
+        if not 0 < S[-1] <= FAR * (1 + self.within):
+            return self.project(W), None
+        # Those to be cut; or the largest alone, to be raised.
+        first = min(int((1 + self.within >= S).sum()), len(S) - 1)
+        U, S = U[:, first:], S[first:]
+        rows = U.mH @ A
+        P = A + (U * (S.clamp(1, 1 + self.within) / S - 1)) @ rows
+        u, v = U[:, -1].contiguous(), (rows[-1] / torch.linalg.vector_norm(rows[-1])).conj().resolve_conj()
+        point = from_matrix(P if A is M else P.mH, W.shape, self.dim)
+        pair = (u, v) if A is M else (v, u)
+        remember("first pair", as_matrix(point, self.dim), pair, one_by_one=point.is_contiguous())
+        return point, None
 
     def near_misses(self, W: Tensor) -> dict[str, Tensor]:
         farther = 1 + self.within
@@ -328,8 +355,7 @@ class SpectralNorm(Parametrization, _SpectralNorm):
 
     def inverse(self, W: Tensor) -> Tensor:
         if W.ndim > 1 and not W.is_meta:
-            U, _, Vh = svd(as_matrix(W, self.dim))
-            self._u, self._v = U[:, 0].contiguous(), Vh[0].conj().contiguous()
+            self._u, self._v = first_pair(as_matrix(W, self.dim))
         return W
 
     def checks(self, originals: tuple[Tensor, ...], value: Tensor) -> list[Check]:

@@ -51,7 +51,7 @@ class Calls(TorchDispatchMode):
         ("sln", "svd", 2),
         ("factored:rank=2", "svd", 2),
         ("rank_one", "svd", 2),
-        ("spectral_norm", "svd", 1),
+        ("spectral_norm", "eigh", 2),
         ("psd", "eigh", 2),
         ("spd", "eigh", 2),
         ("psd_fixed_rank:rank=2", "eigh", 2),

@@ -11,6 +11,7 @@ from paramcli.fitting import measure
 from paramcli.fitting.fit import fit
 from paramcli.fitting.originals import evaluate
 from paramcli.fitting.torch_module import bare, register
+from paramcli.maths import decompositions
 from paramcli.maths.norm import SpectralNorm, UnitSpectralNorm, WeightNorm
 from paramcli.maths.numbers import compute_dtype
 from paramcli.maths.spectral import AlmostOrthogonal, CutSingularValues
@@ -225,3 +226,36 @@ def test_own_tolerances_are_those_of_rounding(dtype):
         assert norm.checks((g.double(), v.double()), W)[0].ok
         W[n // 2] *= 1 + max(1e-3, 4 * torch.finfo(dtype).eps)
         assert not norm.checks((g.double(), v.double()), W)[0].ok
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("within", [0.0, 0.03])
+@pytest.mark.parametrize("size", [1e-30, 1e-4, 0.4, 1.01, 3.0, 60.0, 70.0, 1e5])
+@pytest.mark.parametrize("shape", [(6, 6), (9, 4), (4, 9), (1, 5), (5, 1), (4, 3, 3), (3,)])
+def test_singular_values_are_cut_by_the_gram_matrix_as_by_torchs_svd(shape, size, within, dtype):
+    """U min(S, 1 + within) V^H, the largest raised to 1; and u and v are its first singular vectors."""
+    W = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    M = W.flatten(1) if W.ndim > 1 else W[:, None]
+    W = size * W / torch.linalg.matrix_norm(M, 2)
+    U, S, Vh = torch.linalg.svd(W.flatten(1) if W.ndim > 1 else W[:, None], full_matrices=False)
+    S = S.clamp(max=1 + within)
+    S[0] = S[0].clamp(min=1)
+    wanted = ((U * S) @ Vh).reshape(W.shape)
+    with decompositions.shared():
+        found, assumed = UnitSpectralNorm(within=within).nearest(W, torch.float32)
+        u, v = decompositions.first_pair(found.flatten(1) if W.ndim > 1 else found[:, None])
+    assert assumed is None
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+    P = found.flatten(1) if W.ndim > 1 else found[:, None]
+    for vector, image in ((v, P @ v), (u, P.mH @ u)):
+        assert abs(torch.linalg.vector_norm(vector).item() - 1) < 1e-14
+        assert abs(torch.linalg.vector_norm(image).item() - S[0].item()) < 1e-12
+    torch.testing.assert_close(torch.vdot(u, P @ v), S[0].to(dtype), rtol=0, atol=1e-12)
+
+
+def test_a_weight_in_double_precision_is_cut_by_its_own_singular_vectors(monkeypatch):
+    """To eps: of the Gram matrix they are known to eps sigma_max / sigma."""
+    monkeypatch.setattr(torch.linalg, "eigh", None)
+    UnitSpectralNorm().nearest(3 * randn(5, 5), torch.float64)
+    with pytest.raises(TypeError):
+        UnitSpectralNorm().nearest(3 * randn(5, 5), torch.float32)
