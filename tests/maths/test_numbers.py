@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from paramcli.maths.numbers import from_float8, norm
+from paramcli.maths.numbers import from_float8, norm, times_adjoint
 from paramcli.maths.packed import packed_octets
 
 FLOAT8 = [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.float8_e8m0fnu]
@@ -33,3 +33,23 @@ def test_packing_leaves_its_codes_alone():
     codes = torch.arange(8, dtype=torch.int64)
     packed_octets(codes, 3)
     assert torch.equal(codes, torch.arange(8))
+
+
+def test_rows_of_zeros_and_of_any_size_have_their_lengths():
+    """Beside each other: a row whose squares leave the range of numbers takes the others' room from none."""
+    rows = torch.tensor([[0, 0], [3, 4], [3e-200, 4e-200], [3e200, 4e200]], dtype=torch.float64)
+    for chosen in ([0], [0, 1], [0, 1, 2], [0, 1, 2, 3]):
+        wanted = torch.tensor([0, 5, 5e-200, 5e200], dtype=torch.float64)[chosen]
+        with torch.no_grad():
+            torch.testing.assert_close(norm(rows[chosen], (1,)), wanted, rtol=1e-15, atol=0)
+            torch.testing.assert_close(norm(rows[chosen].T, (0,), keepdim=True), wanted[None], rtol=1e-15, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("shape", [(383, 50), (384, 50), (500, 400), (3, 400, 5)])
+def test_a_product_with_its_own_adjoint_is_made_by_halves(shape, dtype):
+    """As torch's whole product."""
+    M = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    with torch.no_grad():
+        G = times_adjoint(M)
+        torch.testing.assert_close(G, M @ M.mH, rtol=0, atol=1e-12 * shape[-1])
