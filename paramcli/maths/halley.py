@@ -34,7 +34,7 @@ def _weights(least: float) -> list[tuple[float, float, float]]:
 
 def _frame(A: Tensor) -> Tensor:
     """A R^{-1} with orthonormal columns, by the Cholesky factor of its Gram matrix, twice: what the first leaves, eps
-    cond(A)^2, the second takes away. A GPU does so in a fraction of the time of a QR decomposition.
+    cond(A)^2, the second takes away. All products, where a QR decomposition goes column by column.
     """
     for _ in range(2):
         R, _ = torch.linalg.cholesky_ex(A.mH @ A, upper=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 import paramcli
 
 from .cases import CASES, LARGE
-from .harness import MB, Bench, Result, machine
+from .harness import MB, Bench, Result, Skipped, machine
 
 
 def size(text: str) -> int:
@@ -70,7 +70,11 @@ def main() -> None:
     for name in options.cases or CASES:
         with tempfile.TemporaryDirectory(dir=options.folder, prefix="paramcli-bench-") as folder:
             log = functools.partial(print, file=sys.stderr)
-            result = CASES[name](Bench(Path(folder), size_of(name), options.rounds, log, options.side))
+            try:
+                result = CASES[name](Bench(Path(folder), size_of(name), options.rounds, log, options.side))
+            except Skipped as why:
+                print(f"{name}: skipped, {why}\n", flush=True)
+                continue
         print(table(result), "\n", flush=True)
         documents[name] = {"size": size_of(name), **result.document()}
         if options.json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import adapters, bakes, chains, edits, entries, linalg, quantized, questions, small, startup
+from . import adapters, bakes, chains, edits, entries, gpu, linalg, quantized, questions, small, startup
 from .harness import Bench, Result
 
 # Cases that are measured with files of 4 GB where no --size is given: what they are held against takes the disk's time.
@@ -27,4 +27,5 @@ CASES: dict[str, Callable[[Bench], Result]] = {
     "large": bakes.large,
     "merge": adapters.merge,
     "bake-fp8": quantized.bake_fp8,
+    "gpu": gpu.gpu,
 }

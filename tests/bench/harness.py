@@ -22,6 +22,10 @@ PYTHON = sys.executable
 SAMPLE_EVERY = 0.01
 
 
+class Skipped(Exception):
+    """A case that this machine cannot run, and why."""
+
+
 @dataclass
 class Contender:
     """A command, what it leaves behind (removed after each run), and whether the disk is waited for in the time."""

@@ -89,5 +89,32 @@ def register_loop(source: str) -> None:
         parametrizations.weight_norm(host)
 
 
+def on_device(device: str) -> None:
+    """A number put on a device, and nothing else."""
+    torch.zeros(1).to(device).add(1).item()
+
+
+def orthogonal_loop(source: str, target: str, device: str) -> None:
+    """torch's `orthogonal` registered on each tensor, moved to the nearest one by an SVD first, and removed again."""
+    from safetensors.torch import save_file
+
+    made = {}
+    for name, value in load(source).items():
+        host = nn.Linear(*value.shape[::-1], bias=False, device=device)
+        U, _, Vh = torch.linalg.svd(value.to(device).double(), full_matrices=False)
+        host.weight = nn.Parameter((U @ Vh).float(), requires_grad=False)
+        parametrizations.orthogonal(host)
+        parametrize.remove_parametrizations(host, "weight")
+        made[name] = host.weight.detach().to(value.dtype).cpu()
+    save_file(made, target, metadata={"format": "pt"})
+
+
 if __name__ == "__main__":
-    {"register_loop": register_loop, "edit": edit, "bake": bake, "cayley_loop": cayley_loop}[sys.argv[1]](*sys.argv[2:])
+    {
+        "register_loop": register_loop,
+        "edit": edit,
+        "bake": bake,
+        "cayley_loop": cayley_loop,
+        "on_device": on_device,
+        "orthogonal_loop": orthogonal_loop,
+    }[sys.argv[1]](*sys.argv[2:])
