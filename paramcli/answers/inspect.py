@@ -51,6 +51,8 @@ class InspectResult:
     extra: tuple[Extra, ...]
     sharded_record: bool = False
     adapter: AdapterFacts | None = None
+    # What it is asked for by again.
+    asked: Path | None = None
 
     def document(self) -> dict[str, object]:
         """As --json prints it."""
@@ -118,4 +120,5 @@ def inspect(opened: Opened, tensor: Sequence[str] = (), adapter: AdapterFacts | 
         tuple(source.extras),
         bool(source.shard_records),
         adapter,
+        source.home or source.path,
     )

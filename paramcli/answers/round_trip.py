@@ -17,21 +17,25 @@ import torch
 from torch import Tensor
 
 from ..allocator import Holes, share_one_heap
+from ..chain import Chain
 from ..checkpoint.source import Rows
 from ..dtypes import EDITABLE, dtype_name
-from ..errors import PATH, TENSOR, InputRefused, error_context
+from ..errors import PATH, TENSOR, InputRefused, UsageError, error_context
 from ..fitting.blocks import Batch, bake_ranges, sliced_roles
-from ..fitting.evaluate import chain_of, complete, effective, read_state, require_chain
+from ..fitting.evaluate import chain_of, complete, effective, keys_fit, read_state, require_chain
 from ..fitting.skeleton import loaded
 from ..maths.base import Check
 from ..maths.decoders import PART, Decoder, decodable
 from ..maths.numbers import in_precision
 from ..spelling.forms import Group, plain_group
+from ..spelling.given import with_chain
 from ..spelling.opened import Opened, choose_any
 from ..spelling.quantized_comfyui import spent_markers
+from ..spelling.unparametrized import proof_of_codes
 from ..text import count_text, shape_text
+from ..view import IDENTITY, View
 from ..watch import NOBODY, Watch
-from ..wording import call
+from ..wording import call, given
 from .kept import compare_kept
 from .products import another_way, product_check, product_of, unrounded
 from .verdict import ROUND_TRIP, Verdict, VerifyResult
@@ -43,14 +47,19 @@ def round_trip(
     baked: Opened | None = None,
     tensor: Sequence[str] = (),
     *,
+    chain: Chain | None = None,
+    view: View = IDENTITY,
     device: torch.device | str = "cpu",
     watch: Watch = NOBODY,
 ) -> VerifyResult:
     """Of each weight that is stored in codes: the share of them that come back otherwise. `baked`: the file whose
-    weights are quantized again, by default what the codes themselves give.
+    weights are quantized again, by default what the codes themselves give. `chain`, `view`: as a bake was told.
     """
     share_one_heap()
-    meant = [group for group in quantized.choose(tensor) if _is_quantized(group)]
+    if chain is not None and not chain.decodes:
+        raise UsageError(f"{chain} decodes no codes, which {given('round-trip', True)} is about", option="chain")
+    found = with_chain(quantized.choose(tensor, asked=chain is not None), chain, view, named=bool(tensor))
+    meant = [group for group in found if _is_quantized(group)]
     # What is named is asked for: without an answer to that there is none.
     chosen = meant if tensor else [group for group in meant if not group.unknown]
     unread = [group for group in meant if group not in chosen]
@@ -59,7 +68,7 @@ def round_trip(
     if not chosen:
         raise InputRefused(
             f"nothing to verify: {PATH} stores no weight in codes",
-            hint=f"{call('inspect', PATH)} shows what it holds",
+            hint=proof_of_codes(quantized.groups.values()) or f"{call('inspect', PATH)} shows what it holds",
             path=path,
             code="nothing_to_verify",
         )
@@ -73,7 +82,8 @@ def round_trip(
         for group in chosen:
             with error_context(tensor=group.tensor, path=quantized.source.path), torch.no_grad():
                 require_chain(group)
-                checks = _of(quantized, group, baked, device, holes)
+                with keys_fit(group, chain_of(group)):
+                    checks = _of(quantized, group, baked, device, holes)
                 verdicts.append(Verdict(group, str(group.chain), group.view.text, checks))
             meter.advance(group.nbytes)
         if baked is None:

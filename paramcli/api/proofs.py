@@ -98,6 +98,8 @@ def round_trip(
     tensor: Names = (),
     *,
     base: FilePath | None = None,
+    chain: str | None = None,
+    view: str | None = None,
     root: str | None = None,
     device: str = "cpu",
     ignore_record: bool = False,
@@ -106,14 +108,20 @@ def round_trip(
     """Do quantized weights, quantized again onto the stored scales, give the stored codes? Of each weight the share of
     codes that differ.
 
-    `base`: the quantized file, where `ckpt` is what was baked from it; without it, `ckpt` itself is quantized.
+    `base`: the quantized file, where `ckpt` is what was baked from it; without it, `ckpt` itself is quantized. `chain`
+    and `view`: what the codes are, where nothing in the quantized file tells.
     """
     from ..answers.round_trip import round_trip as answer
+    from ..chain import parse_chain
+    from ..view import parse_view
 
     ready()
+    told, seen = parse_chain(chain) if chain else None, parse_view(view)
     with ExitStack() as stack:
         first = stack.enter_context(open_groups(path_of(ckpt), root, ignore_record, watch.note))
-        if base is None:
-            return answer(first, path_of(ckpt), None, patterns(tensor), device=torch_device(device), watch=watch)
-        second = stack.enter_context(open_second(base, root, None, ignore_record, watch, "base"))
-        return answer(second, path_of(base), first, patterns(tensor), device=torch_device(device), watch=watch)
+        quantized, where, baked = first, path_of(ckpt), None
+        if base is not None:
+            quantized = stack.enter_context(open_second(base, root, None, ignore_record, watch, "base"))
+            where, baked = path_of(base), first
+        names, on = patterns(tensor), torch_device(device)
+        return answer(quantized, where, baked, names, chain=told, view=seen, device=on, watch=watch)

@@ -104,10 +104,18 @@ def verify(
 
     screen = open_screen(quiet)
     if round_trip:
-        other = {"constraint": constraint, "tol": tolerance, "chain": chain, "view": view, "adapter": adapter}
+        other = {"constraint": constraint, "tol": tolerance, "adapter": adapter}
         _alone("round-trip", {**other, "report": report, "sha256": sha256 or None})
         back = proofs.round_trip(
-            ckpt, tensor or (), base=base, root=root, device=device, ignore_record=ignore_record, watch=screen
+            ckpt,
+            tensor or (),
+            base=base,
+            chain=chain,
+            view=view,
+            root=root,
+            device=device,
+            ignore_record=ignore_record,
+            watch=screen,
         )
         _show(screen, back, as_json, ckpt)
         return
@@ -188,7 +196,8 @@ def _both(ckpt: Path, base: Path | None, adapter: list[Path] | None, other: dict
     if not adapter:
         raise UsageError(
             f"{given('base')} needs {given('adapter')}: what was merged into it",
-            hint=f"{given('adapter', 'FOLDER')}; {call('diff', base, ckpt)} compares the two as they are",
+            hint=f"{given('adapter', 'FOLDER')}, or {given('round-trip', True)} for a bake of its codes; "
+            f"{call('diff', base, ckpt)} compares the two as they are",
             option="adapter",
         )
     for name, value in other.items():

@@ -285,15 +285,25 @@ def weight_of(
     dtype = torch_dtype(group.dtype) if chain.decodes else weight_dtype(state)
     with error_context(tensor=group.tensor):
         _fits(chain, view, group.shape, dtype)
+    with keys_fit(group, chain):
+        try:
+            return evaluate(chain, view, group.shape, state, dtype, compute)
+        except OtherState:
+            raise
+        except Exception:
+            # A map may stumble in any way over shapes that a file made up.
+            if _stored(chain, view, group.shape, dtype) != {role: tensor.shape for role, tensor in state.items()}:
+                raise _other_keys(group, chain) from None
+            raise
+
+
+@contextmanager
+def keys_fit(group: Group, chain: Chain) -> Iterator[None]:
+    """Within it a chain that stores other tensors than the group has is refused, with the keys."""
     try:
-        return evaluate(chain, view, group.shape, state, dtype, compute)
+        yield
     except OtherState:
         raise _other_keys(group, chain) from None
-    except Exception:
-        # A map may stumble in any way over shapes that a file made up.
-        if _stored(chain, view, group.shape, dtype) != {role: tensor.shape for role, tensor in state.items()}:
-            raise _other_keys(group, chain) from None
-        raise
 
 
 def _other_keys(group: Group, chain: Chain) -> InputRefused:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from ..spelling import record as records
 from ..surgery.edits.merge import Merge
+from ..surgery.edits.remove import Remove
 from ..surgery.result import EditResult
 from ..text import count_text, listing, number_text, printable, printable_path, size_text
 from ..wording import call, given, in_shell
@@ -28,9 +29,9 @@ def show_edit(screen: Screen, result: EditResult, as_json: bool, shown: Table | 
         screen.show(edit_table(result.tensors, fold=screen.folds(len(result.tensors))) if shown is None else shown)
     for outcome in result.tensors:
         if outcome.remark:
-            screen.note(in_shell(f"{printable(outcome.tensor)}: {outcome.remark}", result.checkpoint, result.root))
+            screen.note(in_shell(f"{printable(outcome.tensor)}: {outcome.remark}", result.asked, result.root))
     for said in result.said:
-        screen.note(in_shell(said, result.checkpoint, result.root))
+        screen.note(in_shell(said, result.asked, result.root))
     for outcome in result.tensors:
         if outcome.beyond is not None:
             residual = number_text(outcome.beyond[0])
@@ -86,11 +87,21 @@ def _written(result: EditResult) -> Iterator[str]:
         )
     elif result.claims:
         yield f"next: {call('verify', result.output)}"
-    elif result.same_weights and result.decoded:
-        yield f"next: {call('verify', result.output, base=result.checkpoint, round_trip=True)}"
+    elif result.decoded:
+        yield f"next: {_proof_of_codes(result)}"
     elif result.same_weights:
         root = {"root": result.root} if result.root else {}
-        yield f"next: {call('diff', result.checkpoint, result.output, **root)}"
+        yield f"next: {call('diff', result.asked, result.output, **root)}"
+
+
+def _proof_of_codes(result: EditResult) -> str:
+    """What proves a bake of codes: told what they are, where the bake was."""
+    proof: dict[str, object] = {"base": result.asked, "round_trip": True}
+    [edit, *others] = result.edit or (None,)
+    if others or not isinstance(edit, Remove) or edit.chain is None:
+        return call("verify", result.output, **proof)
+    proof |= {"chain": edit.chain, **({"view": edit.view} if edit.view else {})}
+    return call("verify", result.output, **proof) + "".join(f" {given('tensor', name)}" for name in edit.tensor)
 
 
 def _proof(result: EditResult) -> str | None:
@@ -98,7 +109,7 @@ def _proof(result: EditResult) -> str | None:
     [edit, *others] = result.edit or (None,)
     if not isinstance(edit, Merge) or others or len(edit.adapter) > 1 or result.output == result.checkpoint:
         return None
-    options: dict[str, object] = {"base": result.checkpoint, "adapter": edit.adapter[0]}
+    options: dict[str, object] = {"base": result.asked, "adapter": edit.adapter[0]}
     if edit.strength:
         options["strength"] = edit.strength[0]
     if edit.adapter_prefix:

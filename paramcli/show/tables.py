@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..spelling.record import KEY as RECORD
 from ..text import count_text, listing, number_text, printable, printable_path, shape_text, size_text
-from ..wording import PATH, call, in_shell
+from ..wording import PATH, call, given, in_shell
 from .alike import alike
 from .console import Styled, Table
 
@@ -218,9 +218,16 @@ def inspect_head(result: InspectResult) -> Iterable[str]:
         yield f"an adapter: {adapter.title}, of {count_text(adapter.changes, 'tensor')} of its base{facts}"
 
 
+# So many names are typed in a hint.
+NAMED = 8
+
+
 def inspect_tail(result: InspectResult) -> Iterable[str]:
     groups = result.tensors
-    values = sum(max((info.numel for info in group.infos.values()), default=0) for group in groups)
+    values = sum(
+        math.prod(group.shape) if group.in_codes else max((info.numel for info in group.infos.values()), default=0)
+        for group in groups
+    )
     nbytes = sum(group.nbytes for group in groups)
     codes = Counter(group.form for group in groups if group.in_codes)
     other = sum(not group.is_plain for group in groups) - codes.total()
@@ -237,10 +244,14 @@ def inspect_tail(result: InspectResult) -> Iterable[str]:
     if result.extra:
         kinds = [f"{extra.name} ({extra.type})" for extra in result.extra]
         yield "not tensors of the state dict: " + listing(kinds, len(kinds))
-    if any(group.in_codes and not group.problem for group in groups):
-        yield f"next: {in_shell(call('remove', PATH), result.checkpoint, result.root or None)}"
+    if read := [group for group in groups if group.in_codes and not group.problem]:
+        # What nothing decodes is refused where it is not left out.
+        some = any(group.problem and not group.is_plain for group in groups)
+        typed = "".join(f" {given('tensor', group.tensor)}" for group in read[:NAMED]) if some else ""
+        more = f", and {len(read) - NAMED} more" if some and len(read) > NAMED else ""
+        yield in_shell(f"next: {call('remove', PATH)}{typed}{more}", result.asked, result.root or None)
     if (adapter := result.adapter) is not None:
-        next_step = in_shell(call("merge", "BASE", adapter=str(result.checkpoint)))
+        next_step = in_shell(call("merge", "BASE", adapter=str(result.asked)))
         yield f"not merged: {adapter.problem}" if adapter.problem else f"next: {next_step}"
 
 

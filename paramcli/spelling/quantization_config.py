@@ -76,6 +76,19 @@ def read_quantization(folder: Path) -> Quantization:
     return Quantization(values, code if code in EDITABLE else None, tuple(others))
 
 
+def quantization_files(folder: Path) -> list[str]:
+    """The names of the files there that say that the weights are quantized."""
+    config = _json(folder / CONFIG)
+    text = config.get("text_config")
+    said = any(key in part for part in (config, text if isinstance(text, dict) else {}) for key in KEYS)
+    return [*([CONFIG] if said else []), *(name for name in QUANTIZATION_FILES if _json(folder / name))]
+
+
+def is_unreadable(folder: Path) -> bool:
+    """Is there a config.json that is no JSON object, or too long for one?"""
+    return (folder / CONFIG).is_file() and not _json(folder / CONFIG)
+
+
 def _inner(config: Mapping[str, object]) -> Mapping[str, object]:
     nested = config.get("quantization")
     return nested if isinstance(nested, dict) else config

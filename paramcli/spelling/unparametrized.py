@@ -15,7 +15,7 @@ These are told, never taken for a parametrization: what the model's own code com
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,6 +54,14 @@ _PARTS = ("lora", "hada_w", "lokr_w", "oft_blocks")
 _SCALES = ("_scale", "_scale_inv", "_scale_2", "_packed", "_blocks", "_scales", "_zero_point", "_global_scale")
 
 
+def proof_of_codes(groups: Iterable[Group]) -> str | None:
+    """What proves weights that were decoded, by their record; None where there are none."""
+    records = (group.record for group in groups)
+    if not any(record is not None and record.chain is not None and record.chain.decodes for record in records):
+        return None
+    return f"{call('verify', PATH, base='QUANTIZED', round_trip=True)} proves what was decoded by the codes it was"
+
+
 def instead_of_chains(groups: Groups, path: Path | None = None) -> Instead:
     """What these groups are, of which none is parametrized; `path`: where they lie, which tells of an adapter."""
     peft = path is not None and _is_peft(path)
@@ -66,7 +74,8 @@ def instead_of_chains(groups: Groups, path: Path | None = None) -> Instead:
     baked = [group.tensor for group in groups.values() if group.record is not None]
     if baked:
         claims = any(group.constraint for group in groups.values() if group.record is not None)
-        ask = call("verify", PATH) if claims else f"{call('discover', PATH)} shows the structure they have"
+        structure = f"{call('discover', PATH)} shows the structure they have"
+        ask = call("verify", PATH) if claims else proof_of_codes(groups.values()) or structure
         return Instead(f"{listing(baked, 2)} {'is' if len(baked) == 1 else 'are'} baked already", ask)
     if not groups:
         return Instead("it holds no tensor", "give the file that the weights are in")

@@ -25,8 +25,14 @@ from ..dtypes import dtype_name
 from ..errors import PATH, OutputFailed, UsageError
 from ..spelling import record as records
 from ..spelling.companions import companions
-from ..spelling.quantization_config import CONFIG, QUANTIZATION_FILES, unquantized_config
-from ..text import printable, printable_path
+from ..spelling.quantization_config import (
+    CONFIG,
+    QUANTIZATION_FILES,
+    is_unreadable,
+    quantization_files,
+    unquantized_config,
+)
+from ..text import listing, printable, printable_path
 from ..wording import given, shell_path
 from .plan import Plan, Step
 
@@ -305,6 +311,25 @@ def siblings_of(source: Source, plan: Plan) -> tuple[list[Path], dict[str, bytes
     kept = [path for path in siblings if path.name not in QUANTIZATION_FILES]
     made = unquantized_config(source.home, dtype)
     return kept, {} if made is None else {CONFIG: made}
+
+
+def still_described(output: Path, source: Source, plan: Plan) -> list[str]:
+    """What a person should know of a configuration that goes on saying that decoded weights are quantized."""
+    if unquantized_to(source, plan) is None:
+        return []
+    if source.home is not None:
+        unreadable = is_unreadable(source.home) and not is_file(output)
+        what = f"{printable_path(source.home / CONFIG)} is no JSON object: it stays as it is, whatever it says of codes"
+        return [what] if unreadable else []
+    # One file of a folder, in its own place: nothing beside it is touched.
+    names = quantization_files(output.parent) if output == source.path else []
+    if not names:
+        return []
+    files, it = listing([printable_path(output.parent / name) for name in names], 3), "them" if names[1:] else "it"
+    return [
+        f"{files} still {'say' if names[1:] else 'says'} that its weights are quantized: take that out of {it} (the "
+        "folder, given in place of the file, has it taken out)"
+    ]
 
 
 def unquantized_to(source: Source, plan: Plan) -> str | None:

@@ -14,7 +14,7 @@ from ..wording import in_python
 from .edits.base import Edit
 from .edits.remove import Remove
 from .forecast import Forecast, forecast
-from .output import has_record, is_dcp_folder, is_file, is_torch, lost, untied
+from .output import has_record, is_dcp_folder, is_file, is_torch, lost, still_described, untied
 from .plan import Outcome, Plan
 
 # Steps after which every effective weight is what it was.
@@ -57,6 +57,8 @@ class EditResult:
     claims: bool = False
     views: frozenset[str | None] = frozenset()
     has_record: bool = True
+    # What the input is asked for by again.
+    asked: Path = Path()
     plan: Plan = field(repr=False, compare=False)
 
     @property
@@ -82,9 +84,13 @@ class EditResult:
 
     @property
     def decoded(self) -> bool:
-        """Were codes baked, and nothing else done?"""
+        """Were codes baked, into another file, and nothing else done?"""
         steps = self.plan.steps
-        return bool(steps) and all(step.action == "bake" and step.group.in_codes for step in steps)
+        return (
+            bool(steps)
+            and self.output != self.checkpoint
+            and all(step.action == "bake" and step.group.in_codes for step in steps)
+        )
 
     def document(self, speak: Speech = in_python) -> dict[str, object]:
         """As --json prints it, which speaks as a shell does."""
@@ -125,6 +131,7 @@ def result_of(
     return EditResult(
         command=plan.command,
         checkpoint=source.path,
+        asked=source.home or source.path,
         output=output,
         dry_run=dry_run,
         tensors=tuple(outcomes),
@@ -140,10 +147,13 @@ def result_of(
         container="DCP folder" if is_dcp_folder(output, source) else "torch file" if torch_made else "safetensors",
         untied=tuple(untied(output, source, plan)),
         files_left=tuple(files_left(source)) if folder_stays else (),
-        said=tuple(
-            said
-            for one in edit
-            for said in one.remarks([step.group for step in plan.steps if one in step.edits], opened.groups)
+        said=(
+            *(
+                said
+                for one in edit
+                for said in one.remarks([step.group for step in plan.steps if one in step.edits], opened.groups)
+            ),
+            *still_described(output, source, plan),
         ),
         stale=tuple(source.optimizers) if torch_made and (plan.steps or left) else (),
         claims=any(map(_claims, entries)),

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import paramcli
+from paramcli import round_trip
 from paramcli.show.tables import verify_table
 from tests.conftest import FIXTURES
 
@@ -420,3 +422,62 @@ def test_memory_follows_the_block(dtype, tmp_path):
         [sys.executable, "-c", SCRIPT, *map(str, (small, out, path))], capture_output=True, text=True, check=True
     )
     assert int(done.stdout) < 64 << 10
+
+
+BLOCKS = "fp8_block:rows=4:columns=24"
+
+
+@pytest.fixture
+def untold(tmp_path):
+    """untold.safetensors: blocks that no configuration tells of."""
+    W = torch.randn(8, 48, generator=torch.Generator().manual_seed(0)).reshape(2, 4, 2, 24)
+    scale = W.abs().amax((1, 3)) / 448
+    codes = (W / scale[:, None, :, None]).reshape(8, 48).to(E4M3)
+    save_file(
+        {"l.weight": codes, "l.weight_scale_inv": scale, "o.weight": torch.ones(3)}, tmp_path / "untold.safetensors"
+    )
+    return tmp_path / "untold.safetensors", (codes.float().reshape(2, 4, 2, 24) * scale[:, None, :, None]).reshape(
+        8, 48
+    )
+
+
+@pytest.mark.parametrize("named", [[], ["-t", "l.*"]])
+def test_a_bake_that_was_told_its_chain_is_proven_by_it(named, untold, tmp_path, paramcli):
+    """As the last line of the bake says it; a weight that is another is found."""
+    path, wanted = untold
+    out, other = tmp_path / "out.safetensors", tmp_path / "other.safetensors"
+    said = paramcli("remove", path, "--chain", BLOCKS, *named, "-o", out).err
+    proof = shlex.split(said.partition("next: paramcli ")[2].splitlines()[0])
+    assert proof == ["verify", str(out), "--base", str(path), "--round-trip", "--chain", BLOCKS, *named]
+    assert torch.equal(load_file(out)["l.weight"], wanted)
+    assert "every weight is what its codes stand for" in paramcli(*proof).err
+    W = wanted.clone()
+    W[7, 47] *= 1.1
+    save_file({**load_file(out), "l.weight": W}, other)
+    proof[1] = str(other)
+    paramcli(*proof, code=1)
+    # By itself, and in Python.
+    paramcli("verify", path, "--round-trip", "--chain", BLOCKS)
+    assert round_trip(out, base=path, chain=BLOCKS).ok
+    assert not round_trip(other, base=path, chain=BLOCKS).ok
+
+
+def test_a_chain_that_the_keys_have_no_room_for_is_refused(untold, tmp_path, paramcli):
+    """Another block, no decoder, and a name that nothing has; each of it in a line."""
+    path, _ = untold
+    wrong = paramcli("verify", path, "--round-trip", "--chain", "fp8_block:rows=8:columns=24", code=3).err
+    assert "does not fit the keys of l.weight" in wrong and "bug" not in wrong
+    assert "skew decodes no codes" in paramcli("verify", path, "--round-trip", "--chain", "skew", code=2).err
+    assert "no parametrization named" in paramcli("verify", path, "--round-trip", "--chain", "fp9_block", code=2).err
+    assert "no configuration says of how large blocks" in paramcli("verify", path, "--round-trip", code=3).err
+
+
+def test_what_was_baked_from_codes_is_proven_by_its_base(tmp_path, paramcli):
+    """Where nothing else is claimed of it, the hint is the proof, with the place for what it was baked from."""
+    place = tmp_path / "q"
+    shutil.copytree(FIXTURES / "compressed" / "integers", place, ignore=shutil.ignore_patterns("answers*"))
+    paramcli("remove", place, "-o", tmp_path / "plain")
+    for more in ([], ["--round-trip"]):
+        said = paramcli("verify", tmp_path / "plain", *more, code=3).err
+        assert f"paramcli verify {tmp_path / 'plain'} --base QUANTIZED --round-trip" in said
+    paramcli("verify", tmp_path / "plain", "--base", place, "--round-trip")

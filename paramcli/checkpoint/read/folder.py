@@ -12,7 +12,7 @@ from ...text import listing, printable
 from ...wording import word
 from ..source import Source
 from .foreign import foreign_folder, foreign_name
-from .parts import Parts, shard_sets
+from .parts import Parts, shard_sets, usual
 from .recognise import DCP_METADATA, ZERO_HINT
 from .safetensors_file import open_safetensors
 from .sharded import INDEX_NAME, INDEX_SUFFIX, TORCH_INDEX_SUFFIX, files_in, open_index, open_set, read_index
@@ -61,7 +61,9 @@ def _open_folder(path: Path) -> Source:
         every = found or [name for there in sets.values() for name in there.values()]
         raise InputRefused(
             f"{PATH} holds several checkpoints: {listing(sorted(every), 6)}",
-            hint=f"give the one you mean: {word(path / min(alone))}" if alone else "put each into a folder of its own",
+            hint=f"give the one you mean: {word(path / usual(alone))}"
+            if alone
+            else "put each into a folder of its own",
             path=path,
             code="ambiguous",
         )

@@ -14,7 +14,7 @@ from ...wording import given, word
 from ..disk.hub import is_cache, snapshot_in
 from ..disk.input_file import InputFile
 from ..source import Source
-from .parts import Parts, adapter_weights, rank_sets, told_of_part
+from .parts import Parts, adapter_weights, rank_sets, told_of_part, usual
 from .recognise import PICKLE, ZERO_HINT, container_of, is_dcp
 from .sharded import files_in
 
@@ -61,7 +61,7 @@ def _open_ranks(path: Path, sets: Mapping[Parts, Mapping[int, str]], root: str |
         every = sorted({parts.name(0) for parts in sets} | set(weights))
         raise InputRefused(
             f"{PATH} holds several checkpoints: {listing(every, 6)}",
-            hint=f"give the one you mean: {word(path / weights[0])}"
+            hint=f"give the one you mean: {word(path / usual(weights))}"
             if weights
             else "put each into a folder of its own",
             path=path,

@@ -20,6 +20,12 @@ from ...text import listing, printable
 # What PEFT writes.
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+# What loaders look for in a folder.
+USUAL = {
+    f"{stem}.{suffix}"
+    for stem in ("model", "pytorch_model", "diffusion_pytorch_model", "consolidated")
+    for suffix in ("safetensors", "bin", "pt", "pth")
+}
 # With fewer digits, or not as many in both, it may be an epoch.
 _SHARD = re.compile(r"(.*?)([0-9]{4,8})(-of-)([0-9]{4,8})((?:\.[A-Za-z]+)+)", re.DOTALL)
 _RANK = re.compile(r"(model_world_size_)([1-9][0-9]{0,6})(_rank_)(0|[1-9][0-9]{0,6})(\.pt)")
@@ -108,3 +114,8 @@ def _shares_like(path: Path) -> list[str]:
 def adapter_weights(names: Collection[str]) -> str | None:
     """Of the files in a folder, the weights of the adapter that it is; its training leaves others beside them."""
     return next((name for name in ADAPTER_WEIGHTS if name in names), None) if ADAPTER_CONFIG in names else None
+
+
+def usual(names: Collection[str]) -> str:
+    """The name that loaders look for, or the first."""
+    return min(names, key=lambda name: (name not in USUAL, name))
