@@ -102,6 +102,22 @@ def gram(M: Tensor) -> tuple[Tensor, Tensor]:
     return M @ M.mH, size
 
 
+@_fact
+def moments(M: Tensor) -> tuple[float, float, float, float, float]:
+    """(mean, m_2, m_3, m_4, the largest from above) of the squares of one matrix' singular values, of the shorter side:
+    m_k of those over their mean, and (sum s^8)^{1/8}, no less than the largest singular value and at most n^{1/8} times
+    that.
+
+    Cost: one product, and the Gram matrix.
+    """
+    G, size = gram(M)
+    n, mean = G.size(-1), G.diagonal().real.mean().item()
+    G = G / mean
+    square = times_adjoint(G)
+    m2, m3, m4 = ((A * B.conj()).real.sum().item() / n for A, B in ((G, G), (G, square), (square, square)))
+    return mean, m2, m3, m4, (m4 * n) ** 0.125 * mean**0.5 * size.item()
+
+
 def largest_singular_value(M: Tensor) -> Tensor:
     """By the Gram matrix: one product and one eigvalsh; relative error about eps."""
     G, size = gram(M)

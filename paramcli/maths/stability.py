@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import CannotReach, Check, Constraint, Edge, Parametrization, Part, square
-from .decompositions import eig, eigenvalues, eigh, made_of_eigh
+from .base import CannotReach, Check, Constraint, Edge, Parametrization, Part, first_of_batch, square
+from .decompositions import SMALL, eig, eigenvalues, eigh, made_of_eigh
 from .eigenvalues import FRAMES_COMPUTED, certain_excess, surely_positive
 from .facts import largest_singular_value
 from .frames import lower_skew
 from .numbers import eps, identity, per_matrix, relative, unit_roundoff, wide
 from .semidefinite import SoftplusEigenvalues
 from .softplus import SOFTPLUS_FLOOR
+from .surely import surely_right_of
 
 # The set that the map reaches is open. Points given by `project` keep this share of ||A + alpha I|| from its edge,
 # where the solution of the Lyapunov equation is still well conditioned.
@@ -46,14 +47,25 @@ class Hurwitz(Constraint):
     def residual(self, W: Tensor) -> Tensor:
         return self._excess(W)
 
-    def _excess(self, W: Tensor, rounded: float = 0.0) -> Tensor:
-        # The real part of an eigenvalue is a Rayleigh quotient of the symmetric part, which is negative at most points
-        # that `project` gives: a proof that costs a hundredth of the eigenvalues.
+    def _is_dissipative(self, W: Tensor) -> bool:
+        """The real part of an eigenvalue is a Rayleigh quotient of the symmetric part, which is negative at most points
+        that `project` gives: a proof that costs a hundredth of the eigenvalues.
+        """
         S = -shifted((W + W.mT) / 2, self.alpha)
-        if bool(surely_positive(S, 4 * eps(W.dtype) * per_matrix(W)).all()):
-            return torch.zeros_like(S[..., 0, 0])
+        return bool(surely_positive(S, 4 * eps(W.dtype) * per_matrix(W)).all())
+
+    def _excess(self, W: Tensor, rounded: float = 0.0) -> Tensor:
+        if self._is_dissipative(W):
+            return torch.zeros_like(W[..., 0, 0])
         values, vectors = eig(W)
         return certain_excess(W, values, vectors, values.real + self.alpha, rounded)
+
+    def at_least(self, W: Tensor) -> float:
+        """By a real eigenvalue of the first matrix, where it is a large one."""
+        A = first_of_batch(W).reshape(W.shape[-2:])
+        if self.alpha or A.size(0) <= SMALL or self._is_dissipative(A):
+            return 0.0
+        return surely_right_of(A)
 
     def tolerance(self, shape: torch.Size, stored: torch.dtype, computed: torch.dtype) -> float:
         return FRAMES_COMPUTED * shape[-1] ** 0.5 * eps(computed)

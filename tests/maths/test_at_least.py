@@ -7,7 +7,7 @@ import torch
 
 from paramcli.errors import InputRefused
 from paramcli.maths.base import first_of_batch
-from paramcli.maths.low_rank import evenly_spread
+from paramcli.maths.surely import evenly_spread
 from paramcli.registry import CONSTRAINTS, constraint
 
 SHAPES = [(9,), (12, 12), (40, 30), (130, 200), (200, 130), (6, 40, 30)]
