@@ -42,10 +42,10 @@ def _frame(A: Tensor) -> Tensor:
     return A
 
 
-def polar_by_products(W: Tensor) -> tuple[Tensor, Tensor]:
-    r"""(Q, sure) of tall matrices: their polar factors by the dynamically weighted Halley iteration, and for which it
-    is proven: those where Q is orthonormal and H = Q^H W Hermitian as far as rounding leaves them, and no eigenvalue of
-    H (singular value of W) below LEAST times the largest.
+def polar_by_products(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""(Q, H, sure) of tall matrices: their polar factors by the dynamically weighted Halley iteration, and for which
+    they are proven: those where Q is orthonormal and H = Q^H W Hermitian as far as rounding leaves them, and no
+    eigenvalue of H (singular value of W) below LEAST times the largest.
 
     X goes to X (a I + b X^H X) (I + c X^H X)^{-1}, with weights that make the interval of the singular values as narrow
     as they can: from [1e-6, 1] five steps end at 1, the first by a frame of [sqrt(c) X; I], whose condition is 1.3e4.
@@ -71,4 +71,4 @@ def polar_by_products(W: Tensor) -> tuple[Tensor, Tensor]:
     explained = ROUNDING * eps(W.dtype) * W.size(-1) ** 0.5
     skew = per_matrix(H - H.mH)
     sure = (per_matrix(X.mH @ X - I) <= explained) & (skew <= explained * per_matrix(H))
-    return X, sure & surely_positive((H + H.mH) / 2 - LEAST * largest * I, skew)
+    return X, H, sure & surely_positive((H + H.mH) / 2 - LEAST * largest * I, skew)

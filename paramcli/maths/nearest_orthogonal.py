@@ -9,6 +9,7 @@ from ..wording import given
 from .base import Singular
 from .halley import polar_by_products
 from .numbers import eps, times_adjoint
+from .smallest import smallest
 
 # Singular values below this share of the largest are rounding of float32 weights, and the directions that
 # belong to them noise: a nearest point built on them would be arbitrary.
@@ -60,14 +61,16 @@ def polar(
     near &= turns
     Q = torch.empty_like(batch)
     left = ~near
-    # Of a half type's rounding the singular directions tell.
-    if _by_products(tall) and not is_coarse(stored) and bool((left & turns).any()):
-        at = (left & turns).nonzero().squeeze(-1)
-        X, sure = polar_by_products(tall[at])
-        Q[at[sure]] = (X if tall is batch else X.mH)[sure]
-        left[at[sure]] = False
+    if _by_products(tall):
+        for index in left.nonzero().squeeze(-1).tolist():
+            found = _polar_by_products(tall[index], bool(turns[index]), stored, free=int(rotation and W.size(-1) > 1))
+            if found is not None:
+                Q[index] = found[0] if tall is batch else found[0].mH
+                left[index], assumed = False, assumed or found[1]
     if bool(left.any()):
-        Q[left], assumed = _polar_by_svd(batch[left], signs[left] if rotation and signs is not None else None, stored)
+        signs = signs[left] if rotation and signs is not None else None
+        Q[left], told = _polar_by_svd(batch[left], signs, stored)
+        assumed = told or assumed
     if bool(near.any()):
         X = _newton_schulz(tall[near], error[near])
         Q[near] = X if tall is batch else X.mH
@@ -77,6 +80,35 @@ def polar(
 def _by_products(W: Tensor) -> bool:
     """Is an SVD of such matrices dearer than products?"""
     return W.is_cuda and W.size(-1) >= BY_PRODUCTS
+
+
+def _polar_by_products(
+    W: Tensor, turns: bool, stored: torch.dtype | None, free: int
+) -> tuple[Tensor, str | None] | None:
+    """What `_polar_by_svd` gives of one tall matrix, without an SVD; None where that is not proven, or W is refused.
+
+    It asks the smallest singular values: for the direction to flip where it does not turn, and in a half type for those
+    that may be rounding (`rounded_away`). None can be that is above the bound for all directions together.
+    """
+    Q, H, sure = (found[0] for found in polar_by_products(W.unsqueeze(0)))
+    if not bool(sure):
+        return None
+    coarse, k = is_coarse(stored), W.size(-1)
+    if turns and not coarse:
+        return Q, None
+    below = (_rounding(W, stored).amax().sqrt() * (2 * W.size(-2) ** 0.5 + 3)).item() if coarse else 0.0
+    last = smallest(Q, H, below, least=1)
+    if last is None:
+        return None
+    lost = 0
+    if coarse:
+        U, S, Vh = last.U.flip(-1), last.S.flip(-1), last.V.mH.flip(-2)
+        lost = int(rounded_away(W, U, S, Vh, stored, 1 - Q.square().sum(-1)))
+    if lost >= max(2, ARBITRARY * k):
+        return None
+    if not turns:
+        Q = Q - 2 * last.U[:, :1] @ last.V[:, :1].mH
+    return Q, _told(lost, k) if lost > free else None
 
 
 def _newton_schulz(X: Tensor, error: Tensor) -> Tensor:
@@ -114,8 +146,12 @@ def require_unique_polar(W: Tensor, stored: torch.dtype | None) -> None:
     far = batch[~(torch.linalg.matrix_norm(gram_difference(batch)) < NEAR)]
     if is_coarse(stored):
         polar(far, stored=stored)
-    elif len(far):
-        _require_all(torch.linalg.svdvals(far), None, 0, NOT_UNIQUE)
+        return
+    tall = far if W.size(-2) >= W.size(-1) else far.mH
+    if len(far) and _by_products(far):
+        tall = tall[~polar_by_products(tall)[2]]
+    if len(tall):
+        _require_all(torch.linalg.svdvals(tall), None, 0, NOT_UNIQUE)
 
 
 def require_directions(
@@ -150,14 +186,16 @@ def _require_all(S: Tensor, rounding: Tensor | None, free: int, what: str) -> st
             hint=f"{given('init', 'raw')} registers it as it is",
         )
     most = int(lost.max())
-    return (
-        f"{most} of its {k} singular values may be rounding of zero: their directions are taken as they are"
-        if most > free
-        else None
-    )
+    return _told(most, k) if most > free else None
 
 
-def rounded_away(W: Tensor, U: Tensor, S: Tensor, Vh: Tensor, stored: torch.dtype | None) -> Tensor:
+def _told(lost: int, k: int) -> str:
+    return f"{lost} of its {k} singular values may be rounding of zero: their directions are taken as they are"
+
+
+def rounded_away(
+    W: Tensor, U: Tensor, S: Tensor, Vh: Tensor, stored: torch.dtype | None, outside: Tensor | None = None
+) -> Tensor:
     r"""How many of the last singular directions of each W = U S V^T are, together, no more than its rounding to
     `stored`.
 
@@ -171,18 +209,31 @@ def rounded_away(W: Tensor, U: Tensor, S: Tensor, Vh: Tensor, stored: torch.dtyp
     on for every n below 10^5 in bfloat16: of 7,000 (n = 2 to 1024) two directions were found in none, and one in 6 % at
     n = 64 and in about 20 % at n = 512. Of products of rank r the n - r lost directions were all found, exactly from r
     = n / 2 on.
+
+    The last directions alone are enough, where all others are above the bound: `outside` is then what each row has
+    outside of all left directions.
     """
     if W.size(-2) < W.size(-1):
         W, U, Vh = W.mT, Vh.mT, U.mT
     n, k = W.shape[-2:]
+    variance = _rounding(W, stored)
+    d = torch.arange(S.size(-1), 0, -1, device=W.device, dtype=W.dtype)
+    squares = U.square()
+    left = (1 - squares.sum(-1) if outside is None else outside).clamp(min=0).unsqueeze(-1) + _from_the_last(squares)
+    right = _from_the_last(variance @ Vh.mT.square())
+    deviation = ((left * right).sum(-2) / ((n - k + d) * d)).sqrt()
+    below = deviation * ((n - k + d).sqrt() + d.sqrt() + 3) >= S
+    return torch.where(below, d, torch.zeros_like(d)).amax(-1).long()
+
+
+def _from_the_last(columns: Tensor) -> Tensor:
+    return columns.flip(-1).cumsum(-1).flip(-1)
+
+
+def _rounding(W: Tensor, stored: torch.dtype | None) -> Tensor:
+    """The variance of what rounding to `stored` added to each entry."""
     assert stored is not None  # what is not rounded to a dtype has no rounding
     ulp = torch.ldexp(torch.full_like(W, eps(stored)), torch.frexp(W).exponent - 1).clamp(
         min=torch.finfo(stored).smallest_normal * eps(stored)
     )
-    variance = torch.where(W == 0, torch.zeros_like(W), ulp.square() / 12)
-    r = torch.arange(k, device=W.device, dtype=W.dtype)
-    left = (1 - U.square().cumsum(-1) + U.square()).clamp(min=0)
-    right = (variance @ Vh.mT.square()).flip(-1).cumsum(-1).flip(-1)
-    deviation = ((left * right).sum(-2) / ((n - r) * (k - r))).sqrt()
-    below = deviation * ((n - r).sqrt() + (k - r).sqrt() + 3) >= S
-    return torch.where(below, k - r, torch.zeros_like(r)).amax(-1).long()
+    return torch.where(W == 0, torch.zeros_like(W), ulp.square() / 12)
