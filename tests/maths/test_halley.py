@@ -90,6 +90,7 @@ SMALLEST = {
     "rank 40, rounded": lambda seed: randn(N, 40, seed=seed) @ randn(40, N, seed=seed + 9),
     "rank N - 1, rounded": lambda seed: randn(N, N - 1, seed=seed) @ randn(N - 1, N, seed=seed + 9),
     "rank N - 3, rounded": lambda seed: randn(N, N - 3, seed=seed) @ randn(N - 3, N, seed=seed + 9),
+    "tall, rank N - 2, rounded": lambda seed: randn(3 * N, N - 2, seed=seed) @ randn(N - 2, N, seed=seed + 9),
     "nearly orthogonal": lambda seed: torch.linalg.qr(randn(N, N, seed=seed)).Q + 0.02 * randn(N, N, seed=seed + 1),
 }
 
