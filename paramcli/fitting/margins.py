@@ -100,8 +100,8 @@ class Search:
         """Ask for the edge, once; False where there is none."""
         if self.edge is None:
             self.edge = self.chain.links[-1].make(self.nearest).edge(self.nearest)
-            if self.edge is not None and self.edge.begins is not None:
-                self._margins.begin(self.edge.begins.cpu().double())
+            if self.edge is not None:
+                self._margins.begin(self.edge)
         return self.edge is not None
 
     def _of(self, points: Tensor, among: Sequence[int]) -> Tensor:
@@ -168,26 +168,27 @@ def _refused(link: Link, Y: Tensor, stored: torch.dtype) -> Tensor:
 class _Margins:
     """The search for the least margin of each matrix, of each tensor.
 
-    Level 0 is the point itself, the next ones bear a share of rounding of eps / 4 of the stored dtype, and twice the
-    one before up to a quarter. Enough is a level whose value is a member, and is off its point by no more than NOTED,
-    or than the margin has moved that: from there on more margin costs more than it gains. The least one that is enough
-    is closed in from both sides; taken is the one, of those tried, whose value is a member and nearest to the nearest
-    point.
+    Level 0 is the point itself; the next ones bear a share of rounding of eps / 4 of the stored dtype, or less where
+    the edge says so, and twice the one before up to a quarter. Enough is a level whose value is a member, and is off
+    its point by no more than NOTED, or than the margin has moved that: from there on more margin costs more than it
+    gains. A share of less than eps / 4 is of use only where rounding spoils nothing: there NOTED does not count. The
+    least level that is enough is closed in from both sides; taken is the one, of those tried, whose value is a member
+    and nearest to the nearest point.
 
     Where a level was tried, the least is expected as far from it as if what it lacks went with the inverse root of the
     share, as for a Cayley map. After GUESSES of those the rest is halved.
     """
 
     GUESSES = 4
+    # More levels than there are, until the edge is known.
+    ENDLESS = 1 << 20
 
     def __init__(self, count: int, matrices: int, stored: torch.dtype):
-        levels = round(-math.log2(eps(stored)))
-        self._shares = torch.tensor(
-            [0.0, *(eps(stored) * 2.0 ** (k - 2) for k in range(levels + 1))], dtype=torch.float64, device="cpu"
-        )
+        self._usual = eps(stored) / 4
+        self._shares = torch.zeros(1, dtype=torch.float64, device="cpu")
         self.level, self.best = (torch.zeros(count, matrices, dtype=torch.long, device="cpu") for _ in range(2))
         # The largest level that is too near to the edge, and the least that is enough.
-        self.low, self.high = torch.full_like(self.level, -1), torch.full_like(self.level, len(self._shares))
+        self.low, self.high = torch.full_like(self.level, -1), torch.full_like(self.level, self.ENDLESS)
         self.least = torch.full_like(self.level, math.inf, dtype=torch.float64)
         # Where the least level is expected, and how often it was.
         self._expected = torch.full_like(self.least, math.nan)
@@ -214,7 +215,8 @@ class _Margins:
     ) -> None:
         """What was found of the matrices of these tensors at their levels."""
         at = torch.tensor(among, device="cpu")
-        level, least, most = self.level[at], self.least[at], cut.clamp(min=NOTED)
+        level, least, share = self.level[at], self.least[at], self._shares[self.level[at]]
+        most = torch.where((share > 0) & (share < self._usual), 2 * cut, cut.clamp(min=NOTED))
         better = member & (far < least)
         self.least[at], self.best[at] = torch.where(better, far, least), torch.where(better, level, self.best[at])
         enough = member & (short <= most)
@@ -231,14 +233,18 @@ class _Margins:
         self._expected[at] = torch.where(refused, math.nan, self._expected[at])
         return more
 
-    def begin(self, share: Tensor) -> None:
-        """The shares up to which the edge leaves the matrices as they are: what is known of level 0 holds for all of
-        those.
-        """
-        share = share.reshape(self.level.shape)
-        last = (self._shares <= share.unsqueeze(-1)).sum(-1) - 1
+    def begin(self, edge: Edge) -> None:
+        """The levels, once the edge is known. What is known of level 0 holds for all that leave a matrix as it is."""
+        finest = min(self._usual, edge.finest or self._usual)
+        shares = [0.0, *(finest * 2.0**k for k in range(round(-math.log2(4 * finest)) + 1))]
+        self._shares = torch.tensor(shares, dtype=torch.float64, device="cpu")
+        self.high = self.high.clamp(max=len(shares))
+        if edge.begins is None:
+            return
+        begins = edge.begins.cpu().double().reshape(self.level.shape)
+        last = (self._shares <= begins.unsqueeze(-1)).sum(-1) - 1
         self.low = torch.where(self.low < 0, self.low, torch.maximum(self.low, last))
-        first = (share / self._shares[1]).clamp(min=0.5).log2() + 1
+        first = (begins / finest).clamp(min=0.5).log2() + 1
         # Of what is lacking at the edge a part is no rounding of what is large there.
         self._expected = self._expected + torch.where(self.level == 0, first + 1, 0.0)
 

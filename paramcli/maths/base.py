@@ -72,6 +72,8 @@ class Edge:
     hint: str | None = None
     # For each matrix the share up to which it comes back as it is, where that is known.
     begins: Tensor | None = None
+    # The least share that is of use, where that may be less than what the stored dtype rounds by.
+    finest: float | None = None
 
     @property
     def what(self) -> str:
