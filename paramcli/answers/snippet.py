@@ -12,9 +12,11 @@ from pathlib import Path
 
 from ..chain import Chain
 from ..checkpoint.source import Source
+from ..errors import PATH, TENSOR, InputRefused
 from ..spelling.forms import PARAMETRIZED, Group
 from ..spelling.opened import Opened
 from ..view import IDENTITY
+from ..wording import call
 
 
 def snippet(opened: Opened, path: Path, tensor: Sequence[str] = ()) -> str:
@@ -32,6 +34,13 @@ def snippet(opened: Opened, path: Path, tensor: Sequence[str] = ()) -> str:
 def _settled(source: Source, group: Group) -> Group:
     if group.problem:
         raise group.refusal(source.path)
+    if group.chain is not None and group.chain.decodes:
+        raise InputRefused(
+            f"{TENSOR} stores codes ({group.chain}): a live module has weights",
+            hint=f"{call('remove', PATH, bake=True)} first",
+            tensor=group.tensor,
+            path=source.path,
+        )
     if not group.alternatives:
         return group
     from ..fitting.evaluate import read_state, settle

@@ -116,6 +116,8 @@ def round_trip(
     from ..view import parse_view
 
     ready()
+    if view is not None and chain is None:
+        raise UsageError(f"{given('view')} needs {given('chain')}: codes that are known have their own", option="view")
     told, seen = parse_chain(chain) if chain else None, parse_view(view)
     with ExitStack() as stack:
         first = stack.enter_context(open_groups(path_of(ckpt), root, ignore_record, watch.note))

@@ -15,13 +15,13 @@ from torch import Tensor
 from ..chain import Chain
 from ..checkpoint.disk.input_file import InputFile
 from ..dtypes import dtype_name, nbytes_of, torch_dtype
-from ..errors import PATH, TENSOR, InputRefused, error_context
-from ..maths.decoders import no_exponents
+from ..errors import PATH, TENSOR, InputRefused, ParamcliError, error_context
+from ..maths.decoders import Decoder, no_exponents
 from ..maths.norm import as_matrix
 from ..maths.numbers import column_major, wide
 from ..registry import target_class
 from ..spelling.forms import Group
-from ..text import listing, number_text, printable, shape_text, size_text
+from ..text import number_text, printable, shape_text, size_text
 from ..view import View
 from ..wording import LEAVE_OUT, call, given
 from .originals import evaluate
@@ -116,9 +116,13 @@ def require_chain(group: Group) -> None:
 
 
 def chain_of(group: Group) -> Chain:
-    """The group's chain, which is known, for tensors of its shape."""
+    """The group's chain, which is known, for tensors of its shape; InputRefused for a decoder of other codes."""
     assert group.chain is not None
-    return group.chain.at(group.view.shape(group.shape))
+    chain = group.chain.at(group.view.shape(group.shape))
+    decoder, codes = target_class(chain.links[0].entry), group.infos.get("original")
+    if issubclass(decoder, Decoder) and codes is not None and decoder.of_floats != codes.dtype.startswith("F8"):
+        raise _other_keys(group, chain)
+    return chain
 
 
 def require_proportion(group: Group) -> None:
@@ -298,17 +302,30 @@ def weight_of(
 
 
 @contextmanager
-def keys_fit(group: Group, chain: Chain) -> Iterator[None]:
-    """Within it a chain that stores other tensors than the group has is refused, with the keys."""
+def keys_fit(group: Group, chain: Chain, told: bool = False) -> Iterator[None]:
+    """Within it a chain that stores other tensors than the group has is refused, with the keys. Where the chain was
+    `told`, the keys may be of anything, and a map stumble over them in any way.
+    """
     try:
         yield
+    except ParamcliError:
+        raise
     except OtherState:
         raise _other_keys(group, chain) from None
+    except Exception:
+        if told:
+            raise _other_keys(group, chain) from None
+        raise
 
 
 def _other_keys(group: Group, chain: Chain) -> InputRefused:
+    stored = [
+        f"{printable(key)} ({shape_text(info.shape)} {dtype_name(info.dtype)})"
+        for role, key in group.keys.items()
+        if (info := group.infos.get(role)) is not None
+    ]
     return InputRefused(
-        f"{chain} does not fit the keys of {TENSOR}: {listing(list(group.keys.values()), 5)}",
+        f"{chain} does not fit the keys of {TENSOR}: {', '.join(stored[:5])}{', ...' if stored[5:] else ''}",
         hint=f"give the chain and the view it was made with: {given('chain')}, {given('view')}",
         tensor=group.tensor,
     )

@@ -132,7 +132,9 @@ def require_fit(chain: Chain, view: View, shape: Sequence[int], dtype: torch.dty
             try:
                 wanted.check_shape(seen)
             except InputRefused as error:
-                views = f"{given('view', 'flatten')} or blocks=N shows it other matrices; or {LEAVE_OUT}"
+                # A matrix is flat as it is.
+                view_of = given("view", "flatten") + " or blocks=N" if len(shape) > 2 else given("view", "blocks=N")
+                views = f"{view_of} shows it other matrices; or {LEAVE_OUT}"
                 error.advice = error.advice or (views if len(shape) > 1 else LEAVE_OUT)
                 raise
         target_class(link.entry).check_shape(seen, **link.arguments)

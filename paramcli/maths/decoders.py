@@ -27,6 +27,8 @@ class Decoder(Parametrization):
     whole = True
     # The dtype of the codes that a module without data has.
     codes = torch.float8_e4m3fn
+    # Are its codes numbers in 8-bit floats? Others are whole numbers, or bits.
+    of_floats = False
 
     @classmethod
     def threads_matter(cls, *_: Any, **arguments: Any) -> bool:
@@ -108,6 +110,7 @@ class Blocks(Decoder):
     """
 
     exponents = ("scale",)
+    of_floats = True
 
     def __init__(self, scale: Tensor, rows: int, columns: int, tiled: bool = False):
         super().__init__()
@@ -182,6 +185,8 @@ class Scaled(Decoder):
     Cost:    one pass.
     Source:  compressed-tensors 0.20 (float-quantized).
     """
+
+    of_floats = True
 
     def __init__(self, scale: Tensor):
         super().__init__()

@@ -179,10 +179,11 @@ def _require_all(S: Tensor, rounding: Tensor | None, free: int, what: str) -> st
     if bool(refused.any()):
         # Of the worst, not the extremes of different matrices.
         worst = S.reshape(-1, k)[int(torch.where(refused, lost, torch.zeros_like(lost)).argmax())]
-        below = f", {int(lost.max())} of {k} below what rounding leaves of zero" if bool((lost > zero).any()) else ""
+        few = f"{int(lost.max())} of {k} below"
+        below = f"{few} what rounding leaves of zero" if bool((lost > zero).any()) else f"{few} {RANK:g} of the first"
         raise Singular(
             f"{what}: the tensor is rank-deficient (singular values from {worst[0].item():.2g} down to "
-            f"{worst[-1].item():.2g}{below})",
+            f"{worst[-1].item():.2g}, {below})",
             hint=f"{given('init', 'raw')} registers it as it is",
         )
     most = int(lost.max())

@@ -115,7 +115,7 @@ class UnitSpectralNorm(Constraint):
         """For single precision and half types by the eigenvectors of the Gram matrix, at two thirds of an SVD: a
         singular value s above 1 is then known to eps sigma_max^2 / s of double precision.
         """
-        if stored is None or eps(stored) < eps(torch.float32):
+        if stored is None or eps(stored) < eps(torch.float32) or eps(W.dtype) > eps(torch.float64):
             return self.project(W), None
         M = as_matrix(W, self.dim)
         A = M if M.size(0) <= M.size(1) else M.mH

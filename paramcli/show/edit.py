@@ -98,9 +98,9 @@ def _proof_of_codes(result: EditResult) -> str:
     """What proves a bake of codes: told what they are, where the bake was."""
     proof: dict[str, object] = {"base": result.asked, "round_trip": True}
     [edit, *others] = result.edit or (None,)
-    if others or not isinstance(edit, Remove) or edit.chain is None:
+    if others or not isinstance(edit, Remove):
         return call("verify", result.output, **proof)
-    proof |= {"chain": edit.chain, **({"view": edit.view} if edit.view else {})}
+    proof |= {name: told for name, told in (("chain", edit.chain), ("view", edit.view)) if told and edit.chain}
     return call("verify", result.output, **proof) + "".join(f" {given('tensor', name)}" for name in edit.tensor)
 
 

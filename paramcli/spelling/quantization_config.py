@@ -30,6 +30,8 @@ class Quantization:
     values: Mapping[str, object] = field(default_factory=dict)
     dtype: str | None = None
     beside: tuple[Mapping[str, object], ...] = ()
+    # Is there a config.json that nobody can read?
+    unreadable: bool = False
 
     def said(self, *names: str) -> set[str]:
         """The words that any of them has under any of these names, in lower case."""
@@ -73,20 +75,21 @@ def read_quantization(folder: Path) -> Quantization:
     values = {**{key: config[key] for key in ("expert_dtype",) if key in config and values}, **values}
     name = next((n for part in (config, inner) for key in ("dtype", "torch_dtype") if (n := part.get(key))), None)
     code = CODE_OF_TORCH.get(name.removeprefix("torch.")) if isinstance(name, str) else None
-    return Quantization(values, code if code in EDITABLE else None, tuple(others))
+    return Quantization(values, code if code in EDITABLE else None, tuple(others), is_unreadable(folder))
 
 
 def quantization_files(folder: Path) -> list[str]:
     """The names of the files there that say that the weights are quantized."""
     config = _json(folder / CONFIG)
     text = config.get("text_config")
-    said = any(key in part for part in (config, text if isinstance(text, dict) else {}) for key in KEYS)
+    parts = (config, text if isinstance(text, dict) else {})
+    said = any(isinstance(part.get(key), dict) for part in parts for key in KEYS)
     return [*([CONFIG] if said else []), *(name for name in QUANTIZATION_FILES if _json(folder / name))]
 
 
 def is_unreadable(folder: Path) -> bool:
     """Is there a config.json that is no JSON object, or too long for one?"""
-    return (folder / CONFIG).is_file() and not _json(folder / CONFIG)
+    return (folder / CONFIG).is_file() and _object(folder / CONFIG) is None
 
 
 def _inner(config: Mapping[str, object]) -> Mapping[str, object]:
@@ -112,10 +115,15 @@ def unquantized_config(folder: Path, dtype: str) -> bytes | None:
 
 
 def _json(path: Path) -> dict[str, object]:
+    return _object(path) or {}
+
+
+def _object(path: Path) -> dict[str, object] | None:
+    """What a file says; None where it is not there, or no JSON object."""
     try:
         if not path.is_file() or path.stat().st_size > MAX_CONFIG:
-            return {}
+            return None
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return None
+    return found if isinstance(found, dict) else None

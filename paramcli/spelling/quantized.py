@@ -92,6 +92,8 @@ def _fp8_block(parts: Parts) -> Reading | None:
         return Reading("fp8_block", keys, shape, built_in(f"fp8_block:rows={rows}:columns={columns}"))
     if fitting or not blocks:
         said = "its configuration says several" if fitting else "no configuration says of how large blocks"
+        if parts.config.unreadable:
+            said += " (its config.json is no JSON object)"
         unknown = (
             f"{TENSOR} is {shape_text(shape)} in 8-bit floats with scales of {shape_text(scale.shape)}, and {said}"
         )

@@ -56,3 +56,27 @@ def test_hints_name_the_folder_that_was_given_and_only_what_can_be_baked(tmp_pat
 def test_of_several_files_the_one_that_loaders_look_for_is_named(tmp_path, paramcli):
     said = paramcli("inspect", FIXTURES / "compressed" / "integers", code=3).err
     assert said.rstrip().endswith("integers/model.safetensors") and "answers.safetensors, model.safetensors" in said
+
+
+@pytest.mark.parametrize("said", ["{}", '{"quantization_config": null}', '{"text_config": {"quantization_config": 3}}'])
+def test_a_configuration_that_says_nothing_of_codes_is_not_told(said, tmp_path, paramcli):
+    shutil.copy(FIXTURES / "compressed" / "integers" / "model.safetensors", tmp_path)
+    (tmp_path / "config.json").write_text(said)
+    for command in (["-o", tmp_path / "out"], ["-o", tmp_path / "out.safetensors"]):
+        told = paramcli("remove", tmp_path, *command).err
+        assert "no JSON" not in told and "still says" not in told
+    assert "still says" not in paramcli("remove", tmp_path / "model.safetensors", "--in-place").err
+
+
+def test_the_proof_of_some_tensors_names_them(tmp_path, paramcli):
+    """Of a file that is partly decoded: without the names the others would be asked for."""
+    comfy, out = FIXTURES / "quantized" / "comfyui" / "model.safetensors", tmp_path / "out.safetensors"
+    said = paramcli("remove", comfy, "-t", "fp8.weight", "-t", "int8.weight", "-o", out).err
+    assert "turned.weight stays in int8, as before: nothing says what decodes it" in said
+    paramcli(*shlex.split(said.partition("next: paramcli ")[2].splitlines()[0]))
+
+
+def test_no_live_model_has_codes(tmp_path, paramcli):
+    """What `snippet` would print is no model that can be loaded."""
+    said = paramcli("snippet", FIXTURES / "quantized" / "experts" / "model.safetensors", code=3).err
+    assert "stores codes" in said and "paramcli remove" in said

@@ -466,7 +466,8 @@ def test_a_chain_that_the_keys_have_no_room_for_is_refused(untold, tmp_path, par
     """Another block, no decoder, and a name that nothing has; each of it in a line."""
     path, _ = untold
     wrong = paramcli("verify", path, "--round-trip", "--chain", "fp8_block:rows=8:columns=24", code=3).err
-    assert "does not fit the keys of l.weight" in wrong and "bug" not in wrong
+    assert "does not fit the keys of l.weight: l.weight (8x48 float8_e4m3fn), l.weight_scale_inv (2x2 float32)" in wrong
+    assert "--view needs --chain" in paramcli("verify", path, "--round-trip", "--view", "transpose", code=2).err
     assert "skew decodes no codes" in paramcli("verify", path, "--round-trip", "--chain", "skew", code=2).err
     assert "no parametrization named" in paramcli("verify", path, "--round-trip", "--chain", "fp9_block", code=2).err
     assert "no configuration says of how large blocks" in paramcli("verify", path, "--round-trip", code=3).err
@@ -481,3 +482,28 @@ def test_what_was_baked_from_codes_is_proven_by_its_base(tmp_path, paramcli):
         said = paramcli("verify", tmp_path / "plain", *more, code=3).err
         assert f"paramcli verify {tmp_path / 'plain'} --base QUANTIZED --round-trip" in said
     paramcli("verify", tmp_path / "plain", "--base", place, "--round-trip")
+
+
+def test_codes_of_another_kind_are_refused_by_bake_and_proof(tmp_path, paramcli):
+    """Whole numbers are no 8-bit floats, nor are words of several codes numbers; whatever a decoder stumbles over."""
+    W = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
+    of_numbers, of_words = tmp_path / "i8.safetensors", tmp_path / "packed.safetensors"
+    save_file({"l.weight": (W * 30).round().to(torch.int8), "l.weight_scale": torch.ones(32, 1)}, of_numbers)
+    packed = {
+        "weight_packed": torch.arange(256, dtype=torch.int32).reshape(32, 8),
+        "weight_shape": torch.tensor([32, 64]),
+    }
+    save_file(
+        {**{f"l.{name}": T for name, T in packed.items()}, "l.weight_scale": torch.ones(32, 2).bfloat16()}, of_words
+    )
+    tried = [
+        (of_numbers, ["--chain", "fp8_scaled:per=output"]),
+        (of_numbers, ["--chain", "awq", "--view", "blocks=2"]),
+        (of_words, ["--chain", "fp8_block:rows=1:columns=5"]),
+    ]
+    for path, chain in tried:
+        for command in (["verify", path, "--round-trip"], ["verify", path], ["remove", path, "-o", tmp_path / "o"]):
+            said = paramcli(*command, *chain, "-t", "l.weight", code=3).err
+            assert "does not fit" in said or "awq is of matrices with" in said
+        assert not (tmp_path / "o").exists()
+    paramcli("remove", of_numbers, "--chain", "int_scaled:per=output", "-o", tmp_path / "ok.safetensors")

@@ -85,16 +85,19 @@ def still_codes(chosen: Sequence[Group], groups: Mapping[str, Group]) -> Iterato
     """Where codes are baked: which others are 8-bit floats, or codes that are not read, and stay what they are."""
     if not any(group.in_codes for group in chosen):
         return
-    baked, left = {group.tensor for group in chosen}, dict[str, str]()
+    baked = {group.tensor for group in chosen}
+    left: dict[str, dict[str, str]] = {"no scale was read for": {}, "nothing says what decodes": {}}
     for name, group in groups.items():
         stored = group.infos.get("value") or group.infos.get("original")
         mere = group.unknown or (group.is_plain and stored and kind_of(stored.dtype) == "packed")
         if mere and stored and name not in baked and name.rpartition(".")[2] != MARKER:
-            left[name] = dtype_name(stored.dtype)
-    if left:
-        stay, it = ("stays", "it") if len(left) == 1 else ("stay", "them")
-        dtypes = " and ".join(sorted(set(left.values())))
-        yield f"{listing(left, 4)} {stay} in {dtypes}, as before: no scale was read for {it}"
+            why = "nothing says what decodes" if len(group.infos) > 1 else "no scale was read for"
+            left[why][name] = dtype_name(stored.dtype)
+    for why, names in left.items():
+        if names:
+            stay, it = ("stays", "it") if len(names) == 1 else ("stay", "them")
+            dtypes = " and ".join(sorted(set(names.values())))
+            yield f"{listing(names, 4)} {stay} in {dtypes}, as before: {why} {it}"
 
 
 def parametrized(plan: Planner) -> Planner:
