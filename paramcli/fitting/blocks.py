@@ -9,7 +9,7 @@ already; nothing of that is published.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 import torch
@@ -61,6 +61,22 @@ def stackable(chain: Chain, view: View, shape: Sequence[int], dtype: torch.dtype
         return False
     own = any(link.tensors or isinstance(link.entry.target, type) for link in chain.links)
     return not each or not (own or chain.decodes or view != IDENTITY)
+
+
+def evaluated_together(group: Group, chain: Chain) -> Hashable | None:
+    """Groups of which this is the same have values that can be computed, and claims that can be measured, together;
+    None where the group's own can be computed alone.
+    """
+    if group.alternatives or group.nested or group.twice or group.constraint not in (None, chain.constraint):
+        return None
+    view, dtype = group.view, torch_dtype(group.dtype)
+    if not stackable(chain, view, group.shape, dtype):
+        return None
+    # What is stored otherwise is made sense of alone.
+    there = {role: tuple(group.infos[role].shape) for role in group.own_roles}
+    if there != {role: tuple(tensor.shape) for role, tensor in outline(chain, group.shape, dtype, view).items()}:
+        return None
+    return chain, view, group.shape, *((role, group.infos[role].dtype) for role in sorted(there))
 
 
 def sliced_roles(chain: Chain, view: View, shape: Sequence[int]) -> dict[str, Share] | None:

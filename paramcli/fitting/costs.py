@@ -10,6 +10,9 @@ from ..errors import ParamcliError
 from ..spelling.forms import Group
 from ..view import View
 
+# Small tensors that are computed together are taken in parts of about so many entries: what is between their originals
+# and their values stays in a core's cache.
+PART = 1 << 17
 # What one multiplication or addition is worth in bytes: a core does some fifty while it copies one.
 _BYTES_OF_OPERATION = 0.02
 

@@ -16,6 +16,7 @@ from ..checkpoint.header import Slot
 from ..checkpoint.source import Source, tensor_bytes
 from ..checkpoint.write.writer import Sink
 from ..errors import CheckFailed, InputRefused, ParamcliError, error_context
+from ..fitting.costs import PART
 from ..registry import target_class
 from ..spelling import record as records
 from ..spelling.quantized_comfyui import metadata_without
@@ -222,7 +223,7 @@ AHEAD_BYTES = 64 << 20
 # What a stack of small tensors may take together, and the size up to which a tensor joins one.
 STACK_BYTES = 8 << 20
 # Stacks of at least this many entries are worth several threads, which take parts of about PART entries.
-SHARED_OUT, PART = 1 << 18, 1 << 17
+SHARED_OUT = 1 << 18
 
 
 class Held:

@@ -13,7 +13,7 @@ from ...chain import Chain
 from ...checkpoint.source import Rows
 from ...dtypes import CODE_OF_TORCH, CastDtype, torch_dtype
 from ...fitting.bake import Baked, Baking
-from ...fitting.blocks import Batch, bake_ranges, sliced_roles, stackable
+from ...fitting.blocks import Batch, bake_ranges, evaluated_together, sliced_roles
 from ...fitting.claims import kept_constraint
 from ...fitting.evaluate import (
     Tensors,
@@ -21,7 +21,6 @@ from ...fitting.evaluate import (
     require_chain,
     require_proportion,
 )
-from ...fitting.skeleton import outline
 from ...spelling.forms import Group
 from ...spelling.record import Entry
 from ..plan import Ranges, Step, Told, baked, keeps_within, require_editable
@@ -69,16 +68,8 @@ class Bake:
         return bake_ranges(group, chain, group.view)
 
     def _together(self, group: Group, chain: Chain, code: str) -> Hashable:
-        if group.alternatives or group.nested or group.twice or group.constraint not in (None, chain.constraint):
-            return None
-        view, dtype = group.view, torch_dtype(group.dtype)
-        if not stackable(chain, view, group.shape, dtype):
-            return None
-        # What is stored otherwise is made sense of alone.
-        there = {role: tuple(group.infos[role].shape) for role in group.own_roles}
-        if there != {role: tuple(tensor.shape) for role, tensor in outline(chain, group.shape, dtype, view).items()}:
-            return None
-        return "bake", code, chain, view, group.shape, *((role, group.infos[role].dtype) for role in sorted(there))
+        kind = evaluated_together(group, chain)
+        return None if kind is None else ("bake", code, kind)
 
 
 class BakeWork:
