@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputRefused
+from ..text import shape_text
 from .decoders import Decoder, as_scale, divided
 from .nibbles import halves_swapped
 from .packed import looked_up, packed_octets
@@ -47,7 +48,10 @@ class Minifloats(Decoder):
     @classmethod
     def check_shape(cls, shape: torch.Size, **_: Any) -> None:
         if len(shape) < 2 or shape[-1] % cls.run:
-            raise InputRefused(f"a scale for each {cls.run} columns is of matrices of a multiple of these")
+            raise InputRefused(
+                f"it has a scale for each {cls.run} columns, of a matrix with a multiple of {cls.run} of them, and the "
+                f"tensor is {shape_text(shape)}"
+            )
 
     @classmethod
     def weight_shape(cls, *originals: Any, **_: Any) -> tuple[int, ...] | None:

@@ -80,3 +80,14 @@ def test_no_live_model_has_codes(tmp_path, paramcli):
     """What `snippet` would print is no model that can be loaded."""
     said = paramcli("snippet", FIXTURES / "quantized" / "experts" / "model.safetensors", code=3).err
     assert "stores codes" in said and "paramcli remove" in said
+
+
+def test_codes_are_assigned_nothing_and_decoded_by_columns_that_fit(tmp_path, paramcli):
+    """In the words of `add`; and a chain that has no room for a shape says which it has."""
+    experts = FIXTURES / "quantized" / "experts" / "model.safetensors"
+    out = ["-o", tmp_path / "out.safetensors"]
+    said = paramcli("assign", experts, "-t", "e.down_proj", "--with", "orthogonal", *out, code=3).err
+    assert "e.down_proj stores codes" in said and "paramcli remove" in said
+    said = paramcli("remove", experts, "--chain", "mxfp4", *out, code=3).err
+    assert "a multiple of 32" in said and "the tensor is" in said
+    assert not (tmp_path / "out.safetensors").exists()

@@ -51,7 +51,9 @@ def test_together_each_is_told_what_it_is_told_alone(name, dtype, tmp_path, monk
 def rotations():
     generator = torch.Generator().manual_seed(0)
     return {
-        f"l.{i}.weight": torch.linalg.qr(torch.randn(8, 8, generator=generator, dtype=torch.float64)).Q.float().contiguous()
+        f"l.{i}.weight": torch.linalg.qr(torch.randn(8, 8, generator=generator, dtype=torch.float64))
+        .Q.float()
+        .contiguous()
         for i in range(COUNT)
     }
 

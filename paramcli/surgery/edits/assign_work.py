@@ -50,6 +50,11 @@ class Assignment:
             if group.chain is None:
                 raise InputRefused("keys and shapes leave its chain open", hint=f"say which with {given('chain')}")
             chain, view = chain_of(group), group.view
+            if chain.decodes:
+                raise InputRefused(
+                    f"{TENSOR} stores codes ({chain}): a value is assigned to weights",
+                    hint=f"{call('remove', PATH, bake=True)} first",
+                )
             if why := chain.uninvertible():
                 raise InputRefused(f"{chain} has no right inverse: {why}")
             if "value" in group.keys:
