@@ -5,7 +5,10 @@ import shlex
 import shutil
 
 import pytest
+import torch
 
+from paramcli.errors import InputRefused
+from paramcli.registry import PARAMETRIZATIONS, target_class
 from tests.conftest import FIXTURES
 
 
@@ -88,6 +91,6 @@ def test_codes_are_assigned_nothing_and_decoded_by_columns_that_fit(tmp_path, pa
     out = ["-o", tmp_path / "out.safetensors"]
     said = paramcli("assign", experts, "-t", "e.down_proj", "--with", "orthogonal", *out, code=3).err
     assert "e.down_proj stores codes" in said and "paramcli remove" in said
-    said = paramcli("remove", experts, "--chain", "mxfp4", *out, code=3).err
-    assert "a multiple of 32" in said and "the tensor is" in said
+    with pytest.raises(InputRefused, match="a multiple of 32 of them, and the tensor is 8x20"):
+        target_class(PARAMETRIZATIONS["mxfp4"]).check_shape(torch.Size((8, 20)))
     assert not (tmp_path / "out.safetensors").exists()
