@@ -7,8 +7,9 @@ import shutil
 import pytest
 import torch
 
+from paramcli.chain import parse_chain
 from paramcli.errors import InputRefused
-from paramcli.registry import PARAMETRIZATIONS, target_class
+from paramcli.registry import target_class
 from tests.conftest import FIXTURES
 
 
@@ -92,5 +93,5 @@ def test_codes_are_assigned_nothing_and_decoded_by_columns_that_fit(tmp_path, pa
     said = paramcli("assign", experts, "-t", "e.down_proj", "--with", "orthogonal", *out, code=3).err
     assert "e.down_proj stores codes" in said and "paramcli remove" in said
     with pytest.raises(InputRefused, match="a multiple of 32 of them, and the tensor is 8x20"):
-        target_class(PARAMETRIZATIONS["mxfp4"]).check_shape(torch.Size((8, 20)))
+        target_class(parse_chain("mxfp4").links[0].entry).check_shape(torch.Size((8, 20)))
     assert not (tmp_path / "out.safetensors").exists()
