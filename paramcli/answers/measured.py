@@ -104,11 +104,14 @@ def _kind(group: Group) -> Hashable | None:
     """
     if group.is_plain or group.chain is None or group.problem or group.chain.decodes:
         return None
-    chain = chain_of(group)
-    if any(target_class(link.entry).checks is not Parametrization.checks for link in chain.links):
-        return None
-    tells = chain.constraint is not None and constraint_of(chain.constraint).tells
-    return None if tells else evaluated_together(group, chain)
+    try:
+        chain = chain_of(group)
+        if any(target_class(link.entry).checks is not Parametrization.checks for link in chain.links):
+            return None
+        tells = chain.constraint is not None and constraint_of(chain.constraint).tells
+        return None if tells else evaluated_together(group, chain)
+    except Exception:
+        return None  # a map may stumble in any way over shapes that a file made up: what is wrong is said of it alone
 
 
 def _verdict(group: Group, made: Baked) -> Verdict | None:
