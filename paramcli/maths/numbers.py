@@ -11,8 +11,8 @@ from torch import Tensor
 E4M3 = 448.0
 # A norm whose square may have left the range of doubles.
 SMALL = 1e-140
-# Rows of a block of a product that is its own mirror image.
-ROWS = 192
+# Rows of a block of a product that is its own mirror image; and the side up to which matrices are computed together.
+ROWS, STACKED = 192, 128
 
 
 def wide(dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.dtype:
@@ -154,7 +154,9 @@ def times_adjoint(M: Tensor, hermitian: bool = False) -> Tensor:
     """
     k = M.size(-2)
     if not M.is_cpu or M.ndim > 2 or k < 2 * ROWS or torch.is_grad_enabled():
-        return M @ (M if hermitian else M.mH)
+        other = M if hermitian else M.mH
+        # Of a view kernels round some small products of a batch otherwise than the same product alone (4 x 8).
+        return M @ (other.contiguous() if max(M.shape[-2:]) <= STACKED else other)
     G = M.new_empty(k, k)
     for first in range(0, k, ROWS):
         last = first + ROWS

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from paramcli.maths.numbers import from_float8, norm, times_adjoint
+from paramcli.maths.numbers import from_float8, norm, spectral_norm, times_adjoint
 from paramcli.maths.packed import packed_octets
 
 FLOAT8 = [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.float8_e8m0fnu]
@@ -53,3 +53,15 @@ def test_a_product_with_its_own_adjoint_is_made_by_halves(shape, dtype):
     with torch.no_grad():
         G = times_adjoint(M)
         torch.testing.assert_close(G, M @ M.mH, rtol=0, atol=1e-12 * shape[-1])
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 8), (8, 4), (5, 4), (3, 6), (8, 8), (32, 48), (128, 128)])
+def test_a_product_of_a_batch_has_the_bits_that_it_has_alone(shape):
+    """With the adjoint as a view torch's kernels round those of 4 rows otherwise."""
+    W = torch.randn(50, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with torch.no_grad():
+        for tensors in (W, W.mH):
+            together = times_adjoint(tensors)
+            assert all(torch.equal(times_adjoint(one), together[index]) for index, one in enumerate(tensors))
+        G = times_adjoint(W)
+        assert all(spectral_norm(one).item() == spectral_norm(G)[index].item() for index, one in enumerate(G))
