@@ -82,7 +82,7 @@ def round_trip(
         for group in chosen:
             with error_context(tensor=group.tensor, path=quantized.source.path), torch.no_grad():
                 require_chain(group)
-                with keys_fit(group, chain_of(group), told=chain is not None):
+                with keys_fit(group, chain_of(group), made_up=lambda: chain is not None):
                     checks = _of(quantized, group, baked, device, holes)
                 verdicts.append(Verdict(group, str(group.chain), group.view.text, checks))
             meter.advance(group.nbytes)

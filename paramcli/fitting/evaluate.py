@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -289,22 +289,19 @@ def weight_of(
     dtype = torch_dtype(group.dtype) if chain.decodes else weight_dtype(state)
     with error_context(tensor=group.tensor):
         _fits(chain, view, group.shape, dtype)
-    with keys_fit(group, chain):
-        try:
-            return evaluate(chain, view, group.shape, state, dtype, compute)
-        except OtherState:
-            raise
-        except Exception:
-            # A map may stumble in any way over shapes that a file made up.
-            if _stored(chain, view, group.shape, dtype) != {role: tensor.shape for role, tensor in state.items()}:
-                raise _other_keys(group, chain) from None
-            raise
+
+    def made_up() -> bool:
+        there = {role: tensor.shape for role, tensor in state.items()}
+        return _stored(chain, view, group.shape, dtype) != there
+
+    with keys_fit(group, chain, made_up):
+        return evaluate(chain, view, group.shape, state, dtype, compute)
 
 
 @contextmanager
-def keys_fit(group: Group, chain: Chain, told: bool = False) -> Iterator[None]:
-    """Within it a chain that stores other tensors than the group has is refused, with the keys. Where the chain was
-    `told`, the keys may be of anything, and a map stumble over them in any way.
+def keys_fit(group: Group, chain: Chain, made_up: Callable[[], bool]) -> Iterator[None]:
+    """Within it a chain that stores other tensors than the group has is refused, with the keys; so is one whose map
+    stumbles, in any way, where the chain or the shapes are `made_up`, by who asked or by a file.
     """
     try:
         yield
@@ -313,7 +310,7 @@ def keys_fit(group: Group, chain: Chain, told: bool = False) -> Iterator[None]:
     except OtherState:
         raise _other_keys(group, chain) from None
     except Exception:
-        if told:
+        if made_up():
             raise _other_keys(group, chain) from None
         raise
 

@@ -59,7 +59,7 @@ def proof_of_codes(groups: Iterable[Group]) -> str | None:
     records = (group.record for group in groups)
     if not any(record is not None and record.chain is not None and record.chain.decodes for record in records):
         return None
-    return f"{call('verify', PATH, base='QUANTIZED', round_trip=True)} proves what was decoded by the codes it was"
+    return f"{call('verify', PATH, base='QUANTIZED', round_trip=True)} proves it by the codes that it was"
 
 
 def instead_of_chains(groups: Groups, path: Path | None = None) -> Instead:
