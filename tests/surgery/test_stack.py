@@ -23,6 +23,8 @@ from paramcli.surgery import execute
 from paramcli.surgery.edits.remove_work import Bake
 from paramcli.view import IDENTITY, parse_view
 
+from .test_edges import half_turns
+
 # A link of each kind that torch's kernels give a batch as they do one matrix; the others have a module for each tensor.
 BATCHED = ("skew", "symmetric", "skew,cayley")
 SHAPES = ((16, 16), (64, 64), (128, 128), (9, 9), (32, 48), (48, 32), (32, 16, 3), (16, 16, 3, 3), (256, 128, 3))
@@ -469,3 +471,33 @@ def test_an_evaluated_tensor_is_not_kept_by_the_module_that_evaluated_it():
         assert kept() is None
     finally:
         gc.enable()
+
+
+def test_of_several_those_are_judged_that_are_asked():
+    """By their own originals, and against their own points."""
+    A = torch.stack([Q - Q.mT for Q in rotations(4, 8, torch.float64)])
+    chain, judged = parse_chain("skew"), []
+    part = chain.links[0].make(A)
+    trip = originals.Trip(lambda index, back, wanted: judged.append((back, wanted)), 0, part, (A.triu(1),), A + 1)
+    trip.judge([2, 3])
+    [(back, wanted)] = judged
+    assert torch.equal(back, A[[2, 3]]) and torch.equal(wanted, A[[2, 3]] + 1)
+    trip.judge()
+    assert torch.equal(judged[1][0], A)
+
+
+def test_those_near_an_edge_keep_their_own_seeds(monkeypatch):
+    """What they are made of again is asked by their places among those, and seeds are of the whole stack."""
+    tensors = rotations(5, 16)
+    for index in (1, 3, 4):
+        tensors[index] = half_turns(16, 1, index, gap=3e-4).float().contiguous()
+    asked = []
+
+    def none_is_reached(chain, stored, nearest, make, compute, tried):
+        asked.extend(make(among).keywords["seed"] for among in ([0, 1, 2], [0, 2], [1, 2]))
+        assert len(tried.found) == len(tried.value) == len(nearest) == 3
+        raise CannotReach("nothing")
+
+    monkeypatch.setattr("paramcli.fitting.fit.reach_several", none_is_reached)
+    list(fitted_together(tensors, parse_chain("skew,cayley"), IDENTITY, [10, 11, 12, 13, 14]))
+    assert asked == [[11, 13, 14], [11, 14], [13, 14]]
