@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 from pathlib import Path
@@ -16,7 +15,7 @@ from paramcli.checkpoint.read.folder import index_name, open_folder_or_index, si
 from paramcli.errors import InputRefused
 from paramcli.spelling.record import Entry, record_in, record_text
 
-from ..pace import times
+from ..pace import calls
 
 TENSORS = {f"layers.{i}.weight": torch.full((2, 3), float(i)) for i in range(5)}
 SPLIT = {
@@ -316,7 +315,7 @@ def test_an_output_s_index_is_named_as_the_input_s(model):
 
 
 def test_a_large_index_takes_linear_time(tmp_path):
-    """An index of 100,000 tensors over 50 shards opens in a few times what `json` takes to read it and the headers."""
+    """An index of 100,000 tensors over 50 shards opens in some calls for each."""
     from paramcli.checkpoint.header import Slot, build_header
 
     split = {f"s{i:02d}.safetensors": [f"layers.{i}.{j}" for j in range(2000)] for i in range(50)}
@@ -328,15 +327,4 @@ def test_a_large_index_takes_linear_time(tmp_path):
         with open_folder_or_index(tmp_path) as source:
             assert len(source.tensors) == 100_000
 
-    def plainly() -> None:
-        json.loads((tmp_path / INDEX).read_bytes())
-        for shard in split:
-            json.loads((tmp_path / shard).read_bytes()[8:])
-
-    # The collector, which may run in one of the two or in both, makes 7 or 21 of 14.
-    gc.collect()
-    gc.disable()
-    try:
-        assert times(opened, plainly, 20) < 20
-    finally:
-        gc.enable()
+    assert calls(opened) < 160 * 100_000
