@@ -14,6 +14,9 @@ from .smallest import smallest
 # Singular values below this share of the largest are rounding of float32 weights, and the directions that
 # belong to them noise: a nearest point built on them would be arbitrary.
 RANK = 1e-6
+# Of float64 weights with digits beyond float32's: an SVD in float64 finds such a direction to about eps / 1e-10 for
+# each root of n.
+RANK_OF_DOUBLES = 1e-10
 # Of a half type's weight this share of the directions may be noise: whatever they are, the point moves by sqrt(2 *
 # 0.01) at most.
 ARBITRARY = 0.01
@@ -133,7 +136,7 @@ def _polar_by_svd(W: Tensor, signs: Tensor | None, stored: torch.dtype | None) -
         return U @ Vh, assumed
     mirrored = signs.real < 0
     # Of a singular matrix' determinant rounding has the sign.
-    unsure = RANK * S[:, 0] >= S[:, -1]
+    unsure = _least_share(W, stored) * S[:, 0] >= S[:, -1]
     if bool(unsure.any()):
         mirrored[unsure] = torch.linalg.slogdet(U[unsure] @ Vh[unsure]).sign.real < 0
     last = torch.where(mirrored.unsqueeze(-1), -U[..., -1], U[..., -1]).unsqueeze(-1)
@@ -151,7 +154,7 @@ def require_unique_polar(W: Tensor, stored: torch.dtype | None) -> None:
     if len(far) and _by_products(far):
         tall = tall[~polar_by_products(tall)[2]]
     if len(tall):
-        _require_all(torch.linalg.svdvals(tall), None, 0, NOT_UNIQUE)
+        _require_all(torch.linalg.svdvals(tall), _least_share(tall, stored), None, 0, NOT_UNIQUE)
 
 
 def require_directions(
@@ -162,7 +165,8 @@ def require_directions(
     In a half type one such direction is no proof: every twentieth random matrix has it. Two are, and a share of
     ARBITRARY; fewer are taken as they are, and told.
     """
-    return _require_all(S, rounded_away(W, U, S, Vh, stored) if is_coarse(stored) else None, free, what)
+    rounding = rounded_away(W, U, S, Vh, stored) if is_coarse(stored) else None
+    return _require_all(S, _least_share(W, stored), rounding, free, what)
 
 
 def is_coarse(stored: torch.dtype | None) -> bool:
@@ -170,17 +174,30 @@ def is_coarse(stored: torch.dtype | None) -> bool:
     return stored is not None and eps(stored) > eps(torch.float32)
 
 
-def _require_all(S: Tensor, rounding: Tensor | None, free: int, what: str) -> str | None:
-    """`require_directions`, by the singular values and how many of each matrix are rounding."""
-    zero = (RANK * S[..., :1] >= S).sum(-1)
+def _least_share(W: Tensor, stored: torch.dtype | None) -> Tensor:
+    """The share of the largest singular value below which those of each matrix are its rounding: float32's, also of a
+    float64 weight all of whose entries are float32 numbers.
+    """
+    share = torch.full(W.shape[:-2], RANK, dtype=W.real.dtype, device=W.device)
+    if stored is None or not eps(stored) < eps(torch.float32):
+        return share
+    single = torch.complex64 if W.is_complex() else torch.float32
+    beyond = (W.to(single) != W).any(-1).any(-1)
+    return torch.where(beyond, RANK_OF_DOUBLES, share)
+
+
+def _require_all(S: Tensor, share: Tensor, rounding: Tensor | None, free: int, what: str) -> str | None:
+    """`require_directions`, by the singular values, the share that is zero and how many of each matrix are rounding."""
+    zero = (share.unsqueeze(-1) * S[..., :1] >= S).sum(-1)
     lost = zero if rounding is None else torch.maximum(zero, rounding)
     k = S.size(-1)
     refused = (zero > free) | (lost >= max(2, ARBITRARY * k))
     if bool(refused.any()):
         # Of the worst, not the extremes of different matrices.
-        worst = S.reshape(-1, k)[int(torch.where(refused, lost, torch.zeros_like(lost)).argmax())]
+        index = int(torch.where(refused, lost, torch.zeros_like(lost)).argmax())
+        worst, least = S.reshape(-1, k)[index], share.reshape(-1)[index].item()
         few = f"{int(lost.max())} of {k} below"
-        below = f"{few} what rounding leaves of zero" if bool((lost > zero).any()) else f"{few} {RANK:g} of the first"
+        below = f"{few} what rounding leaves of zero" if bool((lost > zero).any()) else f"{few} {least:g} of the first"
         raise Singular(
             f"{what}: the tensor is rank-deficient (singular values from {worst[0].item():.2g} down to "
             f"{worst[-1].item():.2g}, {below})",

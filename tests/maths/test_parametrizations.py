@@ -1,5 +1,6 @@
 """Single maps: round trips of right inverses, conventions, what they cannot reach."""
 
+import mpmath  # torch brings it
 import pytest
 import torch
 
@@ -163,3 +164,21 @@ def test_a_module_is_made_of_no_memory_that_is_unset(text):
         for name, tensor in module.state_dict().items():
             assert not tensor.is_floating_point() or torch.isfinite(tensor).all(), name
     assert made or not parse_chain(text).links[-1].real, "no shape that it takes"
+
+
+@pytest.mark.parametrize("last", [1e-7, 1e-9])
+def test_the_small_singular_values_of_doubles_are_no_rounding(last):
+    """Of float64 weights, unless float32 has all their numbers: the nearest is the exact one, by forty digits."""
+    n = 8
+    with mpmath.workdps(40):
+        U, _, Vh = mpmath.svd_r(mpmath.matrix(torch.randn(n, n, dtype=torch.float64).tolist()))
+        made = U * mpmath.diag([2.0, *[1.0] * (n - 3), 2 * last, last]) * Vh
+        W = torch.tensor([[float(x) for x in row] for row in made.tolist()], dtype=torch.float64)
+        U, _, Vh = mpmath.svd_r(mpmath.matrix(W.tolist()))
+        exact = torch.tensor([[float(x) for x in row] for row in (U * Vh).tolist()], dtype=torch.float64)
+    fitted = fit(W, parse_chain("orthogonal"), PLAIN)
+    torch.testing.assert_close(fitted.value, exact, rtol=0, atol=1e-15 / last)
+    A, B = torch.randn(n, 3), torch.randn(3, n)
+    for low, share in (((A @ B).double(), "1e-06"), (A.double() @ B.double(), "1e-10")):
+        with pytest.raises(InputRefused, match=f"rank-deficient.*5 of 8 below {share} of the first"):
+            fit(low, parse_chain("orthogonal"), PLAIN)
