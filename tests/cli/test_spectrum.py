@@ -112,6 +112,24 @@ def test_zeros_and_single_values_can_be_drawn():
     assert draw(Curve("x" * 40, [1.0, 1e-30, 0.0], [2.0, 1.0, 0.0], low, high))[0].startswith("…")
 
 
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [
+        (1.13e-4, "1.1e-4"),
+        (17_340.0, "1.7e4"),
+        (0.0009, "0.0009"),
+        (67.0, "67"),
+        (1.23e-12, "1e-12"),
+        (2e-305, "2e-305"),
+    ],
+)
+def test_every_panel_is_as_wide_as_it_says(value, label):
+    """Whatever its singular values are: a label has the room that is beside the axis."""
+    low, high = axis([value])
+    lines = draw(Curve("", [value] * 10, None, low, high))
+    assert {len(line) for line in lines} == {WIDTH} and any(line.startswith(f"{label:>6} │") for line in lines), lines
+
+
 def test_the_svg_is_whole_and_names_nothing_outside(tmp_path, paramcli):
     """It parses, holds a panel for each matrix, and escapes a name that is markup."""
     save_file({"<script>&": torch.eye(4), "b": torch.randn(3, 5)}, tmp_path / "a.safetensors")

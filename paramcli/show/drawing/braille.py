@@ -73,11 +73,20 @@ def _curve(panel: Curve) -> list[str]:
         canvas.line(x, height, heights[x + 1] if x + 1 < len(heights) else height)
     labels = {row(exponent): f"1e{exponent}" for exponent in ticks(panel.low, panel.high, 4)}
     if len(labels) < 2:
-        labels = {row(value): f"{10**value:.2g}" for value in (panel.low, (panel.low + panel.high) / 2, panel.high)}
+        labels = {row(value): _label(10**value) for value in (panel.low, (panel.low + panel.high) / 2, panel.high)}
     lines = [_fit(f"sigma {panel.title}")]
     lines += [f"{labels.get(i, ''):>{_LABEL - 2}} │{cells}" for i, cells in enumerate(canvas.rows())]
     lines.append(" " * _LABEL + "1" + str(len(panel.after)).rjust(canvas.width - 1))
     return lines
+
+
+def _label(value: float) -> str:
+    """Two digits in the characters there are beside an axis, one where its exponent needs the room: 0.0009, 1.1e-4."""
+    for text in (f"{value:.2g}", f"{value:.1e}", f"{value:.0e}"):
+        number, e, exponent = text.partition("e")
+        if len(text := number + e + (str(int(exponent)) if e else "")) <= _LABEL - 2:
+            return text
+    return text
 
 
 def _plane(panel: Plane) -> list[str]:
