@@ -106,9 +106,11 @@ class SpectralReparam(SpectralNorm):
 
     def set_scale(self, sigma: Tensor) -> None:
         """The scale at which the numerator is sigma + eps, so that a weight is its own value."""
-        above = (sigma + self.sigma_eps - self.alpha).clamp(min=1e-5)
+        top = sigma + self.sigma_eps
+        if self._sn_version != 1:
+            top = inverse_softplus((top - self.alpha).clamp(min=1e-5))
         with torch.no_grad():
-            self.scale.copy_(inverse_softplus(above).reshape(1, 1))
+            self.scale.copy_(top.reshape(1, 1))
 
     def map(self, X: Tensor) -> Tensor:
         if self.training:
@@ -120,12 +122,21 @@ class SpectralReparam(SpectralNorm):
     def inverse(self, W: Tensor) -> Tensor:
         super().inverse(W)
         sigma = stored_sigma(self, W)
-        if sigma <= self.alpha:
+        if sigma <= self.alpha and self._sn_version != 1:
             raise CannotReach(
                 f"spectral_reparam reaches spectral norms above {self.alpha:g}, and this tensor has {sigma.item():.3g}",
                 hint="sigma_reparam has no such bound",
             )
         self.set_scale(sigma)
+        return W
+
+    def right_inverse(self, W: Tensor) -> Tensor:
+        """The scale is no original: what is assigned to a live module sets it, by u and v as they are kept."""
+        if not W.is_meta:
+            X = self.view.into(W)
+            self.inverse(X.to(compute_dtype(W.dtype)))
+            self._u, self._v = self._u.to(W.dtype), self._v.to(W.dtype)
+            self.set_scale(stored_sigma(self, X))
         return W
 
 

@@ -10,7 +10,7 @@ from paramcli.errors import InputRefused
 from paramcli.fitting import measure
 from paramcli.fitting.fit import fit
 from paramcli.fitting.originals import evaluate
-from paramcli.fitting.torch_module import bare, register
+from paramcli.fitting.torch_module import bare, load, register
 from paramcli.maths import decompositions
 from paramcli.maths.norm import SpectralNorm, UnitSpectralNorm, WeightNorm
 from paramcli.maths.numbers import compute_dtype
@@ -141,6 +141,24 @@ def test_radio_checkpoints_evaluate_by_their_law(version):
     top = torch.tensor(1.7) if version == 1 else F.softplus(torch.tensor(1.7)) + 0.05
     got = evaluate(parse_chain("spectral_reparam"), IDENTITY, W.shape, radio_state(W, 1.7, version), torch.float32)
     torch.testing.assert_close(got, W * top / sigma, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_live_radio_weight_can_be_assigned(version, dtype):
+    """Its scale is set for the new value, by the law that is stored."""
+    state = {
+        role: T.to(dtype) if T.is_floating_point() else T for role, T in radio_state(randn(4, 3), 1.7, version).items()
+    }
+    host = load(parse_chain("spectral_reparam"), IDENTITY, (4, 3), state)
+    Y = randn(4, 3, seed=5).to(dtype)
+    with torch.no_grad():
+        host.weight = Y
+    assert host.parametrizations.weight[0]._sn_version == version and host.weight.dtype == dtype
+    torch.testing.assert_close(host.weight, Y, rtol=8 * torch.finfo(dtype).eps, atol=0)
+    if version == 2:
+        with pytest.raises(InputRefused, match=r"spectral norms above 0\.05"), torch.no_grad():
+            host.weight = 0.01 * Y
 
 
 def test_spectral_reparam_has_a_least_norm():
