@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -38,8 +38,12 @@ class Baking:
         self._settled: tuple[Chain, View] | None = None
         self._claim: Claim | None = None
 
-    def make(self, rows: Rows, block: Mapping[str, Tensor]) -> list[Tensor]:
-        """The value of each tensor of the block; InputRefused where it, or an original, is not finite: of the whole."""
+    def make(
+        self, rows: Rows, block: Mapping[str, Tensor], as_stored: Callable[[Tensor], Tensor] = lambda value: value
+    ) -> list[Tensor]:
+        """The value of each tensor of the block `as_stored`, of which the claim is; InputRefused where it, or an
+        original, is not finite: of the whole.
+        """
         with torch.no_grad():
             state = self.batch.on_device(block)
             # Codes and scales that are no numbers give values that are none: those are asked.
@@ -57,24 +61,26 @@ class Baking:
             else:
                 value = weight_of(part, state, chain, view, self.compute)
                 state = complete(part, state, chain)
+            made = as_stored(value)
             self._claim = self._claim or Claim(
                 chain,
                 view,
                 self.batch.shape,
-                value.dtype,
+                made.dtype,
                 self.compute,
                 self._group.constraint,
                 count=count,
                 rows=rows is not None,
             )
-            self._claim.add(value, state)
-            if not self._claim.finite:
+            self._claim.add(made, state)
+            # What a cast alone has no room for is told, and fails its claim.
+            if not self._claim.finite and (made is value or not measure.all_finite(value)):
                 self._refuse(state)
-            return self.batch.apart(value)
+            return self.batch.apart(made)
 
     def _refuse(self, state: Mapping[str, Tensor]) -> None:
         """Say of the whole what is wrong with a block: first of the originals, then of the value."""
-        for role in state:
+        for role in (role for role in state if role in self._group.keys):
             with naming(self.batch.source, self._group, role) as key:
                 measure.require_finite_parts(self.batch.parts(role, state), f"its {key}")
         explain_infinite(self._group, self.batch.again(state))

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ...chain import Chain
 from ...checkpoint.source import Rows
-from ...dtypes import torch_dtype
+from ...dtypes import CastDtype
 from ...fitting import measure
 from ...fitting.evaluate import Tensors, weight_of
 from ...spelling.forms import PARAMETRIZED, Group
-from ..plan import Ranges, Step, Told
+from ..plan import Begin, Ranges, Step, Told
 from .remove_work import Bake, BakeWork
 
 
@@ -26,11 +26,11 @@ class MergeBake(Bake):
     beside: frozenset[str]
 
     def plan(self, group: Group) -> Step:
-        step = super().plan(group)
-        (slot,) = step.writes
-        begin = partial(MergeWork, before=before(step.group, self.beside), dtype=torch_dtype(slot.dtype))
         # Each says how far it moved, so they are not computed as one.
-        return replace(step, action="merge", begin=begin, stack_key=None)
+        return replace(super().plan(group), action="merge", stack_key=None)
+
+    def _begin(self, group: Group, dtype: torch.dtype, kept: CastDtype | None) -> Begin:
+        return partial(MergeWork, before=before(group, self.beside), dtype=dtype, kept=kept)
 
 
 def before(group: Group, beside: frozenset[str]) -> Group | None:
@@ -62,8 +62,9 @@ class MergeWork(BakeWork):
         *,
         before: Group | None,
         dtype: torch.dtype,
+        kept: CastDtype | None,
     ):
-        super().__init__(steps, source, device, compute, ranges, dtype=dtype)
+        super().__init__(steps, source, device, compute, ranges, dtype=dtype, kept=kept)
         self.moved, self.before = measure.Moved(), before
 
     def make(self, rows: Rows, block: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
