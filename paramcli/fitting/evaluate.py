@@ -15,7 +15,7 @@ from torch import Tensor
 from ..chain import Chain
 from ..checkpoint.disk.input_file import InputFile
 from ..dtypes import dtype_name, nbytes_of, torch_dtype
-from ..errors import PATH, TENSOR, InputRefused, ParamcliError, error_context
+from ..errors import TENSOR, InputRefused, ParamcliError, error_context
 from ..maths.decoders import Decoder, no_exponents
 from ..maths.norm import as_matrix
 from ..maths.numbers import column_major, wide
@@ -23,9 +23,10 @@ from ..registry import target_class
 from ..spelling.forms import Group
 from ..text import number_text, printable, shape_text, size_text
 from ..view import View
-from ..wording import LEAVE_OUT, call, given
+from ..wording import LEAVE_OUT, given
 from .originals import evaluate
 from .skeleton import OtherState, outline, weight_dtype
+from .spectral_keys import with_v, without_value
 from .torch_module import require_fit
 
 # u and W v / ||W v|| of a spectral norm that ran once agree exactly; an unrelated pair is near 1. Without v, u is
@@ -142,6 +143,8 @@ def require_proportion(group: Group) -> None:
 def settle(group: Group, state: dict[str, Tensor]) -> tuple[Chain, View]:
     """The group's chain, asking u against W v where keys and shapes leave several dims open."""
     require_chain(group)
+    if 0 in group.shape:
+        raise InputRefused(f"{TENSOR} has no entries ({shape_text(group.shape)})", hint=LEAVE_OUT, tensor=group.tensor)
     if not group.alternatives:
         return chain_of(group), group.view
     scores = {
@@ -183,9 +186,10 @@ def identities(chain: Chain, roles: Iterable[str]) -> set[str]:
     )
 
 
-def complete(group: Group, state: dict[str, Tensor], chain: Chain) -> dict[str, Tensor]:
+def complete(group: Group, state: dict[str, Tensor], chain: Chain, exact: bool = False) -> dict[str, Tensor]:
     """The state as torch's current modules have it: without identity matrices, with the v that the oldest spectral
-    norm lacks, and with a g that other code stores as [C] or [C, 1] in the shape that torch gives it.
+    norm lacks (`exact`: before it is rounded as u is stored), and with a g that other code stores as [C] or [C, 1] in
+    the shape that torch gives it.
     """
     for role in identities(chain, state):
         if not torch.equal(
@@ -199,15 +203,10 @@ def complete(group: Group, state: dict[str, Tensor], chain: Chain) -> dict[str, 
     state = _unsqueezed(group, state, chain)
     if "value" not in state:
         return state
-    W, value, u = state["original"], state["value"], state["0._u"]
     if "0._v" in state:
-        return _without_value(group, state, chain)
-    M = as_matrix(W, _dim_of(chain)).to(torch.float32 if W.dtype in (torch.float16, torch.bfloat16) else W.dtype)
-    # As torch's own loader of that version does: v = pinv(W^T W) W^T u, scaled to give the stored sigma.
-    sigma = (W / value).mean()
-    v = torch.linalg.multi_dot([(M.mT @ M).pinverse(), M.mT, u.to(M.dtype).unsqueeze(1)]).squeeze(1)
-    v = v * (sigma / torch.dot(u.to(M.dtype), torch.mv(M, v)))
-    return {"original": W, "0._u": u, "0._v": v.to(u.dtype)}
+        return without_value(group, state, str(chain), _dim_of(chain))
+    made = with_v(group, state, _dim_of(chain))
+    return made if exact else {**made, "0._v": made["0._v"].to(made["0._u"].dtype)}
 
 
 def _unsqueezed(group: Group, state: dict[str, Tensor], chain: Chain) -> dict[str, Tensor]:
@@ -237,27 +236,6 @@ def _merges(shape: Sequence[int], wanted: Sequence[int]) -> bool:
     return not sizes
 
 
-def _without_value(group: Group, state: dict[str, Tensor], chain: Chain) -> dict[str, Tensor]:
-    """The state without a value that other code keeps beside u and v, which it must be the value of.
-
-    Both are rounded once, and sigma is summed over as many products as W has rows and columns: a few eps. What a value
-    of another step of training is off by is the change of a step, thousands of eps.
-    """
-    value, rest = state["value"], {role: tensor for role, tensor in state.items() if role != "value"}
-    W, u, v = (rest[role].to(wide(rest[role].dtype, value.device)) for role in ("original", "0._u", "0._v"))
-    M = as_matrix(W, _dim_of(chain))
-    expected = W / torch.dot(u, torch.mv(M, v))
-    off = torch.linalg.vector_norm(value.to(W.dtype) - expected) / torch.linalg.vector_norm(expected)
-    if not off <= (16 + sum(M.shape) / 16) * torch.finfo(value.dtype).eps:
-        raise InputRefused(
-            f"{printable(group.keys['value'])} is not what {chain} gives of the keys beside it (off by "
-            f"{number_text(off.item())}), and nothing says which of the two is the weight",
-            hint=f"{call('convert', PATH)} {given('drop')} takes the one out that is not",
-            tensor=group.tensor,
-        )
-    return rest
-
-
 def effective(source: Tensors, group: Group, device: torch.device | str = "cpu", compute: str = "same") -> Tensor:
     """The weight in its stored dtype and shape."""
     with error_context(tensor=group.tensor, path=source.path):
@@ -279,7 +257,7 @@ def weight_of(
     wants.
     """
     require_proportion(group)
-    state = complete(group, state, chain)
+    state = complete(group, state, chain, exact=True)
     if not any(role.startswith("original") for role in state):
         raise InputRefused(
             f"{TENSOR} has no original here, only {', '.join(map(printable, group.keys.values()))}",
