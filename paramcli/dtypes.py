@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from .errors import TENSOR, InputRefused
+from .wording import LEAVE_OUT
+
 if TYPE_CHECKING:
     import torch
 
@@ -86,10 +89,15 @@ def dtype_name(code: str) -> str:
 
 
 def torch_dtype(code: str) -> torch.dtype:
-    """The torch dtype of a code that torch has; imports torch."""
+    """The torch dtype of a code; InputRefused where this torch has none. Imports torch."""
     import torch
 
-    return getattr(torch, dtype_name(code))
+    found = getattr(torch, dtype_name(code), None)
+    if found is None:
+        raise InputRefused(
+            f"{TENSOR} is {dtype_name(code)}, and torch {torch.__version__} has no such numbers", hint=LEAVE_OUT
+        )
+    return found
 
 
 def code_of(dtype: torch.dtype) -> str:

@@ -170,6 +170,8 @@ def _distance(
         if finite:
             size, gap = length(x), x - y
         else:
+            if wide.is_complex:
+                x, y = torch.view_as_real(x), torch.view_as_real(y)  # a number with one NaN in it has another part
             if not bool(torch.equal(torch.isnan(x), torch.isnan(y))):
                 return Difference(name, False, detail="NaN in different places")
             # Equal infinities are no distance apart.

@@ -175,18 +175,18 @@ def _is_tried(cls: type[Constraint]) -> bool:
 
 
 class _Alike:
-    """Which tensor of those that came before has the same shape and bytes.
+    """Which tensor of those that came before has the same shape, dtype and bytes.
 
     A digest of all bytes is taken only of those that begin alike: of the first of them then, which is read again.
     """
 
     def __init__(self, read: Callable[[Group], Tensor]):
         self._read = read
-        # Shape and digest of the beginning -> digest of all, None where it was not needed yet -> the first tensor.
-        self._seen: dict[tuple[torch.Size, bytes], dict[bytes | None, Group]] = {}
+        # Shape, dtype, digest of the beginning -> digest of all, None where it was not needed yet -> the first tensor.
+        self._seen: dict[tuple[torch.Size, torch.dtype, bytes], dict[bytes | None, Group]] = {}
 
     def before(self, group: Group, W: Tensor) -> str | None:
-        key = (W.shape, _digest(W.reshape(-1)[: BEGINNING // W.element_size()]))
+        key = (W.shape, W.dtype, _digest(W.reshape(-1)[: BEGINNING // W.element_size()]))
         alike = self._seen.setdefault(key, {})
         if not alike:
             alike[None] = group

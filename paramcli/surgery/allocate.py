@@ -28,6 +28,7 @@ from ..registry import PARAMETRIZATIONS
 from ..spec import Item, parse_items
 from ..spelling.forms import Group
 from ..wording import given
+from .plan import require_editable
 
 _HALF = 1 << 16
 
@@ -58,6 +59,8 @@ def counts(chain: str, source: Source, chosen: Sequence[Group], edited: Collecti
             hint=given("chain", f"{over_all[0]}:amount=0.3:{over_all[1]}"),
             option="chain",
         )
+    for group in chosen:
+        require_editable(group)
     keys = {group.tensor: group.keys["value"] for group in chosen}
 
     def bits(tensor: str) -> Tensor:

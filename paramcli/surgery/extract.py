@@ -49,6 +49,8 @@ from .output import default_output, refuse_link_out, same_place
 from .run import Target, output_path
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..fitting.pairs import Pair
     from ..maths.nearest import Factors, Wanted
 
@@ -341,7 +343,10 @@ class _Work:
         stored = pair.dtype if self.job.dtype is None else getattr(torch, self.job.dtype)
         with torch.no_grad():
             D = pair.difference().to(self.device)
-            return nearest(D.mT if layer.across else D.reshape(layer.matrix(D.shape)), self.job.wanted, stored)
+            found = nearest(D.mT if layer.across else D.reshape(layer.matrix(D.shape)), self.job.wanted, stored)
+        if found is not None:
+            _require_room(found.A, found.B)
+        return found
 
     def _put(self, factors: Factors, layer: Layer, group: Group) -> dict[str, tuple[Slot, int]]:
         places = {}
@@ -412,7 +417,19 @@ class _Work:
         from ..fitting.pairs import Pair
 
         D = Pair(self.tuned.source, one.group, self.base.source, self.base.groups[one.name]).difference()
-        return tensor_bytes(D if self.job.dtype is None else D.to(getattr(torch, self.job.dtype)))
+        made = D if self.job.dtype is None else D.to(getattr(torch, self.job.dtype))
+        with error_context(tensor=one.name):
+            _require_room(made)
+        return tensor_bytes(made)
+
+
+def _require_room(*tensors: Tensor) -> None:
+    """Raise InputRefused for a change that its dtype has no room for: an adapter with infinities is none."""
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+        dtype = str(tensors[0].dtype).removeprefix("torch.")
+        raise InputRefused(
+            f"the change of {TENSOR} is too large for {dtype}", hint=f"{given('dtype', 'float32')}, or {LEAVE_OUT}"
+        )
 
 
 def _value(source: Source, group: Group) -> Data:

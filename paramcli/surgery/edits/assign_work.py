@@ -22,7 +22,7 @@ from ...fitting.evaluate import (
     weight_of,
 )
 from ...fitting.margins import NOTED
-from ...fitting.originals import invert, rounded, widened
+from ...fitting.originals import invert, widened
 from ...fitting.reach import Reached, reach
 from ...fitting.skeleton import dtype_of, loaded
 from ...maths.numbers import wide
@@ -72,7 +72,8 @@ class Assignment:
             wanted = self.value_for(group, device)
             measure.require_finite(wanted, "the value to assign")
             if chain is None:
-                value = rounded(wanted, before.dtype)
+                value = wanted.to(before.dtype).contiguous()
+                measure.require_finite(value, f"the value to assign, in {str(before.dtype).removeprefix('torch.')},")
                 return {group.tensor: value}, numbers(measure.moved(value, before), None)
             reached, note = self._reached(group, state, chain, view, wanted, compute)
             new = {role: reached.state.get(role, state[role]) for role in state}

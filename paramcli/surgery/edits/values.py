@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ...checkpoint.read.open import open_checkpoint
 from ...checkpoint.source import Source
-from ...dtypes import torch_dtype
+from ...dtypes import dtype_name, kind_of, torch_dtype
 from ...errors import TENSOR, InputRefused, error_context
 from ...fitting.evaluate import effective
 from ...fitting.torch_module import generators_kept, start_generators, tensor_seed
@@ -103,8 +104,14 @@ class TakenFrom:
         wanted = self._wanted(group)
         if wanted.problem:
             raise wanted.refusal(self.source.path)
+        name = TENSOR if wanted.tensor == group.tensor else printable(wanted.tensor)
+        kinds = ("float", "half", "complex") if kind_of(group.dtype) == "complex" else ("float", "half")
+        if kind_of(wanted.dtype) not in kinds:
+            raise InputRefused(
+                f"{name} in {printable_path(self.source.path)} is {dtype_name(wanted.dtype)}, which no tensor of "
+                f"{dtype_name(group.dtype)} holds"
+            )
         if tuple(wanted.shape) != tuple(group.shape):
-            name = TENSOR if wanted.tensor == group.tensor else printable(wanted.tensor)
             raise InputRefused(
                 f"{name} in {printable_path(self.source.path)} is {shape_text(wanted.shape)}, "
                 f"not {shape_text(group.shape)}"
@@ -138,11 +145,17 @@ def masks_from(spec: str | None) -> Iterator[Callable[[Group], Tensor] | None]:
                     f"no mask for {TENSOR} in {printable_path(path)}",
                     hint=f"it holds {words(source.tensors, 4)}; {given('mask', 'FILE:NAME')} says which",
                 )
-            mask = source.read(found)
+            with error_context(tensor=found, path=path):
+                mask = source.read(found)
             if tuple(mask.shape) != tuple(group.shape):
                 shapes = f"{shape_text(mask.shape)}, not {shape_text(group.shape)}"
                 shown = TENSOR if found == group.tensor else printable(found)
                 raise InputRefused(f"the mask {shown} in {printable_path(path)} is {shapes}")
+            if odd := int(((mask != 0) & (mask != 1)).sum()):
+                raise InputRefused(
+                    f"the mask of {TENSOR} in {printable_path(path)} has {odd} of {mask.numel()} entries that are "
+                    "neither 0 nor 1, and a mask keeps an entry or drops it"
+                )
             return mask
 
         yield mask_for
@@ -150,7 +163,7 @@ def masks_from(spec: str | None) -> Iterator[Callable[[Group], Tensor] | None]:
 
 def split_file(text: str, option: str) -> tuple[Path, str | None]:
     """FILE or FILE:NAME; a file that exists under the whole text is meant as a file, and so is an address."""
-    if ":" not in text or "://" in text or Path(text).exists():
+    if ":" not in text or "://" in text or os.path.exists(Path(text)):
         return path_of(text, option), None
     file, _, name = text.rpartition(":")
     return path_of(file, option), name
