@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -18,11 +19,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import paramcli
 from paramcli.checkpoint.disk import atomic
 from paramcli.checkpoint.disk.atomic import AtomicFile, refuse_existing, rename_to_new
 from paramcli.checkpoint.disk.interrupts import Interrupted, signals_as_exceptions, signals_held
 from paramcli.checkpoint.read.safetensors_file import open_safetensors
-from paramcli.errors import OutputFailed, UsageError
+from paramcli.checkpoint.write import writer
+from paramcli.errors import OutputFailed, ParamcliError, UsageError
 from paramcli.surgery.output import same_place
 from paramcli.wording import in_shell
 
@@ -420,6 +423,51 @@ def test_two_runs_on_one_output_leave_one_whole_file(tmp_path):
     assert codes == [0, 4, 4]
     (content,) = listing(tmp_path).values()
     assert len(content) == 100_000 and len(set(content)) == 1
+
+
+def test_two_edits_in_place_are_both_kept_or_one_is_refused(tmp_path, monkeypatch):
+    """Between the look at the input and the new name no other run comes: a second one waits, and sees the change."""
+    path = tmp_path / "m.safetensors"
+    save_file({"a.weight_g": torch.ones(3, 1), "a.weight_v": torch.eye(3)}, path)
+    looked, go_on, codes = threading.Event(), threading.Event(), []
+    look = writer.check_unchanged
+
+    def looking(*sources):
+        look(*sources)
+        if not looked.is_set():
+            looked.set()
+            go_on.wait(2)  # nobody may come before this thread goes on
+
+    monkeypatch.setattr(writer, "check_unchanged", looking)
+
+    def migrate():
+        try:
+            paramcli.migrate(path, to="new", in_place=True)
+            codes.append("done")
+        except ParamcliError as error:
+            codes.append(error.message)
+
+    first = threading.Thread(target=migrate)
+    first.start()
+    assert looked.wait(60)
+    second = threading.Thread(target=migrate)
+    second.start()
+    second.join(0.5)
+    assert second.is_alive()  # at the lock, or on its way there
+    go_on.set()
+    first.join(60)
+    second.join(60)
+    assert codes[0] == "done" and len(codes) == 2 and codes[1] != "done"
+
+
+def test_without_a_way_to_reserve_a_file_is_written(tmp_path, monkeypatch):
+    """macOS has no posix_fallocate."""
+    monkeypatch.delattr(os, "posix_fallocate")
+    with AtomicFile(tmp_path / "x") as file:
+        file.reserve(3)
+        file.write_at(0, b"abc")
+        file.commit(3)
+    assert (tmp_path / "x").read_bytes() == b"abc"
 
 
 def test_the_input_is_recognised_under_every_name(tmp_path, monkeypatch):

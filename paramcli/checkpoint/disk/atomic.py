@@ -72,7 +72,7 @@ def failure(error: OSError, path: str | os.PathLike[str]) -> OutputFailed:
     """The line a person can act on, for each way a write goes wrong."""
     says = (error.strerror or type(error).__name__, None)
     # A file system may answer ENOENT for what it makes no files in, as /proc does.
-    is_there = error.errno == errno.ENOENT and Path(os.path.realpath(path)).parent.is_dir()
+    is_there = error.errno == errno.ENOENT and os.path.isdir(Path(os.path.realpath(path)).parent)
     reason, hint = (says[0], ELSEWHERE) if is_there else _REASONS.get(error.errno, says)
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return OutputFailed(f"cannot write {PATH}: {reason}", hint=hint, path=path, code="disk_full" if full else None)
@@ -255,7 +255,7 @@ class AtomicFile:
 
     def reserve(self, size: int) -> None:
         """Ask for the space now, so that a full disk is known before the work is done."""
-        if not size:
+        if not size or not hasattr(os, "posix_fallocate"):  # macOS has none
             return
         try:
             os.posix_fallocate(self.descriptor, 0, size)
@@ -372,11 +372,16 @@ def _keep_owner_and_mode(old: os.stat_result, descriptor: int) -> None:
 
 @contextmanager
 def folder_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """One run at a time in this block, where the file system has locks: for publishing several files together."""
-    descriptor = above_standard_streams(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    """One run at a time in this block, where the file system has locks: for publishing several files together, or one
+    in place of what was read.
+    """
+    descriptor = -1
+    # Where one may write and not list, or the file system has no locks, without.
+    with suppress(OSError):
+        descriptor = above_standard_streams(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(descriptor)
+        if descriptor >= 0:
+            os.close(descriptor)

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..disk.atomic import AtomicFile, Data, sync_folder
+from ..disk.atomic import AtomicFile, Data, folder_lock, sync_folder
 from ..disk.interrupts import signals_held
 from ..source import Source
 
@@ -114,8 +114,10 @@ class FileSink(Sink):
         self.finish()
         if check is not None:
             check(self.file.path, [self.file.hidden])
-        check_unchanged(*self._sources.values(), *sources)
-        self.file.publish()
+        # Between the look and the name no other run replaces what was read.
+        with folder_lock(self.file.folder):
+            check_unchanged(*self._sources.values(), *sources)
+            self.file.publish()
 
 
 def check_unchanged(*sources: Source) -> None:
