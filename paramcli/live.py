@@ -349,7 +349,8 @@ def chain_of(module: nn.Module, name: str) -> tuple[Chain, View] | None:
         specs.append(spec)
         view = getattr(part, "view", IDENTITY)
     chain = parse_chain(",".join(specs))
-    return chain.at(view.shape(parts.original.shape)) if hasattr(parts, "original") else chain, view
+    shape = _untold_shape(module, name) or (parts.original.shape if hasattr(parts, "original") else None)
+    return chain if shape is None else chain.at(view.shape(shape)), view
 
 
 def _stock_spec(part: nn.Module) -> str | None:

@@ -198,7 +198,7 @@ class LU(Parametrization):
     def inverse(self, W: Tensor) -> Tensor:
         P, L, U = torch.linalg.lu(W)
         pivots = U.diagonal(dim1=-2, dim2=-1)
-        if bool((pivots.abs() <= 1e-12 * W.abs().amax()).any()):
+        if bool((pivots.abs() <= 1e-12 * W.abs().amax((-2, -1)).unsqueeze(-1)).any()):
             raise CannotReach(
                 "lu reaches invertible matrices, and this one is singular: "
                 f"its smallest pivot is {pivots.abs().amin().item():.2g}",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..wording import given
-from .base import Constraint, Part, Singular, row_scaled, square
+from .base import Constraint, Part, Singular, row_scaled, square, started
 from .decompositions import SMALL, is_shared, made_of_svd, svd
 from .eigenvalues import NO_VALUE, beyond_zero, eigenvalue_tolerance
 from .low_rank import SoftplusValues, with_singular_values
@@ -114,6 +114,9 @@ class UnitDeterminant(SoftplusValues):
     def values(self, s: Tensor) -> Tensor:
         log = floored_softplus(s).log()
         return (log - log.mean(-1, keepdim=True)).exp()
+
+    def inverse(self, W: Tensor) -> Tensor:
+        return super().inverse(started(SpecialLinear(), W))
 
     def values_inverse(self, S: Tensor) -> Tensor:
         return super().values_inverse(S * (2 * SOFTPLUS_FLOOR / S[..., -1:]).clamp(min=1))

@@ -163,8 +163,11 @@ class MatrixExp(Parametrization):
     Source:  PyTorch's Parametrizations Tutorial; Lezcano-Casado and Martinez-Rubio, 2019, arXiv:1901.08428.
     """
 
+    _assigned: torch.dtype | None = None
+
     def map(self, X: Tensor) -> Tensor:
-        return torch.matrix_exp(X)
+        # Its own kernel takes no strides but those of matrices in a row.
+        return torch.matrix_exp(X.contiguous())
 
     def inverse(self, value: Tensor) -> Tensor:
         kind = self._kind(value)
@@ -179,6 +182,13 @@ class MatrixExp(Parametrization):
             hint=f"{given('chain', first + ',matrix_exp')} or {given('chain', second + ',matrix_exp')}",
         )
 
+    def right_inverse(self, value: Tensor) -> Tensor | tuple[Tensor, ...]:
+        self._assigned = value.dtype
+        try:
+            return super().right_inverse(value)
+        finally:
+            self._assigned = None
+
     def proves(self, value: Tensor, within: float, *originals: Tensor) -> bool:
         return exponential_proves(value, originals[0], within)
 
@@ -187,20 +197,22 @@ class MatrixExp(Parametrization):
 
     def inverts_together(self, values: Tensor) -> bool:
         """Where each is surely a rotation; what kind others are is found of each."""
-        small = self._small(values)
+        small = self._near(values)
         turned = relative(values - values.mH, values) > small
         return bool((turned & (per_matrix(gram_difference(values)) <= small)).all()) and not values.is_complex()
 
-    @staticmethod
-    def _small(value: Tensor) -> float:
-        return 1e4 * eps(value.dtype) * max(value.size(-1), 1)
+    def _near(self, value: Tensor) -> float:
+        """How far from its set a matrix may be: 1e4 eps n of the dtype that it is in, and what rounding to the one that
+        it was assigned in leaves of a member, ||Q^H Q - I||_F of eps sqrt(n) at most.
+        """
+        n = max(value.size(-1), 1)
+        return max(1e4 * eps(value.dtype) * n, eps(self._assigned) * n**0.5 if self._assigned else 0.0)
 
-    @staticmethod
-    def _kind(value: Tensor) -> str | None:
+    def _kind(self, value: Tensor) -> str | None:
         """Which logarithm it has: 'symmetric' (Hermitian), 'rotation' (unitary) or none."""
         # The identity is near both sets, so the nearer one counts; half turns are symmetric too, but not positive.
         asymmetric = relative(value - value.mH, value).max().item()
-        small = MatrixExp._small(value)
+        small = self._near(value)
         if asymmetric > small and bool((per_matrix(gram_difference(value)) <= small).all()):
             return "rotation"  # the Frobenius norm is never below the spectral one
         off = gram_error(value).max().item()

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import InputRefused
 from .base import Check, Constraint, Parametrization, matrix
 from .decompositions import svd
-from .numbers import eps, norm, ratio
+from .numbers import eps, norm, ratio, wide
 from .orthogonal import gram_error
 
 
@@ -257,7 +257,7 @@ class SingularValues(Parametrization):
         return (self.U.to(s.dtype) * s.unsqueeze(-2)) @ self.V.to(s.dtype).mH
 
     def inverse(self, W: Tensor) -> Tensor:
-        U, S, Vh = svd(W)
+        U, S, Vh = svd(W.to(wide(W.dtype, W.device)))
         # A product's rounding depends on its factors' layout, and a file has but one.
         self.U, self.V = U.contiguous(), Vh.mH.resolve_conj().contiguous()
         return S.to(W.dtype)

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import Parametrization
+from .base import Constraint, Parametrization, started
 from .numbers import identity
+from .orthogonal import OrthogonalMatrices, Rotations
 
 
 def lower_skew(X: Tensor) -> Tensor:
@@ -82,6 +83,8 @@ class Stiefel(Parametrization, Frame):
              a start at X = -I.
     """
 
+    points: Constraint = OrthogonalMatrices()
+
     def __init__(self, value: Tensor, triv: str = "expm"):
         Frame.__init__(self, tall(value), triv)
 
@@ -101,7 +104,7 @@ class Stiefel(Parametrization, Frame):
         return Parametrization.forward(self, X)
 
     def inverse(self, Q: Tensor) -> Tensor:
-        self.start(tall(Q))
+        self.start(tall(started(self.points, Q)))
         return torch.zeros_like(Q)
 
 
@@ -112,6 +115,8 @@ class SpecialOrthogonal(Stiefel):
     Cost:    one matrix_exp or LU solve, and one product.
     Source:  geotorch 0.4 SO; Lezcano-Casado and Martinez-Rubio, 2019, arXiv:1901.08428.
     """
+
+    points = Rotations()
 
 
 class Grassmannian(Stiefel):

@@ -144,7 +144,7 @@ class PruneRandom(StoredMask):
         mask = torch.ones(value.numel(), dtype=torch.bool, device=value.device)
         if not value.is_meta:
             # Drawn on the CPU so that every device gets the same mask from one seed.
-            dropped = torch.randperm(value.numel())[: prune_count(amount, value.numel())]
+            dropped = torch.randperm(value.numel(), device="cpu")[: prune_count(amount, value.numel())]
             mask[dropped.to(value.device)] = False
         return cls(mask.reshape(value.shape))
 

@@ -161,7 +161,7 @@ class Standardized(Constraint):
 
     def project(self, W: Tensor) -> Tensor:
         mean, std = moments(W, self.dim)
-        refuse_zero(deviation(W, std), Singular, "is constant: every standardized one is as near")
+        refuse_zero(deviation(W, std, self.dim), Singular, "is constant: every standardized one is as near")
         return (W - mean) / std
 
     def detail(self, W: Tensor) -> str | None:
@@ -188,9 +188,9 @@ def moments(X: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     return mean, norms(X - mean, dims) * (X.size(dim) / X.numel()) ** 0.5
 
 
-def deviation(W: Tensor, std: Tensor) -> Tensor:
-    """Standard deviations, with those that are rounding of the largest entry set to zero."""
-    return torch.where(std > 1e-12 * W.abs().amax(), std, torch.zeros_like(std))
+def deviation(W: Tensor, std: Tensor, dim: int) -> Tensor:
+    """Standard deviations, with those that are rounding of the largest entry of their slice set to zero."""
+    return torch.where(std > 1e-12 * W.abs().amax(dims_within(W, dim), keepdim=True), std, torch.zeros_like(std))
 
 
 class ToSum(Parametrization):
@@ -245,7 +245,6 @@ class WeightStandardization(Parametrization):
         return (X - mean) / std
 
     def inverse(self, W: Tensor) -> Tensor:
-        refuse_zero(
-            deviation(W, moments(W, self.dim)[1]), CannotReach, "is constant: weight_std divides by its deviation"
-        )
+        std = deviation(W, moments(W, self.dim)[1], self.dim)
+        refuse_zero(std, CannotReach, "is constant: weight_std divides by its deviation")
         return W

@@ -89,7 +89,7 @@ def _decomposed(D: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _sketched(D: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor]:
     """U, S, V^T of the part of D that lies in the span of so many columns, which are drawn the same each time."""
     chance = torch.Generator().manual_seed(0)
-    Y = D @ torch.randn(D.size(1), min(columns, *D.shape), generator=chance, dtype=D.dtype).to(D.device)
+    Y = D @ torch.randn(D.size(1), min(columns, *D.shape), generator=chance, dtype=D.dtype, device="cpu").to(D.device)
     for _ in range(POWERS):
         Y = D @ torch.linalg.qr(D.mT @ torch.linalg.qr(Y).Q).Q
     Q = torch.linalg.qr(Y).Q

@@ -199,5 +199,5 @@ class SavedRows(Parametrization):
     def inverse(self, W: Tensor) -> Tensor:
         with torch.no_grad():
             chosen = self.which >= 0
-            self.saved_rows[self.which[chosen]] = W[chosen]
+            self.saved_rows[self.which[chosen]] = W[chosen].to(self.saved_rows.dtype)
         return W

@@ -18,8 +18,10 @@ from .base import Parametrization
 
 def tucker(core: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """sum_ij up[., i] core[i, j, ...] down[j, .]: (i, j, kernel), (out, i), (j, in) -> (out, in * kernel)."""
-    inner = (core.reshape(*core.shape[:2], -1).mT @ down).mT
-    return up @ inner.flatten(1)
+    (i, j), size = core.shape[:2], down.size(-1)
+    # As matrices: whether torch folds a batch times a matrix into one product hangs on whether a gradient is wanted.
+    inner = core.reshape(i, j, -1).mT.reshape(-1, j) @ down
+    return up @ inner.reshape(i, -1, size).mT.flatten(1)
 
 
 def empty(value: Tensor, *shape: int) -> Tensor:

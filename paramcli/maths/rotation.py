@@ -105,7 +105,7 @@ def exponential_proves(Q: Tensor, L: Tensor, within: float) -> bool:
     if n < PROVEN or not torch.equal(L, -L.mH):
         return False
     generator = torch.Generator().manual_seed(n)
-    G = torch.randn(n, 16, generator=generator, dtype=Q.dtype).to(Q.device).expand(*Q.shape[:-2], n, 16)
+    G = torch.randn(n, 16, generator=generator, dtype=Q.dtype, device="cpu").to(Q.device).expand(*Q.shape[:-2], n, 16)
     term, turned, most = G, G, within / 10
     for k in range(1, 64):
         term = L @ term / k

@@ -45,7 +45,7 @@ def smallest(Q: Tensor, H: Tensor, below: float, least: int) -> Smallest | None:
     if bool(failed) or n <= 2 * COLUMNS:
         return None
     # Drawn on the CPU, so that every device has the same.
-    start = torch.randn(n, COLUMNS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    start = torch.randn(n, COLUMNS, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu")
     V = torch.linalg.qr(start.to(H.device, H.dtype)).Q
     for _ in range(STEPS):
         V = torch.linalg.qr(torch.cholesky_solve(V, L)).Q

@@ -135,9 +135,15 @@ class SpectralReparam(SpectralNorm):
         if not W.is_meta:
             X = self.view.into(W)
             self.inverse(X.to(compute_dtype(W.dtype)))
-            self._u, self._v = self._u.to(W.dtype), self._v.to(W.dtype)
+            _round_pair(self, W.dtype)
             self.set_scale(stored_sigma(self, X))
         return W
+
+
+def _round_pair(part: SpectralNorm, dtype: torch.dtype) -> None:
+    """u and v as a live module keeps them."""
+    if hasattr(part, "_u"):
+        part._u, part._v = part._u.to(dtype), part._v.to(dtype)
 
 
 class SoftSpectralNorm(SpectralNorm):
@@ -196,3 +202,12 @@ class SoftSpectralNorm(SpectralNorm):
             )
         self._sigma = (sigma * t).reshape(1)
         return W * t
+
+    def right_inverse(self, W: Tensor) -> Tensor:
+        """u and v are no originals: what is assigned to a live module sets them; what cannot be reached is refused."""
+        if W.is_meta:
+            return W
+        X = self.inverse(self.view.into(W).to(compute_dtype(W.dtype)))
+        _round_pair(self, W.dtype)
+        self._sigma = self._sigma.to(W.dtype)
+        return self.view.back(X, W.shape).to(W.dtype)

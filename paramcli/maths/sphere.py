@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import Parametrization
+from .base import Parametrization, started
+from .bounded import UnitNorm
 
 
 class Geodesic(Parametrization):
@@ -39,7 +40,7 @@ class Geodesic(Parametrization):
         return self.radius * (length.cos() * x + torch.special.sinc(length / torch.pi) * u)
 
     def inverse(self, W: Tensor) -> Tensor:
-        self.base = (W / self.radius).to(self.base.dtype)
+        self.base = (started(UnitNorm(dim=-1, r=self.radius), W) / self.radius).to(self.base.dtype)
         return torch.zeros_like(W)
 
 
