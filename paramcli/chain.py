@@ -220,7 +220,7 @@ def parse_chain(text: str) -> Chain:
     for item in parse_items(text):
         entry = look_up({**PARAMETRIZATIONS, **DECODERS}, item.name, "parametrization")
         arguments = typed_arguments(entry, item)
-        if (entry.originals > 1 or entry.reshapes or entry.decodes) and links:
+        if _comes_first(entry) and links:
             what = (
                 "codes"
                 if entry.decodes
@@ -230,7 +230,7 @@ def parse_chain(text: str) -> Chain:
             )
             raise UsageError(
                 f"{entry.name} stores {what}, so it can only be the first of a chain",
-                hint=f"{entry.name},{links[0].entry.name}",
+                hint=f"{entry.name},{links[0].entry.name}" if not _comes_first(links[0].entry) else None,
             )
         fitting = next((pair for pair in entry.maps if within(image.partition(":")[0], pair[0])), None)
         if fitting is None:
@@ -239,6 +239,11 @@ def parse_chain(text: str) -> Chain:
         links.append(Link(entry, arguments, domain, made if isinstance(made, str) else made(arguments)))
         image = links[-1].image
     return Chain(tuple(links))
+
+
+def _comes_first(entry: Entry) -> bool:
+    """Does it store what no link before it could make?"""
+    return entry.originals > 1 or entry.reshapes or entry.decodes
 
 
 def _ill_typed(entry: Entry, links: list[Link], image: str) -> UsageError:

@@ -190,7 +190,8 @@ def _entry(
     parsed = parse(chain, view, constraint)
     if isinstance(parsed, str):
         raise _refuse(f"is wrong about {TENSOR}: {parsed}", name)
-    return Entry(state, *parsed, constraint, shape)
+    # Of any tensor it holds that it is one: no claim, and nothing to prove.
+    return Entry(state, *parsed, None if constraint == "any" else constraint, shape)
 
 
 def _shape_of(value: object, name: str) -> tuple[int, ...] | None:

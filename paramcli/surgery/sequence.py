@@ -53,7 +53,8 @@ def plan_edits(
                 step = _computing(replace(with_growth(plan_step(group)), edits=(edit,)), edit)
                 before = steps.get(group.tensor)
                 steps[group.tensor] = step if before is None else compose(before, step)
-                now[group.tensor] = group_after(step)
+                if edit is not edits[-1]:
+                    now[group.tensor] = group_after(step)
             except (InputRefused, UsageError) as error:
                 error.tensor, error.path = error.tensor or group.tensor, error.path or source.path
                 refusals.append(_located(error, edit))
@@ -203,6 +204,7 @@ def tie(
     result = list(chosen)
     keys = {key for group in chosen for key in groups.get(group.tensor, group).keys.values()}
     owner = {key: name for name, group in groups.items() for key in group.keys.values()}
+    have, twins = {group.tensor for group in result}, dict[str, str]()
     for names in source.tied():
         touched = [name for name in names if name in keys]
         if not touched:
@@ -217,8 +219,7 @@ def tie(
                 code="tied",
             )
         members = dict.fromkeys(owner[name] for name in names)
-        have = {group.tensor for group in result}
         result += [now[member] for member in members if member not in have]
-        first = next(iter(members))
-        result = [replace(group, twin=first) if group.tensor in members else group for group in result]
-    return result
+        have.update(members)
+        twins.update(dict.fromkeys(members, next(iter(members))))
+    return [replace(group, twin=twins[group.tensor]) if group.tensor in twins else group for group in result]

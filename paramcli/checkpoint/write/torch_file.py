@@ -114,7 +114,10 @@ class TorchSink(FileSink):
                 self._remember(slot, place, stride)
                 continue
             spot, width = _spot(info.storage), max(element_width(info.dtype), 1)
-            as_it_lies = not info.pieces and info.storage.decode is None
+            # Of another shape than it was stored in, its bytes are written row by row.
+            as_it_lies = (
+                not info.pieces and info.storage.decode is None and (info.stride is None or slot.shape == info.shape)
+            )
             if as_it_lies and spot in untouched and info.storage.nbytes % width == 0 and info.offset % width == 0:
                 if spot not in self._whole:
                     self._whole[spot] = self._add(info.storage.nbytes, info.storage)
