@@ -71,7 +71,7 @@ def load_plugin(spec: str) -> None:
     path, colon, name = spec.rpartition(":")
     if not colon or not path.endswith(".py"):
         path, name = spec, ""
-    if not path.endswith(".py") or not Path(path).is_file():
+    if not path.endswith(".py") or not os.path.isfile(path):
         raise UsageError(
             f"--plugin {printable(spec)}: no such Python file", hint="--plugin FILE.py:NAME", option="plugin"
         )

@@ -13,6 +13,7 @@ of such tables. It is checked as a whole, and a message names the line.
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -75,7 +76,7 @@ def _line(lines: Lines, index: int, key: str | None) -> int:
 
 def _read(path: Path) -> str:
     try:
-        if path.stat().st_size > MAX_BYTES or not path.is_file():
+        if path.stat().st_size > MAX_BYTES or not os.path.isfile(path):
             raise InputRefused(f"{PATH} is no recipe: not a text file of at most {MAX_BYTES >> 20} MiB", path=path)
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -96,7 +96,7 @@ def test_a_wheel_holds_what_is_needed_and_runs_by_itself(tmp_path):
     assert "License-Expression: Apache-2.0" in metadata and re.search(
         r"Requires-Dist: tomli.*python_version < \"3.11\"", metadata
     )
-    assert "paramcli = paramcli.cli.app:main" in points
+    assert "paramcli = paramcli.__main__:main" in points
     done = subprocess.run(
         [sys.executable, "-m", "paramcli", "registry"],
         capture_output=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,7 @@ def adapter_facts(path: Path, keys: Iterable[str]) -> AdapterFacts | None:
     """Of what lies there with these tensors, where that is an adapter."""
     from ..spelling.unparametrized import is_of_adapter
 
-    if not (path / ADAPTER_CONFIG).exists() and not any(map(is_of_adapter, keys)):
+    if not os.path.exists(path / ADAPTER_CONFIG) and not any(map(is_of_adapter, keys)):
         return None
     from ..spelling.adapters import adapter_at
 

@@ -6,6 +6,7 @@ can become code or reach a terminal as it is.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -69,7 +70,7 @@ def snippet_text(
     lines += ["    return model", "", ""]
     # torch.load goes by the name, and takes one of these for safetensors.
     alone = safetensors or (container in ("torch zip", "torch legacy") and path.suffix != ".safetensors")
-    if named is None and all(group.form == PARAMETRIZED for group in parametrized) and path.is_file() and alone:
+    if named is None and all(group.form == PARAMETRIZED for group in parametrized) and os.path.isfile(path) and alone:
         read = f"load_file({str(path)!a})" if safetensors else f"torch.load({str(path)!a}, weights_only=True){levels}"
         lines += ["model = parametrize(model)", f"model.load_state_dict({read}, strict=True)"]
     else:

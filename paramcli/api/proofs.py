@@ -56,6 +56,7 @@ def verify_merge(
     from ..spelling.adapter import parse_prefixes
     from ..spelling.adapters import open_adapters, strengths_of
     from ..spelling.attached import beside
+    from .pages import require_elsewhere
 
     ready()
     if not paths(adapter):
@@ -74,6 +75,7 @@ def verify_merge(
             *(one.source for one in adapters),
         ) as gathered,
     ):
+        require_elsewhere({"report": page_path}, opened.source, plain.source, *(one.source for one in adapters))
         where = torch_device(device)
         if where == "mps":
             raise UsageError("Metal has no double precision", hint=given("device", "cpu"), option="device")

@@ -102,6 +102,7 @@ def verify(
     from ..dtypes import COMPUTE_DTYPES
     from ..show.reports import check_report, facts, gathering, spectra_for_report, write_page
     from ..spec import check_choice
+    from .pages import require_elsewhere
 
     ready()
     if not isinstance(ckpt, (str, PathLike)):
@@ -117,6 +118,7 @@ def verify(
         open_groups(path_of(ckpt), root, ignore_record, watch.note) as opened,
         gathering(proves, typed(command), opened.source) as gathered,
     ):
+        require_elsewhere({"report": page_path}, opened.source)
         result = answer(
             opened,
             path_of(ckpt),
@@ -178,6 +180,7 @@ def diff(
     from ..answers.verify import check_tolerance
     from ..show.reports import check_report, gathering, spectra_of_pairs, write_page
     from ..spelling.adapter import parse_prefixes
+    from .pages import require_elsewhere
 
     page_path = check_report(report, force)
     check_tolerance(tolerance)
@@ -193,6 +196,7 @@ def diff(
         gathering(report is not None, typed(command), one.source, two.source) as gathered,
     ):
         prefixes.require_used((*paths(adapter), *paths(adapter_b)))
+        require_elsewhere({"report": page_path}, one.source, two.source)
         result = answer(one, two, patterns(tensor), tolerance=tolerance, exact=exact, watch=watch)
         if page_path is not None and gathered is not None:
             from ..show.html import diff_page
@@ -231,6 +235,7 @@ def discover(
     ready()
     from ..show.reports import check_report, facts, gathering, spectra_for_report, write_page
     from ..view import parse_view
+    from .pages import require_elsewhere
 
     seen = parse_view(view) if view is not None else None
     page_path = check_report(report, force)
@@ -239,6 +244,7 @@ def discover(
         gathering(report is not None, typed(command), opened.source) as gathered,
     ):
         opened.choose(patterns(tensor))  # a name that is not there is said before torch is asked for a device
+        require_elsewhere({"report": page_path}, opened.source)
         where = torch_device(device)
         from ..answers.discover import discover as answer
 
@@ -279,10 +285,12 @@ def spectrum(
     from ..show.reports import check_report, facts, gathering, write_page
     from ..surgery.edits.base import reading
     from ..view import parse_view
+    from .pages import require_elsewhere, require_suffix
 
     chosen_view = parse_view(view) if view is not None else None
     read_as = reading(chain, view)
-    for picture in (svg, png):
+    for option, picture in (("svg", svg), ("png", png)):
+        require_suffix(option, picture)
         if picture is not None:
             refuse_existing(Path(picture), force)
     page_path = check_report(report, force)
@@ -290,6 +298,7 @@ def spectrum(
         open_groups(path_of(ckpt), root, ignore_record, watch.note) as opened,
         gathering(report is not None, typed(command), opened.source) as gathered,
     ):
+        require_elsewhere({"svg": svg, "png": png, "report": page_path}, opened.source)
         import_torch()
         from ..answers.spectrum import spectrum as answer
 

@@ -220,7 +220,7 @@ class Source:
     @property
     def folder(self) -> Path:
         """The folder that it lies in, whether it was opened by folder, by index or by file."""
-        return self.path if self.path.is_dir() else self.path.parent
+        return self.path if os.path.isdir(self.path) else self.path.parent
 
     @property
     def tells_strides(self) -> bool:

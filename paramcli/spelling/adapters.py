@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -24,8 +25,10 @@ def open_adapter(path: Path, strength: float = 1.0) -> Adapter:
     """A folder of PEFT or a file of weights in it, or a file of kohya, LyCORIS or diffusers. InputRefused for what is
     neither. Close its source.
     """
-    file = path / _DIFFUSERS if path.is_dir() and not is_peft(path) and (path / _DIFFUSERS).exists() else path
-    if file.is_dir() or file.name == ADAPTER_CONFIG:
+    file = (
+        path / _DIFFUSERS if os.path.isdir(path) and not is_peft(path) and os.path.exists(path / _DIFFUSERS) else path
+    )
+    if os.path.isdir(file) or file.name == ADAPTER_CONFIG:
         return open_peft(file, strength)
     source = open_checkpoint(file)
     try:

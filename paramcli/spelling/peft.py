@@ -9,6 +9,7 @@ Source: peft 0.21, utils/save_and_load.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -55,8 +56,9 @@ UNMERGED = {
 
 def is_peft(path: Path) -> bool:
     """Is this the folder of a PEFT adapter, or the file of weights in one?"""
-    return (path if path.is_dir() else path.parent).joinpath(ADAPTER_CONFIG).is_file() and (
-        path.is_dir() or path.name in ADAPTER_WEIGHTS
+    is_folder = os.path.isdir(path)
+    return os.path.isfile((path if is_folder else path.parent) / ADAPTER_CONFIG) and (
+        is_folder or path.name in ADAPTER_WEIGHTS
     )
 
 
@@ -64,7 +66,7 @@ def open_peft(path: Path, strength: float = 1.0) -> Adapter:
     """An adapter's folder, a file of weights in it, or its configuration, whose tensors are in the base's file where
     none lie beside it. InputRefused for what is none, or cannot be merged.
     """
-    folder = path if path.is_dir() else path.parent
+    folder = path if os.path.isdir(path) else path.parent
     config = Config.read(folder / ADAPTER_CONFIG, strength)
     family = FAMILIES.get(config.peft_type)
     if family is None:
@@ -74,8 +76,8 @@ def open_peft(path: Path, strength: float = 1.0) -> Adapter:
         )
     family.check(config)
     # Who gives the configuration alone has the tensors elsewhere: in the base's own file.
-    in_folder = ADAPTER_WEIGHTS if path.is_dir() else () if path.name == ADAPTER_CONFIG else (path.name,)
-    weights = next((folder / name for name in in_folder if (folder / name).exists()), None)
+    in_folder = ADAPTER_WEIGHTS if os.path.isdir(path) else () if path.name == ADAPTER_CONFIG else (path.name,)
+    weights = next((folder / name for name in in_folder if os.path.exists(folder / name)), None)
     if weights is None:
         nothing = Source(folder / ADAPTER_CONFIG, "", [], {})
         inside = Inside(config, PARTS, lambda source: _adapter(source, config, family))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,7 +90,7 @@ def quantization_files(folder: Path) -> list[str]:
 
 def is_unreadable(folder: Path) -> bool:
     """Is there a config.json that is no JSON object, or too long for one?"""
-    return (folder / CONFIG).is_file() and _object(folder / CONFIG) is None
+    return os.path.isfile(folder / CONFIG) and _object(folder / CONFIG) is None
 
 
 def _inner(config: Mapping[str, object]) -> Mapping[str, object]:
@@ -121,7 +122,7 @@ def _json(path: Path) -> dict[str, object]:
 def _object(path: Path) -> dict[str, object] | None:
     """What a file says; None where it is not there, or no JSON object."""
     try:
-        if not path.is_file() or path.stat().st_size > MAX_CONFIG:
+        if not os.path.isfile(path) or path.stat().st_size > MAX_CONFIG:
             return None
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

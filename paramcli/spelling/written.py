@@ -7,6 +7,7 @@ what names, shapes and the configuration beside the base do not settle is held w
 from __future__ import annotations
 
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -38,7 +39,7 @@ class ModelFacts:
     def beside(cls, source: Source) -> ModelFacts:
         """Of the config.json in a checkpoint's folder, or beside a file that has the name it has there."""
         path = source.path
-        if path.is_dir():
+        if os.path.isdir(path):
             folder = path
         elif path.name.startswith(("model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model")):
             folder = path.parent
@@ -47,7 +48,7 @@ class ModelFacts:
         values: object = None
         with suppress(OSError, ValueError, RecursionError):
             said = folder / "config.json"
-            if said.is_file() and said.stat().st_size <= MAX_CONFIG:
+            if os.path.isfile(said) and said.stat().st_size <= MAX_CONFIG:
                 values = json.loads(said.read_bytes().decode("utf-8"))
         if not isinstance(values, dict):
             return cls()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..checkpoint.disk.atomic import ELSEWHERE
+from ..checkpoint.disk.atomic import ELSEWHERE, failures
 from ..checkpoint.disk.hub import cache_of, is_cache, repository_name
 from ..checkpoint.header import Slot
 from ..checkpoint.read.folder import index_name, sibling_files
@@ -70,7 +71,7 @@ def default_output(path: Path, suffix: str, sharded: bool = True) -> Path:
     file there, since with two in it nothing would say which is meant.
     """
     path = Path(path)
-    folder = path.is_dir()
+    folder = os.path.isdir(path)
     dcp = folder and is_dcp(path)
     # The split of a DCP folder, or of ranks, says nothing about ours.
     whole = folder and (dcp or not sharded or bool(rank_sets(files_in(path))))
@@ -283,6 +284,21 @@ def same_place(path: str | os.PathLike[str], source: Source, replaceable: bool) 
 
     `replaceable`: the command has an --in-place that takes this input.
     """
+    if is_input(path, source):
+        hint = f"{given('in-place', True)} replaces it, or {ELSEWHERE}" if replaceable else ELSEWHERE
+        raise UsageError(f"{PATH} is the input itself", hint=hint, path=path, option="output")
+
+
+def foretell_place(path: Path, source: Source, command: str) -> None:
+    """Raise what the run itself would of where it writes: for --dry-run, which opens nothing there."""
+    same_place(path, source, command != "convert" and source.container not in NOT_IN_PLACE)
+    with failures(path):
+        if not os.path.isdir(path.absolute().parent):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+
+def is_input(path: str | os.PathLike[str], source: Source) -> bool:
+    """Is this one of the input's files, or its folder, under any name?"""
 
     def is_at(place: str | os.PathLike[str]) -> bool:
         try:
@@ -291,12 +307,8 @@ def same_place(path: str | os.PathLike[str], source: Source, replaceable: bool) 
             return False
 
     if os.path.isdir(path):
-        inside = any(map(is_at, {file.path.absolute().parent for file in source.files}))
-    else:
-        inside = is_at(source.path) or any(is_at(file.path) for file in source.files)
-    if inside:
-        hint = f"{given('in-place', True)} replaces it, or {ELSEWHERE}" if replaceable else ELSEWHERE
-        raise UsageError(f"{PATH} is the input itself", hint=hint, path=path, option="output")
+        return any(map(is_at, {file.path.absolute().parent for file in source.files}))
+    return is_at(source.path) or any(is_at(file.path) for file in source.files)
 
 
 def siblings_of(source: Source, plan: Plan) -> tuple[list[Path], dict[str, bytes]]:

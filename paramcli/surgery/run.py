@@ -7,6 +7,7 @@ What is said meanwhile goes to a `Watch`; nothing here prints, and nothing decid
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from .output import (
     FOREIGN_SUFFIXES,
     NOT_IN_PLACE,
     default_output,
+    foretell_place,
     is_file,
     is_torch,
     open_sink,
@@ -65,7 +67,7 @@ class Target:
     @property
     def as_folder(self) -> bool:
         """Is the output asked for as a folder, by its slash or by what is there?"""
-        return self.output is not None and (self.slash or self.output.is_dir())
+        return self.output is not None and (self.slash or os.path.isdir(self.output))
 
 
 @contextmanager
@@ -79,7 +81,7 @@ def _in_options_of(edits: Sequence[Edit]) -> Iterator[None]:
                 one.advice = type(one.advice)(one.advice.replace(LEAVE_OUT, "leave it out of the adapter"))
             if one.code == "not_found" and one.origin is not None and one.path is not None:
                 beside = Path(one.origin.path).parent / one.path
-                if beside.exists():
+                if os.path.exists(beside):
                     one.advice = Known(
                         f"beside the recipe it is {word(beside)}: a recipe's paths start where apply runs"
                     )
@@ -126,6 +128,8 @@ def edit(
 
         plan = plan_edits(command, edits, opened.source, opened.groups, stack)
         dry = target.dry_run
+        if dry and not target.in_place:
+            foretell_place(destination, opened.source, command)
         with _nothing_left(output):
             outcomes = preview(plan) if dry else write_plan(plan, output, device, early, target.verify, watch)
         return result_of(
@@ -177,6 +181,8 @@ def convert(
         if target.dry_run:
             from .execute import preview
 
+            if not target.in_place:
+                foretell_place(destination, opened.source, "convert")
             outcomes = preview(plan)
         else:
             output = Output.of(opened, destination, target, size)

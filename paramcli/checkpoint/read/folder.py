@@ -44,7 +44,7 @@ _TORCH = (".bin", ".pt", ".pth", ".ckpt")
 def open_folder_or_index(path: str | Path) -> Source:
     """Open a sharded checkpoint by its folder or its index file; a folder with one .safetensors opens that."""
     path = Path(path)
-    return _open_folder(path) if path.is_dir() else open_index(path, path)
+    return _open_folder(path) if os.path.isdir(path) else open_index(path, path)
 
 
 def _open_folder(path: Path) -> Source:
@@ -137,7 +137,7 @@ def index_name(path: str | Path, part: str | None = None) -> str:
     `path` is the input, folder or file.
     """
     path = Path(path)
-    names = files_in(path) if path.is_dir() else [path.name]
+    names = files_in(path) if os.path.isdir(path) else [path.name]
     found = [name for name in names if name.endswith(INDEX_SUFFIX) and not name.startswith(".")]
     if len(found) == 1:
         return found[0]
@@ -175,7 +175,7 @@ def files_left(source: Source) -> list[str]:
 def _contents(path: str | Path) -> tuple[Path, list[str], set[str]]:
     """(the folder, its files that are not hidden, those of them that an index names)."""
     path = Path(path)
-    folder = path if path.is_dir() else path.parent
+    folder = path if os.path.isdir(path) else path.parent
     names = [name for name in files_in(folder) if not name.startswith(".")]
     shards: set[str] = set()
     for index in names:

@@ -56,7 +56,7 @@ def open_checkpoint(path: str | Path, root: str | None = None) -> Source:
 def _open_ranks(path: Path, sets: Mapping[Parts, Mapping[int, str]], root: str | None) -> Source:
     """The files of all ranks of one run, by their folder; one of them alone is no model, but for the only one."""
     (parts, there), *others = sets.items()
-    weights = [name for name in (files_in(path) if path.is_dir() else []) if name.endswith(".safetensors")]
+    weights = [name for name in (files_in(path) if os.path.isdir(path) else []) if name.endswith(".safetensors")]
     if others or weights:
         every = sorted({parts.name(0) for parts in sets} | set(weights))
         raise InputRefused(
@@ -67,7 +67,7 @@ def _open_ranks(path: Path, sets: Mapping[Parts, Mapping[int, str]], root: str |
             path=path,
             code="ambiguous",
         )
-    if not path.is_dir() and parts.total > 1:
+    if not os.path.isdir(path) and parts.total > 1:
         raise InputRefused(
             f"{PATH} is what one of {parts.total} ranks saved: a part of the model",
             hint="give the folder",

@@ -12,6 +12,7 @@ dict, and the first one lacks, is named with the rank.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,7 +63,7 @@ def open_rank_files(path: Path, parts: Parts, there: Mapping[int, str], root: st
     """Open the files of all ranks; `path` is their folder, or the only file. InputRefused where one is missing."""
     if (lacking := parts.lacking(there)) is not None:
         raise InputRefused(f"{PATH} lacks {lacking}", hint="copy the files of all ranks", path=path, code="incomplete")
-    folder, pool = path if path.is_dir() else path.parent, OpenFiles()
+    folder, pool = path if os.path.isdir(path) else path.parent, OpenFiles()
     files: list[InputFile] = []
     try:
         for rank in range(parts.total):

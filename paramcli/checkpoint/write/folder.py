@@ -152,7 +152,7 @@ class FolderSink(Sink):
         if building and self._building is None:
             with suppress(OSError):
                 self._building = Building(self.folder.parent / building)
-        if self._run.size > 1 and not (self._building or (not building and self.folder.is_dir())):
+        if self._run.size > 1 and not (self._building or (not building and os.path.isdir(self.folder))):
             raise OutputFailed(
                 f"the folder of {PATH} is not one that all processes of the run see",
                 hint=f"the ranks of a run need one file system: {given('output')} a folder on it",
@@ -264,7 +264,7 @@ class FolderSink(Sink):
                 file = self._file(place / part)
                 file.temporary = there = place / name
                 self._files[part] = self._open.push(file)
-                if not there.is_file() or there.stat().st_size != size:
+                if not os.path.isfile(there) or there.stat().st_size != size:
                     raise OutputFailed(
                         f"{printable(part)}, which rank {rank} wrote, is not to be found here",
                         path=self.path,
@@ -281,7 +281,7 @@ class FolderSink(Sink):
             other.finish(len(data))
             other.park()
             return
-        if target.exists() and os.path.samefile(sibling, target):
+        if os.path.exists(target) and os.path.samefile(sibling, target):
             return
         original = InputFile(sibling)
         try:
@@ -327,7 +327,7 @@ class FolderSink(Sink):
     def _publish_into(self) -> None:
         # Whatever the old index names, nothing but parts is ever removed.
         old = {name for name in self.old_parts() if name.endswith(self.part_suffix)}
-        stale = sorted(name for name in old - set(self._files) if (self.folder / name).is_file())
+        stale = sorted(name for name in old - set(self._files) if os.path.isfile(self.folder / name))
         hidden = {part: hidden_name(self.folder, self.part_suffix).name for part in self._files}
         # Both indexes are on the disk before the first name changes: a full disk is found here.
         to_hidden = self._index(self.folder, hidden)
