@@ -20,6 +20,8 @@ from .errors import UsageError
 from .text import printable
 
 GROUP = "paramcli.parametrizations"
+# What the modules of --plugin files are called.
+_MODULE = "paramcli_plugin_"
 
 
 def load_installed() -> list[str]:
@@ -63,6 +65,16 @@ def _announces(folder: str) -> bool:
     return False
 
 
+def file_of_plugin(error: BaseException) -> str | None:
+    """The file of a --plugin that raised the error, or called what did; None where none did."""
+    found, at = None, error.__traceback__
+    while at is not None:
+        if str(at.tb_frame.f_globals.get("__name__")).startswith(_MODULE):
+            found = at.tb_frame.f_code.co_filename
+        at = at.tb_next
+    return found
+
+
 def load_plugin(spec: str) -> None:
     """Add the family that FILE.py:NAME holds; FILE.py alone stands for the file's own tables.
 
@@ -75,7 +87,7 @@ def load_plugin(spec: str) -> None:
         raise UsageError(
             f"--plugin {printable(spec)}: no such Python file", hint="--plugin FILE.py:NAME", option="plugin"
         )
-    module_name = f"paramcli_plugin_{Path(path).stem}"
+    module_name = f"{_MODULE}{Path(path).stem}"
     found = util.spec_from_file_location(module_name, path)
     assert found is not None and found.loader is not None  # its name ends in .py
     module = util.module_from_spec(found)

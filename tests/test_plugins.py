@@ -89,6 +89,19 @@ def test_a_broken_plugin_is_left_out_with_a_warning(installed, shell, tmp_path):
     assert "plug-in halfnorm" in got.err and "\x1b" not in got.err and "skew" in got.out
 
 
+def test_what_a_plugin_s_own_code_raises_is_said_of_its_file(shell, tmp_path):
+    """It is no bug of paramcli's, and nothing is written."""
+    head, _, rest = PLUGIN.read_text().partition("    def map(self, X: Tensor) -> Tensor:\n")
+    assert rest
+    (tmp_path / "broken.py").write_text(
+        f"{head}    def map(self, X: Tensor) -> Tensor:\n        raise ValueError('inner')\n{rest}"
+    )
+    save_file({"w": torch.tensor([0.3, 0.9])}, tmp_path / "w.safetensors")
+    line = ("--plugin", "broken.py", "add", "w.safetensors", "-t", "w", "--chain", "to_halves", "-o", "o.safetensors")
+    assert "broken.py: its own code raised ValueError: inner" in shell(*line, code=2, **HERE).err
+    assert not (tmp_path / "o.safetensors").exists()
+
+
 def test_names_that_are_taken_are_refused(tmp_path, paramcli):
     """A plug-in cannot stand in for a built-in entry."""
     (tmp_path / "p.py").write_text(

@@ -5,7 +5,10 @@ import pytest
 from paramcli.chain import extend, parse_chain
 from paramcli.errors import UsageError
 from paramcli.spec import parse_items, select
+from paramcli.text import closest
 from paramcli.view import IDENTITY, View, parse_view
+
+from .pace import calls
 
 
 def test_items_carry_their_arguments():
@@ -157,3 +160,11 @@ def test_views_parse_and_print():
     for text in ("block=4", "blocks", "blocks=0", "blocks=-1", "blocks=4x", "flatten=2"):
         with pytest.raises(UsageError):
             parse_view(text)
+
+
+def test_the_closest_of_very_many_is_found_in_some_calls_each():
+    """A hundred thousand names are not compared one by one, letter by letter."""
+    known = [f"model.layers.{i}.mlp.{part}.weight" for i in range(25_000) for part in ("up", "down", "gate", "norm")]
+    found: list[str] = []
+    count = calls(lambda: found.extend(closest("model.layers.17.mlp.gat.weight", known)))
+    assert "model.layers.17.mlp.gate.weight" in found and count < 100 * len(known)

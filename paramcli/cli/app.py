@@ -15,7 +15,8 @@ import typer
 
 from .. import __version__, ranks
 from ..checkpoint.disk import last_resort
-from ..errors import InputRefused, OutputFailed, ParamcliError, device_full
+from ..errors import InputRefused, OutputFailed, ParamcliError, UsageError, device_full
+from ..plugins import file_of_plugin
 from ..text import printable
 from ..wording import in_shell
 from .group import Group
@@ -194,6 +195,9 @@ def run(arguments: list[str]) -> int:
                 )
             )
         what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
+        if (plugin := file_of_plugin(error)) is not None:
+            said = f"--plugin {printable(plugin)}: its own code raised {printable(what)}"
+            return fail(UsageError(said, hint="--debug shows where", option="plugin"))
         report = f"report it with this command line, what it prints with --debug, and the version, {__version__}"
         return fail(_Bug(f"a bug in paramcli: {printable(what)}", hint=report))
     finally:

@@ -72,13 +72,14 @@ def default_output(path: Path, suffix: str, sharded: bool = True) -> Path:
     """
     path = Path(path)
     folder = os.path.isdir(path)
+    if folder and path.name in ("", ".", ".."):
+        path = Path(os.path.abspath(path))
     dcp = folder and is_dcp(path)
     # The split of a DCP folder, or of ranks, says nothing about ours.
     whole = folder and (dcp or not sharded or bool(rank_sets(files_in(path))))
     if path.name.endswith(".index.json"):
         path, folder = path.absolute().parent, True
-    name = path.absolute().name if folder else path.name
-    parent = path.absolute().parent if folder and path.name in ("", ".", "..") else path.parent
+    name, parent = path.name, path.parent
     if not folder:
         name = next((name[: -len(e)] for e in _EXTENSIONS if name.endswith(e) and len(name) > len(e)), name)
     elif dcp and len(name) > len(DCP_SUFFIX):
@@ -151,7 +152,7 @@ def is_torch(path: Path, source: Source) -> bool:
     """Is the result a torch checkpoint? By its name; in place, where it replaces the input, by what that is."""
     if path == source.path:
         return source.container in ("torch zip", "torch legacy")
-    return path.name.endswith(TORCH_SUFFIXES)
+    return path.name.lower().endswith(TORCH_SUFFIXES)
 
 
 def is_dcp_folder(path: Path, source: Source) -> bool:
@@ -161,7 +162,7 @@ def is_dcp_folder(path: Path, source: Source) -> bool:
 
 def is_file(output: Path) -> bool:
     """Does this output name ask for one file, where a folder as the input would otherwise give a folder?"""
-    return output.name.endswith((*TORCH_SUFFIXES, ".safetensors"))
+    return output.name.lower().endswith((*TORCH_SUFFIXES, ".safetensors"))
 
 
 def shards_of(

@@ -62,3 +62,23 @@ def test_a_dry_run_refuses_what_the_run_does(what, checkpoint, paramcli, monkeyp
     if what != "a name too long":  # known when it is made
         assert paramcli(*line, "-n", code=code).err == paramcli(*line, code=code).err
     paramcli(*line, code=code)
+
+
+def test_the_folder_above_has_a_name(tmp_path, paramcli, monkeypatch):
+    """Given as `..`, its result goes beside it, and not into the folder that one stands in."""
+    (tmp_path / "model" / "sub").mkdir(parents=True)
+    save_file({"w": torch.eye(3)}, tmp_path / "model" / "a.safetensors")
+    monkeypatch.chdir(tmp_path / "model" / "sub")
+    paramcli("convert", "../a.safetensors", "--max-shard-size", "40B", "-o", "../shards")
+    monkeypatch.chdir(tmp_path / "model" / "shards")
+    (tmp_path / "model" / "shards" / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "model" / "shards" / "sub")
+    paramcli("add", "..", "-t", "w", "--chain", "symmetric")
+    assert os.listdir(".") == [] and (tmp_path / "model" / "shards.parametrized").is_dir()
+
+
+def test_a_torch_name_in_capitals_is_a_torch_file(tmp_path, paramcli):
+    """By its ending, as anybody would read it."""
+    save_file({"w": torch.eye(3)}, tmp_path / "a.safetensors")
+    paramcli("convert", tmp_path / "a.safetensors", "-o", tmp_path / "A.PT")
+    assert torch.equal(torch.load(tmp_path / "A.PT", weights_only=True)["w"], torch.eye(3))

@@ -441,3 +441,24 @@ def test_a_nested_dcp_folder_becomes_a_plain_state_dict(tmp_path, paramcli):
     checkpoint.save({"model": {"w.weight": W}, "epoch": 1}, checkpoint_id=tmp_path / "m", no_dist=True)
     paramcli("convert", tmp_path / "m", "--check", "-o", tmp_path / "o.pt")
     assert torch.equal(load(tmp_path / "o.pt")["w.weight"], W)
+
+
+def test_an_adapter_s_strided_factor_is_written_row_by_row(tmp_path, paramcli):
+    """A kernel in channels_last, which the attached factor is in another shape: torch reads it back."""
+    torch.manual_seed(0)
+    A, B, W = torch.randn(2, 4, 3, 3), torch.randn(8, 2, 1, 1), torch.randn(8, 4, 3, 3)
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    torch.save({"conv.weight": W}, tmp_path / "base.pt")
+    before = "base_model.model.conv.lora_"
+    weights = {f"{before}A.weight": A.to(memory_format=torch.channels_last), f"{before}B.weight": B}
+    torch.save(weights, folder / "adapter_model.bin")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["conv"], "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    paramcli("add", tmp_path / "base.pt", "--adapter", folder, "-o", tmp_path / "x.pt")
+    made = torch.load(tmp_path / "x.pt", weights_only=True)
+    assert any(torch.equal(T.reshape(-1), A.reshape(-1)) for T in made.values())
+    line = ["remove", tmp_path / "x.pt", "--chain", "lora:rank=2:alpha=2", "-o", tmp_path / "b.safetensors"]
+    paramcli(*line)
+    merged = W + (B.flatten(1) @ A.flatten(1)).reshape(W.shape)
+    torch.testing.assert_close(load_file(tmp_path / "b.safetensors")["conv.weight"], merged)
