@@ -72,3 +72,16 @@ def test_what_torch_computes_is_accepted_and_near_misses_of_it_are_not(dtype, n)
                     scale,
                     stored,
                 )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_few_entries_of_a_half_type_sum_to_what_rounding_explains(dtype):
+    """Members that are rounded hold; entries three steps from one do not, though their length would allow it."""
+    for n in (2, 3, 8, 40):
+        for c in (0.0, 1.0, -3.0):
+            X = torch.randn(6, n, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
+            X = X - X.mean(1, keepdim=True) + c / n
+            assert measure.check(f"sum_to:c={c}", X.to(dtype)).ok
+    step = torch.finfo(dtype).eps / 2
+    assert measure.check("sum_to:c=1.0", torch.full((1, 2), 0.5, dtype=dtype)).ok
+    assert not measure.check("sum_to:c=1.0", torch.full((1, 2), 0.5 + 3 * step, dtype=dtype)).ok
