@@ -119,7 +119,8 @@ class PeftOFT(Parametrization):
 def turned(X: Tensor, R: Tensor) -> Tensor:
     """Rows of X, in blocks as long as R is wide, times R: one for each block, or one for all."""
     blocks = X.reshape(X.size(0), -1, R.size(-1)).transpose(0, 1)
-    return (blocks @ R).transpose(0, 1).reshape(X.shape)
+    # As a batch: whether `@` folds one for all into a single product hangs on whether a gradient is wanted.
+    return torch.bmm(blocks, R.expand(len(blocks), -1, -1)).transpose(0, 1).reshape(X.shape)
 
 
 def require_size(shape: torch.Size, size: int, who: str) -> None:

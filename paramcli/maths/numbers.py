@@ -155,8 +155,11 @@ def times_adjoint(M: Tensor, hermitian: bool = False) -> Tensor:
     k = M.size(-2)
     if not M.is_cpu or M.ndim > 2 or k < 2 * ROWS or torch.is_grad_enabled():
         other = M if hermitian else M.mH
-        # Of a view kernels round some small products of a batch otherwise than the same product alone (4 x 8).
-        return M @ (other.contiguous() if max(M.shape[-2:]) <= STACKED else other)
+        if max(M.shape[-2:]) > STACKED:
+            return M @ other
+        # Kernels round some small products of a batch otherwise than the same product alone, and those of a view: alone
+        # each is a batch of one.
+        return (M.unsqueeze(0) @ other.contiguous().unsqueeze(0)).squeeze(0)
     G = M.new_empty(k, k)
     for first in range(0, k, ROWS):
         last = first + ROWS

@@ -256,5 +256,7 @@ class GLoRA(Added):
 
     def change(self, X: Tensor) -> Tensor:
         a1, a2, b1, b2 = (self.factor(name, X) for name in ("a1", "a2", "b1", "b2"))
-        mixed = (X.movedim(1, -1) @ a1 @ a2).movedim(-1, 1)
+        # As one product of matrices, which `@` makes of it only where a gradient is wanted.
+        inputs = X.movedim(1, -1)
+        mixed = (inputs.reshape(-1, inputs.size(-1)) @ a1 @ a2).reshape(inputs.shape).movedim(-1, 1)
         return mixed + (b1 @ b2).reshape(X.shape)
