@@ -17,6 +17,8 @@ from .base import Parametrization
 
 # Blocks of this side are quick to turn by. The work of larger ones, done again for each block of rows, would be long.
 SMALL = 64
+# Below so many rows kernels round otherwise than above, on some processors; so rows of zeros are added.
+FEW = 128
 
 
 def skew_of(above: Tensor, size: int) -> Tensor:
@@ -118,9 +120,10 @@ class PeftOFT(Parametrization):
 
 def turned(X: Tensor, R: Tensor) -> Tensor:
     """Rows of X, in blocks as long as R is wide, times R: one for each block, or one for all."""
-    blocks = X.reshape(X.size(0), -1, R.size(-1)).transpose(0, 1)
+    rows = X.size(0)
+    blocks = nn.functional.pad(X.reshape(rows, -1, R.size(-1)), (0, 0, 0, 0, 0, max(FEW - rows, 0))).transpose(0, 1)
     # As a batch: whether `@` folds one for all into a single product hangs on whether a gradient is wanted.
-    return torch.bmm(blocks, R.expand(len(blocks), -1, -1)).transpose(0, 1).reshape(X.shape)
+    return torch.bmm(blocks, R.expand(len(blocks), -1, -1)).transpose(0, 1)[:rows].reshape(X.shape)
 
 
 def require_size(shape: torch.Size, size: int, who: str) -> None:
