@@ -26,7 +26,7 @@ from .base import (
     started,
 )
 from .norm import check_dim
-from .numbers import eps, norm, smallest, unit_roundoff, wide
+from .numbers import eps, farthest, norm, smallest, unit_roundoff, wide
 from .rows import is_row, within_row
 
 # Open sets have no nearest point to what lies outside: it is put this share of the bound inside, where a squashing
@@ -96,7 +96,7 @@ def one_slice(W: Tensor, per_slice: Tensor) -> Tensor:
 
 def worst(values: Tensor, errors: Tensor, what: str) -> str:
     """'norm 1.2 in slice 3 of 8', for the largest error."""
-    index = int(errors.reshape(-1).argmax())
+    index = farthest(errors)
     where = f" in slice {index} of {errors.numel()}" if errors.numel() > 1 else ""
     return f"{what} {values.reshape(-1)[index].item():.4g}{where}"
 

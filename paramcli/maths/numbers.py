@@ -131,6 +131,13 @@ def column_major(W: Tensor) -> Tensor:
     return W.mT.contiguous().mT
 
 
+def farthest(errors: Tensor) -> int:
+    """The place of the largest; of those that are as large up to rounding the first, on every processor."""
+    flat = errors.reshape(-1)
+    near = (flat >= flat.max() * (1 - 1e-5)).nonzero().reshape(-1)
+    return int(near[0]) if len(near) else int(flat.argmax())
+
+
 def per_matrix(values: Tensor) -> Tensor:
     """Frobenius norm over the last two dimensions (over the whole vector of a 1-d tensor)."""
     return norm(values, matrix_dims(values))

@@ -11,7 +11,7 @@ from ..errors import InputRefused
 from ..wording import LEAVE_OUT, given
 from .base import CannotReach, Constraint, Edge, Parametrization, first_of_batch, row_scaled, square
 from .nearest_orthogonal import gram_difference, polar
-from .numbers import compute_dtype, eps, per_matrix, relative, spectral_norm
+from .numbers import compute_dtype, eps, farthest, per_matrix, relative, spectral_norm
 from .rotation import cayley_inverse, exponential_proves, half_turn_edge, require_rotation_sign, rotation_log
 
 # torch.matrix_exp of one matrix takes a polynomial of degree 8 with a wrong coefficient (pytorch issue 196592, up to
@@ -82,7 +82,7 @@ class OrthogonalMatrices(Constraint):
         what, tall = ("column", W) if W.size(-2) >= W.size(-1) else ("row", W.mH)
         flat = tall.reshape(-1, *tall.shape[-2:])
         G, k = flat.mH @ flat, tall.size(-1)
-        index, place = divmod(int((G - torch.eye(k, dtype=W.dtype, device=W.device)).abs().argmax()), k * k)
+        index, place = divmod(farthest((G - torch.eye(k, dtype=W.dtype, device=W.device)).abs()), k * k)
         i, j = divmod(place, k)
         where = "" if len(flat) == 1 else f" in matrix {index} of {len(flat)}"
         size = G[index, i, j].abs().item()
