@@ -75,7 +75,8 @@ def make_folder(path: Path, count: int = 8) -> Path:
         }
         part[f"o{number}.parametrizations.weight.original"] = torch.randn(200, 200) / 20
         W = torch.randn(12, 12)
-        U, _, Vh = torch.linalg.svd(W)
+        # Rounded once, as a power method's: those of an SVD in float32 are of length 1 to some eps on some processors.
+        U, _, Vh = (T.float() for T in torch.linalg.svd(W.double()))
         part |= {
             f"s{number}.weight_orig": W,
             f"s{number}.weight_u": U[:, 0].contiguous(),
