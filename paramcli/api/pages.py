@@ -4,23 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
-from pathlib import Path
 
 from ..checkpoint.source import Source
 from ..errors import PATH, UsageError
 from ..surgery.output import is_input
-from ..text import printable
 from ..wording import given
-
-
-def require_suffix(option: str, path: str | PathLike[str] | None) -> None:
-    """Raise UsageError for a picture whose name is that of another kind of file: of a checkpoint, perhaps."""
-    if path is not None and Path(path).suffix.lower() != f".{option}":
-        raise UsageError(
-            f"{given(option)} writes {option.upper()}, and {printable(Path(path).name)} does not end in .{option}",
-            hint=given(option, Path(path).with_suffix(f".{option}")),
-            option=option,
-        )
 
 
 def require_elsewhere(written: Mapping[str, str | PathLike[str] | None], *sources: Source) -> None:

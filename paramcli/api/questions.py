@@ -282,16 +282,16 @@ def spectrum(
     ready()
     from ..checkpoint.disk.atomic import refuse_existing
     from ..checkpoint.disk.interrupts import import_torch
-    from ..show.reports import check_report, facts, gathering, write_page
+    from ..show.reports import check_report, facts, gathering, require_suffix, write_page
     from ..surgery.edits.base import reading
     from ..view import parse_view
-    from .pages import require_elsewhere, require_suffix
+    from .pages import require_elsewhere
 
     chosen_view = parse_view(view) if view is not None else None
     read_as = reading(chain, view)
     for option, picture in (("svg", svg), ("png", png)):
-        require_suffix(option, picture)
         if picture is not None:
+            require_suffix(option, Path(picture), option)
             refuse_existing(Path(picture), force)
     page_path = check_report(report, force)
     with (

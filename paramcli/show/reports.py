@@ -23,6 +23,16 @@ if TYPE_CHECKING:
     from .html import Drawn
 
 
+def require_suffix(option: str, path: Path, kind: str, *others: str) -> None:
+    """Raise UsageError for a page or picture whose name is that of another kind of file: of a checkpoint, perhaps."""
+    if path.suffix.lower().removeprefix(".") not in (kind, *others):
+        raise UsageError(
+            f"{given(option)} writes {kind.upper()}, and {printable(path.name)} does not end in .{kind}",
+            hint=given(option, path.with_suffix(f".{kind}")),
+            option=option,
+        )
+
+
 def check_report(report: str | PathLike[str] | None, force: bool) -> Path | None:
     """Where the page goes; refused early where it could not be written at the end."""
     if report is None:
@@ -30,12 +40,7 @@ def check_report(report: str | PathLike[str] | None, force: bool) -> Path | None
     report = Path(report)
     from ..checkpoint.disk.atomic import refuse_existing
 
-    if report.suffix not in (".html", ".htm"):
-        raise UsageError(
-            f"{given('report')} writes HTML, and {printable(report.name)} does not end in .html",
-            hint=given("report", report.with_suffix(".html")),
-            option="report",
-        )
+    require_suffix("report", report, "html", "htm")
     try:
         refuse_existing(report, force)
     except OutputFailed as error:

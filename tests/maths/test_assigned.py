@@ -21,8 +21,10 @@ def layer(n, chain, dtype=torch.float32, seed=0):
 def test_a_base_is_a_point_of_its_set(chain):
     """A value outside of it goes to the nearest point, as with torch's `orthogonal`: what is claimed holds."""
     made = layer(4, chain)
-    for _ in range(3):
-        made.weight = torch.randn(4, 4)
+    value = torch.randn(4, 4)
+    mirrored = torch.cat([-value[:1], value[1:]])  # the other sign of the determinant
+    for outside in (value, mirrored):
+        made.weight = outside
         assert paramcli.verify(made).ok
 
 

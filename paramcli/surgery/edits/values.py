@@ -163,7 +163,7 @@ def masks_from(spec: str | None) -> Iterator[Callable[[Group], Tensor] | None]:
 
 def split_file(text: str, option: str) -> tuple[Path, str | None]:
     """FILE or FILE:NAME; a file that exists under the whole text is meant as a file, and so is an address."""
-    if ":" not in text or "://" in text or os.path.exists(Path(text)):
+    if ":" not in text or "://" in text or os.path.exists(text):
         return path_of(text, option), None
     file, _, name = text.rpartition(":")
     return path_of(file, option), name
